@@ -1,0 +1,88 @@
+"""Every knob of a command as a dataclass field with a line of help: a YAML recipe first, flags override.
+
+Knows how to read and show arguments; what they mean belongs to the command that declares them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+Arguments = TypeVar("Arguments")
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def parse_arguments(
+    arguments_type: type[Arguments], argv: Sequence[str] | None = None, *, description: str | None = None
+) -> Arguments:
+    """Read `--config recipe.yaml` and flags into a dataclass, and print where each value came from.
+
+    A recipe is a flat mapping of field names; it may be given by path or by the name of a shipped one. Unknown names
+    and values of the wrong type end the program with a message, before anything is done.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    finder = argparse.ArgumentParser(add_help=False)
+    finder.add_argument("--config")
+    config, flags = finder.parse_known_args(argv)
+    parser = HfArgumentParser(
+        arguments_type, description=description or arguments_type.__doc__, formatter_class=argparse.HelpFormatter
+    )
+    parser.add_argument("--config", metavar="RECIPE", help="YAML file, or name of a shipped recipe; flags override it")
+    recipe = _read_recipe(config.config, parser, arguments_type) if config.config else {}
+    values = parser.parse_args([*_as_flags(recipe), *flags])
+    named = {action.dest for action in parser._actions for option in action.option_strings if _given(option, flags)}
+    arguments = arguments_type(**{f.name: getattr(values, f.name) for f in fields(arguments_type) if f.init})  # type: ignore[arg-type]
+    _show(arguments, recipe, named, config.config)
+    return arguments
+
+
+def save_arguments(arguments: Any, path: Path) -> None:
+    """Write the resolved values as a recipe, which `--config` reads again."""
+    path.write_text(yaml.safe_dump(asdict(arguments), sort_keys=False, allow_unicode=True))
+
+
+def _read_recipe(name: str, parser: argparse.ArgumentParser, arguments_type: type) -> dict[str, Any]:
+    path = Path(name)
+    if not path.is_file():
+        path = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        parser.error(f"found no recipe {name}: give a YAML file or one of {shipped}")
+    values = yaml.safe_load(path.read_text())
+    if not isinstance(values, dict):
+        parser.error(f"{path} holds a {type(values).__name__}, expected a mapping of names to values")
+    unknown = sorted(set(values) - {f.name for f in fields(arguments_type)})
+    if unknown:
+        parser.error(f"{path} has unknown names {', '.join(unknown)}: see --help for those that exist")
+    return values
+
+
+def _as_flags(recipe: dict[str, Any]) -> list[str]:
+    """A recipe as command-line words, so that both are read and checked in one way."""
+    words: list[str] = []
+    for name, value in recipe.items():
+        if value is None:
+            continue
+        words.append(f"--{name}")
+        words += [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    return words
+
+
+def _given(option: str, flags: Sequence[str]) -> bool:
+    return any(flag == option or flag.startswith(option + "=") for flag in flags)
+
+
+def _show(arguments: Any, recipe: dict[str, Any], named: set[str], source: str | None) -> None:
+    width = max(len(f.name) for f in fields(arguments))
+    print("arguments:")
+    for f in fields(arguments):
+        origin = "flag" if f.name in named else source if f.name in recipe else "default"
+        print(f"  {f.name:<{width}}  {getattr(arguments, f.name)!r:<32} ({origin})")

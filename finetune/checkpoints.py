@@ -1,0 +1,61 @@
+"""Checkpoints of a run: written whole or not at all, found again, and never more than a few.
+
+Knows folders, not what is in them: whoever saves fills the folder that it is handed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+_NAME = re.compile(r"step-(\d+)$")
+
+
+def save_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], *, keep: int = 2, is_main: bool = True) -> None:
+    """Have `fill` write a checkpoint, then give it its name in one step, then drop the oldest beyond `keep`.
+
+    Until the last moment the files lie in `step-N.partial`, which no one takes for a checkpoint: a full disk or a kill
+    leaves the earlier checkpoints as they were. Every process of a distributed run calls `fill`; only the main one
+    (`is_main`) renames and drops, after the others are through (which is the caller's business).
+    """
+    partial, final = folder / f"step-{step}.partial", folder / f"step-{step}"
+    if is_main:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    fill(partial)
+    if not is_main:
+        return
+    _flush(partial)
+    if final.exists():  # the same step again, after a resume: the new one replaces it
+        shutil.rmtree(final)
+    partial.rename(final)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    found = [path for path in folder.glob("step-*") if _NAME.search(path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was saved."""
+    match = _NAME.search(checkpoint.name)
+    if match is None:
+        raise ValueError(f"{checkpoint} is no checkpoint folder, expected step-<number>.")
+    return int(match[1])
+
+
+def _flush(folder: Path) -> None:
+    """Have the system write the files out before they get their name, so that a power cut cannot leave them hollow."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -1,0 +1,88 @@
+"""The losses of TAP's training: focal and dice on masks, squared error on IoU, KL on concepts.
+
+Formulas as in the authors' released loss layers (focal: α 0.25, γ 2; dice: ε 1). The weights 20 : 1 : 1 : 1 of focal,
+dice, IoU and concept are SAM's for the first three, as the paper follows them; the fourth is not published and is our
+choice. Every function gives one number per region; none knows a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tap_tokenizer import ConceptBank
+
+
+def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25) -> Tensor:
+    """Binary focal loss of mask logits (..., M, M) against cover 0 … 1 of the same shape → (...)."""
+    probability = logits.sigmoid()
+    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    hardness = ((1 - probability) * target + probability * (1 - target)).square()
+    weight = alpha * target + (1 - alpha) * (1 - target)
+    return (loss * hardness * weight).mean(dim=(-2, -1))
+
+
+def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
+    """1 − 2·overlap / (sum of both), softened by `eps`: (..., M, M) → (...)."""
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum(dim=(-2, -1))
+    return 1 - (2 * overlap + eps) / (probability.sum(dim=(-2, -1)) + target.sum(dim=(-2, -1)) + eps)
+
+
+def mask_iou(predicted: Tensor, target: Tensor) -> Tensor:
+    """IoU of boolean masks (..., M, M) → (...); 1 where both are empty."""
+    overlap = (predicted & target).sum(dim=(-2, -1))
+    union = (predicted | target).sum(dim=(-2, -1))
+    return torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
+
+
+def concept_loss(semantic_embeds: Tensor, target: Tensor, banks: Sequence[ConceptBank]) -> Tensor:
+    """KL from the target vectors' distribution over concepts to the embeddings', (R, E) each → (R,).
+
+    Section 3.1 of the paper; the sum over banks, so that a name of many words (kind, colour, size) has each learned.
+    """
+    total = torch.zeros(len(target), device=target.device)
+    for bank in banks:
+        wanted = bank.scores(target)
+        weights = bank.weights.to(target.device)
+        logits = F.normalize(semantic_embeds.float(), dim=-1) @ weights
+        total = total + F.kl_div(logits.log_softmax(dim=-1), wanted, reduction="none").sum(dim=-1)
+    return total
+
+
+def prompted_losses(
+    pred_masks: Tensor,
+    iou_scores: Tensor,
+    semantic_embeds: Tensor,
+    is_box: Tensor,
+    masks: Tensor,
+    concepts: Tensor,
+    banks: Sequence[ConceptBank],
+    weights: tuple[float, float, float, float] = (20.0, 1.0, 1.0, 1.0),
+) -> tuple[dict[str, Tensor], Tensor]:
+    """All four losses of R prompted regions, averaged, and the expert that each one trained, (R,).
+
+    pred_masks (R, K, M, M) and semantic_embeds (R, K, E) of all experts; masks (R, M, M) as cover 0 … 1.
+    A box trains expert 0. A point trains, of the others, the one whose mask is nearest (as SAM does with its three), so
+    that they specialise; the IoU scores of all that might have answered are trained.
+    """
+    target = masks[:, None].expand_as(pred_masks)
+    focal, dice = focal_loss(pred_masks, target), dice_loss(pred_masks, target)
+    may_answer = torch.ones_like(iou_scores, dtype=torch.bool)
+    may_answer[:, 0] = is_box
+    may_answer[:, 1:] = ~is_box[:, None]
+    nearest = (weights[0] * focal + weights[1] * dice).detach().masked_fill(~may_answer, torch.inf).argmin(dim=1)
+    row = torch.arange(len(masks), device=masks.device)
+    with torch.no_grad():
+        true_iou = mask_iou(pred_masks > 0, target > 0.5)
+    squared = (iou_scores - true_iou).square() * may_answer
+    losses = {
+        "focal": weights[0] * focal[row, nearest].mean(),
+        "dice": weights[1] * dice[row, nearest].mean(),
+        "iou": weights[2] * (squared.sum() / may_answer.sum()),
+        "concept": weights[3] * concept_loss(semantic_embeds[row, nearest], concepts, banks).mean(),
+    }
+    return losses, nearest

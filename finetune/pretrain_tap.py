@@ -1,0 +1,448 @@
+"""TAP's own training, three stages of one accelerate loop: dense patches, then prompts, then captions.
+
+    accelerate launch -m finetune.pretrain_tap --config tap_tiny_dense
+    accelerate launch -m finetune.pretrain_tap --config tap_tiny_prompt
+    accelerate launch -m finetune.pretrain_tap --config tap_tiny_caption
+
+`dense` gives a fresh encoder a cheap start, as MAE gave the original's: every patch says what object it shows, where
+that object's outline runs and where its box ends. `prompt` is the paper's promptable training, with focal, dice, IoU
+and concept losses. `caption` trains the caption decoder on routed semantic tokens, everything else frozen. A run that
+was stopped goes on from its last checkpoint when the same command is given again, as if it had not been stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+from transformers.hf_argparser import HfArg
+
+from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer
+
+from .arguments import RECIPES, parse_arguments, save_arguments
+from .checkpoints import list_checkpoints, save_checkpoint, step_of
+from .data.glyph_language import build_text_tokenizer, concept_banks
+from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
+from .losses import mask_iou, prompted_losses
+from .prompt_sampling import PromptSampler, TrainingPrompts
+
+# --- what can be chosen -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class PretrainArguments:
+    """Train TAP on pictures whose regions have masks, concepts and captions."""
+
+    stage: Literal["dense", "prompt", "caption"] = HfArg(help="what to train: patches, prompts, or the caption decoder")
+    output_dir: str = HfArg(help="folder of checkpoints, log and the trained model")
+    init_from: str | None = HfArg(default=None, help="folder of the region tokenizer to start from; default: a fresh one")
+    model_config: str = HfArg(default="tap_tiny_model.json", help="sizes of a fresh model: a TapConfig file or shipped name")
+    splits: str = HfArg(default="train", help="splits of GlyphScenes to learn from, in turn, separated by commas")
+    seed: int = HfArg(default=0, help="of the scenes, the weights and the prompts")
+    steps: int = HfArg(default=1000, help="optimizer steps")
+    batch_size: int = HfArg(default=8, help="pictures per step and process")
+    workers: int = HfArg(default=1, help="processes that draw pictures")
+    optimizer: Literal["adamw", "muon"] = HfArg(default="adamw", help="muon: for the matrices of attention and MLPs")
+    learning_rate: float = HfArg(default=1e-3, help="peak, of AdamW")
+    muon_learning_rate: float = HfArg(default=1e-2, help="peak, of Muon")
+    weight_decay: float = HfArg(default=0.05, help="of both optimizers")
+    warmup_steps: int = HfArg(default=100, help="linear rise of the learning rate")
+    decay_fraction: float = HfArg(default=0.5, help="last part of the run, over which the rate falls to zero as a cosine")
+    max_grad_norm: float = HfArg(default=1.0, help="gradients are clipped to this norm")
+    box_probability: float = HfArg(default=0.5, help="chance that a prompt begins as a box rather than a point")
+    max_points: int = HfArg(default=9, help="points of a prompt, both stages together")
+    dense_weight: float = HfArg(default=0.0, help="in stage prompt: weight of the dense loss kept beside the others")
+    compile_encoder: bool = HfArg(default=False, help="torch.compile the image encoder")
+    mixed_precision: Literal["no", "bf16", "fp16"] = HfArg(default="no", help="as in accelerate")
+    save_steps: int = HfArg(default=200, help="steps between checkpoints")
+    log_steps: int = HfArg(default=20, help="steps between lines of log.jsonl")
+    eval_steps: int = HfArg(default=500, help="steps between evaluations on split val")
+    eval_scenes: int = HfArg(default=64, help="pictures of an evaluation")
+
+
+# --- what is trained --------------------------------------------------------------------------------------------------
+
+
+class DenseTargets:
+    """What every patch of the encoder's grid should say, from the masks of the regions.
+
+    A patch belongs to the region that covers most of it, if that is more than `least_cover`; others are background.
+    """
+
+    least_cover = 0.15
+
+    def __init__(self, batch: MaskedBatch, banks: list[ConceptBank], grid: int, image_size: int) -> None:
+        pictures, cells = len(batch.pixel_values), batch.masks.shape[-1] // grid
+        cover = F.avg_pool2d(batch.masks, cells)
+        classes = [bank.scores(batch.concepts).argmax(dim=1) for bank in banks]
+        device = batch.masks.device
+        self.labels = [torch.full((pictures, grid, grid), len(bank), device=device) for bank in banks]
+        self.cells = torch.zeros(pictures, cells * cells, grid, grid, device=device)
+        self.edges = torch.zeros(pictures, 4, grid, grid, device=device)
+        best = torch.full((pictures, grid, grid), self.least_cover, device=device)
+        fine = F.pixel_unshuffle(batch.masks[:, None], cells)
+        centre = (torch.arange(grid, device=device) + 0.5) * image_size / grid
+        for region, picture in enumerate(batch.image_index.tolist()):
+            owned = cover[region] > best[picture]
+            best[picture][owned] = cover[region][owned]
+            for label, index in zip(self.labels, classes):
+                label[picture][owned] = index[region]
+            self.cells[picture][:, owned] = fine[region][:, owned]
+            x1, y1, x2, y2 = batch.boxes[region]
+            sides = (centre[None, :] - x1, centre[:, None] - y1, x2 - centre[None, :], y2 - centre[:, None])
+            edges = torch.stack([side.expand(grid, grid) for side in sides]) * (4 / image_size)
+            self.edges[picture][:, owned] = edges[:, owned]
+        self.is_region = self.labels[0] != len(banks[0])
+
+
+class DenseHead(nn.Module):
+    """One linear reading of each patch: its class in every bank, its mask cells, and the distances to its box's edges."""
+
+    background_weight = 0.2
+
+    def __init__(self, width: int, banks: list[ConceptBank], cells: int) -> None:
+        super().__init__()
+        self.sizes = [*(len(bank) + 1 for bank in banks), cells * cells, 4]
+        self.linear = nn.Conv2d(width, sum(self.sizes), 1)
+
+    def forward(self, image_embeddings: Tensor, targets: DenseTargets) -> dict[str, Tensor]:
+        *classes, cells, edges = self.linear(image_embeddings).float().split(self.sizes, dim=1)
+        weight = torch.where(targets.is_region, 1.0, self.background_weight)
+        entropy = sum((F.cross_entropy(x, y, reduction="none") * weight).sum() for x, y in zip(classes, targets.labels))
+        miss = ((edges - targets.edges).abs() * targets.is_region[:, None]).sum() / targets.is_region.sum().clamp(min=1)
+        right = [((x.argmax(dim=1) == y) & targets.is_region).sum() for x, y in zip(classes, targets.labels)]
+        return {
+            "patch_class": entropy / weight.sum(),
+            "patch_mask": 4 * F.binary_cross_entropy_with_logits(cells, targets.cells),
+            "patch_box": 0.5 * miss,
+            "patch_kind_accuracy": right[0] / targets.is_region.sum().clamp(min=1),
+        }
+
+
+class DenseStage(nn.Module):
+    """The image encoder under the dense head."""
+
+    def __init__(self, model: TapModel, banks: list[ConceptBank], arguments: PretrainArguments) -> None:
+        super().__init__()
+        config = model.config.image_encoder_config
+        self.image_encoder = model.image_encoder
+        self.dense_head = DenseHead(config.output_size, banks, cells=4)
+        self.banks, self.image_size = banks, config.image_size
+
+    def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
+        embeddings = self.image_encoder(batch.pixel_values)
+        return self.dense_head(embeddings, DenseTargets(batch, self.banks, embeddings.shape[-1], self.image_size))
+
+
+class PromptStage(nn.Module):
+    """Everything but the caption decoder, prompted twice per step; the dense loss may stay on beside it."""
+
+    def __init__(self, model: TapModel, banks: list[ConceptBank], arguments: PretrainArguments) -> None:
+        super().__init__()
+        self.image_encoder = model.image_encoder
+        self.prompt_encoder = model.prompt_encoder
+        self.image_decoder = model.image_decoder
+        self.dense_head = DenseHead(model.config.image_encoder_config.output_size, banks, cells=4)
+        self.dense_weight = arguments.dense_weight
+        self.banks, self.image_size, self.seed = banks, model.config.image_size, arguments.seed
+        self.sampler = PromptSampler(self.image_size, arguments.box_probability, arguments.max_points)
+
+    def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
+        self.sampler.reseed(self.seed * 1_000_003 + step)
+        embeddings = self.image_encoder(batch.pixel_values)
+        target = batch.masks > 0.5
+        prompts = self.sampler.first(target, batch.boxes)
+        first, nearest, masks = self._ask(embeddings, prompts, batch)
+        answer = masks[torch.arange(len(nearest)), nearest] > 0
+        second, _, _ = self._ask(embeddings, self.sampler.refine(prompts, target, answer), batch)
+        losses = {name: (first[name] + second[name]) / 2 for name in first}
+        if self.dense_weight:
+            targets = DenseTargets(batch, self.banks, embeddings.shape[-1], self.image_size)
+            for name, value in self.dense_head(embeddings, targets).items():
+                losses[name] = value if name.endswith("accuracy") else self.dense_weight * value
+        return losses
+
+    def _ask(
+        self, embeddings: Tensor, prompts: TrainingPrompts, batch: MaskedBatch
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        output = self.image_decoder(
+            image_embeddings=embeddings[batch.image_index],
+            image_positions=self.prompt_encoder.encode_grid(embeddings.shape[-1]),
+            prompt_embeddings=self.prompt_encoder(prompts.points, prompts.labels),
+        )
+        losses, nearest = prompted_losses(
+            output.pred_masks.float(), output.iou_scores, output.semantic_embeds, prompts.is_box,
+            batch.masks, batch.concepts, self.banks,
+        )  # fmt: skip
+        return losses, nearest, output.pred_masks.detach()
+
+
+class CaptionStage(nn.Module):
+    """The caption decoder on tokens of the frozen rest: of a box or a point, as the expert that answers it gives them."""
+
+    def __init__(self, model: TapModel, tokenizer: PreTrainedTokenizerBase, arguments: PretrainArguments) -> None:
+        super().__init__()
+        self.text_decoder = model.text_decoder
+        self.frozen = [model]  # in a list: not a submodule, so never in training mode and never saved
+        self.tokenizer, self.seed = tokenizer, arguments.seed
+        self.sampler = PromptSampler(model.config.image_size, arguments.box_probability, arguments.max_points)
+
+    def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
+        self.sampler.reseed(self.seed * 1_000_003 + step)
+        model = self.frozen[0]
+        for part in (model.image_encoder, model.prompt_encoder, model.image_decoder):
+            part.eval()
+        with torch.no_grad():
+            prompts = self.sampler.first(batch.masks > 0.5, batch.boxes)
+            output = model(
+                batch.pixel_values, input_points=prompts.points, input_labels=prompts.labels,
+                image_index=batch.image_index, output_masks=False,
+            )  # fmt: skip
+            tokens = output.semantic_tokens[torch.arange(len(output.expert)), output.expert]
+        config = self.text_decoder.config
+        rows = [
+            [config.bos_token_id, *self.tokenizer(text, add_special_tokens=False)["input_ids"], config.eos_token_id]
+            for text in batch.captions
+        ]
+        longest = max(len(row) for row in rows)
+        ids = torch.tensor([row + [config.pad_token_id] * (longest - len(row)) for row in rows], device=tokens.device)
+        ids = ids[:, : config.max_position_embeddings - 1]
+        labels = ids.masked_fill(ids == config.pad_token_id, -100)
+        labels = torch.cat([torch.full_like(labels[:, :1], -100), labels], dim=1)  # position 0 is the region
+        labels[:, 1] = -100  # bos is given, not predicted
+        logits = self.text_decoder(inputs_embeds=self.text_decoder.embed(tokens, ids), labels=labels)
+        return {"caption": logits.loss}
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the arguments, train, and write a region tokenizer to `output_dir`."""
+    arguments = parse_arguments(PretrainArguments, argv, description=__doc__)
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    set_seed(arguments.seed)
+    output = Path(arguments.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    tokenizer = _starting_point(arguments)
+    model = tokenizer.model.requires_grad_(True)
+    banks = concept_banks()
+    stage = _stage(arguments, tokenizer, banks)
+    if arguments.compile_encoder:
+        model.image_encoder.compile()
+    optimizers = [accelerator.prepare(optimizer) for optimizer in _optimizers(stage, arguments)]
+    stage = accelerator.prepare(stage)
+    peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+
+    checkpoints = output / "checkpoints"
+    start = 0
+    if found := list_checkpoints(checkpoints):
+        accelerator.load_state(str(found[-1]))
+        start = step_of(found[-1])
+        accelerator.print(f"resuming from step {start}")
+    if accelerator.is_main_process:
+        save_arguments(arguments, output / "arguments.yaml")
+        _forget_log_after(output / "log.jsonl", start)
+
+    loader = accelerator.prepare(_loader(arguments, tokenizer, start, accelerator.num_processes))
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    began, window = time.perf_counter(), []
+    progress = tqdm(loader, initial=start, total=arguments.steps, disable=not accelerator.is_main_process, desc=arguments.stage)
+    for step, batch in enumerate(progress, start=start):
+        for group, peak in zip(groups, peaks):
+            group["lr"] = peak * _rate(step, arguments)
+        stage.train()
+        losses = stage(batch, step)
+        loss = sum(value for name, value in losses.items() if not name.endswith("accuracy"))
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(stage.parameters(), arguments.max_grad_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+        window.append({"loss": loss.item(), **{name: value.item() for name, value in losses.items()}})
+        done = step + 1
+        if done % arguments.log_steps == 0 or done == arguments.steps:
+            means = {name: sum(line[name] for line in window) / len(window) for name in window[0]}
+            window.clear()
+            seconds = (time.perf_counter() - began) / (done - start)
+            progress.set_postfix(loss=f"{means['loss']:.3f}")
+            _log(accelerator, output, {"step": done, "seconds_per_step": round(seconds, 3), **means})
+        if done % arguments.eval_steps == 0 or done == arguments.steps:
+            _log(accelerator, output, {"step": done, **_evaluate(arguments, accelerator, tokenizer, stage, banks)})
+        if done % arguments.save_steps == 0 or done == arguments.steps:
+            _save(accelerator, checkpoints, done)
+    if accelerator.is_main_process:
+        tokenizer.save_pretrained(output / "model")
+    accelerator.print(f"wrote {output / 'model'}")
+
+
+def _starting_point(arguments: PretrainArguments) -> TapRegionTokenizer:
+    """The region tokenizer to train: one that was saved, or a fresh one with this world's words and concepts."""
+    if arguments.init_from is not None:
+        return TapRegionTokenizer.from_pretrained(arguments.init_from)
+    path = Path(arguments.model_config)
+    config = TapConfig.from_json_file(path if path.is_file() else RECIPES / arguments.model_config)
+    return TapRegionTokenizer(TapModel(config), text_tokenizer=build_text_tokenizer(), concepts=concept_banks()[0])
+
+
+def _stage(arguments: PretrainArguments, tokenizer: TapRegionTokenizer, banks: list[ConceptBank]) -> nn.Module:
+    if arguments.stage == "caption":
+        if tokenizer.text_tokenizer is None:
+            raise ValueError(f"{arguments.init_from} has no caption vocabulary, which stage caption trains on.")
+        return CaptionStage(tokenizer.model, tokenizer.text_tokenizer, arguments)
+    return {"dense": DenseStage, "prompt": PromptStage}[arguments.stage](tokenizer.model, banks, arguments)
+
+
+def _optimizers(stage: nn.Module, arguments: PretrainArguments) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon for the weight matrices of transformer layers and AdamW for the rest."""
+    named = [(name, p) for name, p in stage.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if arguments.optimizer == "muon" and p.ndim == 2 and ".layers." in name
+                and not name.endswith("relative_position_bias")]  # fmt: skip
+    chosen = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in chosen]
+    options = {"weight_decay": arguments.weight_decay}
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, arguments.learning_rate, betas=(0.9, 0.98), **options)
+    ]
+    if matrices:
+        if not hasattr(torch.optim, "Muon"):
+            raise RuntimeError(f"optimizer is muon, which PyTorch {torch.__version__} lacks: use adamw or PyTorch 2.9.")
+        found.append(torch.optim.Muon(matrices, arguments.muon_learning_rate, adjust_lr_fn="match_rms_adamw", **options))
+    return found
+
+
+def _rate(step: int, arguments: PretrainArguments) -> float:
+    """Share of the peak learning rate: a linear rise, a plateau, a cosine to zero."""
+    rise = min(1.0, (step + 1) / max(1, arguments.warmup_steps))
+    left = (arguments.steps - step) / max(1.0, arguments.decay_fraction * arguments.steps)
+    return rise * (0.5 - 0.5 * math.cos(math.pi * min(1.0, left)))
+
+
+def _loader(
+    arguments: PretrainArguments, tokenizer: TapRegionTokenizer, start: int, processes: int
+) -> Iterable[MaskedBatch]:
+    """Batches of the steps that are left. Scenes are numbered, so a step's pictures depend on its number alone."""
+    per_step = arguments.batch_size * processes
+    return _batches(arguments, tokenizer, arguments.splits, range(start * per_step, arguments.steps * per_step))
+
+
+def _batches(
+    arguments: PretrainArguments, tokenizer: TapRegionTokenizer, splits: str, indices: range
+) -> DataLoader[MaskedBatch]:
+    processor: TapImageProcessor = tokenizer.processor.image_processor
+    grid = tokenizer.model.config.image_encoder_config.grid_size
+    source = GlyphPictures(tuple(splits.split(",")), arguments.seed, processor.image_size)
+    return DataLoader(
+        MaskedPictures(source, indices, processor, mask_size=4 * grid),
+        batch_size=arguments.batch_size,
+        collate_fn=collate,
+        num_workers=arguments.workers,
+        prefetch_factor=4 if arguments.workers else None,
+    )
+
+
+def _save(accelerator: Accelerator, checkpoints: Path, step: int) -> None:
+    def fill(folder: Path) -> None:
+        accelerator.save_state(str(folder))
+        accelerator.wait_for_everyone()
+
+    save_checkpoint(checkpoints, step, fill, is_main=accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+
+
+def _log(accelerator: Accelerator, output: Path, values: dict[str, float]) -> None:
+    if accelerator.is_main_process:
+        line = {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}
+        with (output / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _forget_log_after(path: Path, step: int) -> None:
+    """Drop lines of steps that the last checkpoint does not hold: they are about to be run again."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in kept))
+
+
+# --- evaluation during training ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _evaluate(
+    arguments: PretrainArguments,
+    accelerator: Accelerator,
+    tokenizer: TapRegionTokenizer,
+    stage: nn.Module,
+    banks: list[ConceptBank],
+) -> dict[str, float]:
+    """Numbers on the first scenes of split val, on the main process alone: `val_…`."""
+    if not accelerator.is_main_process:
+        return {}
+    model = tokenizer.model.eval()
+    batches = _batches(arguments, tokenizer, "val", range(arguments.eval_scenes))
+    if arguments.stage == "dense":
+        plain = accelerator.unwrap_model(stage).eval()
+        return _mean({f"val_{k}": v.item() for k, v in plain(batch.to(model.device), 0).items()} for batch in batches)
+    return _mean(line for batch in batches for line in _evaluate_prompts(arguments, tokenizer, banks, batch))
+
+
+def _evaluate_prompts(
+    arguments: PretrainArguments, tokenizer: TapRegionTokenizer, banks: list[ConceptBank], batch: MaskedBatch
+) -> Iterator[dict[str, float]]:
+    """Mask IoU and concept accuracy from tight boxes and from one point each; in stage caption, exact captions."""
+    model = tokenizer.model
+    batch = batch.to(model.device)
+    embeddings = model.get_image_embeddings(batch.pixel_values)
+    point = PromptSampler(model.config.image_size, box_probability=0.0).first(batch.masks > 0.5, batch.boxes)
+    corners = torch.tensor([[2, 3]], device=model.device).expand(len(batch.boxes), -1)
+    for name, points, labels in (("box", batch.boxes.view(-1, 2, 2), corners), ("point", point.points, point.labels)):
+        output = model(
+            image_embeddings=embeddings, input_points=points, input_labels=labels, image_index=batch.image_index
+        )
+        rows = torch.arange(len(output.expert))
+        embeds = output.semantic_embeds[rows, output.expert]
+        line = {f"val_iou_{name}": mask_iou(output.pred_masks[rows, output.expert] > 0, batch.masks > 0.5).mean().item()}
+        for bank, what in zip(banks, ("kind", "colour", "size")):
+            right = bank.scores(embeds).argmax(dim=1) == bank.scores(batch.concepts).argmax(dim=1)
+            line[f"val_{what}_{name}"] = right.float().mean().item()
+        if arguments.stage == "caption":
+            tokens = output.semantic_tokens[rows, output.expert]
+            said = _captions(tokenizer, tokens)
+            line[f"val_caption_{name}"] = sum(a == b for a, b in zip(said, batch.captions)) / len(said)
+        yield line
+
+
+def _captions(tokenizer: TapRegionTokenizer, tokens: Tensor) -> list[str]:
+    decoder = tokenizer.model.text_decoder
+    bos = torch.full((len(tokens), 1), decoder.config.bos_token_id, device=tokens.device)
+    prompt = decoder.embed(tokens, bos)
+    mask = torch.ones(prompt.shape[:2], dtype=torch.long, device=tokens.device)
+    ids = decoder.generate(inputs_embeds=prompt, attention_mask=mask, max_new_tokens=12, do_sample=False)
+    assert tokenizer.text_tokenizer is not None
+    return [text.strip() for text in tokenizer.text_tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def _mean(lines: Iterable[dict[str, float]]) -> dict[str, float]:
+    sums: dict[str, list[float]] = {}
+    for line in lines:
+        for name, value in line.items():
+            sums.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in sums.items()}
+
+
+if __name__ == "__main__":
+    main()

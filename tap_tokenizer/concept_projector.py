@@ -1,0 +1,145 @@
+"""Open-vocabulary recognition: semantic embeddings × a bank of concept vectors → scores.
+
+Knows vectors and names, not where either comes from: a bank is the original's, the package's, or a user's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptBank:
+    """N named concepts in the space of TAP's semantic embeddings.
+
+    names: N distinct strings.
+    weights (E, N): a unit vector per concept times the temperature exp(logit_scale), float32. The temperature is inside
+    the matrix, as in the files that the original publishes.
+    """
+
+    names: tuple[str, ...]
+    weights: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "weights", self.weights.detach().to(torch.float32))
+        if self.weights.ndim != 2 or self.weights.shape[1] != len(self.names):
+            raise ValueError(
+                f"Got {len(self.names)} concept names and weights of shape {tuple(self.weights.shape)}, expected "
+                f"(embedding size, {len(self.names)}): one column per name."
+            )
+        if not self.names:
+            raise ValueError("Got no concepts, expected at least one name.")
+        strangers = [name for name in self.names if not isinstance(name, str) or not name]
+        if strangers or len(set(self.names)) < len(self.names):
+            raise ValueError("Concept names must be distinct, non-empty strings: remove doubles and blanks.")
+        if not torch.isfinite(self.weights).all():
+            raise ValueError("Concept weights hold NaN or infinite values: build the bank again.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def embed_size(self) -> int:
+        """Width E of the vectors; the model's `semantic_embed_size` must equal it."""
+        return self.weights.shape[0]
+
+    def scores(self, semantic_embeds: Tensor) -> Tensor:
+        """Probability of every concept: semantic embeddings (..., E) → (..., N), float32 (section 3.1 of the paper)."""
+        if semantic_embeds.shape[-1] != self.embed_size:
+            raise ValueError(
+                f"Semantic embeddings have width {semantic_embeds.shape[-1]}, this concept bank {self.embed_size}: "
+                "use a bank made for this model."
+            )
+        weights = self.weights.to(semantic_embeds.device)
+        return (F.normalize(semantic_embeds.float(), dim=-1) @ weights).softmax(dim=-1)
+
+    def top(self, semantic_embeds: Tensor, k: int = 5) -> list[list[tuple[str, float]]]:
+        """The k most probable (name, score) pairs of each embedding (R, E), best first."""
+        if not 1 <= k <= len(self):
+            raise ValueError(f"top_k is {k}, expected 1 to {len(self)}, the number of concepts in the bank.")
+        best = self.scores(semantic_embeds).topk(k, dim=-1)
+        return [
+            [(self.names[index], score) for index, score in zip(indices, scores)]
+            for indices, scores in zip(best.indices.tolist(), best.values.tolist())
+        ]
+
+    @classmethod
+    def from_vectors(cls, names: Sequence[str], vectors: Tensor, logit_scale: float = 100.0) -> ConceptBank:
+        """A bank from one vector per name (N, E) of any length; `logit_scale` is the factor of the softmax, e.g. 100."""
+        return cls(tuple(names), F.normalize(torch.as_tensor(vectors).float(), dim=-1).T.contiguous() * logit_scale)
+
+    @classmethod
+    @torch.no_grad()
+    def from_text_encoder(
+        cls,
+        names: Sequence[str],
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: str = "a {}",
+        logit_scale: float | None = None,
+        batch_size: int = 256,
+    ) -> ConceptBank:
+        """A bank from a CLIP-like text encoder of transformers.
+
+        `text_encoder` has `get_text_features` (CLIPModel, SiglipModel …) or returns `text_embeds`
+        (CLIPTextModelWithProjection …). TAP's weights need the encoder they were trained towards,
+        EVA02-CLIP-bigE-14-plus; any other makes a bank that only a TAP trained towards it understands.
+        `logit_scale` defaults to the encoder's own exp(logit_scale).
+        """
+        if logit_scale is None:
+            own = getattr(text_encoder, "logit_scale", None)
+            if own is None:
+                raise ValueError(
+                    f"{type(text_encoder).__name__} has no logit_scale: give logit_scale=…, the factor of the softmax "
+                    "(100 for most CLIP models)."
+                )
+            logit_scale = float(own.detach().exp())
+        vectors = []
+        for start in tqdm(range(0, len(names), batch_size), desc="concepts", disable=len(names) <= batch_size):
+            texts = [template.format(name) for name in names[start : start + batch_size]]
+            inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(text_encoder.device)
+            vectors.append(_text_features(text_encoder, inputs).float().cpu())
+        return cls.from_vectors(names, torch.cat(vectors), logit_scale)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, whole or not at all."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        save_file({"weights": self.weights.contiguous()}, partial, metadata={"names": json.dumps(self.names)})
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ConceptBank:
+        """Read what `save` wrote."""
+        with safe_open(path, framework="pt") as file:
+            names = (file.metadata() or {}).get("names")
+            if names is None or "weights" not in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                raise ValueError(f"{path} is not a concept bank: expected the file that ConceptBank.save writes.")
+            return cls(tuple(json.loads(names)), file.get_tensor("weights"))
+
+
+def _text_features(text_encoder: PreTrainedModel, inputs: Any) -> Tensor:
+    if hasattr(text_encoder, "get_text_features"):
+        output = text_encoder.get_text_features(**inputs)
+        return output if isinstance(output, Tensor) else output.pooler_output
+    output = text_encoder(**inputs)
+    if getattr(output, "text_embeds", None) is None:
+        raise ValueError(
+            f"{type(text_encoder).__name__} gives neither get_text_features nor text_embeds: use a CLIP-like text "
+            "encoder with a projection, for example CLIPTextModelWithProjection."
+        )
+    return output.text_embeds

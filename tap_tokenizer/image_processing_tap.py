@@ -1,0 +1,164 @@
+"""Pictures → pixel values in the model frame, and masks back to the pictures' own size.
+
+The model frame is a square of `image_size` pixels: the picture is scaled until its long side fills it, and padded on the
+right and at the bottom. Knows pictures and masks; prompts belong to the processor. Needs Pillow, never torchvision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BaseImageProcessor, BatchFeature
+
+# Of pixel values 0 … 255 in the order blue, green, red, as every published TAP was trained with.
+PIXEL_MEAN_BGR = (103.53, 116.28, 123.675)
+PIXEL_STD_BGR = (57.375, 57.12, 58.395)
+
+ImageInput: TypeAlias = "Image.Image | np.ndarray | Tensor | str | Path"
+
+
+class TapImageProcessor(BaseImageProcessor):
+    """Resize (bilinear on bytes, long side to `image_size`), pad with the mean colour, RGB → BGR, normalise.
+
+    Pictures may be PIL images, paths, or arrays and tensors of bytes (H, W), (H, W, 3) or (H, W, 4) in RGB order.
+    Grey, palette, 16-bit and transparent pictures become RGB (transparency over white); a picture with an EXIF
+    orientation is turned upright first, and its pixels are counted as one sees them.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        image_size: int = 1024,
+        image_mean: Sequence[float] = PIXEL_MEAN_BGR,
+        image_std: Sequence[float] = PIXEL_STD_BGR,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image_size = image_size
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+
+    def __call__(self, images: ImageInput | Sequence[ImageInput], **kwargs: Any) -> BatchFeature:
+        return self.preprocess(images, **kwargs)
+
+    def preprocess(
+        self, images: ImageInput | Sequence[ImageInput], return_tensors: str | None = "pt", **kwargs: Any
+    ) -> BatchFeature:
+        """One picture or a list → what `TapModel` reads, and the sizes that lead back.
+
+        pixel_values (B, 3, S, S) float32; original_sizes (B, 2) and reshaped_input_sizes (B, 2): height and width of
+        each picture before and after scaling, without padding.
+        """
+        if kwargs:
+            raise TypeError(f"preprocess got {sorted(kwargs)}, which TapImageProcessor does not know.")
+        pictures = [load_rgb(image) for image in as_image_list(images)]
+        resized = [self._resize(picture) for picture in pictures]
+        data = {
+            "pixel_values": np.stack([self._pad_and_normalize(picture) for picture in resized]),
+            "original_sizes": np.array([picture.shape[:2] for picture in pictures], dtype=np.int64),
+            "reshaped_input_sizes": np.array([picture.shape[:2] for picture in resized], dtype=np.int64),
+        }
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def post_process_masks(
+        self,
+        masks: Sequence[Tensor],
+        original_sizes: Tensor,
+        reshaped_input_sizes: Tensor,
+        mask_threshold: float = 0.0,
+        binarize: bool = True,
+    ) -> list[Tensor]:
+        """Mask logits over the model frame, (R, K, h, w) for each picture → (R, K, H, W) over the picture itself.
+
+        Bilinear to the frame, padding cut away, bilinear to the picture's size; then, unless `binarize` is False,
+        booleans: logit > `mask_threshold`.
+        """
+        results = []
+        for logits, original, reshaped in zip(masks, original_sizes.tolist(), reshaped_input_sizes.tolist()):
+            rows = []
+            for row in logits.float().split(8):  # a frame of floats per mask: a few at a time keep memory flat
+                frame = F.interpolate(row, (self.image_size, self.image_size), mode="bilinear", align_corners=False)
+                frame = frame[..., : reshaped[0], : reshaped[1]]
+                full = F.interpolate(frame, tuple(original), mode="bilinear", align_corners=False)
+                rows.append(full > mask_threshold if binarize else full)
+            empty = torch.zeros(0, logits.shape[1], *original, dtype=torch.bool if binarize else torch.float32)
+            results.append(torch.cat(rows) if rows else empty.to(logits.device))
+        return results
+
+    def _resize(self, picture: np.ndarray) -> np.ndarray:
+        height, width = picture.shape[:2]
+        scale = self.image_size / max(height, width)
+        size = max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
+        return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+
+    def _pad_and_normalize(self, picture: np.ndarray) -> np.ndarray:
+        frame = np.empty((self.image_size, self.image_size, 3), dtype=np.uint8)
+        frame[:] = np.array(self.image_mean).astype(np.uint8)  # truncated, as in training
+        frame[: picture.shape[0], : picture.shape[1]] = picture[..., ::-1]
+        mean, std = np.array(self.image_mean, dtype=np.float32), np.array(self.image_std, dtype=np.float32)
+        return np.ascontiguousarray(((frame - mean) * (1 / std)).transpose(2, 0, 1))
+
+
+def as_image_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
+    """One picture or a list of them → a list."""
+    if isinstance(images, (list, tuple)):
+        if not images:
+            raise ValueError("Got an empty list of images: give at least one.")
+        return list(images)
+    return [images]  # type: ignore[list-item]
+
+
+def load_rgb(image: ImageInput) -> np.ndarray:
+    """A picture as bytes (H, W, 3) in RGB order, upright, opaque."""
+    if isinstance(image, (str, Path)):
+        try:
+            image = Image.open(image)
+        except FileNotFoundError:
+            raise ValueError(f"Found no image file at {image}.") from None
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"{image} is no image that Pillow can read: {error}") from None
+    elif isinstance(image, Tensor):
+        image = image.detach().cpu().numpy()
+    if isinstance(image, np.ndarray):
+        image = _array_to_pil(image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"Got an image of type {type(image).__name__}, expected a PIL image, a path, an array or a tensor.")
+    if 0 in image.size:
+        raise ValueError(f"Got an empty image of {image.width} × {image.height} pixels: give one with content.")
+    try:
+        upright = ImageOps.exif_transpose(image)
+        return np.asarray(_opaque(upright))
+    except OSError as error:
+        raise ValueError(f"The image cannot be decoded: {error}. The file may be truncated.") from None
+
+
+def _array_to_pil(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.size == 0:
+        raise ValueError(f"Got an empty image of shape {array.shape}: give one with content.")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ValueError(f"Got an image of shape {array.shape}, expected (H, W), (H, W, 3) or (H, W, 4): channels last.")
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    if array.dtype != np.uint8:
+        raise ValueError(f"Got an image of {array.dtype}, expected bytes (uint8) from 0 to 255: scale and cast it first.")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Any mode → RGB; transparent pixels show white, 16-bit greys keep their upper byte."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")

@@ -1,0 +1,156 @@
+"""TAP, wired: picture and prompts in the model frame → masks, IoU scores, semantic tokens and embeddings.
+
+`TapModel.forward` reads like the figure of the paper (arXiv 2312.09128, figure 2). Knows tensors in the model frame
+only: the user's pictures and pixels belong to the processor, words to the tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .configuration_tap import TapConfig
+from .image_decoder import TapImageDecoder, TapImageDecoderOutput
+from .image_encoder import TapImageEncoder, TapWindowAttention
+from .prompt_encoder import TapPromptEncoder
+from .text_decoder import TapTextDecoder
+
+
+@dataclass
+class TapOutput(TapImageDecoderOutput):
+    """What TAP says of R regions with K experts; see `TapImageDecoderOutput`.
+
+    expert (R,): the expert that answers the prompt, as `route` decides.
+    image_embeddings (B, D, G, G): give them back to `forward` to ask about the same pictures again.
+    """
+
+    expert: Tensor | None = None
+    image_embeddings: Tensor | None = None
+
+
+class TapPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know about every TAP model: weights' initial values, and what may be split or cast."""
+
+    config_class = TapConfig
+    base_model_prefix = "tap"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _supports_sdpa = True
+    _no_split_modules = ["TapImageEncoderLayer", "TapTwoWayLayer", "TapTextDecoderLayer"]
+    _keep_in_fp32_modules_strict = ["coord_matrix"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            if isinstance(module, nn.BatchNorm2d):
+                init.zeros_(module.running_mean)
+                init.ones_(module.running_var)
+                init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, TapWindowAttention):
+            init.zeros_(module.relative_position_bias)
+        elif isinstance(module, TapImageEncoder):
+            init.normal_(module.position_embed, std=std)
+        elif isinstance(module, TapPromptEncoder):
+            init.normal_(module.coord_matrix)
+        elif isinstance(module, TapImageDecoder):
+            for token in (module.semantic_tokens, module.iou_token, module.mask_tokens):
+                init.normal_(token, std=1.0)  # PyTorch's default for an embedding, which the original keeps
+
+
+class TapModel(TapPreTrainedModel):
+    """Tokenize Anything via Prompting: the image encoder, the prompt encoder, the image decoder and the caption decoder."""
+
+    def __init__(self, config: TapConfig) -> None:
+        super().__init__(config)
+        self.image_encoder = TapImageEncoder(config.image_encoder_config)
+        self.prompt_encoder = TapPromptEncoder(config)
+        self.image_decoder = TapImageDecoder(config.image_decoder_config)
+        self.text_decoder = TapTextDecoder(config.text_decoder_config)
+        self.post_init()
+
+    def get_image_embeddings(self, pixel_values: Tensor) -> Tensor:
+        """Pixel values (B, 3, S, S) from `TapImageProcessor` → image embeddings (B, D, G, G)."""
+        return self.image_encoder(pixel_values.to(self.image_encoder.patch_embed.weight.dtype))
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        *,
+        input_points: Tensor,
+        input_labels: Tensor,
+        prompt_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+        image_embeddings: Tensor | None = None,
+        output_masks: bool = True,
+    ) -> TapOutput:
+        """Ask about R regions of B pictures.
+
+        pixel_values (B, 3, S, S), or image_embeddings (B, D, G, G) of an earlier call.
+        input_points (R, P, 2): x, y in pixels of the model frame; input_labels (R, P): see `PointLabel`.
+        prompt_mask (R, P): False where a prompt has fewer than P points; None if all have P.
+        image_index (R,): the picture of each region; None if there is one picture.
+        """
+        if (pixel_values is None) == (image_embeddings is None):
+            raise ValueError("Got both or neither of pixel_values and image_embeddings: give one of them.")
+        if image_embeddings is None:
+            image_embeddings = self.get_image_embeddings(pixel_values)
+        if image_index is None:
+            if len(image_embeddings) != 1:
+                raise ValueError(f"Got {len(image_embeddings)} pictures and no image_index: say whose each region is.")
+            image_index = torch.zeros(len(input_points), dtype=torch.long, device=image_embeddings.device)
+        decoded = self.image_decoder(
+            image_embeddings=image_embeddings[image_index],
+            image_positions=self.prompt_encoder.encode_grid(image_embeddings.shape[-1]),
+            prompt_embeddings=self.prompt_encoder(input_points, input_labels),
+            prompt_mask=prompt_mask,
+            output_masks=output_masks,
+        )
+        expert = self.route(decoded.iou_scores, input_labels)
+        return TapOutput(**decoded, expert=expert, image_embeddings=image_embeddings)
+
+    @staticmethod
+    def route(iou_scores: Tensor, input_labels: Tensor) -> Tensor:
+        """The expert that answers each region: 0 for a box, else the one of highest IoU score among the others."""
+        is_box = input_labels[:, 0] == 2
+        return torch.where(is_box, 0, iou_scores[:, 1:].argmax(dim=1) + 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the weights that decide region tokens: as saved in the config, or taken now if there is none."""
+        return self.config.fingerprint or self.compute_fingerprint()
+
+    def compute_fingerprint(self) -> str:
+        """SHA-256, 16 hex digits, over names, dtypes and bytes of all weights but the caption decoder's."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            if not name.startswith("text_decoder."):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def set_attn_implementation(self, attn_implementation: str, **kwargs: Any) -> None:
+        """Switch every part between "sdpa" and "eager"."""
+        if attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(f'attn_implementation is {attn_implementation!r}, expected "sdpa" or "eager".')
+        self.config._attn_implementation = attn_implementation  # reaches the configs of the parts
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As every transformers model; the config records the fingerprint of the weights that are saved."""
+        self.config.fingerprint = self.compute_fingerprint()
+        super().save_pretrained(save_directory, **kwargs)

@@ -1,0 +1,246 @@
+"""Where a region tokenizer's files lie, and how each kind is read: bundled, a folder, an original checkpoint, the Hub.
+
+Knows names of files and repositories; what is in them belongs to the parts that read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .checkpoint_conversion import load_original, load_original_concepts
+from .concept_projector import ConceptBank
+from .modeling_tap import TapModel
+from .processing_tap import TapProcessor
+
+logger = logging.get_logger(__name__)
+
+BUNDLED = Path(__file__).parent / "pretrained"
+CONCEPTS_FILE = "concepts.safetensors"
+TEXT_TOKENIZER_FOLDER = "text_tokenizer"
+
+DEFAULT_CONCEPTS = "merged_2560"
+"""The concept file of the original's repository that is loaded unless another is named."""
+
+DEFAULT_TEXT_TOKENIZER = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
+"""An open Hub repository whose `tokenizer.model` is LLaMA-1's, the vocabulary of every published TAP."""
+
+LLAMA_VOCABULARY_SIZE = 32000
+LLAMA_TOKENIZER_MD5 = "eeec4125e9c7560836b4873b6f8e3025"
+
+Hub = dict[str, Any]
+"""Keyword arguments of every download: revision, cache_dir, token, local_files_only."""
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The files of one region tokenizer: a folder that we saved, or a checkpoint of the original."""
+
+    folder: Path | None = None
+    checkpoint: Path | None = None
+    concepts: ConceptBank | Path | None = None
+    text_tokenizer: str | Path | None = None
+    """The vocabulary to load when the user names none; a string is a Hub repository, which may be out of reach."""
+
+    def load_model(self, dtype: torch.dtype, attn_implementation: str | None) -> tuple[TapModel, TapProcessor | None]:
+        """The model, in evaluation mode, and its processor if one was saved with it."""
+        if self.checkpoint is not None:
+            model = load_original(self.checkpoint, dtype)
+            if attn_implementation is not None:
+                model.set_attn_implementation(attn_implementation)
+            return model, None
+        options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        model = TapModel.from_pretrained(self.folder, dtype=dtype, **options)
+        return model, TapProcessor.from_pretrained(self.folder)
+
+    def load_concepts(self) -> ConceptBank | None:
+        """The concept bank, if there is one."""
+        if self.concepts is None or isinstance(self.concepts, ConceptBank):
+            return self.concepts
+        if not self.concepts.is_file():
+            raise ValueError(f"Found no concept file at {self.concepts}.")
+        return load_original_concepts(self.concepts) if _is_pickle(self.concepts) else ConceptBank.load(self.concepts)
+
+
+def locate(
+    source: str | Path, *, variant: str | None, concepts: str | Path | ConceptBank | None, hub: Hub
+) -> TokenizerFiles:
+    """Find, and if need be download, the files that `source` names; see `TapRegionTokenizer.from_pretrained`."""
+    path = Path(source)
+    if path.is_file():
+        if not _is_pickle(path):
+            raise ValueError(f"{source} is a file, expected one of the original's .pkl checkpoints, or a folder.")
+        return TokenizerFiles(checkpoint=path, concepts=_local_concepts(concepts))
+    for folder in (path, BUNDLED / str(source)):
+        if (folder / "config.json").is_file():
+            if variant is not None:
+                raise ValueError(f"{source} is a converted model, which has no variants: leave variant={variant!r} out.")
+            return _saved_folder(folder, concepts)
+    if path.is_dir():
+        if variant is not None and (path / _checkpoint_name(variant)).is_file():  # a clone of the original's repository
+            named = path / "concepts" / f"{concepts or DEFAULT_CONCEPTS}.pkl"
+            bank = named if named.is_file() else _local_concepts(concepts)
+            return TokenizerFiles(checkpoint=path / _checkpoint_name(variant), concepts=bank)
+        raise ValueError(
+            f"The folder {source} has no config.json: expected what save_pretrained or the conversion writes, or a clone of "
+            "the original's repository together with variant=…."
+        )
+    if path.is_absolute() or str(source).count("/") != 1:
+        bundled = ", ".join(sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()))
+        raise ValueError(
+            f"Found nothing at {source}: expected a bundled model ({bundled}), a folder, a .pkl checkpoint, or a Hub "
+            "repository as owner/name."
+        )
+    return _on_the_hub(str(source), variant, concepts, hub)
+
+
+def _on_the_hub(
+    repository: str, variant: str | None, concepts: str | Path | ConceptBank | None, hub: Hub
+) -> TokenizerFiles:
+    if variant is None:
+        try:
+            _download(repository, "config.json", hub)
+        except EntryNotFoundError:
+            raise ValueError(
+                f"{repository} has no config.json, so it is no converted model. If it holds the original's checkpoints, "
+                f"say which: variant=… ({', '.join(_variants(repository, hub)) or 'none found'})."
+            ) from None
+        options = {key: value for key, value in hub.items() if key != "revision"}
+        folder = snapshot_download(repository, revision=hub.get("revision"), ignore_patterns=["*.pkl", "*.py"], **options)
+        return _saved_folder(Path(folder), concepts)
+    try:
+        checkpoint = _download(repository, _checkpoint_name(variant), hub)
+    except EntryNotFoundError:
+        found = ", ".join(_variants(repository, hub)) or "none"
+        raise ValueError(f"{repository} has no variant {variant!r}; it has: {found}.") from None
+    bank: ConceptBank | Path | None
+    if concepts is None or (isinstance(concepts, str) and not Path(concepts).exists()):
+        try:
+            bank = _download(repository, f"concepts/{concepts or DEFAULT_CONCEPTS}.pkl", hub)
+        except EntryNotFoundError:
+            raise ValueError(f"{repository} has no concepts {concepts or DEFAULT_CONCEPTS!r}, and no such file is here.") from None
+    else:
+        bank = _local_concepts(concepts)
+    return TokenizerFiles(checkpoint=checkpoint, concepts=bank, text_tokenizer=DEFAULT_TEXT_TOKENIZER)
+
+
+def _saved_folder(folder: Path, concepts: str | Path | ConceptBank | None) -> TokenizerFiles:
+    bank = _local_concepts(concepts)
+    if bank is None and (folder / CONCEPTS_FILE).is_file():
+        bank = folder / CONCEPTS_FILE
+    vocabulary = folder / TEXT_TOKENIZER_FOLDER
+    return TokenizerFiles(folder=folder, concepts=bank, text_tokenizer=vocabulary if vocabulary.is_dir() else None)
+
+
+def _local_concepts(concepts: str | Path | ConceptBank | None) -> ConceptBank | Path | None:
+    return Path(concepts) if isinstance(concepts, str) else concepts
+
+
+def _checkpoint_name(variant: str) -> str:
+    return f"models/{variant.removesuffix('.pkl')}.pkl"
+
+
+def _is_pickle(path: Path) -> bool:
+    return path.suffix in (".pkl", ".pickle")
+
+
+def _variants(repository: str, hub: Hub) -> list[str]:
+    """Names of the checkpoints in the original's repository; empty if they cannot be listed."""
+    try:
+        names = list_repo_files(repository, revision=hub.get("revision"), token=hub.get("token"))
+    except Exception:  # only for a message, which says enough without
+        return []
+    return sorted(Path(name).stem for name in names if name.startswith("models/") and name.endswith(".pkl"))
+
+
+def _download(repository: str, name: str, hub: Hub) -> Path:
+    try:
+        return Path(hf_hub_download(repository, name, **hub))
+    except LocalEntryNotFoundError as error:  # is an EntryNotFoundError too, but says that the Hub was out of reach
+        raise OSError(
+            f"Could not download {name} of {repository}, and no earlier download is here: {error}. Download the file "
+            "where there is a network and give its path."
+        ) from error
+    except HFValidationError as error:
+        raise ValueError(f"{repository} is neither a file or folder here nor a Hub repository: {error}") from None
+    except EntryNotFoundError:
+        raise
+    except HfHubHTTPError as error:
+        raise OSError(f"Could not download {name} of {repository}: {error}") from error
+
+
+# --- the caption vocabulary -------------------------------------------------------------------------------------------
+
+
+def load_text_tokenizer(
+    wanted: str | Path | PreTrainedTokenizerBase | None, files: TokenizerFiles, *, vocab_size: int, hub: Hub
+) -> PreTrainedTokenizerBase | None:
+    """The vocabulary that the user named, or the model's own; None if there is none or it is out of reach."""
+    if isinstance(wanted, PreTrainedTokenizerBase):
+        return _checked_size(wanted, vocab_size)
+    if wanted is not None:
+        return _checked_size(_read_text_tokenizer(wanted, vocab_size, hub), vocab_size)
+    if files.text_tokenizer is None:
+        return None
+    try:
+        return _checked_size(_read_text_tokenizer(files.text_tokenizer, vocab_size, hub), vocab_size)
+    except (OSError, ImportError) as error:
+        logger.warning(f"Captions will not be available: the vocabulary {files.text_tokenizer} could not be loaded ({error}).")
+        return None
+
+
+def _read_text_tokenizer(wanted: str | Path, vocab_size: int, hub: Hub) -> PreTrainedTokenizerBase:
+    path = Path(wanted)
+    if path.is_file():
+        return _read_sentencepiece(path, vocab_size)
+    if path.is_dir():
+        if (path / "tokenizer.json").is_file():
+            return AutoTokenizer.from_pretrained(path)
+        if (path / "tokenizer.model").is_file():
+            return _read_sentencepiece(path / "tokenizer.model", vocab_size)
+        raise ValueError(f"The folder {wanted} holds neither tokenizer.json nor tokenizer.model: give a tokenizer's folder.")
+    if path.is_absolute() or str(wanted).count("/") > 1:
+        raise ValueError(f"Found no text tokenizer at {wanted}.")
+    try:
+        return _read_sentencepiece(_download(str(wanted), "tokenizer.model", hub), vocab_size)
+    except EntryNotFoundError:
+        return AutoTokenizer.from_pretrained(str(wanted), **hub)
+
+
+def _read_sentencepiece(path: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    """A `tokenizer.model`; for a vocabulary of LLaMA's size it must be LLaMA-1's, byte for byte."""
+    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    if vocab_size == LLAMA_VOCABULARY_SIZE and digest != LLAMA_TOKENIZER_MD5:
+        raise ValueError(
+            f"{path} has md5 {digest}, expected {LLAMA_TOKENIZER_MD5}: captions need LLaMA-1's tokenizer.model, for example "
+            f"that of {DEFAULT_TEXT_TOKENIZER}."
+        )
+    try:
+        import google.protobuf  # noqa: F401
+        import sentencepiece  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"Reading {path.name} needs sentencepiece and protobuf: pip install 'tap-bridge[bridge]'."
+        ) from error
+    with TemporaryDirectory() as folder:  # transformers wants the file alone in a folder, under this very name
+        shutil.copyfile(path, Path(folder) / "tokenizer.model")
+        return LlamaTokenizer.from_pretrained(folder)
+
+
+def _checked_size(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> PreTrainedTokenizerBase:
+    if len(tokenizer) != vocab_size:
+        raise ValueError(
+            f"The text tokenizer has {len(tokenizer)} words, the caption decoder {vocab_size}: give the vocabulary that the "
+            "decoder was trained with."
+        )
+    return tokenizer

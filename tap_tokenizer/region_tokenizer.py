@@ -1,0 +1,444 @@
+"""`TapRegionTokenizer`: picture + prompts → `RegionTokens`, and TAP's own words for them.
+
+The door of the package: loads a model with its processor, concept bank and caption vocabulary from wherever they lie,
+and works in the user's pixels. Never trains: encoding is always in evaluation mode and without gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .concept_projector import ConceptBank
+from .image_processing_tap import ImageInput, TapImageProcessor, as_image_list
+from .modeling_tap import TapModel
+from .pretrained_files import CONCEPTS_FILE, TEXT_TOKENIZER_FOLDER, load_text_tokenizer, locate
+from .processing_tap import TapProcessor
+from .region_tokens import PendingMask, RegionTokens
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """Encoded pictures, to be asked about many times.
+
+    embeddings (B, D, G, G); original_sizes and reshaped_input_sizes (B, 2) as from `TapImageProcessor`; is_batch: whether
+    a list of pictures was given, so that prompts are expected per picture.
+    """
+
+    embeddings: Tensor
+    original_sizes: Tensor
+    reshaped_input_sizes: Tensor
+    is_batch: bool
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+
+class TapRegionTokenizer:
+    """A frozen TAP with everything around it.
+
+    >>> tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
+    >>> regions = tokenizer.encode("picture.png", boxes=[[40, 60, 310, 420]])
+    >>> tokenizer.caption(regions), tokenizer.classify(regions)
+
+    image_batch_size and region_batch_size bound memory: how many pictures, and how many regions, go through the model at
+    once. They change no result.
+    """
+
+    def __init__(
+        self,
+        model: TapModel,
+        processor: TapProcessor | None = None,
+        *,
+        text_tokenizer: PreTrainedTokenizerBase | None = None,
+        concepts: ConceptBank | None = None,
+        image_batch_size: int = 4,
+        region_batch_size: int = 16,
+    ) -> None:
+        self.model = model
+        self.processor = processor or TapProcessor(TapImageProcessor(image_size=model.config.image_size))
+        self.text_tokenizer = text_tokenizer
+        self.concepts = concepts
+        self.image_batch_size = image_batch_size
+        self.region_batch_size = region_batch_size
+        self._fingerprint: str | None = None
+        self._check_parts()
+
+    # --- loading and saving -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        variant: str | None = None,
+        concepts: str | Path | ConceptBank | None = None,
+        text_tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> TapRegionTokenizer:
+        """Load a region tokenizer.
+
+        source: the name of the bundled model (`"tap-tiny"`); a folder that `save_pretrained` wrote; one of the original's
+        `.pkl` checkpoints; or a repository on the Hub. The original's repository needs a `variant`, as in
+        `"BAAI/tokenize-anything", variant="tap_vit_l_v1_1"`; its `.pkl` is downloaded once and converted at each loading
+        (convert it to a folder to load faster: `python -m tap_tokenizer.checkpoint_conversion`).
+        concepts: a `ConceptBank`, a file (the original's `.pkl` or one that `ConceptBank.save` wrote), or, for the
+        original's repository, one of its names (`"merged_2560"`, the default, `"lvis_1203"`, `"coco_80"`).
+        text_tokenizer: the caption vocabulary, which no checkpoint holds: LLaMA-1's `tokenizer.model`, a folder or a Hub
+        repository with it, or a tokenizer. Default: what was saved with the model; for the original's repository,
+        `pretrained_files.DEFAULT_TEXT_TOKENIZER`. Checked by its md5. Without it everything but `caption` works.
+        dtype: default float32. revision, cache_dir, token, local_files_only: as everywhere in transformers.
+
+        Nothing in the files is executed: pickles are read by a reader that admits arrays and plain containers only.
+        """
+        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        files = locate(source, variant=variant, concepts=concepts, hub=hub)
+        model, processor = files.load_model(dtype=_as_dtype(dtype), attn_implementation=attn_implementation)
+        tokenizer = cls(
+            model.to(device) if device is not None else model,
+            processor,
+            concepts=files.load_concepts(),
+            text_tokenizer=load_text_tokenizer(
+                text_tokenizer, files, vocab_size=model.config.text_decoder_config.vocab_size, hub=hub
+            ),
+        )
+        tokenizer.model.requires_grad_(False).eval()
+        return tokenizer
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model, processor, concept bank and caption vocabulary to a folder that `from_pretrained` reads."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        if self.concepts is not None:
+            self.concepts.save(folder / CONCEPTS_FILE)
+        if self.text_tokenizer is not None:
+            self.text_tokenizer.save_pretrained(folder / TEXT_TOKENIZER_FOLDER)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
+        """Upload what `save_pretrained` writes to a repository on the Hub; gives its address."""
+        from tempfile import TemporaryDirectory
+
+        from huggingface_hub import HfApi
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api = HfApi(token=token)
+            url = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Upload region tokenizer")
+        return str(url)
+
+    def _check_parts(self) -> None:
+        config = self.model.config
+        if self.processor.image_processor.image_size != config.image_size:
+            raise ValueError(
+                f"The image processor makes pictures of {self.processor.image_processor.image_size} pixels, the model "
+                f"reads {config.image_size}: give the processor that belongs to the model."
+            )
+        width = config.image_decoder_config.semantic_embed_size
+        if self.concepts is not None and self.concepts.embed_size != width:
+            raise ValueError(
+                f"The concept bank has vectors of width {self.concepts.embed_size}, the model's semantic embeddings "
+                f"{width}: give a bank made for this model."
+            )
+
+    # --- where it lives -----------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """Which weights make the tokens; equal for equal checkpoints, whatever the dtype they are loaded in."""
+        if self._fingerprint is None:
+            self._fingerprint = self.model.fingerprint
+        return self._fingerprint
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TapRegionTokenizer:
+        """Move the model, in place; returns self."""
+        self.fingerprint  # noqa: B018 - taken before a cast could change the weights
+        self.model.to(device=device, dtype=dtype)
+        return self
+
+    # --- seeing -------------------------------------------------------------------------------------------------------
+
+    def embed_image(self, images: ImageInput | Sequence[ImageInput]) -> ImageFeatures:
+        """Encode one picture or a list once, for many calls of `encode(features=…)`."""
+        pictures = as_image_list(images)
+        parts, originals, reshaped = [], [], []
+        with self._frozen():
+            for start in range(0, len(pictures), self.image_batch_size):
+                inputs = self.processor.image_processor(pictures[start : start + self.image_batch_size])
+                parts.append(self.model.get_image_embeddings(inputs["pixel_values"].to(self.device)))
+                originals.append(inputs["original_sizes"])
+                reshaped.append(inputs["reshaped_input_sizes"])
+        return ImageFeatures(
+            embeddings=torch.cat(parts),
+            original_sizes=torch.cat(originals),
+            reshaped_input_sizes=torch.cat(reshaped),
+            is_batch=isinstance(images, (list, tuple)),
+            fingerprint=self.fingerprint,
+        )
+
+    def encode(
+        self,
+        images: ImageInput | Sequence[ImageInput] | None = None,
+        *,
+        boxes: Any = None,
+        points: Any = None,
+        point_labels: Any = None,
+        masks: Any = None,
+        features: ImageFeatures | None = None,
+        with_masks: bool = False,
+    ) -> RegionTokens:
+        """Tokens of the prompted regions, in the order of the prompts, picture by picture.
+
+        images: one picture (prompts are lists of regions) or a list (prompts are lists of such lists); see
+        `TapImageProcessor` for what a picture may be and `TapProcessor` for what prompts may be. Coordinates are pixels
+        of the original picture, boxes xyxy. Instead of pictures, give `features` from `embed_image`.
+        with_masks: compute masks in the same pass; otherwise the first reading of `RegionTokens.masks` costs a second.
+
+        Raises `ValueError` for bad pictures or prompts before any work starts.
+        """
+        if (images is None) == (features is None):
+            raise ValueError("Got both or neither of images and features: give one of them.")
+        prompts: dict[str, Any] = {"boxes": boxes, "points": points, "point_labels": point_labels, "masks": masks}
+        if features is None:
+            assert images is not None
+            is_batch = isinstance(images, (list, tuple))
+            images = self._opened(images)
+            sizes = torch.tensor([[image.height, image.width] for image in as_image_list(images)])
+            prepared = self.processor.prepare_prompts(sizes, is_batch=is_batch, **prompts)
+            features = self.embed_image(images)
+        else:
+            if features.fingerprint != self.fingerprint:
+                raise ValueError("These image features come from another tokenizer: embed the pictures with this one.")
+            prepared = self.processor.prepare_prompts(features.original_sizes, is_batch=features.is_batch, **prompts)
+        return self._decode(features, prepared, with_masks)
+
+    @staticmethod
+    def _opened(images: ImageInput | Sequence[ImageInput]) -> Any:
+        """Pictures read and turned upright once, so that prompts can be checked before the model runs."""
+        from PIL import Image
+
+        from .image_processing_tap import load_rgb
+
+        opened = [Image.fromarray(load_rgb(image)) for image in as_image_list(images)]
+        return opened if isinstance(images, (list, tuple)) else opened[0]
+
+    def _decode(self, features: ImageFeatures, prepared: dict[str, Tensor], with_masks: bool) -> RegionTokens:
+        parts: dict[str, list[Tensor]] = {name: [] for name in ("tokens", "embeds", "iou", "expert", "boxes")}
+        masks: list[Tensor | PendingMask | None] = []
+        source = _MaskSource(self, features, prepared)
+        count = len(prepared["image_index"])
+        without_box = prepared["prompt_boxes"].isnan().any(dim=1)
+        with self._frozen():
+            for start in range(0, max(count, 1), self.region_batch_size):
+                rows = torch.arange(start, min(start + self.region_batch_size, count))
+                needs_masks = with_masks or bool(without_box[rows].any())
+                output = self._run(features, prepared, rows, output_masks=needs_masks)
+                box = prepared["prompt_boxes"][rows].to(self.device)
+                if needs_masks:
+                    routed = output.pred_masks[torch.arange(len(rows)), output.expert]
+                    predicted = self._boxes_of_masks(routed, features, prepared["image_index"][rows])
+                    box = torch.where(box.isnan(), predicted, box)
+                    if with_masks:
+                        masks += self._masks_to_pictures(routed, features, prepared["image_index"][rows])
+                for name, value in zip(parts, (output.semantic_tokens, output.semantic_embeds, output.iou_scores,
+                                               output.expert, box)):  # fmt: skip
+                    parts[name].append(value)
+        tokens, embeds, iou, expert, boxes = (torch.cat(value) for value in parts.values())
+        return RegionTokens(
+            semantic_tokens=tokens,
+            semantic_embeds=embeds,
+            iou_scores=iou,
+            expert=expert,
+            boxes=boxes,
+            image_index=prepared["image_index"].to(self.device),
+            image_sizes=features.original_sizes,
+            fingerprint=self.fingerprint,
+            mask_parts=masks or [PendingMask(source, row) for row in range(count)],
+        )
+
+    def _run(self, features: ImageFeatures, prepared: dict[str, Tensor], rows: Tensor, output_masks: bool) -> Any:
+        """The image decoder on some rows; prompts of equal length need no mask."""
+        mask = prepared["prompt_mask"][rows]
+        longest = int(mask.sum(dim=1).max()) if len(rows) else mask.shape[1]
+        mask = mask[:, :longest]
+        return self.model(
+            image_embeddings=features.embeddings,
+            input_points=prepared["input_points"][rows, :longest].to(self.device),
+            input_labels=prepared["input_labels"][rows, :longest].to(self.device),
+            prompt_mask=None if bool(mask.all()) else mask.to(self.device),
+            image_index=prepared["image_index"][rows].to(self.device),
+            output_masks=output_masks,
+        )
+
+    def _masks_to_pictures(self, logits: Tensor, features: ImageFeatures, image_index: Tensor) -> list[Tensor]:
+        """Mask logits (R, h, w) of the answering experts → a boolean mask of its picture's size for each."""
+        masks = []
+        for row, image in zip(logits, image_index.tolist()):
+            original, reshaped = (s[image : image + 1] for s in (features.original_sizes, features.reshaped_input_sizes))
+            full = self.processor.image_processor.post_process_masks([row[None, None]], original, reshaped)
+            masks.append(full[0][0, 0])
+        return masks
+
+    def _boxes_of_masks(self, logits: Tensor, features: ImageFeatures, image_index: Tensor) -> Tensor:
+        """Boxes (R, 4) in the user's pixels around masks, as exact as the mask grid; the whole picture if one is empty."""
+        sizes = features.original_sizes[image_index].to(logits.device)
+        cell = sizes.amax(dim=1, keepdim=True) / logits.shape[-1]
+        present = logits > 0
+        columns, rows = present.any(dim=1), present.any(dim=2)
+        position = torch.arange(logits.shape[-1], device=logits.device)
+        ends = [
+            edge
+            for line in (columns, rows)
+            for edge in (
+                torch.where(line, position, position[-1] + 1).amin(dim=1),
+                torch.where(line, position + 1, 0).amax(dim=1),
+            )
+        ]
+        x1, x2, y1, y2 = ends
+        boxes = torch.stack([x1, y1, x2, y2], dim=1) * cell
+        limits = sizes.flip(1).repeat(1, 2).to(boxes.dtype)
+        whole = torch.cat([torch.zeros_like(limits[:, :2]), limits[:, 2:]], dim=1)
+        return torch.where(present.any(dim=(1, 2))[:, None], torch.minimum(boxes, limits), whole).float()
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """Evaluation mode without gradients, whatever mode someone has put the model in; the mode comes back after."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(was_training)
+
+    # --- TAP's own words ----------------------------------------------------------------------------------------------
+
+    def caption(
+        self,
+        regions: RegionTokens,
+        *,
+        temperature: float = 0.0,
+        max_length: int | None = None,
+        return_ids: bool = False,
+        **generate_options: Any,
+    ) -> list[str] | Tensor:
+        """A caption of each region by the native decoder: greedy, or sampled if `temperature` is above 0.
+
+        max_length: ids of a caption, bos included; at most, and by default, `max_position_embeddings - 1` = 39.
+        return_ids: give ids (R, max_length), bos first, padded after eos, instead of strings.
+        Further options go to transformers' `generate` (num_beams, top_p, …). Raises `ValueError` without a vocabulary.
+        """
+        config = self.model.config.text_decoder_config
+        if self.text_tokenizer is None and not return_ids:
+            raise ValueError(
+                "This tokenizer has no caption vocabulary, which is not part of a TAP checkpoint: load it with "
+                "text_tokenizer=… (LLaMA-1's tokenizer.model, a folder or a Hub repository that holds it), or take "
+                "return_ids=True."
+            )
+        self._check_origin(regions)
+        longest = config.max_position_embeddings - 1
+        max_length = longest if max_length is None else max_length
+        if not 2 <= max_length <= longest:
+            raise ValueError(f"max_length is {max_length}, expected 2 to {longest}: bos and at least one id.")
+        if temperature < 0:
+            raise ValueError(f"temperature is {temperature}, expected 0 (greedy) or more.")
+        if temperature:
+            generate_options |= {"do_sample": True, "temperature": temperature}
+        ids = torch.full((len(regions), max_length), config.pad_token_id, device=self.device)
+        ids[:, 0] = config.bos_token_id
+        decoder = self.model.text_decoder
+        with self._frozen():
+            for rows in torch.arange(len(regions)).split(64):
+                prompt = decoder.embed(regions.tokens[rows].to(self.device), ids[rows, :1])
+                new = decoder.generate(
+                    inputs_embeds=prompt,
+                    attention_mask=torch.ones(prompt.shape[:2], dtype=torch.long, device=self.device),
+                    max_new_tokens=max_length - 1,
+                    **{"do_sample": False, **generate_options},
+                )
+                ids[rows, 1 : 1 + new.shape[1]] = new
+        if return_ids:
+            return ids
+        assert self.text_tokenizer is not None
+        return [self._words(row) for row in ids.tolist()]
+
+    def _words(self, ids: list[int]) -> str:
+        """Ids after bos, up to eos, as text."""
+        end = self.model.config.text_decoder_config.eos_token_id
+        words = ids[1 : ids.index(end)] if end in ids else ids[1:]
+        assert self.text_tokenizer is not None
+        return self.text_tokenizer.decode(words).strip()
+
+    def classify(
+        self, regions: RegionTokens, top_k: int = 5, *, concepts: ConceptBank | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """The `top_k` most probable concepts of each region with their scores, best first.
+
+        concepts: a bank of your own instead of the tokenizer's. Raises `ValueError` if there is neither.
+        """
+        bank = concepts or self.concepts
+        if bank is None:
+            raise ValueError(
+                "This tokenizer has no concept bank: load it with concepts=… (a file of the original or of "
+                "ConceptBank.save), or give classify a ConceptBank."
+            )
+        self._check_origin(regions)
+        return bank.top(regions.embeds, min(top_k, len(bank)) if top_k > 0 else top_k)
+
+    def _check_origin(self, regions: RegionTokens) -> None:
+        if regions.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"These region tokens were made by the tokenizer {regions.fingerprint}, this one is {self.fingerprint}: "
+                "encode the regions with this tokenizer."
+            )
+
+
+class _MaskSource:
+    """Computes masks of one `encode` call later, by asking the image decoder again."""
+
+    def __init__(self, tokenizer: TapRegionTokenizer, features: ImageFeatures, prepared: dict[str, Tensor]) -> None:
+        self.tokenizer, self.features, self.prepared = tokenizer, features, prepared
+
+    def __call__(self, rows: list[int]) -> list[Tensor]:
+        masks: list[Tensor] = []
+        with self.tokenizer._frozen():
+            for part in torch.tensor(rows).split(self.tokenizer.region_batch_size):
+                output = self.tokenizer._run(self.features, self.prepared, part, output_masks=True)
+                routed = output.pred_masks[torch.arange(len(part)), output.expert]
+                index = self.prepared["image_index"][part]
+                masks += self.tokenizer._masks_to_pictures(routed, self.features, index)
+        return masks
+
+
+def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    if isinstance(dtype, str):
+        value = getattr(torch, dtype, None)
+        if not isinstance(value, torch.dtype):
+            raise ValueError(f"dtype is {dtype!r}, expected float32, bfloat16 or float16.")
+        return value
+    return dtype

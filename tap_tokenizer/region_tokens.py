@@ -1,0 +1,206 @@
+"""`RegionTokens`: what the region tokenizer says of R regions, as one value that can be indexed, joined, moved and kept.
+
+Knows numbers and where they came from; it computes nothing but masks, and those only when asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = "tap-region-tokens-1"
+
+MaskSource: TypeAlias = "Callable[[list[int]], list[Tensor]]"
+"""Rows of one `encode` call → their masks (H, W), booleans."""
+
+
+@dataclass(frozen=True)
+class PendingMask:
+    """A mask that is not computed yet: row `row` of a call whose masks `source` can compute."""
+
+    source: MaskSource
+    row: int
+
+
+@dataclass(frozen=True, eq=False)
+class RegionTokens:
+    """R regions of B pictures, with K experts each (K = 4 in every published TAP).
+
+    semantic_tokens (R, K, D): a token per expert, what the caption decoder and a language model read.
+    semantic_embeds (R, K, E): the same in the space of the concept bank.
+    iou_scores (R, K): how well each expert thinks that its mask fits, 0 … 1, float32.
+    expert (R,): the expert that answers the region's prompt.
+    boxes (R, 4): xyxy in pixels of the original picture: the prompt's box, or else the box around the predicted mask.
+    image_index (R,): the picture of each region; image_sizes (B, 2): height and width of each picture.
+    fingerprint: which tokenizer's weights made these tokens.
+    """
+
+    semantic_tokens: Tensor
+    semantic_embeds: Tensor
+    iou_scores: Tensor
+    expert: Tensor
+    boxes: Tensor
+    image_index: Tensor
+    image_sizes: Tensor
+    fingerprint: str
+    mask_parts: list[Tensor | PendingMask | None] = field(default_factory=list, repr=False)
+    """For each region its mask (H, W), what can compute it, or None if it was not kept."""
+
+    def __post_init__(self) -> None:
+        if not self.mask_parts and len(self):
+            object.__setattr__(self, "mask_parts", [None] * len(self))
+
+    def __len__(self) -> int:
+        return len(self.semantic_tokens)
+
+    def __repr__(self) -> str:
+        return (
+            f"RegionTokens({len(self)} regions of {self.num_images} images, experts={self.semantic_tokens.shape[1]}, "
+            f"width={self.semantic_tokens.shape[2]}, fingerprint={self.fingerprint!r})"
+        )
+
+    @property
+    def num_images(self) -> int:
+        return len(self.image_sizes)
+
+    @property
+    def tokens(self) -> Tensor:
+        """The semantic token of the answering expert, (R, D)."""
+        return self._routed(self.semantic_tokens)
+
+    @property
+    def embeds(self) -> Tensor:
+        """The semantic embedding of the answering expert, (R, E)."""
+        return self._routed(self.semantic_embeds)
+
+    @property
+    def scores(self) -> Tensor:
+        """The IoU score of the answering expert, (R,)."""
+        return self._routed(self.iou_scores)
+
+    def _routed(self, values: Tensor) -> Tensor:
+        return values[torch.arange(len(self), device=values.device), self.expert]
+
+    @property
+    def masks(self) -> Tensor:
+        """Masks (R, H, W), booleans of the original picture's size; computed at the first reading.
+
+        Raises `ValueError` if the regions' pictures differ in size (take one picture at a time with `of_image`), or if
+        the tokens were saved or moved to another process without masks.
+        """
+        sizes = {tuple(size) for size in self.image_sizes[self.image_index.to(self.image_sizes.device)].tolist()}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"Got regions of pictures of {len(sizes)} sizes, whose masks have no common shape: "
+                "read regions.of_image(i).masks for one picture at a time."
+            )
+        if not len(self):
+            height, width = next(iter(self.image_sizes.tolist()), (0, 0))
+            return torch.zeros(0, height, width, dtype=torch.bool)
+        self._compute_masks()
+        return torch.stack([part for part in self.mask_parts if isinstance(part, Tensor)])
+
+    def _compute_masks(self) -> None:
+        if any(part is None for part in self.mask_parts):
+            raise ValueError("These region tokens were kept without masks: encode again, or save with_masks=True.")
+        pending: dict[int, list[int]] = {}
+        for i, part in enumerate(self.mask_parts):
+            if isinstance(part, PendingMask):
+                pending.setdefault(id(part.source), []).append(i)
+        for places in pending.values():
+            parts = [part for part in (self.mask_parts[i] for i in places) if isinstance(part, PendingMask)]
+            for i, mask in zip(places, parts[0].source([part.row for part in parts])):
+                self.mask_parts[i] = mask
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor | np.ndarray) -> RegionTokens:
+        """Some of the regions, as `RegionTokens` again; a single number gives one region."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"Got region {index} of {len(self)}.")
+            index = [index]
+        places = torch.arange(len(self))[torch.as_tensor(index) if not isinstance(index, slice) else index]
+        rows = {name: getattr(self, name)[places.to(getattr(self, name).device)] for name in _PER_REGION}
+        return replace(self, **rows, mask_parts=[self.mask_parts[i] for i in places.tolist()])
+
+    def of_image(self, index: int) -> RegionTokens:
+        """The regions of one picture, numbered as the only one."""
+        if not 0 <= index < self.num_images:
+            raise IndexError(f"Got image {index} of {self.num_images}.")
+        regions = self[(self.image_index == index).cpu()]
+        return replace(
+            regions,
+            image_index=torch.zeros_like(regions.image_index),
+            image_sizes=self.image_sizes[index : index + 1],
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[RegionTokens], *, same_images: bool = False) -> RegionTokens:
+        """Join regions. The pictures of each part are counted after those of the parts before it.
+
+        With `same_images` all parts speak of the same pictures, and their numbers stay as they are.
+        """
+        if not parts:
+            raise ValueError("Got no region tokens to concatenate, expected at least one.")
+        prints = {part.fingerprint for part in parts}
+        if len(prints) > 1:
+            raise ValueError(f"Got tokens of different tokenizers ({', '.join(sorted(prints))}): encode them all with one.")
+        if same_images and any(not torch.equal(p.image_sizes, parts[0].image_sizes) for p in parts):
+            raise ValueError("Got same_images=True and parts whose pictures differ in number or size.")
+        offsets = np.cumsum([0, *(0 if same_images else part.num_images for part in parts)])
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in _PER_REGION}
+        joined["image_index"] = torch.cat([p.image_index + int(offset) for p, offset in zip(parts, offsets)])
+        sizes = parts[0].image_sizes if same_images else torch.cat([part.image_sizes for part in parts])
+        masks = [mask for part in parts for mask in part.mask_parts]
+        return cls(**joined, image_sizes=sizes, fingerprint=parts[0].fingerprint, mask_parts=masks)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RegionTokens:
+        """The same regions on another device; `dtype` changes tokens and embeddings, not scores or boxes."""
+        moved: dict[str, Any] = {name: getattr(self, name).to(device=device) for name in (*_PER_REGION, "image_sizes")}
+        for name in ("semantic_tokens", "semantic_embeds"):
+            moved[name] = moved[name].to(dtype=dtype)
+        masks = [part.to(device=device) if isinstance(part, Tensor) else part for part in self.mask_parts]
+        return replace(self, **moved, mask_parts=masks)
+
+    def save(self, path: str | Path, *, with_masks: bool = False) -> None:
+        """Write one safetensors file, whole or not at all; masks, packed to bits, only if asked for."""
+        path = Path(path)
+        tensors = {name: getattr(self, name).cpu().contiguous() for name in (*_PER_REGION, "image_sizes")}
+        if with_masks and len(self):
+            self._compute_masks()
+            flat = [part.cpu().numpy().reshape(-1) for part in self.mask_parts if isinstance(part, Tensor)]
+            tensors["masks_packed"] = torch.from_numpy(np.packbits(np.concatenate(flat)))
+        metadata = {"format": FORMAT, "fingerprint": json.dumps(self.fingerprint)}
+        partial = path.with_name(path.name + ".partial")
+        save_file(tensors, partial, metadata=metadata)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> RegionTokens:
+        """Read what `save` wrote."""
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{path} holds no region tokens: expected a file that RegionTokens.save wrote.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+        packed = tensors.pop("masks_packed", None)
+        regions = cls(**tensors, fingerprint=json.loads(metadata["fingerprint"]))
+        if packed is not None:
+            bits, start = np.unpackbits(packed.numpy()), 0
+            for i, (height, width) in enumerate(regions.image_sizes[regions.image_index].tolist()):
+                piece = bits[start : start + height * width].reshape(height, width).astype(bool)
+                regions.mask_parts[i] = torch.from_numpy(piece)
+                start += height * width
+        return regions
+
+
+_PER_REGION = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "boxes", "image_index")
+assert {*_PER_REGION, "image_sizes", "fingerprint", "mask_parts"} == {f.name for f in fields(RegionTokens)}
