@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcesso
 
 from .concept_projector import ConceptBank
 from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
-from .image_processing_tap import TapImageProcessor
+from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb
 from .modeling_tap import TapModel, TapOutput
 from .processing_tap import TapProcessor
 from .prompt_encoder import PointLabel
@@ -24,6 +24,7 @@ AutoProcessor.register(TapConfig, TapProcessor, exist_ok=True)
 __all__ = [
     "ConceptBank",
     "ImageFeatures",
+    "ImageInput",
     "PointLabel",
     "RegionTokens",
     "TapConfig",
@@ -35,5 +36,6 @@ __all__ = [
     "TapProcessor",
     "TapRegionTokenizer",
     "TapTextDecoderConfig",
+    "load_rgb",
     "read_pickle",
 ]

@@ -5,6 +5,7 @@ Knows vectors and names, not where either comes from: a bank is the original's, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +56,12 @@ class ConceptBank:
     def embed_size(self) -> int:
         """Width E of the vectors; the model's `semantic_embed_size` must equal it."""
         return self.weights.shape[0]
+
+    @property
+    def digest(self) -> str:
+        """Which concepts these are: SHA-256, 16 hex digits, over names and weights."""
+        content = json.dumps(self.names).encode() + self.weights.contiguous().numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
 
     def scores(self, semantic_embeds: Tensor) -> Tensor:
         """Probability of every concept: semantic embeddings (..., E) → (..., N), float32 (section 3.1 of the paper)."""

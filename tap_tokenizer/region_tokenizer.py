@@ -40,6 +40,23 @@ class ImageFeatures:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    def __getitem__(self, index: int) -> ImageFeatures:
+        """The features of one picture, as a batch of one."""
+        row = slice(index, index + 1) if index >= 0 else slice(len(self) + index, len(self) + index + 1)
+        if not len(self.embeddings[row]):
+            raise IndexError(f"Got image {index} of {len(self)}.")
+        parts = (self.embeddings[row], self.original_sizes[row], self.reshaped_input_sizes[row])
+        return ImageFeatures(*parts, is_batch=True, fingerprint=self.fingerprint)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Join the pictures of several calls into one batch."""
+        if len({part.fingerprint for part in parts}) != 1:
+            raise ValueError("Got features of different tokenizers, or none: embed the pictures with one.")
+        names = ("embeddings", "original_sizes", "reshaped_input_sizes")
+        joined = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        return cls(*joined, is_batch=True, fingerprint=parts[0].fingerprint)
+
 
 class TapRegionTokenizer:
     """A frozen TAP with everything around it.
@@ -68,6 +85,8 @@ class TapRegionTokenizer:
         self.concepts = concepts
         self.image_batch_size = image_batch_size
         self.region_batch_size = region_batch_size
+        self.source: dict[str, str] = {}
+        """The arguments of `from_pretrained` that load this tokenizer again; empty if it was put together by hand."""
         self._fingerprint: str | None = None
         self._check_parts()
 
@@ -116,6 +135,8 @@ class TapRegionTokenizer:
             ),
         )
         tokenizer.model.requires_grad_(False).eval()
+        named = {"source": source, "variant": variant, "concepts": concepts, "text_tokenizer": text_tokenizer, "revision": revision}
+        tokenizer.source = {name: str(value) for name, value in named.items() if isinstance(value, (str, Path))}
         return tokenizer
 
     def save_pretrained(self, folder: str | Path) -> None:

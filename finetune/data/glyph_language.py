@@ -1,6 +1,7 @@
-"""GlyphScenes in words: captions, concept vectors, and questions with their answers.
+"""GlyphScenes in words: captions, concept vectors and the vocabulary of captions.
 
-Knows what is in a scene, never how it looks: everything here follows from the list of objects.
+Knows what is in a scene, never how it looks: everything here follows from the list of objects. Questions are in
+`glyph_questions`.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def make_scene(index: int, split: str = "train", seed: int = 0) -> GlyphScene:
     sizes = CROWDED_SIZES if rules.crowded else SIZES
     objects: list[GlyphObject] = []
     for _ in range(random.randint(rules.counts[0], rules.counts[1] + 1)):
-        kind, colour = _draw_pair(random, rules.held_out)
+        kind, colour = _draw_pair(random, rules.held_out, objects)
         size = list(sizes)[random.randint(len(sizes))]
         extent = random.uniform(*sizes[size])
         appearance = {
@@ -146,11 +146,18 @@ def make_scene(index: int, split: str = "train", seed: int = 0) -> GlyphScene:
     return GlyphScene(split, seed, index, width, height, background, background_seed, tuple(objects))
 
 
-def _draw_pair(random: np.random.RandomState, held_out: bool) -> tuple[str, str]:
+def _draw_pair(random: np.random.RandomState, held_out: bool, others: list[GlyphObject]) -> tuple[str, str]:
+    """Kind and colour; one in four of each repeats an object that is there already, so that things are shared."""
     while True:
-        pair = list(KINDS)[random.randint(len(KINDS))], list(COLOURS)[random.randint(len(COLOURS))]
-        if (pair in HELD_OUT_PAIRS) == held_out:
-            return pair
+        kind, colour = list(KINDS)[random.randint(len(KINDS))], list(COLOURS)[random.randint(len(COLOURS))]
+        model = others[random.randint(len(others))] if others else None
+        repeats_kind, repeats_colour = random.uniform(size=2) < 0.25
+        if model is not None and repeats_kind:
+            kind = model.kind
+        elif model is not None and repeats_colour:
+            colour = model.colour
+        if ((kind, colour) in HELD_OUT_PAIRS) == held_out:
+            return kind, colour
 
 
 def _vary_colour(rgb: tuple[int, int, int], random: np.random.RandomState) -> tuple[int, int, int]:

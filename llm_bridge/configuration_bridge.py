@@ -1,0 +1,97 @@
+"""`RegionBridgeConfig`: which language model, which region tokenizer, and what a region gives the one from the other.
+
+Knows numbers and names only: no torch, no weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+REGION_TOKEN = "<|region|>"
+"""The placeholder in the text; each one is filled with one projected region token."""
+
+POSITION_SIZE = 6
+"""Numbers of the position code: x1, y1, x2, y2 as shares of the picture's width and height, area share, IoU score."""
+
+
+@strict
+class RegionBridgeConfig(PreTrainedConfig):
+    """A causal language model, a projector, and the region tokenizer whose tokens they understand."""
+
+    model_type = "region_bridge"
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
+
+    text_config: Any = None
+    """The language model's own config."""
+    region_token: str = REGION_TOKEN
+    region_token_id: int = -1
+    """Id of the placeholder in the text tokenizer. It may lie outside the language model's vocabulary: it is never
+    looked up, and nothing is resized for it."""
+
+    token_size: int = 256
+    embed_size: int = 1024
+    num_experts: int = 4
+    fingerprint: str | None = None
+    """Which region tokenizer's weights the projector was trained on."""
+    concept_space: str | None = None
+    """Digest of the region tokenizer's concept bank, for the record."""
+    accept_any_tokenizer: bool = False
+    """Do not refuse tokens of a region tokenizer with another fingerprint."""
+
+    experts: Literal["routed", "all"] = "routed"
+    """What a region gives: the token of the answering expert (one placeholder) or of all experts (one each)."""
+    use_semantic_embeds: bool = True
+    """Whether the projector reads the semantic embedding beside the semantic token."""
+    use_position: bool = True
+    """Whether the projector reads the position code: box, area and IoU score."""
+    image_grid: int = 0
+    """Picture context: an `<image>` is n × n region tokens, prompted by a grid of points; 0 gives none."""
+
+    projector_hidden_size: int | None = None
+    """Width of the projector's hidden layer; default: the language model's width."""
+    position_frequencies: int = 6
+    """Octaves of sine and cosine by which the position code is spread out."""
+    embedding_scale: float | int = 1.0
+    """Root mean square of the language model's input embeddings, at which projected tokens start."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.text_config, dict):
+            values = dict(self.text_config)
+            self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
+        elif self.text_config is None:
+            self.text_config = AutoConfig.for_model("llama")
+        if self.image_grid < 0:
+            raise ValueError(f"image_grid is {self.image_grid}, expected 0 (no picture context) or points per side.")
+        super().__post_init__(**kwargs)
+        # peft reads this from the top level when it merges adapters of a language model with tied embeddings
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the language model's input embeddings."""
+        return int(self.text_config.hidden_size)
+
+    @property
+    def slots_per_region(self) -> int:
+        """Placeholders that a region fills."""
+        return self.num_experts if self.experts == "all" else 1
+
+    @property
+    def feature_size(self) -> int:
+        """Numbers that the processor gives for each placeholder: token, embedding, position, expert, context flag."""
+        return self.token_size + self.embed_size + POSITION_SIZE + self.num_experts + 1
+
+
+def region_token_id(text_tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the placeholder in a tokenizer; one that lacks it is given it, as its last id, in place."""
+    if REGION_TOKEN not in text_tokenizer.get_vocab():
+        text_tokenizer.add_special_tokens({"extra_special_tokens": [REGION_TOKEN]}, replace_extra_special_tokens=False)
+    return int(text_tokenizer.convert_tokens_to_ids(REGION_TOKEN))
+
+
+def fingerprint_number(fingerprint: str) -> int:
+    """A fingerprint (hex digits) as a number that fits a signed 64-bit tensor."""
+    return int(fingerprint[:15], 16)

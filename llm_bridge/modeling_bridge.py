@@ -1,0 +1,315 @@
+"""`RegionBridgeForConditionalGeneration`: any causal language model that reads projected region tokens in its prompt.
+
+Takes ids with placeholders and region features, never pictures: the region tokenizer lives in the processor. No line
+names an architecture; `generate`, caches, beams and streamers are transformers' own.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Cache,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from tap_tokenizer import TapRegionTokenizer
+
+from .configuration_bridge import REGION_TOKEN, RegionBridgeConfig, fingerprint_number, region_token_id
+from .projector import RegionProjector
+
+
+@dataclass
+class RegionBridgeOutput(ModelOutput):
+    """What the language model returned: loss if labels were given, logits (B, L, V), cache, and hidden states if asked."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A language model and a projector."""
+
+    config_class = RegionBridgeConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _tied_weights_keys: dict[str, str] = {}  # the language model ties its own
+
+    def __init__(self, config: RegionBridgeConfig, language_model: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.projector = RegionProjector(config)
+        self.post_init()
+
+    @classmethod
+    def from_language_model(
+        cls,
+        language_model: str | PreTrainedModel,
+        *,
+        region_tokenizer: TapRegionTokenizer,
+        text_tokenizer: PreTrainedTokenizerBase | None = None,
+        dtype: torch.dtype | str | None = None,
+        **options: Any,
+    ) -> RegionBridgeForConditionalGeneration:
+        """A bridge with a fresh projector from a causal language model and a region tokenizer.
+
+        language_model: a Hub name, a folder, or a loaded model, which is used as it is and not copied.
+        text_tokenizer: its tokenizer; default: the one saved under the language model's name.
+        options: fields of `RegionBridgeConfig` (experts, use_position, image_grid, …), or, for a language model that is
+        loaded here, arguments of its `from_pretrained` (quantization_config, device_map, …).
+
+        >>> bridge = RegionBridgeForConditionalGeneration.from_language_model(
+        ...     "Qwen/Qwen3-0.6B", region_tokenizer=region_tokenizer, image_grid=4
+        ... )
+        """
+        known = set(RegionBridgeConfig.__dataclass_fields__) - set(_COMPUTED_FIELDS)
+        config_options = {name: options.pop(name) for name in list(options) if name in known}
+        if isinstance(language_model, str):
+            name: str | None = language_model
+            language_model = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto", **options)
+        else:
+            name = language_model.config.name_or_path or None
+            if options:
+                raise ValueError(f"Got {sorted(options)}, which are neither fields of RegionBridgeConfig nor of use here.")
+        if text_tokenizer is None:
+            if name is None:
+                raise ValueError("The language model has no name to find its tokenizer by: give text_tokenizer=….")
+            text_tokenizer = AutoTokenizer.from_pretrained(name)
+        sizes = region_tokenizer.model.config
+        attention = language_model.config._attn_implementation
+        config = RegionBridgeConfig(
+            text_config=deepcopy(language_model.config),
+            region_token_id=region_token_id(text_tokenizer),
+            token_size=sizes.image_decoder_config.hidden_size,
+            embed_size=sizes.image_decoder_config.semantic_embed_size,
+            num_experts=sizes.image_decoder_config.num_experts,
+            fingerprint=region_tokenizer.fingerprint,
+            concept_space=region_tokenizer.concepts.digest if region_tokenizer.concepts else None,
+            embedding_scale=_embedding_scale(language_model),
+            **config_options,
+        )
+        bridge = cls(config, language_model)
+        config.text_config = language_model.config  # one config, so that a change shows in both places
+        config._attn_implementation = attention
+        bridge.projector.to(language_model.device)
+        if language_model.dtype.is_floating_point and not getattr(language_model, "is_quantized", False):
+            bridge.projector.to(language_model.dtype)
+        for attribute in _QUANTIZATION_ATTRIBUTES:  # peft and transformers look for these on the outermost model
+            if hasattr(language_model, attribute):
+                setattr(bridge, attribute, getattr(language_model, attribute))
+        bridge.generation_config = language_model.generation_config
+        return bridge.eval()
+
+    # --- what transformers asks of a model ----------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, RegionProjector):
+            for linear in (module.linear_1, module.linear_2):
+                init.xavier_uniform_(linear.weight)
+                init.zeros_(linear.bias)
+            for norm in (module.token_norm, module.embed_norm):
+                if norm is not None:
+                    init.ones_(norm.weight)
+                    init.zeros_(norm.bias)
+            init.constant_(module.output_norm.weight, self.config.embedding_scale)
+
+    # --- seeing through the prompt ------------------------------------------------------------------------------------
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        region_features: Tensor,
+        region_mask: Tensor,
+        region_positions: Tensor | None = None,
+        region_source: Tensor | None = None,
+    ) -> Tensor:
+        """Input embeddings (B, L, hidden_size): the language model's own, and projected regions at the placeholders.
+
+        region_features (B, S, F) and region_mask (B, S): a row of features for each placeholder, True where there is one.
+        region_positions (B, L): where the placeholders are, if `input_ids` do not show it.
+        region_source (B,): fingerprints of the tokenizers that made the features, as numbers.
+        """
+        positions = input_ids == self.config.region_token_id if region_positions is None else region_positions
+        region_mask = region_mask.bool()
+        if not torch.compiler.is_compiling():
+            _check_counts(positions, region_mask)
+            self._check_features(region_features, region_source)
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(positions, 0))
+        projected = self.projector(region_features[region_mask]).to(embeddings.device, embeddings.dtype)
+        return embeddings.masked_scatter(positions.unsqueeze(-1), projected)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        region_features: Tensor | None = None,
+        region_mask: Tensor | None = None,
+        region_positions: Tensor | None = None,
+        region_source: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> RegionBridgeOutput:
+        """The language model's forward, after filling placeholders; see `embed` for the region arguments.
+
+        Without region features the language model gets exactly what was given. `labels` (B, L) are its own labels.
+        """
+        if region_features is not None and inputs_embeds is None:
+            if input_ids is None or region_mask is None:
+                raise ValueError("Got region_features without input_ids or region_mask: give what the processor returned.")
+            inputs_embeds = self.embed(input_ids, region_features, region_mask, region_positions, region_source)
+            input_ids = None
+        elif input_ids is not None and not torch.compiler.is_compiling():
+            self._check_text_only(input_ids)
+        output = self.language_model(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+        return RegionBridgeOutput(
+            loss=output.get("loss"),
+            logits=output.logits,
+            past_key_values=output.get("past_key_values"),
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate` on the processor's output.
+
+        While it runs, placeholders are marked by position and not by id, because the id may lie outside the language
+        model's vocabulary, where logits processors would look it up; the returned prompt holds them again.
+        """
+        input_ids = kwargs.pop("input_ids", inputs)
+        if input_ids is None or kwargs.get("region_features") is None:
+            return super().generate(input_ids, *args, **kwargs)
+        positions = input_ids == self.config.region_token_id
+        _check_counts(positions, kwargs["region_mask"].bool())
+        self._check_features(kwargs["region_features"], kwargs.get("region_source"))
+        filler = self.generation_config.pad_token_id or 0
+        filled = input_ids.masked_fill(positions, filler)
+        output = super().generate(filled, *args, region_positions=positions, **kwargs)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        prompt = sequences[:, : input_ids.shape[1]]
+        prompt.copy_(input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0))
+        return output
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        region_features: Tensor | None = None,
+        region_mask: Tensor | None = None,
+        region_positions: Tensor | None = None,
+        region_source: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As transformers prepares them; regions join whenever the prompt itself is read."""
+        prepared = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        ids = prepared.get("input_ids")
+        if region_features is None or ids is None or ids.shape[1] != input_ids.shape[1]:
+            return prepared
+        if region_positions is not None and region_positions.shape[1] < ids.shape[1]:  # no cache: answers join the ids
+            region_positions = nn.functional.pad(region_positions, (0, ids.shape[1] - region_positions.shape[1]))
+        prepared |= {
+            "region_features": region_features,
+            "region_mask": region_mask,
+            "region_positions": region_positions,
+            "region_source": region_source,
+        }
+        return prepared
+
+    # --- what is refused ----------------------------------------------------------------------------------------------
+
+    def _check_features(self, region_features: Tensor, region_source: Tensor | None) -> None:
+        if region_features.shape[-1] != self.config.feature_size:
+            raise ValueError(
+                f"Region features have width {region_features.shape[-1]}, this bridge reads {self.config.feature_size}: they "
+                "were made for another region tokenizer."
+            )
+        if region_source is None or self.config.fingerprint is None or self.config.accept_any_tokenizer:
+            return
+        strangers = (region_source != fingerprint_number(self.config.fingerprint)).nonzero().flatten().tolist()
+        if strangers:
+            raise ValueError(
+                f"Sample {strangers[0]} has region tokens of another tokenizer than {self.config.fingerprint}, which this "
+                "bridge was built on: encode with that one, or set config.accept_any_tokenizer to try all the same."
+            )
+
+    def _check_text_only(self, input_ids: Tensor) -> None:
+        rows = (input_ids == self.config.region_token_id).any(dim=1).nonzero().flatten().tolist()
+        if rows:
+            raise ValueError(
+                f"Sample {rows[0]} has {self.config.region_token} placeholders but no region features came with it: give "
+                "all that the processor returned."
+            )
+
+
+_COMPUTED_FIELDS = ("text_config", "region_token_id", "token_size", "embed_size", "num_experts", "fingerprint",
+                    "concept_space", "embedding_scale")  # fmt: skip
+_QUANTIZATION_ATTRIBUTES = ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit", "hf_quantizer", "quantization_method")
+
+
+def _check_counts(positions: Tensor, region_mask: Tensor) -> None:
+    """Every sample has as many placeholders as features."""
+    found, given = positions.sum(dim=1), region_mask.sum(dim=1)
+    wrong = (found != given).nonzero().flatten().tolist()
+    if wrong:
+        row = wrong[0]
+        raise ValueError(
+            f"Sample {row} has {int(found[row])} {REGION_TOKEN} placeholders but {int(given[row])} region features: give "
+            "one region per <region> in its text, in order, and do not cut the text."
+        )
+
+
+@torch.no_grad()
+def _embedding_scale(language_model: PreTrainedModel) -> float:
+    """Root mean square of the input embeddings of a language model's first few thousand words."""
+    embeddings = language_model.get_input_embeddings()
+    words = torch.arange(min(4096, language_model.config.get_text_config().vocab_size), device=language_model.device)
+    return float(embeddings(words).float().square().mean().sqrt())

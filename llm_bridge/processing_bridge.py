@@ -1,0 +1,596 @@
+"""`RegionBridgeProcessor`: text or chat, pictures and regions → ids with placeholders + region features.
+
+The region tokenizer lives here, as speech models keep their neural codec in the processor: what comes out goes to
+`model.generate(**inputs)` as it is. Knows the text tokenizer and the region tokenizer; knows no language model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_utils import load_image
+from transformers.utils import cached_file
+
+from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, load_rgb
+
+from .configuration_bridge import RegionBridgeConfig, fingerprint_number, region_token_id
+from .region_prompt import Layout, MarkerExpander, flatten_chat, with_image_markers, with_labels
+
+CONFIG_FILE = "processor_config.json"
+REGION_TOKENIZER_FOLDER = "region_tokenizer"
+
+DEFAULT_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize + ': ' + message['content'] | trim }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""For a language model whose tokenizer has no chat template: "User: …" and "Assistant: …", a turn a line."""
+
+
+@dataclass
+class Sample:
+    """One prompt's pictures and regions: each region is its picture's number and one prompt (box, points, mask)."""
+
+    images: list[Any] = field(default_factory=list)
+    regions: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+
+
+class RegionBridgeProcessor(ProcessorMixin):
+    """Text, pictures and regions → what `RegionBridgeForConditionalGeneration` reads.
+
+    In text, `<region>` stands for the next region, `<region2>` for the second, and `<image>` for a picture's context
+    tokens if the bridge was built with an `image_grid`; a picture that the text does not mention comes first. Regions
+    have names, region1, region2, …, by which later text can speak of them.
+
+    tokenizer: the language model's text tokenizer; it is given the placeholder token.
+    region_tokenizer: makes the region tokens; without one, only text and ready-made `RegionTokens` can be processed.
+    experts and image_grid: as in the bridge's config; `for_bridge` takes them from there.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        region_tokenizer: TapRegionTokenizer | None = None,
+        chat_template: str | None = None,
+        experts: Literal["routed", "all"] = "routed",
+        image_grid: int = 0,
+        cached_images: int = 8,
+    ) -> None:
+        if isinstance(tokenizer, TapRegionTokenizer) or isinstance(region_tokenizer, PreTrainedTokenizerBase):
+            raise ValueError("Got text and region tokenizer in the wrong order: give tokenizer=…, region_tokenizer=….")
+        super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE)
+        self.region_tokenizer = region_tokenizer
+        self.experts = experts
+        self.image_grid = image_grid
+        self.region_token_id = region_token_id(tokenizer)
+        self._give_padding(tokenizer)
+        self._seen = _ImageCache(cached_images)
+
+    @classmethod
+    def for_bridge(
+        cls,
+        config: RegionBridgeConfig,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        region_tokenizer: TapRegionTokenizer | None = None,
+        **options: Any,
+    ) -> RegionBridgeProcessor:
+        """A processor that suits a bridge; the text tokenizer defaults to the one saved under the language model's name."""
+        if tokenizer is None:
+            name = config.text_config.name_or_path
+            if not name:
+                raise ValueError("The language model has no name to find its tokenizer by: give tokenizer=….")
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        processor = cls(tokenizer, region_tokenizer, experts=config.experts, image_grid=config.image_grid, **options)
+        processor.check_bridge(config)
+        return processor
+
+    def check_bridge(self, config: RegionBridgeConfig) -> None:
+        """Refuse a bridge that does not read what this processor makes."""
+        for name in ("experts", "image_grid", "region_token_id"):
+            if getattr(self, name) != getattr(config, name):
+                raise ValueError(
+                    f"The processor has {name} = {getattr(self, name)!r}, the bridge {getattr(config, name)!r}: load the "
+                    "processor that was saved with the bridge, or build one with RegionBridgeProcessor.for_bridge."
+                )
+        if self.region_tokenizer is None or config.fingerprint is None or config.accept_any_tokenizer:
+            return
+        if self.region_tokenizer.fingerprint != config.fingerprint:
+            raise ValueError(
+                f"The bridge was built on the region tokenizer {config.fingerprint}, this is "
+                f"{self.region_tokenizer.fingerprint}: load that one, or set config.accept_any_tokenizer to try all the same."
+            )
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """Only the text tokenizer is one of transformers' sub-processors; the region tokenizer we save ourselves."""
+        return ["tokenizer"]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "region_features", "region_mask", "region_source"]
+
+    @staticmethod
+    def _give_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+        if tokenizer.pad_token is None:
+            substitute = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+            if substitute is None:
+                raise ValueError("The text tokenizer has no padding, end, begin or unknown token: set tokenizer.pad_token.")
+            tokenizer.pad_token = substitute
+
+    @property
+    def layout(self) -> Layout:
+        """How many placeholders an image and a region take."""
+        slots = self._region_tokenizer().model.config.image_decoder_config.num_experts if self.experts == "all" else 1
+        return Layout(image_slots=self.image_grid**2, region_slots=slots)
+
+    # --- from text ----------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        images: Any = None,
+        boxes: Any = None,
+        points: Any = None,
+        point_labels: Any = None,
+        masks: Any = None,
+        *,
+        return_tensors: str | None = "pt",
+        **text_options: Any,
+    ) -> BatchFeature:
+        """Text with markers, and the pictures and regions that they stand for, → a batch.
+
+        One text: `images` is a picture or a list of them, prompts as for `TapRegionTokenizer.encode`. A list of texts:
+        `images` has an entry per text (a picture, a list, or None), and so has each kind of prompt.
+        Points without point_labels all lie on their region.
+        text_options go to the text tokenizer; texts are padded on the left unless `padding_side` says otherwise.
+
+        Gives input_ids and attention_mask (B, L), and if there are regions, region_features (B, S, F), region_mask
+        (B, S) and region_source (B,); see `RegionBridgeForConditionalGeneration.embed`.
+        """
+        if text is None:
+            raise ValueError("Got no text: give text=… with a <region> for every region.")
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt'.")
+        prompts = {"box": boxes, "points": points, "point_labels": point_labels, "mask": masks}
+        if isinstance(text, str):
+            texts, samples = [text], [_as_sample(images, prompts, "The text")]
+        else:
+            texts = list(text)
+            samples = _as_samples(len(texts), images, prompts)
+        expanded, orders = [], []
+        for i, (words, sample) in enumerate(zip(texts, samples)):
+            name = f"Sample {i}" if len(texts) > 1 else "The text"
+            expander = MarkerExpander(self._layout_for(sample), len(sample.images), len(sample.regions), name)
+            expanded.append(expander.expand(with_image_markers(words, len(sample.images)) if self.image_grid else words))
+            orders.append(self._finished(expander, words))
+        return self._pack(expanded, samples, orders, text_options)
+
+    def _layout_for(self, sample: Sample) -> Layout:
+        """Text alone needs no region tokenizer to be laid out."""
+        return self.layout if sample.images or sample.regions else Layout(0, 0)
+
+    def _finished(self, expander: MarkerExpander, words: str) -> list[tuple[str, int]]:
+        if not self.image_grid and "<image>" not in words:
+            expander.images = 0  # pictures need no marker if they give no tokens of their own
+        return expander.finish()
+
+    # --- from chat ----------------------------------------------------------------------------------------------------
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        **template_options: Any,
+    ) -> Any:
+        """A conversation, or a list of them, in the language model's own chat format.
+
+        Message content is a string or a list of items: text, {"type": "image", "image": …} and {"type": "region", "box":
+        …} (or "points" with "point_labels", or "mask"), which belongs to the last image before it.
+        Gives text, or with `tokenize` ids, or with `return_dict` the batch that `__call__` gives;
+        `return_assistant_tokens_mask` adds assistant_masks (B, L), 1 on the assistant's words and on the token that ends
+        its turn. template_options reach the template (enable_thinking, …), processor_kwargs the text tokenizer.
+        """
+        is_batch = not isinstance(conversation[0], dict)
+        conversations = list(conversation) if is_batch else [conversation]
+        template = chat_template or self.chat_template
+        options = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            **template_options,
+        }
+        texts, samples, orders, spans = [], [], [], []
+        for i, messages in enumerate(conversations):
+            name = f"Conversation {i}" if is_batch else "The conversation"
+            chat = flatten_chat(messages, name)
+            sample = Sample(chat.images, chat.regions)
+            expander = MarkerExpander(self._layout_for(sample), len(sample.images), len(sample.regions), name)
+            expanded = [{**m, "content": expander.expand(m["content"])} if "content" in m else m for m in chat.messages]
+            orders.append(expander.finish())
+            samples.append(sample)
+            texts.append(self._render(expanded, template, options))
+            if return_assistant_tokens_mask:
+                spans.append(self._assistant_spans(expanded, texts[-1], template, options))
+        if not tokenize:
+            return texts if is_batch else texts[0]
+        words = {"add_special_tokens": False, **(processor_kwargs or {})}
+        if return_tensors not in (None, "auto", "pt"):
+            raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt'.")
+        words.pop("return_tensors", None)
+        batch = self._pack(texts, samples, orders, words, spans or None)
+        return batch if return_dict else batch["input_ids"]
+
+    def _render(self, messages: list[dict[str, Any]], template: str, options: dict[str, Any]) -> str:
+        return self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
+
+    def _assistant_spans(
+        self, messages: list[dict[str, Any]], text: str, template: str, options: dict[str, Any]
+    ) -> list[tuple[int, int]]:
+        """Where the assistant's words, and the special token that ends each turn, stand in the rendered text.
+
+        Each turn is rendered once more with other words; what the two renderings do not share are the words. This needs
+        no marks in the template, and holds for templates that write earlier turns differently.
+        """
+        spans = []
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant" or not message.get("content", "").strip():
+                continue
+            stranger = "\u2063" if not message["content"].strip().startswith("\u2063") else "\u2064"
+            changed = [*messages[:i], {**message, "content": stranger}, *messages[i + 1 :]]
+            other = self._render(changed, template, options)
+            start = _common_prefix(text, other)
+            end = len(text) - (len(other) - start - len(stranger))
+            if other[start : start + len(stranger)] != stranger or text[end:] != other[start + len(stranger) :]:
+                raise ValueError("The chat template changes the assistant's words, so they cannot be found in the text.")
+            ending = next((t for t in self.tokenizer.all_special_tokens if t and text.startswith(t, end)), "")
+            spans.append((start, end + len(ending)))
+        return spans
+
+    # --- the batch ----------------------------------------------------------------------------------------------------
+
+    def _pack(
+        self,
+        texts: list[str],
+        samples: list[Sample],
+        orders: list[list[tuple[str, int]]],
+        text_options: dict[str, Any],
+        spans: list[list[tuple[int, int]]] | None = None,
+    ) -> BatchFeature:
+        rows = self._feature_rows(samples, orders)
+        return self.pack(texts, rows, spans=spans, **text_options)
+
+    def pack(
+        self,
+        texts: Sequence[str],
+        feature_rows: Sequence[Tensor | None],
+        *,
+        spans: Sequence[Sequence[tuple[int, int]]] | None = None,
+        **text_options: Any,
+    ) -> BatchFeature:
+        """Texts whose placeholders are in place, and the feature rows (S, F) of each, → a batch.
+
+        The last step of `__call__`; called directly where features were computed before. `spans`: characters of each
+        text to be marked in assistant_masks.
+        """
+        options = {"padding": True, "padding_side": "left", **text_options}
+        encoded = self.tokenizer(
+            list(texts), return_tensors="pt", return_offsets_mapping=spans is not None, return_token_type_ids=False, **options
+        )
+        offsets = encoded.pop("offset_mapping", None)
+        data: dict[str, Tensor] = dict(encoded)
+        if spans is not None:
+            data["assistant_masks"] = _mask_spans(offsets, data["attention_mask"], spans)
+        if any(rows is not None and len(rows) for rows in feature_rows):
+            data |= self._pad_features(feature_rows)
+        return BatchFeature(data)
+
+    def _pad_features(self, feature_rows: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        tokenizer = self._region_tokenizer()
+        some = next(rows for rows in feature_rows if rows is not None and len(rows))
+        longest = max(len(rows) for rows in feature_rows if rows is not None)
+        features = some.new_zeros(len(feature_rows), longest, some.shape[-1])
+        mask = torch.zeros(len(feature_rows), longest, dtype=torch.long)
+        for i, rows in enumerate(feature_rows):
+            if rows is not None:
+                features[i, : len(rows)] = rows
+                mask[i, : len(rows)] = 1
+        source = torch.full((len(feature_rows),), fingerprint_number(tokenizer.fingerprint))
+        return {"region_features": features, "region_mask": mask, "region_source": source}
+
+    def _feature_rows(self, samples: list[Sample], orders: list[list[tuple[str, int]]]) -> list[Tensor | None]:
+        """Feature rows (S, F) of each sample, in the order of its placeholders; each picture is encoded once."""
+        pictures: dict[str, Any] = {}
+        keys: list[list[str]] = []
+        for sample in samples:
+            opened = [_open(image) for image in sample.images]
+            keys.append([_content_key(picture) for picture in opened])
+            pictures.update(zip(keys[-1], opened))
+        wanted = {key for i, order in enumerate(orders) for kind, n in order for key in [
+            keys[i][n if kind == "image" else samples[i].regions[n][0]]]}  # fmt: skip
+        pictures = {key: picture for key, picture in pictures.items() if key in wanted}
+        if not pictures:
+            return [None] * len(samples)
+        features = self._seen.features(self._region_tokenizer(), pictures)
+        place = {key: i for i, key in enumerate(pictures)}
+        prompts: list[list[dict[str, Any]]] = [[] for _ in pictures]
+        where: dict[tuple[int, int], tuple[int, int]] = {}
+        for i, sample in enumerate(samples):
+            for n, (image, prompt) in enumerate(sample.regions):
+                picture = place[keys[i][image]]
+                where[i, n] = (picture, len(prompts[picture]))
+                prompts[picture].append(prompt)
+        regions = self._encode(features, prompts)
+        starts = np.cumsum([0, *(len(p) for p in prompts)])
+        grids = self._grids(pictures, features) if self.image_grid else {}
+        rows: list[Tensor | None] = []
+        for i, order in enumerate(orders):
+            parts = []
+            for kind, n in order:
+                if kind == "image":
+                    parts.append(grids[keys[i][n]] if self.image_grid else None)
+                else:
+                    picture, number = where[i, n]
+                    parts.append(regions[int(starts[picture]) + number])
+            rows.append(torch.cat([part for part in parts if part is not None]) if order else None)
+        return rows
+
+    def _encode(self, features: ImageFeatures, prompts: list[list[dict[str, Any]]]) -> Tensor:
+        """Prompts of each picture → features (R, slots, F), picture by picture."""
+        columns = {"boxes": "box", "points": "points", "point_labels": "point_labels", "masks": "mask"}
+        used = {name: key for name, key in columns.items() if any(key in p for regions in prompts for p in regions)}
+        tokenizer = self._region_tokenizer()
+        if not used:
+            return torch.zeros(0, self.layout.region_slots, 0)
+        lists = {name: [[p.get(key) for p in regions] for regions in prompts] for name, key in used.items()}
+        return region_features(tokenizer.encode(features=features, **lists), self.experts)
+
+    def _grids(self, pictures: dict[str, Any], features: ImageFeatures) -> dict[str, Tensor]:
+        """Features (n², F) of the point grid of each picture; computed once per picture."""
+        found = {}
+        for i, key in enumerate(pictures):
+            grid = self._seen.grid(key)
+            if grid is None:
+                size = features.original_sizes[i].tolist()
+                points, labels = grid_points(self.image_grid, (size[0], size[1]))
+                regions = self._region_tokenizer().encode(features=features[i], points=[points], point_labels=[labels])
+                grid = region_features(regions, "routed", is_context=True).flatten(0, 1)
+                self._seen.keep_grid(key, grid)
+            found[key] = grid
+        return found
+
+    def _region_tokenizer(self) -> TapRegionTokenizer:
+        if self.region_tokenizer is None:
+            raise ValueError("This processor has no region tokenizer: load it with region_tokenizer=…, a TapRegionTokenizer.")
+        return self.region_tokenizer
+
+    # --- loading and saving -------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "processor_class": type(self).__name__,
+            "experts": self.experts,
+            "image_grid": self.image_grid,
+            "region_tokenizer": self._region_tokenizer_entry(),
+        }
+
+    def _region_tokenizer_entry(self) -> dict[str, str] | None:
+        if self.region_tokenizer is None:
+            return None
+        return {**self.region_tokenizer.source, "fingerprint": self.region_tokenizer.fingerprint}
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, whole: bool | None = None, **kwargs: Any
+    ) -> list[str]:
+        """Save the processor and its text tokenizer; the region tokenizer whole, or by reference to where it came from.
+
+        whole: default True only for a region tokenizer that was put together by hand, which has no reference.
+        """
+        folder = Path(save_directory)
+        if whole is None:
+            whole = self.region_tokenizer is not None and not self.region_tokenizer.source
+        if not whole and self.region_tokenizer is not None and not self.region_tokenizer.source:
+            raise ValueError("This region tokenizer was not loaded from anywhere, so it has no reference: save whole=True.")
+        files = super().save_pretrained(str(folder), **kwargs)
+        if whole:
+            self._region_tokenizer().save_pretrained(folder / REGION_TOKENIZER_FOLDER)
+        return files
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        region_tokenizer: TapRegionTokenizer | str | None = None,
+        device: torch.device | str | None = None,
+        **kwargs: Any,
+    ) -> RegionBridgeProcessor:
+        """Load a processor with its text tokenizer and its region tokenizer.
+
+        region_tokenizer: use this one (or load it from there) instead of the one that was saved. device: where it runs.
+        """
+        hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if key in kwargs}
+        path = cached_file(pretrained_model_name_or_path, CONFIG_FILE, **hub)
+        values = json.loads(Path(path).read_text())
+        entry = values.get("region_tokenizer")
+        if isinstance(region_tokenizer, str):
+            region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer, device=device)
+        elif region_tokenizer is None and entry is not None:
+            region_tokenizer = _load_region_tokenizer(str(pretrained_model_name_or_path), entry, hub, device)
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
+        return cls(tokenizer, region_tokenizer, experts=values["experts"], image_grid=values["image_grid"])
+
+
+def _load_region_tokenizer(
+    name: str, entry: dict[str, str], hub: dict[str, Any], device: torch.device | str | None
+) -> TapRegionTokenizer:
+    """The region tokenizer that lies in the folder, or else the one that the folder refers to; it must be the same."""
+    folder = Path(name) / REGION_TOKENIZER_FOLDER
+    if not Path(name).is_dir():
+        folder = Path(snapshot_download(name, allow_patterns=[f"{REGION_TOKENIZER_FOLDER}/*"], **hub)) / REGION_TOKENIZER_FOLDER
+    reference = {key: value for key, value in entry.items() if key != "fingerprint"}
+    if folder.is_dir():
+        reference = {"source": str(folder)}
+    tokenizer = TapRegionTokenizer.from_pretrained(**reference, device=device)  # type: ignore[arg-type]
+    if tokenizer.fingerprint != entry["fingerprint"]:
+        raise ValueError(
+            f"{name} was saved with the region tokenizer {entry['fingerprint']}, but {reference['source']} now holds "
+            f"{tokenizer.fingerprint}: give region_tokenizer=…."
+        )
+    return tokenizer
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+def region_features(regions: RegionTokens, experts: Literal["routed", "all"], *, is_context: bool = False) -> Tensor:
+    """Features (R, slots, F) of R regions on the CPU, float32: one slot for the answering expert, or one for each.
+
+    Each row is [semantic token, semantic embedding, x1, y1, x2, y2 as shares of the picture's width and height, area
+    share, IoU score, which expert, whether it is picture context].
+    """
+    count, number = regions.iou_scores.shape
+    sizes = regions.image_sizes.to(regions.boxes.device)[regions.image_index].flip(1).repeat(1, 2)
+    box = regions.boxes / sizes
+    area = ((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])).unsqueeze(1)
+    chosen = regions.expert.unsqueeze(1) if experts == "routed" else torch.arange(number).expand(count, -1)
+    chosen = chosen.to(regions.expert.device)
+    slots = chosen.shape[1]
+
+    def take(values: Tensor) -> Tensor:
+        return values.gather(1, chosen.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+    where = torch.cat([box, area], dim=1).unsqueeze(1).expand(-1, slots, -1)
+    parts = [
+        take(regions.semantic_tokens),
+        take(regions.semantic_embeds),
+        where,
+        take(regions.iou_scores.unsqueeze(-1)),
+        torch.nn.functional.one_hot(chosen, number),
+        torch.full((count, slots, 1), float(is_context), device=chosen.device),
+    ]
+    return torch.cat([part.float().cpu() for part in parts], dim=-1)
+
+
+def grid_points(side: int, size: tuple[int, int]) -> tuple[list[list[list[float]]], list[list[int]]]:
+    """One point prompt in the middle of each of side × side cells of a picture of (height, width) `size`, row by row."""
+    height, width = size
+    points = [[[(x + 0.5) * width / side, (y + 0.5) * height / side]] for y in range(side) for x in range(side)]
+    return points, [[1]] * len(points)
+
+
+class _ImageCache:
+    """Features and grids of the pictures seen last, by content, so that a second question costs no second look."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._features: OrderedDict[str, ImageFeatures] = OrderedDict()
+        self._grid: dict[str, Tensor] = {}
+
+    def features(self, tokenizer: TapRegionTokenizer, pictures: dict[str, Any]) -> ImageFeatures:
+        """Features of all pictures, in their order; only new ones are encoded."""
+        known = {k: f for k, f in self._features.items() if f.fingerprint == tokenizer.fingerprint}
+        new = [key for key in pictures if key not in known]
+        if new:
+            encoded = tokenizer.embed_image([pictures[key] for key in new])
+            known |= {key: encoded[i] for i, key in enumerate(new)}
+        for key in pictures:
+            self._features[key] = known[key]
+            self._features.move_to_end(key)
+        result = ImageFeatures.concatenate([known[key] for key in pictures])
+        while len(self._features) > self.size:
+            old, _ = self._features.popitem(last=False)
+            self._grid.pop(old, None)
+        return result
+
+    def grid(self, key: str) -> Tensor | None:
+        return self._grid.get(key)
+
+    def keep_grid(self, key: str, grid: Tensor) -> None:
+        if key in self._features:
+            self._grid[key] = grid
+
+
+def _open(image: Any) -> np.ndarray:
+    """A picture as RGB bytes; addresses and base64 text, which transformers' pipelines pass on, are fetched first."""
+    if isinstance(image, str) and (image.startswith(("http://", "https://", "data:image/"))):
+        image = load_image(image)
+    return load_rgb(image)
+
+
+def _content_key(picture: np.ndarray) -> str:
+    return hashlib.sha1(picture.tobytes() + repr(picture.shape).encode(), usedforsecurity=False).hexdigest()
+
+
+# --- inputs as people give them ---------------------------------------------------------------------------------------
+
+
+def _as_samples(count: int, images: Any, prompts: dict[str, Any]) -> list[Sample]:
+    """Pictures and prompts of a list of texts, one entry each."""
+    for name, value in {"images": images, **prompts}.items():
+        if value is not None and (not isinstance(value, (list, tuple)) or len(value) != count):
+            got = len(value) if isinstance(value, (list, tuple)) else "one"
+            raise ValueError(f"Got {count} texts and {name} for {got}: give one entry per text, None where there is none.")
+    return [
+        _as_sample(
+            images[i] if images is not None else None,
+            {name: value[i] if value is not None else None for name, value in prompts.items()},
+            f"Sample {i}",
+        )
+        for i in range(count)
+    ]
+
+
+def _as_sample(images: Any, prompts: dict[str, Any], name: str) -> Sample:
+    """Pictures and prompts of one text. Prompts are lists of regions for one picture, lists of such lists for several."""
+    prompts = {key: value for key, value in prompts.items() if value is not None}
+    if images is None:
+        if any(len(value) for value in prompts.values()):
+            raise ValueError(f"{name} has regions but no picture: give images=….")
+        return Sample()
+    pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+    if not isinstance(images, (list, tuple)):
+        prompts = {key: [value] for key, value in prompts.items()}
+    for key, value in prompts.items():
+        if len(value) != len(pictures):
+            raise ValueError(f"{name} has {len(pictures)} images and {key} for {len(value)}: give one list per image.")
+    regions = []
+    for number in range(len(pictures)):
+        lists = {key: value[number] for key, value in prompts.items() if value[number] is not None}
+        counts = {len(value) for value in lists.values()}
+        if len(counts) > 1:
+            raise ValueError(f"{name} has {' and '.join(lists)} of different numbers: give one of each per region, or None.")
+        for i in range(counts.pop() if counts else 0):
+            prompt = {key: value[i] for key, value in lists.items() if value[i] is not None}
+            regions.append((number, with_labels(prompt)))
+    return Sample(pictures, regions)
+
+
+def _common_prefix(a: str, b: str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+def _mask_spans(offsets: Tensor, attention_mask: Tensor, spans: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
+    """1 where a token overlaps one of its text's spans."""
+    marked = torch.zeros_like(attention_mask)
+    for i, own in enumerate(spans):
+        for start, end in own:
+            marked[i] |= ((offsets[i, :, 0] < end) & (offsets[i, :, 1] > start)).long()
+    return marked * attention_mask

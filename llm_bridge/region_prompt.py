@@ -1,0 +1,162 @@
+"""Text with region markers → text with placeholders; chat with region items → text with region markers.
+
+`<image>`, `<region>` and `<region1>` are what people write; the placeholder is what the language model's tokenizer sees,
+one for each feature. A region is written as its name and its placeholder, "region1 <|region|>", so that later text can
+speak of it by name. Knows strings only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .configuration_bridge import REGION_TOKEN
+
+MARKER = re.compile(r"<image>(\n?)|<region(\d*)>")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many placeholders an image and a region take."""
+
+    image_slots: int
+    region_slots: int
+
+
+class MarkerExpander:
+    """Replaces markers by names and placeholders, text after text of one sample, and counts them.
+
+    `<region>` is the next region that has not been shown; `<regionN>` is region N, from 1, shown at its first mention
+    and only named afterwards. Errors begin with `sample`, which says whose text it is.
+    """
+
+    def __init__(self, layout: Layout, images: int, regions: int, sample: str) -> None:
+        self.layout, self.images, self.regions, self.sample = layout, images, regions, sample
+        self.order: list[tuple[str, int]] = []
+        """What the placeholders stand for so far: ("image", i) or ("region", i), counted from 0."""
+        self._mentioned: list[int] = []
+        self._images_seen = 0
+
+    def expand(self, text: str) -> str:
+        """One text with its markers replaced."""
+        if REGION_TOKEN in text:
+            raise ValueError(
+                f"{self.sample} holds the placeholder {REGION_TOKEN} itself: write <region> and give its box, points or mask."
+            )
+        return MARKER.sub(self._replace, text)
+
+    def _replace(self, match: re.Match[str]) -> str:
+        if match[0].startswith("<image>"):
+            self.order.append(("image", self._images_seen))
+            self._images_seen += 1
+            return REGION_TOKEN * self.layout.image_slots + match[1] if self.layout.image_slots else ""
+        number = int(match[2]) if match[2] else max(self._mentioned, default=0) + 1
+        if number in self._mentioned:
+            return f"region{number}"
+        self._mentioned.append(number)
+        self.order.append(("region", number - 1))
+        return f"region{number} {REGION_TOKEN * self.layout.region_slots}"
+
+    def finish(self) -> list[tuple[str, int]]:
+        """What the placeholders stand for, once every image and region that was given has been shown exactly once."""
+        found = len(self._mentioned)
+        if found != self.regions:
+            raise ValueError(
+                f"{self.sample}: Found {found} <region> placeholders but {self.regions} regions: give one box, points or "
+                "mask per <region>, in order."
+            )
+        if self._mentioned and max(self._mentioned) > self.regions:
+            raise ValueError(
+                f"{self.sample}: Found region{max(self._mentioned)} among {self.regions} regions: number them from 1."
+            )
+        if self._images_seen != self.images:
+            raise ValueError(
+                f"{self.sample}: Found {self._images_seen} <image> placeholders but {self.images} images: give one per <image>."
+            )
+        return self.order
+
+
+def with_image_markers(text: str, images: int) -> str:
+    """Text that shows its images: as it is if it says where they stand, else with all of them before it."""
+    return text if "<image>" in text or not images else "<image>" * images + "\n" + text
+
+
+@dataclass
+class ChatPrompts:
+    """A conversation with its items taken out: plain messages, pictures, and each region with its picture's number."""
+
+    messages: list[dict[str, Any]]
+    images: list[Any] = field(default_factory=list)
+    regions: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+
+
+_REGION_KEYS = ("box", "points", "point_labels", "mask")
+
+
+def flatten_chat(messages: Sequence[dict[str, Any]], sample: str) -> ChatPrompts:
+    """Messages whose content is a string or a list of items → messages whose content is text with markers.
+
+    Items: {"type": "text", "text": …}; {"type": "image", "image" | "url" | "path": …}; {"type": "region", "box" | "points"
+    (with "point_labels" if not all are on the region) | "mask": …}, which belongs to the last image before it, or to image number "image". A region item
+    without a prompt but with a "name" ("region1") is spoken of again.
+    """
+    chat = ChatPrompts([])
+    for message in messages:
+        content = message.get("content")
+        if content is None or isinstance(content, str):
+            chat.messages.append(dict(message))
+            continue
+        parts: list[str] = []
+        for item in content:
+            kind = item.get("type")
+            if kind == "text":
+                parts.append(item["text"])
+            elif kind == "image":
+                chat.images.append(_picture(item, sample))
+                parts.append("<image>")
+            elif kind == "region":
+                parts.append(_region_marker(item, chat, sample))
+            else:
+                raise ValueError(f"{sample}: content item of type {kind!r}, expected text, image or region.")
+        chat.messages.append({**message, "content": _join(parts)})
+    return chat
+
+
+def _picture(item: dict[str, Any], sample: str) -> Any:
+    for key in ("image", "url", "path", "base64"):
+        if item.get(key) is not None:
+            return item[key]
+    raise ValueError(f"{sample}: image item without a picture, expected 'image', 'path' or 'url'.")
+
+
+def _region_marker(item: dict[str, Any], chat: ChatPrompts, sample: str) -> str:
+    prompt = {key: item[key] for key in _REGION_KEYS if item.get(key) is not None}
+    if not prompt:
+        name = item.get("name", "")
+        if re.fullmatch(r"region\d+", name):
+            return f"<{name}>"
+        raise ValueError(f"{sample}: region item without a prompt, expected 'box', 'points' or 'mask'.")
+    image = item.get("image", len(chat.images) - 1)
+    if not isinstance(image, int) or not 0 <= image < len(chat.images):
+        raise ValueError(f"{sample}: region item for image {image}, but {len(chat.images)} images came before it.")
+    chat.regions.append((image, with_labels(prompt)))
+    return f"<region{len(chat.regions)}>"
+
+
+def with_labels(prompt: dict[str, Any]) -> dict[str, Any]:
+    """A region's prompt; points without labels all lie on the region."""
+    if "points" in prompt and "point_labels" not in prompt:
+        return {**prompt, "point_labels": [1] * len(prompt["points"])}
+    return prompt
+
+
+def _join(parts: Sequence[str]) -> str:
+    """Parts of one message side by side; a picture's marker gets a line of its own, words get a space."""
+    text = ""
+    for part in parts:
+        if text and not text[-1].isspace() and part and not part[0].isspace():
+            text += "\n" if text.endswith("<image>") else " " if part[0] not in ",.;:!?" else ""
+        text += part
+    return text
