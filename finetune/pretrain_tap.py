@@ -12,8 +12,6 @@ was stopped goes on from its last checkpoint when the same command is given agai
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -33,9 +31,9 @@ from transformers.hf_argparser import HfArg
 from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer
 
 from .arguments import RECIPES, parse_arguments, save_arguments
-from .checkpoints import list_checkpoints, save_checkpoint, step_of
 from .data.glyph_language import build_text_tokenizer, concept_banks
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
+from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state
 from .losses import mask_iou, prompted_losses
 from .prompt_sampling import PromptSampler, TrainingPrompts
 
@@ -247,23 +245,19 @@ def main(argv: list[str] | None = None) -> None:
     stage = accelerator.prepare(stage)
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
 
-    checkpoints = output / "checkpoints"
-    start = 0
-    if found := list_checkpoints(checkpoints):
-        accelerator.load_state(str(found[-1]))
-        start = step_of(found[-1])
-        accelerator.print(f"resuming from step {start}")
+    checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
+    start = load_last_state(accelerator, checkpoints)
+    log.forget_after(start)
     if accelerator.is_main_process:
         save_arguments(arguments, output / "arguments.yaml")
-        _forget_log_after(output / "log.jsonl", start)
 
     loader = accelerator.prepare(_loader(arguments, tokenizer, start, accelerator.num_processes))
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    began, window = time.perf_counter(), []
+    began, window = time.perf_counter(), MeanWindow()
     progress = tqdm(loader, initial=start, total=arguments.steps, disable=not accelerator.is_main_process, desc=arguments.stage)
     for step, batch in enumerate(progress, start=start):
         for group, peak in zip(groups, peaks):
-            group["lr"] = peak * _rate(step, arguments)
+            group["lr"] = peak * rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
         stage.train()
         losses = stage(batch, step)
         loss = sum(value for name, value in losses.items() if not name.endswith("accuracy"))
@@ -273,18 +267,17 @@ def main(argv: list[str] | None = None) -> None:
         accelerator.clip_grad_norm_(stage.parameters(), arguments.max_grad_norm)
         for optimizer in optimizers:
             optimizer.step()
-        window.append({"loss": loss.item(), **{name: value.item() for name, value in losses.items()}})
+        window.add({"loss": loss.item(), **{name: value.item() for name, value in losses.items()}})
         done = step + 1
         if done % arguments.log_steps == 0 or done == arguments.steps:
-            means = {name: sum(line[name] for line in window) / len(window) for name in window[0]}
-            window.clear()
+            means = window.take()
             seconds = (time.perf_counter() - began) / (done - start)
             progress.set_postfix(loss=f"{means['loss']:.3f}")
-            _log(accelerator, output, {"step": done, "seconds_per_step": round(seconds, 3), **means})
+            log.write({"step": done, "seconds_per_step": seconds, **means})
         if done % arguments.eval_steps == 0 or done == arguments.steps:
-            _log(accelerator, output, {"step": done, **_evaluate(arguments, accelerator, tokenizer, stage, banks)})
+            log.write({"step": done, **_evaluate(arguments, accelerator, tokenizer, stage, banks)})
         if done % arguments.save_steps == 0 or done == arguments.steps:
-            _save(accelerator, checkpoints, done)
+            save_state(accelerator, checkpoints, done)
     if accelerator.is_main_process:
         tokenizer.save_pretrained(output / "model")
     accelerator.print(f"wrote {output / 'model'}")
@@ -325,13 +318,6 @@ def _optimizers(stage: nn.Module, arguments: PretrainArguments) -> list[torch.op
     return found
 
 
-def _rate(step: int, arguments: PretrainArguments) -> float:
-    """Share of the peak learning rate: a linear rise, a plateau, a cosine to zero."""
-    rise = min(1.0, (step + 1) / max(1, arguments.warmup_steps))
-    left = (arguments.steps - step) / max(1.0, arguments.decay_fraction * arguments.steps)
-    return rise * (0.5 - 0.5 * math.cos(math.pi * min(1.0, left)))
-
-
 def _loader(
     arguments: PretrainArguments, tokenizer: TapRegionTokenizer, start: int, processes: int
 ) -> Iterable[MaskedBatch]:
@@ -355,29 +341,6 @@ def _batches(
     )
 
 
-def _save(accelerator: Accelerator, checkpoints: Path, step: int) -> None:
-    def fill(folder: Path) -> None:
-        accelerator.save_state(str(folder))
-        accelerator.wait_for_everyone()
-
-    save_checkpoint(checkpoints, step, fill, is_main=accelerator.is_main_process)
-    accelerator.wait_for_everyone()
-
-
-def _log(accelerator: Accelerator, output: Path, values: dict[str, float]) -> None:
-    if accelerator.is_main_process:
-        line = {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}
-        with (output / "log.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def _forget_log_after(path: Path, step: int) -> None:
-    """Drop lines of steps that the last checkpoint does not hold: they are about to be run again."""
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept))
-
-
 # --- evaluation during training ---------------------------------------------------------------------------------------
 
 
@@ -396,8 +359,10 @@ def _evaluate(
     batches = _batches(arguments, tokenizer, "val", range(arguments.eval_scenes))
     if arguments.stage == "dense":
         plain = accelerator.unwrap_model(stage).eval()
-        return _mean({f"val_{k}": v.item() for k, v in plain(batch.to(model.device), 0).items()} for batch in batches)
-    return _mean(line for batch in batches for line in _evaluate_prompts(arguments, tokenizer, banks, batch))
+        return mean_of(
+            [{f"val_{k}": v.item() for k, v in plain(batch.to(model.device), 0).items()} for batch in batches]
+        )
+    return mean_of([line for batch in batches for line in _evaluate_prompts(arguments, tokenizer, banks, batch)])
 
 
 def _evaluate_prompts(
@@ -434,14 +399,6 @@ def _captions(tokenizer: TapRegionTokenizer, tokens: Tensor) -> list[str]:
     ids = decoder.generate(inputs_embeds=prompt, attention_mask=mask, max_new_tokens=12, do_sample=False)
     assert tokenizer.text_tokenizer is not None
     return [text.strip() for text in tokenizer.text_tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-
-def _mean(lines: Iterable[dict[str, float]]) -> dict[str, float]:
-    sums: dict[str, list[float]] = {}
-    for line in lines:
-        for name, value in line.items():
-            sums.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in sums.items()}
 
 
 if __name__ == "__main__":

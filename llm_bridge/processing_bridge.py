@@ -171,14 +171,11 @@ class RegionBridgeProcessor(ProcessorMixin):
         expanded, orders = [], []
         for i, (words, sample) in enumerate(zip(texts, samples)):
             name = f"Sample {i}" if len(texts) > 1 else "The text"
-            expander = MarkerExpander(self._layout_for(sample), len(sample.images), len(sample.regions), name)
+            layout = self.layout if sample.images or sample.regions else Layout(0, 0)
+            expander = MarkerExpander(layout, len(sample.images), len(sample.regions), name)
             expanded.append(expander.expand(with_image_markers(words, len(sample.images)) if self.image_grid else words))
             orders.append(self._finished(expander, words))
-        return self._pack(expanded, samples, orders, text_options)
-
-    def _layout_for(self, sample: Sample) -> Layout:
-        """Text alone needs no region tokenizer to be laid out."""
-        return self.layout if sample.images or sample.regions else Layout(0, 0)
+        return self.pack(expanded, self._feature_rows(samples, orders), **text_options)
 
     def _finished(self, expander: MarkerExpander, words: str) -> list[tuple[str, int]]:
         if not self.image_grid and "<image>" not in words:
@@ -211,32 +208,82 @@ class RegionBridgeProcessor(ProcessorMixin):
         """
         is_batch = not isinstance(conversation[0], dict)
         conversations = list(conversation) if is_batch else [conversation]
-        template = chat_template or self.chat_template
+        names = [f"Conversation {i}" if is_batch else "The conversation" for i in range(len(conversations))]
+        chats = [flatten_chat(messages, name) for messages, name in zip(conversations, names)]
+        samples = [Sample(chat.images, chat.regions) for chat in chats]
         options = {
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
             **template_options,
         }
-        texts, samples, orders, spans = [], [], [], []
-        for i, messages in enumerate(conversations):
-            name = f"Conversation {i}" if is_batch else "The conversation"
-            chat = flatten_chat(messages, name)
-            sample = Sample(chat.images, chat.regions)
-            expander = MarkerExpander(self._layout_for(sample), len(sample.images), len(sample.regions), name)
-            expanded = [{**m, "content": expander.expand(m["content"])} if "content" in m else m for m in chat.messages]
-            orders.append(expander.finish())
-            samples.append(sample)
-            texts.append(self._render(expanded, template, options))
-            if return_assistant_tokens_mask:
-                spans.append(self._assistant_spans(expanded, texts[-1], template, options))
+        texts, orders, spans = self._chat_texts(
+            [chat.messages for chat in chats],
+            [(len(sample.images), len(sample.regions)) for sample in samples],
+            names,
+            chat_template or self.chat_template,
+            options,
+            with_spans=return_assistant_tokens_mask,
+        )
         if not tokenize:
             return texts if is_batch else texts[0]
         words = {"add_special_tokens": False, **(processor_kwargs or {})}
         if return_tensors not in (None, "auto", "pt"):
             raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt'.")
         words.pop("return_tensors", None)
-        batch = self._pack(texts, samples, orders, words, spans or None)
+        batch = self.pack(texts, self._feature_rows(samples, orders), spans=spans, **words)
         return batch if return_dict else batch["input_ids"]
+
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[dict[str, Any]]],
+        regions: Sequence[Tensor],
+        grids: Sequence[Tensor | None],
+        *,
+        return_assistant_tokens_mask: bool = False,
+        **text_options: Any,
+    ) -> BatchFeature:
+        """Conversations whose content is text with markers, and ready-made features, → the batch of `apply_chat_template`.
+
+        regions: features (R, slots, F) of each conversation's regions, from `region_features`; grids: context features
+        (n², F) of its picture, shown by `<image>`, or None.
+        """
+        texts, orders, spans = self._chat_texts(
+            conversations,
+            [(int(grid is not None), len(rows)) for rows, grid in zip(regions, grids)],
+            [f"Conversation {i}" for i in range(len(regions))],
+            self.chat_template,
+            {"add_generation_prompt": not return_assistant_tokens_mask},
+            with_spans=return_assistant_tokens_mask,
+        )
+        rows: list[Tensor | None] = []
+        for order, own, grid in zip(orders, regions, grids):
+            parts = [grid if kind == "image" else own[number] for kind, number in order]
+            rows.append(torch.cat([part for part in parts if part is not None]) if parts else None)
+        return self.pack(texts, rows, spans=spans, **{"add_special_tokens": False, **text_options})
+
+    def _chat_texts(
+        self,
+        conversations: Sequence[Sequence[dict[str, Any]]],
+        counts: Sequence[tuple[int, int]],
+        names: Sequence[str],
+        template: str,
+        options: dict[str, Any],
+        with_spans: bool,
+    ) -> tuple[list[str], list[list[tuple[str, int]]], list[list[tuple[int, int]]] | None]:
+        """Rendered conversations with placeholders, what these stand for, and where the assistant speaks.
+
+        counts: how many images and regions each conversation has.
+        """
+        texts, orders, spans = [], [], []
+        for messages, (images, regions), name in zip(conversations, counts, names):
+            layout = self.layout if images or regions else Layout(0, 0)  # text alone needs no region tokenizer
+            expander = MarkerExpander(layout, images, regions, name)
+            expanded = [{**m, "content": expander.expand(m["content"])} if "content" in m else m for m in messages]
+            orders.append(expander.finish())
+            texts.append(self._render(expanded, template, options))
+            if with_spans:
+                spans.append(self._assistant_spans(expanded, texts[-1], template, options))
+        return texts, orders, spans if with_spans else None
 
     def _render(self, messages: list[dict[str, Any]], template: str, options: dict[str, Any]) -> str:
         return self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
@@ -265,17 +312,6 @@ class RegionBridgeProcessor(ProcessorMixin):
         return spans
 
     # --- the batch ----------------------------------------------------------------------------------------------------
-
-    def _pack(
-        self,
-        texts: list[str],
-        samples: list[Sample],
-        orders: list[list[tuple[str, int]]],
-        text_options: dict[str, Any],
-        spans: list[list[tuple[int, int]]] | None = None,
-    ) -> BatchFeature:
-        rows = self._feature_rows(samples, orders)
-        return self.pack(texts, rows, spans=spans, **text_options)
 
     def pack(
         self,

@@ -1,0 +1,212 @@
+"""The frozen region tokenizer, once over a set of records → region tokens on disk.
+
+    python -m finetune.cache_regions --data my.jsonl --region_tokenizer tap-tiny --output runs/my_cache
+    accelerate launch -m finetune.cache_regions …          # every process takes its share of the shards
+
+A run that was stopped goes on where it was: shards that are whole are kept. Training then needs no picture.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers.hf_argparser import HfArg
+
+from llm_bridge import grid_points, region_features
+from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
+
+from .arguments import parse_arguments
+from .data.sample import Sample, decode_mask, load_samples, open_image, region_prompts
+from .region_cache import CachePlan, file_checksum, shard_checksum, write_manifest, write_shard
+
+PLAN = "plan.json"
+
+VARIANTS = ("exact", "jitter", "points")
+"""How regions may be prompted: as the record says; with each box side moved by about a twentieth; by one to nine points
+on the region's mask, where the record has one."""
+
+
+@dataclass
+class CacheArguments:
+    """Encode the regions of a set of records once."""
+
+    data: str = HfArg(help="records: JSONL or parquet")
+    output: str = HfArg(help="folder of the cache")
+    region_tokenizer: str = HfArg(default="tap-tiny", help="name, folder, checkpoint or Hub repository of the tokenizer")
+    variant: str | None = HfArg(default=None, help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
+    variants: str = HfArg(default="exact", help=f"prompt variants, separated by commas: {', '.join(VARIANTS)}")
+    image_grid: int = HfArg(default=0, help="picture context: points per side of the grid; 0 for none")
+    dtype: Literal["float16", "bfloat16", "float32"] = HfArg(default="float16", help="of the tokens on disk")
+    device: str | None = HfArg(default=None, help="where the tokenizer runs; default: this process's accelerator, or CPU")
+    shard_size: int = HfArg(default=512, help="records per shard")
+    batch_size: int = HfArg(default=8, help="pictures encoded at once")
+    workers: int = HfArg(default=1, help="processes that open pictures, for each process that encodes")
+    seed: int = HfArg(default=0, help="of jitter and points")
+
+
+class _Pictures(Dataset[tuple[Sample, np.ndarray]]):
+    """Records with their pictures open."""
+
+    def __init__(self, data: Path, rows: range) -> None:
+        self.samples, self.root, self.rows = load_samples(data), data.parent, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> tuple[Sample, np.ndarray]:
+        sample = self.samples[self.rows[position]]
+        return sample, open_image(sample, self.root)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the arguments and fill the cache."""
+    arguments = parse_arguments(CacheArguments, argv, description=__doc__)
+    state = PartialState(cpu=not torch.cuda.is_available() and arguments.device in (None, "cpu"))
+    tokenizer = TapRegionTokenizer.from_pretrained(
+        arguments.region_tokenizer, variant=arguments.variant, device=arguments.device or state.device
+    )
+    folder = Path(arguments.output)
+    plan = _plan(arguments, tokenizer)
+    if state.is_main_process:
+        _prepare(folder, plan)
+    state.wait_for_everyone()
+    todo = [shard for shard in range(plan.shards) if shard_checksum(folder, shard) is None]
+    mine = todo[state.process_index :: state.num_processes]
+    with tqdm(total=sum(len(plan.rows(s)) for s in mine), desc="encoding", unit="picture",
+              disable=not state.is_local_main_process) as progress:  # fmt: skip
+        for shard in mine:
+            _encode_shard(arguments, tokenizer, folder, plan, shard, progress)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        write_manifest(folder, plan)
+        print(f"wrote {folder}: {plan.samples} records in {plan.shards} shards")
+    state.destroy_process_group()
+
+
+def _plan(arguments: CacheArguments, tokenizer: TapRegionTokenizer) -> CachePlan:
+    variants = arguments.variants.split(",")
+    if unknown := [name for name in variants if name not in VARIANTS]:
+        raise ValueError(f"variants has {', '.join(unknown)}, expected some of {', '.join(VARIANTS)}.")
+    data = Path(arguments.data)
+    return CachePlan(
+        data=data.name,
+        data_checksum=file_checksum(data) if data.is_file() else "",
+        samples=len(load_samples(data)),
+        region_tokenizer=tokenizer.source,
+        fingerprint=tokenizer.fingerprint,
+        dtype=arguments.dtype,
+        variants=variants,
+        image_grid=arguments.image_grid,
+        shard_size=arguments.shard_size,
+        seed=arguments.seed,
+    )
+
+
+def _prepare(folder: Path, plan: CachePlan) -> None:
+    """A new folder, or one that holds the beginning of the same cache."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PLAN
+    if path.is_file() and json.loads(path.read_text()) != asdict(plan):
+        old = json.loads(path.read_text())
+        changed = [key for key, value in asdict(plan).items() if old.get(key) != value]
+        raise ValueError(f"{folder} holds a cache with other {', '.join(changed)}: choose another output, or delete it.")
+    path.write_text(json.dumps(asdict(plan), indent=1))
+    room = shutil.disk_usage(folder).free
+    if room < 1 << 20:
+        raise OSError(f"{folder} has {room} bytes free: make room first.")
+
+
+def _encode_shard(
+    arguments: CacheArguments, tokenizer: TapRegionTokenizer, folder: Path, plan: CachePlan, shard: int, progress: tqdm
+) -> None:
+    rows = plan.rows(shard)
+    variants: list[list[RegionTokens]] = [[] for _ in plan.variants]
+    grids: list[Tensor] = []
+    pictures = DataLoader(
+        _Pictures(Path(arguments.data), rows),
+        batch_size=arguments.batch_size,
+        collate_fn=list,
+        num_workers=arguments.workers,
+    )
+    number = rows.start
+    for batch in pictures:
+        samples = [sample for sample, _ in batch]
+        features = tokenizer.embed_image([picture for _, picture in batch])
+        for name, column in zip(plan.variants, variants):
+            prompts = [_vary(sample, name, plan.seed, number + i) for i, sample in enumerate(samples)]
+            column += _encode(tokenizer, features, prompts)
+        if plan.image_grid:
+            grids += _grids(tokenizer, features, plan.image_grid)
+        number += len(batch)
+        progress.update(len(batch))
+    write_shard(folder, shard, variants, grids, getattr(torch, plan.dtype))
+
+
+def _encode(tokenizer: TapRegionTokenizer, features: ImageFeatures, samples: list[Sample]) -> Iterator[RegionTokens]:
+    """Region tokens of each record."""
+    prompts = [region_prompts(sample) for sample in samples]
+    kinds = {kind for prompt in prompts for kind in prompt}
+    count = [len(sample["regions"]) for sample in samples]
+    columns = {kind: [p.get(kind) or [None] * n for p, n in zip(prompts, count)] for kind in sorted(kinds)}
+    regions = tokenizer.encode(features=features, **columns).to("cpu")
+    return (regions.of_image(i) for i in range(len(samples)))
+
+
+def _grids(tokenizer: TapRegionTokenizer, features: ImageFeatures, side: int) -> list[Tensor]:
+    """Context features (n², F) of each picture."""
+    points, labels = [], []
+    for size in features.original_sizes.tolist():
+        grid, ones = grid_points(side, (size[0], size[1]))
+        points.append(grid)
+        labels.append(ones)
+    regions = tokenizer.encode(features=features, points=points, point_labels=labels)
+    return list(region_features(regions, "routed", is_context=True).flatten(0, 1).split(side * side))
+
+
+def _vary(sample: Sample, variant: str, seed: int, index: int) -> Sample:
+    """A record with its regions prompted as a variant says; the same for the same seed and record."""
+    if variant == "exact":
+        return sample
+    random = np.random.RandomState([VARIANTS.index(variant), seed, index])
+    size = (sample["height"], sample["width"])
+    change = _jittered if variant == "jitter" else _pointed
+    return {**sample, "regions": [change(region, size, random) for region in sample["regions"]]}
+
+
+def _jittered(region: dict[str, object], size: tuple[int, int], random: np.random.RandomState) -> dict[str, object]:
+    box = region.get("box")
+    if box is None:
+        return region
+    x1, y1, x2, y2 = np.asarray(box, dtype=float)
+    shift = random.normal(0, 0.05, 4) * np.array([x2 - x1, y2 - y1, x2 - x1, y2 - y1])
+    moved = np.clip(np.array([x1, y1, x2, y2]) + shift, 0, [size[1], size[0], size[1], size[0]])
+    if moved[2] - moved[0] < 1 or moved[3] - moved[1] < 1:
+        return region
+    return {**region, "box": moved.round(2).tolist()}
+
+
+def _pointed(region: dict[str, object], size: tuple[int, int], random: np.random.RandomState) -> dict[str, object]:
+    mask = region.get("mask")
+    if mask is None:
+        return region
+    pixels = np.argwhere(decode_mask(mask, size))
+    if not len(pixels):
+        return region
+    chosen = pixels[random.randint(len(pixels), size=random.randint(1, 10))]
+    points = [[float(x), float(y)] for y, x in chosen]
+    return {"points": points, "point_labels": [1] * len(points)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Records and their cached region tokens → a training batch of the bridge.
+
+Knows the processor's door for ready-made features, and that only the assistant's words are learned.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import BatchFeature
+
+from llm_bridge import RegionBridgeProcessor, region_features
+from tap_tokenizer import RegionTokens
+
+from .sample import Sample
+
+
+@dataclass
+class CachedSample:
+    """A record, the region tokens of its regions, and its picture's context features (n², F) if there are any."""
+
+    sample: Sample
+    regions: RegionTokens
+    grid: Tensor | None = None
+
+
+class ConversationCollator:
+    """Conversations → input_ids, attention_mask, labels and region features; −100 wherever nothing is learned."""
+
+    def __init__(self, processor: RegionBridgeProcessor, max_length: int | None = None) -> None:
+        self.processor = processor
+        self.max_length = max_length
+
+    def __call__(self, items: Sequence[CachedSample]) -> dict[str, Any]:
+        batch = self._batch(items, return_assistant_tokens_mask=True, padding_side="right")
+        learned = batch.pop("assistant_masks")
+        batch["labels"] = batch["input_ids"].masked_fill(learned == 0, -100)
+        length = batch["input_ids"].shape[1]
+        if self.max_length is not None and length > self.max_length:
+            raise ValueError(
+                f"A conversation has {length} tokens, more than max_length {self.max_length}: raise max_length, or split "
+                "the conversation when converting."
+            )
+        return dict(batch)
+
+    def prompts(self, items: Sequence[CachedSample]) -> BatchFeature:
+        """Conversations that end with a question → inputs of `generate`."""
+        return self._batch(items, padding_side="left")
+
+    def _batch(self, items: Sequence[CachedSample], **options: Any) -> BatchFeature:
+        return self.processor.chat_batch(
+            [self._messages(item.sample) for item in items],
+            [self._features(item) for item in items],
+            [item.grid for item in items],
+            **options,
+        )
+
+    def _features(self, item: CachedSample) -> Tensor:
+        """Features of the regions that the conversation speaks of, which are the first ones of the record."""
+        return region_features(item.regions[: _regions_named(item.sample)], self.processor.experts)
+
+    def _messages(self, sample: Sample) -> list[dict[str, Any]]:
+        messages = [dict(message) for message in sample["conversations"]]
+        if self.processor.image_grid and messages:
+            messages[0]["content"] = "<image>\n" + messages[0]["content"]
+        return messages
+
+
+def _regions_named(sample: Sample) -> int:
+    """How many regions a conversation shows: the largest N of its <regionN>, as records number them without gaps."""
+    numbers = [int(n) for turn in sample["conversations"] for n in re.findall(r"<region(\d+)>", turn["content"])]
+    return max(numbers, default=0)

@@ -1,0 +1,75 @@
+"""GlyphScenes as records: regions of a scene with a conversation of several questions about them.
+
+Knows scenes and questions; the record's form is `sample`'s.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from .glyph_questions import FAMILIES, Question, draw_question
+from .glyph_scenes import GlyphPicture, GlyphScene, draw_scene, make_scene
+from .sample import GLYPH_SCHEME, Sample, encode_mask
+
+LICENSE = "Apache-2.0"
+
+
+def glyph_record(
+    index: int, split: str, seed: int, *, turns: int = 6, families: Sequence[str] = tuple(FAMILIES), long_side: int = 512
+) -> Sample:
+    """The record of a scene: up to `turns` questions of random families, regions numbered as they are first named.
+
+    The same for the same arguments. A scene with nothing to ask about has an empty conversation.
+    """
+    scene = make_scene(index, split, seed)
+    picture = draw_scene(scene, long_side)
+    random = np.random.RandomState([97, seed, index])
+    order: list[int] = []
+    conversation = []
+    for question in draw_questions(scene, picture, families, turns, random):
+        text, answer = number_regions(question, order)
+        conversation += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+    height, width = picture.image.shape[:2]
+    return {
+        "image": f"{GLYPH_SCHEME}{split}/{seed}/{index}/{long_side}",
+        "width": width,
+        "height": height,
+        "regions": [
+            {"box": picture.boxes[i].tolist(), "mask": encode_mask(picture.masks[i]), "label": scene.objects[i].kind}
+            for i in order
+        ],
+        "conversations": conversation,
+        "source": "GlyphScenes",
+        "license": LICENSE,
+    }
+
+
+def draw_questions(
+    scene: GlyphScene, picture: GlyphPicture, families: Sequence[str], count: int, random: np.random.RandomState
+) -> list[Question]:
+    """Up to `count` different questions, each of a family drawn at random, about objects that can be seen."""
+    visible = picture.masks.any(axis=(1, 2))
+    questions: list[Question] = []
+    for _ in range(8 * count):
+        question = draw_question(scene, families[random.randint(len(families))], random)
+        if question is None or question in questions or not visible[list(question.objects)].all():
+            continue
+        questions.append(question)
+        if len(questions) == count:
+            break
+    return questions
+
+
+def number_regions(question: Question, order: list[int]) -> tuple[str, str]:
+    """A question's text and answer with its regions numbered by `order`, which grows by those that are new."""
+    for number in question.objects:
+        if number not in order:
+            order.append(number)
+
+    def renumber(match: re.Match[str]) -> str:
+        return f"{match[1]}region{order.index(question.objects[int(match[2]) - 1]) + 1}{match[3]}"
+
+    return tuple(re.sub(r"(<?)region(\d)(>?)", renumber, words) for words in (question.text, question.answer))  # type: ignore[return-value]

@@ -1,0 +1,113 @@
+"""The one record that training, caching and evaluation read: a picture, its regions, and conversations about them.
+
+    {"image": "pictures/0001.jpg", "width": 640, "height": 480,
+     "regions": [{"box": [12, 30, 200, 220], "label": "dog"}, {"points": [[5, 9]], "point_labels": [1]}, {"mask": …}],
+     "conversations": [{"role": "user", "content": "What is <region1> doing?"}, {"role": "assistant", "content": "…"}],
+     "source": "my data", "license": "CC BY 4.0"}
+
+Coordinates are pixels of the picture, boxes xyxy; a mask is COCO's RLE ({"size": [h, w], "counts": …}) or a list of
+polygons. `<regionN>` in the text is the N-th region of the record, from 1. Records are kept as JSONL or parquet and read
+through `datasets`; a picture is a path beside the file, or lies inside a parquet file. Knows no data set in particular.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from datasets import Dataset, Features, IterableDataset, Json, List, Value, load_dataset
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from tap_tokenizer import load_rgb
+
+from .glyph_scenes import draw_scene, make_scene
+
+Sample: TypeAlias = dict[str, Any]
+
+FEATURES = Features(
+    {
+        "image": Value("string"),
+        "width": Value("int64"),
+        "height": Value("int64"),
+        "regions": List(Json()),
+        "conversations": List(Json()),
+        "source": Value("string"),
+        "license": Value("string"),
+    }
+)
+"""Columns of a JSONL file; in parquet, `image` may be a `datasets.Image` instead."""
+
+PROMPT_KEYS = ("box", "points", "mask")
+"""What a region may be prompted with, in order of preference; a box may have points beside it."""
+
+GLYPH_SCHEME = "glyph-scene:"
+"""`image` of a record from GlyphScenes, which is drawn when it is opened: glyph-scene:SPLIT/SEED/INDEX/LONG_SIDE."""
+
+
+def load_samples(path: str | Path, *, streaming: bool = False) -> Dataset | IterableDataset:
+    """The records of a JSONL or parquet file, or of a folder of parquet files."""
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"Found no records at {path}: give a JSONL or parquet file.")
+    if path.suffix in (".jsonl", ".json"):
+        return load_dataset("json", data_files=str(path), features=FEATURES, split="train", streaming=streaming)
+    files = sorted(str(p) for p in path.glob("*.parquet")) if path.is_dir() else str(path)
+    if not files or (isinstance(files, str) and path.suffix != ".parquet"):
+        raise ValueError(f"{path} holds no records: expected .jsonl, .parquet, or a folder of .parquet files.")
+    return load_dataset("parquet", data_files=files, split="train", streaming=streaming)
+
+
+def open_image(sample: Sample, root: str | Path) -> np.ndarray:
+    """The picture of a record as RGB bytes (H, W, 3); `root` is the folder that its path starts from."""
+    image = sample["image"]
+    if isinstance(image, str) and image.startswith(GLYPH_SCHEME):
+        split, seed, index, long_side = image.removeprefix(GLYPH_SCHEME).rsplit("/", 3)
+        return draw_scene(make_scene(int(index), split, int(seed)), int(long_side)).image
+    if isinstance(image, str):
+        return load_rgb(Path(root) / image)
+    if isinstance(image, dict):  # a datasets.Image that is not decoded
+        image = Image.open(BytesIO(image["bytes"])) if image.get("bytes") else Path(root) / image["path"]
+    return load_rgb(image)
+
+
+def region_prompts(sample: Sample) -> dict[str, list[Any]]:
+    """Prompts of a record's regions, as `TapRegionTokenizer.encode` takes them: one kind per region, None elsewhere."""
+    size = (sample["height"], sample["width"])
+    columns: dict[str, list[Any]] = {"boxes": [], "points": [], "point_labels": [], "masks": []}
+    for region in sample["regions"]:
+        box, points, mask = (region.get(key) for key in PROMPT_KEYS)
+        columns["boxes"].append(box)
+        columns["points"].append(points)
+        columns["point_labels"].append(None if points is None else region.get("point_labels") or [1] * len(points))
+        columns["masks"].append(decode_mask(mask, size) if box is None and points is None else None)
+    return {key: values for key, values in columns.items() if any(value is not None for value in values)} or {"boxes": []}
+
+
+def decode_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
+    """COCO's RLE, compressed or not, or a list of polygons, → booleans (H, W) of a picture of (height, width) `size`."""
+    if isinstance(mask, list):
+        rle = coco_mask.merge(coco_mask.frPyObjects(mask, *size))
+    elif isinstance(mask["counts"], list):
+        rle = coco_mask.frPyObjects(mask, *mask["size"])
+    else:
+        rle = {"size": mask["size"], "counts": mask["counts"].encode() if isinstance(mask["counts"], str) else mask["counts"]}
+    return coco_mask.decode(rle).astype(bool)
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """Booleans (H, W) → COCO's compressed RLE, with text for counts so that it fits JSON."""
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode()}
+
+
+def iterate(samples: Dataset | IterableDataset, start: int = 0) -> Iterator[Sample]:
+    """Records from number `start` on, in order, whether they are in memory or streamed."""
+    if isinstance(samples, Dataset):
+        for i in range(start, len(samples)):
+            yield samples[i]
+    else:
+        yield from samples.skip(start)

@@ -1,0 +1,89 @@
+"""What every training loop here shares: the learning rate's course, the log, and checkpoints through accelerate.
+
+Knows steps and files, not what is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from .checkpoints import list_checkpoints, save_checkpoint, step_of
+
+
+def rate_share(step: int, steps: int, warmup_steps: int, decay_fraction: float) -> float:
+    """Share of the peak learning rate at a step: a linear rise, a plateau, and a cosine to zero over the last part."""
+    rise = min(1.0, (step + 1) / max(1, warmup_steps))
+    left = (steps - step) / max(1.0, decay_fraction * steps)
+    return rise * (0.5 - 0.5 * math.cos(math.pi * min(1.0, left)))
+
+
+class RunLog:
+    """`log.jsonl` of a run: one line of numbers after every few steps, written by the main process."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+        self.path = folder / "log.jsonl"
+        self.accelerator = accelerator
+
+    def write(self, values: dict[str, float | int]) -> None:
+        """Append a line; floats to five decimals."""
+        if self.accelerator.is_main_process:
+            line = {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def read(self) -> list[dict[str, float]]:
+        """All lines so far."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+    def forget_after(self, step: int) -> None:
+        """Drop lines of steps after the last checkpoint: they are about to be run again."""
+        if self.accelerator.is_main_process and self.path.exists():
+            kept = [json.dumps(line) for line in self.read() if line["step"] <= step]
+            self.path.write_text("".join(line + "\n" for line in kept))
+
+
+class MeanWindow:
+    """Means of named numbers over the steps since the last look."""
+
+    def __init__(self) -> None:
+        self._lines: list[dict[str, float]] = []
+
+    def add(self, values: dict[str, float]) -> None:
+        self._lines.append(values)
+
+    def take(self) -> dict[str, float]:
+        """The means; the window is empty afterwards."""
+        lines, self._lines = self._lines, []
+        return mean_of(lines)
+
+
+def mean_of(lines: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each name over the lines that have it."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    return {name: sum(values) / len(values) for name in names if (values := [x[name] for x in lines if name in x])}
+
+
+def save_state(accelerator: Accelerator, folder: Path, step: int) -> None:
+    """A checkpoint of all that accelerate knows, written whole or not at all."""
+
+    def fill(partial: Path) -> None:
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+
+    save_checkpoint(folder, step, fill, is_main=accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+
+
+def load_last_state(accelerator: Accelerator, folder: Path) -> int:
+    """Load the newest checkpoint and give its step; 0 if there is none."""
+    found = list_checkpoints(folder)
+    if not found:
+        return 0
+    accelerator.load_state(str(found[-1]))
+    accelerator.print(f"resuming from {found[-1]}")
+    return step_of(found[-1])

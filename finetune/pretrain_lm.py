@@ -1,0 +1,253 @@
+"""A small causal language model and its tokenizer from scratch, on the language of GlyphScenes.
+
+    accelerate launch -m finetune.pretrain_lm --config region_chat_tiny_lm
+
+It reads descriptions of regions in words and answers questions about them; it never hears of pictures. The bundled
+region-chat-tiny is this model after `train` has taught it to read region tokens. For real use, take any causal language
+model of transformers instead.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.hf_argparser import HfArg
+
+from llm_bridge import RegionDescription, describe_regions
+
+from .arguments import RECIPES, parse_arguments, save_arguments
+from .data.glyph_language import caption
+from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, draw_question
+from .data.glyph_records import number_regions
+from .data.glyph_scenes import KINDS, GlyphScene, make_scene
+from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ 'A: ' + message['content'] + eos_token }}"
+    "{% else %}{{ 'Q: ' + message['content'] }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
+)
+LONG_SIDE = 512
+"""Pictures are described as if they had this many pixels."""
+
+
+@dataclass
+class LanguageArguments:
+    """Train a small language model on descriptions of scenes and questions about them."""
+
+    output_dir: str = HfArg(help="folder of checkpoints, log and the trained model")
+    model_config: str = HfArg(default="region_chat_tiny_lm.json", help="sizes: a transformers config file or shipped name")
+    vocab_size: int = HfArg(default=640, help="pieces of the byte-level BPE tokenizer, special tokens included")
+    seed: int = HfArg(default=0, help="of the scenes, the questions and the weights")
+    steps: int = HfArg(default=1000, help="optimizer steps")
+    batch_size: int = HfArg(default=32, help="texts per step and process")
+    turns: int = HfArg(default=8, help="questions per text")
+    workers: int = HfArg(default=1, help="processes that write texts")
+    learning_rate: float = HfArg(default=2e-3, help="peak, of AdamW")
+    weight_decay: float = HfArg(default=0.05, help="of AdamW")
+    warmup_steps: int = HfArg(default=100, help="linear rise of the learning rate")
+    decay_fraction: float = HfArg(default=0.5, help="last part of the run, over which the rate falls to zero")
+    max_grad_norm: float = HfArg(default=1.0, help="gradients are clipped to this norm")
+    mixed_precision: Literal["no", "bf16", "fp16"] = HfArg(default="no", help="as in accelerate")
+    save_steps: int = HfArg(default=250, help="steps between checkpoints")
+    log_steps: int = HfArg(default=20, help="steps between lines of log.jsonl")
+    eval_steps: int = HfArg(default=500, help="steps between evaluations on split val")
+    eval_texts: int = HfArg(default=64, help="texts of an evaluation")
+
+
+# --- the world in words -----------------------------------------------------------------------------------------------
+
+
+def described_conversation(index: int, split: str, seed: int, turns: int) -> list[dict[str, str]]:
+    """Questions about a scene whose regions are described in words before the first: messages of a chat.
+
+    One to all objects are described, in random order; questions about the whole picture come only if all are.
+    """
+    scene = make_scene(index, split, seed)
+    random = np.random.RandomState([131, seed, index])
+    everything = random.uniform() < 0.5
+    order = [int(i) for i in random.permutation(len(scene.objects))]
+    if not everything:
+        order = order[: 1 + random.randint(len(order))]
+    families = [name for name in FAMILIES if everything or name not in CONTEXT_FAMILIES]
+    described = [_described(scene, number, i, random) for number, i in enumerate(order, start=1)]
+    text = describe_regions(described, (round(scene.height * LONG_SIDE), round(scene.width * LONG_SIDE)))
+    messages: list[dict[str, str]] = []
+    for _ in range(4 * turns):
+        question = draw_question(scene, families[random.randint(len(families))], random)
+        if question is None or not set(question.objects) <= set(order):
+            continue
+        words, answer = number_regions(question, list(order))
+        words = words.replace("<", "").replace(">", "")
+        messages += [{"role": "user", "content": words}, {"role": "assistant", "content": answer}]
+        if len(messages) == 2 * turns:
+            break
+    if not messages:  # what can always be asked
+        answer = caption(scene.objects[order[0]])
+        messages = [{"role": "user", "content": "Describe region1."}, {"role": "assistant", "content": answer}]
+    messages[0]["content"] = f"{text}\n{messages[0]['content']}"
+    return messages
+
+
+def _described(scene: GlyphScene, number: int, index: int, random: np.random.RandomState) -> RegionDescription:
+    """An object as a perfect observer might describe it, with scores as an observer's would scatter."""
+    glyph = scene.objects[index]
+    half = glyph.extent / 2 * random.uniform(0.8, 1.1, 2)
+    box = np.array([glyph.x - half[0], glyph.y - half[1], glyph.x + half[0], glyph.y + half[1]]) * LONG_SIDE
+    others = [kind for kind in KINDS if kind != glyph.kind]
+    score = random.uniform(0.7, 1.0)
+    rest = [(others[random.randint(len(others))], (1 - score) * share) for share in (0.6, 0.3)]
+    x1, y1, x2, y2 = box.tolist()
+    return RegionDescription(f"region{number}", caption(glyph), [(glyph.kind, score), *rest], (x1, y1, x2, y2))
+
+
+def build_tokenizer(vocab_size: int, texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that can spell anything and knows this world's words whole."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=CHAT_TEMPLATE
+    )
+
+
+class _Texts(Dataset[str]):
+    """Conversations as text, each by its number."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, split: str, seed: int, turns: int, numbers: range) -> None:
+        self.tokenizer, self.split, self.seed, self.turns, self.numbers = tokenizer, split, seed, turns, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, position: int) -> str:
+        messages = described_conversation(self.numbers[position], self.split, self.seed, self.turns)
+        return self.tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the arguments, train, and write the model with its tokenizer to `output_dir`."""
+    arguments = parse_arguments(LanguageArguments, argv, description=__doc__)
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    set_seed(arguments.seed)
+    output = Path(arguments.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(arguments)
+    model = _model(arguments, tokenizer)
+    accelerator.print(f"{model.num_parameters():,} parameters, {len(tokenizer)} pieces")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), arguments.learning_rate, betas=(0.9, 0.98), weight_decay=arguments.weight_decay
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
+    start = load_last_state(accelerator, checkpoints)
+    log.forget_after(start)
+    if accelerator.is_main_process:
+        save_arguments(arguments, output / "arguments.yaml")
+    per_step = arguments.batch_size * accelerator.num_processes
+    loader = accelerator.prepare(
+        _loader(arguments, tokenizer, "train", range(start * per_step, arguments.steps * per_step))
+    )
+    began, window = time.perf_counter(), MeanWindow()
+    progress = tqdm(loader, initial=start, total=arguments.steps, desc="language", disable=not accelerator.is_main_process)
+    for step, batch in enumerate(progress, start=start):
+        share = rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
+        for group in optimizer.param_groups:
+            group["lr"] = arguments.learning_rate * share
+        model.train()
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+        optimizer.step()
+        window.add({"loss": loss.item()})
+        done = step + 1
+        if done % arguments.log_steps == 0 or done == arguments.steps:
+            means = window.take()
+            progress.set_postfix(loss=f"{means['loss']:.3f}")
+            log.write({"step": done, "seconds_per_step": (time.perf_counter() - began) / (done - start), **means})
+        if done % arguments.eval_steps == 0 or done == arguments.steps:
+            log.write({"step": done, **_evaluate(arguments, accelerator, model, tokenizer)})
+        if done % arguments.save_steps == 0 or done == arguments.steps:
+            save_state(accelerator, checkpoints, done)
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(model).save_pretrained(output / "model")
+        tokenizer.save_pretrained(output / "model")
+    accelerator.print(f"wrote {output / 'model'}")
+
+
+def _tokenizer(arguments: LanguageArguments) -> PreTrainedTokenizerFast:
+    texts = []
+    for index in range(2000):
+        turns = described_conversation(index, "train", arguments.seed, arguments.turns)
+        texts.append("\n".join(f"{'A' if m['role'] == 'assistant' else 'Q'}: {m['content']}" for m in turns))
+    return build_tokenizer(arguments.vocab_size, texts)
+
+
+def _model(arguments: LanguageArguments, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
+    path = Path(arguments.model_config)
+    values = json.loads((path if path.is_file() else RECIPES / arguments.model_config).read_text())
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = AutoConfig.for_model(values.pop("model_type"), vocab_size=len(tokenizer), **ids, **values)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def _loader(
+    arguments: LanguageArguments, tokenizer: PreTrainedTokenizerBase, split: str, numbers: range
+) -> DataLoader[dict[str, Tensor]]:
+    def collate(texts: list[str]) -> dict[str, Tensor]:
+        batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", return_token_type_ids=False)
+        return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+    texts = _Texts(tokenizer, split, arguments.seed, arguments.turns, numbers)
+    return DataLoader(texts, batch_size=arguments.batch_size, collate_fn=collate, num_workers=arguments.workers)
+
+
+@torch.no_grad()
+def _evaluate(
+    arguments: LanguageArguments, accelerator: Accelerator, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, float]:
+    """Loss on texts of split val, and how often the last answer of each is given word for word."""
+    if not accelerator.is_main_process:
+        return {}
+    plain = accelerator.unwrap_model(model).eval()
+    numbers = range(arguments.eval_texts)
+    losses = [{"val_loss": plain(**{k: v.to(plain.device) for k, v in batch.items()}).loss.item()}
+              for batch in _loader(arguments, tokenizer, "val", numbers)]  # fmt: skip
+    right = []
+    for index in numbers:
+        messages = described_conversation(index, "val", arguments.seed, arguments.turns)
+        ids = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        said = plain.generate(**ids.to(plain.device), max_new_tokens=24, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        right.append(tokenizer.decode(said, skip_special_tokens=True).strip() == messages[-1]["content"])
+    return {**mean_of(losses), "val_answer": sum(right) / len(right)}
+
+
+if __name__ == "__main__":
+    main()
