@@ -1,0 +1,1 @@
+"""Finetune teaches: records → checkpoint → numbers."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,11 @@ from transformers import HfArgumentParser
 Arguments = TypeVar("Arguments")
 
 RECIPES = Path(__file__).parent / "recipes"
+
+
+def knob(*, help: str, default: Any = MISSING, default_factory: Any = MISSING) -> Any:
+    """A field of an arguments dataclass, with its line of help."""
+    return field(default=default, default_factory=default_factory, metadata={"help": help})
 
 
 def parse_arguments(

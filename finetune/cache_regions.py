@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,12 +21,11 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers.hf_argparser import HfArg
 
 from llm_bridge import grid_points, region_features
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
-from .arguments import parse_arguments
+from .arguments import knob, parse_arguments
 from .data.sample import Sample, decode_mask, load_samples, open_image, region_prompts
 from .region_cache import CachePlan, file_checksum, shard_checksum, write_manifest, write_shard
 
@@ -41,18 +40,20 @@ on the region's mask, where the record has one."""
 class CacheArguments:
     """Encode the regions of a set of records once."""
 
-    data: str = HfArg(help="records: JSONL or parquet")
-    output: str = HfArg(help="folder of the cache")
-    region_tokenizer: str = HfArg(default="tap-tiny", help="name, folder, checkpoint or Hub repository of the tokenizer")
-    variant: str | None = HfArg(default=None, help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
-    variants: str = HfArg(default="exact", help=f"prompt variants, separated by commas: {', '.join(VARIANTS)}")
-    image_grid: int = HfArg(default=0, help="picture context: points per side of the grid; 0 for none")
-    dtype: Literal["float16", "bfloat16", "float32"] = HfArg(default="float16", help="of the tokens on disk")
-    device: str | None = HfArg(default=None, help="where the tokenizer runs; default: this process's accelerator, or CPU")
-    shard_size: int = HfArg(default=512, help="records per shard")
-    batch_size: int = HfArg(default=8, help="pictures encoded at once")
-    workers: int = HfArg(default=1, help="processes that open pictures, for each process that encodes")
-    seed: int = HfArg(default=0, help="of jitter and points")
+    data: str = knob(help="records: JSONL or parquet")
+    output: str = knob(help="folder of the cache")
+    region_tokenizer: str = knob(default="tap-tiny", help="name, folder, checkpoint or Hub repository of the tokenizer")
+    variant: str | None = knob(default=None, help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
+    variants: str = knob(default="exact", help=f"prompt variants, separated by commas: {', '.join(VARIANTS)}")
+    image_grid: int = knob(default=0, help="picture context: points per side of the grid; 0 for none")
+    dtype: Literal["float16", "bfloat16", "float32"] = knob(default="float16", help="of the tokens on disk")
+    device: str | None = knob(
+        default=None, help="where the tokenizer runs; default: this process's accelerator, or CPU"
+    )
+    shard_size: int = knob(default=512, help="records per shard")
+    batch_size: int = knob(default=8, help="pictures encoded at once")
+    workers: int = knob(default=1, help="processes that open pictures, for each process that encodes")
+    seed: int = knob(default=0, help="of jitter and points")
 
 
 class _Pictures(Dataset[tuple[Sample, np.ndarray]]):
@@ -120,7 +121,9 @@ def _prepare(folder: Path, plan: CachePlan) -> None:
     if path.is_file() and json.loads(path.read_text()) != asdict(plan):
         old = json.loads(path.read_text())
         changed = [key for key, value in asdict(plan).items() if old.get(key) != value]
-        raise ValueError(f"{folder} holds a cache with other {', '.join(changed)}: choose another output, or delete it.")
+        raise ValueError(
+            f"{folder} holds a cache with other {', '.join(changed)}: choose another output, or delete it."
+        )
     path.write_text(json.dumps(asdict(plan), indent=1))
     room = shutil.disk_usage(folder).free
     if room < 1 << 20:
@@ -158,7 +161,9 @@ def _encode(tokenizer: TapRegionTokenizer, features: ImageFeatures, samples: lis
     prompts = [region_prompts(sample) for sample in samples]
     kinds = {kind for prompt in prompts for kind in prompt}
     count = [len(sample["regions"]) for sample in samples]
-    columns = {kind: [p.get(kind) or [None] * n for p, n in zip(prompts, count)] for kind in sorted(kinds)}
+    columns: dict[str, Any] = {
+        kind: [p.get(kind) or [None] * n for p, n in zip(prompts, count)] for kind in sorted(kinds)
+    }
     regions = tokenizer.encode(features=features, **columns).to("cpu")
     return (regions.of_image(i) for i in range(len(samples)))
 

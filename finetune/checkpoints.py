@@ -14,7 +14,9 @@ from pathlib import Path
 _NAME = re.compile(r"step-(\d+)$")
 
 
-def save_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], *, keep: int = 2, is_main: bool = True) -> None:
+def save_checkpoint(
+    folder: Path, step: int, fill: Callable[[Path], None], *, keep: int = 2, is_main: bool = True
+) -> None:
     """Have `fill` write a checkpoint, then give it its name in one step, then drop the oldest beyond `keep`.
 
     Until the last moment the files lie in `step-N.partial`, which no one takes for a checkpoint: a full disk or a kill

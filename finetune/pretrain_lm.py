@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,12 +24,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.hf_argparser import HfArg
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from llm_bridge import RegionDescription, describe_regions
 
-from .arguments import RECIPES, parse_arguments, save_arguments
+from .arguments import RECIPES, knob, parse_arguments, save_arguments
 from .data.glyph_language import caption
 from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, draw_question
 from .data.glyph_records import number_regions
@@ -49,24 +54,26 @@ LONG_SIDE = 512
 class LanguageArguments:
     """Train a small language model on descriptions of scenes and questions about them."""
 
-    output_dir: str = HfArg(help="folder of checkpoints, log and the trained model")
-    model_config: str = HfArg(default="region_chat_tiny_lm.json", help="sizes: a transformers config file or shipped name")
-    vocab_size: int = HfArg(default=640, help="pieces of the byte-level BPE tokenizer, special tokens included")
-    seed: int = HfArg(default=0, help="of the scenes, the questions and the weights")
-    steps: int = HfArg(default=1000, help="optimizer steps")
-    batch_size: int = HfArg(default=32, help="texts per step and process")
-    turns: int = HfArg(default=8, help="questions per text")
-    workers: int = HfArg(default=1, help="processes that write texts")
-    learning_rate: float = HfArg(default=2e-3, help="peak, of AdamW")
-    weight_decay: float = HfArg(default=0.05, help="of AdamW")
-    warmup_steps: int = HfArg(default=100, help="linear rise of the learning rate")
-    decay_fraction: float = HfArg(default=0.5, help="last part of the run, over which the rate falls to zero")
-    max_grad_norm: float = HfArg(default=1.0, help="gradients are clipped to this norm")
-    mixed_precision: Literal["no", "bf16", "fp16"] = HfArg(default="no", help="as in accelerate")
-    save_steps: int = HfArg(default=250, help="steps between checkpoints")
-    log_steps: int = HfArg(default=20, help="steps between lines of log.jsonl")
-    eval_steps: int = HfArg(default=500, help="steps between evaluations on split val")
-    eval_texts: int = HfArg(default=64, help="texts of an evaluation")
+    output_dir: str = knob(help="folder of checkpoints, log and the trained model")
+    model_config: str = knob(
+        default="region_chat_tiny_lm.json", help="sizes: a transformers config file or shipped name"
+    )
+    vocab_size: int = knob(default=640, help="pieces of the byte-level BPE tokenizer, special tokens included")
+    seed: int = knob(default=0, help="of the scenes, the questions and the weights")
+    steps: int = knob(default=1000, help="optimizer steps")
+    batch_size: int = knob(default=32, help="texts per step and process")
+    turns: int = knob(default=8, help="questions per text")
+    workers: int = knob(default=1, help="processes that write texts")
+    learning_rate: float = knob(default=2e-3, help="peak, of AdamW")
+    weight_decay: float = knob(default=0.05, help="of AdamW")
+    warmup_steps: int = knob(default=100, help="linear rise of the learning rate")
+    decay_fraction: float = knob(default=0.5, help="last part of the run, over which the rate falls to zero")
+    max_grad_norm: float = knob(default=1.0, help="gradients are clipped to this norm")
+    mixed_precision: Literal["no", "bf16", "fp16"] = knob(default="no", help="as in accelerate")
+    save_steps: int = knob(default=250, help="steps between checkpoints")
+    log_steps: int = knob(default=20, help="steps between lines of log.jsonl")
+    eval_steps: int = knob(default=500, help="steps between evaluations on split val")
+    eval_texts: int = knob(default=64, help="texts of an evaluation")
 
 
 # --- the world in words -----------------------------------------------------------------------------------------------
@@ -175,7 +182,9 @@ def main(argv: list[str] | None = None) -> None:
         _loader(arguments, tokenizer, "train", range(start * per_step, arguments.steps * per_step))
     )
     began, window = time.perf_counter(), MeanWindow()
-    progress = tqdm(loader, initial=start, total=arguments.steps, desc="language", disable=not accelerator.is_main_process)
+    progress = tqdm(
+        loader, initial=start, total=arguments.steps, desc="language", disable=not accelerator.is_main_process
+    )
     for step, batch in enumerate(progress, start=start):
         share = rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
         for group in optimizer.param_groups:
@@ -210,7 +219,7 @@ def _tokenizer(arguments: LanguageArguments) -> PreTrainedTokenizerFast:
     return build_tokenizer(arguments.vocab_size, texts)
 
 
-def _model(arguments: LanguageArguments, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
+def _model(arguments: LanguageArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     path = Path(arguments.model_config)
     values = json.loads((path if path.is_file() else RECIPES / arguments.model_config).read_text())
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -220,7 +229,7 @@ def _model(arguments: LanguageArguments, tokenizer: PreTrainedTokenizerBase) -> 
 
 def _loader(
     arguments: LanguageArguments, tokenizer: PreTrainedTokenizerBase, split: str, numbers: range
-) -> DataLoader[dict[str, Tensor]]:
+) -> Iterable[dict[str, Tensor]]:
     def collate(texts: list[str]) -> dict[str, Tensor]:
         batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", return_token_type_ids=False)
         return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
@@ -231,7 +240,7 @@ def _loader(
 
 @torch.no_grad()
 def _evaluate(
-    arguments: LanguageArguments, accelerator: Accelerator, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase
+    arguments: LanguageArguments, accelerator: Accelerator, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, float]:
     """Loss on texts of split val, and how often the last answer of each is given word for word."""
     if not accelerator.is_main_process:
@@ -243,8 +252,12 @@ def _evaluate(
     right = []
     for index in numbers:
         messages = described_conversation(index, "val", arguments.seed, arguments.turns)
-        ids = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        said = plain.generate(**ids.to(plain.device), max_new_tokens=24, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        ids = tokenizer.apply_chat_template(
+            messages[:-1], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        said = plain.generate(**ids.to(plain.device), max_new_tokens=24, do_sample=False)[
+            0, ids["input_ids"].shape[1] :
+        ]
         right.append(tokenizer.decode(said, skip_special_tokens=True).strip() == messages[-1]["content"])
     return {**mean_of(losses), "val_answer": sum(right) / len(right)}
 

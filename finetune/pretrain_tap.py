@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -26,11 +26,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
-from transformers.hf_argparser import HfArg
 
 from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer
 
-from .arguments import RECIPES, parse_arguments, save_arguments
+from .arguments import RECIPES, knob, parse_arguments, save_arguments
 from .data.glyph_language import build_text_tokenizer, concept_banks
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
 from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state
@@ -44,31 +43,37 @@ from .prompt_sampling import PromptSampler, TrainingPrompts
 class PretrainArguments:
     """Train TAP on pictures whose regions have masks, concepts and captions."""
 
-    stage: Literal["dense", "prompt", "caption"] = HfArg(help="what to train: patches, prompts, or the caption decoder")
-    output_dir: str = HfArg(help="folder of checkpoints, log and the trained model")
-    init_from: str | None = HfArg(default=None, help="folder of the region tokenizer to start from; default: a fresh one")
-    model_config: str = HfArg(default="tap_tiny_model.json", help="sizes of a fresh model: a TapConfig file or shipped name")
-    splits: str = HfArg(default="train", help="splits of GlyphScenes to learn from, in turn, separated by commas")
-    seed: int = HfArg(default=0, help="of the scenes, the weights and the prompts")
-    steps: int = HfArg(default=1000, help="optimizer steps")
-    batch_size: int = HfArg(default=8, help="pictures per step and process")
-    workers: int = HfArg(default=1, help="processes that draw pictures")
-    optimizer: Literal["adamw", "muon"] = HfArg(default="adamw", help="muon: for the matrices of attention and MLPs")
-    learning_rate: float = HfArg(default=1e-3, help="peak, of AdamW")
-    muon_learning_rate: float = HfArg(default=1e-2, help="peak, of Muon")
-    weight_decay: float = HfArg(default=0.05, help="of both optimizers")
-    warmup_steps: int = HfArg(default=100, help="linear rise of the learning rate")
-    decay_fraction: float = HfArg(default=0.5, help="last part of the run, over which the rate falls to zero as a cosine")
-    max_grad_norm: float = HfArg(default=1.0, help="gradients are clipped to this norm")
-    box_probability: float = HfArg(default=0.5, help="chance that a prompt begins as a box rather than a point")
-    max_points: int = HfArg(default=9, help="points of a prompt, both stages together")
-    dense_weight: float = HfArg(default=0.0, help="in stage prompt: weight of the dense loss kept beside the others")
-    compile_encoder: bool = HfArg(default=False, help="torch.compile the image encoder")
-    mixed_precision: Literal["no", "bf16", "fp16"] = HfArg(default="no", help="as in accelerate")
-    save_steps: int = HfArg(default=200, help="steps between checkpoints")
-    log_steps: int = HfArg(default=20, help="steps between lines of log.jsonl")
-    eval_steps: int = HfArg(default=500, help="steps between evaluations on split val")
-    eval_scenes: int = HfArg(default=64, help="pictures of an evaluation")
+    stage: Literal["dense", "prompt", "caption"] = knob(help="what to train: patches, prompts, or the caption decoder")
+    output_dir: str = knob(help="folder of checkpoints, log and the trained model")
+    init_from: str | None = knob(
+        default=None, help="folder of the region tokenizer to start from; default: a fresh one"
+    )
+    model_config: str = knob(
+        default="tap_tiny_model.json", help="sizes of a fresh model: a TapConfig file or shipped name"
+    )
+    splits: str = knob(default="train", help="splits of GlyphScenes to learn from, in turn, separated by commas")
+    seed: int = knob(default=0, help="of the scenes, the weights and the prompts")
+    steps: int = knob(default=1000, help="optimizer steps")
+    batch_size: int = knob(default=8, help="pictures per step and process")
+    workers: int = knob(default=1, help="processes that draw pictures")
+    optimizer: Literal["adamw", "muon"] = knob(default="adamw", help="muon: for the matrices of attention and MLPs")
+    learning_rate: float = knob(default=1e-3, help="peak, of AdamW")
+    muon_learning_rate: float = knob(default=1e-2, help="peak, of Muon")
+    weight_decay: float = knob(default=0.05, help="of both optimizers")
+    warmup_steps: int = knob(default=100, help="linear rise of the learning rate")
+    decay_fraction: float = knob(
+        default=0.5, help="last part of the run, over which the rate falls to zero as a cosine"
+    )
+    max_grad_norm: float = knob(default=1.0, help="gradients are clipped to this norm")
+    box_probability: float = knob(default=0.5, help="chance that a prompt begins as a box rather than a point")
+    max_points: int = knob(default=9, help="points of a prompt, both stages together")
+    dense_weight: float = knob(default=0.0, help="in stage prompt: weight of the dense loss kept beside the others")
+    compile_encoder: bool = knob(default=False, help="torch.compile the image encoder")
+    mixed_precision: Literal["no", "bf16", "fp16"] = knob(default="no", help="as in accelerate")
+    save_steps: int = knob(default=200, help="steps between checkpoints")
+    log_steps: int = knob(default=20, help="steps between lines of log.jsonl")
+    eval_steps: int = knob(default=500, help="steps between evaluations on split val")
+    eval_scenes: int = knob(default=64, help="pictures of an evaluation")
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------
@@ -254,7 +259,9 @@ def main(argv: list[str] | None = None) -> None:
     loader = accelerator.prepare(_loader(arguments, tokenizer, start, accelerator.num_processes))
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     began, window = time.perf_counter(), MeanWindow()
-    progress = tqdm(loader, initial=start, total=arguments.steps, disable=not accelerator.is_main_process, desc=arguments.stage)
+    progress = tqdm(
+        loader, initial=start, total=arguments.steps, disable=not accelerator.is_main_process, desc=arguments.stage
+    )
     for step, batch in enumerate(progress, start=start):
         for group, peak in zip(groups, peaks):
             group["lr"] = peak * rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
@@ -307,14 +314,16 @@ def _optimizers(stage: nn.Module, arguments: PretrainArguments) -> list[torch.op
                 and not name.endswith("relative_position_bias")]  # fmt: skip
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
-    options = {"weight_decay": arguments.weight_decay}
+    options: dict[str, Any] = {"weight_decay": arguments.weight_decay}
     found: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(rest, arguments.learning_rate, betas=(0.9, 0.98), **options)
     ]
     if matrices:
         if not hasattr(torch.optim, "Muon"):
             raise RuntimeError(f"optimizer is muon, which PyTorch {torch.__version__} lacks: use adamw or PyTorch 2.9.")
-        found.append(torch.optim.Muon(matrices, arguments.muon_learning_rate, adjust_lr_fn="match_rms_adamw", **options))
+        found.append(
+            torch.optim.Muon(matrices, arguments.muon_learning_rate, adjust_lr_fn="match_rms_adamw", **options)
+        )
     return found
 
 
@@ -380,7 +389,9 @@ def _evaluate_prompts(
         )
         rows = torch.arange(len(output.expert))
         embeds = output.semantic_embeds[rows, output.expert]
-        line = {f"val_iou_{name}": mask_iou(output.pred_masks[rows, output.expert] > 0, batch.masks > 0.5).mean().item()}
+        line = {
+            f"val_iou_{name}": mask_iou(output.pred_masks[rows, output.expert] > 0, batch.masks > 0.5).mean().item()
+        }
         for bank, what in zip(banks, ("kind", "colour", "size")):
             right = bank.scores(embeds).argmax(dim=1) == bank.scores(batch.concepts).argmax(dim=1)
             line[f"val_{what}_{name}"] = right.float().mean().item()

@@ -31,9 +31,7 @@ class TrainingPrompts:
 class PromptSampler:
     """Draws prompts from masks (R, M, M) and boxes (R, 4) with a generator of its own, so that a run can be repeated."""
 
-    def __init__(
-        self, image_size: int, box_probability: float = 0.5, max_points: int = 9, seed: int = 0
-    ) -> None:
+    def __init__(self, image_size: int, box_probability: float = 0.5, max_points: int = 9, seed: int = 0) -> None:
         self.image_size = image_size
         self.box_probability = box_probability
         self.max_points = max_points

@@ -54,7 +54,9 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}.safetensors"
 
 
-def write_shard(folder: Path, shard: int, variants: list[list[RegionTokens]], grids: list[Tensor], dtype: torch.dtype) -> None:
+def write_shard(
+    folder: Path, shard: int, variants: list[list[RegionTokens]], grids: list[Tensor], dtype: torch.dtype
+) -> None:
     """Write one shard whole, then the checksum that says so.
 
     variants: for each prompt variant, the region tokens of each record; grids: context features (n², F) of each record.
@@ -120,7 +122,9 @@ class RegionCache:
             raise ValueError(f"{folder} is no finished cache: run cache_regions with this output until it is through.")
         values = json.loads(manifest.read_text())
         if values.get("version") != VERSION:
-            raise ValueError(f"{folder} is a cache of version {values.get('version')}, expected {VERSION}: make it again.")
+            raise ValueError(
+                f"{folder} is a cache of version {values.get('version')}, expected {VERSION}: make it again."
+            )
         self.checksums: list[str] = values.pop("checksums")
         self.plan = CachePlan(**values)
         self._open: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
@@ -157,7 +161,9 @@ class RegionCache:
         if number not in self._open:
             path = shard_path(self.folder, number)
             if not path.is_file() or file_checksum(path) != self.checksums[number]:
-                raise ValueError(f"{path} is missing or damaged: delete it and run cache_regions again, which makes it anew.")
+                raise ValueError(
+                    f"{path} is missing or damaged: delete it and run cache_regions again, which makes it anew."
+                )
             self._open[number] = load_file(path)
             while len(self._open) > self._open_shards:
                 self._open.popitem(last=False)

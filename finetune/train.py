@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers.hf_argparser import HfArg
 
 from llm_bridge import (
     RegionBridgeForConditionalGeneration,
@@ -37,7 +36,7 @@ from llm_bridge import (
 )
 from tap_tokenizer import TapRegionTokenizer
 
-from .arguments import parse_arguments, save_arguments
+from .arguments import knob, parse_arguments, save_arguments
 from .data.collator import CachedSample, ConversationCollator
 from .data.mixture import Mixture
 from .data.sample import load_samples
@@ -51,41 +50,45 @@ TRAINED_WEIGHTS = "trained.safetensors"
 class TrainArguments:
     """Train a bridge on conversations about regions."""
 
-    output_dir: str = HfArg(help="folder of checkpoints, log and the trained bridge")
-    language_model: str | None = HfArg(default=None, help="for a fresh bridge: name or folder of a causal language model")
-    init_from: str | None = HfArg(default=None, help="folder of a bridge to go on from, instead of a fresh one")
-    region_tokenizer: str = HfArg(default="tap-tiny", help="name, folder or repository of the tokenizer of the caches")
-    mode: Literal["projector", "lora", "full"] = HfArg(default="projector", help="what learns; the projector always does")
-    data: list[str] = HfArg(default_factory=list, help="record files to learn from")
-    caches: list[str] = HfArg(default_factory=list, help="cache of each record file, in the same order")
-    weights: list[float] = HfArg(default_factory=list, help="how often each is drawn; default: as its size")
-    eval_data: str | None = HfArg(default=None, help="records to evaluate on during training")
-    eval_cache: str | None = HfArg(default=None, help="their cache")
-    experts: Literal["routed", "all"] = HfArg(default="routed", help="fresh bridge: tokens of a region")
-    use_semantic_embeds: bool = HfArg(default=True, help="fresh bridge: does the projector read semantic embeddings")
-    use_position: bool = HfArg(default=True, help="fresh bridge: does the projector read the position code")
-    image_grid: int = HfArg(default=0, help="fresh bridge: points per side of the picture context; 0 for none")
-    lora_r: int = HfArg(default=16, help="rank of LoRA")
-    lora_alpha: int = HfArg(default=32, help="scale of LoRA")
-    lora_dropout: float = HfArg(default=0.0, help="dropout inside LoRA")
-    merge: bool = HfArg(default=False, help="add the adapter to the language model's weights at the end")
-    seed: int = HfArg(default=0, help="of the order of records, the prompt variants and the new weights")
-    steps: int = HfArg(default=1000, help="optimizer steps")
-    batch_size: int = HfArg(default=16, help="records per forward pass and process")
-    gradient_accumulation_steps: int = HfArg(default=1, help="forward passes per optimizer step")
-    workers: int = HfArg(default=0, help="processes that put batches together")
-    learning_rate: float = HfArg(default=2e-4, help="peak, of the language model or its adapter")
-    projector_learning_rate: float = HfArg(default=1e-3, help="peak, of the projector")
-    weight_decay: float = HfArg(default=0.0, help="of AdamW")
-    warmup_steps: int = HfArg(default=50, help="linear rise of the learning rates")
-    decay_fraction: float = HfArg(default=1.0, help="last part of the run, over which the rates fall to zero")
-    max_grad_norm: float = HfArg(default=1.0, help="gradients are clipped to this norm")
-    max_length: int | None = HfArg(default=None, help="longest conversation in tokens; a longer one stops the run")
-    mixed_precision: Literal["no", "bf16", "fp16"] = HfArg(default="no", help="as in accelerate")
-    save_steps: int = HfArg(default=250, help="steps between checkpoints")
-    log_steps: int = HfArg(default=20, help="steps between lines of log.jsonl")
-    eval_steps: int = HfArg(default=250, help="steps between evaluations")
-    eval_records: int = HfArg(default=128, help="records of an evaluation")
+    output_dir: str = knob(help="folder of checkpoints, log and the trained bridge")
+    language_model: str | None = knob(
+        default=None, help="for a fresh bridge: name or folder of a causal language model"
+    )
+    init_from: str | None = knob(default=None, help="folder of a bridge to go on from, instead of a fresh one")
+    region_tokenizer: str = knob(default="tap-tiny", help="name, folder or repository of the tokenizer of the caches")
+    mode: Literal["projector", "lora", "full"] = knob(
+        default="projector", help="what learns; the projector always does"
+    )
+    data: list[str] = knob(default_factory=list, help="record files to learn from")
+    caches: list[str] = knob(default_factory=list, help="cache of each record file, in the same order")
+    weights: list[float] = knob(default_factory=list, help="how often each is drawn; default: as its size")
+    eval_data: str | None = knob(default=None, help="records to evaluate on during training")
+    eval_cache: str | None = knob(default=None, help="their cache")
+    experts: Literal["routed", "all"] = knob(default="routed", help="fresh bridge: tokens of a region")
+    use_semantic_embeds: bool = knob(default=True, help="fresh bridge: does the projector read semantic embeddings")
+    use_position: bool = knob(default=True, help="fresh bridge: does the projector read the position code")
+    image_grid: int = knob(default=0, help="fresh bridge: points per side of the picture context; 0 for none")
+    lora_r: int = knob(default=16, help="rank of LoRA")
+    lora_alpha: int = knob(default=32, help="scale of LoRA")
+    lora_dropout: float = knob(default=0.0, help="dropout inside LoRA")
+    merge: bool = knob(default=False, help="add the adapter to the language model's weights at the end")
+    seed: int = knob(default=0, help="of the order of records, the prompt variants and the new weights")
+    steps: int = knob(default=1000, help="optimizer steps")
+    batch_size: int = knob(default=16, help="records per forward pass and process")
+    gradient_accumulation_steps: int = knob(default=1, help="forward passes per optimizer step")
+    workers: int = knob(default=0, help="processes that put batches together")
+    learning_rate: float = knob(default=2e-4, help="peak, of the language model or its adapter")
+    projector_learning_rate: float = knob(default=1e-3, help="peak, of the projector")
+    weight_decay: float = knob(default=0.0, help="of AdamW")
+    warmup_steps: int = knob(default=50, help="linear rise of the learning rates")
+    decay_fraction: float = knob(default=1.0, help="last part of the run, over which the rates fall to zero")
+    max_grad_norm: float = knob(default=1.0, help="gradients are clipped to this norm")
+    max_length: int | None = knob(default=None, help="longest conversation in tokens; a longer one stops the run")
+    mixed_precision: Literal["no", "bf16", "fp16"] = knob(default="no", help="as in accelerate")
+    save_steps: int = knob(default=250, help="steps between checkpoints")
+    log_steps: int = knob(default=20, help="steps between lines of log.jsonl")
+    eval_steps: int = knob(default=250, help="steps between evaluations")
+    eval_records: int = knob(default=128, help="records of an evaluation")
 
 
 class Conversations(Dataset[CachedSample]):
@@ -175,7 +178,9 @@ def _bridge_and_processor(
 ) -> tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]:
     """The bridge to train: one that was saved, or a fresh one on a language model."""
     if (arguments.language_model is None) == (arguments.init_from is None):
-        raise ValueError("Got both or neither of language_model and init_from: give one, a fresh start or a saved bridge.")
+        raise ValueError(
+            "Got both or neither of language_model and init_from: give one, a fresh start or a saved bridge."
+        )
     if arguments.init_from is not None:
         bridge = RegionBridgeForConditionalGeneration.from_pretrained(arguments.init_from, dtype=torch.float32)
         return bridge, RegionBridgeProcessor.from_pretrained(arguments.init_from)
@@ -195,9 +200,13 @@ def _bridge_and_processor(
 def _check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGeneration) -> None:
     """Refuse caches that do not belong to the records or to the bridge, before anything is trained."""
     if not arguments.data or len(arguments.data) != len(arguments.caches):
-        raise ValueError(f"Got {len(arguments.data)} data and {len(arguments.caches)} caches: give a cache for each record file.")
+        raise ValueError(
+            f"Got {len(arguments.data)} data and {len(arguments.caches)} caches: give a cache for each record file."
+        )
     if arguments.weights and len(arguments.weights) != len(arguments.data):
-        raise ValueError(f"Got {len(arguments.weights)} weights for {len(arguments.data)} data: give one for each, or none.")
+        raise ValueError(
+            f"Got {len(arguments.weights)} weights for {len(arguments.data)} data: give one for each, or none."
+        )
     if (arguments.eval_data is None) != (arguments.eval_cache is None):
         raise ValueError("Got one of eval_data and eval_cache: give both or neither.")
     pairs = list(zip(arguments.data, arguments.caches))
@@ -302,7 +311,8 @@ def _evaluate(
     bridge = accelerator.unwrap_model(model).eval()
     samples, cache = load_samples(str(arguments.eval_data)), RegionCache(str(arguments.eval_cache))
     items = [
-        CachedSample(samples[i], cache.regions(i), cache.grid(i)) for i in range(min(arguments.eval_records, len(samples)))
+        CachedSample(samples[i], cache.regions(i), cache.grid(i))
+        for i in range(min(arguments.eval_records, len(samples)))
     ]
     items = [item for item in items if item.sample["conversations"]]
     collator = ConversationCollator(processor, arguments.max_length)

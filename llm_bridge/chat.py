@@ -20,7 +20,7 @@ from tap_tokenizer import ImageInput, RegionTokens, TapRegionTokenizer
 
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .processing_bridge import RegionBridgeProcessor
-from .region_prompt import MARKER
+from .region_prompt import MARKER, prompt_columns
 
 BUNDLED = Path(__file__).parent / "pretrained"
 
@@ -117,7 +117,7 @@ class RegionChat:
         new = _region_prompts(boxes, points, point_labels, masks)
         if new and picture is None:
             raise ValueError("Got regions but no picture: give image=… with the first question.")
-        turn = {"role": "user", "content": self._content(question, new, is_first=not self.messages, picture=picture)}
+        turn = {"role": "user", "content": self._content(question, new, picture)}
         inputs = self.processor.apply_chat_template(
             [*self.messages, turn], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         ).to(self.model.device)
@@ -127,14 +127,10 @@ class RegionChat:
             return self._remembering(pieces, picture, turn, new)
         return "".join(self._remembering(pieces, picture, turn, new)).strip()
 
-    def _content(
-        self, question: str, new: list[dict[str, Any]], *, is_first: bool, picture: Any
-    ) -> list[dict[str, Any]]:
-        """A question as content items: the picture in the first turn, words, and regions where their markers stand."""
+    def _content(self, question: str, new: list[dict[str, Any]], picture: Any) -> list[dict[str, Any]]:
+        """A question as content items: the picture when it is new, words, and regions where their markers stand."""
         content: list[dict[str, Any]] = []
-        if is_first and picture is not None:
-            content.append({"type": "image", "image": picture})
-        elif picture is not None and self.image is None:
+        if picture is not None and self.image is None:
             content.append({"type": "image", "image": picture})
         waiting = list(new)
         known = len(self._regions)
@@ -195,10 +191,7 @@ class RegionChat:
         """Region tokens of all regions of the conversation, in order."""
         if not self._regions:
             raise ValueError("No region was asked about yet.")
-        keys = {"boxes": "box", "points": "points", "point_labels": "point_labels", "masks": "mask"}
-        used = {name: key for name, key in keys.items() if any(key in prompt for prompt in self._regions)}
-        prompts = {name: [prompt.get(key) for prompt in self._regions] for name, key in used.items()}
-        return self.region_tokenizer.encode(self.image, **prompts)
+        return self.region_tokenizer.encode(self.image, **prompt_columns(self._regions))
 
     def baseline(self, top_k: int = 3) -> list[RegionBaseline]:
         """For each region of the conversation, TAP's own caption and concepts: what the language model must beat."""
@@ -223,7 +216,7 @@ def _region_prompts(boxes: Any, points: Any, point_labels: Any, masks: Any) -> l
         found = ", ".join(f"{n} × {key}" for key, n in counts.items())
         raise ValueError(f"Got {found}: give the same number of each, None where a region lacks one.")
     return [
-        {key: value[i] for key, value in lists.items() if value[i] is not None}
+        with_labels({key: value[i] for key, value in lists.items() if value[i] is not None})
         for i in range(next(iter(counts.values()), 0))
     ]
 

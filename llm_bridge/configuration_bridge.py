@@ -3,8 +3,6 @@
 Knows numbers and names only: no torch, no weights.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict

@@ -91,7 +91,9 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         else:
             name = language_model.config.name_or_path or None
             if options:
-                raise ValueError(f"Got {sorted(options)}, which are neither fields of RegionBridgeConfig nor of use here.")
+                raise ValueError(
+                    f"Got {sorted(options)}, which are neither fields of RegionBridgeConfig nor of use here."
+                )
         if text_tokenizer is None:
             if name is None:
                 raise ValueError("The language model has no name to find its tokenizer by: give text_tokenizer=….")
@@ -194,7 +196,9 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if region_features is not None and inputs_embeds is None:
             if input_ids is None or region_mask is None:
-                raise ValueError("Got region_features without input_ids or region_mask: give what the processor returned.")
+                raise ValueError(
+                    "Got region_features without input_ids or region_mask: give what the processor returned."
+                )
             inputs_embeds = self.embed(input_ids, region_features, region_mask, region_positions, region_source)
             input_ids = None
         elif input_ids is not None and not torch.compiler.is_compiling():
@@ -292,7 +296,13 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 _COMPUTED_FIELDS = ("text_config", "region_token_id", "token_size", "embed_size", "num_experts", "fingerprint",
                     "concept_space", "embedding_scale")  # fmt: skip
-_QUANTIZATION_ATTRIBUTES = ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit", "hf_quantizer", "quantization_method")
+_QUANTIZATION_ATTRIBUTES = (
+    "is_quantized",
+    "is_loaded_in_4bit",
+    "is_loaded_in_8bit",
+    "hf_quantizer",
+    "quantization_method",
+)
 
 
 def _check_counts(positions: Tensor, region_mask: Tensor) -> None:

@@ -25,9 +25,10 @@ from transformers.utils import cached_file
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, load_rgb
 
 from .configuration_bridge import RegionBridgeConfig, fingerprint_number, region_token_id
-from .region_prompt import Layout, MarkerExpander, flatten_chat, with_image_markers, with_labels
+from .region_prompt import Layout, MarkerExpander, flatten_chat, prompt_columns, with_image_markers, with_labels
 
 CONFIG_FILE = "processor_config.json"
+_HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
 REGION_TOKENIZER_FOLDER = "region_tokenizer"
 
 DEFAULT_CHAT_TEMPLATE = (
@@ -125,7 +126,9 @@ class RegionBridgeProcessor(ProcessorMixin):
         if tokenizer.pad_token is None:
             substitute = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
             if substitute is None:
-                raise ValueError("The text tokenizer has no padding, end, begin or unknown token: set tokenizer.pad_token.")
+                raise ValueError(
+                    "The text tokenizer has no padding, end, begin or unknown token: set tokenizer.pad_token."
+                )
             tokenizer.pad_token = substitute
 
     @property
@@ -173,7 +176,9 @@ class RegionBridgeProcessor(ProcessorMixin):
             name = f"Sample {i}" if len(texts) > 1 else "The text"
             layout = self.layout if sample.images or sample.regions else Layout(0, 0)
             expander = MarkerExpander(layout, len(sample.images), len(sample.regions), name)
-            expanded.append(expander.expand(with_image_markers(words, len(sample.images)) if self.image_grid else words))
+            expanded.append(
+                expander.expand(with_image_markers(words, len(sample.images)) if self.image_grid else words)
+            )
             orders.append(self._finished(expander, words))
         return self.pack(expanded, self._feature_rows(samples, orders), **text_options)
 
@@ -186,7 +191,7 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     def apply_chat_template(
         self,
-        conversation: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
+        conversation: Sequence[Any],
         chat_template: str | None = None,
         *,
         tokenize: bool = False,
@@ -306,7 +311,9 @@ class RegionBridgeProcessor(ProcessorMixin):
             start = _common_prefix(text, other)
             end = len(text) - (len(other) - start - len(stranger))
             if other[start : start + len(stranger)] != stranger or text[end:] != other[start + len(stranger) :]:
-                raise ValueError("The chat template changes the assistant's words, so they cannot be found in the text.")
+                raise ValueError(
+                    "The chat template changes the assistant's words, so they cannot be found in the text."
+                )
             ending = next((t for t in self.tokenizer.all_special_tokens if t and text.startswith(t, end)), "")
             spans.append((start, end + len(ending)))
         return spans
@@ -328,7 +335,11 @@ class RegionBridgeProcessor(ProcessorMixin):
         """
         options = {"padding": True, "padding_side": "left", **text_options}
         encoded = self.tokenizer(
-            list(texts), return_tensors="pt", return_offsets_mapping=spans is not None, return_token_type_ids=False, **options
+            list(texts),
+            return_tensors="pt",
+            return_offsets_mapping=spans is not None,
+            return_token_type_ids=False,
+            **options,
         )
         offsets = encoded.pop("offset_mapping", None)
         data: dict[str, Tensor] = dict(encoded)
@@ -390,13 +401,15 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     def _encode(self, features: ImageFeatures, prompts: list[list[dict[str, Any]]]) -> Tensor:
         """Prompts of each picture → features (R, slots, F), picture by picture."""
-        columns = {"boxes": "box", "points": "points", "point_labels": "point_labels", "masks": "mask"}
-        used = {name: key for name, key in columns.items() if any(key in p for regions in prompts for p in regions)}
-        tokenizer = self._region_tokenizer()
-        if not used:
+        per_picture = [prompt_columns(regions) for regions in prompts]
+        kinds = sorted({kind for columns in per_picture for kind in columns})
+        if not kinds:
             return torch.zeros(0, self.layout.region_slots, 0)
-        lists = {name: [[p.get(key) for p in regions] for regions in prompts] for name, key in used.items()}
-        return region_features(tokenizer.encode(features=features, **lists), self.experts)
+        lists: dict[str, Any] = {
+            kind: [columns.get(kind, [None] * len(regions)) for columns, regions in zip(per_picture, prompts)]
+            for kind in kinds
+        }
+        return region_features(self._region_tokenizer().encode(features=features, **lists), self.experts)
 
     def _grids(self, pictures: dict[str, Any], features: ImageFeatures) -> dict[str, Tensor]:
         """Features (n², F) of the point grid of each picture; computed once per picture."""
@@ -414,7 +427,9 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     def _region_tokenizer(self) -> TapRegionTokenizer:
         if self.region_tokenizer is None:
-            raise ValueError("This processor has no region tokenizer: load it with region_tokenizer=…, a TapRegionTokenizer.")
+            raise ValueError(
+                "This processor has no region tokenizer: load it with region_tokenizer=…, a TapRegionTokenizer."
+            )
         return self.region_tokenizer
 
     # --- loading and saving -------------------------------------------------------------------------------------------
@@ -432,9 +447,7 @@ class RegionBridgeProcessor(ProcessorMixin):
             return None
         return {**self.region_tokenizer.source, "fingerprint": self.region_tokenizer.fingerprint}
 
-    def save_pretrained(
-        self, save_directory: str | Path, *, whole: bool | None = None, **kwargs: Any
-    ) -> list[str]:
+    def save_pretrained(self, save_directory: str | Path, *, whole: bool | None = None, **kwargs: Any) -> list[str]:
         """Save the processor and its text tokenizer; the region tokenizer whole, or by reference to where it came from.
 
         whole: default True only for a region tokenizer that was put together by hand, which has no reference.
@@ -443,7 +456,9 @@ class RegionBridgeProcessor(ProcessorMixin):
         if whole is None:
             whole = self.region_tokenizer is not None and not self.region_tokenizer.source
         if not whole and self.region_tokenizer is not None and not self.region_tokenizer.source:
-            raise ValueError("This region tokenizer was not loaded from anywhere, so it has no reference: save whole=True.")
+            raise ValueError(
+                "This region tokenizer was not loaded from anywhere, so it has no reference: save whole=True."
+            )
         files = super().save_pretrained(str(folder), **kwargs)
         if whole:
             self._region_tokenizer().save_pretrained(folder / REGION_TOKENIZER_FOLDER)
@@ -462,7 +477,7 @@ class RegionBridgeProcessor(ProcessorMixin):
 
         region_tokenizer: use this one (or load it from there) instead of the one that was saved. device: where it runs.
         """
-        hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if key in kwargs}
+        hub: dict[str, Any] = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
         path = cached_file(pretrained_model_name_or_path, CONFIG_FILE, **hub)
         values = json.loads(Path(path).read_text())
         entry = values.get("region_tokenizer")
@@ -480,7 +495,10 @@ def _load_region_tokenizer(
     """The region tokenizer that lies in the folder, or else the one that the folder refers to; it must be the same."""
     folder = Path(name) / REGION_TOKENIZER_FOLDER
     if not Path(name).is_dir():
-        folder = Path(snapshot_download(name, allow_patterns=[f"{REGION_TOKENIZER_FOLDER}/*"], **hub)) / REGION_TOKENIZER_FOLDER
+        folder = (
+            Path(snapshot_download(name, allow_patterns=[f"{REGION_TOKENIZER_FOLDER}/*"], **hub))
+            / REGION_TOKENIZER_FOLDER
+        )
     reference = {key: value for key, value in entry.items() if key != "fingerprint"}
     if folder.is_dir():
         reference = {"source": str(folder)}
@@ -583,7 +601,9 @@ def _as_samples(count: int, images: Any, prompts: dict[str, Any]) -> list[Sample
     for name, value in {"images": images, **prompts}.items():
         if value is not None and (not isinstance(value, (list, tuple)) or len(value) != count):
             got = len(value) if isinstance(value, (list, tuple)) else "one"
-            raise ValueError(f"Got {count} texts and {name} for {got}: give one entry per text, None where there is none.")
+            raise ValueError(
+                f"Got {count} texts and {name} for {got}: give one entry per text, None where there is none."
+            )
     return [
         _as_sample(
             images[i] if images is not None else None,
@@ -612,7 +632,9 @@ def _as_sample(images: Any, prompts: dict[str, Any], name: str) -> Sample:
         lists = {key: value[number] for key, value in prompts.items() if value[number] is not None}
         counts = {len(value) for value in lists.values()}
         if len(counts) > 1:
-            raise ValueError(f"{name} has {' and '.join(lists)} of different numbers: give one of each per region, or None.")
+            raise ValueError(
+                f"{name} has {' and '.join(lists)} of different numbers: give one of each per region, or None."
+            )
         for i in range(counts.pop() if counts else 0):
             prompt = {key: value[i] for key, value in lists.items() if value[i] is not None}
             regions.append((number, with_labels(prompt)))

@@ -99,8 +99,8 @@ def flatten_chat(messages: Sequence[dict[str, Any]], sample: str) -> ChatPrompts
     """Messages whose content is a string or a list of items → messages whose content is text with markers.
 
     Items: {"type": "text", "text": …}; {"type": "image", "image" | "url" | "path": …}; {"type": "region", "box" | "points"
-    (with "point_labels" if not all are on the region) | "mask": …}, which belongs to the last image before it, or to image number "image". A region item
-    without a prompt but with a "name" ("region1") is spoken of again.
+    (with "point_labels" if not all are on the region) | "mask": …}, which belongs to the last image before it, or to image
+    number "image". A region item without a prompt but with a "name" ("region1") is spoken of again.
     """
     chat = ChatPrompts([])
     for message in messages:
@@ -150,6 +150,16 @@ def with_labels(prompt: dict[str, Any]) -> dict[str, Any]:
     if "points" in prompt and "point_labels" not in prompt:
         return {**prompt, "point_labels": [1] * len(prompt["points"])}
     return prompt
+
+
+def prompt_columns(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Prompts of regions → the lists that `TapRegionTokenizer.encode` takes: None where a region lacks that kind."""
+    kinds = {"boxes": "box", "points": "points", "point_labels": "point_labels", "masks": "mask"}
+    return {
+        plural: [prompt.get(kind) for prompt in prompts]
+        for plural, kind in kinds.items()
+        if any(prompt.get(kind) is not None for prompt in prompts)
+    }
 
 
 def _join(parts: Sequence[str]) -> str:

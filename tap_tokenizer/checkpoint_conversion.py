@@ -10,11 +10,9 @@ Knows the files that baaivision/tokenize-anything publishes; nothing here is nee
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +25,7 @@ from .modeling_tap import TapModel
 from .restricted_pickle import read_pickle
 
 # Original name → ours, applied in this order. What no line touches is called the same.
-RENAMES: tuple[tuple[str, str], ...] = (
+RENAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^image_encoder\.patch_embed\.proj\.", "image_encoder.patch_embed."),
     (r"^image_encoder\.pos_embed\.weight$", "image_encoder.position_embed"),
     (r"^image_encoder\.cross_conv\.", "image_encoder.cross_window_layers."),
@@ -49,7 +47,7 @@ RENAMES: tuple[tuple[str, str], ...] = (
     (r"\.final_attn_token_to_image\.", ".final_attention."),
     (r"\.cross_attn_(token_to_image|image_to_token)\.", r".\1."),
     (r"\.self_attn\.", ".self_attention."),
-    (r"\.([qkv])_proj\.", lambda m: {"q": ".query.", "k": ".key.", "v": ".value."}[m[1]]),  # type: ignore[misc]
+    (r"\.([qkv])_proj\.", lambda m: {"q": ".query.", "k": ".key.", "v": ".value."}[m[1]]),
     (r"^(image_decoder\.transformer\..*(?:attention|token_to_image|image_to_token))\.proj\.", r"\1.output."),
     (r"^text_decoder\.encoder\.", "text_decoder.region_proj."),
     (r"^text_decoder\.transformer\.tok_embeddings\.", "text_decoder.token_embed."),
@@ -141,7 +139,8 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str | Path
                 "num_hidden_layers": count(r"image_decoder\.transformer\.layers\.\d+"),
                 "num_attention_heads": region // 32,
                 "intermediate_size": shapes["image_decoder.transformer.layers.0.mlp.0.weight"][0],
-                "attention_downsample_rate": region // shapes["image_decoder.transformer.final_attention.query.weight"][0],
+                "attention_downsample_rate": region
+                // shapes["image_decoder.transformer.final_attention.query.weight"][0],
                 "num_experts": shapes["image_decoder.semantic_tokens"][0],
                 "semantic_embed_size": shapes["image_decoder.semantic_head.4.weight"][0],
             },
@@ -156,7 +155,9 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str | Path
             },
         )
     except KeyError as error:
-        raise ValueError(f"{source} lacks {error.args[0]}: expected a complete TAP checkpoint, download it again.") from None
+        raise ValueError(
+            f"{source} lacks {error.args[0]}: expected a complete TAP checkpoint, download it again."
+        ) from None
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise ValueError(f"{source} has weights whose shapes make no TAP: {error}") from None
 
@@ -180,7 +181,9 @@ def _read_arrays(path: str | Path) -> dict[str, Tensor]:
     if wrong:
         raise ValueError(f"{path} holds entries that are no arrays: {_some(wrong)}. Expected {{name: array}}.")
     if broken:
-        raise ValueError(f"{path} holds NaN or infinite values in {_some(broken)}: the file is damaged, download it again.")
+        raise ValueError(
+            f"{path} holds NaN or infinite values in {_some(broken)}: the file is damaged, download it again."
+        )
     return arrays
 
 
@@ -188,10 +191,14 @@ def _check_pixel_statistics(arrays: Mapping[str, Tensor], path: str | Path) -> N
     for name, want in zip(PIXEL_STATISTICS, (PIXEL_MEAN_BGR, [1 / x for x in PIXEL_STD_BGR])):
         got = arrays.get(name)
         if got is not None and not torch.allclose(got.flatten(), torch.tensor(want), rtol=1e-3):
-            raise ValueError(f"{path} was trained with {name} {got.tolist()}, expected {list(want)} as every published TAP.")
+            raise ValueError(
+                f"{path} was trained with {name} {got.tolist()}, expected {list(want)} as every published TAP."
+            )
 
 
-def _check_names_and_shapes(expected: Mapping[str, tuple[int, ...]], got: Mapping[str, Tensor], path: str | Path) -> None:
+def _check_names_and_shapes(
+    expected: Mapping[str, tuple[int, ...]], got: Mapping[str, Tensor], path: str | Path
+) -> None:
     missing, surplus = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
     shapes = [
         f"{name}: {tuple(got[name].shape)}, expected {shape}"
@@ -204,7 +211,9 @@ def _check_names_and_shapes(expected: Mapping[str, tuple[int, ...]], got: Mappin
         if found
     ]
     if problems:
-        raise ValueError(f"{path} is no complete TAP checkpoint: {'; '.join(problems)}. Names are given after renaming.")
+        raise ValueError(
+            f"{path} is no complete TAP checkpoint: {'; '.join(problems)}. Names are given after renaming."
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -3,8 +3,6 @@
 Knows numbers only: no torch, no files, no weights.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -134,9 +132,10 @@ class TapConfig(PreTrainedConfig):
         "text_decoder_config": TapTextDecoderConfig,
     }
 
-    image_encoder_config: dict[str, Any] | PreTrainedConfig | None = None
-    image_decoder_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_decoder_config: dict[str, Any] | PreTrainedConfig | None = None
+    image_encoder_config: Any = None
+    """A `TapImageEncoderConfig`, or its values; so are the other two of their kinds."""
+    image_decoder_config: Any = None
+    text_decoder_config: Any = None
     fingerprint: str | None = None
     """Digest of the weights that decide region tokens; written when a model is saved or converted."""
     initializer_range: float = 0.02
@@ -161,22 +160,22 @@ class TapConfig(PreTrainedConfig):
         return self.image_encoder_config.image_size
 
     @classmethod
-    def tap_vit_b(cls) -> TapConfig:
+    def tap_vit_b(cls) -> "TapConfig":
         """The shape of `tap_vit_b_v1_0` and `tap_vit_b_v1_1`."""
         return cls._with_encoder(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
 
     @classmethod
-    def tap_vit_l(cls) -> TapConfig:
+    def tap_vit_l(cls) -> "TapConfig":
         """The shape of `tap_vit_l_v1_0` and `tap_vit_l_v1_1`."""
         return cls._with_encoder(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)
 
     @classmethod
-    def tap_vit_h(cls) -> TapConfig:
+    def tap_vit_h(cls) -> "TapConfig":
         """The shape of `tap_vit_h_v1_1`."""
         return cls._with_encoder(hidden_size=1280, num_hidden_layers=32, num_attention_heads=16)
 
     @classmethod
-    def _with_encoder(cls, **sizes: int) -> TapConfig:
+    def _with_encoder(cls, **sizes: int) -> "TapConfig":
         return cls(image_encoder_config={**sizes, "intermediate_size": 4 * sizes["hidden_size"]})
 
 

@@ -92,9 +92,7 @@ class TapTwoWayTransformer(nn.Module):
 
     def __init__(self, config: TapImageDecoderConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            TapTwoWayLayer(config, is_first=i == 0) for i in range(config.num_hidden_layers)
-        )
+        self.layers = nn.ModuleList(TapTwoWayLayer(config, is_first=i == 0) for i in range(config.num_hidden_layers))
         self.final_attention = TapDecoderAttention(config, config.attention_downsample_rate)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
@@ -190,4 +188,6 @@ class TapMaskUpscaler(nn.Module):
 
 
 def _mlp(width: int, hidden: int, output: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, output))
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, output)
+    )

@@ -130,7 +130,9 @@ def load_rgb(image: ImageInput) -> np.ndarray:
     if isinstance(image, np.ndarray):
         image = _array_to_pil(image)
     if not isinstance(image, Image.Image):
-        raise ValueError(f"Got an image of type {type(image).__name__}, expected a PIL image, a path, an array or a tensor.")
+        raise ValueError(
+            f"Got an image of type {type(image).__name__}, expected a PIL image, a path, an array or a tensor."
+        )
     if 0 in image.size:
         raise ValueError(f"Got an empty image of {image.width} × {image.height} pixels: give one with content.")
     try:
@@ -146,11 +148,15 @@ def _array_to_pil(array: np.ndarray) -> Image.Image:
     if array.size == 0:
         raise ValueError(f"Got an empty image of shape {array.shape}: give one with content.")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise ValueError(f"Got an image of shape {array.shape}, expected (H, W), (H, W, 3) or (H, W, 4): channels last.")
+        raise ValueError(
+            f"Got an image of shape {array.shape}, expected (H, W), (H, W, 3) or (H, W, 4): channels last."
+        )
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     if array.dtype != np.uint8:
-        raise ValueError(f"Got an image of {array.dtype}, expected bytes (uint8) from 0 to 255: scale and cast it first.")
+        raise ValueError(
+            f"Got an image of {array.dtype}, expected bytes (uint8) from 0 to 255: scale and cast it first."
+        )
     return Image.fromarray(np.ascontiguousarray(array))
 
 

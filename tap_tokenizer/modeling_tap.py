@@ -108,8 +108,9 @@ class TapModel(TapPreTrainedModel):
         """
         if (pixel_values is None) == (image_embeddings is None):
             raise ValueError("Got both or neither of pixel_values and image_embeddings: give one of them.")
-        if image_embeddings is None:
+        if pixel_values is not None:
             image_embeddings = self.get_image_embeddings(pixel_values)
+        assert image_embeddings is not None
         if image_index is None:
             if len(image_embeddings) != 1:
                 raise ValueError(f"Got {len(image_embeddings)} pictures and no image_index: say whose each region is.")

@@ -84,7 +84,9 @@ def locate(
     for folder in (path, BUNDLED / str(source)):
         if (folder / "config.json").is_file():
             if variant is not None:
-                raise ValueError(f"{source} is a converted model, which has no variants: leave variant={variant!r} out.")
+                raise ValueError(
+                    f"{source} is a converted model, which has no variants: leave variant={variant!r} out."
+                )
             return _saved_folder(folder, concepts)
     if path.is_dir():
         if variant is not None and (path / _checkpoint_name(variant)).is_file():  # a clone of the original's repository
@@ -116,7 +118,9 @@ def _on_the_hub(
                 f"say which: variant=… ({', '.join(_variants(repository, hub)) or 'none found'})."
             ) from None
         options = {key: value for key, value in hub.items() if key != "revision"}
-        folder = snapshot_download(repository, revision=hub.get("revision"), ignore_patterns=["*.pkl", "*.py"], **options)
+        folder = snapshot_download(
+            repository, revision=hub.get("revision"), ignore_patterns=["*.pkl", "*.py"], **options
+        )
         return _saved_folder(Path(folder), concepts)
     try:
         checkpoint = _download(repository, _checkpoint_name(variant), hub)
@@ -128,7 +132,9 @@ def _on_the_hub(
         try:
             bank = _download(repository, f"concepts/{concepts or DEFAULT_CONCEPTS}.pkl", hub)
         except EntryNotFoundError:
-            raise ValueError(f"{repository} has no concepts {concepts or DEFAULT_CONCEPTS!r}, and no such file is here.") from None
+            raise ValueError(
+                f"{repository} has no concepts {concepts or DEFAULT_CONCEPTS!r}, and no such file is here."
+            ) from None
     else:
         bank = _local_concepts(concepts)
     return TokenizerFiles(checkpoint=checkpoint, concepts=bank, text_tokenizer=DEFAULT_TEXT_TOKENIZER)
@@ -195,7 +201,9 @@ def load_text_tokenizer(
     try:
         return _checked_size(_read_text_tokenizer(files.text_tokenizer, vocab_size, hub), vocab_size)
     except (OSError, ImportError) as error:
-        logger.warning(f"Captions will not be available: the vocabulary {files.text_tokenizer} could not be loaded ({error}).")
+        logger.warning(
+            f"Captions will not be available: the vocabulary {files.text_tokenizer} could not be loaded ({error})."
+        )
         return None
 
 
@@ -208,7 +216,9 @@ def _read_text_tokenizer(wanted: str | Path, vocab_size: int, hub: Hub) -> PreTr
             return AutoTokenizer.from_pretrained(path)
         if (path / "tokenizer.model").is_file():
             return _read_sentencepiece(path / "tokenizer.model", vocab_size)
-        raise ValueError(f"The folder {wanted} holds neither tokenizer.json nor tokenizer.model: give a tokenizer's folder.")
+        raise ValueError(
+            f"The folder {wanted} holds neither tokenizer.json nor tokenizer.model: give a tokenizer's folder."
+        )
     if path.is_absolute() or str(wanted).count("/") > 1:
         raise ValueError(f"Found no text tokenizer at {wanted}.")
     try:

@@ -174,9 +174,13 @@ def _as_region_list(name: str, value: Any, where: str) -> list[Any]:
             )
         return list(value)
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{where}Got {name} of type {type(value).__name__}, expected a list with one entry per region.")
+        raise ValueError(
+            f"{where}Got {name} of type {type(value).__name__}, expected a list with one entry per region."
+        )
     if value and isinstance(value[0], (int, float)):
-        raise ValueError(f"{where}Got {name} as a flat list of numbers, expected one entry per region: write {name}=[…].")
+        raise ValueError(
+            f"{where}Got {name} as a flat list of numbers, expected one entry per region: write {name}=[…]."
+        )
     return list(value)
 
 

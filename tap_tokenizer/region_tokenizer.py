@@ -17,11 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .concept_projector import ConceptBank
-from .image_processing_tap import ImageInput, TapImageProcessor, as_image_list
+from .image_processing_tap import ImageInput, TapImageProcessor, as_image_list, load_rgb
 from .modeling_tap import TapModel
 from .pretrained_files import CONCEPTS_FILE, TEXT_TOKENIZER_FOLDER, load_text_tokenizer, locate
 from .processing_tap import TapProcessor
 from .region_tokens import PendingMask, RegionTokens
+
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
@@ -53,9 +54,13 @@ class ImageFeatures:
         """Join the pictures of several calls into one batch."""
         if len({part.fingerprint for part in parts}) != 1:
             raise ValueError("Got features of different tokenizers, or none: embed the pictures with one.")
-        names = ("embeddings", "original_sizes", "reshaped_input_sizes")
-        joined = (torch.cat([getattr(part, name) for part in parts]) for name in names)
-        return cls(*joined, is_batch=True, fingerprint=parts[0].fingerprint)
+        return cls(
+            embeddings=torch.cat([part.embeddings for part in parts]),
+            original_sizes=torch.cat([part.original_sizes for part in parts]),
+            reshaped_input_sizes=torch.cat([part.reshaped_input_sizes for part in parts]),
+            is_batch=True,
+            fingerprint=parts[0].fingerprint,
+        )
 
 
 class TapRegionTokenizer:
@@ -135,7 +140,13 @@ class TapRegionTokenizer:
             ),
         )
         tokenizer.model.requires_grad_(False).eval()
-        named = {"source": source, "variant": variant, "concepts": concepts, "text_tokenizer": text_tokenizer, "revision": revision}
+        named = {
+            "source": source,
+            "variant": variant,
+            "concepts": concepts,
+            "text_tokenizer": text_tokenizer,
+            "revision": revision,
+        }
         tokenizer.source = {name: str(value) for name, value in named.items() if isinstance(value, (str, Path))}
         return tokenizer
 
@@ -246,25 +257,15 @@ class TapRegionTokenizer:
         if features is None:
             assert images is not None
             is_batch = isinstance(images, (list, tuple))
-            images = self._opened(images)
-            sizes = torch.tensor([[image.height, image.width] for image in as_image_list(images)])
+            pictures = [load_rgb(image) for image in as_image_list(images)]  # opened once, before the model runs
+            sizes = torch.tensor([picture.shape[:2] for picture in pictures])
             prepared = self.processor.prepare_prompts(sizes, is_batch=is_batch, **prompts)
-            features = self.embed_image(images)
+            features = self.embed_image(pictures)
         else:
             if features.fingerprint != self.fingerprint:
                 raise ValueError("These image features come from another tokenizer: embed the pictures with this one.")
             prepared = self.processor.prepare_prompts(features.original_sizes, is_batch=features.is_batch, **prompts)
         return self._decode(features, prepared, with_masks)
-
-    @staticmethod
-    def _opened(images: ImageInput | Sequence[ImageInput]) -> Any:
-        """Pictures read and turned upright once, so that prompts can be checked before the model runs."""
-        from PIL import Image
-
-        from .image_processing_tap import load_rgb
-
-        opened = [Image.fromarray(load_rgb(image)) for image in as_image_list(images)]
-        return opened if isinstance(images, (list, tuple)) else opened[0]
 
     def _decode(self, features: ImageFeatures, prepared: dict[str, Tensor], with_masks: bool) -> RegionTokens:
         parts: dict[str, list[Tensor]] = {name: [] for name in ("tokens", "embeds", "iou", "expert", "boxes")}
@@ -318,7 +319,9 @@ class TapRegionTokenizer:
         """Mask logits (R, h, w) of the answering experts → a boolean mask of its picture's size for each."""
         masks = []
         for row, image in zip(logits, image_index.tolist()):
-            original, reshaped = (s[image : image + 1] for s in (features.original_sizes, features.reshaped_input_sizes))
+            original, reshaped = (
+                s[image : image + 1] for s in (features.original_sizes, features.reshaped_input_sizes)
+            )
             full = self.processor.image_processor.post_process_masks([row[None, None]], original, reshaped)
             masks.append(full[0][0, 0])
         return masks
@@ -369,7 +372,8 @@ class TapRegionTokenizer:
         """A caption of each region by the native decoder: greedy, or sampled if `temperature` is above 0.
 
         max_length: ids of a caption, bos included; at most, and by default, `max_position_embeddings - 1` = 39.
-        return_ids: give ids (R, max_length), bos first, padded after eos, instead of strings.
+        return_ids: give ids (R, max_length), bos first, padded after eos, instead of strings. (The original goes on
+        writing behind an eos until the last caption of the batch has ended; those ids depend on the batch.)
         Further options go to transformers' `generate` (num_beams, top_p, …). Raises `ValueError` without a vocabulary.
         """
         config = self.model.config.text_decoder_config

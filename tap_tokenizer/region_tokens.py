@@ -152,7 +152,9 @@ class RegionTokens:
             raise ValueError("Got no region tokens to concatenate, expected at least one.")
         prints = {part.fingerprint for part in parts}
         if len(prints) > 1:
-            raise ValueError(f"Got tokens of different tokenizers ({', '.join(sorted(prints))}): encode them all with one.")
+            raise ValueError(
+                f"Got tokens of different tokenizers ({', '.join(sorted(prints))}): encode them all with one."
+            )
         if same_images and any(not torch.equal(p.image_sizes, parts[0].image_sizes) for p in parts):
             raise ValueError("Got same_images=True and parts whose pictures differ in number or size.")
         offsets = np.cumsum([0, *(0 if same_images else part.num_images for part in parts)])

@@ -12,7 +12,7 @@ import math
 import pickle
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -84,14 +84,14 @@ class _Array:
         self.value = _array(data, data_type, shape, "F" if is_fortran else "C")
 
 
-def _array(data: Any, data_type: Any, shape: Any, order: str) -> np.ndarray:
+def _array(data: Any, data_type: Any, shape: Any, order: Literal["C", "F"]) -> np.ndarray:
     """An array from raw bytes whose length fits its shape."""
     if not isinstance(data_type, _DataType) or not isinstance(data, (bytes, bytearray)):
         raise pickle.UnpicklingError("refused an array that is not made of plain bytes.")
     assert data_type.value is not None
     if math.prod(shape) * data_type.value.itemsize != len(data):
         raise pickle.UnpicklingError(f"got {len(data)} bytes for an array of shape {shape} and type {data_type.value}.")
-    return np.frombuffer(bytearray(data), data_type.value).reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]
+    return np.frombuffer(bytearray(data), data_type.value).reshape(shape, order=order)
 
 
 def _from_buffer(data: Any, data_type: Any, shape: Any, order: Any) -> np.ndarray:
@@ -130,7 +130,7 @@ def _rebuild_tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     if math.prod(size) and last >= storage.size():
         raise pickle.UnpicklingError("refused a tensor that reaches beyond its storage.")
-    return torch.empty(0, dtype=storage.dtype).set_(storage, offset, size, stride).clone()  # type: ignore[call-overload, no-any-return]
+    return torch.empty(0, dtype=storage.dtype).set_(storage, offset, size, stride).clone()
 
 
 class _ArrayType:

@@ -6,7 +6,7 @@ Knows what is in a scene, never how it looks: everything here follows from the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -61,7 +61,7 @@ def concept_vector(phrase: str) -> np.ndarray:
     return total / np.float32(length)
 
 
-_WORDS = {"kind": KINDS, "colour": COLOURS, "size": SIZES}
+_WORDS: dict[str, Collection[str]] = {"kind": KINDS, "colour": COLOURS, "size": SIZES}
 
 
 def concept_bank(names: Sequence[str]) -> ConceptBank:

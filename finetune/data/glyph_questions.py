@@ -66,7 +66,10 @@ def _pick(random: np.random.RandomState, items: Sequence[str]) -> str:
 
 
 def _one(
-    family: str, texts: Sequence[str], choices: Sequence[str], answer_of: Callable[[GlyphObject, GlyphScene], str | None]
+    family: str,
+    texts: Sequence[str],
+    choices: Sequence[str],
+    answer_of: Callable[[GlyphObject, GlyphScene], str | None],
 ) -> Callable[[GlyphScene, np.random.RandomState], Question | None]:
     """A family about one region, whose answer is a function of the object; answers are drawn uniformly."""
 
@@ -214,9 +217,14 @@ def _whole(glyph: GlyphObject, scene: GlyphScene) -> str | None:
 
 
 FAMILIES: dict[str, Callable[[GlyphScene, np.random.RandomState], Question | None]] = {
-    "kind": _one("kind", ("What is <region1>?", "What kind of object is <region1>?"), tuple(KINDS), lambda o, s: o.kind),
+    "kind": _one(
+        "kind", ("What is <region1>?", "What kind of object is <region1>?"), tuple(KINDS), lambda o, s: o.kind
+    ),
     "colour": _one(
-        "colour", ("What colour is <region1>?", "Which colour does <region1> have?"), tuple(COLOURS), lambda o, s: o.colour
+        "colour",
+        ("What colour is <region1>?", "Which colour does <region1> have?"),
+        tuple(COLOURS),
+        lambda o, s: o.colour,
     ),
     "size": _one("size", ("How big is <region1>?", "What size is <region1>?"), tuple(SIZES), lambda o, s: o.size),
     "place": _one("place", ("Where is <region1>?", "Where in the picture is <region1>?"), PLACES, place_of),

@@ -18,7 +18,13 @@ LICENSE = "Apache-2.0"
 
 
 def glyph_record(
-    index: int, split: str, seed: int, *, turns: int = 6, families: Sequence[str] = tuple(FAMILIES), long_side: int = 512
+    index: int,
+    split: str,
+    seed: int,
+    *,
+    turns: int = 6,
+    families: Sequence[str] = tuple(FAMILIES),
+    long_side: int = 512,
 ) -> Sample:
     """The record of a scene: up to `turns` questions of random families, regions numbered as they are first named.
 
@@ -51,7 +57,7 @@ def draw_questions(
     scene: GlyphScene, picture: GlyphPicture, families: Sequence[str], count: int, random: np.random.RandomState
 ) -> list[Question]:
     """Up to `count` different questions, each of a family drawn at random, about objects that can be seen."""
-    visible = picture.masks.any(axis=(1, 2))
+    visible = np.asarray(picture.masks.any(axis=(1, 2)))
     questions: list[Question] = []
     for _ in range(8 * count):
         question = draw_question(scene, families[random.randint(len(families))], random)

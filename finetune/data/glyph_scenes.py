@@ -9,8 +9,9 @@ masks and names; questions and captions about them are written in `glyph_languag
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -131,7 +132,7 @@ def make_scene(index: int, split: str = "train", seed: int = 0) -> GlyphScene:
         kind, colour = _draw_pair(random, rules.held_out, objects)
         size = list(sizes)[random.randint(len(sizes))]
         extent = random.uniform(*sizes[size])
-        appearance = {
+        appearance: dict[str, Any] = {
             "degrees": random.uniform(-40, 40),
             "rgb": _vary_colour(COLOURS[colour], random),
             "texture": TEXTURES[random.randint(len(TEXTURES))],
@@ -215,7 +216,7 @@ def font_path() -> Path:
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _stencil(kind: str, side: int) -> Image.Image:
     """A kind's shape, cropped, its longer side `side` pixels."""
     font = ImageFont.truetype(str(font_path()), 2 * side)

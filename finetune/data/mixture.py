@@ -26,7 +26,9 @@ class Mixture:
             raise ValueError(f"Got data sets of {list(sizes)} records: every one needs at least one.")
         weights = list(sizes) if weights is None else list(weights)
         if len(weights) != len(sizes) or min(weights) <= 0:
-            raise ValueError(f"Got {len(weights)} weights for {len(sizes)} data sets, expected a positive one for each.")
+            raise ValueError(
+                f"Got {len(weights)} weights for {len(sizes)} data sets, expected a positive one for each."
+            )
         self.sizes, self.seed = list(sizes), seed
         self.shares = np.asarray(weights, dtype=np.float64) / sum(weights)
         self._order = lru_cache(maxsize=4)(self._draw_order)

@@ -84,7 +84,9 @@ def region_prompts(sample: Sample) -> dict[str, list[Any]]:
         columns["points"].append(points)
         columns["point_labels"].append(None if points is None else region.get("point_labels") or [1] * len(points))
         columns["masks"].append(decode_mask(mask, size) if box is None and points is None else None)
-    return {key: values for key, values in columns.items() if any(value is not None for value in values)} or {"boxes": []}
+    return {key: values for key, values in columns.items() if any(value is not None for value in values)} or {
+        "boxes": []
+    }
 
 
 def decode_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
@@ -94,7 +96,10 @@ def decode_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
     elif isinstance(mask["counts"], list):
         rle = coco_mask.frPyObjects(mask, *mask["size"])
     else:
-        rle = {"size": mask["size"], "counts": mask["counts"].encode() if isinstance(mask["counts"], str) else mask["counts"]}
+        rle = {
+            "size": mask["size"],
+            "counts": mask["counts"].encode() if isinstance(mask["counts"], str) else mask["counts"],
+        }
     return coco_mask.decode(rle).astype(bool)
 
 
