@@ -20,7 +20,7 @@ from tap_tokenizer import ImageInput, RegionTokens, TapRegionTokenizer
 
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .processing_bridge import RegionBridgeProcessor
-from .region_prompt import MARKER, prompt_columns
+from .region_prompt import MARKER, prompt_columns, with_labels
 
 BUNDLED = Path(__file__).parent / "pretrained"
 

@@ -15,6 +15,7 @@ from .prompt_encoder import PointLabel
 from .region_tokenizer import ImageFeatures, TapRegionTokenizer
 from .region_tokens import RegionTokens
 from .restricted_pickle import read_pickle
+from .visualization import draw_regions
 
 AutoConfig.register("tap", TapConfig, exist_ok=True)
 AutoModel.register(TapConfig, TapModel, exist_ok=True)
@@ -36,6 +37,7 @@ __all__ = [
     "TapProcessor",
     "TapRegionTokenizer",
     "TapTextDecoderConfig",
+    "draw_regions",
     "load_rgb",
     "read_pickle",
 ]

@@ -10,7 +10,10 @@ Knows the files that baaivision/tokenize-anything publishes; nothing here is nee
 
 from __future__ import annotations
 
+import argparse
+import pickle
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -218,3 +221,52 @@ def _check_names_and_shapes(
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Convert what `TapRegionTokenizer.from_pretrained` can load to a folder that loads at once."""
+    from .region_tokenizer import TapRegionTokenizer
+
+    parser = argparse.ArgumentParser(
+        prog="python -m tap_tokenizer.checkpoint_conversion",
+        description="Convert one of the original's checkpoints to a folder for TapRegionTokenizer.from_pretrained.",
+        epilog="example: python -m tap_tokenizer.checkpoint_conversion BAAI/tokenize-anything tap-vit-l "
+        "--variant tap_vit_l_v1_1 --concepts merged_2560",
+    )
+    parser.add_argument("source", help="a .pkl checkpoint, or the Hub repository of the original")
+    parser.add_argument("folder", type=Path, help="where to write; must not exist")
+    parser.add_argument("--variant", help="which checkpoint of the repository, e.g. tap_vit_l_v1_1")
+    parser.add_argument(
+        "--concepts", help="a concept file, or its name in the repository (merged_2560, lvis_1203, coco_80)"
+    )
+    parser.add_argument(
+        "--text_tokenizer", help="the caption vocabulary: a tokenizer.model, a folder or a Hub repository"
+    )
+    parser.add_argument("--dtype", default="float32", help="of the weights that are written (default: float32)")
+    arguments = parser.parse_args(argv)
+    if arguments.folder.exists():
+        parser.error(f"{arguments.folder} exists: give a new folder")
+    partial = arguments.folder.with_name(arguments.folder.name + ".partial")
+    try:
+        tokenizer = TapRegionTokenizer.from_pretrained(
+            arguments.source,
+            variant=arguments.variant,
+            concepts=arguments.concepts,
+            text_tokenizer=arguments.text_tokenizer,
+            dtype=arguments.dtype,
+        )
+        tokenizer.save_pretrained(partial)
+    except (OSError, ValueError, ImportError, pickle.UnpicklingError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        parser.error(str(error))
+    partial.replace(arguments.folder)
+    print(
+        f"wrote {arguments.folder}: {tokenizer.model.num_parameters():,} parameters, fingerprint {tokenizer.fingerprint}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,6 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .checkpoint_conversion import load_original, load_original_concepts
 from .concept_projector import ConceptBank
 from .modeling_tap import TapModel
 from .processing_tap import TapProcessor
@@ -55,6 +54,8 @@ class TokenizerFiles:
     def load_model(self, dtype: torch.dtype, attn_implementation: str | None) -> tuple[TapModel, TapProcessor | None]:
         """The model, in evaluation mode, and its processor if one was saved with it."""
         if self.checkpoint is not None:
+            from .checkpoint_conversion import load_original  # here, because it is a command as well
+
             model = load_original(self.checkpoint, dtype)
             if attn_implementation is not None:
                 model.set_attn_implementation(attn_implementation)
@@ -69,6 +70,8 @@ class TokenizerFiles:
             return self.concepts
         if not self.concepts.is_file():
             raise ValueError(f"Found no concept file at {self.concepts}.")
+        from .checkpoint_conversion import load_original_concepts
+
         return load_original_concepts(self.concepts) if _is_pickle(self.concepts) else ConceptBank.load(self.concepts)
 
 

@@ -396,7 +396,8 @@ class TapRegionTokenizer:
         ids[:, 0] = config.bos_token_id
         decoder = self.model.text_decoder
         with self._frozen():
-            for rows in torch.arange(len(regions)).split(64):
+            for start in range(0, len(regions), 64):
+                rows = slice(start, start + 64)
                 prompt = decoder.embed(regions.tokens[rows].to(self.device), ids[rows, :1])
                 new = decoder.generate(
                     inputs_embeds=prompt,

@@ -127,7 +127,7 @@ class RegionTokens:
             if not -len(self) <= index < len(self):
                 raise IndexError(f"Got region {index} of {len(self)}.")
             index = [index]
-        places = torch.arange(len(self))[torch.as_tensor(index) if not isinstance(index, slice) else index]
+        places = torch.arange(len(self))[index if isinstance(index, slice) else _as_index(index)]
         rows = {name: getattr(self, name)[places.to(getattr(self, name).device)] for name in _PER_REGION}
         return replace(self, **rows, mask_parts=[self.mask_parts[i] for i in places.tolist()])
 
@@ -202,6 +202,11 @@ class RegionTokens:
                 regions.mask_parts[i] = torch.from_numpy(piece)
                 start += height * width
         return regions
+
+
+def _as_index(index: Any) -> Tensor:
+    index = torch.as_tensor(index).cpu()
+    return index if index.numel() else index.long()  # an empty list comes as floats
 
 
 _PER_REGION = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "boxes", "image_index")

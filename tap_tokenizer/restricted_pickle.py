@@ -104,6 +104,11 @@ def _scalar(data_type: Any, data: bytes) -> Any:
     return _array(data, data_type, (), "C")[()]
 
 
+def _no_bytes() -> bytes:
+    """Stands in for `bytes`, by which old protocols write empty bytes; it takes nothing, so it makes nothing large."""
+    return b""
+
+
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     """Stands in for `_codecs.encode`, by which protocols 0 to 2 write bytes."""
     if encoding != "latin1":
@@ -148,6 +153,10 @@ _STAND_INS: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch.storage", "_load_from_bytes"): _tensor_from_bytes,
 }
+for _builtins in ("builtins", "__builtin__"):  # protocols 0 to 3 spell these out as calls
+    _STAND_INS[_builtins, "bytes"] = _no_bytes
+    _STAND_INS[_builtins, "set"] = set
+    _STAND_INS[_builtins, "frozenset"] = frozenset
 for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2 write different names
     _STAND_INS[f"{_core}.multiarray", "_reconstruct"] = _Array
     _STAND_INS[f"{_core}.multiarray", "scalar"] = _scalar
@@ -163,7 +172,7 @@ def _resolve(value: Any) -> Any:
     if isinstance(value, (_DataType, type)) or callable(value):
         raise pickle.UnpicklingError("refused a bare type or function: expected arrays and plain containers only.")
     if isinstance(value, dict):
-        return type(value)((_resolve(k), _resolve(v)) for k, v in value.items())
+        return type(value)((_resolve(k), _resolve(v)) for k, v in dict.items(value))
     if isinstance(value, (list, tuple, set, frozenset)):
         return type(value)(_resolve(item) for item in value)
     return value

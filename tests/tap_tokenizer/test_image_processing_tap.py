@@ -1,0 +1,125 @@
+"""Pictures in, whatever their form; masks back out at their size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from tap_tokenizer import TapImageProcessor, load_rgb
+
+
+def test_layout_of_the_model_frame() -> None:
+    processor = TapImageProcessor(image_size=64)
+    red = np.zeros((20, 40, 3), np.uint8)
+    red[..., 0] = 255
+    out = processor(red)
+    assert out["original_sizes"].tolist() == [[20, 40]]
+    assert out["reshaped_input_sizes"].tolist() == [[32, 64]]
+    blue, green, last = out["pixel_values"][0]  # blue, green, red
+    torch.testing.assert_close(last[0, 0], torch.tensor((255 - 123.675) / 58.395))
+    torch.testing.assert_close(blue[0, 0], torch.tensor((0 - 103.53) / 57.375))
+    torch.testing.assert_close(green[40, 0], torch.tensor((116 - 116.28) / 57.12))  # padding: the truncated mean
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "want"), [(300, 420, (731, 1024)), (7, 3000, (2, 1024)), (1, 5000, (1, 1024))]
+)
+def test_long_side_is_filled_and_the_other_rounded(height: int, width: int, want: tuple[int, int]) -> None:
+    out = TapImageProcessor()(np.zeros((height, width, 3), np.uint8))
+    assert tuple(out["reshaped_input_sizes"][0].tolist()) == want
+
+
+def test_many_forms_of_one_picture_are_the_same(tmp_path: Path, picture: Image.Image) -> None:
+    array = np.asarray(picture)
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    forms = [picture, array, torch.from_numpy(array.copy()), path, str(path), picture.convert("RGBA")]
+    want = TapImageProcessor(image_size=64)(picture)["pixel_values"]
+    for form in forms:
+        assert torch.equal(TapImageProcessor(image_size=64)(form)["pixel_values"], want)
+
+
+def test_grey_palette_and_sixteen_bit(picture: Image.Image) -> None:
+    grey = np.asarray(picture.convert("L"))
+    for form in (grey, grey[..., None], picture.convert("L")):
+        assert np.array_equal(load_rgb(form), np.repeat(grey[..., None], 3, axis=2))
+    assert np.array_equal(load_rgb(picture.convert("P")), np.asarray(picture.convert("P").convert("RGB")))
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert np.array_equal(load_rgb(deep)[..., 0], grey)
+
+
+def test_transparency_is_shown_over_white() -> None:
+    clear = Image.new("RGBA", (2, 2), (200, 10, 10, 0))
+    assert load_rgb(clear).tolist() == [[[255] * 3] * 2] * 2
+
+
+def test_exif_orientation_turns_the_picture_upright(tmp_path: Path, picture: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise
+    path = tmp_path / "turned.png"
+    picture.save(path, exif=exif)
+    assert np.array_equal(load_rgb(path), np.asarray(picture.rotate(-90, expand=True)))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((0, 5, 3), np.uint8), "empty image"),
+        (np.zeros((3, 10, 12), np.uint8), "channels last"),
+        (np.zeros((4, 4, 3), np.float32), "expected bytes"),
+        ("nowhere.png", "Found no image file at nowhere.png"),
+        (object(), "Got an image of type object"),
+        ([], "empty list of images"),
+    ],
+)
+def test_bad_pictures_are_refused(image: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TapImageProcessor()(image)
+
+
+def test_files_that_are_no_pictures_are_refused(tmp_path: Path, picture: Image.Image) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    with pytest.raises(ValueError, match="no image that Pillow can read"):
+        load_rgb(text)
+    whole = tmp_path / "whole.jpg"
+    picture.resize((400, 300)).save(whole)
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(whole.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="truncated"):
+        load_rgb(cut)
+
+
+def test_masks_come_back_in_place() -> None:
+    processor = TapImageProcessor(image_size=64)
+    inputs = processor(np.zeros((32, 64, 3), np.uint8))
+    logits = torch.full((1, 1, 16, 16), -4.0)
+    logits[..., 2:4, 8:12] = 4.0  # cells of 4 pixels: rows 8–16, columns 32–48
+    (mask,) = processor.post_process_masks([logits], inputs["original_sizes"], inputs["reshaped_input_sizes"])
+    assert mask.shape == (1, 1, 32, 64)
+    assert mask.dtype == torch.bool
+    rows, columns = mask[0, 0].nonzero().unbind(1)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 15, 32, 47)
+    (soft,) = processor.post_process_masks(
+        [logits], inputs["original_sizes"], inputs["reshaped_input_sizes"], binarize=False
+    )
+    assert torch.equal(soft > 0, mask)
+    (none,) = processor.post_process_masks([logits[:0]], inputs["original_sizes"], inputs["reshaped_input_sizes"])
+    assert none.shape == (0, 1, 32, 64)
+
+
+def test_saving_and_auto_class(tmp_path: Path) -> None:
+    TapImageProcessor(image_size=96).save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert isinstance(loaded, TapImageProcessor)
+    assert loaded.image_size == 96
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(TypeError, match="do_flip"):
+        TapImageProcessor()(np.zeros((4, 4, 3), np.uint8), do_flip=True)

@@ -1,0 +1,126 @@
+"""The value `RegionTokens`: indexing, joining, moving, keeping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tap_tokenizer import RegionTokens, TapRegionTokenizer
+
+BOXES = [[5, 5, 40, 30], [20, 10, 85, 55], [0, 0, 90, 60]]
+
+
+@pytest.fixture
+def regions(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> RegionTokens:
+    return tiny_tokenizer.encode(picture, boxes=BOXES)
+
+
+def test_routed_values(regions: RegionTokens) -> None:
+    for i in range(3):
+        expert = int(regions.expert[i])
+        assert torch.equal(regions.tokens[i], regions.semantic_tokens[i, expert])
+        assert torch.equal(regions.embeds[i], regions.semantic_embeds[i, expert])
+        assert regions.scores[i] == regions.iou_scores[i, expert]
+
+
+@pytest.mark.parametrize(
+    ("index", "want"),
+    [
+        ([2, 0], [2, 0]),
+        (slice(0, 3, 2), [0, 2]),
+        (torch.tensor([2, 0]), [2, 0]),
+        (np.array([True, False, True]), [0, 2]),
+        ([True, False, True], [0, 2]),
+        ([], []),
+        (-1, [2]),
+        (1, [1]),
+    ],
+)
+def test_indexing(regions: RegionTokens, index: object, want: list[int]) -> None:
+    got = regions[index]  # type: ignore[index]
+    assert torch.equal(got.boxes, regions.boxes[want])
+    assert torch.equal(got.masks, regions.masks[want])
+    assert len(got) == len(want)
+
+
+def test_indexing_outside_is_an_error(regions: RegionTokens) -> None:
+    with pytest.raises(IndexError, match="Got region 3 of 3"):
+        regions[3]
+    with pytest.raises(IndexError, match="Got image 1 of 1"):
+        regions.of_image(1)
+    assert [len(region) for region in regions] == [1, 1, 1]  # iteration stops by IndexError
+
+
+def test_joining(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, other_picture: Image.Image) -> None:
+    a = tiny_tokenizer.encode(picture, boxes=BOXES[:2])
+    b = tiny_tokenizer.encode(other_picture, boxes=[[0, 0, 30, 30]])
+    joined = RegionTokens.concatenate([a, b])
+    assert joined.image_index.tolist() == [0, 0, 1]
+    assert joined.image_sizes.tolist() == [[60, 90], [80, 40]]
+    assert torch.equal(joined.of_image(1).masks, b.masks)
+    with pytest.raises(ValueError, match=r"pictures of 2 sizes, .*of_image\(i\)"):
+        joined.masks  # noqa: B018
+    again = RegionTokens.concatenate([a[0], a[1]], same_images=True)
+    assert again.image_index.tolist() == [0, 0]
+    assert torch.equal(again.masks, a.masks)
+    with pytest.raises(ValueError, match="differ in number or size"):
+        RegionTokens.concatenate([a, b], same_images=True)
+    with pytest.raises(ValueError, match="expected at least one"):
+        RegionTokens.concatenate([])
+
+
+def test_strangers_are_not_joined(regions: RegionTokens) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="tokens of different tokenizers"):
+        RegionTokens.concatenate([regions, replace(regions, fingerprint="other")])
+
+
+def test_moving(regions: RegionTokens) -> None:
+    half = regions.to("cpu", torch.float16)
+    assert half.tokens.dtype == half.embeds.dtype == torch.float16
+    assert half.iou_scores.dtype == half.boxes.dtype == torch.float32
+    assert torch.equal(half.masks, regions.masks)
+
+
+def test_keeping(regions: RegionTokens, tmp_path: Path) -> None:
+    regions.save(tmp_path / "plain.safetensors")
+    plain = RegionTokens.load(tmp_path / "plain.safetensors")
+    assert torch.equal(plain.semantic_tokens, regions.semantic_tokens)
+    assert plain.fingerprint == regions.fingerprint
+    with pytest.raises(ValueError, match="kept without masks: encode again, or save with_masks=True"):
+        plain.masks  # noqa: B018
+    regions.save(tmp_path / "masks.safetensors", with_masks=True)
+    assert torch.equal(RegionTokens.load(tmp_path / "masks.safetensors").masks, regions.masks)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["masks.safetensors", "plain.safetensors"]
+
+
+def test_keeping_masks_of_pictures_of_several_sizes(
+    tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, other_picture: Image.Image, tmp_path: Path
+) -> None:
+    regions = tiny_tokenizer.encode([picture, other_picture], boxes=[BOXES, [[0, 0, 30, 30]]])
+    regions.save(tmp_path / "x.safetensors", with_masks=True)
+    loaded = RegionTokens.load(tmp_path / "x.safetensors")
+    for i in range(2):
+        assert torch.equal(loaded.of_image(i).masks, regions.of_image(i).masks)
+
+
+def test_no_regions_can_be_kept(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, tmp_path: Path) -> None:
+    tiny_tokenizer.encode(picture, boxes=[]).save(tmp_path / "x.safetensors", with_masks=True)
+    assert len(RegionTokens.load(tmp_path / "x.safetensors")) == 0
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="holds no region tokens"):
+        RegionTokens.load(tmp_path / "x.safetensors")
+
+
+def test_repr_says_what_it_is(regions: RegionTokens) -> None:
+    assert repr(regions).startswith("RegionTokens(3 regions of 1 images, experts=4, width=32")
