@@ -30,10 +30,10 @@ class HubServer:
         self.root, self.requests = root, []  # type: ignore[var-annotated]
 
         class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:  # noqa: N802 - the base class calls it so
+            def do_HEAD(self) -> None:
                 self.answer(with_body=False)
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 self.answer(with_body=True)
 
             def log_message(self, *_: object) -> None:
@@ -199,7 +199,7 @@ def test_a_clone_of_the_originals_repository(hub: HubServer) -> None:
     clone = hub.root / "original" / "tap"
     tokenizer = TapRegionTokenizer.from_pretrained(clone, variant="tap_vit_x_v1_0")
     assert tokenizer.concepts is not None
-    with pytest.raises(ValueError, match="has no config.json"):
+    with pytest.raises(ValueError, match=r"has no config\.json"):
         TapRegionTokenizer.from_pretrained(clone)
 
 
@@ -231,7 +231,7 @@ def test_caption_vocabularies(original_checkpoint: Path, original_image: np.ndar
     with pytest.raises(ValueError, match="has 65 words, the caption decoder 64"):
         TapRegionTokenizer.from_pretrained(original_checkpoint, text_tokenizer=word_tokenizer(65))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="neither tokenizer.json nor tokenizer.model"):
+    with pytest.raises(ValueError, match=r"neither tokenizer\.json nor tokenizer\.model"):
         TapRegionTokenizer.from_pretrained(original_checkpoint, text_tokenizer=tmp_path / "empty")
     with pytest.raises(ValueError, match="Found no text tokenizer at"):
         TapRegionTokenizer.from_pretrained(original_checkpoint, text_tokenizer=tmp_path / "no" / "where")
@@ -265,7 +265,7 @@ def test_sentencepiece_vocabularies(sentencepiece_model: Path) -> None:
 
 def test_llamas_vocabulary_is_known_by_its_md5(sentencepiece_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ValueError, match="expected eeec4125e9c7560836b4873b6f8e3025: captions need LLaMA-1's tokenizer.model"
+        ValueError, match=r"expected eeec4125e9c7560836b4873b6f8e3025: captions need LLaMA-1's tokenizer\.model"
     ):
         places._read_sentencepiece(sentencepiece_model, 32000)
     digest = hashlib.md5(sentencepiece_model.read_bytes()).hexdigest()

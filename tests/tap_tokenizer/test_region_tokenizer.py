@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,7 @@ def test_classify(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> N
     regions = tiny_tokenizer.encode(picture, boxes=BOXES)
     best = tiny_tokenizer.classify(regions, top_k=8)
     assert [len(row) for row in best] == [8, 8, 8]
-    assert all(a[1] >= b[1] for row in best for a, b in zip(row, row[1:]))
+    assert all(a[1] >= b[1] for row in best for a, b in itertools.pairwise(row))
     assert sum(score for _, score in best[0]) == pytest.approx(1, abs=1e-5)
     own = ConceptBank.from_vectors(["mine"], torch.ones(1, 16))
     assert tiny_tokenizer.classify(regions, concepts=own) == [[("mine", 1.0)]] * 3
