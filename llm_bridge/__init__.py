@@ -5,33 +5,42 @@ Importing it registers the bridge with transformers' Auto classes.
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from .adapters import add_lora, count_parameters, merge_lora, set_trainable
+from .adapters import add_lora, count_parameters, load_adapter, merge_lora, remove_lora, set_trainable, use_adapter
 from .chat import RegionBaseline, RegionChat
 from .configuration_bridge import REGION_TOKEN, RegionBridgeConfig
 from .description import RegionDescription, describe_regions
 from .modeling_bridge import RegionBridgeForConditionalGeneration, RegionBridgeOutput
+from .pipelines import RegionCaptioningPipeline, RegionTextGenerationPipeline, register_pipelines
 from .processing_bridge import RegionBridgeProcessor, grid_points, region_features
+from .processing_described import DescribedRegionProcessor
 from .projector import RegionProjector
 
 AutoConfig.register("region_bridge", RegionBridgeConfig, exist_ok=True)
 AutoModelForImageTextToText.register(RegionBridgeConfig, RegionBridgeForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(RegionBridgeConfig, RegionBridgeProcessor, exist_ok=True)
+register_pipelines()
 
 __all__ = [
     "REGION_TOKEN",
+    "DescribedRegionProcessor",
     "RegionBaseline",
     "RegionBridgeConfig",
     "RegionBridgeForConditionalGeneration",
     "RegionBridgeOutput",
     "RegionBridgeProcessor",
+    "RegionCaptioningPipeline",
     "RegionChat",
     "RegionDescription",
     "RegionProjector",
+    "RegionTextGenerationPipeline",
     "add_lora",
     "count_parameters",
     "describe_regions",
     "grid_points",
+    "load_adapter",
     "merge_lora",
     "region_features",
+    "remove_lora",
     "set_trainable",
+    "use_adapter",
 ]

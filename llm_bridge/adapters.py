@@ -1,38 +1,63 @@
 """What of a bridge is trained, and how it is kept: LoRA on the language model through peft, the projector in full.
 
-`trainable` lists, in one place, what a training mode touches. An adapter folder holds peft's standard files, the
-projector and the config, and names the language model by reference. Knows peft; knows no data.
+`set_trainable` says, in one place, what a training mode touches. An adapter folder holds the projector, peft's standard
+files, the config and a card, and names the language model by reference. Knows peft; knows no data.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.utils import cached_file
 
+from .configuration_bridge import RegionBridgeConfig
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-
 TrainingMode = Literal["projector", "lora", "full"]
+
+PROJECTOR_FILE = "projector.safetensors"
+ADAPTER_FOLDER = "adapter"
+"""Where peft's files lie: beside them in one folder, transformers' Auto classes would take the bridge for a bare adapter."""
+_SAME_MODEL = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 
 
 def set_trainable(bridge: RegionBridgeForConditionalGeneration, mode: TrainingMode) -> list[str]:
     """Let a mode's parameters learn and no others; gives their names.
 
     projector: the projector alone. lora: the projector and the active adapter, which `add_lora` has put in. full: all.
-    Input embeddings never grow and are only trained in mode full.
+    Input embeddings never grow, and are trained only in mode full.
     """
-    if mode == "lora" and not _is_peft(bridge.language_model):
+    if mode == "lora" and not has_adapter(bridge):
         raise ValueError("The bridge has no adapter to train: call add_lora first.")
+    active = bridge.language_model.active_adapter if mode == "lora" else None
     for name, parameter in bridge.named_parameters():
-        is_projector = name.startswith("projector.")
-        is_adapter = ".lora_" in name or ".modules_to_save." in name
-        wanted = is_projector or mode == "full" or (mode == "lora" and is_adapter)
+        is_adapter = active is not None and ".lora_" in name and f".{active}." in name
+        wanted = name.startswith("projector.") or mode == "full" or is_adapter
         parameter.requires_grad_(wanted and parameter.is_floating_point())
     return [name for name, parameter in bridge.named_parameters() if parameter.requires_grad]
+
+
+def count_parameters(bridge: nn.Module) -> str:
+    """How many parameters learn, of how many, in words."""
+    total = sum(parameter.numel() for parameter in bridge.parameters())
+    learning = sum(parameter.numel() for parameter in bridge.parameters() if parameter.requires_grad)
+    return f"{learning:,} of {total:,} parameters are trained ({learning / total:.2%})"
+
+
+# --- adapters on the language model -----------------------------------------------------------------------------------
+
+
+def has_adapter(bridge: RegionBridgeForConditionalGeneration) -> bool:
+    """Whether the language model wears a peft adapter."""
+    return hasattr(bridge.language_model, "peft_config") and hasattr(bridge.language_model, "merge_and_unload")
 
 
 def add_lora(
@@ -44,11 +69,13 @@ def add_lora(
     targets: str | Sequence[str] = "all-linear",
     name: str = "default",
 ) -> RegionBridgeForConditionalGeneration:
-    """Put a LoRA adapter on the language model's linear layers, in place; several may stand side by side by `name`.
+    """Put a LoRA adapter on the language model's linear layers, in place, and make it the active one.
 
     alpha defaults to 2 · r. targets: peft's `target_modules`; "all-linear" is every linear layer but the output head.
+    name: several adapters may stand side by side; each keeps a projector of its own, and `use_adapter` changes between
+    them. A language model loaded in 4 or 8 bit is prepared for training first (QLoRA).
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
     config = LoraConfig(
         r=r,
@@ -57,27 +84,219 @@ def add_lora(
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type=TaskType.CAUSAL_LM,
     )
-    if _is_peft(bridge.language_model):
+    if has_adapter(bridge):
+        _keep_projector(bridge)
         bridge.language_model.add_adapter(name, config)
         bridge.language_model.set_adapter(name)
-    else:
-        bridge.language_model = get_peft_model(bridge.language_model, config, adapter_name=name)
+        _name_base(bridge, name)
+        return bridge
+    if getattr(bridge.language_model, "is_quantized", False):
+        bridge.language_model = prepare_model_for_kbit_training(bridge.language_model, use_gradient_checkpointing=False)
+        bridge.projector.to(torch.float32)
+    bridge.language_model = get_peft_model(bridge.language_model, config, adapter_name=name)
+    _name_base(bridge, name)
     return bridge
 
 
+def _name_base(bridge: RegionBridgeForConditionalGeneration, name: str) -> None:
+    """peft's own files name the language model too."""
+    bridge.language_model.peft_config[name].base_model_name_or_path = bridge.config.language_model
+
+
+def load_adapter(bridge: RegionBridgeForConditionalGeneration, folder: str | Path, name: str) -> None:
+    """Put the adapter and the projector of another folder beside those that are there, and make them the active ones."""
+    path = find_adapter(folder)
+    if path is None or not (path / ADAPTER_FOLDER).is_dir():
+        raise ValueError(f"{folder} is no adapter folder of a bridge: give one that a LoRA run has saved.")
+    _check_same_model(RegionBridgeConfig.from_pretrained(path), bridge.config.text_config, path)
+    _keep_projector(bridge)
+    if has_adapter(bridge):
+        bridge.language_model.load_adapter(str(path / ADAPTER_FOLDER), adapter_name=name)
+        bridge.language_model.set_adapter(name)
+    else:
+        from peft import PeftModel
+
+        bridge.language_model = PeftModel.from_pretrained(
+            bridge.language_model, str(path / ADAPTER_FOLDER), adapter_name=name
+        )
+    bridge.projector.load_state_dict(_read_projector(path))
+    _keep_projector(bridge)
+
+
+def use_adapter(bridge: RegionBridgeForConditionalGeneration, name: str) -> None:
+    """Change to another of the adapters that stand side by side, and to its projector."""
+    kept = _projectors(bridge)
+    if not has_adapter(bridge) or name not in bridge.language_model.peft_config:
+        known = ", ".join(bridge.language_model.peft_config) if has_adapter(bridge) else "none"
+        raise ValueError(f"There is no adapter {name!r}; there are: {known}.")
+    _keep_projector(bridge)
+    bridge.language_model.set_adapter(name)
+    bridge.projector.load_state_dict(kept[name])
+
+
 def merge_lora(bridge: RegionBridgeForConditionalGeneration) -> RegionBridgeForConditionalGeneration:
-    """Add the active adapter to the language model's weights and take it off, in place; without one, nothing happens."""
-    if _is_peft(bridge.language_model):
+    """Add the active adapter to the language model's weights and take all adapters off, in place."""
+    if has_adapter(bridge):
         bridge.language_model = bridge.language_model.merge_and_unload()
     return bridge
 
 
-def count_parameters(bridge: nn.Module) -> str:
-    """How many parameters learn, of how many, in words."""
-    total = sum(parameter.numel() for parameter in bridge.parameters())
-    learning = sum(parameter.numel() for parameter in bridge.parameters() if parameter.requires_grad)
-    return f"{learning:,} of {total:,} parameters are trained ({learning / total:.2%})"
+def remove_lora(bridge: RegionBridgeForConditionalGeneration) -> RegionBridgeForConditionalGeneration:
+    """Take all adapters off; the language model is then what it was before."""
+    if has_adapter(bridge):
+        bridge.language_model = bridge.language_model.unload()
+    return bridge
 
 
-def _is_peft(language_model: nn.Module | PeftModel) -> bool:
-    return hasattr(language_model, "peft_config") and hasattr(language_model, "merge_and_unload")
+def _projectors(bridge: RegionBridgeForConditionalGeneration) -> dict[str, dict[str, Tensor]]:
+    """The projector weights of each adapter that was active once."""
+    if not hasattr(bridge, "_projector_of_adapter"):
+        bridge._projector_of_adapter = {}
+    return bridge._projector_of_adapter
+
+
+def _keep_projector(bridge: RegionBridgeForConditionalGeneration) -> None:
+    """Remember the present projector as the active adapter's."""
+    if has_adapter(bridge):
+        state = {key: value.detach().clone() for key, value in bridge.projector.state_dict().items()}
+        _projectors(bridge)[bridge.language_model.active_adapter] = state
+
+
+# --- adapter folders --------------------------------------------------------------------------------------------------
+
+
+def save_adapter_folder(
+    bridge: RegionBridgeForConditionalGeneration, folder: Path, state_dict: dict[str, Tensor] | None = None
+) -> None:
+    """Write projector, active adapter, config and card; `state_dict` as gathered by a distributed run."""
+    if bridge.config.language_model is None:
+        raise ValueError(
+            "The language model has no name to refer to: set bridge.config.language_model to the folder or Hub name that "
+            "it can be loaded from, or merge_lora(bridge) and save whole."
+        )
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    state = bridge.state_dict() if state_dict is None else state_dict
+    projector = {k.removeprefix("projector."): v for k, v in state.items() if k.startswith("projector.")}
+    save_file({key: value.detach().cpu().contiguous() for key, value in projector.items()}, partial / PROJECTOR_FILE)
+    if has_adapter(bridge):
+        own = {k.removeprefix("language_model."): v for k, v in state.items() if k.startswith("language_model.")}
+        active = bridge.language_model.active_adapter
+        bridge.language_model.save_pretrained(str(partial / ADAPTER_FOLDER), selected_adapters=[active], state_dict=own)
+        if active != "default":  # peft gives other adapters a folder of their own
+            for path in (partial / ADAPTER_FOLDER / active).iterdir():
+                path.replace(partial / ADAPTER_FOLDER / path.name)
+            (partial / ADAPTER_FOLDER / active).rmdir()
+        (partial / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # the bridge's own card is the one to read
+    bridge.config.save_pretrained(partial)
+    if bridge.generation_config is not None:
+        bridge.generation_config.save_pretrained(partial)
+    (partial / "README.md").write_text(model_card(bridge))
+    for path in [path for path in partial.rglob("*") if path.is_file()]:
+        target = folder / path.relative_to(partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    shutil.rmtree(partial)
+
+
+def find_adapter(source: str | Path, **hub: Any) -> Path | None:
+    """The folder of an adapter, downloaded if need be; None if `source` is none."""
+    if Path(source).is_dir():
+        return Path(source) if (Path(source) / PROJECTOR_FILE).is_file() else None
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = cached_file(str(source), PROJECTOR_FILE, _raise_exceptions_for_gated_repo=False, **quiet, **hub)
+    if found is None:
+        return None
+    peft_files = [f"{ADAPTER_FOLDER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")]
+    for name in ("config.json", "generation_config.json", *peft_files):
+        cached_file(str(source), name, **quiet, **hub)
+    return Path(found).parent
+
+
+def load_adapter_folder(
+    bridge_class: type[RegionBridgeForConditionalGeneration],
+    folder: Path,
+    language_model: Any = None,
+    *,
+    dtype: torch.dtype | str | None = None,
+    **options: Any,
+) -> RegionBridgeForConditionalGeneration:
+    """A bridge from an adapter folder and its language model; options are those of the language model's loading."""
+    config = RegionBridgeConfig.from_pretrained(folder)
+    source = language_model if language_model is not None else config.language_model
+    if source is None:
+        raise ValueError(f"{folder} does not say which language model it belongs to: give language_model=….")
+    if isinstance(source, (str, Path)):
+        try:
+            source = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto", **options)
+        except OSError as error:
+            raise OSError(
+                f"{folder} belongs to the language model {source}, which could not be loaded: {error}. If it lies "
+                "elsewhere, give language_model=…."
+            ) from error
+    _check_same_model(config, source.config, folder)
+    bridge = bridge_class(config, source)
+    config.text_config = source.config
+    bridge.projector.load_state_dict(_read_projector(folder))
+    bridge.adopt_language_model()
+    if (folder / ADAPTER_FOLDER).is_dir():
+        from peft import PeftModel
+
+        bridge.language_model = PeftModel.from_pretrained(bridge.language_model, str(folder / ADAPTER_FOLDER))
+    return bridge.eval()
+
+
+def _read_projector(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / PROJECTOR_FILE)
+
+
+def _check_same_model(config: RegionBridgeConfig, other: PreTrainedConfig, folder: str | Path) -> None:
+    """Refuse a language model that the adapter was not made for."""
+    wanted, got = config.text_config, other
+    differing = [
+        f"{name} {getattr(got, name, None)!r} instead of {getattr(wanted, name, None)!r}"
+        for name in _SAME_MODEL
+        if getattr(got, name, None) != getattr(wanted, name, None)
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder} was made for another language model ({config.language_model}): this one has {', '.join(differing)}. "
+            "Give the one that it was trained on."
+        )
+
+
+def model_card(bridge: RegionBridgeForConditionalGeneration) -> str:
+    """The README.md of a saved bridge: what it is, what it needs, how it is loaded."""
+    config = bridge.config
+    base = config.language_model or "(saved within)"
+    peft = bridge.language_model.peft_config[bridge.language_model.active_adapter] if has_adapter(bridge) else None
+    trained = f"LoRA of rank {peft.r} on the language model, and the projector" if peft else "the projector"
+    context = f"{config.image_grid} × {config.image_grid} grid of points" if config.image_grid else "none"
+    header = "\n".join(
+        ["---", "library_name: transformers", "pipeline_tag: image-text-to-text"]
+        + ([f"base_model: {config.language_model}"] if config.language_model else [])
+        + ["tags: [region-captioning, tap, llm_bridge]", "---"]
+    )
+    return f"""{header}
+
+# A language model that reads regions
+
+A bridge from the region tokenizer `{config.fingerprint}` to `{base}`: it answers questions about regions of a picture.
+
+| | |
+|---|---|
+| language model | `{base}` |
+| region tokenizer | fingerprint `{config.fingerprint}` |
+| trained | {trained} |
+| a region gives | {config.slots_per_region} token(s), experts: {config.experts} |
+| the projector reads | token{", semantic embedding" * config.use_semantic_embeds}{", position" * config.use_position} |
+| picture context | {context} |
+
+```python
+from llm_bridge import RegionChat
+
+chat = RegionChat.from_pretrained("path/or/name/of/this/folder")
+print(chat.ask("What is <region>?", image="picture.png", boxes=[[40, 60, 310, 420]]))
+```
+"""

@@ -1,6 +1,6 @@
 """`RegionChat`: a conversation about regions of one picture.
 
-Holds a bridge, its processor and what has been said; knows no more about models than `generate`.
+Holds a model, its processor and what has been said; knows no more about models than `generate`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, TextIteratorStreamer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TextIteratorStreamer
 
 from tap_tokenizer import ImageInput, RegionTokens, TapRegionTokenizer
 
-from .modeling_bridge import RegionBridgeForConditionalGeneration
+from .modeling_bridge import RegionBridgeForConditionalGeneration, check_context
 from .processing_bridge import RegionBridgeProcessor
-from .region_prompt import MARKER, prompt_columns, with_labels
+from .processing_described import DescribedRegionProcessor
+from .region_prompt import prompt_columns, prompts_by_region, user_content
 
 BUNDLED = Path(__file__).parent / "pretrained"
 
@@ -42,9 +43,14 @@ class RegionChat:
     >>> chat.ask("What colour is region1?")  # later turns speak of regions by name
 
     Regions are numbered through the conversation: region1, region2, …. A new picture begins a new conversation.
+
+    In mode "tokens" the model is a bridge, which reads region tokens. In mode "described" it is any instruct language
+    model, which reads what TAP says of the regions, in words: no projector, no training.
+
+    >>> chat = RegionChat.from_pretrained("Qwen/Qwen3-0.6B", mode="described", region_tokenizer="tap-tiny")
     """
 
-    def __init__(self, model: RegionBridgeForConditionalGeneration, processor: RegionBridgeProcessor) -> None:
+    def __init__(self, model: PreTrainedModel, processor: RegionBridgeProcessor) -> None:
         processor.check_bridge(model.config)
         self.model = model.eval()
         self.processor = processor
@@ -57,21 +63,40 @@ class RegionChat:
         cls,
         source: str | Path,
         *,
+        mode: Literal["tokens", "described"] = "tokens",
         region_tokenizer: TapRegionTokenizer | str | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         **kwargs: Any,
     ) -> RegionChat:
-        """Load a bridge and its processor: the name of the bundled one, a folder, or a Hub repository.
+        """Load a model and a processor to talk with.
 
-        region_tokenizer: use this one, or load it from there, instead of the one that was saved with the bridge.
-        dtype: of the language model; the region tokenizer keeps float32. device: of both.
+        source: in mode "tokens" a bridge: the name of the bundled one, a folder, or a Hub repository; in mode "described"
+        any causal language model, by folder or Hub name.
+        region_tokenizer: use this one, or load it from there, instead of the one that was saved with the bridge; in mode
+        "described" it is needed.
+        dtype: of the language model; the region tokenizer keeps float32. device: of both. kwargs: of the language
+        model's `from_pretrained` (quantization_config, device_map, …).
         """
+        if mode not in ("tokens", "described"):
+            raise ValueError(f'mode is {mode!r}, expected "tokens" or "described".')
         path = bundled_or_given(source)
-        AutoConfig.for_model("region_bridge")  # registered on import; fails early and clearly if it is not
-        model = RegionBridgeForConditionalGeneration.from_pretrained(path, dtype=dtype or torch.float32, **kwargs)
-        processor = RegionBridgeProcessor.from_pretrained(path, region_tokenizer=region_tokenizer, device=device)
+        if mode == "tokens":
+            model = RegionBridgeForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto", **kwargs)
+            processor = RegionBridgeProcessor.from_pretrained(path, region_tokenizer=region_tokenizer, device=device)
+        else:
+            if region_tokenizer is None:
+                raise ValueError('mode "described" needs a region tokenizer: give region_tokenizer=….')
+            if isinstance(region_tokenizer, str):
+                region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer, device=device)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **kwargs)
+            processor = DescribedRegionProcessor(AutoTokenizer.from_pretrained(path), region_tokenizer)
         return cls(model.to(device) if device is not None else model, processor)
+
+    @property
+    def mode(self) -> str:
+        """How the model sees regions: "tokens" or "described"."""
+        return "described" if isinstance(self.processor, DescribedRegionProcessor) else "tokens"
 
     @property
     def region_tokenizer(self) -> TapRegionTokenizer:
@@ -114,45 +139,20 @@ class RegionChat:
         if image is not None and image is not self.image:
             self.reset()
         picture = image if image is not None else self.image
-        new = _region_prompts(boxes, points, point_labels, masks)
+        new = prompts_by_region(boxes, points, point_labels, masks)
         if new and picture is None:
             raise ValueError("Got regions but no picture: give image=… with the first question.")
-        turn = {"role": "user", "content": self._content(question, new, picture)}
+        shown = picture if self.image is None else None  # a picture is shown in the first turn that has it
+        turn = {"role": "user", "content": user_content(question, new, shown, known=len(self._regions))}
         inputs = self.processor.apply_chat_template(
             [*self.messages, turn], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         ).to(self.model.device)
         options = {"do_sample": False, "max_new_tokens": max_new_tokens, **generate_options}
+        check_context(self.model.config, inputs["input_ids"].shape[1], options["max_new_tokens"])
         pieces = self._stream(inputs, options)
         if stream:
             return self._remembering(pieces, picture, turn, new)
         return "".join(self._remembering(pieces, picture, turn, new)).strip()
-
-    def _content(self, question: str, new: list[dict[str, Any]], picture: Any) -> list[dict[str, Any]]:
-        """A question as content items: the picture when it is new, words, and regions where their markers stand."""
-        content: list[dict[str, Any]] = []
-        if picture is not None and self.image is None:
-            content.append({"type": "image", "image": picture})
-        waiting = list(new)
-        known = len(self._regions)
-        markers = list(MARKER.finditer(question))
-        asked = [m for m in markers if m[0] == "<region>" or (m[2] and int(m[2]) > known)]
-        if not asked:
-            content += [{"type": "region", **prompt} for prompt in waiting]
-            waiting = []
-        elif len(asked) != len(new):
-            raise ValueError(
-                f"Found {len(asked)} <region> placeholders but {len(new)} regions: give one box, points or mask per "
-                "<region>, in order."
-            )
-        position = 0
-        for match in asked:
-            if text := question[position : match.start()].strip():
-                content.append({"type": "text", "text": text})
-            content.append({"type": "region", **waiting.pop(0)})
-            position = match.end()
-        if text := question[position:].strip():
-            content.append({"type": "text", "text": text})
-        return content
 
     def _stream(self, inputs: Any, options: dict[str, Any]) -> Iterator[str]:
         """Pieces of the answer, generated in a thread of its own; an error there is raised here."""
@@ -205,20 +205,6 @@ def bundled_or_given(source: str | Path) -> str:
     """The folder of a bundled bridge, or the folder or repository that was named."""
     folder = BUNDLED / str(source)
     return str(folder) if folder.is_dir() and not Path(source).is_dir() else str(source)
-
-
-def _region_prompts(boxes: Any, points: Any, point_labels: Any, masks: Any) -> list[dict[str, Any]]:
-    """Prompts by kind → one prompt per region."""
-    given = {"box": boxes, "points": points, "point_labels": point_labels, "mask": masks}
-    lists = {key: value for key, value in given.items() if value is not None}
-    counts = {key: len(value) for key, value in lists.items()}
-    if len(set(counts.values())) > 1:
-        found = ", ".join(f"{n} × {key}" for key, n in counts.items())
-        raise ValueError(f"Got {found}: give the same number of each, None where a region lacks one.")
-    return [
-        with_labels({key: value[i] for key, value in lists.items() if value[i] is not None})
-        for i in range(next(iter(counts.values()), 0))
-    ]
 
 
 def _as_words(content: Any, number: Iterator[int]) -> str:

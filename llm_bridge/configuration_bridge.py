@@ -24,6 +24,8 @@ class RegionBridgeConfig(PreTrainedConfig):
 
     text_config: Any = None
     """The language model's own config."""
+    language_model: str | None = None
+    """Where the language model comes from, for folders that hold no language model; None if it has no name."""
     region_token: str = REGION_TOKEN
     region_token_id: int = -1
     """Id of the placeholder in the text tokenizer. It may lie outside the language model's vocabulary: it is never

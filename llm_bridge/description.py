@@ -38,10 +38,18 @@ def place_of_box(box: Sequence[float], size: tuple[int, int]) -> str:
     return PLACES[3 * row + column]
 
 
-def describe_regions(regions: Sequence[RegionDescription], size: tuple[int, int]) -> str:
-    """A line for the picture of (height, width) `size`, one for each region, and one for each pair that overlaps."""
+def describe_regions(
+    regions: Sequence[RegionDescription],
+    size: tuple[int, int],
+    earlier: Sequence[RegionDescription] = (),
+    title: str = "The picture",
+) -> str:
+    """A line for the picture of (height, width) `size`, one for each region, and one for each pair that overlaps.
+
+    earlier: regions of the same picture that were described before: only their overlaps with new ones are told.
+    """
     height, width = size
-    lines = [f"The picture is {width} pixels wide and {height} high."]
+    lines = [f"{title} is {width} pixels wide and {height} high."] if not earlier else []
     for region in regions:
         x1, y1, x2, y2 = region.box
         share = 100 * (x2 - x1) * (y2 - y1) / (width * height)
@@ -52,8 +60,8 @@ def describe_regions(regions: Sequence[RegionDescription], size: tuple[int, int]
         parts.append(f"box {round(x1)} {round(y1)} {round(x2)} {round(y2)}")
         parts.append(f"{max(1, round(share))}% of the picture")
         lines.append(f"{region.name}: " + "; ".join(parts) + ".")
-    for i, a in enumerate(regions):
-        for b in regions[i + 1 :]:
+    for i, b in enumerate(regions):
+        for a in (*earlier, *regions[:i]):
             if (overlap := box_iou(a.box, b.box)) >= MIN_OVERLAP:
                 lines.append(f"{a.name} and {b.name} overlap (IoU {overlap:.2f}).")
     return "\n".join(lines)

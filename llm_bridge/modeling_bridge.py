@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     Cache,
     GenerationMixin,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -60,6 +62,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.projector = RegionProjector(config)
+        self._is_generating = False
         self.post_init()
 
     @classmethod
@@ -83,8 +86,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ...     "Qwen/Qwen3-0.6B", region_tokenizer=region_tokenizer, image_grid=4
         ... )
         """
-        known = set(RegionBridgeConfig.__dataclass_fields__) - set(_COMPUTED_FIELDS)
-        config_options = {name: options.pop(name) for name in list(options) if name in known}
+        config_options = {name: options.pop(name) for name in CONFIG_OPTIONS if name in options}
         if isinstance(language_model, str):
             name: str | None = language_model
             language_model = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto", **options)
@@ -102,6 +104,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention = language_model.config._attn_implementation
         config = RegionBridgeConfig(
             text_config=deepcopy(language_model.config),
+            language_model=name,
             region_token_id=region_token_id(text_tokenizer),
             token_size=sizes.image_decoder_config.hidden_size,
             embed_size=sizes.image_decoder_config.semantic_embed_size,
@@ -114,14 +117,54 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         bridge = cls(config, language_model)
         config.text_config = language_model.config  # one config, so that a change shows in both places
         config._attn_implementation = attention
-        bridge.projector.to(language_model.device)
-        if language_model.dtype.is_floating_point and not getattr(language_model, "is_quantized", False):
-            bridge.projector.to(language_model.dtype)
-        for attribute in _QUANTIZATION_ATTRIBUTES:  # peft and transformers look for these on the outermost model
-            if hasattr(language_model, attribute):
-                setattr(bridge, attribute, getattr(language_model, attribute))
-        bridge.generation_config = language_model.generation_config
+        bridge.adopt_language_model()
         return bridge.eval()
+
+    def adopt_language_model(self) -> None:
+        """Put the projector where the language model is, in its dtype unless it is quantized, and share its settings."""
+        self.projector.to(self.language_model.device)
+        if not getattr(self.language_model, "is_quantized", False):
+            self.projector.to(self.language_model.dtype)
+        for attribute in _QUANTIZATION_ATTRIBUTES:  # peft and transformers look for these on the outermost model
+            if hasattr(self.language_model, attribute):
+                setattr(self, attribute, getattr(self.language_model, attribute))
+        self.generation_config = self.language_model.generation_config
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, language_model: Any = None, **kwargs: Any
+    ) -> RegionBridgeForConditionalGeneration:
+        """Load a bridge that was saved whole, or an adapter folder, whose language model is loaded from where it came.
+
+        language_model: for an adapter folder, another name, folder or loaded copy of the same language model.
+        """
+        from .adapters import find_adapter, load_adapter_folder
+
+        folder = find_adapter(pretrained_model_name_or_path, **{k: kwargs[k] for k in HUB_OPTIONS if k in kwargs})
+        if folder is not None:
+            return load_adapter_folder(cls, folder, language_model, **kwargs)
+        if language_model is not None:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds its own language model: leave language_model=… out."
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, *, whole: bool | None = None, **kwargs: Any) -> None:
+        """Save the bridge: whole, or as an adapter folder that names its language model.
+
+        whole: by default, a bridge with an adapter on its language model is saved as a folder, any other whole. A folder
+        holds the projector, peft's files if there is an adapter, the config and a model card.
+        """
+        from .adapters import has_adapter, save_adapter_folder
+
+        if not (not has_adapter(self) if whole is None else whole):
+            save_adapter_folder(self, Path(save_directory), kwargs.get("state_dict"))
+            return
+        if has_adapter(self):
+            raise ValueError(
+                "The language model has an adapter on it: merge_lora(bridge) first, or save with whole=False."
+            )
+        super().save_pretrained(save_directory, **kwargs)
 
     # --- what transformers asks of a model ----------------------------------------------------------------------------
 
@@ -139,15 +182,14 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, RegionProjector):
-            for linear in (module.linear_1, module.linear_2):
-                init.xavier_uniform_(linear.weight)
-                init.zeros_(linear.bias)
-            for norm in (module.token_norm, module.embed_norm):
-                if norm is not None:
-                    init.ones_(norm.weight)
-                    init.zeros_(norm.bias)
-            init.constant_(module.output_norm.weight, self.config.embedding_scale)
+        if isinstance(module, nn.Linear):  # the projector's: the language model sees to its own
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.RMSNorm):
+            init.constant_(module.weight, self.config.embedding_scale)
 
     # --- seeing through the prompt ------------------------------------------------------------------------------------
 
@@ -201,7 +243,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 )
             inputs_embeds = self.embed(input_ids, region_features, region_mask, region_positions, region_source)
             input_ids = None
-        elif input_ids is not None and not torch.compiler.is_compiling():
+        elif input_ids is not None and not self._is_generating and not torch.compiler.is_compiling():
             self._check_text_only(input_ids)
         output = self.language_model(
             input_ids=input_ids,
@@ -231,17 +273,28 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         input_ids = kwargs.pop("input_ids", inputs)
         if input_ids is None or kwargs.get("region_features") is None:
-            return super().generate(input_ids, *args, **kwargs)
+            if input_ids is not None:
+                self._check_text_only(input_ids)
+            return self._generate(input_ids, *args, **kwargs)
         positions = input_ids == self.config.region_token_id
         _check_counts(positions, kwargs["region_mask"].bool())
         self._check_features(kwargs["region_features"], kwargs.get("region_source"))
+        check_context(self.config, input_ids.shape[1], kwargs.get("max_new_tokens") or 1)
         filler = self.generation_config.pad_token_id or 0
         filled = input_ids.masked_fill(positions, filler)
-        output = super().generate(filled, *args, region_positions=positions, **kwargs)
+        output = self._generate(filled, *args, region_positions=positions, **kwargs)
         sequences = output if isinstance(output, Tensor) else output.sequences
         prompt = sequences[:, : input_ids.shape[1]]
         prompt.copy_(input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0))
         return output
+
+    def _generate(self, input_ids: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own; the placeholder's id, should the language model come to write it, is then just a word."""
+        self._is_generating = True
+        try:
+            return super().generate(input_ids, *args, **kwargs)
+        finally:
+            self._is_generating = False
 
     def prepare_inputs_for_generation(
         self,
@@ -294,8 +347,10 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
 
 
-_COMPUTED_FIELDS = ("text_config", "region_token_id", "token_size", "embed_size", "num_experts", "fingerprint",
-                    "concept_space", "embedding_scale")  # fmt: skip
+HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
+CONFIG_OPTIONS = ("experts", "use_semantic_embeds", "use_position", "image_grid", "projector_hidden_size",
+                  "position_frequencies", "accept_any_tokenizer")  # fmt: skip
+"""Fields of the config that whoever builds a bridge may choose."""
 _QUANTIZATION_ATTRIBUTES = (
     "is_quantized",
     "is_loaded_in_4bit",
@@ -303,6 +358,16 @@ _QUANTIZATION_ATTRIBUTES = (
     "hf_quantizer",
     "quantization_method",
 )
+
+
+def check_context(config: PreTrainedConfig, length: int, new: int) -> None:
+    """Refuse a prompt that leaves no room for an answer in the language model's context."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and length + new > longest:
+        raise ValueError(
+            f"The prompt has {length} tokens and the answer may have {new}, but the language model reads {longest} in all: "
+            "ask about fewer regions, begin a new conversation, or lower max_new_tokens."
+        )
 
 
 def _check_counts(positions: Tensor, region_mask: Tensor) -> None:

@@ -47,6 +47,16 @@ class Sample:
     regions: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
 
 
+@dataclass
+class _Seen:
+    """Encoded samples: content keys of each one's pictures; features and regions of all; where each region stands."""
+
+    keys: list[list[str]]
+    features: ImageFeatures
+    regions: RegionTokens
+    rows: dict[tuple[int, int], int]
+
+
 class RegionBridgeProcessor(ProcessorMixin):
     """Text, pictures and regions → what `RegionBridgeForConditionalGeneration` reads.
 
@@ -74,9 +84,9 @@ class RegionBridgeProcessor(ProcessorMixin):
         self.region_tokenizer = region_tokenizer
         self.experts = experts
         self.image_grid = image_grid
-        self.region_token_id = region_token_id(tokenizer)
+        self.region_token_id = self._placeholder(tokenizer)
         self._give_padding(tokenizer)
-        self._seen = _ImageCache(cached_images)
+        self._cache = _ImageCache(cached_images)
 
     @classmethod
     def for_bridge(
@@ -120,6 +130,10 @@ class RegionBridgeProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "region_features", "region_mask", "region_source"]
+
+    @staticmethod
+    def _placeholder(tokenizer: PreTrainedTokenizerBase) -> int:
+        return region_token_id(tokenizer)
 
     @staticmethod
     def _give_padding(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -174,8 +188,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         expanded, orders = [], []
         for i, (words, sample) in enumerate(zip(texts, samples)):
             name = f"Sample {i}" if len(texts) > 1 else "The text"
-            layout = self.layout if sample.images or sample.regions else Layout(0, 0)
-            expander = MarkerExpander(layout, len(sample.images), len(sample.regions), name)
+            expander = self._expander(sample, len(sample.images), len(sample.regions), name)
             expanded.append(
                 expander.expand(with_image_markers(words, len(sample.images)) if self.image_grid else words)
             )
@@ -223,8 +236,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         }
         texts, orders, spans = self._chat_texts(
             [chat.messages for chat in chats],
-            [(len(sample.images), len(sample.regions)) for sample in samples],
-            names,
+            [self._expander(s, len(s.images), len(s.regions), name) for s, name in zip(samples, names)],
             chat_template or self.chat_template,
             options,
             with_spans=return_assistant_tokens_mask,
@@ -254,8 +266,10 @@ class RegionBridgeProcessor(ProcessorMixin):
         """
         texts, orders, spans = self._chat_texts(
             conversations,
-            [(int(grid is not None), len(rows)) for rows, grid in zip(regions, grids)],
-            [f"Conversation {i}" for i in range(len(regions))],
+            [
+                self._expander(None, int(grid is not None), len(rows), f"Conversation {i}")
+                for i, (rows, grid) in enumerate(zip(regions, grids))
+            ],
             self.chat_template,
             {"add_generation_prompt": not return_assistant_tokens_mask},
             with_spans=return_assistant_tokens_mask,
@@ -269,26 +283,25 @@ class RegionBridgeProcessor(ProcessorMixin):
     def _chat_texts(
         self,
         conversations: Sequence[Sequence[dict[str, Any]]],
-        counts: Sequence[tuple[int, int]],
-        names: Sequence[str],
+        expanders: Sequence[MarkerExpander],
         template: str,
         options: dict[str, Any],
         with_spans: bool,
     ) -> tuple[list[str], list[list[tuple[str, int]]], list[list[tuple[int, int]]] | None]:
-        """Rendered conversations with placeholders, what these stand for, and where the assistant speaks.
-
-        counts: how many images and regions each conversation has.
-        """
+        """Rendered conversations with placeholders, what these stand for, and where the assistant speaks."""
         texts, orders, spans = [], [], []
-        for messages, (images, regions), name in zip(conversations, counts, names):
-            layout = self.layout if images or regions else Layout(0, 0)  # text alone needs no region tokenizer
-            expander = MarkerExpander(layout, images, regions, name)
+        for messages, expander in zip(conversations, expanders):
             expanded = [{**m, "content": expander.expand(m["content"])} if "content" in m else m for m in messages]
             orders.append(expander.finish())
             texts.append(self._render(expanded, template, options))
             if with_spans:
                 spans.append(self._assistant_spans(expanded, texts[-1], template, options))
         return texts, orders, spans if with_spans else None
+
+    def _expander(self, sample: Sample | None, images: int, regions: int, name: str) -> MarkerExpander:
+        """What replaces the markers of one sample; `sample` is None where features are ready-made."""
+        layout = self.layout if images or regions else Layout(0, 0)  # text alone needs no region tokenizer
+        return MarkerExpander(layout, images, regions, name)
 
     def _render(self, messages: list[dict[str, Any]], template: str, options: dict[str, Any]) -> str:
         return self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
@@ -364,64 +377,65 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     def _feature_rows(self, samples: list[Sample], orders: list[list[tuple[str, int]]]) -> list[Tensor | None]:
         """Feature rows (S, F) of each sample, in the order of its placeholders; each picture is encoded once."""
+        if not any(orders):
+            return [None] * len(samples)
+        seen = self._see(samples)
+        regions = region_features(seen.regions, self.experts)
+        grids = self._grids(seen) if self.image_grid else {}
+        rows: list[Tensor | None] = []
+        for i, order in enumerate(orders):
+            parts = [
+                grids[seen.keys[i][number]] if kind == "image" else regions[seen.rows[i, number]]
+                for kind, number in order
+            ]
+            rows.append(torch.cat(parts) if parts else None)
+        return rows
+
+    def _see(self, samples: Sequence[Sample]) -> _Seen:
+        """Encode all pictures and regions of some samples, each picture once and all regions in one go."""
+        tokenizer = self._region_tokenizer()
         pictures: dict[str, Any] = {}
         keys: list[list[str]] = []
         for sample in samples:
             opened = [_open(image) for image in sample.images]
             keys.append([_content_key(picture) for picture in opened])
             pictures.update(zip(keys[-1], opened))
-        wanted = {key for i, order in enumerate(orders) for kind, n in order for key in [
-            keys[i][n if kind == "image" else samples[i].regions[n][0]]]}  # fmt: skip
-        pictures = {key: picture for key, picture in pictures.items() if key in wanted}
-        if not pictures:
-            return [None] * len(samples)
-        features = self._seen.features(self._region_tokenizer(), pictures)
-        place = {key: i for i, key in enumerate(pictures)}
-        prompts: list[list[dict[str, Any]]] = [[] for _ in pictures]
-        where: dict[tuple[int, int], tuple[int, int]] = {}
+        features = self._cache.features(tokenizer, pictures)
+        prompts: dict[str, list[dict[str, Any]]] = {key: [] for key in pictures}
+        place: dict[tuple[int, int], tuple[str, int]] = {}
         for i, sample in enumerate(samples):
             for n, (image, prompt) in enumerate(sample.regions):
-                picture = place[keys[i][image]]
-                where[i, n] = (picture, len(prompts[picture]))
-                prompts[picture].append(prompt)
-        regions = self._encode(features, prompts)
-        starts = np.cumsum([0, *(len(p) for p in prompts)])
-        grids = self._grids(pictures, features) if self.image_grid else {}
-        rows: list[Tensor | None] = []
-        for i, order in enumerate(orders):
-            parts = []
-            for kind, n in order:
-                if kind == "image":
-                    parts.append(grids[keys[i][n]] if self.image_grid else None)
-                else:
-                    picture, number = where[i, n]
-                    parts.append(regions[int(starts[picture]) + number])
-            rows.append(torch.cat([part for part in parts if part is not None]) if order else None)
-        return rows
+                key = keys[i][image]
+                place[i, n] = (key, len(prompts[key]))
+                prompts[key].append(prompt)
+        starts = dict(zip(prompts, np.cumsum([0, *(len(own) for own in prompts.values())]).tolist()))
+        return _Seen(
+            keys=keys,
+            features=features,
+            regions=tokenizer.encode(features=features, **as_batch(list(prompts.values()))),
+            rows={name: starts[key] + number for name, (key, number) in place.items()},
+        )
 
-    def _encode(self, features: ImageFeatures, prompts: list[list[dict[str, Any]]]) -> Tensor:
-        """Prompts of each picture → features (R, slots, F), picture by picture."""
-        per_picture = [prompt_columns(regions) for regions in prompts]
-        kinds = sorted({kind for columns in per_picture for kind in columns})
-        if not kinds:
-            return torch.zeros(0, self.layout.region_slots, 0)
-        lists: dict[str, Any] = {
-            kind: [columns.get(kind, [None] * len(regions)) for columns, regions in zip(per_picture, prompts)]
-            for kind in kinds
-        }
-        return region_features(self._region_tokenizer().encode(features=features, **lists), self.experts)
+    def encode_sample(self, sample: Sample) -> tuple[RegionTokens, list[tuple[int, int]]]:
+        """Region tokens of one sample's regions in their order, and the (height, width) of its pictures."""
+        seen = self._see([sample])
+        sizes = dict(zip(dict.fromkeys(seen.keys[0]), seen.features.original_sizes.tolist()))
+        regions = seen.regions[[seen.rows[0, n] for n in range(len(sample.regions))]]
+        return regions, [(sizes[key][0], sizes[key][1]) for key in seen.keys[0]]
 
-    def _grids(self, pictures: dict[str, Any], features: ImageFeatures) -> dict[str, Tensor]:
+    def _grids(self, seen: _Seen) -> dict[str, Tensor]:
         """Features (n², F) of the point grid of each picture; computed once per picture."""
         found = {}
-        for i, key in enumerate(pictures):
-            grid = self._seen.grid(key)
+        for i, key in enumerate(dict.fromkeys(key for own in seen.keys for key in own)):
+            grid = self._cache.grid(key)
             if grid is None:
-                size = features.original_sizes[i].tolist()
-                points, labels = grid_points(self.image_grid, (size[0], size[1]))
-                regions = self._region_tokenizer().encode(features=features[i], points=[points], point_labels=[labels])
+                height, width = seen.features.original_sizes[i].tolist()
+                points, labels = grid_points(self.image_grid, (height, width))
+                regions = self._region_tokenizer().encode(
+                    features=seen.features[i], points=[points], point_labels=[labels]
+                )
                 grid = region_features(regions, "routed", is_context=True).flatten(0, 1)
-                self._seen.keep_grid(key, grid)
+                self._cache.keep_grid(key, grid)
             found[key] = grid
         return found
 
@@ -580,6 +594,14 @@ class _ImageCache:
     def keep_grid(self, key: str, grid: Tensor) -> None:
         if key in self._features:
             self._grid[key] = grid
+
+
+def as_batch(prompts: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """Prompts of the regions of each picture → the lists of lists that `TapRegionTokenizer.encode` takes."""
+    columns = [prompt_columns(own) for own in prompts]
+    kinds = sorted({kind for column in columns for kind in column})
+    lists = {kind: [column.get(kind, [None] * len(own)) for column, own in zip(columns, prompts)] for kind in kinds}
+    return lists or {"boxes": [[] for _ in prompts]}
 
 
 def _open(image: Any) -> np.ndarray:

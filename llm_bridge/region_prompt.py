@@ -29,11 +29,11 @@ class MarkerExpander:
     """Replaces markers by names and placeholders, text after text of one sample, and counts them.
 
     `<region>` is the next region that has not been shown; `<regionN>` is region N, from 1, shown at its first mention
-    and only named afterwards. Errors begin with `sample`, which says whose text it is.
+    and only named afterwards. Errors begin with `name`, which says whose text it is.
     """
 
-    def __init__(self, layout: Layout, images: int, regions: int, sample: str) -> None:
-        self.layout, self.images, self.regions, self.sample = layout, images, regions, sample
+    def __init__(self, layout: Layout, images: int, regions: int, name: str) -> None:
+        self.layout, self.images, self.regions, self.name = layout, images, regions, name
         self.order: list[tuple[str, int]] = []
         """What the placeholders stand for so far: ("image", i) or ("region", i), counted from 0."""
         self._mentioned: list[int] = []
@@ -43,37 +43,39 @@ class MarkerExpander:
         """One text with its markers replaced."""
         if REGION_TOKEN in text:
             raise ValueError(
-                f"{self.sample} holds the placeholder {REGION_TOKEN} itself: write <region> and give its box, points or mask."
+                f"{self.name} holds the placeholder {REGION_TOKEN} itself: write <region> and give its box, points or mask."
             )
         return MARKER.sub(self._replace, text)
 
     def _replace(self, match: re.Match[str]) -> str:
         if match[0].startswith("<image>"):
-            self.order.append(("image", self._images_seen))
             self._images_seen += 1
-            return REGION_TOKEN * self.layout.image_slots + match[1] if self.layout.image_slots else ""
+            if not self.layout.image_slots:
+                return ""
+            self.order.append(("image", self._images_seen - 1))
+            return REGION_TOKEN * self.layout.image_slots + match[1]
         number = int(match[2]) if match[2] else max(self._mentioned, default=0) + 1
         if number in self._mentioned:
             return f"region{number}"
         self._mentioned.append(number)
         self.order.append(("region", number - 1))
-        return f"region{number} {REGION_TOKEN * self.layout.region_slots}"
+        return f"region{number} {REGION_TOKEN * self.layout.region_slots}".rstrip()
 
     def finish(self) -> list[tuple[str, int]]:
         """What the placeholders stand for, once every image and region that was given has been shown exactly once."""
         found = len(self._mentioned)
         if found != self.regions:
             raise ValueError(
-                f"{self.sample}: Found {found} <region> placeholders but {self.regions} regions: give one box, points or "
+                f"{self.name}: Found {found} <region> placeholders but {self.regions} regions: give one box, points or "
                 "mask per <region>, in order."
             )
         if self._mentioned and max(self._mentioned) > self.regions:
             raise ValueError(
-                f"{self.sample}: Found region{max(self._mentioned)} among {self.regions} regions: number them from 1."
+                f"{self.name}: Found region{max(self._mentioned)} among {self.regions} regions: number them from 1."
             )
         if self._images_seen != self.images:
             raise ValueError(
-                f"{self.sample}: Found {self._images_seen} <image> placeholders but {self.images} images: give one per <image>."
+                f"{self.name}: Found {self._images_seen} <image> placeholders but {self.images} images: give one per <image>."
             )
         return self.order
 
@@ -160,6 +162,49 @@ def prompt_columns(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for plural, kind in kinds.items()
         if any(prompt.get(kind) is not None for prompt in prompts)
     }
+
+
+def prompts_by_region(boxes: Any, points: Any, point_labels: Any, masks: Any) -> list[dict[str, Any]]:
+    """Prompts by kind, as `TapRegionTokenizer.encode` takes them for one picture, → one prompt per region."""
+    given = {"box": boxes, "points": points, "point_labels": point_labels, "mask": masks}
+    lists = {key: value for key, value in given.items() if value is not None}
+    counts = {key: len(value) for key, value in lists.items()}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{n} × {key}" for key, n in counts.items())
+        raise ValueError(f"Got {found}: give the same number of each, None where a region lacks one.")
+    return [
+        with_labels({key: value[i] for key, value in lists.items() if value[i] is not None})
+        for i in range(next(iter(counts.values()), 0))
+    ]
+
+
+def user_content(
+    question: str, prompts: Sequence[dict[str, Any]], image: Any = None, known: int = 0
+) -> list[dict[str, Any]]:
+    """A question as content items: the picture if it is new, words, and regions where their markers stand.
+
+    A question with regions but no marker for them is asked of all of them, which then come first. `known` regions were
+    shown in earlier turns; markers of those stay words.
+    """
+    content: list[dict[str, Any]] = [] if image is None else [{"type": "image", "image": image}]
+    waiting = list(prompts)
+    asked = [m for m in MARKER.finditer(question) if m[0] == "<region>" or (m[2] and int(m[2]) > known)]
+    if not asked:
+        content += [{"type": "region", **prompt} for prompt in waiting]
+    elif len(asked) != len(waiting):
+        raise ValueError(
+            f"Found {len(asked)} <region> placeholders but {len(waiting)} regions: give one box, points or mask per "
+            "<region>, in order."
+        )
+    position = 0
+    for match in asked:
+        if text := question[position : match.start()].strip():
+            content.append({"type": "text", "text": text})
+        content.append({"type": "region", **waiting.pop(0)})
+        position = match.end()
+    if text := question[position:].strip():
+        content.append({"type": "text", "text": text})
+    return content
 
 
 def _join(parts: Sequence[str]) -> str:

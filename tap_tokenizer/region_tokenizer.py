@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -359,6 +359,12 @@ class TapRegionTokenizer:
             self.model.train(was_training)
 
     # --- TAP's own words ----------------------------------------------------------------------------------------------
+
+    @overload
+    def caption(self, regions: RegionTokens, *, return_ids: Literal[False] = False, **options: Any) -> list[str]: ...
+
+    @overload
+    def caption(self, regions: RegionTokens, *, return_ids: Literal[True], **options: Any) -> Tensor: ...
 
     def caption(
         self,

@@ -1,0 +1,177 @@
+"""Two pipeline tasks of transformers: `region-captioning` and `region-text-generation`.
+
+    pipe = pipeline("region-captioning", model=tokenizer.model, region_tokenizer=tokenizer)
+    pipe("picture.png", boxes=[[40, 60, 310, 420]])
+
+    pipe = pipeline("region-text-generation", model=bridge, processor=processor)
+    pipe("picture.png", text="What is <region> doing?", boxes=[[40, 60, 310, 420]])
+
+A bridge also runs in transformers' own `image-text-to-text`. Knows the pipelines' steps; all else is the processors'.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoModel, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from tap_tokenizer import TapModel, TapRegionTokenizer
+
+from .processing_bridge import RegionBridgeProcessor, as_batch
+from .region_prompt import prompts_by_region, user_content
+
+_PROMPTS = ("boxes", "points", "point_labels", "masks")
+CAPTION_REQUEST = "Describe <region>."
+
+
+class _RegionPipeline(Pipeline):
+    """What both tasks share: a picture and the prompts of its regions as input, one at a time or in lists."""
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+    _pipeline_calls_generate = True
+
+    def __init__(
+        self,
+        model: Any,
+        processor: RegionBridgeProcessor | None = None,
+        region_tokenizer: TapRegionTokenizer | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model=model, **kwargs)
+        self.processor = processor
+        self.region_tokenizer = self._find_region_tokenizer(region_tokenizer)
+
+    def _find_region_tokenizer(self, given: TapRegionTokenizer | str | None) -> TapRegionTokenizer:
+        """The region tokenizer that was given, or the processor's, or one around the model if that is a TAP."""
+        if isinstance(given, str):
+            given = TapRegionTokenizer.from_pretrained(given, device=self.device)
+        if given is None and self.processor is not None:
+            given = self.processor.region_tokenizer
+        if given is None and isinstance(self.model, TapModel):
+            given = TapRegionTokenizer(self.model)
+        if given is None:
+            raise ValueError(
+                "This task needs a region tokenizer: give region_tokenizer=…, or a processor that has one."
+            )
+        return given
+
+    def __call__(self, images: Any, *, batch_size: int = 8, **kwargs: Any) -> Any:
+        """One picture with its prompts, or a list of pictures with a list of prompts for each.
+
+        boxes, points, point_labels, masks: as for `TapRegionTokenizer.encode`. batch_size: pictures at once.
+        """
+        columns = {name: kwargs.pop(name) for name in (*_PROMPTS, "text") if kwargs.get(name) is not None}
+        is_list = isinstance(images, (list, tuple))
+        pictures = list(images) if is_list else [images]
+        if not is_list:
+            columns = {name: [value] for name, value in columns.items()}
+        for name, value in columns.items():
+            if isinstance(value, (list, tuple)) and len(value) != len(pictures):
+                raise ValueError(f"Got {len(pictures)} images and {name} for {len(value)}: give one entry per image.")
+        items = [
+            {"image": image, **{name: v if isinstance(v, str) else v[i] for name, v in columns.items()}}
+            for i, image in enumerate(pictures)
+        ]
+        preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
+        results: list[Any] = []
+        for start in range(0, len(items), batch_size):
+            inputs = self.preprocess(items[start : start + batch_size], **preprocess)
+            results += self.postprocess(self.forward(inputs, **forward), **postprocess)
+        return results if is_list else results[0]
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        post = {"top_k": kwargs.pop("top_k")} if "top_k" in kwargs else {}
+        generate = {**kwargs.pop("generate_kwargs", {}), **kwargs}
+        return {}, {"generate": generate} if generate else {}, post
+
+    def _chat(self, conversations: list[list[dict[str, Any]]]) -> Any:
+        """Conversations → the language model's inputs, in one batch."""
+        if self.processor is None:
+            raise ValueError("A language model needs processor=…, the RegionBridgeProcessor that was saved with it.")
+        return self.processor.apply_chat_template(
+            conversations, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+        )
+
+    def _say(self, inputs: Any, generate: dict[str, Any] | None) -> list[str]:
+        """The language model's answers, greedy unless told."""
+        assert self.processor is not None
+        options = {"do_sample": False, "max_new_tokens": 64, **(generate or {})}
+        ids = self.model.generate(**inputs, **options)
+        words = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in words]
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """Any bridge and any TAP: the classes are ours, and transformers' lists do not know them."""
+
+
+class RegionCaptioningPipeline(_RegionPipeline):
+    """A caption for every region: by TAP's native decoder if the model is a TAP, by the language model if it is a bridge.
+
+    Gives for each picture a list with a dictionary per region: box, caption, and the `top_k` best concepts.
+    """
+
+    def preprocess(self, inputs: list[dict[str, Any]], **_: Any) -> dict[str, Any]:
+        prompts = [prompts_by_region(*(item.get(name) for name in _PROMPTS)) for item in inputs]
+        regions = self.region_tokenizer.encode([item["image"] for item in inputs], **as_batch(prompts))
+        if isinstance(self.model, TapModel):
+            return {"regions": regions}
+        conversations = [
+            [{"role": "user", "content": user_content(CAPTION_REQUEST, [prompt], item["image"])}]
+            for item, own in zip(inputs, prompts)
+            for prompt in own
+        ]
+        return {"regions": regions, "inputs": self._chat(conversations) if conversations else None}
+
+    def _forward(self, model_inputs: dict[str, Any], generate: dict[str, Any] | None = None) -> dict[str, Any]:
+        regions = model_inputs["regions"]
+        if isinstance(self.model, TapModel):
+            captions = self.region_tokenizer.caption(regions, **(generate or {}))
+        else:
+            captions = self._say(model_inputs["inputs"], generate) if model_inputs["inputs"] else []
+        return {"regions": regions, "captions": captions}
+
+    def postprocess(self, model_outputs: dict[str, Any], top_k: int = 3, **_: Any) -> list[list[dict[str, Any]]]:
+        regions, tokenizer = model_outputs["regions"], self.region_tokenizer
+        concepts = (
+            tokenizer.classify(regions, top_k) if tokenizer.concepts is not None else [[] for _ in range(len(regions))]
+        )
+        results: list[list[dict[str, Any]]] = [[] for _ in range(regions.num_images)]
+        for image, box, caption, best in zip(
+            regions.image_index.tolist(), regions.boxes.tolist(), model_outputs["captions"], concepts
+        ):
+            results[image].append({"box": box, "caption": caption, "concepts": best})
+        return results
+
+
+class RegionTextGenerationPipeline(_RegionPipeline):
+    """An answer to a text with `<region>` markers about each picture: {"text", "generated_text"}."""
+
+    def preprocess(self, inputs: list[dict[str, Any]], **_: Any) -> dict[str, Any]:
+        if any(not item.get("text") for item in inputs):
+            raise ValueError("Got no text: give text=… with a <region> for every region.")
+        conversations = [
+            [{"role": "user", "content": user_content(item["text"], prompts, item["image"])}]
+            for item in inputs
+            for prompts in [prompts_by_region(*(item.get(name) for name in _PROMPTS))]
+        ]
+        return {"texts": [item["text"] for item in inputs], "inputs": self._chat(conversations)}
+
+    def _forward(self, model_inputs: dict[str, Any], generate: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {"texts": model_inputs["texts"], "answers": self._say(model_inputs["inputs"], generate)}
+
+    def postprocess(self, model_outputs: dict[str, Any], **_: Any) -> list[dict[str, str]]:
+        pairs = zip(model_outputs["texts"], model_outputs["answers"])
+        return [{"text": text, "generated_text": answer} for text, answer in pairs]
+
+
+def register_pipelines() -> None:
+    """Make both tasks known to `transformers.pipeline`."""
+    for task, pipeline_class in (
+        ("region-captioning", RegionCaptioningPipeline),
+        ("region-text-generation", RegionTextGenerationPipeline),
+    ):
+        PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline_class, pt_model=AutoModel, type="multimodal")

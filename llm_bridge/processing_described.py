@@ -1,0 +1,92 @@
+"""`DescribedRegionProcessor`: regions as words, for any instruct language model as it is. No projector, no training.
+
+What TAP itself says of each region (caption, concepts with scores, place, size, overlaps) is written into the turn that
+shows it, and the rest is `RegionBridgeProcessor`. The second baseline of every table.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .configuration_bridge import RegionBridgeConfig
+from .description import RegionDescription, describe_regions
+from .processing_bridge import RegionBridgeProcessor, Sample
+from .region_prompt import Layout, MarkerExpander
+
+
+class DescribedRegionProcessor(RegionBridgeProcessor):
+    """Text, pictures and regions → text alone, with a description of every region before it is first spoken of.
+
+    Takes the same calls as `RegionBridgeProcessor`; what it returns goes to the language model itself. The text
+    tokenizer gets no new token. concepts: how many of TAP's concepts are told of each region.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, region_tokenizer: Any = None, chat_template: str | None = None,
+        concepts: int = 3,
+    ) -> None:  # fmt: skip
+        super().__init__(tokenizer, region_tokenizer, chat_template)
+        self.concepts = concepts
+
+    @staticmethod
+    def _placeholder(tokenizer: PreTrainedTokenizerBase) -> int:
+        return -1
+
+    def check_bridge(self, config: RegionBridgeConfig) -> None:
+        """Any language model will do."""
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(image_slots=0, region_slots=0)
+
+    def _expander(self, sample: Sample | None, images: int, regions: int, name: str) -> MarkerExpander:
+        if sample is None:
+            raise ValueError(f"{name}: regions can only be described from a picture, not from ready-made features.")
+        return _DescribingExpander(self, sample, name)
+
+    def _feature_rows(self, samples: list[Sample], orders: list[list[tuple[str, int]]]) -> list[Tensor | None]:
+        return [None] * len(samples)
+
+    def describe(self, sample: Sample) -> tuple[list[RegionDescription], list[tuple[int, int]]]:
+        """What TAP says of a sample's regions, and the (height, width) of their pictures."""
+        tokenizer = self._region_tokenizer()
+        regions, sizes = self.encode_sample(sample)
+        captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
+        concepts = tokenizer.classify(regions, self.concepts) if tokenizer.concepts is not None else [[]] * len(regions)
+        return [
+            RegionDescription(f"region{i}", words, names, tuple(box))
+            for i, (words, names, box) in enumerate(zip(captions, concepts, regions.boxes.tolist()), start=1)
+        ], sizes
+
+
+class _DescribingExpander(MarkerExpander):
+    """Writes descriptions before each text that shows regions for the first time."""
+
+    def __init__(self, processor: DescribedRegionProcessor, sample: Sample, name: str) -> None:
+        super().__init__(processor.layout, len(sample.images), len(sample.regions), name)
+        self.processor, self.sample = processor, sample
+        self._described: tuple[list[RegionDescription], list[tuple[int, int]]] | None = None
+
+    def expand(self, text: str) -> str:
+        before = len(self.order)
+        words = super().expand(text)
+        new = [number for kind, number in self.order[before:] if kind == "region" and number < self.regions]
+        if not new:
+            return words
+        if self._described is None:
+            self._described = self.processor.describe(self.sample)
+        regions, sizes = self._described
+        shown = {number for kind, number in self.order if kind == "region"}
+        blocks = []
+        for image in range(self.images):
+            own = [i for i in sorted(new) if self.sample.regions[i][0] == image]
+            earlier = [i for i in sorted(shown - set(new)) if self.sample.regions[i][0] == image]
+            if own:
+                title = "The picture" if self.images == 1 else f"Picture {image + 1}"
+                blocks.append(
+                    describe_regions([regions[i] for i in own], sizes[image], [regions[i] for i in earlier], title)
+                )
+        return "\n".join([*blocks, words])

@@ -1,0 +1,290 @@
+"""What trains, what stays, and adapter folders: saved small, loaded in one call, merged, changed, refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
+
+from llm_bridge import (
+    RegionBridgeForConditionalGeneration,
+    RegionBridgeProcessor,
+    add_lora,
+    count_parameters,
+    load_adapter,
+    merge_lora,
+    remove_lora,
+    set_trainable,
+    use_adapter,
+)
+from tap_tokenizer import TapRegionTokenizer
+
+Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
+BOXES = [[5, 5, 40, 30]]
+
+
+def steps(bridge: RegionBridgeForConditionalGeneration, inputs: Any, count: int = 4) -> list[float]:
+    """A few steps of training on one prompt; the losses."""
+    learning = [p for p in bridge.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=1e-2)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == bridge.config.region_token_id, -100)
+    bridge.train()
+    losses = []
+    for _ in range(count):
+        loss = bridge(**inputs, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    bridge.eval()
+    return losses
+
+
+@pytest.fixture
+def folder(language_model: Callable[..., PreTrainedModel], text_tokenizer: Callable[..., Any], tmp_path: Path) -> Path:
+    """A language model on disk."""
+    language_model().save_pretrained(tmp_path / "lm")
+    text_tokenizer().save_pretrained(tmp_path / "lm")
+    return tmp_path / "lm"
+
+
+@pytest.fixture
+def pair(folder: Path, tiny_tokenizer: TapRegionTokenizer) -> Pair:
+    """A bridge on a language model that has a name."""
+    torch.manual_seed(0)
+    bridge = RegionBridgeForConditionalGeneration.from_language_model(str(folder), region_tokenizer=tiny_tokenizer)
+    return bridge, RegionBridgeProcessor.for_bridge(bridge.config, region_tokenizer=tiny_tokenizer)
+
+
+def logits(bridge: RegionBridgeForConditionalGeneration, inputs: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return bridge(**inputs).logits
+
+
+@pytest.mark.parametrize("mode", ["projector", "lora", "full"])
+def test_what_trains_and_what_stays(pair: Pair, picture: Image.Image, mode: str) -> None:
+    bridge, processor = pair
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    if mode == "lora":
+        add_lora(bridge, r=4)
+    names = set_trainable(bridge, mode)  # type: ignore[arg-type]
+    before = {name: p.detach().clone() for name, p in bridge.named_parameters()}
+    losses = steps(bridge, inputs)
+    assert losses[-1] < losses[0]
+    for name, parameter in bridge.named_parameters():
+        moved = not torch.equal(parameter, before[name])
+        assert moved <= (name in names), name
+        is_projector, is_adapter = name.startswith("projector."), ".lora_" in name
+        assert (name in names) == (is_projector or mode == "full" or (mode == "lora" and is_adapter)), name
+        if name in names:
+            assert moved, name
+    assert "parameters are trained" in count_parameters(bridge)
+
+
+def test_lora_on_every_family(make_bridge: Callable[..., Pair], picture: Image.Image, family: str) -> None:
+    bridge, processor = make_bridge(family)
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    before = logits(bridge, inputs)
+    add_lora(bridge, r=2)
+    torch.testing.assert_close(logits(bridge, inputs), before)  # a fresh adapter changes nothing
+    assert not any(
+        "projector" in name or "lm_head" in name for name in set_trainable(bridge, "lora") if ".lora_" in name
+    )
+    losses = steps(bridge, inputs)
+    assert losses[-1] < losses[0]
+    trained = logits(bridge, inputs)
+    merge_lora(bridge)
+    torch.testing.assert_close(logits(bridge, inputs), trained, rtol=1e-3, atol=1e-3)
+    assert bridge.generate(**inputs, max_new_tokens=3, do_sample=False).shape[0] == 1
+
+
+def test_an_adapter_folder_is_small_and_loads_in_a_fresh_process(
+    pair: Pair, picture: Image.Image, tmp_path: Path
+) -> None:
+    bridge, processor = pair
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    add_lora(bridge, r=2)
+    set_trainable(bridge, "lora")
+    steps(bridge, inputs)
+    bridge.save_pretrained(tmp_path / "adapter")
+    processor.save_pretrained(tmp_path / "adapter")
+    names = {str(p.relative_to(tmp_path / "adapter")) for p in (tmp_path / "adapter").rglob("*")}
+    peft_files = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+    assert {"projector.safetensors", "config.json", "README.md"} | peft_files <= names
+    assert "model.safetensors" not in names
+    peft_config = json.loads((tmp_path / "adapter" / "adapter" / "adapter_config.json").read_text())
+    assert peft_config["base_model_name_or_path"].endswith("lm")
+    assert "LoRA of rank 2" in (tmp_path / "adapter" / "README.md").read_text()
+    want = logits(bridge, inputs)
+    for loaded in (
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "adapter"),
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "adapter"),
+    ):
+        assert torch.equal(logits(loaded, inputs), want)
+    picture.save(tmp_path / "p.png")
+    code = (
+        "from llm_bridge import RegionChat\n"
+        f"print(RegionChat.from_pretrained({str(tmp_path / 'adapter')!r}).ask('is <region> red', "
+        f"image={str(tmp_path / 'p.png')!r}, boxes={BOXES}, max_new_tokens=4))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    from llm_bridge import RegionChat
+
+    here = RegionChat(bridge, processor).ask("is <region> red", image=picture, boxes=BOXES, max_new_tokens=4)
+    assert done.stdout.strip() == here
+
+
+def test_a_projector_alone_is_a_folder_too(pair: Pair, picture: Image.Image, tmp_path: Path) -> None:
+    bridge, processor = pair
+    bridge.save_pretrained(tmp_path / "p", whole=False)
+    assert not (tmp_path / "p" / "adapter").exists()
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "p")
+    assert torch.equal(logits(loaded, inputs), logits(bridge, inputs))
+
+
+def test_removing_gives_the_language_model_back(pair: Pair, picture: Image.Image) -> None:
+    bridge, processor = pair
+    text = processor("where is it")
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    before = logits(bridge, text)
+    add_lora(bridge, r=2)
+    set_trainable(bridge, "lora")
+    steps(bridge, inputs)
+    assert not torch.equal(logits(bridge, text), before)
+    remove_lora(bridge)
+    assert torch.equal(logits(bridge, text), before)
+
+
+def test_adapters_side_by_side(pair: Pair, picture: Image.Image, tmp_path: Path) -> None:
+    bridge, processor = pair
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    want = {}
+    for name in ("first", "second"):
+        add_lora(bridge, r=2, name=name)
+        learning = set_trainable(bridge, "lora")
+        assert all(f".{name}." in n or n.startswith("projector.") for n in learning)
+        steps(bridge, inputs, 2)
+        want[name] = logits(bridge, inputs)
+        bridge.save_pretrained(tmp_path / name)
+    assert not torch.equal(want["first"], want["second"])
+    for name in ("first", "second", "first"):
+        use_adapter(bridge, name)
+        assert torch.equal(logits(bridge, inputs), want[name])
+    with pytest.raises(ValueError, match="There is no adapter 'third'; there are: first, second"):
+        use_adapter(bridge, "third")
+    fresh = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "first")
+    load_adapter(fresh, tmp_path / "second", "other")
+    assert torch.equal(logits(fresh, inputs), want["second"])
+    use_adapter(fresh, "default")
+    assert torch.equal(logits(fresh, inputs), want["first"])
+
+
+def test_merged_bridges_are_saved_whole(pair: Pair, picture: Image.Image, tmp_path: Path) -> None:
+    bridge, processor = pair
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    add_lora(bridge, r=2)
+    set_trainable(bridge, "lora")
+    steps(bridge, inputs)
+    with pytest.raises(ValueError, match=r"merge_lora\(bridge\) first, or save with whole=False"):
+        bridge.save_pretrained(tmp_path / "whole", whole=True)
+    merge_lora(bridge).save_pretrained(tmp_path / "whole")
+    assert (tmp_path / "whole" / "model.safetensors").is_file()
+    loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "whole")
+    assert torch.equal(logits(loaded, inputs), logits(bridge, inputs))
+    with pytest.raises(ValueError, match="holds its own language model"):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "whole", language_model="x")
+
+
+def test_an_interrupted_save_leaves_the_earlier_folder(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge, _ = pair
+    bridge.save_pretrained(tmp_path / "a", whole=False)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+    monkeypatch.setattr("llm_bridge.adapters.model_card", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with torch.no_grad():
+        bridge.projector.linear_1.weight.add_(1)
+    with pytest.raises(OSError, match="disk full"):
+        bridge.save_pretrained(tmp_path / "a", whole=False)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == before
+
+
+def test_adapters_for_another_language_model_are_refused(
+    pair: Pair, make_bridge: Callable[..., Pair], language_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    bridge, _ = pair
+    add_lora(bridge, r=2).save_pretrained(tmp_path / "a")
+    message = "was made for another language model .*: this one has model_type 'opt' instead of 'llama'"
+    with pytest.raises(ValueError, match=message):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a", language_model=language_model("opt"))
+    with pytest.raises(ValueError, match=message):
+        load_adapter(make_bridge("opt")[0], tmp_path / "a", "x")
+    (tmp_path / "lm").rename(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"could not be loaded: .* give language_model=…"):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")
+    moved = RegionBridgeForConditionalGeneration.from_pretrained(
+        tmp_path / "a", language_model=str(tmp_path / "elsewhere")
+    )
+    assert moved.language_model.peft_config
+    with pytest.raises(ValueError, match="is no adapter folder"):
+        load_adapter(moved, tmp_path / "elsewhere", "x")
+
+
+def test_a_language_model_without_a_name_has_no_reference(make_bridge: Callable[..., Pair], tmp_path: Path) -> None:
+    bridge, _ = make_bridge()
+    with pytest.raises(ValueError, match=r"has no name to refer to: set bridge\.config\.language_model"):
+        add_lora(bridge, r=2).save_pretrained(tmp_path / "a")
+    with pytest.raises(ValueError, match="no adapter to train: call add_lora first"):
+        set_trainable(make_bridge()[0], "lora")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32},
+        {"load_in_8bit": True},
+    ],
+    ids=["4-bit", "8-bit"],
+)
+def test_qlora_on_cpu(
+    language_model: Callable[..., PreTrainedModel],
+    text_tokenizer: Callable[..., Any],
+    tiny_tokenizer: TapRegionTokenizer,
+    picture: Image.Image,
+    tmp_path: Path,
+    quantization: dict[str, Any],
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path / "lm"
+    language_model(hidden_size=64, intermediate_size=128, num_key_value_heads=4).save_pretrained(folder)
+    text_tokenizer().save_pretrained(folder)
+    bridge = RegionBridgeForConditionalGeneration.from_language_model(
+        str(folder), region_tokenizer=tiny_tokenizer, quantization_config=BitsAndBytesConfig(**quantization)
+    )
+    processor = RegionBridgeProcessor.for_bridge(bridge.config, region_tokenizer=tiny_tokenizer)
+    assert type(bridge.projector.linear_1) is torch.nn.Linear  # in its own precision
+    assert bridge.projector.linear_1.weight.dtype == torch.float32
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    add_lora(bridge, r=4)
+    names = set_trainable(bridge, "lora")
+    assert any(".lora_" in name for name in names)
+    losses = steps(bridge, inputs, 6)
+    assert losses[-1] < losses[0]
+    want = logits(bridge, inputs)
+    bridge.save_pretrained(tmp_path / "q")
+    loaded = RegionBridgeForConditionalGeneration.from_pretrained(
+        tmp_path / "q", quantization_config=BitsAndBytesConfig(**quantization)
+    )
+    torch.testing.assert_close(logits(loaded, inputs), want, rtol=1e-2, atol=1e-2)
+    assert bridge.generate(**inputs, max_new_tokens=3, do_sample=False).shape[0] == 1

@@ -1,0 +1,121 @@
+"""transformers' pipelines: its own for pictures and text, and the two that we register."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from transformers import pipeline
+
+from llm_bridge import (
+    DescribedRegionProcessor,
+    RegionBridgeForConditionalGeneration,
+    RegionBridgeProcessor,
+    RegionChat,
+)
+from tap_tokenizer import TapRegionTokenizer
+
+Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
+BOXES = [[5, 5, 40, 30], [20, 10, 85, 55]]
+SHORT = {"max_new_tokens": 4}
+
+
+def message(picture: Image.Image, box: list[int]) -> list[dict[str, Any]]:
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "what is"}, {"type": "region", "box": box}]
+    return [{"role": "user", "content": content}]
+
+
+def test_image_text_to_text(make_bridge: Callable[..., Pair], picture: Image.Image, tmp_path: Path) -> None:
+    bridge, processor = make_bridge()
+    chat = RegionChat(bridge, processor)
+    want = [chat.ask("what is <region>", image=picture.copy(), boxes=[box], **SHORT) for box in BOXES]
+    bridge.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for pipe in (
+        pipeline("image-text-to-text", model=bridge, processor=processor),
+        pipeline("image-text-to-text", model=str(tmp_path)),
+    ):
+        one = pipe(text=message(picture, BOXES[0]), return_full_text=False, **SHORT)
+        assert one[0]["generated_text"].strip() == want[0]
+        many = pipe(text=[message(picture, box) for box in BOXES], return_full_text=False, batch_size=2, **SHORT)
+        assert [row[0]["generated_text"].strip() for row in many] == want
+
+
+def test_region_text_generation(
+    make_bridge: Callable[..., Pair], picture: Image.Image, other_picture: Image.Image
+) -> None:
+    bridge, processor = make_bridge(image_grid=2)
+    pipe = pipeline("region-text-generation", model=bridge, processor=processor)
+    one = pipe(picture, text="is <region> on <region> ?", boxes=BOXES, **SHORT)
+    assert one["text"] == "is <region> on <region> ?"
+    other_box = [[1, 2, 30, 70]]
+    pictures, boxes = [picture, other_picture, picture], [BOXES[:1], other_box, BOXES[1:]]
+    many = pipe(pictures, text="what is <region>", boxes=boxes, batch_size=2, **SHORT)
+    chat = RegionChat(bridge, processor)
+    for result, image, box in zip(many, pictures, boxes):
+        chat.reset()
+        assert result["generated_text"] == chat.ask("what is <region>", image=image, boxes=box, **SHORT)
+    each = pipe(pictures[:2], text=["what is <region>", "where is <region>"], boxes=boxes[:2], **SHORT)
+    assert each[0] == many[0]
+
+
+def test_region_captioning_by_tap(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, tmp_path: Path) -> None:
+    tokenizer = TapRegionTokenizer(tiny_tokenizer.model, text_tokenizer=_numbers(), concepts=tiny_tokenizer.concepts)
+    pipe = pipeline("region-captioning", model=tokenizer.model, region_tokenizer=tokenizer)
+    regions = tokenizer.encode(picture, boxes=BOXES)
+    results = pipe(picture, boxes=BOXES, top_k=1)
+    assert [r["caption"] for r in results] == tokenizer.caption(regions)
+    assert [r["concepts"][0][0] for r in results] == [row[0][0] for row in tokenizer.classify(regions, 1)]
+    assert [r["box"] for r in results] == BOXES
+    many = pipe([picture] * 3, boxes=[BOXES, [], BOXES[:1]], batch_size=2)
+    assert [len(r) for r in many] == [2, 0, 1]
+    assert many[2][0]["caption"] == results[0]["caption"]
+    tokenizer.save_pretrained(tmp_path)
+    by_name = pipeline("region-captioning", model=str(tmp_path), region_tokenizer=str(tmp_path))
+    assert by_name(picture, boxes=BOXES, top_k=1) == results
+
+
+def test_region_captioning_by_a_language_model(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
+    bridge, processor = make_bridge()
+    pipe = pipeline("region-captioning", model=bridge, processor=processor)
+    results = pipe(picture, boxes=BOXES, **SHORT)
+    chat = RegionChat(bridge, processor)
+    for result, box in zip(results, BOXES):
+        chat.reset()
+        assert result["caption"] == chat.ask("Describe <region>.", image=picture, boxes=[box], **SHORT)
+    assert [len(r) for r in pipe([picture, picture], points=[[[[30, 20]]], []], **SHORT)] == [1, 0]
+
+
+def test_described_regions_in_the_same_pipeline(
+    language_model: Callable[..., Any], text_tokenizer: Callable[..., Any], tiny_tokenizer: TapRegionTokenizer,
+    picture: Image.Image,
+) -> None:  # fmt: skip
+    processor = DescribedRegionProcessor(text_tokenizer(), tiny_tokenizer)
+    model = language_model(max_position_embeddings=512)
+    pipe = pipeline("region-text-generation", model=model, processor=processor)
+    chat = RegionChat(model, processor)
+    want = chat.ask("what is <region>", image=picture, boxes=BOXES[:1], **SHORT)
+    assert pipe(picture, text="what is <region>", boxes=BOXES[:1], **SHORT)["generated_text"] == want
+
+
+def test_bad_input_is_refused(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
+    bridge, processor = make_bridge()
+    pipe = pipeline("region-text-generation", model=bridge, processor=processor)
+    with pytest.raises(ValueError, match="Got 2 images and boxes for 1"):
+        pipe([picture, picture], text="<region>", boxes=[BOXES[:1]])
+    with pytest.raises(ValueError, match="Got no text"):
+        pipe(picture, boxes=BOXES[:1])
+    with pytest.raises(ValueError, match="needs a region tokenizer"):
+        pipeline("region-captioning", model=bridge)
+
+
+def _numbers() -> Any:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({f"w{i}": i for i in range(20)}, "w0")), unk_token="w0"
+    )
