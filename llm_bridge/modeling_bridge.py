@@ -142,6 +142,8 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         folder = find_adapter(pretrained_model_name_or_path, **{k: kwargs[k] for k in HUB_OPTIONS if k in kwargs})
         if folder is not None:
+            for name in ("config", "adapter_kwargs"):  # which the Auto classes add
+                kwargs.pop(name, None)
             return load_adapter_folder(cls, folder, language_model, **kwargs)
         if language_model is not None:
             raise ValueError(

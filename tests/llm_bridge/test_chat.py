@@ -183,7 +183,7 @@ def test_described_mode_from_a_folder(
     assert isinstance(chat.ask("what is <region>", image=picture, boxes=BOXES[:1], **SHORT), str)
     with pytest.raises(ValueError, match='mode "described" needs a region tokenizer'):
         RegionChat.from_pretrained(tmp_path, mode="described")
-    with pytest.raises(ValueError, match="mode is \"words\"|mode is 'words'"):
+    with pytest.raises(ValueError, match="mode is 'words', expected"):
         RegionChat.from_pretrained(tmp_path, mode="words")  # type: ignore[arg-type]
 
 
