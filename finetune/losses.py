@@ -69,19 +69,20 @@ def prompted_losses(
     A box trains expert 0. A point trains, of the others, the one whose mask is nearest (as SAM does with its three), so
     that they specialise; the IoU scores of all that might have answered are trained.
     """
-    target = masks[:, None].expand_as(pred_masks)
-    focal, dice = focal_loss(pred_masks, target), dice_loss(pred_masks, target)
     may_answer = torch.ones_like(iou_scores, dtype=torch.bool)
     may_answer[:, 0] = is_box
     may_answer[:, 1:] = ~is_box[:, None]
-    nearest = (weights[0] * focal + weights[1] * dice).detach().masked_fill(~may_answer, torch.inf).argmin(dim=1)
-    row = torch.arange(len(masks), device=masks.device)
-    with torch.no_grad():
+    with torch.no_grad():  # who learns is settled first, so that gradients are kept for that expert alone
+        target = masks[:, None].expand_as(pred_masks)
+        distance = weights[0] * focal_loss(pred_masks, target) + weights[1] * dice_loss(pred_masks, target)
+        nearest = distance.masked_fill(~may_answer, torch.inf).argmin(dim=1)
         true_iou = mask_iou(pred_masks > 0, target > 0.5)
+    row = torch.arange(len(masks), device=masks.device)
+    chosen = pred_masks[row, nearest]
     squared = (iou_scores - true_iou).square() * may_answer
     losses = {
-        "focal": weights[0] * focal[row, nearest].mean(),
-        "dice": weights[1] * dice[row, nearest].mean(),
+        "focal": weights[0] * focal_loss(chosen, masks).mean(),
+        "dice": weights[1] * dice_loss(chosen, masks).mean(),
         "iou": weights[2] * (squared.sum() / may_answer.sum()),
         "concept": weights[3] * concept_loss(semantic_embeds[row, nearest], concepts, banks).mean(),
     }

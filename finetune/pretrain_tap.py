@@ -68,7 +68,10 @@ class PretrainArguments:
     box_probability: float = knob(default=0.5, help="chance that a prompt begins as a box rather than a point")
     max_points: int = knob(default=9, help="points of a prompt, both stages together")
     dense_weight: float = knob(default=0.0, help="in stage prompt: weight of the dense loss kept beside the others")
-    compile_encoder: bool = knob(default=False, help="torch.compile the image encoder")
+    regions_per_picture: int = knob(
+        default=0, help="in stage prompt: at most this many on average, drawn anew each step; 0: all"
+    )
+    compile_encoder: bool = knob(default=False, help="torch.compile the image encoder (needs a C++ compiler)")
     mixed_precision: Literal["no", "bf16", "fp16"] = knob(default="no", help="as in accelerate")
     save_steps: int = knob(default=200, help="steps between checkpoints")
     log_steps: int = knob(default=20, help="steps between lines of log.jsonl")
@@ -159,18 +162,21 @@ class PromptStage(nn.Module):
         self.prompt_encoder = model.prompt_encoder
         self.image_decoder = model.image_decoder
         self.dense_head = DenseHead(model.config.image_encoder_config.output_size, banks, cells=4)
-        self.dense_weight = arguments.dense_weight
+        self.dense_weight, self.regions_per_picture = arguments.dense_weight, arguments.regions_per_picture
         self.banks, self.image_size, self.seed = banks, model.config.image_size, arguments.seed
         self.sampler = PromptSampler(self.image_size, arguments.box_probability, arguments.max_points)
 
     def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
         self.sampler.reseed(self.seed * 1_000_003 + step)
         embeddings = self.image_encoder(batch.pixel_values)
-        target = batch.masks > 0.5
-        prompts = self.sampler.first(target, batch.boxes)
-        first, nearest, masks = self._ask(embeddings, prompts, batch)
+        asked = batch
+        if self.regions_per_picture:
+            asked = batch.select(self.sampler.some(len(batch.boxes), self.regions_per_picture * len(embeddings)))
+        target = asked.masks > 0.5
+        prompts = self.sampler.first(target, asked.boxes)
+        first, nearest, masks = self._ask(embeddings, prompts, asked)
         answer = masks[torch.arange(len(nearest)), nearest] > 0
-        second, _, _ = self._ask(embeddings, self.sampler.refine(prompts, target, answer), batch)
+        second, _, _ = self._ask(embeddings, self.sampler.refine(prompts, target, answer), asked)
         losses = {name: (first[name] + second[name]) / 2 for name in first}
         if self.dense_weight:
             targets = DenseTargets(batch, self.banks, embeddings.shape[-1], self.image_size)

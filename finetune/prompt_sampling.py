@@ -41,6 +41,10 @@ class PromptSampler:
         """Start the draws of one step, which then depend on nothing before it."""
         self.generator.manual_seed(seed)
 
+    def some(self, count: int, number: int) -> Tensor:
+        """`number` indices of `count` regions, in order, each region at most once; all of them where `count` is less."""
+        return torch.randperm(count, generator=self.generator)[:number].sort().values
+
     def first(self, masks: Tensor, boxes: Tensor) -> TrainingPrompts:
         """Stage 1: a jittered box with `box_probability`, else one point on the mask. Both take two slots."""
         count = len(boxes)

@@ -50,6 +50,17 @@ class MaskedBatch:
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return MaskedBatch(**moved, captions=self.captions)
 
+    def select(self, regions: Tensor) -> MaskedBatch:
+        """The same pictures with these regions (N,) alone."""
+        return MaskedBatch(
+            pixel_values=self.pixel_values,
+            image_index=self.image_index[regions],
+            boxes=self.boxes[regions],
+            masks=self.masks[regions],
+            concepts=self.concepts[regions],
+            captions=[self.captions[i] for i in regions.tolist()],
+        )
+
 
 class MaskedPictures(Dataset[MaskedBatch]):
     """Pictures of a source, one `MaskedBatch` of one picture each. Picture `index` depends on `index` alone."""

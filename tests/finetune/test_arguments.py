@@ -1,0 +1,93 @@
+"""Arguments: recipe first, flags over it, everything shown, nothing unknown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+pytest.importorskip("accelerate")
+
+from finetune.arguments import RECIPES, knob, parse_arguments, save_arguments
+
+
+@dataclass
+class Knobs:
+    """Some knobs."""
+
+    name: str = knob(help="a name")
+    steps: int = knob(default=10, help="how many")
+    rate: float = knob(default=0.5, help="how fast")
+    kind: Literal["a", "b"] = knob(default="a", help="which")
+    flag: bool = knob(default=False, help="whether")
+    paths: list[str] = knob(default_factory=list, help="several")
+    other: str | None = knob(default=None, help="maybe")
+
+
+def test_recipe_then_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: x\nsteps: 20\nrate: 1.0e-3\npaths: [p, q]\nother: null\nflag: true\n")
+    got = parse_arguments(Knobs, ["--config", str(recipe), "--steps", "30", "--kind=b"])
+    assert got == Knobs(name="x", steps=30, rate=1e-3, kind="b", flag=True, paths=["p", "q"])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
+    assert lines["steps"].endswith("30                               (flag)")
+    assert lines["kind"].endswith("(flag)")
+    assert lines["rate"].endswith(f"({recipe})")
+    assert lines["other"].endswith("(default)") or lines["other"].endswith(f"({recipe})")
+
+
+def test_saved_arguments_are_a_recipe(tmp_path: Path) -> None:
+    first = parse_arguments(Knobs, ["--name", "x", "--paths", "a", "b", "--flag", "true"])
+    save_arguments(first, tmp_path / "saved.yaml")
+    assert parse_arguments(Knobs, ["--config", str(tmp_path / "saved.yaml")]) == first
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "message"),
+    [
+        ("name: x\nstpes: 3\n", [], "unknown names stpes"),
+        ("name: x\nsteps: many\n", [], "invalid int value: 'many'"),
+        ("name: x\nkind: c\n", [], "invalid choice: 'c'"),
+        ("- a\n- b\n", [], "expected a mapping"),
+        ("steps: 3\n", [], "required: --name"),
+        ("name: x\n", ["--stpes", "3"], "unrecognized arguments: --stpes 3"),
+    ],
+)
+def test_bad_arguments_end_the_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, flags: list[str], message: str
+) -> None:
+    (tmp_path / "r.yaml").write_text(recipe)
+    with pytest.raises(SystemExit):
+        parse_arguments(Knobs, ["--config", str(tmp_path / "r.yaml"), *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_recipes_are_named_with_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(Knobs, ["--config", "nowhere"])
+    assert "tap_tiny_dense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", sorted(p.stem for p in RECIPES.glob("*.yaml")))
+def test_every_shipped_recipe_can_be_read(recipe: str) -> None:
+    from finetune.pretrain_lm import LanguageArguments
+    from finetune.pretrain_tap import PretrainArguments
+    from finetune.train import TrainArguments
+
+    errors = []
+    for kind in (PretrainArguments, LanguageArguments, TrainArguments):
+        try:
+            parse_arguments(kind, ["--config", recipe])
+            return
+        except SystemExit as error:
+            errors.append(error)
+    pytest.fail(f"no command reads {recipe}")
+
+
+def test_help_shows_every_knob(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(Knobs, ["--help"])
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("--steps", "how many", "--config", "Some knobs"))

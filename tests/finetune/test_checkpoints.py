@@ -1,0 +1,49 @@
+"""Checkpoints: whole or not at all, newest found, old ones dropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune.checkpoints import list_checkpoints, save_checkpoint, step_of
+
+
+def write(text: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    return lambda folder: (folder / "x").write_text(text) and None
+
+
+def test_the_newest_few_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 100):
+        save_checkpoint(tmp_path, step, write(str(step)), keep=2)
+    assert [step_of(path) for path in list_checkpoints(tmp_path)] == [10, 100]
+    assert (list_checkpoints(tmp_path)[-1] / "x").read_text() == "100"
+
+
+def test_an_interrupted_save_is_no_checkpoint(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, write("one"))
+
+    def full(folder: Path) -> None:
+        (folder / "x").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(tmp_path, 2, full)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-1"]
+    assert (tmp_path / "step-1" / "x").read_text() == "one"
+    save_checkpoint(tmp_path, 2, write("two"))
+    assert (tmp_path / "step-2" / "x").read_text() == "two"
+
+
+def test_the_same_step_again_replaces_it(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 3, write("a"))
+    save_checkpoint(tmp_path, 3, write("b"))
+    assert (tmp_path / "step-3" / "x").read_text() == "b"
+
+
+def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "step-x").mkdir()
+    (tmp_path / "step-7.partial").mkdir()
+    assert list_checkpoints(tmp_path) == []
+    with pytest.raises(ValueError, match="is no checkpoint folder"):
+        step_of(tmp_path / "other")

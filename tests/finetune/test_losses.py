@@ -1,0 +1,62 @@
+"""Losses: their formulas on cases that can be worked out, and who learns from whom."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+
+from finetune.losses import concept_loss, dice_loss, focal_loss, mask_iou, prompted_losses
+from tap_tokenizer import ConceptBank
+
+
+def test_focal_loss_by_hand() -> None:
+    logits, target = torch.zeros(1, 2, 2), torch.tensor([[[1.0, 0], [0, 0]]])
+    # p is one half everywhere: −log ½ · ¼ · α, with α ¼ on the target and ¾ off it
+    want = torch.log(torch.tensor(2.0)) * 0.25 * (0.25 + 3 * 0.75) / 4
+    torch.testing.assert_close(focal_loss(logits, target), want[None])
+
+
+def test_dice_loss_by_hand() -> None:
+    target = torch.tensor([[[1.0, 1], [0, 0]]])
+    assert dice_loss(100 * (2 * target - 1), target).item() == pytest.approx(0, abs=1e-6)
+    assert dice_loss(-100 * (2 * target - 1), target).item() == pytest.approx(1 - 1 / 5)
+    torch.testing.assert_close(dice_loss(torch.zeros(1, 2, 2), target), torch.tensor([1 - 3 / 5]))
+
+
+def test_mask_iou() -> None:
+    a, b = torch.tensor([[True, True], [False, False]]), torch.tensor([[True, False], [True, False]])
+    assert mask_iou(a[None], b[None]).item() == pytest.approx(1 / 3)
+    assert mask_iou(a[None] & False, b[None] & False).item() == 1
+
+
+def test_concept_loss_is_kl() -> None:
+    bank = ConceptBank.from_vectors(["a", "b"], torch.eye(2), 3.0)
+    target = torch.tensor([[1.0, 0.0]])
+    assert concept_loss(target * 5, target, [bank]).item() == pytest.approx(0, abs=1e-6)  # length does not matter
+    other = concept_loss(torch.tensor([[0.0, 1.0]]), target, [bank])
+    p, q = torch.softmax(torch.tensor([3.0, 0.0]), 0), torch.softmax(torch.tensor([0.0, 3.0]), 0)
+    torch.testing.assert_close(other, (p * (p / q).log()).sum()[None])
+    torch.testing.assert_close(concept_loss(torch.tensor([[0.0, 1.0]]), target, [bank, bank]), 2 * other)
+
+
+def test_boxes_train_expert_0_and_points_their_nearest() -> None:
+    torch.manual_seed(0)
+    target = torch.zeros(2, 8, 8)
+    target[:, 2:6, 2:6] = 1
+    logits = torch.randn(2, 4, 8, 8)
+    logits[1, 2] = 4 * (2 * target[1] - 1)  # expert 2 has the mask right
+    logits[1, 0] = 9 * (2 * target[1] - 1)  # expert 0 even more, but it answers boxes alone
+    logits.requires_grad_()
+    scores = torch.rand(2, 4, requires_grad=True)
+    embeds = torch.randn(2, 4, 3, requires_grad=True)
+    bank = ConceptBank.from_vectors(["a", "b", "c"], torch.eye(3), 5.0)
+    losses, nearest = prompted_losses(
+        logits, scores, embeds, torch.tensor([True, False]), target, torch.eye(3)[:2], [bank]
+    )
+    assert nearest.tolist() == [0, 2]
+    sum(losses.values()).backward()
+    assert [bool(g) for g in logits.grad.abs().sum(dim=(2, 3)).flatten() > 0] == [True, False, False, False, False, False, True, False]
+    assert (scores.grad != 0).tolist() == [[True, False, False, False], [False, True, True, True]]
+    assert (embeds.grad.abs().sum(dim=2) > 0).tolist() == [[True, False, False, False], [False, False, True, False]]

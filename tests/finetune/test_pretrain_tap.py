@@ -1,0 +1,161 @@
+"""TAP's own training in miniature: all stages run, the loss falls, and a stopped run goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+pytest.importorskip("matplotlib")
+
+from finetune.data.glyph_language import CONCEPT_SIZE, build_text_tokenizer, caption, concept_banks
+from finetune.data.masked_pictures import GlyphPictures, MaskedPictures, boxes_of, collate
+from finetune.pretrain_tap import DenseTargets, main
+from tap_tokenizer import TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer
+
+SIZES: dict[str, Any] = {
+    "image_encoder_config": {
+        "image_size": 64, "patch_size": 8, "window_size": 4, "hidden_size": 24, "num_hidden_layers": 4,
+        "num_attention_heads": 2, "intermediate_size": 48, "output_size": 32, "drop_path_rate": 0.1,
+    },
+    "image_decoder_config": {
+        "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "semantic_embed_size": CONCEPT_SIZE,
+    },
+    "text_decoder_config": {
+        "region_size": 32, "vocab_size": 58, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 48, "pad_token_id": 57,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def model_config(tmp_path: Path) -> Path:
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps({"model_type": "tap", **SIZES}))
+    return path
+
+
+def train(output: Path, stage: str, steps: int, *flags: str) -> list[dict[str, float]]:
+    common = ["--batch_size", "2", "--workers", "0", "--log_steps", "1", "--save_steps", "2", "--eval_steps", "1000",
+              "--eval_scenes", "2", "--warmup_steps", "2"]  # fmt: skip
+    main(["--stage", stage, "--output_dir", str(output), "--steps", str(steps), *common, *flags])
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return TapRegionTokenizer.from_pretrained(folder / "model").model.state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_equals_uninterrupted(tmp_path: Path, model_config: Path, optimizer: str) -> None:
+    if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("needs PyTorch 2.9")
+    flags = ["--model_config", str(model_config), "--optimizer", optimizer, "--dense_weight", "0.3"]
+    whole = train(tmp_path / "whole", "prompt", 4, *flags)
+
+    class Killed(Exception):
+        pass
+
+    import finetune.pretrain_tap as script
+
+    plain, calls = script.save_state, []
+
+    def save_then_die(*arguments: Any) -> None:
+        plain(*arguments)
+        calls.append(1)
+        raise Killed
+
+    script.save_state = save_then_die
+    try:
+        with pytest.raises(Killed):
+            train(tmp_path / "cut", "prompt", 4, *flags)
+    finally:
+        script.save_state = plain
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-2"]
+    resumed = train(tmp_path / "cut", "prompt", 4, *flags)
+    for a, b in zip(whole, resumed):
+        assert {k: v for k, v in a.items() if k != "seconds_per_step"} == {k: v for k, v in b.items() if k != "seconds_per_step"}
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    for name in one:
+        torch.testing.assert_close(one[name].float(), other[name].float(), rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_all_stages_in_order(tmp_path: Path, model_config: Path) -> None:
+    dense = train(tmp_path / "dense", "dense", 12, "--model_config", str(model_config), "--learning_rate", "3e-3")
+    assert dense[-2]["loss"] < dense[0]["loss"]
+    assert {"val_patch_class", "val_patch_kind_accuracy"} <= set(dense[-1])
+    prompt = train(tmp_path / "prompt", "prompt", 3, "--init_from", str(tmp_path / "dense" / "model"))
+    assert {"focal", "dice", "iou", "concept"} <= set(prompt[0])
+    assert {"val_iou_box", "val_iou_point", "val_kind_box", "val_colour_point"} <= set(prompt[-1])
+    before = weights(tmp_path / "prompt")
+    spoken = train(tmp_path / "caption", "caption", 12, "--init_from", str(tmp_path / "prompt" / "model"))
+    assert spoken[-2]["loss"] < spoken[0]["loss"]
+    assert "val_caption_box" in spoken[-1]
+    after = weights(tmp_path / "caption")
+    for name in before:  # captions are learned with the rest frozen
+        assert torch.equal(before[name], after[name]) != name.startswith("text_decoder."), name
+    one = TapRegionTokenizer.from_pretrained(tmp_path / "prompt" / "model")
+    other = TapRegionTokenizer.from_pretrained(tmp_path / "caption" / "model")
+    assert one.fingerprint == other.fingerprint
+
+
+def test_pictures_in_the_model_frame() -> None:
+    processor = TapImageProcessor(image_size=64)
+    data = MaskedPictures(GlyphPictures(("train", "val"), 0, 64), range(4), processor, mask_size=32)
+    batch = collate([data[i] for i in range(4)])
+    assert batch.pixel_values.shape == (4, 3, 64, 64)
+    assert batch.masks.shape == (len(batch.image_index), 32, 32)
+    assert batch.masks.min() >= 0
+    assert batch.masks.max() == 1
+    assert len(batch.captions) == len(batch.masks) == len(batch.concepts)
+    inner = boxes_of(batch.masks > 0.5) * 2
+    assert (batch.boxes[:, :2] <= inner[:, :2] + 2).all()
+    assert (batch.boxes[:, 2:] >= inner[:, 2:] - 2).all()
+    from finetune.data.glyph_scenes import make_scene
+
+    assert batch.captions[0] in [caption(o) for o in make_scene(0, "train").objects]
+    assert set(collate([data[1]]).captions) <= {caption(o) for o in make_scene(1, "val").objects}
+
+
+def test_boxes_of_masks() -> None:
+    masks = torch.zeros(2, 4, 6, dtype=torch.bool)
+    masks[0, 1:3, 2:5] = True
+    assert boxes_of(masks).tolist() == [[2, 1, 5, 3], [0, 0, 0, 0]]
+
+
+def test_dense_targets_give_each_patch_to_its_region() -> None:
+    processor = TapImageProcessor(image_size=64)
+    batch = MaskedPictures(GlyphPictures(("train",), 0, 64), range(1), processor, mask_size=32)[0]
+    banks = concept_banks()
+    targets = DenseTargets(batch, banks, grid=8, image_size=64)
+    cover = torch.nn.functional.avg_pool2d(batch.masks, 4)
+    for y in range(8):
+        for x in range(8):
+            best = cover[:, y, x].max(dim=0)
+            if best.values <= 0.15:
+                assert targets.labels[0][0, y, x] == len(banks[0])
+                assert not targets.is_region[0, y, x]
+                continue
+            owner = int(best.indices)
+            kind = banks[0].names[int(targets.labels[0][0, y, x])]
+            assert batch.captions[owner].endswith(kind)
+            cells = targets.cells[0, :, y, x].view(4, 4)
+            torch.testing.assert_close(cells, batch.masks[owner, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4])
+            x1, y1, x2, y2 = batch.boxes[owner].tolist()
+            want = torch.tensor([8 * x + 4 - x1, 8 * y + 4 - y1, x2 - 8 * x - 4, y2 - 8 * y - 4]) / 16
+            torch.testing.assert_close(targets.edges[0, :, y, x], want)
+
+
+def test_the_caption_vocabulary_fits_the_model() -> None:
+    words = build_text_tokenizer()
+    config = TapConfig(**SIZES).text_decoder_config
+    assert len(words) == config.vocab_size
+    assert (words.bos_token_id, words.eos_token_id, words.pad_token_id) == (1, 2, 57)
+    assert words.decode(words("a small red umbrella", add_special_tokens=False)["input_ids"]) == "a small red umbrella"
+    assert isinstance(TapModel(TapConfig(**SIZES)), TapModel)
