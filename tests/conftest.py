@@ -157,12 +157,12 @@ def tiny_tokenizer() -> TapRegionTokenizer:
     return make_tiny_tokenizer()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tap() -> Callable[..., TapModel]:
     return make_tiny_tap
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., TapRegionTokenizer]:
     return make_tiny_tokenizer
 

@@ -16,11 +16,19 @@ PACKAGES = ("tap_tokenizer", "llm_bridge", "finetune")
 def tracked() -> list[Path]:
     """The project's files, as git lists them, or all outside hidden folders where there is no git."""
     listing = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if listing.returncode == 0:
         return [ROOT / line for line in listing.stdout.splitlines() if (ROOT / line).is_file()]
-    return [p for p in ROOT.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(ROOT).parts)]
+    return [
+        p
+        for p in ROOT.rglob("*")
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(ROOT).parts)
+    ]
 
 
 @pytest.mark.slow
@@ -66,7 +74,10 @@ def test_constraints_pin_every_dependency() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *(x for extra in project["optional-dependencies"].values() for x in extra)]
-    pinned = {re.split("[=; ]", line)[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    pinned = {
+        re.split("[=; ]", line)[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
     for requirement in wanted:
         name = re.split(r"[<>=\[ ;]", requirement)[0].lower().replace("_", "-")
         assert name in pinned or name == project["name"], f"constraints.txt does not pin {name}"

@@ -9,7 +9,7 @@ import pytest
 from finetune.checkpoints import list_checkpoints, save_checkpoint, step_of
 
 
-def write(text: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def write(text: str):  # type: ignore[no-untyped-def]
     return lambda folder: (folder / "x").write_text(text) and None
 
 

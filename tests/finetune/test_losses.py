@@ -57,6 +57,15 @@ def test_boxes_train_expert_0_and_points_their_nearest() -> None:
     )
     assert nearest.tolist() == [0, 2]
     sum(losses.values()).backward()
-    assert [bool(g) for g in logits.grad.abs().sum(dim=(2, 3)).flatten() > 0] == [True, False, False, False, False, False, True, False]
+    assert [bool(g) for g in logits.grad.abs().sum(dim=(2, 3)).flatten() > 0] == [
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]
     assert (scores.grad != 0).tolist() == [[True, False, False, False], [False, True, True, True]]
     assert (embeds.grad.abs().sum(dim=2) > 0).tolist() == [[True, False, False, False], [False, False, True, False]]

@@ -55,10 +55,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_resumed_equals_uninterrupted(tmp_path: Path, model_config: Path, optimizer: str) -> None:
     if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip("needs PyTorch 2.9")
-    flags = ["--model_config", str(model_config), "--optimizer", optimizer, "--dense_weight", "0.3"]
+    flags = ["--model_config", str(model_config), "--optimizer", optimizer, "--dense_weight", "0.3",
+             "--regions_per_picture", "3"]  # fmt: skip
     whole = train(tmp_path / "whole", "prompt", 4, *flags)
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     import finetune.pretrain_tap as script
@@ -68,18 +69,20 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, model_config: Path, optimi
     def save_then_die(*arguments: Any) -> None:
         plain(*arguments)
         calls.append(1)
-        raise Killed
+        raise KilledError
 
     script.save_state = save_then_die
     try:
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(tmp_path / "cut", "prompt", 4, *flags)
     finally:
         script.save_state = plain
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-2"]
     resumed = train(tmp_path / "cut", "prompt", 4, *flags)
     for a, b in zip(whole, resumed):
-        assert {k: v for k, v in a.items() if k != "seconds_per_step"} == {k: v for k, v in b.items() if k != "seconds_per_step"}
+        assert {k: v for k, v in a.items() if k != "seconds_per_step"} == {
+            k: v for k, v in b.items() if k != "seconds_per_step"
+        }
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     for name in one:
         torch.testing.assert_close(one[name].float(), other[name].float(), rtol=0, atol=1e-6, msg=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_held_out_pairs_are_held_out() -> None:
 
 def test_sizes_have_gaps_and_crowds_are_crowded() -> None:
     ranges = list(SIZES.values())
-    assert all(a[1] * 1.2 < b[0] for a, b in zip(ranges, ranges[1:]))
+    assert all(a[1] * 1.2 < b[0] for a, b in pairwise(ranges))
     counts = {split: np.mean([len(make_scene(i, split).objects) for i in range(40)]) for split in SPLITS}
     assert counts["test-crowded"] > 2 * counts["test"]
     seen = [o.size for i in range(300) for o in make_scene(i).objects]

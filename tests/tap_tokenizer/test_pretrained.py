@@ -1,0 +1,49 @@
+"""The bundled tap-tiny is what its card says: small, whole, and seeing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tap_tokenizer import TapRegionTokenizer
+
+FOLDER = Path(__file__).parents[2] / "tap_tokenizer" / "pretrained" / "tap-tiny"
+
+
+def test_the_card_and_what_it_speaks_of_are_there() -> None:
+    card = (FOLDER / "README.md").read_text()
+    for word in ("seed", "steps", "GlyphScenes", "mask mIoU", "concept", "caption", "python -m finetune"):
+        assert word in card, word
+    measured = json.loads((FOLDER / "training" / "metrics.json").read_text())
+    assert measured["of"]["fingerprint"] == TapRegionTokenizer.from_pretrained("tap-tiny").fingerprint
+
+
+def test_masks_concepts_and_captions_are_near_what_was_measured() -> None:
+    """On 12 scenes that the card's measurement begins with; the margin is four standard errors of so few."""
+    pytest.importorskip("matplotlib")
+    from finetune.data.glyph_language import caption
+    from finetune.data.glyph_scenes import draw_scene, make_scene
+
+    measured = json.loads((FOLDER / "training" / "metrics.json").read_text())["test"]
+    tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
+    iou, kind, words = [], [], []
+    for index in range(12):
+        scene = make_scene(index, "test", 0)
+        picture = draw_scene(scene, 512)
+        seen = np.flatnonzero(picture.masks.any(axis=(1, 2)))
+        regions = tokenizer.encode(picture.image, boxes=picture.boxes[seen], with_masks=True)
+        masks = regions.masks.numpy()
+        truth = picture.masks[seen]
+        iou += list((masks & truth).sum((1, 2)) / (masks | truth).sum((1, 2)))
+        kind += [top[0][0] == scene.objects[i].kind for top, i in zip(tokenizer.classify(regions, 1), seen)]
+        words += [said == caption(scene.objects[i]) for said, i in zip(tokenizer.caption(regions), seen)]
+    for values, name in (
+        (iou, "mask mIoU from a box"),
+        (kind, "concept top-1 (kind)"),
+        (words, "native caption exact"),
+    ):
+        error = np.std(values) / np.sqrt(len(values))
+        assert abs(np.mean(values) - measured[name]) <= 4 * error + 1e-3, (name, np.mean(values), measured[name])

@@ -1,0 +1,54 @@
+"""What the README says is so: its first code block runs, its tree is the tree, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+PICTURE = ROOT / "llm_bridge/pretrained/region-chat-tiny/demo.png"
+
+
+def tree() -> str:
+    found = re.search(r"## The tree\n\n```\n(.*?)```", TEXT, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_first_code_block_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(PICTURE, tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert block is not None
+    exec(compile(block[1], "README.md", "exec"), {})
+    caption, answer = capsys.readouterr().out.strip().splitlines()
+    assert caption.startswith("['a")
+    assert re.search(r"\b(top|bottom|left|right|center)\b", answer)
+
+
+def test_the_tree_names_every_module_and_nothing_else() -> None:
+    for package in ("tap_tokenizer", "llm_bridge", "finetune"):
+        part = re.search(rf"^{package}/.*?\n((?:  .*\n)+)", tree(), re.MULTILINE)
+        assert part is not None
+        named = set(re.findall(r"(\w+)\.py", part[1]))
+        there = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+        assert named == there, package
+        for folder in re.findall(r"^  ([\w/-]+)/ ", part[1], re.MULTILINE):
+            assert (ROOT / package / folder).is_dir(), folder
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "finetune/README.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
+        if not target.startswith(("http", "#")):
+            assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+
+def test_one_screen_of_reading() -> None:
+    assert len(TEXT.splitlines()) <= 200
