@@ -1,6 +1,6 @@
 """Teach a language model to read region tokens: the projector first, then LoRA. One accelerate loop, top to bottom.
 
-    accelerate launch -m finetune.train --config region_chat_tiny_projector
+    accelerate launch -m finetune.train --config region_chat_tiny_full
     accelerate launch -m finetune.train --config region_chat_tiny_lora
 
 Reads records and their cached region tokens (`finetune.cache_regions`), never pictures: the region tokenizer is frozen
@@ -126,13 +126,14 @@ def main(argv: list[str] | None = None) -> None:
     model, optimizer = accelerator.prepare(bridge, optimizer)
     _keep_only_what_learns(accelerator)
 
+    peaks = [group["lr"] for group in optimizer.param_groups]  # before a checkpoint brings the rates of its step
+
     checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
     start = load_last_state(accelerator, checkpoints)
     log.forget_after(start)
     if accelerator.is_main_process:
         save_arguments(arguments, output / "arguments.yaml")
     loader = accelerator.prepare(_loader(arguments, processor, start, accelerator.num_processes))
-    peaks = [group["lr"] for group in optimizer.param_groups]
     began, window = time.perf_counter(), MeanWindow()
     progress = tqdm(range(start, arguments.steps), initial=start, total=arguments.steps, desc=arguments.mode,
                     disable=not accelerator.is_main_process)  # fmt: skip
