@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from .checkpoints import list_checkpoints, save_checkpoint, step_of
@@ -66,6 +67,11 @@ def mean_of(lines: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of each name over the lines that have it."""
     names = dict.fromkeys(name for line in lines for name in line)
     return {name: sum(values) / len(values) for name in names if (values := [x[name] for x in lines if name in x])}
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Make the random numbers of a step (dropout, drop path) depend on its number alone, not on where the run began."""
+    torch.manual_seed((seed * 1_000_003 + step) * 1_009 + process)
 
 
 def save_state(accelerator: Accelerator, folder: Path, step: int) -> None:

@@ -39,7 +39,7 @@ from .data.glyph_language import caption
 from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, draw_question
 from .data.glyph_records import number_regions
 from .data.glyph_scenes import KINDS, GlyphScene, make_scene
-from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state
+from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state, seed_step
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ 'A: ' + message['content'] + eos_token }}"
@@ -189,6 +189,7 @@ def main(argv: list[str] | None = None) -> None:
         share = rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * share
+        seed_step(arguments.seed, step, accelerator.process_index)
         model.train()
         loss = model(**batch).loss
         optimizer.zero_grad()

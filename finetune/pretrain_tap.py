@@ -32,7 +32,7 @@ from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, T
 from .arguments import RECIPES, knob, parse_arguments, save_arguments
 from .data.glyph_language import build_text_tokenizer, concept_banks
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
-from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state
+from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state, seed_step
 from .losses import mask_iou, prompted_losses
 from .prompt_sampling import PromptSampler, TrainingPrompts
 
@@ -271,6 +271,7 @@ def main(argv: list[str] | None = None) -> None:
     for step, batch in enumerate(progress, start=start):
         for group, peak in zip(groups, peaks):
             group["lr"] = peak * rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
+        seed_step(arguments.seed, step, accelerator.process_index)
         stage.train()
         losses = stage(batch, step)
         loss = sum(value for name, value in losses.items() if not name.endswith("accuracy"))

@@ -75,7 +75,7 @@ class PromptSampler:
         flawless = ~error.flatten(1).any(dim=1)
         error[flawless] = masks[flawless]
         points = self._points_on(error, number)
-        cells = (points * masks.shape[-1] / self.image_size).long()
+        cells = ((points + 0.5) * masks.shape[-1] / self.image_size).long()  # a pixel's coordinates name its centre
         rows = torch.arange(len(masks), device=masks.device)[:, None]
         labels = masks[rows, cells[..., 1], cells[..., 0]].long()  # BACKGROUND is 0, FOREGROUND 1
         head, tail = first.is_box[:, None, None], first.is_box[:, None]

@@ -40,7 +40,7 @@ from .arguments import knob, parse_arguments, save_arguments
 from .data.collator import CachedSample, ConversationCollator
 from .data.mixture import Mixture
 from .data.sample import load_samples
-from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state
+from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state, seed_step
 from .region_cache import RegionCache, file_checksum
 
 TRAINED_WEIGHTS = "trained.safetensors"
@@ -142,6 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         share = rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
         for group, peak in zip(optimizer.param_groups, peaks):
             group["lr"] = peak * share
+        seed_step(arguments.seed, step, accelerator.process_index)
         model.train()
         learned = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
         total = accelerator.reduce(torch.tensor(float(learned), device=accelerator.device))

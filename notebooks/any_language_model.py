@@ -104,5 +104,7 @@ with torch.no_grad():
 said = time.perf_counter()
 answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 print(f"{REGIONS} regions of {width} × {height} pixels, {inputs['input_ids'].shape[1]} tokens per question")
-print(f"seeing {seen - start:.2f} s, 16 words each {said - seen:.2f} s, peak {peak():.0f} MiB, {torch.get_num_threads()} threads")
+print(
+    f"seeing {seen - start:.2f} s, 16 words each {said - seen:.2f} s, peak {peak():.0f} MiB, {torch.get_num_threads()} threads"
+)
 assert len(answers) == REGIONS

@@ -22,7 +22,7 @@ BOXES = torch.tensor([[24.0, 16.0, 48.0, 36.0]]).repeat(40, 1)
 
 
 def cells(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    index = (points * GRID / SIZE).long()
+    index = ((points + 0.5) * GRID / SIZE).long()  # a pixel's coordinates name its centre
     return index[..., 1], index[..., 0]
 
 

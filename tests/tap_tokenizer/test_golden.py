@@ -13,7 +13,9 @@ import torch
 
 from tap_tokenizer import RegionTokens, TapRegionTokenizer
 
-TOLERANCE = 1e-5  # float32, the same formulas in another order; outputs are of size 1 to 4
+TOLERANCE = (
+    1e-4  # the promise; float32 sums in another order differ by up to 1.1e-5, and which order depends on the CPU
+)
 KINDS = ("box", "point", "sketch", "box_and_points")
 
 
