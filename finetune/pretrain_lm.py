@@ -40,6 +40,7 @@ from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, draw_question
 from .data.glyph_records import number_regions
 from .data.glyph_scenes import KINDS, GlyphScene, make_scene
 from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state, seed_step
+from .optimizers import OptimizerName, build_optimizers, param_groups
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ 'A: ' + message['content'] + eos_token }}"
@@ -64,7 +65,9 @@ class LanguageArguments:
     batch_size: int = knob(default=32, help="texts per step and process")
     turns: int = knob(default=8, help="questions per text")
     workers: int = knob(default=1, help="processes that write texts")
+    optimizer: OptimizerName = knob(default="adamw", help="muon: for the matrices of attention and MLPs")
     learning_rate: float = knob(default=2e-3, help="peak, of AdamW")
+    muon_learning_rate: float = knob(default=5e-3, help="peak, of Muon")
     weight_decay: float = knob(default=0.05, help="of AdamW")
     warmup_steps: int = knob(default=100, help="linear rise of the learning rate")
     decay_fraction: float = knob(default=0.5, help="last part of the run, over which the rate falls to zero")
@@ -168,10 +171,14 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = _tokenizer(arguments)
     model = _model(arguments, tokenizer)
     accelerator.print(f"{model.num_parameters():,} parameters, {len(tokenizer)} pieces")
-    optimizer = torch.optim.AdamW(
-        model.parameters(), arguments.learning_rate, betas=(0.9, 0.98), weight_decay=arguments.weight_decay
+    optimizers = build_optimizers(
+        [(list(model.named_parameters()), arguments.learning_rate)],
+        arguments.optimizer,
+        arguments.muon_learning_rate,
+        arguments.weight_decay,
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, *optimizers = accelerator.prepare(model, *optimizers)
+    peaks = [group["lr"] for group in param_groups(optimizers)]  # before a checkpoint brings the rates of its step
     checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
     start = load_last_state(accelerator, checkpoints)
     log.forget_after(start)
@@ -187,15 +194,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     for step, batch in enumerate(progress, start=start):
         share = rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
-        for group in optimizer.param_groups:
-            group["lr"] = arguments.learning_rate * share
+        for group, peak in zip(param_groups(optimizers), peaks):
+            group["lr"] = peak * share
         seed_step(arguments.seed, step, accelerator.process_index)
         model.train()
         loss = model(**batch).loss
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         window.add({"loss": loss.item()})
         done = step + 1
         if done % arguments.log_steps == 0 or done == arguments.steps:

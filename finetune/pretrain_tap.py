@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -34,6 +34,7 @@ from .data.glyph_language import build_text_tokenizer, concept_banks
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
 from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state, seed_step
 from .losses import mask_iou, prompted_losses
+from .optimizers import OptimizerName, build_optimizers, param_groups
 from .prompt_sampling import PromptSampler, TrainingPrompts
 
 # --- what can be chosen -----------------------------------------------------------------------------------------------
@@ -56,7 +57,7 @@ class PretrainArguments:
     steps: int = knob(default=1000, help="optimizer steps")
     batch_size: int = knob(default=8, help="pictures per step and process")
     workers: int = knob(default=1, help="processes that draw pictures")
-    optimizer: Literal["adamw", "muon"] = knob(default="adamw", help="muon: for the matrices of attention and MLPs")
+    optimizer: OptimizerName = knob(default="adamw", help="muon: for the matrices of attention and MLPs")
     learning_rate: float = knob(default=1e-3, help="peak, of AdamW")
     muon_learning_rate: float = knob(default=1e-2, help="peak, of Muon")
     weight_decay: float = knob(default=0.05, help="of both optimizers")
@@ -254,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
         model.image_encoder.compile()
     optimizers = [accelerator.prepare(optimizer) for optimizer in _optimizers(stage, arguments)]
     stage = accelerator.prepare(stage)
-    peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    peaks = [group["lr"] for group in param_groups(optimizers)]  # before a checkpoint brings the rates of its step
 
     checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
     start = load_last_state(accelerator, checkpoints)
@@ -263,13 +264,12 @@ def main(argv: list[str] | None = None) -> None:
         save_arguments(arguments, output / "arguments.yaml")
 
     loader = accelerator.prepare(_loader(arguments, tokenizer, start, accelerator.num_processes))
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     began, window = time.perf_counter(), MeanWindow()
     progress = tqdm(
         loader, initial=start, total=arguments.steps, disable=not accelerator.is_main_process, desc=arguments.stage
     )
     for step, batch in enumerate(progress, start=start):
-        for group, peak in zip(groups, peaks):
+        for group, peak in zip(param_groups(optimizers), peaks):
             group["lr"] = peak * rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
         seed_step(arguments.seed, step, accelerator.process_index)
         stage.train()
@@ -315,23 +315,10 @@ def _stage(arguments: PretrainArguments, tokenizer: TapRegionTokenizer, banks: l
 
 
 def _optimizers(stage: nn.Module, arguments: PretrainArguments) -> list[torch.optim.Optimizer]:
-    """AdamW, or Muon for the weight matrices of transformer layers and AdamW for the rest."""
     named = [(name, p) for name, p in stage.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if arguments.optimizer == "muon" and p.ndim == 2 and ".layers." in name
-                and not name.endswith("relative_position_bias")]  # fmt: skip
-    chosen = {id(p) for p in matrices}
-    rest = [p for _, p in named if id(p) not in chosen]
-    options: dict[str, Any] = {"weight_decay": arguments.weight_decay}
-    found: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, arguments.learning_rate, betas=(0.9, 0.98), **options)
-    ]
-    if matrices:
-        if not hasattr(torch.optim, "Muon"):
-            raise RuntimeError(f"optimizer is muon, which PyTorch {torch.__version__} lacks: use adamw or PyTorch 2.9.")
-        found.append(
-            torch.optim.Muon(matrices, arguments.muon_learning_rate, adjust_lr_fn="match_rms_adamw", **options)
-        )
-    return found
+    return build_optimizers(
+        [(named, arguments.learning_rate)], arguments.optimizer, arguments.muon_learning_rate, arguments.weight_decay
+    )
 
 
 def _loader(

@@ -41,6 +41,7 @@ from .data.collator import CachedSample, ConversationCollator
 from .data.mixture import Mixture
 from .data.sample import load_samples
 from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state, seed_step
+from .optimizers import OptimizerName, build_optimizers, param_groups
 from .region_cache import RegionCache, file_checksum
 
 TRAINED_WEIGHTS = "trained.safetensors"
@@ -77,6 +78,8 @@ class TrainArguments:
     batch_size: int = knob(default=16, help="records per forward pass and process")
     gradient_accumulation_steps: int = knob(default=1, help="forward passes per optimizer step")
     workers: int = knob(default=0, help="processes that put batches together")
+    optimizer: OptimizerName = knob(default="adamw", help="muon: for the matrices of projector and transformer layers")
+    muon_learning_rate: float = knob(default=5e-3, help="peak, of Muon")
     learning_rate: float = knob(default=2e-4, help="peak, of the language model or its adapter")
     projector_learning_rate: float = knob(default=1e-3, help="peak, of the projector")
     weight_decay: float = knob(default=0.0, help="of AdamW")
@@ -122,11 +125,11 @@ def main(argv: list[str] | None = None) -> None:
         add_lora(bridge, r=arguments.lora_r, alpha=arguments.lora_alpha, dropout=arguments.lora_dropout)
     set_trainable(bridge, arguments.mode)
     accelerator.print(count_parameters(bridge))
-    optimizer = _optimizer(bridge, arguments)
-    model, optimizer = accelerator.prepare(bridge, optimizer)
+    optimizers = _optimizers(bridge, arguments)
+    model, *optimizers = accelerator.prepare(bridge, *optimizers)
     _keep_only_what_learns(accelerator)
 
-    peaks = [group["lr"] for group in optimizer.param_groups]  # before a checkpoint brings the rates of its step
+    peaks = [group["lr"] for group in param_groups(optimizers)]  # before a checkpoint brings the rates of its step
 
     checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
     start = load_last_state(accelerator, checkpoints)
@@ -140,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     steps = _grouped(loader, arguments.gradient_accumulation_steps)
     for step, batches in zip(progress, steps):
         share = rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
-        for group, peak in zip(optimizer.param_groups, peaks):
+        for group, peak in zip(param_groups(optimizers), peaks):
             group["lr"] = peak * share
         seed_step(arguments.seed, step, accelerator.process_index)
         model.train()
@@ -154,8 +157,9 @@ def main(argv: list[str] | None = None) -> None:
                 accelerator.backward(part * accelerator.num_processes)
                 loss += float(part.detach())
         accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         window.add({"loss": float(accelerator.reduce(torch.tensor(loss, device=accelerator.device)))})
         done = step + 1
         if done % arguments.log_steps == 0 or done == arguments.steps:
@@ -230,17 +234,18 @@ def _check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGen
             )
 
 
-def _optimizer(bridge: RegionBridgeForConditionalGeneration, arguments: TrainArguments) -> torch.optim.AdamW:
-    """AdamW with a learning rate of its own for the projector."""
+def _optimizers(bridge: RegionBridgeForConditionalGeneration, arguments: TrainArguments) -> list[torch.optim.Optimizer]:
+    """With a learning rate of its own for the projector."""
     learning = [(name, p) for name, p in bridge.named_parameters() if p.requires_grad]
-    groups = [
-        {
-            "params": [p for name, p in learning if name.startswith("projector.")],
-            "lr": arguments.projector_learning_rate,
-        },
-        {"params": [p for name, p in learning if not name.startswith("projector.")], "lr": arguments.learning_rate},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), weight_decay=arguments.weight_decay)
+    projector = [(name, p) for name, p in learning if name.startswith("projector.")]
+    rest = [(name, p) for name, p in learning if not name.startswith("projector.")]
+    return build_optimizers(
+        [(projector, arguments.projector_learning_rate), (rest, arguments.learning_rate)],
+        arguments.optimizer,
+        arguments.muon_learning_rate,
+        arguments.weight_decay,
+        matrices=("projector.linear", ".layers.", ".h."),
+    )
 
 
 def _loader(

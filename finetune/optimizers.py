@@ -1,0 +1,50 @@
+"""AdamW, or Muon for the weight matrices of transformer layers with AdamW for the rest.
+
+Muon moves all directions of a matrix evenly, so that rare ones (a kind among forty) are learned along with common ones.
+Knows parameters by name and shape, not what they belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+OptimizerName = Literal["adamw", "muon"]
+
+
+def build_optimizers(
+    groups: Sequence[tuple[Sequence[tuple[str, nn.Parameter]], float]],
+    name: OptimizerName,
+    muon_learning_rate: float,
+    weight_decay: float,
+    matrices: Sequence[str] = (".layers.",),
+) -> list[torch.optim.Optimizer]:
+    """Optimizers of named parameters, which come in groups with AdamW's learning rate of each.
+
+    matrices: with `muon`, the two-dimensional parameters whose name holds one of these are Muon's.
+    """
+    taken = {
+        id(p)
+        for named, _ in groups
+        for key, p in named
+        if name == "muon" and p.ndim == 2 and any(part in key for part in matrices) and "bias" not in key
+    }
+    rest = [{"params": [p for _, p in named if id(p) not in taken], "lr": rate} for named, rate in groups]
+    options: dict[str, Any] = {"weight_decay": weight_decay}
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW([group for group in rest if group["params"]], betas=(0.9, 0.98), **options)
+    ]
+    if taken:
+        if not hasattr(torch.optim, "Muon"):
+            raise RuntimeError(f"optimizer is muon, which PyTorch {torch.__version__} lacks: use adamw or PyTorch 2.9.")
+        chosen = [p for named, _ in groups for _, p in named if id(p) in taken]
+        found.append(torch.optim.Muon(chosen, muon_learning_rate, adjust_lr_fn="match_rms_adamw", **options))
+    return found
+
+
+def param_groups(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+    """The parameter groups of all, in order: where learning rates are set."""
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
