@@ -266,16 +266,20 @@ def _check_same_model(config: RegionBridgeConfig, other: PreTrainedConfig, folde
         )
 
 
-def model_card(bridge: RegionBridgeForConditionalGeneration) -> str:
-    """The README.md of a saved bridge: what it is, what it needs, how it is loaded."""
+def model_card(
+    bridge: RegionBridgeForConditionalGeneration, name: str = "path/or/name/of/this/folder", whole: bool = False
+) -> str:
+    """The README.md of a saved bridge: what it is, what it needs, how it is loaded by `name`."""
     config = bridge.config
-    base = config.language_model or "(saved within)"
+    base = config.language_model or "(no name)"
     peft = bridge.language_model.peft_config[bridge.language_model.active_adapter] if has_adapter(bridge) else None
-    trained = f"LoRA of rank {peft.r} on the language model, and the projector" if peft else "the projector"
+    held = "language model and projector" if whole else "the projector"
+    if peft:
+        held += f", and LoRA of rank {peft.r} for the language model"
     context = f"{config.image_grid} × {config.image_grid} grid of points" if config.image_grid else "none"
     header = "\n".join(
         ["---", "library_name: transformers", "pipeline_tag: image-text-to-text"]
-        + ([f"base_model: {config.language_model}"] if config.language_model else [])
+        + ([f"base_model: {base}"] if config.language_model and not Path(base).exists() else [])
         + ["tags: [region-captioning, tap, llm_bridge]", "---"]
     )
     return f"""{header}
@@ -288,7 +292,7 @@ A bridge from the region tokenizer `{config.fingerprint}` to `{base}`: it answer
 |---|---|
 | language model | `{base}` |
 | region tokenizer | fingerprint `{config.fingerprint}` |
-| trained | {trained} |
+| holds | {held} |
 | a region gives | {config.slots_per_region} token(s), experts: {config.experts} |
 | the projector reads | token{", semantic embedding" * config.use_semantic_embeds}{", position" * config.use_position} |
 | picture context | {context} |
@@ -296,7 +300,7 @@ A bridge from the region tokenizer `{config.fingerprint}` to `{base}`: it answer
 ```python
 from llm_bridge import RegionChat
 
-chat = RegionChat.from_pretrained("path/or/name/of/this/folder")
+chat = RegionChat.from_pretrained("{name}")
 print(chat.ask("What is <region>?", image="picture.png", boxes=[[40, 60, 310, 420]]))
 ```
 """

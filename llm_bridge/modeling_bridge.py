@@ -168,6 +168,24 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         super().save_pretrained(save_directory, **kwargs)
 
+    def push_to_hub(
+        self, repo_id: str, *, max_shard_size: int | str | None = "50GB", whole: bool | None = None, **options: Any
+    ) -> str:
+        """Upload what `save_pretrained` writes, with a model card; gives the address of the commit.
+
+        options: as in transformers' `push_to_hub`. A card that the repository already has is kept. `push_to_hub` of the
+        processor to the same repository makes it complete.
+        """
+        from .adapters import has_adapter, model_card
+        from .uploading import push_folder
+
+        entire = not has_adapter(self) if whole is None else whole
+
+        def save(folder: Path) -> None:
+            self.save_pretrained(folder, whole=entire, max_shard_size=max_shard_size)
+
+        return push_folder(save, repo_id, card=model_card(self, repo_id, entire), **options)
+
     # --- what transformers asks of a model ----------------------------------------------------------------------------
 
     def get_input_embeddings(self) -> nn.Module:

@@ -478,6 +478,12 @@ class RegionBridgeProcessor(ProcessorMixin):
             self._region_tokenizer().save_pretrained(folder / REGION_TOKENIZER_FOLDER)
         return files
 
+    def push_to_hub(self, repo_id: str, *, whole: bool | None = None, **options: Any) -> str:
+        """Upload what `save_pretrained` writes; gives the address of the commit. options: as in transformers' own."""
+        from .uploading import push_folder
+
+        return push_folder(lambda folder: self.save_pretrained(folder, whole=whole), repo_id, **options)
+
     @classmethod
     def from_pretrained(
         cls,

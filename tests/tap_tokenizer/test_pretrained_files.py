@@ -3,89 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
 import torch
+from local_hub import HubServer, run_with_hub
 from transformers import PreTrainedTokenizerFast
 
 from tap_tokenizer import ConceptBank, TapRegionTokenizer
 from tap_tokenizer import pretrained_files as places
-
-
-class HubServer:
-    """Serves folders as repositories: owner/name/…, over the paths that huggingface_hub asks for."""
-
-    def __init__(self, root: Path) -> None:
-        hub = self
-        self.root, self.requests = root, []  # type: ignore[var-annotated]
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:
-                self.answer(with_body=False)
-
-            def do_GET(self) -> None:
-                self.answer(with_body=True)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-            def answer(self, with_body: bool) -> None:
-                path = unquote(urlparse(self.path).path).strip("/")
-                hub.requests.append((self.command, path))
-                parts = path.split("/")
-                if parts[:2] == ["api", "models"]:
-                    self.api(parts[2:], with_body)
-                elif len(parts) > 4 and parts[2] == "resolve":
-                    self.file(parts, with_body)
-                else:
-                    self.reply(404, b"", with_body)
-
-            def api(self, parts: list[str], with_body: bool) -> None:
-                folder = hub.root / "/".join(parts[:2])
-                if not folder.is_dir():
-                    return self.reply(404, b"{}", with_body, {"X-Error-Code": "RepoNotFound"})
-                files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
-                if "tree" in parts:
-                    tree = [
-                        {"type": "file", "oid": "0" * 40, "size": p.stat().st_size, "path": str(p.relative_to(folder))}
-                        for p in files
-                    ]
-                    return self.reply(200, json.dumps(tree).encode(), with_body)
-                siblings = [{"rfilename": str(p.relative_to(folder))} for p in files]
-                info = {"id": "/".join(parts[:2]), "sha": "a" * 40, "siblings": siblings, "private": False, "tags": []}
-                return self.reply(200, json.dumps(info).encode(), with_body)
-
-            def file(self, parts: list[str], with_body: bool) -> None:
-                file = hub.root / parts[0] / parts[1] / "/".join(parts[4:])
-                if not file.is_file():
-                    known = (hub.root / parts[0] / parts[1]).is_dir()
-                    code = "EntryNotFound" if known else "RepoNotFound"
-                    return self.reply(404, b"", with_body, {"X-Error-Code": code, "X-Repo-Commit": "a" * 40})
-                content = file.read_bytes()
-                etag = hashlib.sha256(content).hexdigest()
-                return self.reply(200, content, with_body, {"ETag": f'"{etag}"', "X-Repo-Commit": "a" * 40})
-
-            def reply(self, status: int, body: bytes, with_body: bool, headers: dict[str, str] | None = None) -> None:
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if with_body:
-                    self.wfile.write(body)
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
 @pytest.fixture
@@ -115,15 +45,9 @@ def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
 
 
 def run(code: str, hub: HubServer, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Python in a fresh process whose Hub is ours: the address is read when huggingface_hub is imported."""
-    environment = {
-        **os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1", **variables,
-    }  # fmt: skip
-    code = "from tap_tokenizer import TapRegionTokenizer\nload = TapRegionTokenizer.from_pretrained\n" + code
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=180, check=False
-    )
+    """Python in a fresh process whose Hub is ours, with `load` at hand."""
+    head = "from tap_tokenizer import TapRegionTokenizer\nload = TapRegionTokenizer.from_pretrained\n"
+    return run_with_hub(head + code, hub, home, **variables)
 
 
 def test_the_originals_repository(hub: HubServer, tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""Bridges on the Hub, a local one: uploaded with a card, loaded through the Auto classes in a fresh process."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from local_hub import HubServer, run_with_hub
+from PIL import Image
+
+from tap_tokenizer import TapRegionTokenizer
+
+HEAD = """
+from pathlib import Path
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from llm_bridge import *
+from tap_tokenizer import TapRegionTokenizer
+ask = dict(question="is <region> red", image="p.png", boxes=[[5, 5, 40, 30]], max_new_tokens=4)
+"""
+BUILD = (
+    HEAD
+    + """
+tokenizer = TapRegionTokenizer.from_pretrained("me/tap")
+bridge = RegionBridgeForConditionalGeneration.from_language_model("me/lm", region_tokenizer=tokenizer)
+processor = RegionBridgeProcessor.for_bridge(bridge.config, region_tokenizer=tokenizer)
+"""
+)
+
+
+@pytest.fixture
+def hub(
+    tmp_path: Path, language_model, text_tokenizer, tiny_tokenizer: TapRegionTokenizer, picture: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[HubServer]:  # fmt: skip
+    """A Hub with a language model and a region tokenizer; a picture in the working folder."""
+    root = tmp_path / "hub"
+    language_model().save_pretrained(root / "me" / "lm")
+    text_tokenizer().save_pretrained(root / "me" / "lm")
+    tiny_tokenizer.save_pretrained(root / "me" / "tap")
+    picture.save(tmp_path / "p.png")
+    monkeypatch.chdir(tmp_path)
+    server = HubServer(root)
+    yield server
+    server.server.shutdown()
+
+
+def said(code: str, hub: HubServer, home: Path) -> list[str]:
+    done = run_with_hub(code, hub, home)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_whole_bridge_goes_up_and_comes_down(hub: HubServer, tmp_path: Path) -> None:
+    here = said(
+        BUILD + """
+print(bridge.push_to_hub("me/bridge", tags=["astronauts"]))
+processor.push_to_hub("me/bridge")
+print(RegionChat(bridge, processor).ask(**ask))
+""", hub, tmp_path / "home")  # fmt: skip
+    assert here[0].startswith(hub.address)
+    card = (hub.root / "me" / "bridge" / "README.md").read_text()
+    assert "language model and projector" in card
+    assert 'from_pretrained("me/bridge")' in card
+    assert "base_model: me/lm" in card
+    assert "astronauts" in card
+    assert not (hub.root / "me" / "bridge" / "region_tokenizer").exists()  # by reference: it is on the Hub itself
+    there = said(
+        HEAD + """
+print(RegionChat.from_pretrained("me/bridge").ask(**ask))
+model, processor = AutoModelForImageTextToText.from_pretrained("me/bridge"), AutoProcessor.from_pretrained("me/bridge")
+print(type(model).__name__, type(processor).__name__, processor.region_tokenizer.source)
+print(RegionChat(model.eval(), processor).ask(**ask))
+""", hub, tmp_path / "another home")  # fmt: skip
+    assert there[0] == there[2] == here[1]
+    kinds, source = there[1].split(" {")
+    assert kinds == "RegionBridgeForConditionalGeneration RegionBridgeProcessor"
+    assert ast.literal_eval("{" + source) == {"source": "me/tap"}
+
+
+def test_an_adapter_goes_up_and_comes_down(hub: HubServer, tmp_path: Path) -> None:
+    """Only what was trained is sent; the card of the repository is its owner's."""
+    here = said(
+        BUILD + """
+import torch
+add_lora(bridge, r=2)
+for name, parameter in bridge.named_parameters():
+    if "lora_B" in name:
+        torch.nn.init.normal_(parameter)
+bridge.push_to_hub("me/adapter")
+processor.push_to_hub("me/adapter", whole=True)
+print(RegionChat(bridge.eval(), processor).ask(**ask))
+""", hub, tmp_path / "home")  # fmt: skip
+    repository = hub.root / "me" / "adapter"
+    assert "LoRA of rank 2" in (repository / "README.md").read_text()
+    assert not (repository / "model.safetensors").exists()
+    assert (repository / "region_tokenizer" / "config.json").is_file()
+    (repository / "README.md").write_text("---\nlicense: mit\n---\nMy own words.")
+    there = said(
+        HEAD + """
+chat = RegionChat.from_pretrained("me/adapter")
+print(chat.ask(**ask))
+chat.model.push_to_hub("me/adapter")
+model = AutoModelForImageTextToText.from_pretrained("me/adapter")
+print(RegionChat(model, AutoProcessor.from_pretrained("me/adapter")).ask(**ask))
+""", hub, tmp_path / "another home")  # fmt: skip
+    assert there == [here[0], here[0]]
+    assert "My own words." in (repository / "README.md").read_text()
