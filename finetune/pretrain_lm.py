@@ -43,7 +43,8 @@ from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save
 from .optimizers import OptimizerName, build_optimizers, param_groups
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ 'A: ' + message['content'] + eos_token }}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ 'A:' }}{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}"
     "{% else %}{{ 'Q: ' + message['content'] }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
 )
@@ -144,18 +145,17 @@ def build_tokenizer(vocab_size: int, texts: Sequence[str]) -> PreTrainedTokenize
     )
 
 
-class _Texts(Dataset[str]):
-    """Conversations as text, each by its number."""
+class _Conversations(Dataset[list[dict[str, str]]]):
+    """Conversations, each by its number."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, split: str, seed: int, turns: int, numbers: range) -> None:
-        self.tokenizer, self.split, self.seed, self.turns, self.numbers = tokenizer, split, seed, turns, numbers
+    def __init__(self, split: str, seed: int, turns: int, numbers: range) -> None:
+        self.split, self.seed, self.turns, self.numbers = split, seed, turns, numbers
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, position: int) -> str:
-        messages = described_conversation(self.numbers[position], self.split, self.seed, self.turns)
-        return self.tokenizer.apply_chat_template(messages, tokenize=False)
+    def __getitem__(self, position: int) -> list[dict[str, str]]:
+        return described_conversation(self.numbers[position], self.split, self.seed, self.turns)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -240,12 +240,22 @@ def _model(arguments: LanguageArguments, tokenizer: PreTrainedTokenizerBase) -> 
 def _loader(
     arguments: LanguageArguments, tokenizer: PreTrainedTokenizerBase, split: str, numbers: range
 ) -> Iterable[dict[str, Tensor]]:
-    def collate(texts: list[str]) -> dict[str, Tensor]:
-        batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", return_token_type_ids=False)
-        return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+    def collate(conversations: list[list[dict[str, str]]]) -> dict[str, Tensor]:
+        """Learned are the answers alone: most other tokens are digits and names that nothing could foretell."""
+        batch = tokenizer.apply_chat_template(
+            conversations,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            return_tensors="pt",
+            padding=True,
+            tokenizer_kwargs={"padding_side": "right"},
+        )
+        answers = torch.as_tensor(batch.pop("assistant_masks")).bool()
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return {**inputs, "labels": inputs["input_ids"].masked_fill(~answers, -100)}
 
-    texts = _Texts(tokenizer, split, arguments.seed, arguments.turns, numbers)
-    return DataLoader(texts, batch_size=arguments.batch_size, collate_fn=collate, num_workers=arguments.workers)
+    conversations = _Conversations(split, arguments.seed, arguments.turns, numbers)
+    return DataLoader(conversations, batch_size=arguments.batch_size, collate_fn=collate, num_workers=arguments.workers)
 
 
 @torch.no_grad()
