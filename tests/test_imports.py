@@ -33,7 +33,7 @@ LAYERS = {
     ],
     "llm_bridge": [
         {"configuration_bridge", "description"},
-        {"projector", "region_prompt"},
+        {"projector", "region_prompt", "uploading"},
         {"modeling_bridge", "processing_bridge"},
         {"adapters", "processing_described"},
         {"chat", "pipelines"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,18 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_one_screen_of_reading() -> None:
     assert len(TEXT.splitlines()) <= 200
+
+
+def test_the_first_block_of_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a picture of one's own: TAP's caption and concepts of a region, then the language model's answer."""
+    code = re.search(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+    assert code is not None
+    demo = ROOT / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
+    shutil.copyfile(demo, tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code[1], "README.md", "exec"), {})
+    seen, answer = capsys.readouterr().out.splitlines()
+    assert re.match(r"\['a [a-z ]+'\] \[\[\('\w+', [\d.]+\)", seen)
+    assert answer

@@ -1,0 +1,82 @@
+"""The demo of the bundled models: what it says is right, was generated, and is drawn."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llm_bridge import RegionBridgeForConditionalGeneration
+from llm_bridge.__main__ import main
+
+FOLDER = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny"
+
+
+@pytest.fixture
+def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["demo", "--output", str(tmp_path / "out.png")]) == 0
+    with Image.open(tmp_path / "out.png") as drawn, Image.open(FOLDER / "demo.png") as picture:
+        assert drawn.size == picture.size
+        assert np.abs(np.asarray(drawn, dtype=float) - np.asarray(picture.convert("RGB"), dtype=float)).mean() > 1
+    return capsys.readouterr().out
+
+
+def truth(question: dict[str, Any]) -> str:
+    """The answer that the scene's geometry gives."""
+    pytest.importorskip("matplotlib")
+    from finetune.data.glyph_language import caption
+    from finetune.data.glyph_questions import place_of
+    from finetune.data.glyph_scenes import SIZES, draw_scene, make_scene
+
+    demo = json.loads((FOLDER / "demo.json").read_text())["scene"]
+    scene = make_scene(demo["index"], demo["split"], demo["seed"])
+    boxes = draw_scene(scene, 512).boxes
+    named = [scene.objects[int(np.abs(boxes - np.array(box)).sum(axis=1).argmin())] for box in question["boxes"]]
+    if question["text"] == "What is <region>?":
+        return named[0].kind
+    if question["text"] == "What is <region>, and where is it?":
+        return f"{caption(named[0])} at the {place_of(named[0], scene)}"
+    if question["text"] == "What colour is <region>?":
+        return named[0].colour
+    if question["text"] == "Is <region> to the left of <region>?":
+        return "yes" if named[0].x < named[1].x else "no"
+    assert question["text"] == "Which is larger, <region> or <region>?"
+    sizes = list(SIZES)
+    return "region1" if sizes.index(named[0].size) > sizes.index(named[1].size) else "region2"
+
+
+def test_answers_are_right(said: str) -> None:
+    questions = json.loads((FOLDER / "demo.json").read_text())["questions"]
+    assert re.findall(r"^A: (.*)$", said, re.MULTILINE) == [truth(question) for question in questions]
+    assert len(re.findall(r"^Q: .*\?$", said, re.MULTILINE)) == len(questions) == 3
+
+
+def test_models_are_named_and_tap_answers_beside(said: str) -> None:
+    assert "tap-tiny" in said
+    assert "region-chat-tiny" in said
+    assert "know nothing but such pictures" in said
+    assert len(re.findall(r'TAP itself: "a [a-z ]+", concept [a-z ]+ \(\d+%\)', said)) == 4
+
+
+def test_answers_are_generated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Blind the projector: the answers change."""
+    plain = RegionBridgeForConditionalGeneration.from_pretrained
+
+    def blinded(*arguments: Any, **rest: Any) -> RegionBridgeForConditionalGeneration:
+        model = plain(*arguments, **rest)
+        for parameter in model.projector.parameters():
+            parameter.data.zero_()
+        return model
+
+    monkeypatch.setattr(RegionBridgeForConditionalGeneration, "from_pretrained", blinded)
+    assert main(["demo", "--output", str(tmp_path / "out.png")]) == 0
+    answers = re.findall(r"^A: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    questions = json.loads((FOLDER / "demo.json").read_text())["questions"]
+    assert answers[0] != truth(questions[0])
