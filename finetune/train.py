@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -39,7 +40,7 @@ from tap_tokenizer import TapRegionTokenizer
 from .arguments import knob, parse_arguments, save_arguments
 from .data.collator import CachedSample, ConversationCollator
 from .data.mixture import Mixture
-from .data.sample import load_samples
+from .data.sample import cut_turns, load_samples
 from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state, seed_step
 from .optimizers import OptimizerName, build_optimizers, param_groups
 from .region_cache import RegionCache, file_checksum
@@ -86,6 +87,9 @@ class TrainArguments:
     warmup_steps: int = knob(default=50, help="linear rise of the learning rates")
     decay_fraction: float = knob(default=1.0, help="last part of the run, over which the rates fall to zero")
     max_grad_norm: float = knob(default=1.0, help="gradients are clipped to this norm")
+    turns: int | None = knob(
+        default=None, help="questions taken from each record, from a random one on; only if questions stand alone"
+    )
     max_length: int | None = knob(default=None, help="longest conversation in tokens; a longer one stops the run")
     mixed_precision: Literal["no", "bf16", "fp16"] = knob(default="no", help="as in accelerate")
     save_steps: int = knob(default=250, help="steps between checkpoints")
@@ -97,10 +101,11 @@ class TrainArguments:
 class Conversations(Dataset[CachedSample]):
     """The records of a mixture at the positions that are asked for, each with a prompt variant of its own."""
 
-    def __init__(self, data: list[str], caches: list[str], mixture: Mixture, positions: range, seed: int) -> None:
-        self.samples = [load_samples(path) for path in data]
-        self.caches = [RegionCache(path) for path in caches]
-        self.mixture, self.positions, self.seed = mixture, positions, seed
+    def __init__(self, arguments: TrainArguments, mixture: Mixture, positions: range) -> None:
+        self.samples = [load_samples(path) for path in arguments.data]
+        self.caches = [RegionCache(path) for path in arguments.caches]
+        self.mixture, self.positions = mixture, positions
+        self.seed, self.turns = arguments.seed, arguments.turns
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -109,7 +114,17 @@ class Conversations(Dataset[CachedSample]):
         source, row, visit = self.mixture[self.positions[place]]
         cache = self.caches[source]
         variant = (row + visit + self.seed) % len(cache.plan.variants)
-        return CachedSample(self.samples[source][row], cache.regions(row, variant), cache.grid(row))
+        item = CachedSample(self.samples[source][row], cache.regions(row, variant), cache.grid(row))
+        return _cut(item, self.turns, np.random.RandomState([self.seed, 3, self.positions[place] % 2**32]))
+
+
+def _cut(item: CachedSample, turns: int | None, random: np.random.RandomState) -> CachedSample:
+    """`turns` questions in a row of a conversation that has more, from a random one on."""
+    questions = sum(turn["role"] == "user" for turn in item.sample["conversations"])
+    if turns is None or questions <= turns:
+        return item
+    sample, rows = cut_turns(item.sample, random.randint(questions - turns + 1), turns)
+    return CachedSample(sample, item.regions[rows], item.grid)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -257,7 +272,7 @@ def _loader(
     mixture = Mixture(sizes, arguments.weights or None, arguments.seed)
     positions = range(start * per_step, arguments.steps * per_step)
     return DataLoader(
-        Conversations(arguments.data, arguments.caches, mixture, positions, arguments.seed),
+        Conversations(arguments, mixture, positions),
         batch_size=arguments.batch_size,
         collate_fn=ConversationCollator(processor, arguments.max_length),
         num_workers=arguments.workers,
@@ -321,7 +336,11 @@ def _evaluate(
         CachedSample(samples[i], cache.regions(i), cache.grid(i))
         for i in range(min(arguments.eval_records, len(samples)))
     ]
-    items = [item for item in items if item.sample["conversations"]]
+    items = [
+        _cut(item, arguments.turns, np.random.RandomState([arguments.seed, 4, i]))
+        for i, item in enumerate(items)
+        if item.sample["conversations"]
+    ]
     collator = ConversationCollator(processor, arguments.max_length)
     lines = []
     for i in range(0, len(items), arguments.batch_size):

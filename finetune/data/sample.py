@@ -12,6 +12,7 @@ through `datasets`; a picture is a path beside the file, or lies inside a parque
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -116,3 +117,34 @@ def iterate(samples: Dataset | IterableDataset, start: int = 0) -> Iterator[Samp
             yield samples[i]
     else:
         yield from samples.skip(start)
+
+
+def cut_turns(sample: Sample, start: int, count: int) -> tuple[Sample, list[int]]:
+    """A record of `count` questions with their answers, from question number `start` on, and which regions it keeps.
+
+    Regions are numbered anew as the cut first names them; a system message stays in front. Only for conversations whose
+    questions stand alone: a question that leans on an earlier answer loses what it leans on.
+    """
+    turns = sample["conversations"]
+    asked = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
+    if not 0 <= start < len(asked) or count < 1:
+        raise ValueError(f"Got questions {start} to {start + count} of {len(asked)}: cut inside the conversation.")
+    stop = asked[start + count] if start + count < len(asked) else len(turns)
+    kept = [turn for turn in turns[: asked[0]] if turn["role"] == "system"] + list(turns[asked[start] : stop])
+    order: list[int] = []
+
+    def renumber(match: re.Match[str]) -> str:
+        number = int(match[1] or match[2])
+        if number > len(sample["regions"]):
+            return match[0]
+        if number not in order:
+            order.append(number)
+            return f"<region{len(order)}>"  # shown here, even where the whole conversation had shown it before
+        name = f"region{order.index(number) + 1}"
+        return f"<{name}>" if match[1] else name
+
+    conversations = [
+        {**turn, "content": re.sub(r"<region(\d+)>|\bregion(\d+)\b", renumber, turn["content"])} for turn in kept
+    ]
+    rows = [number - 1 for number in order]
+    return {**sample, "regions": [sample["regions"][i] for i in rows], "conversations": conversations}, rows

@@ -80,3 +80,16 @@ def test_answers_are_generated(
     answers = re.findall(r"^A: (.*)$", capsys.readouterr().out, re.MULTILINE)
     questions = json.loads((FOLDER / "demo.json").read_text())["questions"]
     assert answers[0] != truth(questions[0])
+
+
+def test_card_belongs_to_the_weights() -> None:
+    config = json.loads((FOLDER / "config.json").read_text())
+    metrics = json.loads((FOLDER / "training" / "metrics.json").read_text())
+    assert metrics["of"]["fingerprint"] == config["fingerprint"]
+    card = (FOLDER / "README.md").read_text()
+    rows = dict(re.findall(r"^\| (\w+) \| \d+ \| ([\d.]+) \|", card, re.MULTILINE))
+    assert len(rows) == 11
+    for family, value in rows.items():
+        assert float(value) == pytest.approx(metrics["test"][f"full: {family}"], abs=5e-4), family
+    for command in re.findall(r"--config (\w+)", card):
+        assert (FOLDER.parents[2] / "finetune" / "recipes" / f"{command}.yaml").is_file()
