@@ -87,8 +87,9 @@ class TrainArguments:
     warmup_steps: int = knob(default=50, help="linear rise of the learning rates")
     decay_fraction: float = knob(default=1.0, help="last part of the run, over which the rates fall to zero")
     max_grad_norm: float = knob(default=1.0, help="gradients are clipped to this norm")
-    turns: int | None = knob(
-        default=None, help="questions taken from each record, from a random one on; only if questions stand alone"
+    turns: list[int] = knob(
+        default_factory=list,
+        help="of each of the data: questions in a row taken from a record, if its questions stand alone; 0 for all",
     )
     max_length: int | None = knob(default=None, help="longest conversation in tokens; a longer one stops the run")
     mixed_precision: Literal["no", "bf16", "fp16"] = knob(default="no", help="as in accelerate")
@@ -115,13 +116,14 @@ class Conversations(Dataset[CachedSample]):
         cache = self.caches[source]
         variant = (row + visit + self.seed) % len(cache.plan.variants)
         item = CachedSample(self.samples[source][row], cache.regions(row, variant), cache.grid(row))
-        return _cut(item, self.turns, np.random.RandomState([self.seed, 3, self.positions[place] % 2**32]))
+        turns = self.turns[source] if self.turns else 0
+        return _cut(item, turns, np.random.RandomState([self.seed, 3, self.positions[place] % 2**32]))
 
 
-def _cut(item: CachedSample, turns: int | None, random: np.random.RandomState) -> CachedSample:
+def _cut(item: CachedSample, turns: int, random: np.random.RandomState) -> CachedSample:
     """`turns` questions in a row of a conversation that has more, from a random one on."""
     questions = sum(turn["role"] == "user" for turn in item.sample["conversations"])
-    if turns is None or questions <= turns:
+    if not turns or questions <= turns:
         return item
     sample, rows = cut_turns(item.sample, random.randint(questions - turns + 1), turns)
     return CachedSample(sample, item.regions[rows], item.grid)
@@ -227,6 +229,10 @@ def _check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGen
     if arguments.weights and len(arguments.weights) != len(arguments.data):
         raise ValueError(
             f"Got {len(arguments.weights)} weights for {len(arguments.data)} data: give one for each, or none."
+        )
+    if arguments.turns and (len(arguments.turns) != len(arguments.data) or min(arguments.turns) < 0):
+        raise ValueError(
+            f"Got turns {arguments.turns} for {len(arguments.data)} data: give a number for each, or none."
         )
     if (arguments.eval_data is None) != (arguments.eval_cache is None):
         raise ValueError("Got one of eval_data and eval_cache: give both or neither.")
@@ -337,7 +343,7 @@ def _evaluate(
         for i in range(min(arguments.eval_records, len(samples)))
     ]
     items = [
-        _cut(item, arguments.turns, np.random.RandomState([arguments.seed, 4, i]))
+        _cut(item, max(arguments.turns, default=0), np.random.RandomState([arguments.seed, 4, i]))
         for i, item in enumerate(items)
         if item.sample["conversations"]
     ]

@@ -1,110 +1,175 @@
-"""Records on disk: `python -m finetune.data convert …`.
+"""Records on disk: `python -m finetune.data convert FORMAT … | validate RECORDS | show RECORDS`.
 
-    python -m finetune.data convert --split train --scenes 3000 --output runs/records/train.jsonl
+    python -m finetune.data convert boxes_csv --boxes mine.csv --images pictures --output runs/mine.jsonl
+    python -m finetune.data validate --data runs/mine.jsonl
+    python -m finetune.data show --data runs/mine.jsonl --output runs/mine.png
 
-Draws scenes of GlyphScenes and writes a record of each, in order. A run that was stopped goes on where it was; the
-output has its name only when it is whole.
+`convert FORMAT --help` shows what a format needs. Conversion goes on where it was stopped, and its output has its name
+only when it is whole.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
-from multiprocessing.pool import IMapIterator
+from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Literal
 
 from tqdm.auto import tqdm
 
 from ..arguments import knob, parse_arguments
-from .glyph_questions import FAMILIES
-from .glyph_records import glyph_record
-from .glyph_scenes import SPLITS
-from .sample import Sample
+from .boxes_csv import BoxesCsvSource
+from .coco import CocoPanopticSource, CocoSource
+from .contact_sheet import contact_sheet
+from .converting import convert
+from .ferret_bench import FerretBenchSource
+from .gar_bench import GarBenchSource
+from .glyph_records import GlyphScenesSource
+from .lvis import LvisSource
+from .osprey import OspreySource
+from .pixelrefer import PixelReferSource
+from .refcoco import RefCocoSource
+from .sample import Sample, iterate, load_samples
+from .source import Source
+from .validation import problems_of, read_raw
+from .visual_genome import GritSource, VisualGenomeSource
+
+FORMATS: dict[str, type[Source]] = {
+    "boxes_csv": BoxesCsvSource,
+    "coco": CocoSource,
+    "coco_panoptic": CocoPanopticSource,
+    "ferret_bench": FerretBenchSource,
+    "gar_bench": GarBenchSource,
+    "glyph_scenes": GlyphScenesSource,
+    "grit": GritSource,
+    "lvis": LvisSource,
+    "osprey": OspreySource,
+    "pixelrefer": PixelReferSource,
+    "refcoco": RefCocoSource,
+    "visual_genome": VisualGenomeSource,
+}
+"""What can be converted, by the name that `convert` takes."""
+
+SHOWN_PER_KIND = 5
 
 
 @dataclass
-class ConvertArguments:
-    """Write scenes of GlyphScenes as records."""
+class ValidateArguments:
+    """Name every problem of a file of records, and count what is left without them."""
 
-    output: str = knob(help="JSONL file to write")
-    split: str = knob(default="train", help=f"one of {', '.join(SPLITS)}")
-    seed: int = knob(default=0, help="of the scenes and the questions")
-    scenes: int = knob(default=1000, help="records to write: scenes 0, 1, … of the seed")
-    turns: int = knob(default=6, help="questions of a record, at most")
-    families: str = knob(default=",".join(FAMILIES), help="question families, separated by commas")
-    long_side: int = knob(default=512, help="of the pictures, in pixels")
-    workers: int = knob(default=2, help="processes that draw")
+    data: str = knob(help="records: JSONL or parquet")
+    pictures: Literal["skip", "header", "decode"] = knob(
+        default="header", help="how far pictures are opened: not, to their size, or to the last pixel"
+    )
+    show_all: bool = knob(default=False, help=f"print every problem instead of {SHOWN_PER_KIND} of each kind")
+    keep: str | None = knob(default=None, help="JSONL file to write the records without problems to, beside data")
+
+
+@dataclass
+class ShowArguments:
+    """Draw records on a contact sheet."""
+
+    data: str = knob(help="records: JSONL or parquet")
+    output: str = knob(help="PNG file to write")
+    start: int = knob(default=0, help="first record, from 0")
+    count: int = knob(default=9, help="records on the sheet")
+    columns: int = knob(default=3, help="tiles in a row")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; gives the exit code, 2 for bad input."""
+    """Run a command; gives the exit code: 1 if validate found problems, 2 for bad input."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] != ["convert"]:
-        print(__doc__, file=sys.stderr)
+    commands: dict[str, Callable[[Sequence[str]], int]] = {"convert": _convert, "validate": _validate, "show": _show}
+    if not argv or argv[0] not in commands:
+        print(f"{__doc__}\nFormats: {', '.join(FORMATS)}", file=sys.stderr)
         return 0 if argv[:1] in (["-h"], ["--help"]) else 2
-    arguments = parse_arguments(ConvertArguments, argv[1:], description=__doc__)
     try:
-        convert(arguments)
-    except (ValueError, OSError) as error:
-        print(f"python -m finetune.data convert: {error}", file=sys.stderr)
+        return commands[argv[0]](argv[1:])
+    except (ValueError, OSError, KeyError, UnpicklingError) as error:
+        words = f"an entry lacks {error}: is it the format that was named?" if isinstance(error, KeyError) else error
+        print(f"python -m finetune.data {argv[0]}: {words}", file=sys.stderr)
         return 2
+
+
+def _convert(argv: Sequence[str]) -> int:
+    if not argv or argv[0] not in FORMATS:
+        raise ValueError(f"the format is {argv[0] if argv else 'missing'}, expected one of {', '.join(FORMATS)}.")
+    source = parse_arguments(FORMATS[argv[0]], argv[1:])
+    count = convert(source)
+    print(f"wrote {source.output}: {count} records")
     return 0
 
 
-def convert(arguments: ConvertArguments) -> None:
-    """Write the records that are missing, then give the file its name."""
-    families = tuple(arguments.families.split(","))
-    if unknown := [name for name in families if name not in FAMILIES]:
-        raise ValueError(f"families has {', '.join(unknown)}, expected some of {', '.join(FAMILIES)}.")
-    if arguments.split not in SPLITS:
-        raise ValueError(f"split is {arguments.split}, expected one of {', '.join(SPLITS)}.")
-    output = Path(arguments.output)
-    if output.exists():
-        raise ValueError(f"{output} exists already: choose another output, or delete it.")
+def _validate(argv: Sequence[str]) -> int:
+    arguments = parse_arguments(ValidateArguments, argv)
+    data = Path(arguments.data)
+    kept = None if arguments.keep is None else _Kept(Path(arguments.keep), data)
+    records = whole = regions = questions = unanswered = 0
+    kinds: Counter[str] = Counter()
+    root = data if data.is_dir() else data.parent
+    for number, sample in enumerate(tqdm(read_raw(data), desc="validating", unit="record"), 1):
+        records += 1
+        problems = problems_of(sample, root, arguments.pictures)
+        for kind, words in problems:
+            kinds[kind] += 1
+            if arguments.show_all or kinds[kind] <= SHOWN_PER_KIND:
+                tqdm.write(f"record {number}: {kind}: {words}")
+        if problems or isinstance(sample, str):
+            continue
+        whole += 1
+        regions += len(sample["regions"])
+        asked = sum(turn["role"] == "user" for turn in sample["conversations"])
+        questions += asked
+        unanswered += asked - sum(turn["role"] == "assistant" for turn in sample["conversations"])
+        if kept is not None:
+            kept.add(sample)
+    for kind, count in kinds.most_common():
+        print(f"{count:>8} × {kind}")
+    print(f"{whole} of {records} records are whole: {regions} regions, {questions} questions, {unanswered} unanswered")
+    if not records:
+        raise ValueError(f"{data} holds no records.")
+    if kept is not None:
+        kept.close()
+        print(f"wrote {arguments.keep}: {whole} records")
+    return 1 if kinds else 0
+
+
+class _Kept:
+    """A JSONL file of the records that are whole; it has its name only when it is complete."""
+
+    def __init__(self, path: Path, data: Path) -> None:
+        if path.exists():
+            raise ValueError(f"{path} exists already: choose another name for keep.")
+        if path.suffix != ".jsonl" or data.suffix != ".jsonl" or path.parent.resolve() != data.parent.resolve():
+            raise ValueError(f"keep is {path}, expected a .jsonl file in the folder of {data}, also .jsonl.")
+        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self.file = self.partial.open("w", encoding="utf-8")
+
+    def add(self, sample: Sample) -> None:
+        self.file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        self.file.close()
+        self.partial.rename(self.path)
+
+
+def _show(argv: Sequence[str]) -> int:
+    arguments = parse_arguments(ShowArguments, argv)
+    data, output = Path(arguments.data), Path(arguments.output)
+    samples = load_samples(data, streaming=True)
+    chosen = list(islice(iterate(samples, arguments.start), arguments.count))
+    sheet = contact_sheet(chosen, data if data.is_dir() else data.parent, arguments.columns)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # what is not yet whole is named after all that shapes it, so that no other run goes on with it
-    key = f"{arguments.split}-{arguments.seed}-{arguments.turns}-{arguments.long_side}-{'-'.join(families)}"
-    unfinished = output.with_name(f"{output.name}.{key[:120]}.partial")
-    done = _whole_lines(unfinished)
-    draw = partial(
-        glyph_record,
-        split=arguments.split,
-        seed=arguments.seed,
-        turns=arguments.turns,
-        families=families,
-        long_side=arguments.long_side,
-    )
-    with unfinished.open("a") as file, _drawn(draw, range(done, arguments.scenes), arguments.workers) as records:
-        for record in tqdm(records, initial=done, total=arguments.scenes, desc="drawing", unit="record"):
-            file.write(json.dumps(record) + "\n")
-    unfinished.rename(output)
-    print(f"wrote {output}: {arguments.scenes} records")
-
-
-def _whole_lines(path: Path) -> int:
-    """How many records an unfinished file holds; the torn end of a run that was killed is cut off."""
-    if not path.is_file():
-        return 0
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    with path.open("r+b") as file:
-        file.truncate(whole)
-    return data[:whole].count(b"\n")
-
-
-@contextmanager
-def _drawn(draw: partial[Sample], numbers: range, workers: int) -> Iterator[Iterator[Sample] | IMapIterator[Sample]]:
-    """Records of the scenes with these numbers, in order, drawn by this process or by `workers` others."""
-    if workers < 2:
-        yield map(draw, numbers)
-        return
-    with get_context("spawn").Pool(workers) as pool:
-        yield pool.imap(draw, numbers, chunksize=8)
+    partial = output.with_name(output.name + ".partial")
+    sheet.save(partial, format="PNG")
+    partial.replace(output)
+    print(f"wrote {output}: {len(chosen)} records")
+    return 0
 
 
 if __name__ == "__main__":

@@ -6,15 +6,57 @@ Knows scenes and questions; the record's form is `sample`'s.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 
+from ..arguments import knob
 from .glyph_questions import FAMILIES, Question, draw_question
-from .glyph_scenes import GlyphPicture, GlyphScene, draw_scene, make_scene
+from .glyph_scenes import SPLITS, GlyphPicture, GlyphScene, draw_scene, make_scene
 from .sample import GLYPH_SCHEME, Sample, encode_mask
+from .source import Source
 
 LICENSE = "Apache-2.0"
+
+
+@dataclass(kw_only=True)
+class GlyphScenesSource(Source):
+    """GlyphScenes, the procedural world: scenes 0, 1, … of a seed with questions about them."""
+
+    split: str = knob(default="train", help=f"one of {', '.join(SPLITS)}")
+    seed: int = knob(default=0, help="of the scenes and the questions")
+    scenes: int = knob(default=1000, help="records to write: scenes 0, 1, … of the seed")
+    turns: int = knob(default=6, help="questions of a record, at most")
+    families: str = knob(default=",".join(FAMILIES), help="question families, separated by commas")
+    long_side: int = knob(default=512, help="of the pictures, in pixels")
+    workers: int = knob(default=2, help="processes that draw")
+
+    def records(self) -> Iterator[Sample]:
+        return self.limited()
+
+    def limited(self, start: int = 0) -> Iterator[Sample]:
+        families = tuple(self.families.split(","))
+        if unknown := [name for name in families if name not in FAMILIES]:
+            raise ValueError(f"families has {', '.join(unknown)}, expected some of {', '.join(FAMILIES)}.")
+        if self.split not in SPLITS:
+            raise ValueError(f"split is {self.split}, expected one of {', '.join(SPLITS)}.")
+        draw = partial(
+            glyph_record,
+            split=self.split,
+            seed=self.seed,
+            turns=self.turns,
+            families=families,
+            long_side=self.long_side,
+        )
+        numbers = range(start, self.scenes if self.limit is None else min(self.scenes, self.limit))
+        if self.workers < 2:
+            yield from map(draw, numbers)
+            return
+        with get_context("spawn").Pool(self.workers) as pool:
+            yield from pool.imap(draw, numbers, chunksize=8)
 
 
 def glyph_record(

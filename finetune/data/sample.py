@@ -6,8 +6,9 @@
      "source": "my data", "license": "CC BY 4.0"}
 
 Coordinates are pixels of the picture, boxes xyxy; a mask is COCO's RLE ({"size": [h, w], "counts": …}) or a list of
-polygons. `<regionN>` in the text is the N-th region of the record, from 1. Records are kept as JSONL or parquet and read
-through `datasets`; a picture is a path beside the file, or lies inside a parquet file. Knows no data set in particular.
+polygons. A region may have "captions", true descriptions of it for evaluation. `<regionN>` in the text is the N-th region
+of the record, from 1. Records are kept as JSONL or parquet and read through `datasets`; a picture is a path beside the
+file, or lies inside a parquet file. Knows no data set in particular.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, Json, List, Value, load_dataset
+from datasets import Image as Picture
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -59,7 +61,9 @@ def load_samples(path: str | Path, *, streaming: bool = False) -> Dataset | Iter
     files = sorted(str(p) for p in path.glob("*.parquet")) if path.is_dir() else str(path)
     if not files or (isinstance(files, str) and path.suffix != ".parquet"):
         raise ValueError(f"{path} holds no records: expected .jsonl, .parquet, or a folder of .parquet files.")
-    return load_dataset("parquet", data_files=files, split="train", streaming=streaming)
+    samples = load_dataset("parquet", data_files=files, split="train", streaming=streaming)
+    inside = isinstance((samples.features or {}).get("image"), Picture)
+    return samples.cast_column("image", Picture(decode=False)) if inside else samples
 
 
 def open_image(sample: Sample, root: str | Path) -> np.ndarray:
@@ -92,6 +96,7 @@ def region_prompts(sample: Sample) -> dict[str, list[Any]]:
 
 def decode_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
     """COCO's RLE, compressed or not, or a list of polygons, → booleans (H, W) of a picture of (height, width) `size`."""
+    rle: Any
     if isinstance(mask, list):
         rle = coco_mask.merge(coco_mask.frPyObjects(mask, *size))
     elif isinstance(mask["counts"], list):
@@ -101,13 +106,25 @@ def decode_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
             "size": mask["size"],
             "counts": mask["counts"].encode() if isinstance(mask["counts"], str) else mask["counts"],
         }
-    return coco_mask.decode(rle).astype(bool)
+    pixels = coco_mask.decode(rle)
+    if int(pixels.sum()) != int(coco_mask.area(rle)):  # it leaves what broken counts do not reach as memory was
+        raise ValueError(f"The mask's counts do not fill its size {rle['size']}: expected COCO's run lengths.")
+    return pixels.astype(bool)
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     """Booleans (H, W) → COCO's compressed RLE, with text for counts so that it fits JSON."""
     rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": list(mask.shape), "counts": rle["counts"].decode()}
+
+
+def mask_box(mask: Any, size: tuple[int, int]) -> list[float] | None:
+    """The box xyxy around a mask of a picture of (height, width) `size`; None if the mask is empty."""
+    pixels = decode_mask(mask, size)
+    rows, columns = np.nonzero(pixels.any(axis=1))[0], np.nonzero(pixels.any(axis=0))[0]
+    if not len(rows):
+        return None
+    return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
 
 
 def iterate(samples: Dataset | IterableDataset, start: int = 0) -> Iterator[Sample]:

@@ -15,7 +15,8 @@ pytest.importorskip("peft")
 
 import finetune.train as train
 from finetune import cache_regions, pretrain_lm
-from finetune.data.__main__ import ConvertArguments, convert
+from finetune.data.converting import convert
+from finetune.data.glyph_records import GlyphScenesSource
 from finetune.region_cache import RegionCache
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat
 
@@ -34,7 +35,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Any) -> Path
                       "--batch_size", "2", "--turns", "2", "--workers", "0", "--eval_texts", "2"])  # fmt: skip
     for seed in (0, 1):
         make_tokenizer(seed).save_pretrained(folder / f"tap{seed}")
-    convert(ConvertArguments(output=str(folder / "records.jsonl"), scenes=6, long_side=96, workers=1))
+    convert(GlyphScenesSource(output=str(folder / "records.jsonl"), scenes=6, long_side=96, workers=1))
     cache(folder, "tap0", "cache")
     return folder
 

@@ -1,0 +1,77 @@
+"""Osprey-724K (https://huggingface.co/datasets/AntGroup-MI/Osprey-724K): five files of talk about COCO's regions.
+
+CC BY-NC 4.0. Conversations, short answers and parts name their picture `…_<COCO 2017 name>`; positives and negatives of
+LVIS give the name as it is; detailed descriptions have no conversation but a text for each region.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..arguments import knob
+from .json_stream import iter_items
+from .sample import Sample, mask_box
+from .source import PictureSource, record, with_all_shown
+
+Kind = Literal["conversation", "detail_description", "short_form", "part_level", "lvis_positive_negative"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+BRIEF = "Answer in a word or a short phrase."
+DETAIL_QUESTIONS = (
+    "Describe <region> in detail.",
+    "Tell me everything that can be seen of <region>.",
+    "What is <region> like? Be thorough.",
+    "Give a full account of <region>.",
+    "Explain what <region> is and how it looks.",
+)
+ROLES = {"human": "user", "gpt": "assistant"}
+
+
+@dataclass(kw_only=True)
+class OspreySource(PictureSource):
+    """Osprey-724K; `images` is COCO's train2017."""
+
+    annotations: str = knob(help="osprey_*.json")
+    kind: Kind | None = knob(default=None, help="which of the five files it is; default: as its name says")
+
+    def records(self) -> Iterator[Sample]:
+        self.require(self.annotations)
+        kind = self.kind or next((name for name in KINDS if name in Path(self.annotations).stem), None)
+        if kind is None:
+            raise ValueError(f"{self.annotations} has none of {', '.join(KINDS)} in its name: say which by --kind.")
+        for number, entry in enumerate(iter_items(self.annotations)):
+            name = entry["file_name"] if kind == "lvis_positive_negative" else entry["file_name"].split("_")[-1]
+            size = (int(entry["height"]), int(entry["width"]))
+            regions = [with_box({"mask": a["segmentation"]}, size) for a in entry["annotation"]]
+            described = kind == "detail_description"
+            turns = _detailed(entry["description"], number) if described else talk(entry["conversations"])
+            if kind in ("short_form", "part_level"):
+                turns = [{**t, "content": f"{t['content']} {BRIEF}"} if t["role"] == "user" else t for t in turns]
+            source = f"Osprey-724K {kind}"
+            yield record(self.picture(name), size, regions, with_all_shown(turns, len(regions)), source, "CC BY-NC 4.0")
+
+
+def with_box(region: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """A region with its mask's box; as it was if the mask is empty, which `validate` then names."""
+    box = mask_box(region["mask"], size)
+    return region if box is None else {"box": box, **region}
+
+
+def talk(conversations: list[dict[str, str]]) -> list[dict[str, str]]:
+    """LLaVA's turns ("from", "value") → ours; picture tokens go, for the record's picture is never in question."""
+    return [
+        {"role": ROLES[turn["from"]], "content": re.sub(r"<(?:image|video)>\s*", "", turn["value"]).strip()}
+        for turn in conversations
+    ]
+
+
+def _detailed(descriptions: list[str], number: int) -> list[dict[str, str]]:
+    turns = []
+    for i, text in enumerate(descriptions):
+        question = DETAIL_QUESTIONS[(number + i) % len(DETAIL_QUESTIONS)].replace("<region>", f"<region{i + 1}>")
+        answer = re.sub(r"^\s*<[^>]*>:\s*", "", text).strip()
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return turns

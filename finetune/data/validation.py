@@ -1,0 +1,186 @@
+"""What is wrong with records, in words: each problem names the record, what was found, and what was expected.
+
+Reads JSONL line by line as it is, so that a broken line or a stray key is named rather than stumbled on. Knows the
+record's form; repairs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from .sample import GLYPH_SCHEME, PROMPT_KEYS, Sample, decode_mask, iterate, load_samples
+
+RECORD_KEYS = {"image", "width", "height", "regions", "conversations", "source", "license"}
+NEEDED_KEYS = ("image", "width", "height", "regions", "conversations")
+REGION_KEYS = {*PROMPT_KEYS, "point_labels", "label", "captions"}
+TURN_KEYS = {"role", "content"}
+
+Pictures = Literal["skip", "header", "decode"]
+
+
+def read_raw(path: Path) -> Iterator[Sample | str]:
+    """Records as they stand in the file; a line that is no JSON object comes as the words of what is wrong with it."""
+    if path.suffix != ".jsonl":
+        yield from iterate(load_samples(path, streaming=True))
+        return
+    if not path.is_file():
+        raise ValueError(f"Found no records at {path}: give a JSONL or parquet file.")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                sample = json.loads(line)
+            except json.JSONDecodeError as error:
+                yield f"the line is no JSON: {error}"
+                continue
+            yield (
+                sample if isinstance(sample, dict) else f"the line holds a {type(sample).__name__}, expected an object"
+            )
+
+
+def problems_of(sample: Sample | str, root: Path, pictures: Pictures = "header") -> list[tuple[str, str]]:
+    """(kind, words) of all that is wrong with a record; `root` is the folder that its picture's path starts from."""
+    if isinstance(sample, str):
+        return [("broken line", sample)]
+    found = [("unknown key", f"{key!r} in the record") for key in sorted(set(sample) - RECORD_KEYS)]
+    missing = [key for key in NEEDED_KEYS if sample.get(key) is None]
+    if missing:
+        return [*found, ("missing key", f"the record lacks {', '.join(missing)}")]
+    shapes = {"width": int, "height": int, "regions": list, "conversations": list}
+    wrong = [key for key, kind in shapes.items() if not isinstance(sample[key], kind) or sample[key] is True]
+    if wrong or min(sample["width"], sample["height"]) < 1:
+        return [*found, ("wrong type", f"{', '.join(wrong) or 'width or height'} is not what a record holds there")]
+    found += _picture_problems(sample, root, pictures)
+    for number, region in enumerate(sample["regions"], 1):
+        if not isinstance(region, dict):
+            found.append(("wrong type", f"region {number} is a {type(region).__name__}, expected an object"))
+            continue
+        for kind, words in _region_problems(region, (sample["height"], sample["width"])):
+            found.append((kind, f"region {number}: {words}"))
+    return [*found, *_talk_problems(sample)]
+
+
+def _picture_problems(sample: Sample, root: Path, pictures: Pictures) -> list[tuple[str, str]]:
+    image = sample["image"]
+    if pictures == "skip" or (isinstance(image, str) and image.startswith(GLYPH_SCHEME)):
+        return []
+    if isinstance(image, str):
+        path = root / image
+        if not path.is_file():
+            return [("missing picture", f"found no file at {path}")]
+        source: Any = path
+    elif isinstance(image, dict) and (image.get("bytes") or image.get("path")):
+        source = BytesIO(image["bytes"]) if image.get("bytes") else root / image["path"]
+    else:
+        return [("wrong type", f"image is a {type(image).__name__}, expected a path or a picture")]
+    try:
+        with Image.open(source) as picture:
+            size = picture.size
+            if pictures == "decode":
+                picture.load()
+    except Exception as error:  # PIL raises many kinds for files that are no pictures or torn
+        return [("unreadable picture", f"{image if isinstance(image, str) else 'the picture inside'}: {error}")]
+    if size != (sample["width"], sample["height"]):
+        said = f"{sample['width']} × {sample['height']}"
+        return [("wrong size", f"the picture is {size[0]} × {size[1]}, the record says {said}")]
+    return []
+
+
+def _region_problems(region: dict[str, Any], size: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    for key in sorted(set(region) - REGION_KEYS):
+        yield "unknown key", repr(key)
+    given = [key for key in PROMPT_KEYS if region.get(key) is not None]
+    if not given:
+        yield "no prompt", f"expected one of {', '.join(PROMPT_KEYS)}"
+    if "box" in given:
+        yield from _box_problems(region["box"], size)
+    if "points" in given:
+        yield from _point_problems(region["points"], region.get("point_labels"), size)
+    if "mask" in given:
+        yield from _mask_problems(region["mask"], size)
+
+
+def _numbers(value: Any, shape: tuple[int | None, ...]) -> np.ndarray | None:
+    """An array of finite numbers of a shape (None: any length from 1), or None."""
+    try:
+        array = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        return None
+    fits = array.ndim == len(shape) and all(n > 0 and w in (None, n) for n, w in zip(array.shape, shape))
+    return array if fits and np.isfinite(array).all() else None
+
+
+def _box_problems(box: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    array = _numbers(box, (4,))
+    if array is None:
+        yield "wrong box", f"{box}, expected four finite numbers x1 y1 x2 y2"
+        return
+    x1, y1, x2, y2 = array.tolist()
+    if x2 <= x1 or y2 <= y1:
+        yield "empty box", f"{box} has no area; expected x1 < x2 and y1 < y2"
+    elif x1 < -0.5 or y1 < -0.5 or x2 > size[1] + 0.5 or y2 > size[0] + 0.5:
+        yield "box outside", f"{box} leaves the picture of {size[1]} × {size[0]}"
+
+
+def _point_problems(points: Any, labels: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    array = _numbers(points, (None, 2))
+    if array is None:
+        yield "wrong points", f"{points}, expected a list of x y"
+        return
+    if ((array < 0) | (array > np.array([size[1], size[0]]))).any():
+        yield "point outside", f"{points} leaves the picture of {size[1]} × {size[0]}"
+    if labels is not None and (len(labels) != len(array) or not set(labels) <= {0, 1}):
+        yield "wrong point labels", f"{labels} for {len(array)} points, expected a 0 or 1 for each"
+
+
+def _mask_problems(mask: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    if isinstance(mask, dict) and list(mask.get("size", [])) != list(size):
+        yield "wrong mask size", f"{mask.get('size')}, the picture has [{size[0]}, {size[1]}]"
+        return
+    try:
+        pixels = decode_mask(mask, size)
+    except Exception as error:  # pycocotools raises what it likes
+        yield "wrong mask", f"{type(error).__name__}: {error}; expected polygons or COCO's RLE"
+        return
+    if not pixels.any():
+        yield "empty mask", "no pixel of it is inside the picture"
+
+
+def _talk_problems(sample: Sample) -> Iterator[tuple[str, str]]:
+    shown: set[int] = set()
+    last = None
+    for i, turn in enumerate(sample["conversations"], 1):
+        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str) or "role" not in turn:
+            yield "wrong turn", f"turn {i} is {turn!r:.60}, expected role and content"
+            return
+        for key in sorted(set(turn) - TURN_KEYS):
+            yield "unknown key", f"{key!r} in turn {i}"
+        expected = ("user",) if last == "system" else ("system", "user") if last is None else (
+            "assistant" if last == "user" else "user",)  # fmt: skip
+        if turn["role"] not in expected:
+            yield "wrong turn", f"turn {i} is the {turn['role']}'s, expected the {' or '.join(expected)}'s"
+        if not turn["content"].strip():
+            yield "empty text", f"turn {i} says nothing"
+        if "<region>" in turn["content"]:
+            yield "unnumbered region", f"turn {i} has <region>, expected <region1>, <region2>, …"
+        numbers = {int(n) for n in re.findall(r"<region(\d+)>", turn["content"])}
+        if turn["role"] == "assistant" and numbers - shown:
+            names = ", ".join(f"<region{n}>" for n in sorted(numbers - shown))
+            yield "unseen region", f"turn {i} answers with {names}, which no question has shown"
+        shown |= numbers
+        last = turn["role"]
+    expected_numbers = set(range(1, len(sample["regions"]) + 1))
+    if sample["conversations"] and shown != expected_numbers:
+        extra, unused = sorted(shown - expected_numbers), sorted(expected_numbers - shown)
+        words = (
+            [f"the text has region{'s' if len(extra) > 1 else ''} {extra} of {len(expected_numbers)}"] if extra else []
+        )
+        words += [f"no text shows {unused}"] if unused else []
+        yield "regions do not match", "; ".join(words)

@@ -1,0 +1,46 @@
+"""A table of boxes beside a folder of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("datasets")
+
+from small_files import read_whole, talk_of, write_picture
+
+from finetune.data.boxes_csv import BoxesCsvSource
+
+
+def source(folder: Path, text: str, **knobs: str) -> BoxesCsvSource:
+    for name in ("a.jpg", "b b.jpg"):
+        write_picture(folder / "pictures" / name)
+    (folder / "mine.csv").write_text(text, encoding="utf-8-sig")
+    return BoxesCsvSource(boxes=str(folder / "mine.csv"), images=str(folder / "pictures"),
+                          output=str(folder / "o.jsonl"), **knobs)  # fmt: skip
+
+
+def test_rows_of_a_picture_come_together(tmp_path: Path) -> None:
+    text = 'image,x1,y1,x2,y2,answer\na.jpg,1,2,30,20,"a cup, red"\nb b.jpg,0,0,60,40,a wall\na.jpg,5,5,9,9,a lid\n'
+    first, second = read_whole(source(tmp_path, text), tmp_path)
+    assert talk_of(first) == ["What is <region1>?", "a cup, red", "What is <region2>?", "a lid"]
+    assert (first["image"], first["width"], first["height"]) == ("pictures/a.jpg", 60, 40)
+    assert second["regions"] == [{"box": [0, 0, 60, 40]}]
+    assert first["source"] == "mine.csv"
+
+
+def test_questions_of_ones_own(tmp_path: Path) -> None:
+    text = "image,x1,y1,x2,y2,question,answer\na.jpg,1,2,30,20,Is <region> full?,yes\na.jpg,1,2,9,9,Colour?,red\n"
+    (sample,) = read_whole(source(tmp_path, text), tmp_path)
+    assert talk_of(sample)[::2] == ["Is <region1> full?", "<region2>: Colour?"]
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("image,left,top,x2,y2,answer\n", "expected image, x1"),
+    ("image,x1,y1,x2,y2,answer\na.jpg,1,2,thirty,20,x\n", "line 2"),
+    ("image,x1,y1,x2,y2,answer\nnone.jpg,1,2,30,20,x\n", "none.jpg"),
+])  # fmt: skip
+def test_bad_tables_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        list(source(tmp_path, text).records())

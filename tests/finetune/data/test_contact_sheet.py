@@ -1,0 +1,42 @@
+"""Records as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("datasets")
+
+from PIL import Image
+from small_files import SQUARE, write_json, write_picture
+
+from finetune.data.__main__ import main
+from finetune.data.contact_sheet import TILE, contact_sheet
+
+TALK = [{"role": "user", "content": "What is <region1>?"}, {"role": "assistant", "content": "a dog"}]
+
+
+def test_every_kind_of_region_is_drawn(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.jpg", 300, 200)
+    rest = {"image": "a.jpg", "width": 300, "height": 200, "conversations": TALK}
+    plain = np.asarray(contact_sheet([{**rest, "regions": []}], tmp_path), dtype=int)
+    assert plain.shape[1] == TILE
+    prompts = ({"box": [20, 20, 90, 90]}, {"points": [[50, 50], [150, 150]], "point_labels": [1, 0]}, {"mask": SQUARE})
+    for prompt in prompts:
+        sheet = np.asarray(contact_sheet([{**rest, "regions": [prompt]}], tmp_path), dtype=int)
+        assert np.abs(sheet - plain).max() > 60
+    four = contact_sheet([{**rest, "regions": [prompts[0]]}] * 4, tmp_path, columns=3)
+    assert four.width == 3 * TILE
+    assert four.height == 2 * len(plain)
+
+
+def test_command(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.jpg")
+    record = {"image": "a.jpg", "width": 60, "height": 40, "regions": [{"box": [1, 2, 30, 20]}], "conversations": TALK}
+    write_json(tmp_path / "r.jsonl", {**record, "source": None, "license": None})
+    assert main(["show", "--data", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / "new" / "sheet.png")]) == 0
+    assert Image.open(tmp_path / "new" / "sheet.png").width == TILE
+    assert main(["show", "--data", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / "x.png"), "--start", "5"]) == 2
+    assert not (tmp_path / "x.png").exists()

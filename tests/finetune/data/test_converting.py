@@ -1,0 +1,121 @@
+"""Records from the command line: the same however often it was stopped, and whole or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("matplotlib")
+
+from small_files import read_whole, write_picture
+
+from finetune.data.__main__ import FORMATS, main
+from finetune.data.boxes_csv import BoxesCsvSource
+from finetune.data.converting import convert
+from finetune.data.glyph_records import GlyphScenesSource
+from finetune.data.sample import load_samples, open_image, region_prompts
+
+
+def arguments(output: Path, scenes: int = 5, **changes: object) -> GlyphScenesSource:
+    return GlyphScenesSource(output=str(output), scenes=scenes, long_side=96, workers=1, **changes)  # type: ignore[arg-type]
+
+
+def test_records_are_whole(tmp_path: Path) -> None:
+    output = tmp_path / "new folder" / "records.jsonl"
+    convert(arguments(output))
+    samples = load_samples(output)
+    assert len(samples) == 5
+    for sample in samples:
+        assert open_image(sample, tmp_path).shape == (sample["height"], sample["width"], 3)
+        assert len(region_prompts(sample)["boxes"]) == len(sample["regions"])
+        text = " ".join(turn["content"] for turn in sample["conversations"])
+        for number in range(1, len(sample["regions"]) + 1):
+            assert f"<region{number}>" in text
+    assert [path.name for path in output.parent.iterdir()] == ["records.jsonl"]
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    convert(arguments(whole))
+    import finetune.data.glyph_records as script
+
+    plain = script.glyph_record
+
+    def stop(index: int, **rest: object) -> object:
+        if index == 3:
+            raise KeyboardInterrupt
+        return plain(index, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(script, "glyph_record", stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert(arguments(cut))
+    assert not cut.exists()
+    (partial,) = tmp_path.glob("cut.jsonl*.partial")
+    with partial.open("a") as file:
+        file.write('{"image": "torn')  # as a kill may leave it
+    drawn: list[int] = []
+    monkeypatch.setattr(script, "glyph_record", lambda index, **rest: drawn.append(index) or plain(index, **rest))
+    convert(arguments(cut))
+    assert drawn == [3, 4]
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+def test_bad_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "there.jsonl").write_text("mine\n")
+    for flags, words in (
+        (["--output", str(tmp_path / "there.jsonl")], "exists already"),
+        (["--output", str(tmp_path / "new.jsonl"), "--families", "kind,smell"], "smell"),
+        (["--output", str(tmp_path / "new.jsonl"), "--split", "exam"], "exam"),
+    ):
+        assert main(["convert", "glyph_scenes", *flags]) == 2
+        assert words in capsys.readouterr().err
+    assert (tmp_path / "there.jsonl").read_text() == "mine\n"
+    assert main(["convert", "smells"]) == 2
+    assert "boxes_csv" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "convert" in capsys.readouterr().err
+
+
+def boxes(folder: Path, output: str, pictures: int = 4) -> BoxesCsvSource:
+    rows = [f"{i}.png,1,2,30,20,answer {i}" for i in range(pictures)]
+    for i in range(pictures):
+        write_picture(folder / "pictures" / f"{i}.png", 60 + i, 40)
+    (folder / "mine.csv").write_text("image,x1,y1,x2,y2,answer\n" + "\n".join(rows) + "\n")
+    return BoxesCsvSource(boxes=str(folder / "mine.csv"), images=str(folder / "pictures"), output=str(folder / output))
+
+
+def test_parquet_holds_the_pictures(tmp_path: Path) -> None:
+    assert convert(boxes(tmp_path, "mine.parquet")) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.csv", "mine.parquet", "pictures"]
+    for path in (tmp_path / "pictures").iterdir():
+        path.unlink()
+    samples, streamed = load_samples(tmp_path / "mine.parquet"), load_samples(tmp_path / "mine.parquet", streaming=True)
+    for i, (sample, other) in enumerate(zip(samples, streamed)):
+        assert open_image(sample, tmp_path).shape == (40, 60 + i, 3)
+        assert other["conversations"] == sample["conversations"]
+        assert sample["regions"] == [{"box": [1, 2, 30, 20]}]
+    assert main(["validate", "--data", str(tmp_path / "mine.parquet")]) == 0
+
+
+def test_another_source_does_not_go_on_with_what_was_begun(tmp_path: Path) -> None:
+    source = boxes(tmp_path, "mine.jsonl")
+    read_whole(source, tmp_path)
+    (tmp_path / "pictures" / "2.png").unlink()
+    with pytest.raises(ValueError, match=r"2\.png"):
+        convert(source)
+    (partial,) = tmp_path.glob("mine.jsonl*.partial")
+    assert len(partial.read_text().splitlines()) == 2
+    source.question = "Where is <region>?"
+    write_picture(tmp_path / "pictures" / "2.png")
+    convert(source)
+    assert all("Where" in sample["conversations"][0]["content"] for sample in load_samples(tmp_path / "mine.jsonl"))
+
+
+def test_every_format_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in FORMATS:
+        with pytest.raises(SystemExit) as end:
+            main(["convert", name, "--help"])
+        assert end.value.code == 0
+        assert "--output" in capsys.readouterr().out

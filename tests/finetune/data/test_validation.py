@@ -1,0 +1,103 @@
+"""Every fault that a record can have is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("datasets")
+
+from small_files import SQUARE, write_picture
+
+from finetune.data.__main__ import main
+from finetune.data.validation import problems_of
+
+
+def good(**changes: Any) -> dict[str, Any]:
+    talk = [{"role": "user", "content": "What is <region1>?"}, {"role": "assistant", "content": "a dog"}]
+    return {
+        "image": "a.jpg",
+        "width": 60,
+        "height": 40,
+        "regions": [{"box": [1, 2, 30, 20]}],
+        "conversations": talk,
+        **changes,
+    }
+
+
+def region(**keys: Any) -> dict[str, Any]:
+    return good(regions=[keys])
+
+
+def talk(*contents: str, start: int = 0) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return good(conversations=[{"role": roles[(start + i) % 2], "content": text} for i, text in enumerate(contents)])
+
+
+EMPTY = {"size": [40, 60], "counts": [2400]}
+
+FAULTS = {
+    "unknown key": [good(colour=1), region(box=[1, 2, 3, 4], lable="dog")],
+    "missing key": [{"image": "a.jpg"}],
+    "wrong type": [good(width="60"), good(regions=["box"]), good(width=-3)],
+    "missing picture": [good(image="none.jpg")],
+    "unreadable picture": [good(image="text.jpg")],
+    "wrong size": [good(width=61)],
+    "no prompt": [region(label="dog")],
+    "wrong box": [region(box=[1, 2, 3]), region(box=[1, 2, float("nan"), 4]), region(box="1 2 3 4")],
+    "empty box": [region(box=[30, 2, 1, 20])],
+    "box outside": [region(box=[1, 2, 70, 20])],
+    "wrong points": [region(points=[]), region(points=[[1, 2, 3]])],
+    "point outside": [region(points=[[70, 3]])],
+    "wrong point labels": [region(points=[[7, 3]], point_labels=[1, 1]), region(points=[[7, 3]], point_labels=[2])],
+    "wrong mask size": [region(mask={"size": [60, 40], "counts": [2400]})],
+    "wrong mask": [region(mask=[[1, 2]]), region(mask={"size": [40, 60], "counts": "x"}),
+        region(mask={"size": [40, 60]}), region(mask={"size": [40, 60], "counts": [100, 9999]}), region(mask=7)],
+    "empty mask": [region(mask=EMPTY), region(mask=[[100, 100, 120, 100, 120, 120]])],
+    "wrong turn": [talk("a dog", "What is <region1>?", start=1), good(conversations=["hello"])],
+    "empty text": [talk("What is <region1>?", " ")],
+    "unnumbered region": [talk("What is <region>, <region1>?", "a dog")],
+    "unseen region": [talk("What is there?", "<region1>")],
+    "regions do not match": [talk("What is <region2>?", "a dog"), talk("Hello?", "yes"), good(regions=[])],
+    "broken line": ["the line is no JSON"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_picture(tmp_path / "a.jpg")
+    (tmp_path / "text.jpg").write_text("no picture")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_faults_are_named(folder: Path, kind: str) -> None:
+    for sample in FAULTS[kind]:
+        assert kind in [found for found, _ in problems_of(sample, folder)], sample
+
+
+def test_whole_records_pass(folder: Path) -> None:
+    for sample in (good(), region(points=[[1, 2]]), region(mask=SQUARE), good(regions=[], conversations=[])):
+        assert problems_of(sample, folder, "decode") == []
+
+
+def test_torn_pictures_are_found_when_decoded(folder: Path) -> None:
+    data = (folder / "a.jpg").read_bytes()
+    (folder / "a.jpg").write_bytes(data[: len(data) // 2])
+    assert [kind for kind, _ in problems_of(good(), folder, "decode")] == ["unreadable picture"]
+
+
+def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.dumps(good()), "{torn", json.dumps(good(image="none.jpg")), json.dumps(good(source="mine"))]
+    (folder / "r.jsonl").write_text("\n".join(lines) + "\n")
+    assert main(["validate", "--data", str(folder / "r.jsonl"), "--keep", str(folder / "kept.jsonl")]) == 1
+    said = capsys.readouterr().out
+    assert "record 2: broken line" in said
+    assert "record 3: missing picture" in said
+    assert "2 of 4 records are whole: 2 regions, 2 questions, 0 unanswered" in said
+    assert main(["validate", "--data", str(folder / "kept.jsonl")]) == 0
+    assert main(["validate", "--data", str(folder / "none.jsonl")]) == 2
+    assert main(["validate", "--data", str(folder / "r.jsonl"), "--keep", str(folder / "kept.jsonl")]) == 2
