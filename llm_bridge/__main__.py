@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -35,9 +36,14 @@ def main(argv: list[str] | None = None) -> int:
         epilog='example: python -m llm_bridge ask picture.png "What is <region>, and where is it?" --box 40 60 310 420',
     )
     ask.add_argument("image", type=Path, help="the picture")
-    ask.add_argument("question", help="words, with a <region> for every box")
-    ask.add_argument("--box", type=float, nargs=4, action="append", metavar=("X1", "Y1", "X2", "Y2"), required=True,
-                     help="a region, in pixels of the picture; once for each <region>, in order")  # fmt: skip
+    ask.add_argument("question", help="words, with a <region> for every box, point or mask, in order")
+    for flag, number, names, words in (
+        ("--box", 4, ("X1", "Y1", "X2", "Y2"), "a region by its box, in pixels of the picture"),
+        ("--point", 2, ("X", "Y"), "a region by a point on it"),
+    ):
+        ask.add_argument(flag, type=float, nargs=number, metavar=names, action=_AddRegion, help=words)
+    ask.add_argument("--mask", type=Path, metavar="PICTURE", action=_AddRegion,
+                     help="a region by a picture of the same size, white where it is")  # fmt: skip
     ask.add_argument("--model", default=DEMO, help=f"name, folder or Hub repository of a bridge (default: {DEMO})")
     arguments = parser.parse_args(argv)
     try:
@@ -45,6 +51,14 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"{parser.prog} {arguments.command}: {error}", file=sys.stderr)
         return 2
+
+
+class _AddRegion(argparse.Action):
+    """Keeps regions in the order in which they were given, whatever their kind."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        regions = getattr(namespace, "regions", [])
+        namespace.regions = [*regions, (str(option).lstrip("-"), values)]
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -82,7 +96,14 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _ask(arguments: argparse.Namespace) -> int:
     chat = RegionChat.from_pretrained(arguments.model)
-    print(chat.ask(arguments.question, image=arguments.image, boxes=arguments.box))
+    regions = getattr(arguments, "regions", [])
+    columns: dict[str, Any] = {
+        "boxes": [value if kind == "box" else None for kind, value in regions],
+        "points": [[value] if kind == "point" else None for kind, value in regions],
+        "masks": [Image.open(value) if kind == "mask" else None for kind, value in regions],
+    }
+    given = {name: column for name, column in columns.items() if any(value is not None for value in column)}
+    print(chat.ask(arguments.question, image=arguments.image, **given))
     return 0
 
 

@@ -10,13 +10,13 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
-from transformers.utils import cached_file
+from transformers import AutoModelForCausalLM
+from transformers.utils import cached_file, is_peft_available
 
 from .configuration_bridge import RegionBridgeConfig
 from .modeling_bridge import RegionBridgeForConditionalGeneration
@@ -35,6 +35,8 @@ def set_trainable(bridge: RegionBridgeForConditionalGeneration, mode: TrainingMo
     projector: the projector alone. lora: the projector and the active adapter, which `add_lora` has put in. full: all.
     Input embeddings never grow, and are trained only in mode full.
     """
+    if mode not in get_args(TrainingMode):
+        raise ValueError(f"mode is {mode!r}, expected one of {', '.join(get_args(TrainingMode))}.")
     if mode == "lora" and not has_adapter(bridge):
         raise ValueError("The bridge has no adapter to train: call add_lora first.")
     active = bridge.language_model.active_adapter if mode == "lora" else None
@@ -75,8 +77,11 @@ def add_lora(
     name: several adapters may stand side by side; each keeps a projector of its own, and `use_adapter` changes between
     them. A language model loaded in 4 or 8 bit is prepared for training first (QLoRA).
     """
+    _require_peft()
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
+    if r < 1 or (alpha is not None and alpha <= 0) or "/" in name:
+        raise ValueError(f"Got r {r}, alpha {alpha}, name {name!r}: expected r and alpha above 0, and a plain name.")
     config = LoraConfig(
         r=r,
         lora_alpha=2 * r if alpha is None else alpha,
@@ -98,6 +103,11 @@ def add_lora(
     return bridge
 
 
+def _require_peft() -> None:
+    if not is_peft_available():
+        raise ImportError('Adapters need peft: pip install "peft>=0.20", or this package with its extra "bridge".')
+
+
 def _name_base(bridge: RegionBridgeForConditionalGeneration, name: str) -> None:
     """peft's own files name the language model too."""
     bridge.language_model.peft_config[name].base_model_name_or_path = bridge.config.language_model
@@ -108,7 +118,10 @@ def load_adapter(bridge: RegionBridgeForConditionalGeneration, folder: str | Pat
     path = find_adapter(folder)
     if path is None or not (path / ADAPTER_FOLDER).is_dir():
         raise ValueError(f"{folder} is no adapter folder of a bridge: give one that a LoRA run has saved.")
-    _check_same_model(RegionBridgeConfig.from_pretrained(path), bridge.config.text_config, path)
+    if has_adapter(bridge) and name in bridge.language_model.peft_config:
+        raise ValueError(f"There is an adapter {name!r} already: choose another name.")
+    _check_same_model(RegionBridgeConfig.from_pretrained(path), bridge.language_model, path)
+    _require_peft()
     _keep_projector(bridge)
     if has_adapter(bridge):
         bridge.language_model.load_adapter(str(path / ADAPTER_FOLDER), adapter_name=name)
@@ -138,6 +151,7 @@ def merge_lora(bridge: RegionBridgeForConditionalGeneration) -> RegionBridgeForC
     """Add the active adapter to the language model's weights and take all adapters off, in place."""
     if has_adapter(bridge):
         bridge.language_model = bridge.language_model.merge_and_unload()
+        bridge.config.language_model = None  # it is now another one than the name stands for
     return bridge
 
 
@@ -189,6 +203,7 @@ def save_adapter_folder(
                 path.replace(partial / ADAPTER_FOLDER / path.name)
             (partial / ADAPTER_FOLDER / active).rmdir()
         (partial / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # the bridge's own card is the one to read
+    bridge.config.language_model_signature = _signature(bridge.language_model)
     bridge.config.save_pretrained(partial)
     if bridge.generation_config is not None:
         bridge.generation_config.save_pretrained(partial)
@@ -202,6 +217,8 @@ def save_adapter_folder(
 
 def find_adapter(source: str | Path, **hub: Any) -> Path | None:
     """The folder of an adapter, downloaded if need be; None if `source` is none."""
+    if not Path(source).is_dir() and (Path(source).is_absolute() or str(source).count("/") > 1):
+        raise ValueError(f"Found no folder at {source}: give a folder or a Hub repository.")
     if Path(source).is_dir():
         return Path(source) if (Path(source) / PROJECTOR_FILE).is_file() else None
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
@@ -235,12 +252,13 @@ def load_adapter_folder(
                 f"{folder} belongs to the language model {source}, which could not be loaded: {error}. If it lies "
                 "elsewhere, give language_model=…."
             ) from error
-    _check_same_model(config, source.config, folder)
+    _check_same_model(config, source, folder)
     bridge = bridge_class(config, source)
     config.text_config = source.config
     bridge.projector.load_state_dict(_read_projector(folder))
     bridge.adopt_language_model()
     if (folder / ADAPTER_FOLDER).is_dir():
+        _require_peft()
         from peft import PeftModel
 
         bridge.language_model = PeftModel.from_pretrained(bridge.language_model, str(folder / ADAPTER_FOLDER))
@@ -251,19 +269,33 @@ def _read_projector(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / PROJECTOR_FILE)
 
 
-def _check_same_model(config: RegionBridgeConfig, other: PreTrainedConfig, folder: str | Path) -> None:
-    """Refuse a language model that the adapter was not made for."""
-    wanted, got = config.text_config, other
+def _check_same_model(config: RegionBridgeConfig, language_model: Any, folder: str | Path) -> None:
+    """Refuse a language model that the adapter was not made for: one of other sizes, or with other embeddings."""
+    wanted, got = config.text_config, language_model.config
     differing = [
         f"{name} {getattr(got, name, None)!r} instead of {getattr(wanted, name, None)!r}"
         for name in _SAME_MODEL
         if getattr(got, name, None) != getattr(wanted, name, None)
     ]
+    if not differing and config.language_model_signature is not None:
+        kept, found = torch.tensor(config.language_model_signature), torch.tensor(_signature(language_model))
+        if float((kept - found).abs().max()) > 0.1 * float(kept.abs().max()):  # far beyond any rounding of dtypes
+            differing = ["other weights"]
     if differing:
         raise ValueError(
             f"{folder} was made for another language model ({config.language_model}): this one has {', '.join(differing)}. "
             "Give the one that it was trained on."
         )
+
+
+@torch.no_grad()
+def _signature(language_model: Any) -> list[float]:
+    """Sums over sixteen rows of the input embeddings with alternating signs: the same up to rounding in every dtype."""
+    embeddings = language_model.get_input_embeddings()
+    rows = torch.linspace(0, min(embeddings.weight.shape[0], 4096) - 1, 16).long()
+    found = embeddings(rows.to(embeddings.weight.device)).float().cpu()
+    signs = 1 - 2 * (torch.arange(found.shape[1]) % 2)
+    return [round(value, 4) for value in (found * signs).sum(dim=1).tolist()]
 
 
 def model_card(

@@ -5,23 +5,29 @@ Holds a model, its processor and what has been said; knows no more about models 
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TextIteratorStreamer
 
-from tap_tokenizer import ImageInput, RegionTokens, TapRegionTokenizer
+from tap_tokenizer import ImageInput, RegionTokens, TapConfig, TapRegionTokenizer
 
+from .configuration_bridge import RegionBridgeConfig
 from .modeling_bridge import RegionBridgeForConditionalGeneration, check_context
-from .processing_bridge import RegionBridgeProcessor
+from .processing_bridge import RegionBridgeProcessor, open_picture
 from .processing_described import DescribedRegionProcessor
 from .region_prompt import prompt_columns, prompts_by_region, user_content
+
+logger = logging.getLogger(__name__)
 
 BUNDLED = Path(__file__).parent / "pretrained"
 
@@ -54,7 +60,7 @@ class RegionChat:
         processor.check_bridge(model.config)
         self.model = model.eval()
         self.processor = processor
-        self.image: Any = None
+        self.image: np.ndarray | None = None
         self.messages: list[dict[str, Any]] = []
         self._regions: list[dict[str, Any]] = []
 
@@ -81,6 +87,7 @@ class RegionChat:
         if mode not in ("tokens", "described"):
             raise ValueError(f'mode is {mode!r}, expected "tokens" or "described".')
         path = bundled_or_given(source)
+        _check_source(path, mode)
         if mode == "tokens":
             model = RegionBridgeForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto", **kwargs)
             processor = RegionBridgeProcessor.from_pretrained(path, region_tokenizer=region_tokenizer, device=device)
@@ -106,8 +113,7 @@ class RegionChat:
     @property
     def history(self) -> list[tuple[str, str]]:
         """What was said so far, as (role, words); regions by their names."""
-        number = count(1)
-        return [(message["role"], _as_words(message["content"], number)) for message in self.messages]
+        return [(message["role"], _as_words(message["content"])) for message in self.messages]
 
     def reset(self) -> None:
         """Forget the conversation and its picture."""
@@ -128,18 +134,24 @@ class RegionChat:
     ) -> str | Iterator[str]:
         """The answer to a question; with `stream`, an iterator over pieces of it as they come.
 
-        question: words, in which each `<region>` stands for the next of the regions that come with it; a question with
-        regions but no `<region>` is asked of all of them. Earlier regions are spoken of as region1, region2, ….
+        question: words, in which each `<region>` stands for the next of the regions that come with it, and `<regionN>` for
+        region N of the conversation; a question with regions but no marker is asked of all of them. Earlier regions are
+        spoken of as region1, region2, ….
         image: the picture; needed in the first question with a region, and beginning anew when it is another.
         boxes, points, point_labels, masks: as for `TapRegionTokenizer.encode`, in pixels of the picture.
         generate_options: of transformers' `generate` (do_sample, num_beams, …); greedy by default.
 
         Nothing is remembered of a question that was refused or whose answer broke off.
         """
-        if image is not None and image is not self.image:
+        new = deepcopy(prompts_by_region(boxes, points, point_labels, masks))  # what is remembered is as it was asked
+        if generate_options.get("num_return_sequences", 1) != 1:
+            raise ValueError(
+                "num_return_sequences asks for several answers, expected one: ask again, with do_sample=True."
+            )
+        opened = None if image is None else open_picture(image).copy()
+        if opened is not None and (self.image is None or not np.array_equal(opened, self.image)):
             self.reset()
-        picture = image if image is not None else self.image
-        new = prompts_by_region(boxes, points, point_labels, masks)
+        picture = opened if self.image is None else self.image
         if new and picture is None:
             raise ValueError("Got regions but no picture: give image=… with the first question.")
         shown = picture if self.image is None else None  # a picture is shown in the first turn that has it
@@ -147,12 +159,20 @@ class RegionChat:
         inputs = self.processor.apply_chat_template(
             [*self.messages, turn], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         ).to(self.model.device)
-        options = {"do_sample": False, "max_new_tokens": max_new_tokens, **generate_options}
-        check_context(self.model.config, inputs["input_ids"].shape[1], options["max_new_tokens"])
-        pieces = self._stream(inputs, options)
-        if stream:
-            return self._remembering(pieces, picture, turn, new)
-        return "".join(self._remembering(pieces, picture, turn, new)).strip()
+        options = {"do_sample": False, **generate_options}
+        if "max_length" not in options:
+            options["max_new_tokens"] = max_new_tokens
+        if "stop_strings" in options:
+            options.setdefault("tokenizer", self.processor.tokenizer)
+        check_context(self.model.config, inputs["input_ids"].shape[1], options.get("max_new_tokens", 1))
+        pieces = self._stream(inputs, options) if stream else self._answer(inputs, options)
+        remembering = self._remembering(_trimmed(pieces), picture, turn, new, self.messages)
+        return remembering if stream else "".join(remembering)
+
+    def _answer(self, inputs: Any, options: dict[str, Any]) -> Iterator[str]:
+        """The answer in one piece."""
+        ids = self.model.generate(**inputs, **options)
+        yield self.processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     def _stream(self, inputs: Any, options: dict[str, Any]) -> Iterator[str]:
         """Pieces of the answer, generated in a thread of its own; an error there is raised here."""
@@ -174,16 +194,19 @@ class RegionChat:
             raise failure[0]
 
     def _remembering(
-        self, pieces: Iterator[str], picture: Any, turn: dict[str, Any], new: list[dict[str, Any]]
+        self, pieces: Iterator[str], picture: Any, turn: dict[str, Any], new: list[dict[str, Any]], before: list[Any]
     ) -> Iterator[str]:
-        """Pass pieces on; when the last has come, the turn belongs to the conversation."""
+        """Pass pieces on; when the last has come, the turn belongs to the conversation, if that is still what was `before`."""
         answer = ""
         for piece in pieces:
             answer += piece
             yield piece
+        if self.messages is not before:
+            logger.warning("The conversation went on while an answer was streaming: that answer is not remembered.")
+            return
         self.image = picture
-        self._regions += new
-        self.messages += [turn, {"role": "assistant", "content": answer.strip()}]
+        self._regions = [*self._regions, *new]
+        self.messages = [*self.messages, turn, {"role": "assistant", "content": answer}]
 
     # --- what TAP itself says -----------------------------------------------------------------------------------------
 
@@ -207,9 +230,42 @@ def bundled_or_given(source: str | Path) -> str:
     return str(folder) if folder.is_dir() and not Path(source).is_dir() else str(source)
 
 
-def _as_words(content: Any, number: Iterator[int]) -> str:
-    """Content without its picture, regions by their names; `number` counts them."""
+def _check_source(path: str, mode: str) -> None:
+    """Refuse a folder that cannot hold what a mode needs, before anything is loaded or looked for on the Hub."""
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
+            raise ValueError(f"Found no folder at {path}: give a folder, a Hub repository, or region-chat-tiny.")
+        return
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"{path} holds no config.json: give the folder of a saved model.")
+    kind = json.loads(config.read_text()).get("model_type")
+    if kind == TapConfig.model_type:
+        raise ValueError(f"{path} is a region tokenizer, not a language model: give it as region_tokenizer=….")
+    if mode == "tokens" and kind != RegionBridgeConfig.model_type:
+        raise ValueError(
+            f'{path} is a language model ({kind}), not a bridge: use mode="described", or train a bridge on it.'
+        )
+    if mode == "described" and kind == RegionBridgeConfig.model_type:
+        raise ValueError(f'{path} is a bridge, which reads region tokens: leave mode="described" out.')
+
+
+def _trimmed(pieces: Iterator[str]) -> Iterator[str]:
+    """Pieces of text without white space at the beginning and the end of the whole, and none that is empty."""
+    waiting, begun = "", False
+    for piece in pieces:
+        text = waiting + piece if begun else (waiting + piece).lstrip()
+        kept = text.rstrip()
+        waiting = text[len(kept) :]
+        if kept:
+            begun = True
+            yield kept
+
+
+def _as_words(content: Any) -> str:
+    """Content without its picture, regions by their names."""
     if isinstance(content, str):
         return content
-    words = [f"region{next(number)}" if item["type"] == "region" else item.get("text", "") for item in content]
+    words = [item["name"] if item["type"] == "region" else item.get("text", "") for item in content]
     return re.sub(r" (?=[.,;:!?])", "", " ".join(word for word in words if word))

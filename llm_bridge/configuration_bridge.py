@@ -38,6 +38,8 @@ class RegionBridgeConfig(PreTrainedConfig):
     """Which region tokenizer's weights the projector was trained on."""
     concept_space: str | None = None
     """Digest of the region tokenizer's concept bank, for the record."""
+    language_model_signature: Any = None
+    """A few sums over the language model's input embeddings, by which an adapter folder knows its language model."""
     accept_any_tokenizer: bool = False
     """Do not refuse tokens of a region tokenizer with another fingerprint."""
 
@@ -63,8 +65,14 @@ class RegionBridgeConfig(PreTrainedConfig):
             self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
         elif self.text_config is None:
             self.text_config = AutoConfig.for_model("llama")
-        if self.image_grid < 0:
-            raise ValueError(f"image_grid is {self.image_grid}, expected 0 (no picture context) or points per side.")
+        if not 0 <= self.image_grid <= 64:
+            raise ValueError(
+                f"image_grid is {self.image_grid}, expected 0 (no picture context) or points per side, at most 64."
+            )
+        for name in ("projector_hidden_size", "position_frequencies"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1.")
         super().__post_init__(**kwargs)
         # peft reads this from the top level when it merges adapters of a language model with tied embeddings
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
@@ -92,6 +100,6 @@ def region_token_id(text_tokenizer: PreTrainedTokenizerBase) -> int:
     return int(text_tokenizer.convert_tokens_to_ids(REGION_TOKEN))
 
 
-def fingerprint_number(fingerprint: str) -> int:
-    """A fingerprint (hex digits) as a number that fits a signed 64-bit tensor."""
-    return int(fingerprint[:15], 16)
+def fingerprint_number(fingerprint: str, experts: str) -> int:
+    """A region tokenizer's fingerprint (hex digits) and what a region gives, as a number for a signed 64-bit tensor."""
+    return 2 * int(fingerprint[:15], 16) + (experts == "all")

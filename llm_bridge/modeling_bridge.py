@@ -70,7 +70,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         cls,
         language_model: str | PreTrainedModel,
         *,
-        region_tokenizer: TapRegionTokenizer,
+        region_tokenizer: TapRegionTokenizer | str,
         text_tokenizer: PreTrainedTokenizerBase | None = None,
         dtype: torch.dtype | str | None = None,
         **options: Any,
@@ -78,6 +78,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """A bridge with a fresh projector from a causal language model and a region tokenizer.
 
         language_model: a Hub name, a folder, or a loaded model, which is used as it is and not copied.
+        region_tokenizer: the region tokenizer, or where to load it from.
         text_tokenizer: its tokenizer; default: the one saved under the language model's name.
         options: fields of `RegionBridgeConfig` (experts, use_position, image_grid, …), or, for a language model that is
         loaded here, arguments of its `from_pretrained` (quantization_config, device_map, …).
@@ -100,6 +101,9 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if name is None:
                 raise ValueError("The language model has no name to find its tokenizer by: give text_tokenizer=….")
             text_tokenizer = AutoTokenizer.from_pretrained(name)
+        if isinstance(region_tokenizer, str):
+            region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer)
+        _check_language_model(language_model, text_tokenizer)
         sizes = region_tokenizer.model.config
         attention = language_model.config._attn_implementation
         config = RegionBridgeConfig(
@@ -349,9 +353,19 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"Region features have width {region_features.shape[-1]}, this bridge reads {self.config.feature_size}: they "
                 "were made for another region tokenizer."
             )
+        if not torch.isfinite(region_features).all():
+            raise ValueError(
+                "Region features hold NaN or infinity: check the picture, and the dtype of the region tokenizer."
+            )
         if region_source is None or self.config.fingerprint is None or self.config.accept_any_tokenizer:
             return
-        strangers = (region_source != fingerprint_number(self.config.fingerprint)).nonzero().flatten().tolist()
+        own = fingerprint_number(self.config.fingerprint, self.config.experts)
+        strangers = (region_source != own).nonzero().flatten().tolist()
+        if strangers and int(region_source[strangers[0]]) // 2 == own // 2:
+            raise ValueError(
+                f"Sample {strangers[0]} has features of a processor with other experts than {self.config.experts!r}, which "
+                "this bridge reads: build the processor with RegionBridgeProcessor.for_bridge."
+            )
         if strangers:
             raise ValueError(
                 f"Sample {strangers[0]} has region tokens of another tokenizer than {self.config.fingerprint}, which this "
@@ -399,6 +413,21 @@ def _check_counts(positions: Tensor, region_mask: Tensor) -> None:
         raise ValueError(
             f"Sample {row} has {int(found[row])} {REGION_TOKEN} placeholders but {int(given[row])} region features: give "
             "one region per <region> in its text, in order, and do not cut the text."
+        )
+
+
+def _check_language_model(language_model: PreTrainedModel, text_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse what is no causal language model, and a text tokenizer that is not its own."""
+    name = type(language_model).__name__
+    if isinstance(language_model, RegionBridgeForConditionalGeneration):
+        raise ValueError("The language model is a bridge already: give bridge.language_model, or load the bridge.")
+    if language_model.config.is_encoder_decoder or not language_model.can_generate():
+        raise ValueError(f"{name} is no causal language model: give one that AutoModelForCausalLM loads.")
+    rows = language_model.get_input_embeddings().weight.shape[0]
+    if text_tokenizer.vocab_size > rows:
+        raise ValueError(
+            f"The text tokenizer has {text_tokenizer.vocab_size} tokens, {name} embeds {rows}: give the tokenizer that belongs "
+            "to the language model."
         )
 
 

@@ -6,18 +6,26 @@
     pipe = pipeline("region-text-generation", model=bridge, processor=processor)
     pipe("picture.png", text="What is <region> doing?", boxes=[[40, 60, 310, 420]])
 
+The model may be a folder or Hub repository as well: processor or region tokenizer are then loaded from there. Pictures may
+be one or a list, with their prompts beside them, or dictionaries that hold both, one, a list, or an iterator of them:
+
+    for answer in pipe({"image": path, "text": "What is <region>?", "boxes": boxes} for path, boxes in mine): …
+
 A bridge also runs in transformers' own `image-text-to-text`. Knows the pipelines' steps; all else is the processors'.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
-from transformers import AutoModel, Pipeline
+from transformers import AutoModel, AutoModelForImageTextToText, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from tap_tokenizer import TapModel, TapRegionTokenizer
 
+from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .processing_bridge import RegionBridgeProcessor, as_batch
 from .region_prompt import prompts_by_region, user_content
 
@@ -37,12 +45,19 @@ class _RegionPipeline(Pipeline):
     def __init__(
         self,
         model: Any,
-        processor: RegionBridgeProcessor | None = None,
+        processor: RegionBridgeProcessor | str | None = None,
         region_tokenizer: TapRegionTokenizer | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, **kwargs)
+        name = self.model.config.name_or_path
+        if processor is None and name and isinstance(self.model, RegionBridgeForConditionalGeneration):
+            processor = name
+        if isinstance(processor, str):
+            processor = RegionBridgeProcessor.from_pretrained(processor, region_tokenizer=region_tokenizer)
         self.processor = processor
+        if processor is not None:
+            processor.check_bridge(self.model.config)
         self.region_tokenizer = self._find_region_tokenizer(region_tokenizer)
 
     def _find_region_tokenizer(self, given: TapRegionTokenizer | str | None) -> TapRegionTokenizer:
@@ -51,6 +66,8 @@ class _RegionPipeline(Pipeline):
             given = TapRegionTokenizer.from_pretrained(given, device=self.device)
         if given is None and self.processor is not None:
             given = self.processor.region_tokenizer
+        if given is None and isinstance(self.model, TapModel) and self.model.config.name_or_path:
+            given = TapRegionTokenizer.from_pretrained(self.model.config.name_or_path, device=self.device)
         if given is None and isinstance(self.model, TapModel):
             given = TapRegionTokenizer(self.model)
         if given is None:
@@ -63,12 +80,19 @@ class _RegionPipeline(Pipeline):
         """One picture with its prompts, or a list of pictures with a list of prompts for each.
 
         boxes, points, point_labels, masks: as for `TapRegionTokenizer.encode`. batch_size: pictures at once.
+        images may also be a dictionary of all these, a list of such, or an iterator, which gives an iterator of results.
         """
+        if isinstance(images, Iterator):
+            return self._stream(images, batch_size, kwargs)
+        if isinstance(images, dict) or (isinstance(images, (list, tuple)) and images and isinstance(images[0], dict)):
+            return self._of_dictionaries(images, batch_size, kwargs)
         columns = {name: kwargs.pop(name) for name in (*_PROMPTS, "text") if kwargs.get(name) is not None}
         is_list = isinstance(images, (list, tuple))
         pictures = list(images) if is_list else [images]
         if not is_list:
             columns = {name: [value] for name, value in columns.items()}
+        if not is_list and isinstance(columns.get("text", [""])[0], (list, tuple)):
+            raise ValueError("Got one image and a list of texts: give a list of images, one for each text.")
         for name, value in columns.items():
             if isinstance(value, (list, tuple)) and len(value) != len(pictures):
                 raise ValueError(f"Got {len(pictures)} images and {name} for {len(value)}: give one entry per image.")
@@ -76,16 +100,40 @@ class _RegionPipeline(Pipeline):
             {"image": image, **{name: v if isinstance(v, str) else v[i] for name, v in columns.items()}}
             for i, image in enumerate(pictures)
         ]
+        return self._run(items, batch_size, kwargs) if is_list else self._run(items, batch_size, kwargs)[0]
+
+    def _of_dictionaries(self, items: Any, batch_size: int, kwargs: dict[str, Any]) -> Any:
+        is_one = isinstance(items, dict)
+        items = [items] if is_one else list(items)
+        for number, item in enumerate(items):
+            unknown = set(item) - {"image", "text", *_PROMPTS} if isinstance(item, dict) else {type(item).__name__}
+            if unknown or "image" not in item:
+                wrong = ", ".join(sorted(unknown)) or "no image"
+                raise ValueError(f"Input {number} has {wrong}, expected image, text, {', '.join(_PROMPTS)}.")
+        if named := [name for name in ("text", *_PROMPTS) if kwargs.get(name) is not None]:
+            items = [{**{name: kwargs[name] for name in named}, **item} for item in items]
+            kwargs = {key: value for key, value in kwargs.items() if key not in named}
+        results = self._run(items, batch_size, kwargs)
+        return results[0] if is_one else results
+
+    def _stream(self, items: Iterator[Any], batch_size: int, kwargs: dict[str, Any]) -> Iterator[Any]:
+        while batch := list(islice(items, batch_size)):
+            yield from self._of_dictionaries(batch, batch_size, kwargs)
+
+    def _run(self, items: list[dict[str, Any]], batch_size: int, kwargs: dict[str, Any]) -> list[Any]:
+        """Results of items, some at once."""
         preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
         results: list[Any] = []
         for start in range(0, len(items), batch_size):
             inputs = self.preprocess(items[start : start + batch_size], **preprocess)
             results += self.postprocess(self.forward(inputs, **forward), **postprocess)
-        return results if is_list else results[0]
+        return results
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         post = {"top_k": kwargs.pop("top_k")} if "top_k" in kwargs else {}
         generate = {**kwargs.pop("generate_kwargs", {}), **kwargs}
+        if generate.get("num_return_sequences", 1) != 1:
+            raise ValueError("num_return_sequences asks for several answers, expected one for each text.")
         return {}, {"generate": generate} if generate else {}, post
 
     def _chat(self, conversations: list[list[dict[str, Any]]]) -> Any:
@@ -116,6 +164,8 @@ class RegionCaptioningPipeline(_RegionPipeline):
 
     def preprocess(self, inputs: list[dict[str, Any]], **_: Any) -> dict[str, Any]:
         prompts = [prompts_by_region(*(item.get(name) for name in _PROMPTS)) for item in inputs]
+        if not any(prompts):
+            raise ValueError("Got no regions: give boxes, points or masks with the pictures.")
         regions = self.region_tokenizer.encode([item["image"] for item in inputs], **as_batch(prompts))
         if isinstance(self.model, TapModel):
             return {"regions": regions}
@@ -174,4 +224,6 @@ def register_pipelines() -> None:
         ("region-captioning", RegionCaptioningPipeline),
         ("region-text-generation", RegionTextGenerationPipeline),
     ):
-        PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline_class, pt_model=AutoModel, type="multimodal")
+        PIPELINE_REGISTRY.register_pipeline(
+            task, pipeline_class=pipeline_class, pt_model=(AutoModel, AutoModelForImageTextToText), type="multimodal"
+        )

@@ -184,6 +184,8 @@ class RegionBridgeProcessor(ProcessorMixin):
             texts, samples = [text], [_as_sample(images, prompts, "The text")]
         else:
             texts = list(text)
+            if not texts:
+                raise ValueError("Got no texts: give at least one.")
             samples = _as_samples(len(texts), images, prompts)
         expanded, orders = [], []
         for i, (words, sample) in enumerate(zip(texts, samples)):
@@ -354,6 +356,8 @@ class RegionBridgeProcessor(ProcessorMixin):
             return_token_type_ids=False,
             **options,
         )
+        if not encoded["input_ids"].shape[1]:
+            raise ValueError("The text is empty, and so is what the tokenizer makes of it: give at least a word.")
         offsets = encoded.pop("offset_mapping", None)
         data: dict[str, Tensor] = dict(encoded)
         if spans is not None:
@@ -372,7 +376,7 @@ class RegionBridgeProcessor(ProcessorMixin):
             if rows is not None:
                 features[i, : len(rows)] = rows
                 mask[i, : len(rows)] = 1
-        source = torch.full((len(feature_rows),), fingerprint_number(tokenizer.fingerprint))
+        source = torch.full((len(feature_rows),), fingerprint_number(tokenizer.fingerprint, self.experts))
         return {"region_features": features, "region_mask": mask, "region_source": source}
 
     def _feature_rows(self, samples: list[Sample], orders: list[list[tuple[str, int]]]) -> list[Tensor | None]:
@@ -397,7 +401,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         pictures: dict[str, Any] = {}
         keys: list[list[str]] = []
         for sample in samples:
-            opened = [_open(image) for image in sample.images]
+            opened = [open_picture(image) for image in sample.images]
             keys.append([_content_key(picture) for picture in opened])
             pictures.update(zip(keys[-1], opened))
         features = self._cache.features(tokenizer, pictures)
@@ -451,10 +455,13 @@ class RegionBridgeProcessor(ProcessorMixin):
     def to_dict(self) -> dict[str, Any]:
         return {
             "processor_class": type(self).__name__,
-            "experts": self.experts,
-            "image_grid": self.image_grid,
+            **self._saved_options(),
             "region_tokenizer": self._region_tokenizer_entry(),
         }
+
+    def _saved_options(self) -> dict[str, Any]:
+        """Arguments that a loaded processor is made with, beside its two tokenizers."""
+        return {"experts": self.experts, "image_grid": self.image_grid}
 
     def _region_tokenizer_entry(self) -> dict[str, str] | None:
         if self.region_tokenizer is None:
@@ -506,7 +513,11 @@ class RegionBridgeProcessor(ProcessorMixin):
         elif region_tokenizer is None and entry is not None:
             region_tokenizer = _load_region_tokenizer(str(pretrained_model_name_or_path), entry, hub, device)
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
-        return cls(tokenizer, region_tokenizer, experts=values["experts"], image_grid=values["image_grid"])
+        made_by = values.get("processor_class", cls.__name__)
+        if made_by != cls.__name__:
+            raise ValueError(f"{pretrained_model_name_or_path} was saved by {made_by}: load it with that class.")
+        options = {key: value for key, value in values.items() if key not in ("processor_class", "region_tokenizer")}
+        return cls(tokenizer, region_tokenizer, **options)
 
 
 def _load_region_tokenizer(
@@ -610,7 +621,7 @@ def as_batch(prompts: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
     return lists or {"boxes": [[] for _ in prompts]}
 
 
-def _open(image: Any) -> np.ndarray:
+def open_picture(image: Any) -> np.ndarray:
     """A picture as RGB bytes; addresses and base64 text, which transformers' pipelines pass on, are fetched first."""
     if isinstance(image, str) and (image.startswith(("http://", "https://", "data:image/"))):
         image = load_image(image)

@@ -31,6 +31,9 @@ class DescribedRegionProcessor(RegionBridgeProcessor):
         super().__init__(tokenizer, region_tokenizer, chat_template)
         self.concepts = concepts
 
+    def _saved_options(self) -> dict[str, Any]:
+        return {"concepts": self.concepts}
+
     @staticmethod
     def _placeholder(tokenizer: PreTrainedTokenizerBase) -> int:
         return -1

@@ -91,10 +91,17 @@ class ChatPrompts:
 
     messages: list[dict[str, Any]]
     images: list[Any] = field(default_factory=list)
-    regions: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    numbered: dict[int, tuple[int, dict[str, Any]]] = field(default_factory=dict)
+    """Each region's picture and prompt, by its number from 1."""
+
+    @property
+    def regions(self) -> list[tuple[int, dict[str, Any]]]:
+        """Each region's picture and prompt, in the order of their numbers."""
+        return [self.numbered[number] for number in sorted(self.numbered)]
 
 
 _REGION_KEYS = ("box", "points", "point_labels", "mask")
+_ITEM_KEYS = {"type", "name", "image", *_REGION_KEYS}
 
 
 def flatten_chat(messages: Sequence[dict[str, Any]], sample: str) -> ChatPrompts:
@@ -102,7 +109,8 @@ def flatten_chat(messages: Sequence[dict[str, Any]], sample: str) -> ChatPrompts
 
     Items: {"type": "text", "text": …}; {"type": "image", "image" | "url" | "path": …}; {"type": "region", "box" | "points"
     (with "point_labels" if not all are on the region) | "mask": …}, which belongs to the last image before it, or to image
-    number "image". A region item without a prompt but with a "name" ("region1") is spoken of again.
+    number "image". A region item with a "name" ("region2") is that region; without a prompt, it is spoken of again.
+    Others are numbered as they come.
     """
     chat = ChatPrompts([])
     for message in messages:
@@ -123,6 +131,9 @@ def flatten_chat(messages: Sequence[dict[str, Any]], sample: str) -> ChatPrompts
             else:
                 raise ValueError(f"{sample}: content item of type {kind!r}, expected text, image or region.")
         chat.messages.append({**message, "content": _join(parts)})
+    if sorted(chat.numbered) != list(range(1, len(chat.numbered) + 1)):
+        found = ", ".join(f"region{number}" for number in sorted(chat.numbered))
+        raise ValueError(f"{sample}: regions are {found}: number them from 1 without gaps.")
     return chat
 
 
@@ -135,16 +146,21 @@ def _picture(item: dict[str, Any], sample: str) -> Any:
 
 def _region_marker(item: dict[str, Any], chat: ChatPrompts, sample: str) -> str:
     prompt = {key: item[key] for key in _REGION_KEYS if item.get(key) is not None}
+    if unknown := sorted(set(item) - _ITEM_KEYS):
+        raise ValueError(f"{sample}: region item with {', '.join(unknown)}, expected {', '.join(sorted(_ITEM_KEYS))}.")
+    name = re.fullmatch(r"region([1-9]\d*)", item.get("name") or "")
     if not prompt:
-        name = item.get("name", "")
-        if re.fullmatch(r"region\d+", name):
-            return f"<{name}>"
+        if name:
+            return f"<{name[0]}>"
         raise ValueError(f"{sample}: region item without a prompt, expected 'box', 'points' or 'mask'.")
     image = item.get("image", len(chat.images) - 1)
     if not isinstance(image, int) or not 0 <= image < len(chat.images):
         raise ValueError(f"{sample}: region item for image {image}, but {len(chat.images)} images came before it.")
-    chat.regions.append((image, with_labels(prompt)))
-    return f"<region{len(chat.regions)}>"
+    number = int(name[1]) if name else max(chat.numbered, default=0) + 1
+    if number in chat.numbered:
+        raise ValueError(f"{sample}: region{number} has a prompt twice: give it once, and name it afterwards.")
+    chat.numbered[number] = (image, with_labels(prompt))
+    return f"<region{number}>"
 
 
 def with_labels(prompt: dict[str, Any]) -> dict[str, Any]:
@@ -167,15 +183,51 @@ def prompt_columns(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def prompts_by_region(boxes: Any, points: Any, point_labels: Any, masks: Any) -> list[dict[str, Any]]:
     """Prompts by kind, as `TapRegionTokenizer.encode` takes them for one picture, → one prompt per region."""
     given = {"box": boxes, "points": points, "point_labels": point_labels, "mask": masks}
+    for value, (name, nesting) in zip(given.values(), _NESTING.items()):
+        if value is not None:
+            _check_nesting(name, value, nesting)
     lists = {key: value for key, value in given.items() if value is not None}
     counts = {key: len(value) for key, value in lists.items()}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{n} × {key}" for key, n in counts.items())
-        raise ValueError(f"Got {found}: give the same number of each, None where a region lacks one.")
+        raise ValueError(
+            f"Got {found}: prompts at one place of these lists are of one region; give the same number of each, None where a "
+            "region lacks one."
+        )
     return [
         with_labels({key: value[i] for key, value in lists.items() if value[i] is not None})
         for i in range(next(iter(counts.values()), 0))
     ]
+
+
+_NESTING = {"boxes": (2, "[[x1, y1, x2, y2]]"), "points": (3, "[[[x, y]]]"), "point_labels": (2, "[[1]]"),
+            "masks": (3, "[mask]")}  # fmt: skip
+"""How deep the lists of each kind go for one picture, and what one region looks like."""
+
+
+def _check_nesting(name: str, value: Any, nesting: tuple[int, str]) -> None:
+    """Refuse one region where a list of regions is expected."""
+    depth, example = nesting
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
+        raise ValueError(
+            f"{name} is a {type(value).__name__}, expected a list with an entry for each region: {example}."
+        )
+    first = next((entry for entry in value if entry is not None), None)
+    found = 1
+    while first is not None and not isinstance(first, (str, int, float)) and found < depth:
+        shape = getattr(first, "shape", None)
+        if shape is not None:
+            found += len(shape)
+            break
+        if getattr(first, "size", None) is not None and not hasattr(first, "__len__"):  # a PIL mask is two-dimensional
+            found += 2
+            break
+        found += 1
+        first = first[0] if hasattr(first, "__len__") and len(first) else None
+        if first is None:
+            return
+    if first is not None and found < depth:
+        raise ValueError(f"{name} is one region's, expected a list with an entry for each region: {example}.")
 
 
 def user_content(
@@ -183,26 +235,50 @@ def user_content(
 ) -> list[dict[str, Any]]:
     """A question as content items: the picture if it is new, words, and regions where their markers stand.
 
-    A question with regions but no marker for them is asked of all of them, which then come first. `known` regions were
-    shown in earlier turns; markers of those stay words.
+    `known` regions were shown in earlier turns; the prompts are those of the next ones. `<region>` is the next region that
+    has not been shown, `<regionN>` is region N, shown at its first mention and named afterwards. A question with regions but
+    no marker is asked of all of them, which then come first.
     """
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"The question is {question!r}, expected words, with <region> for every region.")
+    if "<image>" in question:
+        raise ValueError("The question holds <image>: leave it out, the picture is shown by itself.")
     content: list[dict[str, Any]] = [] if image is None else [{"type": "image", "image": image}]
-    waiting = list(prompts)
-    asked = [m for m in MARKER.finditer(question) if m[0] == "<region>" or (m[2] and int(m[2]) > known)]
-    if not asked:
-        content += [{"type": "region", **prompt} for prompt in waiting]
-    elif len(asked) != len(waiting):
+    last = known + len(prompts)
+    names = {number: f"region{number}" for number in range(known + 1, last + 1)}
+    markers = list(MARKER.finditer(question))
+    shown: list[int] = []
+    if not markers:
+        content += [{"type": "region", "name": names[n], **prompts[n - known - 1]} for n in names]
+        shown = list(names)
+    position = 0
+    text = ""
+    for match in markers:
+        number = int(match[2]) if match[2] else max([known, *shown]) + 1
+        if not match[2] and number > last:
+            shown.append(number)  # one marker too many, counted below
+            continue
+        if not 1 <= number <= last:
+            there = f"regions 1 to {last}" if last else "no regions"
+            raise ValueError(
+                f"Found {match[0]}, but there are {there}: give its box, points or mask, or correct the number."
+            )
+        text += question[position : match.start()]
+        position = match.end()
+        if number in shown or number <= known:
+            text += f"region{number}"
+            continue
+        shown.append(number)
+        if text.strip():
+            content.append({"type": "text", "text": text.strip()})
+        text = ""
+        content.append({"type": "region", "name": names[number], **prompts[number - known - 1]})
+    if len(shown) != len(prompts):
         raise ValueError(
-            f"Found {len(asked)} <region> placeholders but {len(waiting)} regions: give one box, points or mask per "
+            f"Found {len(shown)} <region> placeholders but {len(prompts)} regions: give one box, points or mask per "
             "<region>, in order."
         )
-    position = 0
-    for match in asked:
-        if text := question[position : match.start()].strip():
-            content.append({"type": "text", "text": text})
-        content.append({"type": "region", **waiting.pop(0)})
-        position = match.end()
-    if text := question[position:].strip():
+    if text := (text + question[position:]).strip():
         content.append({"type": "text", "text": text})
     return content
 

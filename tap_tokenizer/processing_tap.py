@@ -244,6 +244,12 @@ def _mask_prompt(value: Any, size: tuple[int, int], place: str) -> Prompt:
         raise ValueError(f"{place}: mask has shape {mask.shape}, expected the picture's (height, width) {size}.")
     if mask.dtype.kind == "f" and np.isnan(mask).any():
         raise ValueError(f"{place}: mask holds NaN, expected booleans.")
+    if mask.dtype.kind == "f" and not np.isin(mask, (0.0, 1.0, 255.0)).all():
+        raise ValueError(
+            f"{place}: mask holds numbers other than 0 and 1, expected booleans: threshold it first, mask > 0."
+        )
+    if mask.dtype.kind == "i" and (mask < 0).any():
+        raise ValueError(f"{place}: mask holds numbers below 0, expected booleans.")
     mask = mask.astype(bool)
     if not mask.any():
         raise ValueError(f"{place}: mask is empty, expected at least one pixel.")

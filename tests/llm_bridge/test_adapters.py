@@ -229,6 +229,14 @@ def test_adapters_for_another_language_model_are_refused(
         RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a", language_model=language_model("opt"))
     with pytest.raises(ValueError, match=message):
         load_adapter(make_bridge("opt")[0], tmp_path / "a", "x")
+    stranger = language_model()
+    with torch.no_grad():
+        stranger.get_input_embeddings().weight.copy_(torch.randn_like(stranger.get_input_embeddings().weight))
+    with pytest.raises(ValueError, match="this one has other weights"):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a", language_model=stranger)
+    half = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a", dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="There is an adapter 'default' already"):
+        load_adapter(half, tmp_path / "a", "default")
     (tmp_path / "lm").rename(tmp_path / "elsewhere")
     with pytest.raises(OSError, match=r"could not be loaded: .* give language_model=…"):
         RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")
@@ -246,6 +254,12 @@ def test_a_language_model_without_a_name_has_no_reference(make_bridge: Callable[
         add_lora(bridge, r=2).save_pretrained(tmp_path / "a")
     with pytest.raises(ValueError, match="no adapter to train: call add_lora first"):
         set_trainable(make_bridge()[0], "lora")
+    with pytest.raises(ValueError, match="expected one of projector, lora, full"):
+        set_trainable(make_bridge()[0], "everything")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected r and alpha above 0"):
+        add_lora(make_bridge()[0], r=2, alpha=0)
+    with pytest.raises(ValueError, match="no folder"):
+        load_adapter(make_bridge()[0], tmp_path / "none", "x")
 
 
 @pytest.mark.slow

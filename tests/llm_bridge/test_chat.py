@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from llm_bridge import (
     RegionBridgeProcessor,
     RegionChat,
 )
+from llm_bridge.chat import _trimmed
 from tap_tokenizer import TapRegionTokenizer
 
 Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
@@ -115,6 +117,7 @@ def test_baseline_is_taps_own_words(chat: RegionChat, tiny_tokenizer: TapRegionT
 def test_points_and_pictures_of_every_form(chat: RegionChat, picture: Image.Image, tmp_path: Path) -> None:
     picture.save(tmp_path / "p.png")
     by_path = chat.ask("<region> ?", image=tmp_path / "p.png", points=[[[30, 20]]], **SHORT)
+    chat.reset()
     by_pil = chat.ask("<region> ?", image=picture, points=[[[30, 20]]], point_labels=[[1]], **SHORT)
     assert by_path == by_pil
 
@@ -128,6 +131,104 @@ def test_loading(make_bridge: Callable[..., Pair], picture: Image.Image, tmp_pat
     half = RegionChat.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.model.dtype == torch.bfloat16
     assert isinstance(half.ask(**question), str)
+
+
+def placeholders(chat: RegionChat) -> str:
+    return chat.processor.apply_chat_template(chat.messages)
+
+
+def test_numbered_markers_are_that_region(chat: RegionChat, picture: Image.Image) -> None:
+    chat.ask("is <region2> on <region1> or <region2> ?", image=picture, boxes=BOXES, **SHORT)
+    assert "is region2 <|region|> on region1 <|region|> or region2 ?" in placeholders(chat)
+    assert chat.regions().boxes.tolist() == BOXES
+    features = chat.processor.apply_chat_template(chat.messages, tokenize=True, return_dict=True)["region_features"][0]
+    one = chat.processor(text="<region>", images=picture, boxes=BOXES[1:])["region_features"][0, 0]
+    torch.testing.assert_close(features[0], one)  # the second box comes first
+    chat.ask("is <region3> left of <region1> ?", boxes=[[1, 1, 9, 9]], **SHORT)
+    assert chat.history[2] == ("user", "is region3 left of region1?")
+    for question, boxes, words in (
+        ("what is <region9> ?", BOXES[:1], "regions 1 to 4"),
+        ("what is <region0> ?", BOXES[:1], "regions 1 to 4"),
+        ("what is <region1> ?", BOXES[:1], "Found 0 <region> placeholders but 1 regions"),
+        ("<image> what ?", None, "<image>"),
+        (" ", None, "expected words"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            chat.ask(question, boxes=boxes, **SHORT)
+
+
+def test_beams_and_sampling(chat: RegionChat, picture: Image.Image) -> None:
+    for options in ({"num_beams": 2}, {"do_sample": True, "top_k": 3}, {"max_length": 60}):
+        assert isinstance(chat.ask("<region> ?", image=picture, boxes=BOXES[:1], **{**SHORT, **options}), str)
+        chat.reset()
+    with pytest.raises(ValueError, match="expected one"):
+        chat.ask("<region> ?", image=picture, boxes=BOXES[:1], do_sample=True, num_return_sequences=2)
+
+
+def test_stop_strings() -> None:
+    folder = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny"
+    chat = RegionChat.from_pretrained("region-chat-tiny")
+    question: dict[str, Any] = {"image": folder / "demo.png", "boxes": [[177, 392, 271, 470]]}
+    whole = chat.ask("Describe <region>.", **question)
+    chat.reset()
+    word = whole.split()[1]
+    assert chat.ask("Describe <region>.", **question, stop_strings=[word]) == whole[: whole.index(word) + len(word)]
+
+
+def test_the_past_stays_as_it_was(chat: RegionChat) -> None:
+    canvas, boxes = np.full((60, 90, 3), 120, dtype=np.uint8), np.array(BOXES[:1], dtype=float)
+    chat.ask("<region> ?", image=canvas, boxes=boxes, **SHORT)
+    before = chat.regions()
+    canvas[:], boxes[:] = 0, [[1, 1, 5, 5]]
+    after = chat.regions()
+    assert torch.equal(before.boxes, after.boxes)
+    assert torch.equal(before.semantic_tokens, after.semantic_tokens)
+    chat.ask("<region> ?", image=canvas, boxes=BOXES[:1], **SHORT)  # another picture now: a new conversation
+    assert len(chat.history) == 2
+    chat.ask("where is region1 ?", image=canvas.copy(), **SHORT)  # the same picture goes on
+    assert len(chat.history) == 4
+
+
+def test_streams_give_what_ask_gives(chat: RegionChat, picture: Image.Image, caplog: pytest.LogCaptureFixture) -> None:
+    assert list(_trimmed(iter(["", "  ", " a", " ", "b ", " "]))) == ["a", " b"]
+    pieces = chat.ask("<region> ?", image=picture, boxes=BOXES[:1], stream=True, **SHORT)
+    chat.ask("<region> ?", image=picture, boxes=BOXES[:1], **SHORT)
+    list(pieces)
+    assert len(chat.history) == 2
+    assert "not remembered" in caplog.text
+
+
+@pytest.mark.parametrize(("prompts", "words"), [
+    ({"boxes": [1, 2, 30, 40]}, r"boxes is one region's.*\[\[x1"),
+    ({"boxes": "1 2 3 4"}, "boxes is a str"),
+    ({"points": [[3, 4]]}, "points is one region's"),
+    ({"masks": np.ones((60, 90), bool)}, "masks is one region's"),
+    ({"masks": Image.new("1", (90, 60))}, "masks is a Image"),
+    ({"boxes": BOXES, "masks": [np.ones((60, 90), bool)]}, "are of one region"),
+])  # fmt: skip
+def test_one_region_is_no_list_of_regions(
+    chat: RegionChat, picture: Image.Image, prompts: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        chat.ask("<region> ?", image=picture, **prompts)
+
+
+def test_wrong_sources_are_named(make_bridge: Callable[..., Pair], tmp_path: Path) -> None:
+    bridge, processor = make_bridge()
+    bridge.save_pretrained(tmp_path / "bridge")
+    processor.save_pretrained(tmp_path / "bridge")
+    bridge.language_model.save_pretrained(tmp_path / "lm")
+    tap = Path(__file__).parents[2] / "tap_tokenizer" / "pretrained" / "tap-tiny"
+    (tmp_path / "empty").mkdir()
+    for source, mode, words in (
+        (tmp_path / "none", "tokens", "no folder"),
+        (tmp_path / "empty", "tokens", r"no config\.json"),
+        (tap, "tokens", "is a region tokenizer"),
+        (tmp_path / "lm", "tokens", "not a bridge"),
+        (tmp_path / "bridge", "described", "is a bridge"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            RegionChat.from_pretrained(source, mode=mode, region_tokenizer="tap-tiny")
 
 
 # --- described mode ---------------------------------------------------------------------------------------------------
@@ -206,3 +307,16 @@ def test_several_pictures_are_told_apart(
     assert "Picture 1 is 90 pixels wide" in text
     assert "Picture 2 is 40 pixels wide" in text
     assert "overlap" not in text
+
+
+def test_described_processors_load_again(
+    described: RegionChat, tiny_tokenizer: TapRegionTokenizer, tmp_path: Path
+) -> None:
+    described.processor.concepts = 2
+    described.processor.save_pretrained(tmp_path)
+    again = DescribedRegionProcessor.from_pretrained(tmp_path)
+    assert again.concepts == 2
+    assert again.region_tokenizer is not None
+    assert again.region_tokenizer.fingerprint == tiny_tokenizer.fingerprint
+    with pytest.raises(ValueError, match="saved by DescribedRegionProcessor"):
+        RegionBridgeProcessor.from_pretrained(tmp_path)

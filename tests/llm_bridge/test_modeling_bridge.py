@@ -307,6 +307,40 @@ def test_tokens_of_another_tokenizer_are_refused(
     stranger.check_bridge(bridge.config)
 
 
+def test_features_for_other_experts_are_refused(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
+    (routed, routed_processor), (every, every_processor) = make_bridge(), make_bridge(experts="all")
+    for bridge, processor in ((routed, every_processor), (every, routed_processor)):
+        with pytest.raises(ValueError, match="other experts"):
+            bridge.generate(**one(processor, picture))
+    inputs = one(routed_processor, picture)
+    inputs["region_features"][0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="hold NaN"):
+        routed(**inputs)
+
+
+def test_what_is_no_language_model_is_refused(
+    make_bridge: Callable[..., Pair], language_model: Callable[..., PreTrainedModel],
+    text_tokenizer: Callable[..., Any], tiny_tokenizer: TapRegionTokenizer,
+) -> None:  # fmt: skip
+    from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
+
+    bert = BertModel(BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=99, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=1))
+    for model, words in (
+        (bert, "BertModel is no causal language model"),
+        (t5, "T5ForConditionalGeneration is no causal language model"),
+        (make_bridge()[0], "is a bridge already"),
+        (language_model(vocab_size=9), "embeds 9"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            RegionBridgeForConditionalGeneration.from_language_model(
+                model, region_tokenizer=tiny_tokenizer, text_tokenizer=text_tokenizer()
+            )
+    for wrong in ({"image_grid": 1000}, {"position_frequencies": 0}, {"projector_hidden_size": 0}):
+        with pytest.raises(Exception, match=next(iter(wrong))):
+            make_bridge(**wrong)
+
+
 def test_features_of_another_width_are_refused(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
     bridge, processor = make_bridge()
     inputs = one(processor, picture)

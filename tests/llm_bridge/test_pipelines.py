@@ -31,7 +31,10 @@ def message(picture: Image.Image, box: list[int]) -> list[dict[str, Any]]:
 def test_image_text_to_text(make_bridge: Callable[..., Pair], picture: Image.Image, tmp_path: Path) -> None:
     bridge, processor = make_bridge()
     chat = RegionChat(bridge, processor)
-    want = [chat.ask("what is <region>", image=picture.copy(), boxes=[box], **SHORT) for box in BOXES]
+    want = []
+    for box in BOXES:
+        chat.reset()
+        want.append(chat.ask("what is <region>", image=picture, boxes=[box], **SHORT))
     bridge.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     for pipe in (
@@ -101,6 +104,33 @@ def test_described_regions_in_the_same_pipeline(
     assert pipe(picture, text="what is <region>", boxes=BOXES[:1], **SHORT)["generated_text"] == want
 
 
+def test_by_folder_alone(make_bridge: Callable[..., Pair], picture: Image.Image, tmp_path: Path) -> None:
+    bridge, processor = make_bridge()
+    bridge.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for task, more in (("region-captioning", {}), ("region-text-generation", {"text": "what is <region>"})):
+        want = pipeline(task, model=bridge, processor=processor)(picture, boxes=BOXES[:1], **more, **SHORT)
+        assert pipeline(task, model=str(tmp_path))(picture, boxes=BOXES[:1], **more, **SHORT) == want
+    tap = str(Path(__file__).parents[2] / "tap_tokenizer" / "pretrained" / "tap-tiny")
+    assert pipeline("region-captioning", model=tap)(picture, boxes=BOXES[:1])[0]["caption"]
+
+
+def test_dictionaries_and_iterators(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
+    bridge, processor = make_bridge()
+    pipe = pipeline("region-text-generation", model=bridge, processor=processor)
+    items = [{"image": picture, "text": "what is <region>", "boxes": [box]} for box in BOXES]
+    want = pipe([picture] * 2, text="what is <region>", boxes=[[box] for box in BOXES], **SHORT)
+    assert pipe(items, **SHORT) == want
+    assert pipe(items[0], **SHORT) == want[0]
+    assert list(pipe(iter(items), batch_size=1, **SHORT)) == want
+    assert (
+        pipe([{k: v for k, v in item.items() if k != "text"} for item in items], text="what is <region>", **SHORT)
+        == want
+    )
+    with pytest.raises(ValueError, match="Input 1 has box"):
+        pipe([items[0], {"image": picture, "box": BOXES[0]}])
+
+
 def test_bad_input_is_refused(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
     bridge, processor = make_bridge()
     pipe = pipeline("region-text-generation", model=bridge, processor=processor)
@@ -108,6 +138,14 @@ def test_bad_input_is_refused(make_bridge: Callable[..., Pair], picture: Image.I
         pipe([picture, picture], text="<region>", boxes=[BOXES[:1]])
     with pytest.raises(ValueError, match="Got no text"):
         pipe(picture, boxes=BOXES[:1])
+    with pytest.raises(ValueError, match="one image and a list of texts"):
+        pipe(picture, text=["<region>"] * 2, boxes=BOXES[:1])
+    with pytest.raises(ValueError, match="expected one for each text"):
+        pipe(picture, text="<region>", boxes=BOXES[:1], num_return_sequences=2)
+    captioning = pipeline("region-captioning", model=bridge, processor=processor)
+    for wrong in ({}, {"box": BOXES}):
+        with pytest.raises(ValueError, match="Got no regions"):
+            captioning(picture, **wrong)
     with pytest.raises(ValueError, match="needs a region tokenizer"):
         pipeline("region-captioning", model=bridge)
 
