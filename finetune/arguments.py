@@ -74,7 +74,7 @@ def _as_flags(recipe: dict[str, Any]) -> list[str]:
     """A recipe as command-line words, so that both are read and checked in one way."""
     words: list[str] = []
     for name, value in recipe.items():
-        if value is None:
+        if value is None or value == []:
             continue
         words.append(f"--{name}")
         words += [str(item) for item in value] if isinstance(value, list) else [str(value)]

@@ -24,7 +24,7 @@ def rate_share(step: int, steps: int, warmup_steps: int, decay_fraction: float) 
 
 
 class RunLog:
-    """`log.jsonl` of a run: one line of numbers after every few steps, written by the main process."""
+    """`log.jsonl` of a run, one line of numbers after every few steps, and what accelerate's trackers make of them."""
 
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
         self.path = folder / "log.jsonl"
@@ -36,6 +36,8 @@ class RunLog:
             line = {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+        numbers = {name: value for name, value in values.items() if name != "step"}
+        self.accelerator.log(numbers, step=int(values["step"]))  # trackers, if the run has any
 
     def read(self) -> list[dict[str, float]]:
         """All lines so far."""

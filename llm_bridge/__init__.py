@@ -5,7 +5,17 @@ Importing it registers the bridge with transformers' Auto classes.
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from .adapters import add_lora, count_parameters, load_adapter, merge_lora, remove_lora, set_trainable, use_adapter
+from .adapters import (
+    add_lora,
+    count_parameters,
+    find_adapter,
+    has_adapter,
+    load_adapter,
+    merge_lora,
+    remove_lora,
+    set_trainable,
+    use_adapter,
+)
 from .chat import RegionBaseline, RegionChat
 from .configuration_bridge import REGION_TOKEN, RegionBridgeConfig
 from .description import RegionDescription, describe_regions
@@ -36,7 +46,9 @@ __all__ = [
     "add_lora",
     "count_parameters",
     "describe_regions",
+    "find_adapter",
     "grid_points",
+    "has_adapter",
     "load_adapter",
     "merge_lora",
     "region_features",

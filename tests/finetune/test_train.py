@@ -8,42 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytest.importorskip("peft")
 
+from tiny_stage import make_cache as make
+
 import finetune.train as train
-from finetune import cache_regions, pretrain_lm
-from finetune.data.converting import convert
-from finetune.data.glyph_records import GlyphScenesSource
 from finetune.region_cache import RegionCache
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat
 
-LM = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-      "num_attention_heads": 2, "tie_word_embeddings": True}  # fmt: skip
-
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Any) -> Path:
-    """A folder with a language model, a region tokenizer, records and their cache."""
-    folder = tmp_path_factory.mktemp("stage")
-    (folder / "lm.json").write_text(json.dumps(LM))
-    pretrain_lm.main(["--output_dir", str(folder / "lm"), "--model_config", str(folder / "lm.json"), "--steps", "2",
-                      "--batch_size", "2", "--turns", "2", "--workers", "0", "--eval_texts", "2"])  # fmt: skip
-    for seed in (0, 1):
-        make_tokenizer(seed).save_pretrained(folder / f"tap{seed}")
-    convert(GlyphScenesSource(output=str(folder / "records.jsonl"), scenes=6, long_side=96, workers=1))
-    cache(folder, "tap0", "cache")
-    return folder
-
-
-def cache(folder: Path, tokenizer: str, output: str, *flags: str) -> None:
-    cache_regions.main(["--data", str(folder / "records.jsonl"), "--region_tokenizer", str(folder / tokenizer),
-                        "--output", str(folder / output), "--variants", "exact,jitter,points", "--shard_size", "2",
-                        "--workers", "0", "--image_grid", "2", *flags])  # fmt: skip
 
 
 def run(folder: Path, output: Path, mode: str, *flags: str, cache: str = "cache") -> list[dict[str, float]]:
@@ -101,24 +79,127 @@ def test_resumed_equals_uninterrupted(stage: Path, tmp_path: Path, monkeypatch: 
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-6, msg=name)
 
 
+def fresh(stage: Path) -> list[str]:
+    return ["--language_model", str(stage / "lm" / "model"), "--image_grid", "2", "--tracker", "none"]
+
+
+def held_out(stage: Path, every: int = 2) -> list[str]:
+    return ["--eval_data", str(stage / "records.jsonl"), "--eval_cache", str(stage / "cache"), "--eval_records", "4",
+            "--eval_steps", str(every)]  # fmt: skip
+
+
+def test_what_a_run_leaves_behind(stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = fresh(stage)[:4]  # with the default tracker
+    run(stage, tmp_path, "projector", *flags, *held_out(stage))
+    said = capsys.readouterr().out
+    assert "4 steps draw 8 of 6 records: 1.33 passes" in said
+    assert f"torch {torch.__version__}" in said
+    (line,) = (tmp_path / "environment.jsonl").read_text().splitlines()
+    assert json.loads(line)["torch"] == torch.__version__
+    assert Image.open(tmp_path / "loss.png").width > 500
+    assert list((tmp_path / "tensorboard").rglob("events*"))
+    assert (tmp_path / "arguments.yaml").is_file()
+    again = run(stage, tmp_path / "again", "projector", "--config", str(tmp_path / "arguments.yaml"))
+    assert [line["loss"] for line in again if "loss" in line] == [
+        line["loss"] for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()) if "loss" in line
+    ]
+
+
+def test_the_best_weights_are_kept(stage: Path, tmp_path: Path) -> None:
+    rates = ["--learning_rate", "0.3", "--decay_fraction", "0.01"]  # so high that it gets worse
+    lines = run(stage, tmp_path, "full", *fresh(stage), *held_out(stage, 1), *rates, "--load_best", "true")
+    values = [line["val_loss"] for line in lines if "val_loss" in line]
+    best = json.loads((tmp_path / "best" / "best.json").read_text())
+    assert best["value"] == pytest.approx(min(values), abs=1e-5)
+    assert best["step"] == 1 + values.index(min(values)) < 4
+    kept = load_file(tmp_path / "best" / "trained.safetensors")
+    model = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "model")
+    for name, value in kept.items():
+        assert torch.equal(model.get_parameter(name), value)
+
+
+def test_gradient_checkpointing_changes_memory_alone(stage: Path, tmp_path: Path) -> None:
+    plain = run(stage, tmp_path / "a", "lora", *fresh(stage))
+    thrifty = run(stage, tmp_path / "b", "lora", *fresh(stage), "--gradient_checkpointing", "true")
+    assert [line["loss"] for line in thrifty] == pytest.approx([line["loss"] for line in plain], abs=1e-5)
+
+
+def test_accumulated_batches_equal_a_large_one(stage: Path, tmp_path: Path) -> None:
+    large = run(stage, tmp_path / "a", "lora", *fresh(stage), "--batch_size", "4")
+    small = run(stage, tmp_path / "b", "lora", *fresh(stage), "--batch_size", "1", "--gradient_accumulation_steps", "4")
+    assert [line["loss"] for line in small] == pytest.approx([line["loss"] for line in large], abs=1e-5)
+
+
+def test_a_named_language_model_is_kept_by_name(stage: Path, tmp_path: Path) -> None:
+    run(stage, tmp_path / "one", "projector", *fresh(stage))
+    run(stage, tmp_path / "two", "lora", "--init_from", str(tmp_path / "one" / "model"), "--tracker", "none")
+    for stage_name in ("one", "two"):
+        assert not (tmp_path / stage_name / "model" / "model.safetensors").exists()
+        assert (tmp_path / stage_name / "model" / "projector.safetensors").is_file()
+    run(stage, tmp_path / "three", "lora", "--init_from", str(tmp_path / "two" / "model"), "--tracker", "none")
+    two, three = (load_file(tmp_path / n / "model" / "adapter" / "adapter_model.safetensors") for n in ("two", "three"))
+    assert two.keys() == three.keys()
+    assert any(not torch.equal(two[name], three[name]) for name in two)  # it went on with the adapter that was there
+    run(stage, tmp_path / "full", "full", *fresh(stage))
+    whole = ["--init_from", str(tmp_path / "full" / "model"), "--tracker", "none"]
+    with pytest.raises(ValueError, match="holds its own language model, to which an adapter could not refer"):
+        run(stage, tmp_path / "x", "lora", *whole)
+    with pytest.raises(ValueError, match="quantize needs a bridge that names"):
+        run(stage, tmp_path / "x", "lora", *whole, "--quantize", "4bit")
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_qlora(stage: Path, tmp_path: Path, bits: str, make_tokenizer: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(stage / "lm" / "model")
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1,
+                         num_attention_heads=2)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    flags = ["--language_model", str(tmp_path / "lm"), "--image_grid", "2", "--tracker", "none", "--quantize", bits,
+             "--learning_rate", "1e-2", "--decay_fraction", "0.01"]  # fmt: skip
+    lines = run(stage, tmp_path / "run", "lora", *flags, "--steps", "12")
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    bridge = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "run" / "model")
+    assert bridge.projector.linear_1.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("mode", "flags", "words"), [
+    ("full", ["--quantize", "4bit"], "quantize is for a frozen language model"),
+    ("full", ["--language_model_dtype", "bfloat16"], "in float32"),
+    ("projector", ["--merge", "true"], "but mode is projector"),
+    ("lora", ["--load_best", "true"], "load_best needs evaluations"),
+    ("lora", ["--init_from", "somewhere"], "both or neither"),
+    ("lora", ["--steps", "0"], "steps 0"),
+])  # fmt: skip
+def test_what_does_not_go_together_is_refused(
+    stage: Path, tmp_path: Path, mode: str, flags: list[str], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        run(stage, tmp_path / "x", mode, *fresh(stage), *flags)
+    assert not (tmp_path / "x").exists()
+
+
 def test_what_does_not_fit_is_refused(stage: Path, tmp_path: Path) -> None:
     flags = ["--language_model", str(stage / "lm" / "model"), "--image_grid", "2"]
-    cache(stage, "tap1", "cache of another")
+    make(stage, "tap1", "cache of another")
     with pytest.raises(ValueError, match="make the cache with the bridge's tokenizer"):
         run(stage, tmp_path / "a", "projector", *flags, cache="cache of another")
     with pytest.raises(ValueError, match="--image_grid 3"):
         run(stage, tmp_path / "b", "projector", *flags[:2], "--image_grid", "3")
     with pytest.raises(ValueError, match="another output"):
-        cache(stage, "tap1", "cache")
+        make(stage, "tap1", "cache")
 
 
 def test_a_stopped_cache_goes_on_and_damage_is_found(stage: Path) -> None:
-    cache(stage, "tap0", "again")
+    make(stage, "tap0", "again")
     shards = sorted((stage / "again").glob("*.safetensors"))
     assert len(shards) == 3
     before = {path.name: path.stat().st_mtime_ns for path in shards}
     shards[1].unlink()
-    cache(stage, "tap0", "again")
+    make(stage, "tap0", "again")
     after = {path.name: path.stat().st_mtime_ns for path in sorted((stage / "again").glob("*.safetensors"))}
     assert [name for name in before if before[name] != after[name]] == [shards[1].name]
     for row in range(6):

@@ -1,0 +1,130 @@
+"""What `finetune.train` starts from: the bridge and its processor, caches that belong to them, and optimizers.
+
+Everything that can be wrong is refused here, before a step is made.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from transformers import BitsAndBytesConfig
+
+from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, find_adapter
+from tap_tokenizer import TapRegionTokenizer
+
+from .optimizers import build_optimizers
+from .region_cache import RegionCache, file_checksum
+from .train_arguments import TrainArguments
+from .trained_weights import is_sharded
+
+
+def load_bridge(
+    arguments: TrainArguments, accelerator: Accelerator
+) -> tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]:
+    """The bridge to train: one that was saved, or a fresh one on a language model."""
+    options: dict[str, Any] = {"dtype": getattr(torch, arguments.language_model_dtype)}
+    if arguments.quantize != "no":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=arguments.quantize == "4bit",
+            load_in_8bit=arguments.quantize == "8bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=options["dtype"],
+        )
+        options["device_map"] = {"": accelerator.device}
+    if arguments.init_from is not None:
+        is_whole = find_adapter(arguments.init_from) is None
+        if is_whole and arguments.quantize != "no":
+            raise ValueError(
+                f"{arguments.init_from} holds its own language model, which is loaded as it was saved: quantize needs a bridge "
+                "that names its language model, as the projector stage writes it."
+            )
+        bridge = RegionBridgeForConditionalGeneration.from_pretrained(arguments.init_from, **options)
+        if is_whole:
+            bridge.config.language_model = None  # nothing but this folder holds the language model
+            if arguments.mode == "lora" and not arguments.merge:
+                raise ValueError(
+                    f"{arguments.init_from} holds its own language model, to which an adapter could not refer: add --merge "
+                    "true, or start from a bridge that names its language model."
+                )
+        return bridge, RegionBridgeProcessor.from_pretrained(arguments.init_from)
+    tokenizer = TapRegionTokenizer.from_pretrained(arguments.region_tokenizer, variant=arguments.variant)
+    bridge = RegionBridgeForConditionalGeneration.from_language_model(
+        str(arguments.language_model),
+        region_tokenizer=tokenizer,
+        experts=arguments.experts,
+        use_semantic_embeds=arguments.use_semantic_embeds,
+        use_position=arguments.use_position,
+        image_grid=arguments.image_grid,
+        **options,
+    )
+    return bridge, RegionBridgeProcessor.for_bridge(bridge.config, region_tokenizer=tokenizer)
+
+
+def check_sharding(arguments: TrainArguments, accelerator: Accelerator) -> None:
+    """Refuse what does not work where each process holds a part of the parameters only."""
+    if not is_sharded(accelerator):
+        return
+    kind = accelerator.distributed_type.value
+    if arguments.optimizer != "adamw":
+        raise ValueError(f"{kind} splits the matrices that {arguments.optimizer} needs whole: use --optimizer adamw.")
+    if arguments.quantize != "no":
+        raise ValueError(f"{kind} does not split quantized weights here: use plain data parallelism for QLoRA.")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and arguments.gradient_accumulation_steps > 1:
+        raise ValueError(
+            "DeepSpeed accumulates gradients by itself: use gradient_accumulation_steps 1 and a larger batch_size."
+        )
+
+
+def check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGeneration) -> None:
+    """Refuse caches that do not belong to the records or to the bridge, before anything is trained."""
+    if not arguments.data or len(arguments.data) != len(arguments.caches):
+        raise ValueError(
+            f"Got {len(arguments.data)} data and {len(arguments.caches)} caches: give a cache for each record file."
+        )
+    if arguments.weights and len(arguments.weights) != len(arguments.data):
+        raise ValueError(
+            f"Got {len(arguments.weights)} weights for {len(arguments.data)} data: give one for each, or none."
+        )
+    if arguments.turns and (len(arguments.turns) != len(arguments.data) or min(arguments.turns) < 0):
+        raise ValueError(
+            f"Got turns {arguments.turns} for {len(arguments.data)} data: give a number for each, or none."
+        )
+    if (arguments.eval_data is None) != (arguments.eval_cache is None):
+        raise ValueError("Got one of eval_data and eval_cache: give both or neither.")
+    pairs = list(zip(arguments.data, arguments.caches))
+    if arguments.eval_data is not None and arguments.eval_cache is not None:
+        pairs.append((arguments.eval_data, arguments.eval_cache))
+    for data, folder in pairs:
+        cache = RegionCache(folder)
+        if cache.plan.fingerprint != bridge.config.fingerprint:
+            raise ValueError(
+                f"{folder} holds tokens of the tokenizer {cache.plan.fingerprint}, the bridge reads those of "
+                f"{bridge.config.fingerprint}: make the cache with the bridge's tokenizer."
+            )
+        if Path(data).is_file() and cache.plan.data_checksum != file_checksum(Path(data)):
+            raise ValueError(f"{folder} was made from other records than {data} now holds: make the cache again.")
+        if cache.plan.image_grid != bridge.config.image_grid:
+            raise ValueError(
+                f"{folder} has picture context of {cache.plan.image_grid} points per side, the bridge reads "
+                f"{bridge.config.image_grid}: make the cache with --image_grid {bridge.config.image_grid}."
+            )
+
+
+def make_optimizers(
+    bridge: RegionBridgeForConditionalGeneration, arguments: TrainArguments
+) -> list[torch.optim.Optimizer]:
+    """With a learning rate of its own for the projector."""
+    learning = [(name, p) for name, p in bridge.named_parameters() if p.requires_grad]
+    projector = [(name, p) for name, p in learning if name.startswith("projector.")]
+    rest = [(name, p) for name, p in learning if not name.startswith("projector.")]
+    return build_optimizers(
+        [(projector, arguments.projector_learning_rate), (rest, arguments.learning_rate)],
+        arguments.optimizer,
+        arguments.muon_learning_rate,
+        arguments.weight_decay,
+        matrices=("projector.linear", ".layers.", ".h."),
+    )

@@ -1,0 +1,105 @@
+"""The knobs of `finetune.train`, and which of them do not go together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .arguments import knob
+from .optimizers import OptimizerName
+
+
+@dataclass
+class TrainArguments:
+    """Train a bridge on conversations about regions."""
+
+    output_dir: str = knob(help="folder of checkpoints, log and the trained bridge")
+    language_model: str | None = knob(
+        default=None, help="for a fresh bridge: name or folder of a causal language model"
+    )
+    init_from: str | None = knob(default=None, help="folder of a bridge to go on from, instead of a fresh one")
+    region_tokenizer: str = knob(default="tap-tiny", help="name, folder or repository of the tokenizer of the caches")
+    variant: str | None = knob(default=None, help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
+    mode: Literal["projector", "lora", "full"] = knob(
+        default="projector", help="what learns; the projector always does"
+    )
+    data: list[str] = knob(default_factory=list, help="record files to learn from")
+    caches: list[str] = knob(default_factory=list, help="cache of each record file, in the same order")
+    weights: list[float] = knob(default_factory=list, help="how often each is drawn; default: as its size")
+    eval_data: str | None = knob(default=None, help="records to evaluate on during training")
+    eval_cache: str | None = knob(default=None, help="their cache")
+    experts: Literal["routed", "all"] = knob(default="routed", help="fresh bridge: tokens of a region")
+    use_semantic_embeds: bool = knob(default=True, help="fresh bridge: does the projector read semantic embeddings")
+    use_position: bool = knob(default=True, help="fresh bridge: does the projector read the position code")
+    image_grid: int = knob(default=0, help="fresh bridge: points per side of the picture context; 0 for none")
+    lora_r: int = knob(default=16, help="rank of LoRA")
+    lora_alpha: int = knob(default=32, help="scale of LoRA")
+    lora_dropout: float = knob(default=0.0, help="dropout inside LoRA")
+    merge: bool = knob(default=False, help="add the adapter to the language model's weights at the end")
+    language_model_dtype: Literal["float32", "bfloat16", "float16"] = knob(
+        default="float32", help="of frozen weights; projector and adapter keep float32"
+    )
+    quantize: Literal["no", "8bit", "4bit"] = knob(
+        default="no", help="load the frozen language model in 8 or 4 bit: QLoRA, by bitsandbytes"
+    )
+    gradient_checkpointing: bool = knob(
+        default=False, help="keep no activations of the layers and compute them twice: less memory, a third slower"
+    )
+    seed: int = knob(default=0, help="of the order of records, the prompt variants and the new weights")
+    steps: int = knob(default=1000, help="optimizer steps")
+    batch_size: int = knob(default=16, help="records per forward pass and process")
+    gradient_accumulation_steps: int = knob(default=1, help="forward passes per optimizer step")
+    workers: int = knob(default=0, help="processes that put batches together")
+    optimizer: OptimizerName = knob(default="adamw", help="muon: for the matrices of projector and transformer layers")
+    muon_learning_rate: float = knob(default=5e-3, help="peak, of Muon")
+    learning_rate: float = knob(default=2e-4, help="peak, of the language model or its adapter")
+    projector_learning_rate: float = knob(default=1e-3, help="peak, of the projector")
+    weight_decay: float = knob(default=0.0, help="of AdamW")
+    warmup_steps: int = knob(default=50, help="linear rise of the learning rates")
+    decay_fraction: float = knob(default=1.0, help="last part of the run, over which the rates fall to zero")
+    max_grad_norm: float = knob(default=1.0, help="gradients are clipped to this norm")
+    turns: list[int] = knob(
+        default_factory=list,
+        help="of each of the data: questions in a row taken from a record, if its questions stand alone; 0 for all",
+    )
+    max_length: int | None = knob(default=None, help="longest conversation in tokens; a longer one stops the run")
+    mixed_precision: Literal["no", "bf16", "fp16"] = knob(default="no", help="as in accelerate")
+    save_steps: int = knob(default=250, help="steps between checkpoints")
+    log_steps: int = knob(default=20, help="steps between lines of log.jsonl")
+    eval_steps: int = knob(default=250, help="steps between evaluations")
+    eval_records: int = knob(default=128, help="records of an evaluation")
+    best_metric: Literal["val_loss", "val_answer"] = knob(
+        default="val_loss", help="which evaluation is best, whose weights are kept in output_dir/best"
+    )
+    load_best: bool = knob(default=False, help="write the weights of the best evaluation to model, not the last ones")
+    tracker: str = knob(default="tensorboard", help="of accelerate: tensorboard, wandb, mlflow, …; none for none")
+
+
+def check_arguments(arguments: TrainArguments) -> None:
+    """Refuse what does not go together, before anything is loaded."""
+    if (arguments.language_model is None) == (arguments.init_from is None):
+        raise ValueError(
+            "Got both or neither of language_model and init_from: give one, a fresh start or a saved bridge."
+        )
+    if arguments.quantize != "no" and (arguments.mode == "full" or arguments.merge):
+        raise ValueError("quantize is for a frozen language model: use mode projector or lora, and do not merge.")
+    if arguments.mode == "full" and arguments.language_model_dtype != "float32":
+        raise ValueError(
+            f"mode full trains the weights themselves, in float32: got language_model_dtype {arguments.language_model_dtype}; "
+            "use mixed_precision instead."
+        )
+    if arguments.merge and arguments.mode != "lora":
+        raise ValueError(f"merge adds an adapter to the weights, but mode is {arguments.mode}: leave it out.")
+    if arguments.load_best and not arguments.eval_data:
+        raise ValueError("load_best needs evaluations: give eval_data and eval_cache.")
+    counts = (
+        "steps",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "save_steps",
+        "log_steps",
+        "eval_steps",
+        "eval_records",
+    )
+    if low := [name for name in counts if getattr(arguments, name) < 1]:
+        raise ValueError(f"Got {', '.join(f'{name} {getattr(arguments, name)}' for name in low)}: expected at least 1.")

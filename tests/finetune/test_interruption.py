@@ -1,0 +1,137 @@
+"""What only real processes show: a kill at any moment, two processes at once, a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+pytest.importorskip("datasets")
+pytest.importorskip("peft")
+
+from safetensors.torch import load_file
+
+from finetune import train
+from finetune.checkpoints import list_checkpoints
+
+ROOT = Path(__file__).parents[2]
+STEPS = 8
+LAUNCH_TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+"""accelerate's own launcher starts a single process on a CPU, whatever it is told; torchrun starts two."""
+
+pytestmark = pytest.mark.slow
+
+
+def flags(stage: Path, output: Path, *more: str) -> list[str]:
+    return ["--output_dir", str(output), "--mode", "lora", "--language_model", str(stage / "lm" / "model"),
+            "--region_tokenizer", str(stage / "tap0"), "--data", str(stage / "records.jsonl"),
+            "--caches", str(stage / "cache"), "--image_grid", "2", "--lora_dropout", "0.1", "--steps", str(STEPS),
+            "--batch_size", "2", "--log_steps", "1", "--save_steps", "2", "--warmup_steps", "1", "--tracker", "none",
+            *more]  # fmt: skip
+
+
+def losses(output: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(list_checkpoints(output / "checkpoints")[-1] / "trained.safetensors")
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false",
+            "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert losses(one) == pytest.approx(losses(other), abs=1e-6)
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-6, msg=name)
+
+
+def test_killed_at_a_random_step(stage: Path, tmp_path: Path) -> None:
+    train.main(flags(stage, tmp_path / "whole"))
+    step = random.randrange(1, STEPS)
+    command = [sys.executable, "-m", "finetune.train", *flags(stage, tmp_path / "cut")]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    log, end = tmp_path / "cut" / "log.jsonl", time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= step):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    train.main(flags(stage, tmp_path / "cut"))
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_two_processes_equal_one(stage: Path, tmp_path: Path) -> None:
+    more = ["--lora_dropout", "0", "--eval_data", str(stage / "records.jsonl"), "--eval_cache", str(stage / "cache"),
+            "--eval_records", "5", "--eval_steps", str(STEPS)]  # fmt: skip
+    command = [*LAUNCH_TWO, "finetune.train", *flags(stage, tmp_path / "two", *more)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one_process = ["--batch_size", "4"]
+    train.main(flags(stage, tmp_path / "one", *more, *one_process))
+    said = [json.loads((tmp_path / name / "environment.jsonl").read_text())["processes"] for name in ("one", "two")]
+    assert said == [1, 2]
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    first, second = ([json.loads(line) for line in lines] for lines in logs)
+    for key in ("loss", "val_loss", "val_answer"):
+        values = [[line[key] for line in lines if key in line] for lines in (first, second)]
+        assert values[0]
+        assert values[0] == pytest.approx(values[1], abs=1e-5), key
+    for name, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_two_processes_share_a_cache(stage: Path, tmp_path: Path) -> None:
+    words = ["--data", str(stage / "records.jsonl"), "--region_tokenizer", str(stage / "tap0"), "--output",
+             str(tmp_path / "cache"), "--variants", "exact,jitter,points", "--shard_size", "2", "--workers", "0",
+             "--image_grid", "2", "--device", "cpu"]  # fmt: skip
+    done = subprocess.run(
+        [*LAUNCH_TWO, "finetune.cache_regions", *words],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for path in sorted((stage / "cache").glob("*.safetensors")):
+        expected, found = load_file(path), load_file(tmp_path / "cache" / path.name)
+        for name in expected:
+            torch.testing.assert_close(found[name].float(), expected[name].float(), rtol=0, atol=1e-3, msg=name)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(stage: Path, tmp_path: Path) -> None:
+    train.main(flags(stage, tmp_path / "whole"))
+    train.main(flags(stage, tmp_path / "full", "--steps", "4"))
+    kept = {path: path.read_bytes() for path in (tmp_path / "full" / "checkpoints").rglob("*") if path.is_file()}
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "import finetune.train\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"  # what a full disk does: writing fails midway
+        f"finetune.train.main({flags(stage, tmp_path / 'full')!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "File too large" in done.stderr or "large" in done.stderr
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert [path.name for path in list_checkpoints(tmp_path / "full" / "checkpoints")] == ["step-2", "step-4"]
+    train.main(flags(stage, tmp_path / "full"))
+    assert weights(tmp_path / "full").keys() == weights(tmp_path / "whole").keys()
