@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+OUT    := runs/miniature
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix clean
+.PHONY: help demo test smoke check fix clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,6 +16,20 @@ demo: $(VENV)/.core  ## ask the bundled models about regions of a picture
 
 test: $(VENV)/.dev  ## run the tests, style and types included
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --quiet
+
+smoke: $(VENV)/.train  ## the whole way from records to numbers in miniature, on CPU: convert, validate, cache, train, evaluate
+	rm -rf $(OUT)
+	$(BIN)/python -m finetune.data convert glyph_scenes --scenes 24 --long_side 128 --output $(OUT)/train.jsonl
+	$(BIN)/python -m finetune.data convert glyph_scenes --scenes 8 --split val --long_side 128 --output $(OUT)/val.jsonl
+	$(BIN)/python -m finetune.data validate --data $(OUT)/train.jsonl
+	$(BIN)/python -m finetune.cache_regions --data $(OUT)/train.jsonl --output $(OUT)/train_cache --variants exact,jitter
+	$(BIN)/python -m finetune.cache_regions --data $(OUT)/val.jsonl --output $(OUT)/val_cache
+	$(BIN)/python -m finetune.pretrain_lm --model_config finetune/recipes/miniature_language_model.json --steps 20 \
+	  --batch_size 4 --turns 4 --output_dir $(OUT)/language_model
+	$(BIN)/python -m finetune.train --config miniature_projector
+	$(BIN)/python -m finetune.train --config miniature_lora
+	$(BIN)/python -m finetune.evaluate --model $(OUT)/lora/model --data $(OUT)/val.jsonl --cache $(OUT)/val_cache \
+	  --output $(OUT)/evaluation
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
@@ -33,6 +48,10 @@ $(BIN)/python:
 
 $(VENV)/.core: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[train]'
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt

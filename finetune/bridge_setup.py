@@ -16,7 +16,7 @@ from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcess
 from tap_tokenizer import TapRegionTokenizer
 
 from .optimizers import build_optimizers
-from .region_cache import RegionCache, file_checksum
+from .region_cache import RegionCache
 from .train_arguments import TrainArguments
 from .trained_weights import is_sharded
 
@@ -44,12 +44,7 @@ def load_bridge(
             )
         bridge = RegionBridgeForConditionalGeneration.from_pretrained(arguments.init_from, **options)
         if is_whole:
-            bridge.config.language_model = None  # nothing but this folder holds the language model
-            if arguments.mode == "lora" and not arguments.merge:
-                raise ValueError(
-                    f"{arguments.init_from} holds its own language model, to which an adapter could not refer: add --merge "
-                    "true, or start from a bridge that names its language model."
-                )
+            bridge.config.language_model = arguments.init_from  # nothing but this folder holds the language model
         return bridge, RegionBridgeProcessor.from_pretrained(arguments.init_from)
     tokenizer = TapRegionTokenizer.from_pretrained(arguments.region_tokenizer, variant=arguments.variant)
     bridge = RegionBridgeForConditionalGeneration.from_language_model(
@@ -99,19 +94,7 @@ def check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGene
     if arguments.eval_data is not None and arguments.eval_cache is not None:
         pairs.append((arguments.eval_data, arguments.eval_cache))
     for data, folder in pairs:
-        cache = RegionCache(folder)
-        if cache.plan.fingerprint != bridge.config.fingerprint:
-            raise ValueError(
-                f"{folder} holds tokens of the tokenizer {cache.plan.fingerprint}, the bridge reads those of "
-                f"{bridge.config.fingerprint}: make the cache with the bridge's tokenizer."
-            )
-        if Path(data).is_file() and cache.plan.data_checksum != file_checksum(Path(data)):
-            raise ValueError(f"{folder} was made from other records than {data} now holds: make the cache again.")
-        if cache.plan.image_grid != bridge.config.image_grid:
-            raise ValueError(
-                f"{folder} has picture context of {cache.plan.image_grid} points per side, the bridge reads "
-                f"{bridge.config.image_grid}: make the cache with --image_grid {bridge.config.image_grid}."
-            )
+        RegionCache(folder).check(Path(data), bridge.config.fingerprint, bridge.config.image_grid)
 
 
 def make_optimizers(

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,12 +21,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from llm_bridge import grid_points, region_features
-from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
+from tap_tokenizer import RegionTokens, TapRegionTokenizer
 
 from .arguments import knob, parse_arguments
-from .data.sample import Sample, decode_mask, load_samples, open_image, region_prompts
+from .data.sample import Sample, decode_mask, load_samples, open_image
 from .region_cache import CachePlan, file_checksum, shard_checksum, write_manifest, write_shard
+from .region_encoding import encode_regions, picture_context
 
 PLAN = "plan.json"
 
@@ -148,35 +147,12 @@ def _encode_shard(
         features = tokenizer.embed_image([picture for _, picture in batch])
         for name, column in zip(plan.variants, variants):
             prompts = [_vary(sample, name, plan.seed, number + i) for i, sample in enumerate(samples)]
-            column += _encode(tokenizer, features, prompts)
+            column += encode_regions(tokenizer, features, prompts)
         if plan.image_grid:
-            grids += _grids(tokenizer, features, plan.image_grid)
+            grids += picture_context(tokenizer, features, plan.image_grid)
         number += len(batch)
         progress.update(len(batch))
     write_shard(folder, shard, variants, grids, getattr(torch, plan.dtype))
-
-
-def _encode(tokenizer: TapRegionTokenizer, features: ImageFeatures, samples: list[Sample]) -> Iterator[RegionTokens]:
-    """Region tokens of each record."""
-    prompts = [region_prompts(sample) for sample in samples]
-    kinds = {kind for prompt in prompts for kind in prompt}
-    count = [len(sample["regions"]) for sample in samples]
-    columns: dict[str, Any] = {
-        kind: [p.get(kind) or [None] * n for p, n in zip(prompts, count)] for kind in sorted(kinds)
-    }
-    regions = tokenizer.encode(features=features, **columns).to("cpu")
-    return (regions.of_image(i) for i in range(len(samples)))
-
-
-def _grids(tokenizer: TapRegionTokenizer, features: ImageFeatures, side: int) -> list[Tensor]:
-    """Context features (n², F) of each picture."""
-    points, labels = [], []
-    for size in features.original_sizes.tolist():
-        grid, ones = grid_points(side, (size[0], size[1]))
-        points.append(grid)
-        labels.append(ones)
-    regions = tokenizer.encode(features=features, points=points, point_labels=labels)
-    return list(region_features(regions, "routed", is_context=True).flatten(0, 1).split(side * side))
 
 
 def _vary(sample: Sample, variant: str, seed: int, index: int) -> Sample:

@@ -97,7 +97,10 @@ def evaluate(
         ]
         batch = {name: value.to(bridge.device) for name, value in collator(part).items()}
         truth = [item.sample["conversations"][-1]["content"] for item in part]
-        right = sum(said == true for said, true in zip(answer_last(bridge, processor, part), truth))
+        right = sum(
+            said == true
+            for said, true in zip(answer_last(bridge, processor, part, arguments.eval_max_new_tokens), truth)
+        )
         words = int((batch["labels"][:, 1:] != -100).sum())
         sums += torch.tensor([float(summed_loss(bridge, batch)), words, right, len(part)], dtype=torch.float64)
     loss, words, right, answers = accelerator.reduce(sums.to(accelerator.device)).tolist()
@@ -105,7 +108,10 @@ def evaluate(
 
 
 def answer_last(
-    bridge: RegionBridgeForConditionalGeneration, processor: RegionBridgeProcessor, items: list[CachedSample]
+    bridge: RegionBridgeForConditionalGeneration,
+    processor: RegionBridgeProcessor,
+    items: list[CachedSample],
+    max_new_tokens: int = 32,
 ) -> list[str]:
     """The bridge's own words in place of the last answer of each conversation."""
     collator = ConversationCollator(processor)
@@ -114,6 +120,6 @@ def answer_last(
         for item in items
     ]
     inputs = collator.prompts(cut).to(bridge.device)
-    ids = bridge.generate(**inputs, max_new_tokens=32, do_sample=False)
+    ids = bridge.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]

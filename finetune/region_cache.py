@@ -133,6 +133,21 @@ class RegionCache:
     def __len__(self) -> int:
         return self.plan.samples
 
+    def check(self, data: Path, fingerprint: str | None, image_grid: int) -> None:
+        """Refuse a cache of other records than `data`, of another tokenizer, or with another picture context."""
+        if self.plan.fingerprint != fingerprint:
+            raise ValueError(
+                f"{self.folder} holds tokens of the tokenizer {self.plan.fingerprint}, the bridge reads those of "
+                f"{fingerprint}: make the cache with the bridge's tokenizer."
+            )
+        if data.is_file() and self.plan.data_checksum != file_checksum(data):
+            raise ValueError(f"{self.folder} was made from other records than {data} now holds: make the cache again.")
+        if self.plan.image_grid != image_grid:
+            raise ValueError(
+                f"{self.folder} has picture context of {self.plan.image_grid} points per side, the bridge reads "
+                f"{image_grid}: make the cache with --image_grid {image_grid}."
+            )
+
     def regions(self, index: int, variant: int = 0) -> RegionTokens:
         """Region tokens of a record, as prompted in a variant."""
         shard, row = self._shard(index)

@@ -68,6 +68,7 @@ class TrainArguments:
     log_steps: int = knob(default=20, help="steps between lines of log.jsonl")
     eval_steps: int = knob(default=250, help="steps between evaluations")
     eval_records: int = knob(default=128, help="records of an evaluation")
+    eval_max_new_tokens: int = knob(default=32, help="longest answer in an evaluation")
     best_metric: Literal["val_loss", "val_answer"] = knob(
         default="val_loss", help="which evaluation is best, whose weights are kept in output_dir/best"
     )

@@ -15,7 +15,8 @@ from PIL import Image
 
 from tap_tokenizer import draw_regions
 
-from .chat import BUNDLED, RegionChat
+from .chat import RegionChat
+from .configuration_bridge import BUNDLED
 
 DEMO = "region-chat-tiny"
 

@@ -15,10 +15,10 @@ from typing import Any, Literal, get_args
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file, is_peft_available
 
-from .configuration_bridge import RegionBridgeConfig
+from .configuration_bridge import RegionBridgeConfig, bundled_or_given
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 
 TrainingMode = Literal["projector", "lora", "full"]
@@ -246,7 +246,7 @@ def load_adapter_folder(
         raise ValueError(f"{folder} does not say which language model it belongs to: give language_model=….")
     if isinstance(source, (str, Path)):
         try:
-            source = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto", **options)
+            source = _load_language_model(bridge_class, str(source), dtype=dtype or "auto", **options)
         except OSError as error:
             raise OSError(
                 f"{folder} belongs to the language model {source}, which could not be loaded: {error}. If it lies "
@@ -263,6 +263,16 @@ def load_adapter_folder(
 
         bridge.language_model = PeftModel.from_pretrained(bridge.language_model, str(folder / ADAPTER_FOLDER))
     return bridge.eval()
+
+
+def _load_language_model(
+    bridge_class: type[RegionBridgeForConditionalGeneration], source: str, **options: Any
+) -> PreTrainedModel:
+    """A causal language model by name or folder, or the one inside a bridge that was saved whole."""
+    source = bundled_or_given(source)
+    if AutoConfig.from_pretrained(source).model_type == RegionBridgeConfig.model_type:
+        return bridge_class.from_pretrained(source, **options).language_model
+    return AutoModelForCausalLM.from_pretrained(source, **options)
 
 
 def _read_projector(folder: Path) -> dict[str, Tensor]:

@@ -21,15 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, T
 
 from tap_tokenizer import ImageInput, RegionTokens, TapConfig, TapRegionTokenizer
 
-from .configuration_bridge import RegionBridgeConfig
+from .configuration_bridge import RegionBridgeConfig, bundled_or_given
 from .modeling_bridge import RegionBridgeForConditionalGeneration, check_context
 from .processing_bridge import RegionBridgeProcessor, open_picture
 from .processing_described import DescribedRegionProcessor
 from .region_prompt import prompt_columns, prompts_by_region, user_content
 
 logger = logging.getLogger(__name__)
-
-BUNDLED = Path(__file__).parent / "pretrained"
 
 
 @dataclass
@@ -129,6 +127,7 @@ class RegionChat:
         point_labels: Any = None,
         masks: Any = None,
         stream: bool = False,
+        thinking: bool = False,
         max_new_tokens: int = 64,
         **generate_options: Any,
     ) -> str | Iterator[str]:
@@ -139,6 +138,7 @@ class RegionChat:
         spoken of as region1, region2, ….
         image: the picture; needed in the first question with a region, and beginning anew when it is another.
         boxes, points, point_labels, masks: as for `TapRegionTokenizer.encode`, in pixels of the picture.
+        thinking: let a model that can think aloud do so before it answers; give it more max_new_tokens then.
         generate_options: of transformers' `generate` (do_sample, num_beams, …); greedy by default.
 
         Nothing is remembered of a question that was refused or whose answer broke off.
@@ -157,7 +157,12 @@ class RegionChat:
         shown = picture if self.image is None else None  # a picture is shown in the first turn that has it
         turn = {"role": "user", "content": user_content(question, new, shown, known=len(self._regions))}
         inputs = self.processor.apply_chat_template(
-            [*self.messages, turn], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+            [*self.messages, turn],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            enable_thinking=thinking,
         ).to(self.model.device)
         options = {"do_sample": False, **generate_options}
         if "max_length" not in options:
@@ -222,12 +227,6 @@ class RegionChat:
         captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
         concepts = tokenizer.classify(regions, top_k) if tokenizer.concepts is not None else [[] for _ in captions]
         return [RegionBaseline(f"region{i}", c, best) for i, (c, best) in enumerate(zip(captions, concepts), start=1)]
-
-
-def bundled_or_given(source: str | Path) -> str:
-    """The folder of a bundled bridge, or the folder or repository that was named."""
-    folder = BUNDLED / str(source)
-    return str(folder) if folder.is_dir() and not Path(source).is_dir() else str(source)
 
 
 def _check_source(path: str, mode: str) -> None:

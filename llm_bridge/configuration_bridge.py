@@ -3,6 +3,7 @@
 Knows numbers and names only: no torch, no weights.
 """
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -10,6 +11,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 REGION_TOKEN = "<|region|>"
 """The placeholder in the text; each one is filled with one projected region token."""
+
+BUNDLED = Path(__file__).parent / "pretrained"
+"""Where the bridges that come with the package lie, by name."""
 
 POSITION_SIZE = 6
 """Numbers of the position code: x1, y1, x2, y2 as shares of the picture's width and height, area share, IoU score."""
@@ -103,3 +107,9 @@ def region_token_id(text_tokenizer: PreTrainedTokenizerBase) -> int:
 def fingerprint_number(fingerprint: str, experts: str) -> int:
     """A region tokenizer's fingerprint (hex digits) and what a region gives, as a number for a signed 64-bit tensor."""
     return 2 * int(fingerprint[:15], 16) + (experts == "all")
+
+
+def bundled_or_given(source: str | Path) -> str:
+    """The folder of a bundled bridge, or the folder or repository that was named."""
+    folder = BUNDLED / str(source)
+    return str(folder) if folder.is_dir() and not Path(source).is_dir() else str(source)

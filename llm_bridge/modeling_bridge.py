@@ -27,7 +27,13 @@ from transformers.utils import ModelOutput
 
 from tap_tokenizer import TapRegionTokenizer
 
-from .configuration_bridge import REGION_TOKEN, RegionBridgeConfig, fingerprint_number, region_token_id
+from .configuration_bridge import (
+    REGION_TOKEN,
+    RegionBridgeConfig,
+    bundled_or_given,
+    fingerprint_number,
+    region_token_id,
+)
 from .projector import RegionProjector
 
 
@@ -144,6 +150,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         from .adapters import find_adapter, load_adapter_folder
 
+        pretrained_model_name_or_path = bundled_or_given(pretrained_model_name_or_path)
         folder = find_adapter(pretrained_model_name_or_path, **{k: kwargs[k] for k in HUB_OPTIONS if k in kwargs})
         if folder is not None:
             for name in ("config", "adapter_kwargs"):  # which the Auto classes add

@@ -141,7 +141,12 @@ class _RegionPipeline(Pipeline):
         if self.processor is None:
             raise ValueError("A language model needs processor=…, the RegionBridgeProcessor that was saved with it.")
         return self.processor.apply_chat_template(
-            conversations, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+            conversations,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            enable_thinking=False,
         )
 
     def _say(self, inputs: Any, generate: dict[str, Any] | None) -> list[str]:

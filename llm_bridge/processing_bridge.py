@@ -24,7 +24,7 @@ from transformers.utils import cached_file
 
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, load_rgb
 
-from .configuration_bridge import RegionBridgeConfig, fingerprint_number, region_token_id
+from .configuration_bridge import RegionBridgeConfig, bundled_or_given, fingerprint_number, region_token_id
 from .region_prompt import Layout, MarkerExpander, flatten_chat, prompt_columns, with_image_markers, with_labels
 
 CONFIG_FILE = "processor_config.json"
@@ -264,7 +264,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         """Conversations whose content is text with markers, and ready-made features, → the batch of `apply_chat_template`.
 
         regions: features (R, slots, F) of each conversation's regions, from `region_features`; grids: context features
-        (n², F) of its picture, shown by `<image>`, or None.
+        (n², F) of its picture, shown by `<image>`, or None. Models that can think are asked not to.
         """
         texts, orders, spans = self._chat_texts(
             conversations,
@@ -273,7 +273,7 @@ class RegionBridgeProcessor(ProcessorMixin):
                 for i, (rows, grid) in enumerate(zip(regions, grids))
             ],
             self.chat_template,
-            {"add_generation_prompt": not return_assistant_tokens_mask},
+            {"add_generation_prompt": not return_assistant_tokens_mask, "enable_thinking": False},
             with_spans=return_assistant_tokens_mask,
         )
         rows: list[Tensor | None] = []
@@ -313,8 +313,9 @@ class RegionBridgeProcessor(ProcessorMixin):
     ) -> list[tuple[int, int]]:
         """Where the assistant's words, and the special token that ends each turn, stand in the rendered text.
 
-        Each turn is rendered once more with other words; what the two renderings do not share are the words. This needs
-        no marks in the template, and holds for templates that write earlier turns differently.
+        Each turn is rendered once more with other words; what the two renderings do not share are the words. White space
+        between the generation prompt and the words is the assistant's as well. This needs no marks in the template, and
+        holds for templates that write earlier turns differently.
         """
         spans = []
         for i, message in enumerate(messages):
@@ -329,6 +330,9 @@ class RegionBridgeProcessor(ProcessorMixin):
                 raise ValueError(
                     "The chat template changes the assistant's words, so they cannot be found in the text."
                 )
+            asked = self._render(messages[:i], template, {**options, "add_generation_prompt": True})
+            if text.startswith(asked) and len(asked) <= start and not text[len(asked) : start].strip():
+                start = len(asked)  # a space between prompt and words is the assistant's to write
             ending = next((t for t in self.tokenizer.all_special_tokens if t and text.startswith(t, end)), "")
             spans.append((start, end + len(ending)))
         return spans
@@ -504,6 +508,7 @@ class RegionBridgeProcessor(ProcessorMixin):
 
         region_tokenizer: use this one (or load it from there) instead of the one that was saved. device: where it runs.
         """
+        pretrained_model_name_or_path = bundled_or_given(pretrained_model_name_or_path)
         hub: dict[str, Any] = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
         path = cached_file(pretrained_model_name_or_path, CONFIG_FILE, **hub)
         values = json.loads(Path(path).read_text())

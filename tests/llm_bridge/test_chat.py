@@ -175,6 +175,18 @@ def test_stop_strings() -> None:
     assert chat.ask("Describe <region>.", **question, stop_strings=[word]) == whole[: whole.index(word) + len(word)]
 
 
+def test_thinking_is_off_unless_asked_for(chat: RegionChat, picture: Image.Image) -> None:
+    chat.processor.chat_template += "{% if add_generation_prompt and enable_thinking is false %} red{% endif %}"
+    seen: list[str] = []
+    plain = chat.model.generate
+    chat.model.generate = lambda **inputs: seen.append(chat.processor.decode(inputs["input_ids"][0])) or plain(**inputs)
+    for thinking in (False, True):
+        chat.ask("<region> ?", image=picture, boxes=BOXES[:1], thinking=thinking, **SHORT)
+        chat.reset()
+    assert seen[0].endswith("red")
+    assert not seen[1].endswith("red")
+
+
 def test_the_past_stays_as_it_was(chat: RegionChat) -> None:
     canvas, boxes = np.full((60, 90, 3), 120, dtype=np.uint8), np.array(BOXES[:1], dtype=float)
     chat.ask("<region> ?", image=canvas, boxes=boxes, **SHORT)

@@ -178,6 +178,31 @@ def test_assistant_masks_cover_words_and_the_end_of_the_turn(
         assert learned == [["no", "blue", "</s>", "yes", "</s>"], ["no", "blue", "</s>"]]
 
 
+def test_a_space_before_the_words_is_learned(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
+    """Where the words do not swallow the space that the template puts before them, it is a token to write."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {
+        letter: i
+        for i, letter in enumerate(
+            ["</s>", "?", " ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ:.\nabcdefghijklmnopqrstuvwxyz123456789"]
+        )
+    }
+    backend = Tokenizer(models.BPE(letters, [], unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    _, made = make_bridge()
+    processor = RegionBridgeProcessor(
+        PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="?"), made.region_tokenizer
+    )
+    messages = [{"role": "user", "content": "Colour?"}, {"role": "assistant", "content": "Red"}]
+    batch = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    learned = processor.tokenizer.convert_ids_to_tokens(batch["input_ids"][0][batch["assistant_masks"][0].bool()])
+    assert learned == [" ", "R", "e", "d", "</s>"]
+    asked = processor.apply_chat_template(messages[:1], tokenize=True, add_generation_prompt=True)
+    assert torch.equal(batch["input_ids"][0][: asked.shape[1]], asked[0])  # what is learned follows what is asked
+
+
 def test_templates_that_rewrite_history_are_understood(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
     """Thinking models drop earlier thoughts: a turn is written otherwise when it is last."""
     _, processor = make_bridge()

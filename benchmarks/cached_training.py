@@ -1,0 +1,102 @@
+"""One epoch of training from cached region tokens against one that encodes every picture anew.
+
+    python benchmarks/cached_training.py --records 64
+
+Both epochs see the same records in the same order with the same bridge and take the same optimizer steps: projector and
+LoRA on the bundled region-chat-tiny, four questions a record. Opening pictures is charged to the second alone, because
+the first has none to open; making the cache is shown, too, as it is paid once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from machine import describe_machine, interleaved
+
+from finetune import cache_regions
+from finetune.conversations import summed_loss
+from finetune.data.collator import CachedSample, ConversationCollator
+from finetune.data.converting import convert
+from finetune.data.glyph_records import GlyphScenesSource
+from finetune.data.sample import cut_turns, load_samples, open_image
+from finetune.region_cache import RegionCache
+from finetune.region_encoding import encode_regions
+from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, add_lora, set_trainable
+
+TURNS = 4
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=64, help="records of an epoch")
+    parser.add_argument("--batch_size", type=int, default=16, help="records of a step")
+    parser.add_argument("--rounds", type=int, default=3, help="epochs of each kind; the median counts")
+    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(describe_machine())
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "records.jsonl"
+        convert(GlyphScenesSource(output=str(data), scenes=arguments.records, turns=TURNS, workers=1))
+        start = time.perf_counter()
+        cache_regions.main(["--data", str(data), "--output", f"{folder}/cache", "--dtype", "float32"])
+        making = time.perf_counter() - start
+        samples, cache = list(load_samples(data)), RegionCache(f"{folder}/cache")
+
+        bridge = RegionBridgeForConditionalGeneration.from_pretrained("region-chat-tiny")
+        processor = RegionBridgeProcessor.from_pretrained("region-chat-tiny")
+        tokenizer = processor.region_tokenizer
+        assert tokenizer is not None
+        set_trainable(add_lora(bridge), "lora")
+        optimizer = torch.optim.AdamW([p for p in bridge.parameters() if p.requires_grad], lr=1e-4)
+        collator = ConversationCollator(processor)
+
+        def from_cache(numbers: range) -> list[CachedSample]:
+            return [CachedSample(samples[i], cache.regions(i)) for i in numbers]
+
+        def from_pictures(numbers: range) -> list[CachedSample]:
+            features = tokenizer.embed_image([open_image(samples[i], folder) for i in numbers])
+            regions = encode_regions(tokenizer, features, [samples[i] for i in numbers])
+            return [CachedSample(samples[i], own) for i, own in zip(numbers, regions)]
+
+        def first_questions(item: CachedSample) -> CachedSample:
+            sample, rows = cut_turns(item.sample, 0, TURNS)
+            return CachedSample(sample, item.regions[rows])
+
+        batches = [
+            range(start, min(start + arguments.batch_size, len(samples)))
+            for start in range(0, len(samples), arguments.batch_size)
+        ]
+        same = max(
+            float((a.regions.semantic_tokens - b.regions.semantic_tokens).abs().max())
+            for a, b in zip(from_cache(batches[0]), from_pictures(batches[0]))
+        )
+        assert same < 1e-4, f"cached tokens differ from fresh ones by {same}"
+
+        def epoch(read: object) -> None:
+            for numbers in batches:
+                batch = collator([first_questions(item) for item in read(numbers)])  # type: ignore[operator]
+                summed_loss(bridge.train(), batch).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        epoch(from_cache)  # warm up
+        found = interleaved(
+            {"cache": lambda: epoch(from_cache), "pictures": lambda: epoch(from_pictures)}, arguments.rounds
+        )
+    regions = np.mean([len(sample["regions"]) for sample in samples])
+    print(f"\n{len(samples)} pictures with {regions:.1f} regions each; medians of {arguments.rounds} epochs\n")
+    print("| an epoch | seconds | ratio |\n|---|---|---|")
+    print(f"| from the cache | {found['cache']:.2f} | 1 |")
+    print(f"| encoding every picture | {found['pictures']:.2f} | {found['pictures'] / found['cache']:.1f} |")
+    print(f"| making the cache, once | {making:.2f} | {making / found['cache']:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
