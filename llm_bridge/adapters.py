@@ -217,6 +217,7 @@ def save_adapter_folder(
 
 def find_adapter(source: str | Path, **hub: Any) -> Path | None:
     """The folder of an adapter, downloaded if need be; None if `source` is none."""
+    source = bundled_or_given(source)
     if not Path(source).is_dir() and (Path(source).is_absolute() or str(source).count("/") > 1):
         raise ValueError(f"Found no folder at {source}: give a folder or a Hub repository.")
     if Path(source).is_dir():
