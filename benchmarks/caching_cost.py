@@ -44,7 +44,7 @@ def main() -> None:
     features = tokenizer.embed_image(picture)
     ways = {
         "picture": lambda: tokenizer.embed_image(picture),
-        "regions": lambda: tokenizer.encode(features=features, boxes=[boxes]),
+        "regions": lambda: tokenizer.encode(features=features, boxes=boxes),
     }
     seconds = interleaved(ways, arguments.rounds)
     operations = {}
