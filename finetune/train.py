@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     output.mkdir(parents=True, exist_ok=True)
     bridge, processor = load_bridge(arguments, accelerator)
     check_data(arguments, bridge)
+    if arguments.max_length is None:
+        arguments.max_length = getattr(bridge.config.text_config, "max_position_embeddings", None)
     if arguments.mode == "lora" and not has_adapter(bridge):
         add_lora(bridge, r=arguments.lora_r, alpha=arguments.lora_alpha, dropout=arguments.lora_dropout)
     bridge.projector.float()

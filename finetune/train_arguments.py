@@ -62,7 +62,10 @@ class TrainArguments:
         default_factory=list,
         help="of each of the data: questions in a row taken from a record, if its questions stand alone; 0 for all",
     )
-    max_length: int | None = knob(default=None, help="longest conversation in tokens; a longer one stops the run")
+    max_length: int | None = knob(
+        default=None,
+        help="longest conversation in tokens, a longer one loses its last questions; default: the model's context",
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = knob(default="no", help="as in accelerate")
     save_steps: int = knob(default=250, help="steps between checkpoints")
     log_steps: int = knob(default=20, help="steps between lines of log.jsonl")

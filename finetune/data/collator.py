@@ -16,7 +16,7 @@ from transformers import BatchFeature
 from llm_bridge import RegionBridgeProcessor, region_features
 from tap_tokenizer import RegionTokens
 
-from .sample import Sample
+from .sample import Sample, cut_turns
 
 
 @dataclass
@@ -37,15 +37,28 @@ class ConversationCollator:
 
     def __call__(self, items: Sequence[CachedSample]) -> dict[str, Any]:
         batch = self._batch(items, return_assistant_tokens_mask=True, padding_side="right")
+        if self.max_length is not None and batch["input_ids"].shape[1] > self.max_length:
+            fitting = [self._fit(item) for item in items]
+            batch = self._batch(fitting, return_assistant_tokens_mask=True, padding_side="right")
         learned = batch.pop("assistant_masks")
         batch["labels"] = batch["input_ids"].masked_fill(learned == 0, -100)
-        length = batch["input_ids"].shape[1]
-        if self.max_length is not None and length > self.max_length:
-            raise ValueError(
-                f"A conversation has {length} tokens, more than max_length {self.max_length}: raise max_length, or split "
-                "the conversation when converting."
-            )
         return dict(batch)
+
+    def _fit(self, item: CachedSample) -> CachedSample:
+        """A conversation without as many of its last questions as are too many for `max_length`."""
+        assert self.max_length is not None
+        while (
+            length := self._batch([item], return_assistant_tokens_mask=True)["input_ids"].shape[1]
+        ) > self.max_length:
+            questions = sum(turn["role"] == "user" for turn in item.sample["conversations"])
+            if questions < 2:
+                raise ValueError(
+                    f"A question about {item.sample.get('image', 'a picture')} has {length} tokens with its answer, more than "
+                    f"max_length {self.max_length}: raise max_length, or shorten the record."
+                )
+            sample, rows = cut_turns(item.sample, 0, questions - 1)
+            item = CachedSample(sample, item.regions[rows], item.grid)
+        return item
 
     def prompts(self, items: Sequence[CachedSample]) -> BatchFeature:
         """Conversations that end with a question → inputs of `generate`."""
