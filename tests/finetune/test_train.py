@@ -142,8 +142,13 @@ def test_a_named_language_model_is_kept_by_name(stage: Path, tmp_path: Path) -> 
     assert any(not torch.equal(two[name], three[name]) for name in two)  # it went on with the adapter that was there
     run(stage, tmp_path / "full", "full", *fresh(stage))
     whole = ["--init_from", str(tmp_path / "full" / "model"), "--tracker", "none"]
-    with pytest.raises(ValueError, match="holds its own language model, to which an adapter could not refer"):
-        run(stage, tmp_path / "x", "lora", *whole)
+    run(stage, tmp_path / "on whole", "lora", *whole)
+    small = tmp_path / "on whole" / "model"
+    assert not (small / "model.safetensors").exists()  # it names the folder that holds the language model
+    bridge = RegionBridgeForConditionalGeneration.from_pretrained(small)
+    below = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "full" / "model")
+    assert bridge.config.language_model == whole[1]
+    assert torch.equal(bridge.get_input_embeddings().weight, below.get_input_embeddings().weight)
     with pytest.raises(ValueError, match="quantize needs a bridge that names"):
         run(stage, tmp_path / "x", "lora", *whole, "--quantize", "4bit")
 
