@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +47,17 @@ def parse_arguments(
     arguments = arguments_type(**{f.name: getattr(values, f.name) for f in fields(arguments_type) if f.init})  # type: ignore[arg-type]
     _show(arguments, recipe, named, config.config)
     return arguments
+
+
+def run_command(main: Callable[[], None]) -> int:
+    """Run a command's `main`; bad input and files that fail end it with one line and exit code 2, not with a traceback."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        name = getattr(sys.modules["__main__"].__spec__, "name", "finetune")
+        print(f"python -m {name}: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def save_arguments(arguments: Any, path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 
 from tap_tokenizer import RegionTokens, TapRegionTokenizer
 
-from .arguments import knob, parse_arguments
+from .arguments import knob, parse_arguments, run_command
 from .data.sample import Sample, decode_mask, load_samples, open_image
 from .region_cache import CachePlan, file_checksum, shard_checksum, write_manifest, write_shard
 from .region_encoding import encode_regions, picture_context
@@ -190,4 +191,4 @@ def _pointed(region: dict[str, object], size: tuple[int, int], random: np.random
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -9,6 +9,7 @@ question is asked greedily with the true turns before it. A run that was stopped
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor
 
-from .arguments import knob, parse_arguments
+from .arguments import knob, parse_arguments, run_command
 from .conversations import answer_last
 from .data.collator import CachedSample
 from .data.sample import Sample, cut_turns, iterate, load_samples, open_image
@@ -198,4 +199,4 @@ def _questions(seen: CachedSample, history: str) -> list[CachedSample]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

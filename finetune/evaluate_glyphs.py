@@ -10,6 +10,7 @@ their answers. Writes predictions.jsonl (one line per region and per question), 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 from llm_bridge import RegionChat, grid_points, region_features
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
-from .arguments import knob, parse_arguments
+from .arguments import knob, parse_arguments, run_command
 from .data.glyph_language import caption, concept_banks
 from .data.glyph_questions import (
     ATTRIBUTE_FAMILIES,
@@ -324,4 +325,4 @@ def as_table(metrics: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

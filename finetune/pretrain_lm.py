@@ -10,6 +10,7 @@ model of transformers instead.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from transformers import (
 
 from llm_bridge import RegionDescription, describe_regions
 
-from .arguments import RECIPES, knob, parse_arguments, save_arguments
+from .arguments import RECIPES, knob, parse_arguments, run_command, save_arguments
 from .data.glyph_language import caption
 from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, draw_question
 from .data.glyph_records import number_regions
@@ -283,4 +284,4 @@ def _evaluate(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -12,6 +12,7 @@ was stopped goes on from its last checkpoint when the same command is given agai
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer
 
-from .arguments import RECIPES, knob, parse_arguments, save_arguments
+from .arguments import RECIPES, knob, parse_arguments, run_command, save_arguments
 from .data.glyph_language import build_text_tokenizer, concept_banks
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
 from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state, seed_step
@@ -407,4 +408,4 @@ def _captions(tokenizer: TapRegionTokenizer, tokens: Tensor) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

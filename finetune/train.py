@@ -13,6 +13,7 @@ In `output_dir`: `model`, the trained bridge; `best`, the weights of the best ev
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -27,7 +28,7 @@ from tqdm.auto import tqdm
 
 from llm_bridge import RegionBridgeProcessor, add_lora, count_parameters, has_adapter, merge_lora, set_trainable
 
-from .arguments import parse_arguments, save_arguments
+from .arguments import parse_arguments, run_command, save_arguments
 from .bridge_setup import check_data, check_sharding, load_bridge, make_optimizers
 from .conversations import evaluate, make_loader, summed_loss
 from .environment import describe_environment, in_words, record_environment
@@ -167,4 +168,4 @@ def _grouped(loader: Any, size: int) -> Iterator[list[dict[str, Tensor]]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -197,7 +197,8 @@ def save_adapter_folder(
     if has_adapter(bridge):
         own = {k.removeprefix("language_model."): v for k, v in state.items() if k.startswith("language_model.")}
         active = bridge.language_model.active_adapter
-        bridge.language_model.save_pretrained(str(partial / ADAPTER_FOLDER), selected_adapters=[active], state_dict=own)
+        bridge.language_model.save_pretrained(str(partial / ADAPTER_FOLDER), selected_adapters=[active], state_dict=own,
+                                             save_embedding_layers=False)  # fmt: skip
         if active != "default":  # peft gives other adapters a folder of their own
             for path in (partial / ADAPTER_FOLDER / active).iterdir():
                 path.replace(partial / ADAPTER_FOLDER / path.name)

@@ -48,6 +48,15 @@ class BoxesCsvSource(PictureSource):
 
     def _fill(self, table: sqlite3.Connection) -> None:
         table.execute("CREATE TABLE row (line INTEGER PRIMARY KEY, image, x1, y1, x2, y2, answer, question)")
+        try:
+            self._read_rows(table)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{self.boxes} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8."
+            ) from None
+        table.execute("CREATE INDEX row_image ON row (image)")
+
+    def _read_rows(self, table: sqlite3.Connection) -> None:
         with open(self.boxes, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             names = reader.fieldnames or []
@@ -55,9 +64,13 @@ class BoxesCsvSource(PictureSource):
             unknown = [name for name in names if name not in COLUMNS]
             if missing or unknown:
                 raise ValueError(
-                    f"{self.boxes} has columns {', '.join(names)}, expected {', '.join(COLUMNS)} (question optional)."
+                    f"{self.boxes} has columns {', '.join(names) or 'none'}, expected {', '.join(COLUMNS)} (question "
+                    "optional), separated by commas: rename them in the first line."
                 )
             for row in reader:
+                if None in row or not row["image"]:
+                    wrong = "more cells than columns" if None in row else "no image"
+                    raise ValueError(f"{self.boxes}, line {reader.line_num}: {wrong}, expected {', '.join(names)}.")
                 try:
                     corners = [float(row[name]) for name in CORNERS]
                 except (TypeError, ValueError):
@@ -67,7 +80,6 @@ class BoxesCsvSource(PictureSource):
                     ) from None
                 values = (reader.line_num, row["image"], *corners, row["answer"], row.get("question") or self.question)
                 table.execute("INSERT INTO row VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
-        table.execute("CREATE INDEX row_image ON row (image)")
 
     def _records(self, image: str, rows: list[tuple[Any, ...]]) -> Iterator[Sample]:
         try:

@@ -33,10 +33,18 @@ def convert(source: Source) -> int:
     key = sha256(json.dumps([type(source).__name__, knobs], sort_keys=True).encode()).hexdigest()[:12]
     unfinished = output.with_name(f"{output.name}.{key}.partial")
     done = count = _whole_lines(unfinished)
-    with unfinished.open("a", encoding="utf-8") as file:
-        for sample in tqdm(source.limited(done), initial=done, desc="converting", unit="record"):
-            file.write(json.dumps(sample, ensure_ascii=False) + "\n")
-            count += 1
+    try:
+        with unfinished.open("a", encoding="utf-8") as file:
+            for sample in tqdm(source.limited(done), initial=done, desc="converting", unit="record"):
+                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+                count += 1
+        if not count:
+            raise ValueError(
+                "The source gives no record: check that its files belong together, and its split and limit."
+            )
+    finally:
+        if not unfinished.stat().st_size:
+            unfinished.unlink()  # nothing to go on with
     if output.suffix == ".parquet":
         _pack(unfinished, output)
         unfinished.unlink()

@@ -22,6 +22,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, Json, List, Value, load_dataset
 from datasets import Image as Picture
+from datasets.exceptions import DatasetGenerationError
+from datasets.table import CastError
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -53,9 +55,19 @@ GLYPH_SCHEME = "glyph-scene:"
 
 def load_samples(path: str | Path, *, streaming: bool = False) -> Dataset | IterableDataset:
     """The records of a JSONL or parquet file, or of a folder of parquet files."""
-    path = Path(path)
+    try:
+        return _load(Path(path), streaming)
+    except (DatasetGenerationError, CastError) as error:
+        raise ValueError(
+            f"{path} holds what is no record: python -m finetune.data validate --data {path} names it."
+        ) from error
+
+
+def _load(path: Path, streaming: bool) -> Dataset | IterableDataset:
     if not path.exists():
         raise ValueError(f"Found no records at {path}: give a JSONL or parquet file.")
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(f"{path} is empty: expected a record on every line.")
     if path.suffix in (".jsonl", ".json"):
         return load_dataset("json", data_files=str(path), features=FEATURES, split="train", streaming=streaming)
     files = sorted(str(p) for p in path.glob("*.parquet")) if path.is_dir() else str(path)

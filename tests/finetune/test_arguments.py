@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -91,3 +93,14 @@ def test_help_shows_every_knob(capsys: pytest.CaptureFixture[str]) -> None:
         parse_arguments(Knobs, ["--help"])
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("--steps", "how many", "--config", "Some knobs"))
+
+
+def test_bad_input_ends_with_one_line(tmp_path: Path) -> None:
+    words = ["--data", str(tmp_path / "none.jsonl"), "--output", str(tmp_path / "cache")]
+    command = [sys.executable, "-m", "finetune.cache_regions", *words]
+    done = subprocess.run(command, cwd=RECIPES.parents[1], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"python -m finetune.cache_regions: Found no records at {tmp_path / 'none.jsonl'}: give a JSONL or parquet file."
+    )
+    assert "Traceback" not in done.stderr

@@ -39,8 +39,18 @@ def test_questions_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "words"), [
     ("image,left,top,x2,y2,answer\n", "expected image, x1"),
     ("image,x1,y1,x2,y2,answer\na.jpg,1,2,thirty,20,x\n", "line 2"),
+    ("image,x1,y1,x2,y2,answer\na.jpg,1,2,9,9,x,y\n", "line 2: more cells than columns"),
+    ("image,x1,y1,x2,y2,answer\n,1,2,9,9,x\n", "line 2: no image"),
+    ("image;x1;y1;x2;y2;answer\n", "separated by commas"),
     ("image,x1,y1,x2,y2,answer\nnone.jpg,1,2,30,20,x\n", "none.jpg"),
 ])  # fmt: skip
 def test_bad_tables_are_refused(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         list(source(tmp_path, text).records())
+
+
+def test_other_encodings_are_refused(tmp_path: Path) -> None:
+    made = source(tmp_path, "")
+    (tmp_path / "mine.csv").write_bytes("image,x1,y1,x2,y2,answer\na.jpg,1,2,9,9,café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="save it as UTF-8"):
+        list(made.records())

@@ -119,3 +119,20 @@ def test_every_format_explains_itself(capsys: pytest.CaptureFixture[str]) -> Non
             main(["convert", name, "--help"])
         assert end.value.code == 0
         assert "--output" in capsys.readouterr().out
+
+
+def test_what_gives_no_record_leaves_nothing(tmp_path: Path) -> None:
+    source = boxes(tmp_path, "mine.jsonl", pictures=0)
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(ValueError, match="gives no record"):
+        convert(source)
+    assert not list(tmp_path.glob("mine.jsonl*"))
+
+
+def test_files_that_hold_no_records_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "torn.jsonl").write_text('{"image": "x"')
+    (tmp_path / "other.jsonl").write_text('{"picture": "x", "words": [1, 2]}\n')
+    for name, words in (("empty", "is empty"), ("torn", "validate --data"), ("other", "validate --data")):
+        with pytest.raises(ValueError, match=words):
+            load_samples(tmp_path / f"{name}.jsonl")
