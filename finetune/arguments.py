@@ -41,6 +41,9 @@ def parse_arguments(
         arguments_type, description=description or arguments_type.__doc__, formatter_class=argparse.HelpFormatter
     )
     parser.add_argument("--config", metavar="RECIPE", help="YAML file, or name of a shipped recipe; flags override it")
+    for action in parser._actions:
+        if action.default not in (None, argparse.SUPPRESS, MISSING, []) and "default" not in (action.help or ""):
+            action.help = f"{action.help} (default: {str(action.default).replace('%', '%%')})"
     recipe = _read_recipe(config.config, parser, arguments_type) if config.config else {}
     values = parser.parse_args([*_as_flags(recipe), *flags])
     named = {action.dest for action in parser._actions for option in action.option_strings if _given(option, flags)}
@@ -53,11 +56,30 @@ def run_command(main: Callable[[], None]) -> int:
     """Run a command's `main`; bad input and files that fail end it with one line and exit code 2, not with a traceback."""
     try:
         main()
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from the last state on disk", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         name = getattr(sys.modules["__main__"].__spec__, "name", "finetune")
         print(f"python -m {name}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def refuse_other_arguments(arguments: Any, path: Path, free: Sequence[str]) -> None:
+    """Refuse to go on with a run whose saved arguments were others, but for those that may change (`free`)."""
+    if not path.is_file():
+        return
+    old, new = yaml.safe_load(path.read_text()), asdict(arguments)
+    changed = [
+        f"{key} {old[key]!r}, now {new[key]!r}"
+        for key in new
+        if key in old and key not in free and old[key] != new[key]
+    ]
+    if changed:
+        raise ValueError(
+            f"{path.parent} holds a run with other arguments ({'; '.join(changed)}): use another output_dir."
+        )
 
 
 def save_arguments(arguments: Any, path: Path) -> None:

@@ -26,7 +26,7 @@ from tap_tokenizer import RegionTokens, TapRegionTokenizer
 
 from .arguments import knob, parse_arguments, run_command
 from .data.sample import Sample, decode_mask, load_samples, open_image
-from .region_cache import CachePlan, file_checksum, shard_checksum, write_manifest, write_shard
+from .region_cache import CachePlan, file_checksum, shard_is_whole, write_manifest, write_shard
 from .region_encoding import encode_regions, picture_context
 
 PLAN = "plan.json"
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     if state.is_main_process:
         _prepare(folder, plan)
     state.wait_for_everyone()
-    todo = [shard for shard in range(plan.shards) if shard_checksum(folder, shard) is None]
+    todo = [shard for shard in range(plan.shards) if not shard_is_whole(folder, shard)]
     mine = todo[state.process_index :: state.num_processes]
     with tqdm(total=sum(len(plan.rows(s)) for s in mine), desc="encoding", unit="picture",
               disable=not state.is_local_main_process) as progress:  # fmt: skip

@@ -92,6 +92,12 @@ def load_last_state(accelerator: Accelerator, folder: Path) -> int:
     found = list_checkpoints(folder)
     if not found:
         return 0
-    accelerator.load_state(str(found[-1]))
+    try:
+        accelerator.load_state(str(found[-1]))
+    except Exception as error:  # every kind of file in it fails in its own way
+        raise ValueError(
+            f"{found[-1]} cannot be read ({type(error).__name__}: {error}): delete it, and the same command goes on from "
+            "the one before it."
+        ) from error
     accelerator.print(f"resuming from {found[-1]}")
     return step_of(found[-1])

@@ -88,6 +88,12 @@ def shard_checksum(folder: Path, shard: int) -> str | None:
     return mark.read_text() if mark.is_file() and shard_path(folder, shard).is_file() else None
 
 
+def shard_is_whole(folder: Path, shard: int) -> bool:
+    """Whether a shard is there, as it was written."""
+    checksum = shard_checksum(folder, shard)
+    return checksum is not None and file_checksum(shard_path(folder, shard)) == checksum
+
+
 def file_checksum(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:

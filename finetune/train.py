@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from llm_bridge import RegionBridgeProcessor, add_lora, count_parameters, has_adapter, merge_lora, set_trainable
 
-from .arguments import parse_arguments, run_command, save_arguments
+from .arguments import parse_arguments, refuse_other_arguments, run_command, save_arguments
 from .bridge_setup import check_data, check_sharding, load_bridge, make_optimizers
 from .conversations import evaluate, make_loader, summed_loss
 from .environment import describe_environment, in_words, record_environment
@@ -36,7 +36,7 @@ from .loop import MeanWindow, RunLog, load_last_state, rate_share, save_state, s
 from .loss_plot import draw_losses
 from .optimizers import param_groups
 from .region_cache import RegionCache
-from .train_arguments import TrainArguments, check_arguments
+from .train_arguments import FREE, TrainArguments, check_arguments
 from .trained_weights import BestWeights, is_sharded, keep_only_what_learns
 
 
@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
     start = load_last_state(accelerator, checkpoints)
     log.forget_after(start)
+    if start:
+        refuse_other_arguments(arguments, output / "arguments.yaml", FREE)
     best = BestWeights(output / "best", arguments.best_metric, start)
     if accelerator.is_main_process:
         save_arguments(arguments, output / "arguments.yaml")

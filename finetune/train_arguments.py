@@ -8,6 +8,10 @@ from typing import Literal
 from .arguments import knob
 from .optimizers import OptimizerName
 
+FREE = ("output_dir", "workers", "save_steps", "log_steps", "eval_data", "eval_cache", "eval_steps", "eval_records",
+        "eval_max_new_tokens", "best_metric", "load_best", "tracker", "gradient_checkpointing")  # fmt: skip
+"""What a run that goes on may do otherwise than when it began, for it changes nothing that is learned."""
+
 
 @dataclass
 class TrainArguments:

@@ -34,7 +34,7 @@ from .lvis import LvisSource
 from .osprey import OspreySource
 from .pixelrefer import PixelReferSource
 from .refcoco import RefCocoSource
-from .sample import Sample, iterate, load_samples
+from .sample import Sample
 from .source import Source
 from .validation import problems_of, read_raw
 from .visual_genome import GritSource, VisualGenomeSource
@@ -90,6 +90,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if argv[:1] in (["-h"], ["--help"]) else 2
     try:
         return commands[argv[0]](argv[1:])
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        return 130
     except (ValueError, OSError, KeyError, UnpicklingError) as error:
         words = f"an entry lacks {error}: is it the format that was named?" if isinstance(error, KeyError) else error
         print(f"python -m finetune.data {argv[0]}: {words}", file=sys.stderr)
@@ -160,10 +163,18 @@ class _Kept:
 
 def _show(argv: Sequence[str]) -> int:
     arguments = parse_arguments(ShowArguments, argv)
+    if not arguments.output.endswith(".png"):
+        raise ValueError(f"output is {arguments.output}, expected a name that ends in .png.")
     data, output = Path(arguments.data), Path(arguments.output)
-    samples = load_samples(data, streaming=True)
-    chosen = list(islice(iterate(samples, arguments.start), arguments.count))
-    sheet = contact_sheet(chosen, data if data.is_dir() else data.parent, arguments.columns)
+    root = data if data.is_dir() else data.parent
+    chosen: list[Sample] = []
+    raw = islice(read_raw(data), arguments.start, arguments.start + arguments.count)
+    for number, sample in enumerate(raw, arguments.start + 1):
+        if problems := problems_of(sample, root):
+            raise ValueError(f"record {number}: {problems[0][0]}: {problems[0][1]}; validate names all of them.")
+        assert isinstance(sample, dict)
+        chosen.append(sample)
+    sheet = contact_sheet(chosen, root, arguments.columns)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     sheet.save(partial, format="PNG")

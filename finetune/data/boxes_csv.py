@@ -3,12 +3,14 @@
     image,x1,y1,x2,y2,answer
     kitchen/1.jpg,40,60,310,420,a red kettle
 
-`question` may be a column, too, else the knob is asked; rows of a picture may lie anywhere in the table.
+`question` may be a column, too, else the knob is asked; one without `<region>` is asked as "<region>: …". Rows of a picture
+may lie anywhere in the table.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -50,6 +52,8 @@ class BoxesCsvSource(PictureSource):
         table.execute("CREATE TABLE row (line INTEGER PRIMARY KEY, image, x1, y1, x2, y2, answer, question)")
         try:
             self._read_rows(table)
+        except csv.Error as error:
+            raise ValueError(f"{self.boxes} is no CSV: {error}.") from None
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{self.boxes} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8."
@@ -58,8 +62,8 @@ class BoxesCsvSource(PictureSource):
 
     def _read_rows(self, table: sqlite3.Connection) -> None:
         with open(self.boxes, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames or []
+            reader = csv.DictReader(file, strict=True)
+            names = reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
             missing = [name for name in COLUMNS[:-1] if name not in names]
             unknown = [name for name in names if name not in COLUMNS]
             if missing or unknown:
@@ -73,6 +77,8 @@ class BoxesCsvSource(PictureSource):
                     raise ValueError(f"{self.boxes}, line {reader.line_num}: {wrong}, expected {', '.join(names)}.")
                 try:
                     corners = [float(row[name]) for name in CORNERS]
+                    if not all(map(math.isfinite, corners)):
+                        raise ValueError
                 except (TypeError, ValueError):
                     raise ValueError(
                         f"{self.boxes}, line {reader.line_num}: the box is {[row[name] for name in CORNERS]}, expected "

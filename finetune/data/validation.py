@@ -33,10 +33,13 @@ def read_raw(path: Path) -> Iterator[Sample | str]:
         return
     if not path.is_file():
         raise ValueError(f"Found no records at {path}: give a JSONL or parquet file.")
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open("rb") as file:
         for line in file:
             try:
-                sample = json.loads(line)
+                sample = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                yield f"the line is not UTF-8: {error.reason} at byte {error.start}"
+                continue
             except json.JSONDecodeError as error:
                 yield f"the line is no JSON: {error}"
                 continue

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,9 +118,21 @@ def test_two_processes_share_a_cache(stage: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(found[name].float(), expected[name].float(), rtol=0, atol=1e-3, msg=name)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole(stage: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train.main(flags(stage, tmp_path / "whole"))
-    train.main(flags(stage, tmp_path / "full", "--steps", "4"))
+    plain = train.save_state
+
+    def stop_at_six(accelerator: Any, folder: Path, step: int) -> None:
+        if step == 6:
+            raise InterruptedError
+        plain(accelerator, folder, step)
+
+    monkeypatch.setattr(train, "save_state", stop_at_six)
+    with pytest.raises(InterruptedError):
+        train.main(flags(stage, tmp_path / "full"))
+    monkeypatch.setattr(train, "save_state", plain)
     kept = {path: path.read_bytes() for path in (tmp_path / "full" / "checkpoints").rglob("*") if path.is_file()}
     code = (
         "import resource, signal, sys\n"
@@ -134,4 +147,4 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(stage: Path, tmp_path: Pat
     assert {path: path.read_bytes() for path in kept} == kept
     assert [path.name for path in list_checkpoints(tmp_path / "full" / "checkpoints")] == ["step-2", "step-4"]
     train.main(flags(stage, tmp_path / "full"))
-    assert weights(tmp_path / "full").keys() == weights(tmp_path / "whole").keys()
+    assert_same(tmp_path / "full", tmp_path / "whole")

@@ -187,6 +187,19 @@ def test_what_does_not_go_together_is_refused(
     assert not (tmp_path / "x").exists()
 
 
+def test_a_run_goes_on_as_it_began(stage: Path, tmp_path: Path) -> None:
+    run(stage, tmp_path, "projector", *fresh(stage))
+    before = (tmp_path / "arguments.yaml").read_text()
+    with pytest.raises(ValueError, match=r"projector_learning_rate 0\.001, now 0\.5"):
+        run(stage, tmp_path, "projector", *fresh(stage), "--projector_learning_rate", "0.5")
+    assert (tmp_path / "arguments.yaml").read_text() == before
+    run(stage, tmp_path, "projector", *fresh(stage), "--save_steps", "1")
+    for path in (tmp_path / "checkpoints").rglob("trained.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"step-4 cannot be read .*delete it"):
+        run(stage, tmp_path, "projector", *fresh(stage))
+
+
 def test_what_does_not_fit_is_refused(stage: Path, tmp_path: Path) -> None:
     flags = ["--language_model", str(stage / "lm" / "model"), "--image_grid", "2"]
     make(stage, "tap1", "cache of another")
@@ -215,3 +228,5 @@ def test_a_stopped_cache_goes_on_and_damage_is_found(stage: Path) -> None:
     shards[2].write_bytes(bytes(data))
     with pytest.raises(ValueError, match=shards[2].name):
         RegionCache(stage / "again").regions(5)
+    make(stage, "tap0", "again")  # which finds it, too, and makes it anew
+    assert torch.equal(RegionCache(stage / "again").regions(5).boxes, RegionCache(stage / "cache").regions(5).boxes)

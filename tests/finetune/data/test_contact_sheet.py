@@ -40,3 +40,15 @@ def test_command(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "new" / "sheet.png").width == TILE
     assert main(["show", "--data", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / "x.png"), "--start", "5"]) == 2
     assert not (tmp_path / "x.png").exists()
+
+
+def test_broken_records_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (
+        "[]",
+        '{"image": "a.jpg"}',
+        '{"image": "a.jpg", "width": 6, "height": 4, "regions": null, "conversations": null}',
+    ):
+        (tmp_path / "r.jsonl").write_text(line + "\n")
+        assert main(["show", "--data", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / "x.png")]) == 2
+        assert "record 1: " in capsys.readouterr().err
+    assert main(["show", "--data", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / "x.gif")]) == 2

@@ -136,3 +136,15 @@ def test_files_that_hold_no_records_are_refused(tmp_path: Path) -> None:
     for name, words in (("empty", "is empty"), ("torn", "validate --data"), ("other", "validate --data")):
         with pytest.raises(ValueError, match=words):
             load_samples(tmp_path / f"{name}.jsonl")
+
+
+def test_an_edited_table_begins_anew(tmp_path: Path) -> None:
+    source = boxes(tmp_path, "mine.jsonl")
+    (tmp_path / "pictures" / "3.png").unlink()
+    with pytest.raises(ValueError, match=r"3\.png"):
+        convert(source)
+    table = tmp_path / "mine.csv"
+    table.write_text(table.read_text().replace("answer 0", "a kettle"))
+    write_picture(tmp_path / "pictures" / "3.png")
+    convert(source)
+    assert load_samples(tmp_path / "mine.jsonl")[0]["conversations"][1]["content"] == "a kettle"

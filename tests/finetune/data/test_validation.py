@@ -90,6 +90,12 @@ def test_torn_pictures_are_found_when_decoded(folder: Path) -> None:
     assert [kind for kind, _ in problems_of(good(), folder, "decode")] == ["unreadable picture"]
 
 
+def test_other_encodings_are_broken_lines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "r.jsonl").write_bytes(json.dumps(good(source="caf\xe9"), ensure_ascii=False).encode("latin-1") + b"\n")
+    assert main(["validate", "--data", str(folder / "r.jsonl")]) == 1
+    assert "record 1: broken line: the line is not UTF-8" in capsys.readouterr().out
+
+
 def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.dumps(good()), "{torn", json.dumps(good(image="none.jpg")), json.dumps(good(source="mine"))]
     (folder / "r.jsonl").write_text("\n".join(lines) + "\n")
