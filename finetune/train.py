@@ -72,9 +72,9 @@ def main(argv: list[str] | None = None) -> None:
 
     checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
     start = load_last_state(accelerator, checkpoints)
-    log.forget_after(start)
     if start:
         refuse_other_arguments(arguments, output / "arguments.yaml", FREE)
+    log.forget_after(start)
     best = BestWeights(output / "best", arguments.best_metric, start)
     if accelerator.is_main_process:
         save_arguments(arguments, output / "arguments.yaml")

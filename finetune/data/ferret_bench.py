@@ -12,10 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from ..arguments import knob
-from .gar_bench import literal
 from .json_stream import iter_items
 from .sample import Sample
-from .source import PictureSource, corners, number_regions, record
+from .source import PictureSource, corners, literal, number_regions, record
 
 
 @dataclass(kw_only=True)

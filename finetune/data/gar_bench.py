@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ..arguments import knob
 from .json_stream import iter_items
-from .osprey import with_box
 from .sample import Sample
-from .source import PictureSource, record, with_all_shown
+from .source import PictureSource, literal, record, with_all_shown, with_box
 
 
 @dataclass(kw_only=True)
@@ -37,8 +34,3 @@ class GarBenchSource(PictureSource):
             ]
             source = f"GAR-Bench-VQA {entry['type']}"
             yield record(self.picture(entry["image"]), size, regions, with_all_shown(turns, len(regions)), source, None)
-
-
-def literal(value: Any) -> Any:
-    """A list or mapping that some files hold as Python text."""
-    return ast.literal_eval(value) if isinstance(value, str) else value

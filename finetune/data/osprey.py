@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from ..arguments import knob
 from .json_stream import iter_items
-from .sample import Sample, mask_box
-from .source import PictureSource, record, with_all_shown
+from .sample import Sample
+from .source import PictureSource, record, talk, with_all_shown, with_box
 
 Kind = Literal["conversation", "detail_description", "short_form", "part_level", "lvis_positive_negative"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -27,7 +27,6 @@ DETAIL_QUESTIONS = (
     "Give a full account of <region>.",
     "Explain what <region> is and how it looks.",
 )
-ROLES = {"human": "user", "gpt": "assistant"}
 
 
 @dataclass(kw_only=True)
@@ -52,20 +51,6 @@ class OspreySource(PictureSource):
                 turns = [{**t, "content": f"{t['content']} {BRIEF}"} if t["role"] == "user" else t for t in turns]
             source = f"Osprey-724K {kind}"
             yield record(self.picture(name), size, regions, with_all_shown(turns, len(regions)), source, "CC BY-NC 4.0")
-
-
-def with_box(region: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """A region with its mask's box; as it was if the mask is empty, which `validate` then names."""
-    box = mask_box(region["mask"], size)
-    return region if box is None else {"box": box, **region}
-
-
-def talk(conversations: list[dict[str, str]]) -> list[dict[str, str]]:
-    """LLaVA's turns ("from", "value") → ours; picture tokens go, for the record's picture is never in question."""
-    return [
-        {"role": ROLES[turn["from"]], "content": re.sub(r"<(?:image|video)>\s*", "", turn["value"]).strip()}
-        for turn in conversations
-    ]
 
 
 def _detailed(descriptions: list[str], number: int) -> list[dict[str, str]]:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from ..arguments import knob
 from .json_stream import iter_items
-from .osprey import talk, with_box
 from .sample import Sample
-from .source import PictureSource, number_regions, record, with_all_shown
+from .source import PictureSource, number_regions, record, talk, with_all_shown, with_box
 
 
 @dataclass(kw_only=True)

@@ -76,5 +76,5 @@ class RefCocoSource(PictureSource):
                 size = (image["height"], image["width"])
                 yield record(
                     self.picture(image["file_name"]), size, [region for region, _ in some], turns, "RefCOCO",
-                    "annotations Apache-2.0; pictures: Flickr, see COCO",
+                    "pictures: Flickr, see COCO",
                 )  # fmt: skip

@@ -6,6 +6,7 @@ the record's form; each data set's own form is known to its file.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 from abc import ABC, abstractmethod
@@ -18,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from ..arguments import knob
-from .sample import Sample
+from .sample import Sample, mask_box
 
 LABEL_QUESTION = "What is <region>?"
+ROLES = {"human": "user", "gpt": "assistant"}
 CAPTION_QUESTION = "Describe <region> in a few words."
 
 
@@ -106,6 +108,25 @@ def with_all_shown(turns: Sequence[dict[str, str]], regions: int) -> list[dict[s
     names = ", ".join(f"<region{n}>" for n in range(1, regions + 1))
     opening = {**turns[first], "content": f"The picture has {names}.\n{turns[first]['content']}"}
     return [*turns[:first], opening, *turns[first + 1 :]]
+
+
+def with_box(region: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """A region with its mask's box; as it was if the mask is empty, which `validate` then names."""
+    box = mask_box(region["mask"], size)
+    return region if box is None else {"box": box, **region}
+
+
+def talk(conversations: list[dict[str, str]]) -> list[dict[str, str]]:
+    """LLaVA's turns ("from", "value") → ours; picture tokens go, for the record's picture is never in question."""
+    return [
+        {"role": ROLES[turn["from"]], "content": re.sub(r"<(?:image|video)>\s*", "", turn["value"]).strip()}
+        for turn in conversations
+    ]
+
+
+def literal(value: Any) -> Any:
+    """A list or mapping that some files hold as Python text."""
+    return ast.literal_eval(value) if isinstance(value, str) else value
 
 
 def record(
