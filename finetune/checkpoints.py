@@ -15,27 +15,41 @@ _NAME = re.compile(r"step-(\d+)$")
 
 
 def save_checkpoint(
-    folder: Path, step: int, fill: Callable[[Path], None], *, keep: int = 2, is_main: bool = True
+    folder: Path,
+    step: int,
+    fill: Callable[[Path], None],
+    *,
+    keep: int = 2,
+    is_main: bool = True,
+    wait: Callable[[], None] = lambda: None,
 ) -> None:
     """Have `fill` write a checkpoint, then give it its name in one step, then drop the oldest beyond `keep`.
 
     Until the last moment the files lie in `step-N.partial`, which no one takes for a checkpoint: a full disk or a kill
     leaves the earlier checkpoints as they were. Every process of a distributed run calls `fill`; only the main one
-    (`is_main`) renames and drops, after the others are through (which is the caller's business).
+    (`is_main`) clears what an interrupted save left, renames, and drops. `wait` returns when all processes have called
+    it: none may write before the clearing, and the name is given after the last has written.
     """
     partial, final = folder / f"step-{step}.partial", folder / f"step-{step}"
     if is_main:
         shutil.rmtree(partial, ignore_errors=True)
+    wait()
     partial.mkdir(parents=True, exist_ok=True)
     fill(partial)
-    if not is_main:
-        return
+    wait()
+    if is_main:
+        _publish(partial, final)
+        for old in list_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    wait()
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Give a filled folder its name."""
     _flush(partial)
     if final.exists():  # the same step again, after a resume: the new one replaces it
         shutil.rmtree(final)
     partial.rename(final)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

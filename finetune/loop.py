@@ -78,13 +78,13 @@ def seed_step(seed: int, step: int, process: int) -> None:
 
 def save_state(accelerator: Accelerator, folder: Path, step: int) -> None:
     """A checkpoint of all that accelerate knows, written whole or not at all."""
-
-    def fill(partial: Path) -> None:
-        accelerator.save_state(str(partial))
-        accelerator.wait_for_everyone()
-
-    save_checkpoint(folder, step, fill, is_main=accelerator.is_main_process)
-    accelerator.wait_for_everyone()
+    save_checkpoint(
+        folder,
+        step,
+        lambda partial: accelerator.save_state(str(partial)),
+        is_main=accelerator.is_main_process,
+        wait=accelerator.wait_for_everyone,
+    )
 
 
 def load_last_state(accelerator: Accelerator, folder: Path) -> int:

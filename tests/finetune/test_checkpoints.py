@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,3 +51,24 @@ def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path) == []
     with pytest.raises(ValueError, match="is no checkpoint folder"):
         step_of(tmp_path / "other")
+
+
+def test_a_late_clearing_takes_nothing_of_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = shutil.rmtree
+
+    def late(path: Path, **more: bool) -> None:
+        time.sleep(0.1)
+        plain(path, **more)
+
+    monkeypatch.setattr(shutil, "rmtree", late)
+    barrier = threading.Barrier(2)
+
+    def save(name: str, is_main: bool) -> None:
+        def fill(partial: Path) -> None:
+            (partial / name).write_text(name)
+
+        save_checkpoint(tmp_path, 1, fill, is_main=is_main, wait=lambda: barrier.wait(timeout=20) and None)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(save, ("main", "other"), (True, False)))
+    assert sorted(path.name for path in (tmp_path / "step-1").iterdir()) == ["main", "other"]
