@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from transformers import BitsAndBytesConfig
 
-from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, find_adapter
+from llm_bridge import PictureContext, RegionBridgeForConditionalGeneration, RegionBridgeProcessor, find_adapter
 from tap_tokenizer import TapRegionTokenizer
 
 from .optimizers import build_optimizers
@@ -45,7 +45,10 @@ def load_bridge(
         bridge = RegionBridgeForConditionalGeneration.from_pretrained(arguments.init_from, **options)
         if is_whole:
             bridge.config.language_model = arguments.init_from  # nothing but this folder holds the language model
-        return bridge, RegionBridgeProcessor.from_pretrained(arguments.init_from)
+        processor = RegionBridgeProcessor.from_pretrained(
+            arguments.init_from, region_tokenizer=arguments.new_region_tokenizer
+        )
+        return bridge, _adapted(bridge, processor, arguments)
     tokenizer = TapRegionTokenizer.from_pretrained(arguments.region_tokenizer, variant=arguments.variant)
     bridge = RegionBridgeForConditionalGeneration.from_language_model(
         str(arguments.language_model),
@@ -53,10 +56,31 @@ def load_bridge(
         experts=arguments.experts,
         use_semantic_embeds=arguments.use_semantic_embeds,
         use_position=arguments.use_position,
-        image_grid=arguments.image_grid,
+        image_grid=arguments.image_grid or 0,
+        image_regions=arguments.image_regions or 0,
         **options,
     )
     return bridge, RegionBridgeProcessor.for_bridge(bridge.config, region_tokenizer=tokenizer)
+
+
+def _adapted(
+    bridge: RegionBridgeForConditionalGeneration, processor: RegionBridgeProcessor, arguments: TrainArguments
+) -> RegionBridgeProcessor:
+    """The processor of a bridge that goes on with other picture context, or with another region tokenizer's tokens."""
+    config, tokenizer = bridge.config, processor.region_tokenizer
+    if arguments.image_grid is not None or arguments.image_regions is not None:
+        config.image_grid, config.image_regions = arguments.image_grid or 0, arguments.image_regions or 0
+    if arguments.new_region_tokenizer is not None and tokenizer is not None:
+        decoder = tokenizer.model.config.image_decoder_config
+        sizes = (decoder.hidden_size, decoder.semantic_embed_size, decoder.num_experts)
+        if sizes != (config.token_size, config.embed_size, config.num_experts):
+            raise ValueError(
+                f"{arguments.new_region_tokenizer} has tokens, embeddings and experts of sizes {sizes}, the bridge reads "
+                f"{(config.token_size, config.embed_size, config.num_experts)}: begin a fresh bridge with it."
+            )
+        config.fingerprint = tokenizer.fingerprint
+        config.concept_space = tokenizer.concepts.digest if tokenizer.concepts else None
+    return RegionBridgeProcessor.for_bridge(config, tokenizer=processor.tokenizer, region_tokenizer=tokenizer)
 
 
 def check_sharding(arguments: TrainArguments, accelerator: Accelerator) -> None:
@@ -93,8 +117,9 @@ def check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGene
     pairs = list(zip(arguments.data, arguments.caches))
     if arguments.eval_data is not None and arguments.eval_cache is not None:
         pairs.append((arguments.eval_data, arguments.eval_cache))
+    context = PictureContext.of(bridge.config)
     for data, folder in pairs:
-        RegionCache(folder).check(Path(data), bridge.config.fingerprint, bridge.config.image_grid)
+        RegionCache(folder).check(Path(data), bridge.config.fingerprint, context)
 
 
 def make_optimizers(

@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens, TapRegionTokenizer
 
 from .arguments import knob, parse_arguments, run_command
 from .data.sample import Sample, decode_mask, load_samples, open_image
 from .region_cache import CachePlan, file_checksum, shard_is_whole, write_manifest, write_shard
-from .region_encoding import encode_regions, picture_context
+from .region_encoding import encode_regions
 
 PLAN = "plan.json"
 
@@ -46,6 +47,12 @@ class CacheArguments:
     variant: str | None = knob(default=None, help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
     variants: str = knob(default="exact", help=f"prompt variants, separated by commas: {', '.join(VARIANTS)}")
     image_grid: int = knob(default=0, help="picture context: points per side of the grid; 0 for none")
+    image_regions: int = knob(default=0, help="picture context of the other kind: this many regions; 0 for none")
+    context_from: Literal["found", "annotated"] = knob(
+        default="found",
+        help="these regions: what the tokenizer finds by itself, or, much cheaper, those of the record, prompted as in the "
+        "last of the variants",
+    )
     dtype: Literal["float16", "bfloat16", "float32"] = knob(default="float16", help="of the tokens on disk")
     device: str | None = knob(
         default=None, help="where the tokenizer runs; default: this process's accelerator, or CPU"
@@ -109,6 +116,8 @@ def _plan(arguments: CacheArguments, tokenizer: TapRegionTokenizer) -> CachePlan
         dtype=arguments.dtype,
         variants=variants,
         image_grid=arguments.image_grid,
+        image_regions=arguments.image_regions,
+        context_from=arguments.context_from,
         shard_size=arguments.shard_size,
         seed=arguments.seed,
     )
@@ -142,15 +151,17 @@ def _encode_shard(
         collate_fn=list,
         num_workers=arguments.workers,
     )
-    number = rows.start
+    number, context = rows.start, PictureContext.of(plan)
     for batch in pictures:
         samples = [sample for sample, _ in batch]
         features = tokenizer.embed_image([picture for _, picture in batch])
         for name, column in zip(plan.variants, variants):
             prompts = [_vary(sample, name, plan.seed, number + i) for i, sample in enumerate(samples)]
             column += encode_regions(tokenizer, features, prompts)
-        if plan.image_grid:
-            grids += picture_context(tokenizer, features, plan.image_grid)
+        if context.regions and plan.context_from == "annotated":
+            grids += [context.of_regions(regions) for regions in variants[-1][-len(batch) :]]
+        elif context.slots:
+            grids += context.encode(tokenizer, features)
         number += len(batch)
         progress.update(len(batch))
     write_shard(folder, shard, variants, grids, getattr(torch, plan.dtype))

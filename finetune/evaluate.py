@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from tqdm.auto import tqdm
 
-from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor
+from llm_bridge import PictureContext, RegionBridgeForConditionalGeneration, RegionBridgeProcessor
 
 from .arguments import knob, parse_arguments, run_command
 from .conversations import answer_last
@@ -27,7 +27,7 @@ from .data.sample import Sample, cut_turns, iterate, load_samples, open_image
 from .environment import describe_environment
 from .metrics import accuracy, majority
 from .region_cache import RegionCache, file_checksum
-from .region_encoding import encode_regions, picture_context
+from .region_encoding import encode_regions
 
 PROTOCOL = "exact answers 1"
 """An answer is right if it is the true one after `metrics.normalise_answer`; change it, and this gets a new number."""
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         for number, sample in enumerate(iterate(samples, start), start):
             if arguments.limit is not None and number >= arguments.limit:
                 break
-            seen = _seen(sample, number, cache, Path(arguments.data), processor, bridge.config.image_grid)
+            seen = _seen(sample, number, cache, Path(arguments.data), processor)
             waiting += [(number, turn, item) for turn, item in enumerate(_questions(seen, arguments.history))]
             bar.update()
             if len(waiting) >= arguments.batch_size:
@@ -164,12 +164,12 @@ def _resume(output: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _cache(arguments: EvaluateArguments, bridge: RegionBridgeForConditionalGeneration) -> RegionCache:
     cache = RegionCache(str(arguments.cache))
-    cache.check(Path(arguments.data), bridge.config.fingerprint, bridge.config.image_grid)
+    cache.check(Path(arguments.data), bridge.config.fingerprint, PictureContext.of(bridge.config))
     return cache
 
 
 def _seen(
-    sample: Sample, number: int, cache: RegionCache | None, data: Path, processor: RegionBridgeProcessor, grid: int
+    sample: Sample, number: int, cache: RegionCache | None, data: Path, processor: RegionBridgeProcessor
 ) -> CachedSample:
     """A record with its region tokens, from the cache or from its picture."""
     if cache is not None:
@@ -177,9 +177,10 @@ def _seen(
     tokenizer = processor.region_tokenizer
     if tokenizer is None:
         raise ValueError("The bridge's folder has no region tokenizer: give cache=….")
+    context = processor.context
     features = tokenizer.embed_image([open_image(sample, data if data.is_dir() else data.parent)])
     (regions,) = encode_regions(tokenizer, features, [sample])
-    return CachedSample(sample, regions, picture_context(tokenizer, features, grid)[0] if grid else None)
+    return CachedSample(sample, regions, context.encode(tokenizer, features)[0] if context.slots else None)
 
 
 def _questions(seen: CachedSample, history: str) -> list[CachedSample]:

@@ -69,6 +69,9 @@ class PretrainArguments:
     max_grad_norm: float = knob(default=1.0, help="gradients are clipped to this norm")
     box_probability: float = knob(default=0.5, help="chance that a prompt begins as a box rather than a point")
     max_points: int = knob(default=9, help="points of a prompt, both stages together")
+    dice_weight: float = knob(
+        default=1.0, help="in stage prompt: of the dice loss, beside 20 of focal and 1 of IoU and concept"
+    )
     dense_weight: float = knob(default=0.0, help="in stage prompt: weight of the dense loss kept beside the others")
     regions_per_picture: int = knob(
         default=0, help="in stage prompt: at most this many on average, drawn anew each step; 0: all"
@@ -165,6 +168,7 @@ class PromptStage(nn.Module):
         self.image_decoder = model.image_decoder
         self.dense_head = DenseHead(model.config.image_encoder_config.output_size, banks, cells=4)
         self.dense_weight, self.regions_per_picture = arguments.dense_weight, arguments.regions_per_picture
+        self.weights = (20.0, arguments.dice_weight, 1.0, 1.0)
         self.banks, self.image_size, self.seed = banks, model.config.image_size, arguments.seed
         self.sampler = PromptSampler(self.image_size, arguments.box_probability, arguments.max_points)
 
@@ -196,7 +200,7 @@ class PromptStage(nn.Module):
         )
         losses, nearest = prompted_losses(
             output.pred_masks.float(), output.iou_scores, output.semantic_embeds, prompts.is_box,
-            batch.masks, batch.concepts, self.banks,
+            batch.masks, batch.concepts, self.banks, self.weights,
         )  # fmt: skip
         return losses, nearest, output.pred_masks.detach()
 

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens
 
 MANIFEST = "manifest.json"
@@ -38,6 +39,8 @@ class CachePlan:
     image_grid: int
     shard_size: int
     seed: int
+    image_regions: int = 0
+    context_from: str = "found"
     version: int = VERSION
 
     @property
@@ -59,7 +62,7 @@ def write_shard(
 ) -> None:
     """Write one shard whole, then the checksum that says so.
 
-    variants: for each prompt variant, the region tokens of each record; grids: context features (n², F) of each record.
+    variants: for each prompt variant, the region tokens of each record; grids: context features (slots, F) of each record.
     """
     first = variants[0]
     tensors: dict[str, Tensor] = {
@@ -139,7 +142,7 @@ class RegionCache:
     def __len__(self) -> int:
         return self.plan.samples
 
-    def check(self, data: Path, fingerprint: str | None, image_grid: int) -> None:
+    def check(self, data: Path, fingerprint: str | None, context: PictureContext) -> None:
         """Refuse a cache of other records than `data`, of another tokenizer, or with another picture context."""
         if self.plan.fingerprint != fingerprint:
             raise ValueError(
@@ -148,10 +151,11 @@ class RegionCache:
             )
         if data.is_file() and self.plan.data_checksum != file_checksum(data):
             raise ValueError(f"{self.folder} was made from other records than {data} now holds: make the cache again.")
-        if self.plan.image_grid != image_grid:
+        own = PictureContext.of(self.plan)
+        if own != context:
             raise ValueError(
-                f"{self.folder} has picture context of {self.plan.image_grid} points per side, the bridge reads "
-                f"{image_grid}: make the cache with --image_grid {image_grid}."
+                f"{self.folder} has picture context: {own}; the bridge reads: {context}. Make the cache with --image_grid "
+                f"{context.grid} --image_regions {context.regions}."
             )
 
     def regions(self, index: int, variant: int = 0) -> RegionTokens:
@@ -171,7 +175,7 @@ class RegionCache:
         )
 
     def grid(self, index: int) -> Tensor | None:
-        """Context features (n², F) of a record's picture, or None if the cache has no picture context."""
+        """Context features (slots, F) of a record's picture, or None if the cache has no picture context."""
         shard, row = self._shard(index)
         return shard["grids"][row].float() if "grids" in shard else None
 

@@ -35,7 +35,16 @@ class TrainArguments:
     experts: Literal["routed", "all"] = knob(default="routed", help="fresh bridge: tokens of a region")
     use_semantic_embeds: bool = knob(default=True, help="fresh bridge: does the projector read semantic embeddings")
     use_position: bool = knob(default=True, help="fresh bridge: does the projector read the position code")
-    image_grid: int = knob(default=0, help="fresh bridge: points per side of the picture context; 0 for none")
+    image_grid: int | None = knob(
+        default=None, help="picture context: points per side of the grid; default: none, or as init_from has it"
+    )
+    image_regions: int | None = knob(
+        default=None, help="picture context of the other kind: this many regions; default: none, or as init_from has it"
+    )
+    new_region_tokenizer: str | None = knob(
+        default=None,
+        help="go on from init_from with the tokens of this region tokenizer, name or folder, in place of its own",
+    )
     lora_r: int = knob(default=16, help="rank of LoRA")
     lora_alpha: int = knob(default=32, help="scale of LoRA")
     lora_dropout: float = knob(default=0.0, help="dropout inside LoRA")

@@ -20,10 +20,12 @@ from .chat import RegionBaseline, RegionChat
 from .configuration_bridge import REGION_TOKEN, RegionBridgeConfig
 from .description import RegionDescription, describe_regions
 from .modeling_bridge import RegionBridgeForConditionalGeneration, RegionBridgeOutput
+from .picture_context import PictureContext, grid_points
 from .pipelines import RegionCaptioningPipeline, RegionTextGenerationPipeline, register_pipelines
-from .processing_bridge import RegionBridgeProcessor, grid_points, region_features
+from .processing_bridge import RegionBridgeProcessor
 from .processing_described import DescribedRegionProcessor
 from .projector import RegionProjector
+from .region_features import region_features
 
 AutoConfig.register("region_bridge", RegionBridgeConfig, exist_ok=True)
 AutoModelForImageTextToText.register(RegionBridgeConfig, RegionBridgeForConditionalGeneration, exist_ok=True)
@@ -33,6 +35,7 @@ register_pipelines()
 __all__ = [
     "REGION_TOKEN",
     "DescribedRegionProcessor",
+    "PictureContext",
     "RegionBaseline",
     "RegionBridgeConfig",
     "RegionBridgeForConditionalGeneration",

@@ -20,6 +20,7 @@ from transformers.utils import cached_file, is_peft_available
 
 from .configuration_bridge import RegionBridgeConfig, bundled_or_given
 from .modeling_bridge import RegionBridgeForConditionalGeneration
+from .picture_context import PictureContext
 
 TrainingMode = Literal["projector", "lora", "full"]
 
@@ -320,7 +321,7 @@ def model_card(
     held = "language model and projector" if whole else "the projector"
     if peft:
         held += f", and LoRA of rank {peft.r} for the language model"
-    context = f"{config.image_grid} × {config.image_grid} grid of points" if config.image_grid else "none"
+    context = str(PictureContext.of(config))
     header = "\n".join(
         ["---", "library_name: transformers", "pipeline_tag: image-text-to-text"]
         + ([f"base_model: {base}"] if config.language_model and not Path(base).exists() else [])

@@ -55,6 +55,8 @@ class RegionBridgeConfig(PreTrainedConfig):
     """Whether the projector reads the position code: box, area and IoU score."""
     image_grid: int = 0
     """Picture context: an `<image>` is n × n region tokens, prompted by a grid of points; 0 gives none."""
+    image_regions: int = 0
+    """Picture context of the other kind: an `<image>` is up to this many regions that the tokenizer finds; 0 gives none."""
 
     projector_hidden_size: int | None = None
     """Width of the projector's hidden layer; default: the language model's width."""
@@ -69,9 +71,14 @@ class RegionBridgeConfig(PreTrainedConfig):
             self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
         elif self.text_config is None:
             self.text_config = AutoConfig.for_model("llama")
-        if not 0 <= self.image_grid <= 64:
+        if not 0 <= self.image_grid <= 64 or not 0 <= self.image_regions <= 1024:
             raise ValueError(
-                f"image_grid is {self.image_grid}, expected 0 (no picture context) or points per side, at most 64."
+                f"image_grid is {self.image_grid} and image_regions {self.image_regions}, expected 0 (no picture context), or "
+                "at most 64 points per side or 1024 regions."
+            )
+        if self.image_grid and self.image_regions:
+            raise ValueError(
+                f"Got image_grid {self.image_grid} and image_regions {self.image_regions}: choose one picture context."
             )
         for name in ("projector_hidden_size", "position_frequencies"):
             value = getattr(self, name)

@@ -389,7 +389,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 
 HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
-CONFIG_OPTIONS = ("experts", "use_semantic_embeds", "use_position", "image_grid", "projector_hidden_size",
+CONFIG_OPTIONS = ("experts", "use_semantic_embeds", "use_position", "image_grid", "image_regions", "projector_hidden_size",
                   "position_frequencies", "accept_any_tokenizer")  # fmt: skip
 """Fields of the config that whoever builds a bridge may choose."""
 _QUANTIZATION_ATTRIBUTES = (

@@ -25,6 +25,8 @@ from transformers.utils import cached_file
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, load_rgb
 
 from .configuration_bridge import RegionBridgeConfig, bundled_or_given, fingerprint_number, region_token_id
+from .picture_context import PictureContext
+from .region_features import region_features
 from .region_prompt import Layout, MarkerExpander, flatten_chat, prompt_columns, with_image_markers, with_labels
 
 CONFIG_FILE = "processor_config.json"
@@ -61,12 +63,12 @@ class RegionBridgeProcessor(ProcessorMixin):
     """Text, pictures and regions → what `RegionBridgeForConditionalGeneration` reads.
 
     In text, `<region>` stands for the next region, `<region2>` for the second, and `<image>` for a picture's context
-    tokens if the bridge was built with an `image_grid`; a picture that the text does not mention comes first. Regions
-    have names, region1, region2, …, by which later text can speak of them.
+    tokens if the bridge was built with `image_grid` or `image_regions`; a picture that the text does not mention comes
+    first. Regions have names, region1, region2, …, by which later text can speak of them.
 
     tokenizer: the language model's text tokenizer; it is given the placeholder token.
     region_tokenizer: makes the region tokens; without one, only text and ready-made `RegionTokens` can be processed.
-    experts and image_grid: as in the bridge's config; `for_bridge` takes them from there.
+    experts, image_grid and image_regions: as in the bridge's config; `for_bridge` takes them from there.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         chat_template: str | None = None,
         experts: Literal["routed", "all"] = "routed",
         image_grid: int = 0,
+        image_regions: int = 0,
         cached_images: int = 8,
     ) -> None:
         if isinstance(tokenizer, TapRegionTokenizer) or isinstance(region_tokenizer, PreTrainedTokenizerBase):
@@ -83,7 +86,8 @@ class RegionBridgeProcessor(ProcessorMixin):
         super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE)
         self.region_tokenizer = region_tokenizer
         self.experts = experts
-        self.image_grid = image_grid
+        self.image_grid, self.image_regions = image_grid, image_regions
+        self.context = PictureContext(image_grid, image_regions)
         self.region_token_id = self._placeholder(tokenizer)
         self._give_padding(tokenizer)
         self._cache = _ImageCache(cached_images)
@@ -102,13 +106,14 @@ class RegionBridgeProcessor(ProcessorMixin):
             if not name:
                 raise ValueError("The language model has no name to find its tokenizer by: give tokenizer=….")
             tokenizer = AutoTokenizer.from_pretrained(name)
-        processor = cls(tokenizer, region_tokenizer, experts=config.experts, image_grid=config.image_grid, **options)
+        shown = {name: getattr(config, name) for name in ("experts", "image_grid", "image_regions")}
+        processor = cls(tokenizer, region_tokenizer, **shown, **options)
         processor.check_bridge(config)
         return processor
 
     def check_bridge(self, config: RegionBridgeConfig) -> None:
         """Refuse a bridge that does not read what this processor makes."""
-        for name in ("experts", "image_grid", "region_token_id"):
+        for name in ("experts", "image_grid", "image_regions", "region_token_id"):
             if getattr(self, name) != getattr(config, name):
                 raise ValueError(
                     f"The processor has {name} = {getattr(self, name)!r}, the bridge {getattr(config, name)!r}: load the "
@@ -149,7 +154,7 @@ class RegionBridgeProcessor(ProcessorMixin):
     def layout(self) -> Layout:
         """How many placeholders an image and a region take."""
         slots = self._region_tokenizer().model.config.image_decoder_config.num_experts if self.experts == "all" else 1
-        return Layout(image_slots=self.image_grid**2, region_slots=slots)
+        return Layout(image_slots=self.context.slots, region_slots=slots)
 
     # --- from text ----------------------------------------------------------------------------------------------------
 
@@ -192,13 +197,13 @@ class RegionBridgeProcessor(ProcessorMixin):
             name = f"Sample {i}" if len(texts) > 1 else "The text"
             expander = self._expander(sample, len(sample.images), len(sample.regions), name)
             expanded.append(
-                expander.expand(with_image_markers(words, len(sample.images)) if self.image_grid else words)
+                expander.expand(with_image_markers(words, len(sample.images)) if self.context.slots else words)
             )
             orders.append(self._finished(expander, words))
         return self.pack(expanded, self._feature_rows(samples, orders), **text_options)
 
     def _finished(self, expander: MarkerExpander, words: str) -> list[tuple[str, int]]:
-        if not self.image_grid and "<image>" not in words:
+        if not self.context.slots and "<image>" not in words:
             expander.images = 0  # pictures need no marker if they give no tokens of their own
         return expander.finish()
 
@@ -264,7 +269,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         """Conversations whose content is text with markers, and ready-made features, → the batch of `apply_chat_template`.
 
         regions: features (R, slots, F) of each conversation's regions, from `region_features`; grids: context features
-        (n², F) of its picture, shown by `<image>`, or None. Models that can think are asked not to.
+        (slots, F) of its picture, shown by `<image>`, or None. Models that can think are asked not to.
         """
         texts, orders, spans = self._chat_texts(
             conversations,
@@ -389,7 +394,7 @@ class RegionBridgeProcessor(ProcessorMixin):
             return [None] * len(samples)
         seen = self._see(samples)
         regions = region_features(seen.regions, self.experts)
-        grids = self._grids(seen) if self.image_grid else {}
+        grids = self._grids(seen) if self.context.slots else {}
         rows: list[Tensor | None] = []
         for i, order in enumerate(orders):
             parts = [
@@ -432,17 +437,12 @@ class RegionBridgeProcessor(ProcessorMixin):
         return regions, [(sizes[key][0], sizes[key][1]) for key in seen.keys[0]]
 
     def _grids(self, seen: _Seen) -> dict[str, Tensor]:
-        """Features (n², F) of the point grid of each picture; computed once per picture."""
+        """Context features (slots, F) of each picture; computed once per picture."""
         found = {}
         for i, key in enumerate(dict.fromkeys(key for own in seen.keys for key in own)):
             grid = self._cache.grid(key)
             if grid is None:
-                height, width = seen.features.original_sizes[i].tolist()
-                points, labels = grid_points(self.image_grid, (height, width))
-                regions = self._region_tokenizer().encode(
-                    features=seen.features[i], points=[points], point_labels=[labels]
-                )
-                grid = region_features(regions, "routed", is_context=True).flatten(0, 1)
+                grid = self.context.encode(self._region_tokenizer(), seen.features[i])[0]
                 self._cache.keep_grid(key, grid)
             found[key] = grid
         return found
@@ -465,7 +465,7 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     def _saved_options(self) -> dict[str, Any]:
         """Arguments that a loaded processor is made with, beside its two tokenizers."""
-        return {"experts": self.experts, "image_grid": self.image_grid}
+        return {"experts": self.experts, "image_grid": self.image_grid, "image_regions": self.image_regions}
 
     def _region_tokenizer_entry(self) -> dict[str, str] | None:
         if self.region_tokenizer is None:
@@ -547,43 +547,7 @@ def _load_region_tokenizer(
     return tokenizer
 
 
-# --- features ---------------------------------------------------------------------------------------------------------
-
-
-def region_features(regions: RegionTokens, experts: Literal["routed", "all"], *, is_context: bool = False) -> Tensor:
-    """Features (R, slots, F) of R regions on the CPU, float32: one slot for the answering expert, or one for each.
-
-    Each row is [semantic token, semantic embedding, x1, y1, x2, y2 as shares of the picture's width and height, area
-    share, IoU score, which expert, whether it is picture context].
-    """
-    count, number = regions.iou_scores.shape
-    sizes = regions.image_sizes.to(regions.boxes.device)[regions.image_index].flip(1).repeat(1, 2)
-    box = regions.boxes / sizes
-    area = ((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])).unsqueeze(1)
-    chosen = regions.expert.unsqueeze(1) if experts == "routed" else torch.arange(number).expand(count, -1)
-    chosen = chosen.to(regions.expert.device)
-    slots = chosen.shape[1]
-
-    def take(values: Tensor) -> Tensor:
-        return values.gather(1, chosen.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
-
-    where = torch.cat([box, area], dim=1).unsqueeze(1).expand(-1, slots, -1)
-    parts = [
-        take(regions.semantic_tokens),
-        take(regions.semantic_embeds),
-        where,
-        take(regions.iou_scores.unsqueeze(-1)),
-        torch.nn.functional.one_hot(chosen, number),
-        torch.full((count, slots, 1), float(is_context), device=chosen.device),
-    ]
-    return torch.cat([part.float().cpu() for part in parts], dim=-1)
-
-
-def grid_points(side: int, size: tuple[int, int]) -> tuple[list[list[list[float]]], list[list[int]]]:
-    """One point prompt in the middle of each of side × side cells of a picture of (height, width) `size`, row by row."""
-    height, width = size
-    points = [[[(x + 0.5) * width / side, (y + 0.5) * height / side]] for y in range(side) for x in range(side)]
-    return points, [[1]] * len(points)
+# --- pictures ---------------------------------------------------------------------------------------------------------
 
 
 class _ImageCache:

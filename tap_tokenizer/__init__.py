@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcesso
 
 from .concept_projector import ConceptBank
 from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
+from .everything import EverythingOptions, mask_to_rle
 from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb
 from .modeling_tap import TapModel, TapOutput
 from .processing_tap import TapProcessor
@@ -24,6 +25,7 @@ AutoProcessor.register(TapConfig, TapProcessor, exist_ok=True)
 
 __all__ = [
     "ConceptBank",
+    "EverythingOptions",
     "ImageFeatures",
     "ImageInput",
     "PointLabel",
@@ -39,5 +41,6 @@ __all__ = [
     "TapTextDecoderConfig",
     "draw_regions",
     "load_rgb",
+    "mask_to_rle",
     "read_pickle",
 ]

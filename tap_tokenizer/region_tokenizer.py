@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .concept_projector import ConceptBank
+from .everything import Crop, EverythingOptions, clean_mask, crops_of, is_cut_off, mask_nms, stability_scores
 from .image_processing_tap import ImageInput, TapImageProcessor, as_image_list, load_rgb
 from .modeling_tap import TapModel
 from .pretrained_files import CONCEPTS_FILE, TEXT_TOKENIZER_FOLDER, load_text_tokenizer, locate
@@ -267,6 +268,94 @@ class TapRegionTokenizer:
             prepared = self.processor.prepare_prompts(features.original_sizes, is_batch=features.is_batch, **prompts)
         return self._decode(features, prepared, with_masks)
 
+    def encode_everything(
+        self, image: ImageInput | None = None, *, features: ImageFeatures | None = None, **options: Any
+    ) -> RegionTokens:
+        """Tokens of all objects that a grid of points finds in one picture, the surest first, with their masks.
+
+        image: one picture; or its `features` from `embed_image`, which searches without crops.
+        options: fields of `EverythingOptions` (points_per_crop, pred_iou_thresh, crops_n_layers, …).
+
+        Every region comes as the point that found it told it: its expert is one of those that answer points, its box is
+        the box around its mask. `RegionTokens` of no regions where nothing passes the filters.
+        """
+        search = EverythingOptions(**options)
+        if (image is None) == (features is None):
+            raise ValueError("Got both or neither of image and features: give one of them.")
+        if isinstance(image, (list, tuple)) or (features is not None and len(features) != 1):
+            raise ValueError("Got several pictures, expected one: search them one at a time.")
+        if features is not None and search.crops_n_layers:
+            raise ValueError("Got features and crops_n_layers: features are of the whole picture, give the picture.")
+        picture = None if image is None else load_rgb(image)
+        whole = self.embed_image(picture) if features is None else features  # type: ignore[arg-type]
+        size = (int(whole.original_sizes[0, 0]), int(whole.original_sizes[0, 1]))
+        parts = []
+        for layer, crop in crops_of(size, search):
+            seen = whole
+            if layer:
+                assert picture is not None
+                seen = self.embed_image(picture[crop[1] : crop[3], crop[0] : crop[2]])
+            parts.append(self._search(seen, crop, size, layer, search))
+        found = RegionTokens.concatenate(parts, same_images=True)
+        if len(found) and len(parts) > 1:  # what several crops found
+            found = found[mask_nms(found.masks, found.scores, search.crops_nms_thresh)]
+        return _cleaned(found, search.min_mask_region_area) if search.min_mask_region_area else found
+
+    def _search(
+        self, features: ImageFeatures, crop: Crop, size: tuple[int, int], layer: int, search: EverythingOptions
+    ) -> RegionTokens:
+        """Regions of one crop, placed in its picture of (height, width) `size`."""
+        height, width = features.original_sizes[0].tolist()
+        side = search.points_per_side(layer)
+        ticks = (torch.arange(side) + 0.5) / side
+        y, x = torch.meshgrid(ticks * height, ticks * width, indexing="ij")
+        points = torch.stack([x, y], dim=-1).view(-1, 1, 2)
+        prompts: dict[str, Any] = {"points": points.tolist(), "point_labels": [[1]] * len(points)}
+        if features.is_batch:
+            prompts = {name: [value] for name, value in prompts.items()}
+        prepared = self.processor.prepare_prompts(
+            features.original_sizes, is_batch=features.is_batch, boxes=None, masks=None, **prompts
+        )
+        kept: list[dict[str, Tensor]] = []
+        with self._frozen():
+            for rows in torch.arange(len(points)).split(self.region_batch_size):
+                output = self._run(features, prepared, rows, output_masks=True)
+                answer = torch.arange(len(rows)), output.expert
+                logits, score = output.pred_masks[answer].float(), output.iou_scores[answer]
+                boxes = self._boxes_of_masks(logits, features, prepared["image_index"][rows])
+                boxes = boxes + boxes.new_tensor([crop[0], crop[1], crop[0], crop[1]])
+                cell = max(height, width) / logits.shape[-1]
+                passes = (
+                    (score >= search.pred_iou_thresh)
+                    & (stability_scores(logits, search.stability_score_offset) >= search.stability_score_thresh)
+                    & (logits > 0).flatten(1).any(dim=1)
+                    & ~is_cut_off(boxes, crop, size, cell)
+                )
+                values = (
+                    output.semantic_tokens,
+                    output.semantic_embeds,
+                    output.iou_scores,
+                    output.expert,
+                    boxes,
+                    logits,
+                )
+                kept.append({name: value[passes] for name, value in zip(_SEARCHED, values)})
+            found = {name: torch.cat([part[name] for part in kept]) for name in _SEARCHED}
+            scores = found["iou_scores"].gather(1, found["expert"][:, None]).squeeze(1)
+            best = mask_nms(found["logits"] > 0, scores, search.crops_nms_thresh)
+            found = {name: value[best] for name, value in found.items()}
+            index = torch.zeros(len(best), dtype=torch.long)
+            masks = self._masks_to_pictures(found.pop("logits"), features, index)
+        regions = RegionTokens(
+            **found,
+            image_index=index.to(self.device),
+            image_sizes=torch.tensor([size]),
+            fingerprint=self.fingerprint,
+            mask_parts=[_placed(mask, crop, size) for mask in masks],
+        )
+        whole = [i for i, mask in enumerate(masks) if mask.any()]  # a speck may vanish at the picture's own size
+        return regions if len(whole) == len(masks) else regions[whole]
+
     def _decode(self, features: ImageFeatures, prepared: dict[str, Tensor], with_masks: bool) -> RegionTokens:
         parts: dict[str, list[Tensor]] = {name: [] for name in ("tokens", "embeds", "iou", "expert", "boxes")}
         masks: list[Tensor | PendingMask | None] = []
@@ -446,6 +535,28 @@ class TapRegionTokenizer:
                 f"These region tokens were made by the tokenizer {regions.fingerprint}, this one is {self.fingerprint}: "
                 "encode the regions with this tokenizer."
             )
+
+
+_SEARCHED = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "boxes", "logits")
+
+
+def _placed(mask: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
+    """A crop's mask in its picture of (height, width) `size`."""
+    if tuple(mask.shape) == size:
+        return mask
+    full = torch.zeros(size, dtype=torch.bool, device=mask.device)
+    full[crop[1] : crop[3], crop[0] : crop[2]] = mask
+    return full
+
+
+def _cleaned(regions: RegionTokens, area: int) -> RegionTokens:
+    """The same regions with specks and holes of fewer than `area` pixels taken out of their masks, and boxes to match."""
+    masks = [torch.from_numpy(clean_mask(mask.cpu().numpy(), area)) for mask in regions.masks] if len(regions) else []
+    boxes = regions.boxes.clone()
+    for i, mask in enumerate(masks):
+        rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
+        boxes[i] = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    return replace(regions, boxes=boxes, mask_parts=[mask.to(regions.boxes.device) for mask in masks])
 
 
 class _MaskSource:

@@ -22,7 +22,7 @@ LIBRARIES = {
 
 LAYERS = {
     "tap_tokenizer": [
-        {"configuration_tap", "attention", "restricted_pickle"},
+        {"configuration_tap", "attention", "restricted_pickle", "everything"},
         {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "concept_projector"},
         {"modeling_tap", "image_processing_tap"},
         {"processing_tap", "region_tokens", "checkpoint_conversion"},
@@ -32,8 +32,8 @@ LAYERS = {
         {"__init__"},
     ],
     "llm_bridge": [
-        {"configuration_bridge", "description"},
-        {"projector", "region_prompt", "uploading"},
+        {"configuration_bridge", "description", "region_features"},
+        {"projector", "region_prompt", "uploading", "picture_context"},
         {"modeling_bridge", "processing_bridge"},
         {"adapters", "processing_described"},
         {"chat", "pipelines"},

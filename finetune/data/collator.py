@@ -21,7 +21,7 @@ from .sample import Sample, cut_turns
 
 @dataclass
 class CachedSample:
-    """A record, the region tokens of its regions, and its picture's context features (n², F) if there are any."""
+    """A record, the region tokens of its regions, and its picture's context features (slots, F) if there are any."""
 
     sample: Sample
     regions: RegionTokens
@@ -78,7 +78,7 @@ class ConversationCollator:
 
     def _messages(self, sample: Sample) -> list[dict[str, Any]]:
         messages = [dict(message) for message in sample["conversations"]]
-        if self.processor.image_grid and messages:
+        if self.processor.context.slots and messages:
             messages[0]["content"] = "<image>\n" + messages[0]["content"]
         return messages
 

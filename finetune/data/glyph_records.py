@@ -32,6 +32,9 @@ class GlyphScenesSource(Source):
     turns: int = knob(default=6, help="questions of a record, at most")
     families: str = knob(default=",".join(FAMILIES), help="question families, separated by commas")
     long_side: int = knob(default=512, help="of the pictures, in pixels")
+    all_regions: bool = knob(
+        default=False, help="keep objects that no question is about, as picture context (cache_regions --context_from)"
+    )
     workers: int = knob(default=2, help="processes that draw")
 
     def records(self) -> Iterator[Sample]:
@@ -50,6 +53,7 @@ class GlyphScenesSource(Source):
             turns=self.turns,
             families=families,
             long_side=self.long_side,
+            all_regions=self.all_regions,
         )
         numbers = range(start, self.scenes if self.limit is None else min(self.scenes, self.limit))
         if self.workers < 2:
@@ -67,8 +71,10 @@ def glyph_record(
     turns: int = 6,
     families: Sequence[str] = tuple(FAMILIES),
     long_side: int = 512,
+    all_regions: bool = False,
 ) -> Sample:
-    """The record of a scene: up to `turns` questions of random families, regions numbered as they are first named.
+    """The record of a scene: up to `turns` questions of random families, regions numbered as they are first named. With
+    `all_regions`, objects that no question is about come last.
 
     The same for the same arguments. A scene with nothing to ask about has an empty conversation.
     """
@@ -81,13 +87,15 @@ def glyph_record(
         text, answer = number_regions(question, order)
         conversation += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
     height, width = picture.image.shape[:2]
+    seen = np.flatnonzero(picture.masks.any(axis=(1, 2))).tolist()
+    shown = [*order, *(i for i in seen if i not in order)] if all_regions else order
     return {
         "image": f"{GLYPH_SCHEME}{split}/{seed}/{index}/{long_side}",
         "width": width,
         "height": height,
         "regions": [
             {"box": picture.boxes[i].tolist(), "mask": encode_mask(picture.masks[i]), "label": scene.objects[i].kind}
-            for i in order
+            for i in shown
         ],
         "conversations": conversation,
         "source": "GlyphScenes",

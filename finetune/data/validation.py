@@ -180,8 +180,9 @@ def _talk_problems(sample: Sample) -> Iterator[tuple[str, str]]:
         shown |= numbers
         last = turn["role"]
     expected_numbers = set(range(1, len(sample["regions"]) + 1))
-    if sample["conversations"] and shown != expected_numbers:
-        extra, unused = sorted(shown - expected_numbers), sorted(expected_numbers - shown)
+    context = set(range(max(shown, default=len(expected_numbers)) + 1, len(expected_numbers) + 1))
+    if sample["conversations"] and shown | context != expected_numbers:  # the last ones may be there as context alone
+        extra, unused = sorted(shown - expected_numbers), sorted(expected_numbers - shown - context)
         words = (
             [f"the text has region{'s' if len(extra) > 1 else ''} {extra} of {len(expected_numbers)}"] if extra else []
         )

@@ -1,0 +1,86 @@
+"""Picture context: what an `<image>` gives the language model of the whole picture, beside the regions one points at.
+
+Either a grid: the region token of each of n × n points. Or regions: the tokens of the objects that the region tokenizer
+finds by itself, each asked about again by its box, so that they are tokens of the same kind as the regions one points
+at. Knows the region tokenizer's calls; the text in which the tokens stand is not its business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
+
+from .region_features import region_features
+
+SEARCH = {"points_per_crop": 8, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.6, "crops_nms_thresh": 0.5}
+"""How objects are looked for: a coarse grid and lenient filters, for a missing object costs more than one too many."""
+
+
+@dataclass(frozen=True)
+class PictureContext:
+    """How much of a picture is shown: a grid of `grid` × `grid` points, or up to `regions` objects; nothing if both are 0.
+
+    What they may be is said, and refused, by `RegionBridgeConfig`.
+    """
+
+    grid: int = 0
+    regions: int = 0
+
+    @classmethod
+    def of(cls, settings: Any) -> PictureContext:
+        """The context that a bridge's config, a processor or a cache's plan has in `image_grid` and `image_regions`."""
+        return cls(settings.image_grid, settings.image_regions)
+
+    @property
+    def slots(self) -> int:
+        """Placeholders that an `<image>` takes."""
+        return self.grid**2 or self.regions
+
+    def __str__(self) -> str:
+        if self.grid:
+            return f"{self.grid} × {self.grid} grid of points"
+        return f"up to {self.regions} regions that the tokenizer finds" if self.regions else "none"
+
+    def encode(self, tokenizer: TapRegionTokenizer, features: ImageFeatures) -> list[Tensor]:
+        """Context features (slots, F) of each of some pictures."""
+        if self.grid:
+            prompts = [grid_points(self.grid, (size[0], size[1])) for size in features.original_sizes.tolist()]
+            regions = tokenizer.encode(
+                features=features, points=[points for points, _ in prompts], point_labels=[ones for _, ones in prompts]
+            )
+            return list(region_features(regions, "routed", is_context=True).flatten(0, 1).split(self.slots))
+        boxes = [
+            _largest(tokenizer.encode_everything(features=features[i], **SEARCH).boxes, self.regions)  # type: ignore[arg-type]
+            for i in range(len(features))
+        ]
+        regions = tokenizer.encode(features=features, boxes=[own.tolist() for own in boxes])
+        return [self.of_regions(regions.of_image(i)) for i in range(len(features))]
+
+    def of_regions(self, regions: RegionTokens) -> Tensor:
+        """Context features (slots, F) that show given regions of one picture, the largest first; empty slots are zeros."""
+        order = _by_size(regions.boxes)[: self.regions]
+        rows = region_features(regions[order.tolist()], "routed", is_context=True).flatten(0, 1)
+        padded = rows.new_zeros(self.regions, rows.shape[1])
+        padded[: len(rows)] = rows
+        padded[:, -1] = 1.0
+        return padded
+
+
+def grid_points(side: int, size: tuple[int, int]) -> tuple[list[list[list[float]]], list[list[int]]]:
+    """One point prompt in the middle of each of side × side cells of a picture of (height, width) `size`, row by row."""
+    height, width = size
+    points = [[[(x + 0.5) * width / side, (y + 0.5) * height / side]] for y in range(side) for x in range(side)]
+    return points, [[1]] * len(points)
+
+
+def _largest(boxes: Tensor, count: int) -> Tensor:
+    """The `count` largest of boxes (R, 4)."""
+    return boxes[_by_size(boxes)[:count]]
+
+
+def _by_size(boxes: Tensor) -> Tensor:
+    return ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).argsort(descending=True, stable=True)

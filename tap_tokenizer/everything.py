@@ -1,0 +1,154 @@
+"""Everything mode: what to ask of a picture when nobody points at anything, and which of the answers to keep.
+
+A grid of points, over the whole picture and over crops of it; filters on the predicted IoU and on how firmly a mask
+stands; of masks that show the same thing, the best one; specks and holes taken out. Options are named, and by default
+set, as in transformers' mask-generation pipeline. Knows geometry and masks; who asks the model is
+`TapRegionTokenizer.encode_everything`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Crop = tuple[int, int, int, int]
+"""A part of a picture: x1, y1, x2, y2 in whole pixels."""
+
+
+@dataclass(frozen=True)
+class EverythingOptions:
+    """How a picture is searched.
+
+    points_per_crop: points along each side of the grid over the picture; over the crops of layer n, that number divided
+    by crop_n_points_downscale_factor to the power n.
+    crops_n_layers: layers of crops beside the whole picture; layer n cuts each side in 2ⁿ. Neighbours of layer 1 share
+    crop_overlap_ratio of the picture's shorter side, those of layer n 2ⁿ⁻¹ times less.
+    pred_iou_thresh, stability_score_thresh: masks below either are dropped. The stability score is the IoU of the mask
+    with itself when it is cut at logits stability_score_offset above and below zero.
+    crops_nms_thresh: of masks with a larger IoU, only the one of highest predicted IoU stays.
+    min_mask_region_area: specks and holes of fewer pixels are taken out; 0 leaves masks as they are.
+    """
+
+    points_per_crop: int = 32
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0
+    crops_n_layers: int = 0
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+    crops_nms_thresh: float = 0.7
+    min_mask_region_area: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("points_per_crop", 1), ("crop_n_points_downscale_factor", 1), ("crops_n_layers", 0),
+                            ("min_mask_region_area", 0), ("stability_score_offset", 0)):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected {least} or more.")
+        for name in ("pred_iou_thresh", "stability_score_thresh", "crop_overlap_ratio", "crops_nms_thresh"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 … 1.")
+
+    def points_per_side(self, layer: int) -> int:
+        """Points along each side of the grid over a crop of a layer; layer 0 is the picture."""
+        return max(1, int(self.points_per_crop / self.crop_n_points_downscale_factor**layer))
+
+
+def crops_of(size: tuple[int, int], options: EverythingOptions) -> list[tuple[int, Crop]]:
+    """(layer, crop) of the whole picture of (height, width) `size` and of all its crops."""
+    height, width = size
+    found = [(0, (0, 0, width, height))]
+    for layer in range(1, options.crops_n_layers + 1):
+        sides = 2**layer
+        overlap = int(options.crop_overlap_ratio * min(height, width) * 2 / sides)
+        crop_width, crop_height = (-(-(overlap * (sides - 1) + side) // sides) for side in (width, height))
+        for row in range(sides):
+            for column in range(sides):
+                left, top = (crop_width - overlap) * column, (crop_height - overlap) * row
+                found.append((layer, (left, top, min(left + crop_width, width), min(top + crop_height, height))))
+    return found
+
+
+def stability_scores(logits: Tensor, offset: float) -> Tensor:
+    """IoU of each mask of logits (R, h, w) cut at `offset` and at −`offset`: (R,); 0 where even the lower cut is empty."""
+    inner, outer = ((logits > cut).flatten(1).sum(dim=1) for cut in (offset, -offset))
+    return torch.where(outer > 0, inner / outer.clamp(min=1), 0.0)
+
+
+def mask_nms(masks: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Rows of boolean masks (R, h, w) to keep, best score first: of any two with an IoU over `threshold`, the better."""
+    order = scores.argsort(descending=True, stable=True)
+    flat = masks[order].flatten(1).float()
+    overlap = flat @ flat.T
+    area = overlap.diagonal()
+    alike = overlap / (area[:, None] + area[None, :] - overlap).clamp(min=1) > threshold
+    kept: list[int] = []
+    for row in range(len(order)):
+        if not alike[row, kept].any():
+            kept.append(row)
+    return order[torch.tensor(kept, dtype=torch.long, device=order.device)]
+
+
+def is_cut_off(boxes: Tensor, crop: Crop, size: tuple[int, int], slack: float) -> Tensor:
+    """Which boxes (R, 4), in pixels of the picture, end where a crop does and the picture does not: cut through there."""
+    edges = boxes.new_tensor(crop)
+    height, width = size
+    is_inner = torch.tensor([crop[0] > 0, crop[1] > 0, crop[2] < width, crop[3] < height], device=boxes.device)
+    return (((boxes - edges).abs() <= slack) & is_inner).any(dim=1)
+
+
+def clean_mask(mask: np.ndarray, area: int) -> np.ndarray:
+    """A mask (H, W) without holes, and then without specks, of fewer than `area` pixels; its largest part always stays."""
+    holes, sizes = connected_parts(~mask)
+    mask = mask | np.isin(holes, [i for i, size in enumerate(sizes) if i and size < area])
+    specks, sizes = connected_parts(mask)
+    if len(sizes) < 2:
+        return mask
+    largest = 1 + int(np.argmax(sizes[1:]))
+    return np.isin(specks, [i for i, size in enumerate(sizes) if i and (size >= area or i == largest)])
+
+
+def connected_parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (H, W) of a mask's connected parts (8 neighbours), from 1, 0 outside it; and the pixels of each label.
+
+    Runs of pixels are joined row by row with union-find, in time linear in the number of runs.
+    """
+    height, width = mask.shape
+    padded = np.zeros((height, width + 2), dtype=np.int8)
+    padded[:, 1:-1] = mask
+    rows, edges = np.nonzero(np.diff(padded, axis=1))
+    rows, starts, ends = rows[::2], edges[::2], edges[1::2]  # a run covers starts … ends − 1
+    parent = list(range(len(rows)))
+
+    def root(run: int) -> int:
+        while parent[run] != run:
+            parent[run] = parent[parent[run]]
+            run = parent[run]
+        return run
+
+    first = np.searchsorted(rows, np.arange(height + 1)).tolist()
+    for row in range(1, height):
+        above, here = first[row - 1], first[row]
+        while above < first[row] and here < first[row + 1]:
+            if starts[above] <= ends[here] and starts[here] <= ends[above]:  # corners touch as well
+                parent[root(here)] = root(above)
+            if ends[above] < ends[here]:
+                above += 1
+            else:
+                here += 1
+    _, numbers = np.unique(np.array([root(run) for run in range(len(rows))], dtype=np.int64), return_inverse=True)
+    labels = np.zeros((height, width), dtype=np.int64)
+    for row, start, end, number in zip(rows.tolist(), starts, ends, numbers):
+        labels[row, start:end] = number + 1
+    return labels, np.bincount(labels.ravel())
+
+
+def mask_to_rle(mask: np.ndarray | Tensor) -> dict[str, list[int]]:
+    """A mask (H, W) as COCO's uncompressed run lengths: column by column, the first run counts zeros."""
+    pixels = np.asarray(mask, dtype=bool)
+    flat = pixels.ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    counts = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
+    return {"size": list(pixels.shape), "counts": [0, *counts] if flat.size and flat[0] else counts}
