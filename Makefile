@@ -6,7 +6,7 @@ OUT    := runs/miniature
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smoke bench check fix clean
+.PHONY: help demo test smoke evaluate-default bench check fix clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ smoke: $(VENV)/.train  ## the whole way from records to numbers in miniature, on
 	$(BIN)/python -m finetune.train --config miniature_lora
 	$(BIN)/python -m finetune.evaluate --model $(OUT)/lora/model --data $(OUT)/val.jsonl --cache $(OUT)/val_cache \
 	  --output $(OUT)/evaluation
+
+evaluate-default: $(VENV)/.train  ## the bundled models on the GlyphScenes benchmark, with controls and figures
+	$(BIN)/python -m finetune.evaluate_glyphs --output runs/evaluate-default $(FLAGS)
 
 bench: $(VENV)/.train  ## speed side by side; minutes
 	cd benchmarks && PYTHONPATH=.. ../$(BIN)/python cached_training.py

@@ -1,10 +1,15 @@
-"""What the bundled models are worth on GlyphScenes: masks, concepts, captions and answers, with controls beside them.
+"""What a region tokenizer and a bridge are worth on the GlyphScenes benchmark, with controls beside every score.
 
-    python -m finetune.evaluate_glyphs --scenes 200 --output runs/evaluation
-    python -m finetune.evaluate_glyphs --splits test,test-compositional,test-crowded --seeds 0,1,2 --scenes 700
+    python -m finetune.evaluate_glyphs --output runs/evaluation                 # the bundled models, the whole benchmark
+    python -m finetune.evaluate_glyphs --model none --splits test --seeds 0     # the region tokenizer alone
 
-Pictures have 512 pixels on their long side; masks are compared at that size. Every family's questions are balanced over
-their answers. Writes predictions.jsonl (one line per region and per question), metrics.json and table.md.
+Masks, concepts and native captions of every object that can be seen; answers of the bridge to the benchmark's questions
+(`data/glyph_benchmark.py`), each in a conversation of its own. Controls, on the first scenes of each seed: the regions, and
+the picture, of another scene; no regions at all; regions without their position; and, if a plain language model is given,
+the same questions about regions that TAP describes in words.
+
+Writes into `output`, one part for each split and seed, whole or not at all, so that a run that was stopped goes on:
+`parts/*.jsonl`, a line for each region and question; `metrics.json`; `table.md`; and figures.
 """
 
 from __future__ import annotations
@@ -12,8 +17,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,48 +27,40 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llm_bridge import RegionChat, grid_points, region_features
+import llm_bridge
+import tap_tokenizer
+from llm_bridge import RegionChat, region_features
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
 from .arguments import knob, parse_arguments, run_command
+from .data.glyph_benchmark import BENCHMARK_VERSION, EVALUATION_SEEDS, EVALUATION_SPLITS, LONG_SIDE, QuestionBalance
 from .data.glyph_language import caption, concept_banks
-from .data.glyph_questions import (
-    ATTRIBUTE_FAMILIES,
-    CAPTION_FAMILIES,
-    CONTEXT_FAMILIES,
-    FAMILIES,
-    PAIR_FAMILIES,
-    draw_question,
-)
+from .data.glyph_questions import Question
 from .data.glyph_records import number_regions
-from .data.glyph_scenes import VERSION, GlyphPicture, GlyphScene, draw_scene, make_scene
-from .metrics import accuracy, chance, is_exact, majority
+from .data.glyph_scenes import SPLITS, VERSION, GlyphPicture, GlyphScene, draw_scene, make_scene
+from .glyph_figures import draw_curves, draw_figures
+from .glyph_report import VIEWS, as_tables, summarise
 
-LONG_SIDE = 512
-GROUPS = {
-    "attributes and position": ATTRIBUTE_FAMILIES,
-    "captions": CAPTION_FAMILIES,
-    "two regions compared": PAIR_FAMILIES,
-    "nearest, farthest, counting": CONTEXT_FAMILIES,
-}
-"""Families as the tables group them."""
-
-VIEWS = ("full", "shuffled", "question only", "no position")
-"""What the language model is given: the regions; regions of other questions in their place; none; all but position."""
+CONTROLS = tuple(view for view in VIEWS if view not in ("full", "described"))
 
 
 @dataclass
 class GlyphEvaluationArguments:
-    """Measure a region tokenizer, and a bridge that reads it, on GlyphScenes."""
+    """Measure a region tokenizer, and a bridge that reads it, on the GlyphScenes benchmark."""
 
     region_tokenizer: str = knob(default="tap-tiny", help="name or folder of the region tokenizer")
-    model: str | None = knob(default="region-chat-tiny", help="name or folder of the bridge; 'none' to leave it out")
-    splits: str = knob(default="test", help="splits, separated by commas")
-    seeds: str = knob(default="0", help="seeds of the scenes, separated by commas; results are averaged over them")
-    scenes: int = knob(default=200, help="scenes of each split and seed")
-    views: str = knob(default="full,shuffled", help=f"what the bridge is given, of: {', '.join(VIEWS)}")
+    model: str = knob(default="region-chat-tiny", help="name or folder of the bridge; 'none' to leave it out")
+    described_model: str | None = knob(
+        default=None, help="folder or name of a plain language model for the control 'described'"
+    )
+    splits: str = knob(default=",".join(EVALUATION_SPLITS), help="splits, separated by commas")
+    seeds: str = knob(
+        default=",".join(map(str, EVALUATION_SEEDS)), help="seeds of the scenes; results are averaged over them"
+    )
+    scenes: int = knob(default=234, help="scenes of each split and seed: the first ones")
+    control_scenes: int = knob(default=60, help="of these, how many are asked about with each control, too")
     batch_size: int = knob(default=8, help="scenes at a time")
-    output: str | None = knob(default=None, help="folder for predictions.jsonl, metrics.json and table.md")
+    output: str | None = knob(default=None, help="folder of the results; default: they are only printed")
 
 
 @dataclass
@@ -83,50 +81,123 @@ class _Batch:
         return [start + self.visible[scene].index(i) for i in objects]
 
 
+@dataclass
+class _Asked:
+    """A question about scene number `scene` of a batch: its words, its regions' features, its picture's context."""
+
+    scene: int
+    question: Question
+    text: str
+    objects: list[int]
+    features: Tensor
+    context: Tensor | None
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Read the arguments, measure, print the table."""
+    """Read the arguments, measure, print the tables."""
     arguments = parse_arguments(GlyphEvaluationArguments, argv, description=__doc__)
+    _check(arguments)
     tokenizer = TapRegionTokenizer.from_pretrained(arguments.region_tokenizer)
-    model = None if arguments.model in (None, "none") else str(arguments.model)
-    chat = RegionChat.from_pretrained(model, region_tokenizer=tokenizer) if model else None
-    lines = list(evaluate(tokenizer, chat, arguments))
-    metrics = summarise(lines)
-    metrics["of"] = {
-        "region_tokenizer": arguments.region_tokenizer,
-        "fingerprint": tokenizer.fingerprint,
-        "model": model,
-        "world": f"GlyphScenes {VERSION}",
-        "seeds": arguments.seeds,
-        "scenes": arguments.scenes,
+    chat = described = None
+    if arguments.model != "none":
+        chat = RegionChat.from_pretrained(arguments.model, region_tokenizer=tokenizer)
+    if arguments.described_model is not None:
+        described = RegionChat.from_pretrained(arguments.described_model, mode="described", region_tokenizer=tokenizer)
+    if arguments.output is None:
+        with TemporaryDirectory() as folder:
+            print(_measure(tokenizer, chat, described, arguments, Path(folder)))
+    else:
+        print(_measure(tokenizer, chat, described, arguments, Path(arguments.output)))
+
+
+def _check(arguments: GlyphEvaluationArguments) -> None:
+    if unknown := [name for name in arguments.splits.split(",") if name not in SPLITS]:
+        raise ValueError(f"splits has {', '.join(unknown)}, expected some of {', '.join(SPLITS)}.")
+    if not all(seed.isdigit() for seed in arguments.seeds.split(",")):
+        raise ValueError(f"seeds is {arguments.seeds}, expected whole numbers separated by commas.")
+    if arguments.scenes < 1 or arguments.batch_size < 1:
+        raise ValueError(f"Got {arguments.scenes} scenes, {arguments.batch_size} at a time: expected at least one.")
+
+
+def _measure(
+    tokenizer: TapRegionTokenizer,
+    chat: RegionChat | None,
+    described: RegionChat | None,
+    arguments: GlyphEvaluationArguments,
+    output: Path,
+) -> str:
+    """Evaluate all splits and seeds, write what is found, and give the tables."""
+    about = {
+        "benchmark": f"GlyphScenes {VERSION}, questions {BENCHMARK_VERSION}",
+        "decoding": "greedy",
+        "region_tokenizer_fingerprint": tokenizer.fingerprint,
+        **{key: value for key, value in asdict(arguments).items() if key not in ("output", "batch_size")},
     }
-    table = as_table(metrics)
-    if arguments.output:
-        folder = Path(arguments.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
-        (folder / "table.md").write_text(table)
-    print(table)
-
-
-def evaluate(
-    tokenizer: TapRegionTokenizer, chat: RegionChat | None, arguments: GlyphEvaluationArguments
-) -> Iterator[dict[str, Any]]:
-    """A line for every region and for every question."""
-    views = arguments.views.split(",")
-    if unknown := [view for view in views if view not in VIEWS]:
-        raise ValueError(f"views has {', '.join(unknown)}, expected some of {', '.join(VIEWS)}.")
+    parts = output / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    _refuse_others(output / "about.json", about)
     runs = [(split, int(seed)) for split in arguments.splits.split(",") for seed in arguments.seeds.split(",")]
+    lines: list[dict[str, Any]] = []
     with tqdm(total=len(runs) * arguments.scenes, unit="scene", desc="evaluating") as progress:
         for split, seed in runs:
-            for start in range(0, arguments.scenes, arguments.batch_size):
-                indices = range(start, min(start + arguments.batch_size, arguments.scenes))
-                batch = _encode(tokenizer, [make_scene(index, split, seed) for index in indices])
-                yield from _regions(tokenizer, batch)
-                if chat is not None:
-                    for view in views:
-                        yield from _answers(chat, batch, view)
-                progress.update(len(indices))
+            path = parts / f"{split}-{seed}.jsonl"
+            if not path.is_file():
+                found = list(_evaluate(tokenizer, chat, described, arguments, split, seed, progress))
+                partial = path.with_name(path.name + ".partial")
+                partial.write_text("".join(json.dumps(line) + "\n" for line in found))
+                partial.replace(path)
+            else:
+                progress.update(arguments.scenes)
+            lines += [json.loads(line) for line in path.read_text().splitlines()]
+    metrics = {"of": about, **summarise(lines)}
+    tables = as_tables(metrics)
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    (output / "table.md").write_text(tables)
+    draw_figures(lines, output)
+    trained = [Path(tap_tokenizer.__file__).parent / "pretrained" / arguments.region_tokenizer,
+               Path(llm_bridge.__file__).parent / "pretrained" / arguments.model]  # fmt: skip
+    if all((folder / "training").is_dir() for folder in trained):  # the bundled models come with their logs
+        draw_curves(trained, output / "curves.png")
+    return tables
+
+
+def _refuse_others(note: Path, about: dict[str, Any]) -> None:
+    """Refuse a folder that holds results of something else."""
+    if note.is_file() and (old := json.loads(note.read_text())) != about:
+        changed = ", ".join(key for key in about if old.get(key) != about[key])
+        raise ValueError(f"{note.parent} holds results with other {changed}: choose another output, or delete it.")
+    note.write_text(json.dumps(about, indent=1))
+
+
+def _evaluate(
+    tokenizer: TapRegionTokenizer,
+    chat: RegionChat | None,
+    described: RegionChat | None,
+    arguments: GlyphEvaluationArguments,
+    split: str,
+    seed: int,
+    progress: tqdm,
+) -> Iterator[dict[str, Any]]:
+    """A line for every region and for every question of one split and seed."""
+    balance = QuestionBalance()
+    for start in range(0, arguments.scenes, arguments.batch_size):
+        indices = range(start, min(start + arguments.batch_size, arguments.scenes))
+        batch = _encode(tokenizer, [make_scene(index, split, seed) for index in indices])
+        regions = list(_regions(tokenizer, batch))
+        yield from regions
+        questions = [balance.questions(scene, seen) for scene, seen in zip(batch.scenes, batch.visible)]
+        if chat is not None:
+            asked = _asked(chat, batch, questions)
+            yield from _answers(chat, batch, asked, "full", regions)
+            if start < arguments.control_scenes:
+                for view in CONTROLS:
+                    yield from _answers(chat, batch, asked, view, regions)
+        if described is not None and start < arguments.control_scenes:
+            yield from _described_answers(described, batch, questions)
+        progress.update(len(indices))
+
+
+# --- what TAP says alone ----------------------------------------------------------------------------------------------
 
 
 def _encode(tokenizer: TapRegionTokenizer, scenes: list[GlyphScene]) -> _Batch:
@@ -149,17 +220,14 @@ def _regions(tokenizer: TapRegionTokenizer, batch: _Batch) -> Iterator[dict[str,
         labels.append([[1]] * len(seen))
     by_point = tokenizer.encode(features=batch.features, points=points, point_labels=labels, with_masks=True)
     captions = tokenizer.caption(batch.by_box)
-    banks = concept_banks()
-    concepts = [[top[0][0] for top in tokenizer.classify(batch.by_box, 1, concepts=bank)] for bank in banks]
+    concepts = [[top[0][0] for top in tokenizer.classify(batch.by_box, 1, concepts=bank)] for bank in concept_banks()]
     row = 0
     for scene, picture, seen in zip(batch.scenes, batch.pictures, batch.visible):
         for i in seen:
             glyph = scene.objects[i]
             yield {
                 "task": "region",
-                "split": scene.split,
-                "seed": scene.seed,
-                "scene": scene.index,
+                **_place(scene),
                 "object": i,
                 "iou_box": _iou(batch.by_box.mask_parts[row], picture.masks[i]),
                 "iou_point": _iou(by_point.mask_parts[row], picture.masks[i]),
@@ -171,80 +239,91 @@ def _regions(tokenizer: TapRegionTokenizer, batch: _Batch) -> Iterator[dict[str,
             row += 1
 
 
+def _place(scene: GlyphScene) -> dict[str, Any]:
+    return {"split": scene.split, "seed": scene.seed, "scene": scene.index}
+
+
 def _iou(predicted: Any, truth: np.ndarray) -> float:
     mask = predicted.cpu().numpy()
     return float((mask & truth).sum() / max((mask | truth).sum(), 1))
 
 
-def _answers(chat: RegionChat, batch: _Batch, view: str) -> Iterator[dict[str, Any]]:
-    """One question of every family about each scene that has one, answered in one batch."""
-    asked = []
-    for number, scene in enumerate(batch.scenes):
-        for k, family in enumerate(FAMILIES):
-            question = draw_question(scene, family, np.random.RandomState([223, scene.seed, scene.index, k]))
-            if question is not None and set(question.objects) <= set(batch.visible[number]):
-                asked.append((number, question))
+# --- what the bridge answers ------------------------------------------------------------------------------------------
+
+
+def _asked(chat: RegionChat, batch: _Batch, questions: Sequence[Sequence[Question]]) -> list[_Asked]:
+    processor = chat.processor
+    contexts: list[Any] = [None] * len(batch.scenes)
+    if processor.context.slots:
+        contexts = processor.context.encode(chat.region_tokenizer, batch.features)
+    found = []
+    for number, own in enumerate(questions):
+        for question in own:
+            order: list[int] = []
+            text, _ = number_regions(question, order)
+            features = region_features(batch.by_box[batch.rows(number, order)], processor.experts)
+            found.append(_Asked(number, question, text, order, features, contexts[number]))
+    return found
+
+
+def _answers(
+    chat: RegionChat, batch: _Batch, asked: list[_Asked], view: str, regions: Sequence[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The bridge's answers, all in one batch, with the model given what `view` says; beside them what TAP alone says."""
     if not asked:
         return
-    processor = chat.processor
-    grids = _grids(chat, batch) if processor.image_grid else [None] * len(batch.scenes)
-    rows, texts, contexts = [], [], []
-    for number, question in asked:
-        order: list[int] = []
-        text, _ = number_regions(question, order)
-        chosen = batch.rows(number, order)
-        rows.append(region_features(batch.by_box[chosen], processor.experts))
-        texts.append(text.replace("<", "").replace(">", "") if view == "question only" else text)
-        contexts.append(grids[number])
-    if view == "shuffled":  # the regions, and the picture, of a question of another scene
-        rows, contexts = _shuffled([n for n, _ in asked], rows, contexts)
-    if view == "question only":
+    texts, rows = [one.text for one in asked], [one.features for one in asked]
+    contexts = [one.context for one in asked]
+    if view == "shuffled":
+        rows, contexts = _shuffled(asked)
+    elif view == "question only":
+        texts = [text.replace("<", "").replace(">", "") for text in texts]
         rows, contexts = [row[:0] for row in rows], [None] * len(rows)
-    if view == "no position":
+    elif view == "no position":
         rows = [_without_position(chat, row) for row in rows]
-    with_image = processor.image_grid and view != "question only"
-    said = _generate(chat, [f"<image>\n{text}" if with_image else text for text in texts], rows, contexts)
-    for (number, question), answer in zip(asked, said):
-        scene = batch.scenes[number]
-        yield {
-            "task": "question",
-            "view": view,
-            "split": scene.split,
-            "seed": scene.seed,
-            "scene": scene.index,
-            "family": question.family,
-            "question": question.text,
-            "truth": question.answer,
-            "answer": answer,
-            "choices": len(question.choices),
-        }
+        contexts = [None if context is None else _without_position(chat, context) for context in contexts]
+    if contexts[0] is not None:
+        texts = [f"<image>\n{text}" for text in texts]
+    native = {(line["scene"], line["object"]): line for line in regions}
+    for one, answer in zip(asked, _generate(chat, texts, rows, contexts)):
+        scene, question = batch.scenes[one.scene], one.question
+        line = _line(scene, question, view, answer)
+        if question.family in ("kind", "colour", "size", "caption"):
+            line["tap"] = native[scene.index, one.objects[0]][question.family][0]
+        line["boxes"] = batch.pictures[one.scene].boxes[one.objects].tolist()
+        yield line
 
 
-def _grids(chat: RegionChat, batch: _Batch) -> list[Tensor | None]:
-    side = chat.processor.image_grid
-    grids = [grid_points(side, (p.image.shape[0], p.image.shape[1])) for p in batch.pictures]
-    regions = chat.region_tokenizer.encode(
-        features=batch.features, points=[points for points, _ in grids], point_labels=[labels for _, labels in grids]
-    )
-    return list(region_features(regions, "routed", is_context=True).flatten(0, 1).split(side * side))
+def _line(scene: GlyphScene, question: Question, view: str, answer: str) -> dict[str, Any]:
+    return {
+        "task": "question",
+        "view": view,
+        **_place(scene),
+        "family": question.family,
+        "question": question.text,
+        "truth": question.answer,
+        "answer": answer,
+        "choices": len(question.choices),
+    }
 
 
-def _shuffled(
-    scene_of: list[int], rows: list[Tensor], contexts: list[Tensor | None]
-) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Give each question the regions of another that has as many, of another scene where there is one."""
-    new_rows, new_contexts = list(rows), list(contexts)
-    for i, row in enumerate(rows):
-        others = [j for j in range(len(rows)) if len(rows[j]) == len(row) and scene_of[j] != scene_of[i]]
-        j = others[(7 * i) % len(others)] if others else i
-        new_rows[i], new_contexts[i] = rows[j], contexts[j]
-    return new_rows, new_contexts
+def _shuffled(asked: list[_Asked]) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Regions and context of another question each, with as many regions, of another scene where there is one."""
+    rows, contexts = [], []
+    for i, one in enumerate(asked):
+        others = [o for o in asked if len(o.features) == len(one.features) and o.scene != one.scene] or [one]
+        other = others[(7 * i) % len(others)]
+        rows.append(other.features)
+        contexts.append(other.context)
+    return rows, contexts
 
 
-def _without_position(chat: RegionChat, row: Tensor) -> Tensor:
-    config = chat.model.config
-    start = config.token_size + config.embed_size
-    return torch.cat([row[..., :start], torch.zeros_like(row[..., start : start + 5]), row[..., start + 5 :]], dim=-1)
+def _without_position(chat: RegionChat, features: Tensor) -> Tensor:
+    """Features (..., F) with box and area set to zero."""
+    start = chat.model.config.token_size + chat.model.config.embed_size
+    blind = features.clone()
+    blind[..., start : start + 5] = 0
+    return blind
 
 
 @torch.no_grad()
@@ -256,72 +335,18 @@ def _generate(chat: RegionChat, texts: list[str], rows: list[Tensor], contexts: 
     return [text.strip() for text in words]
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
-
-
-def summarise(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over regions and questions of each split and seed, then over seeds."""
-    metrics: dict[str, Any] = {}
-    for split in dict.fromkeys(line["split"] for line in lines):
-        seeds = dict.fromkeys(line["seed"] for line in lines if line["split"] == split)
-        per_seed = [_summarise_one([x for x in lines if x["split"] == split and x["seed"] == seed]) for seed in seeds]
-        names = dict.fromkeys(name for one in per_seed for name in one)
-        metrics[split] = {name: float(np.mean([one[name] for one in per_seed if name in one])) for name in names}
-        if len(per_seed) > 1:
-            metrics[split]["spread"] = {
-                name: float(np.ptp([one[name] for one in per_seed if name in one])) for name in names
-            }
-    return metrics
-
-
-def _summarise_one(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    regions = [line for line in lines if line["task"] == "region"]
-    result = {
-        "regions": float(len(regions)),
-        "mask mIoU from a box": float(np.mean([r["iou_box"] for r in regions])),
-        "mask mIoU from a point": float(np.mean([r["iou_point"] for r in regions])),
-        **{f"concept top-1 ({name})": _share(regions, name) for name in ("kind", "colour", "size")},
-        "native caption exact": _share(regions, "caption"),
-    }
-    questions = [line for line in lines if line["task"] == "question"]
-    for view in dict.fromkeys(q["view"] for q in questions):
-        seen = [q for q in questions if q["view"] == view]
-        for family in dict.fromkeys(q["family"] for q in seen):
-            own = [q for q in seen if q["family"] == family]
-            truths = [q["truth"] for q in own]
-            result[f"{view}: {family}"] = accuracy([q["answer"] for q in own], truths)
-            if view == "full":
-                result[f"chance: {family}"] = chance([q["choices"] for q in own])
-                result[f"majority: {family}"] = majority(truths)
-                result[f"questions: {family}"] = float(len(own))
-        for group, families in GROUPS.items():
-            scores = [result[f"{view}: {family}"] for family in families if f"{view}: {family}" in result]
-            if scores:
-                result[f"{view}: {group}"] = float(np.mean(scores))
-    return result
-
-
-def _share(regions: Sequence[dict[str, Any]], name: str) -> float:
-    return float(np.mean([is_exact(*region[name]) for region in regions]))
-
-
-def as_table(metrics: dict[str, Any]) -> str:
-    """The metrics as Markdown: a column per split."""
-    splits = [name for name in metrics if name != "of"]
-    lines = [
-        f"GlyphScenes {VERSION}, {metrics['of']['scenes']} scenes for each of the seeds {metrics['of']['seeds']}",
-        "",
-    ]
-    lines += ["| | " + " | ".join(splits) + " |", "|---" * (len(splits) + 1) + "|"]
-    for name in metrics[splits[0]]:
-        if name == "spread":
-            continue
-        values = [metrics[split].get(name) for split in splits]
-        shown = [
-            "" if v is None else f"{v:.0f}" if name.startswith(("regions", "questions")) else f"{v:.3f}" for v in values
-        ]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
-    return "\n".join(lines) + "\n"
+def _described_answers(
+    chat: RegionChat, batch: _Batch, questions: Sequence[Sequence[Question]]
+) -> Iterator[dict[str, Any]]:
+    """Answers of a plain language model that reads what TAP says of the regions in words."""
+    for scene, picture, own in zip(batch.scenes, batch.pictures, questions):
+        for question in own:
+            order: list[int] = []
+            text, _ = number_regions(question, order)
+            chat.reset()
+            boxes = picture.boxes[order].tolist()
+            answer = chat.ask(text, image=picture.image, boxes=boxes, max_new_tokens=24)
+            yield _line(scene, question, "described", str(answer))
 
 
 if __name__ == "__main__":

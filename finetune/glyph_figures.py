@@ -1,0 +1,144 @@
+"""Figures of a GlyphScenes evaluation: pictures with right and wrong answers, kinds that are confused, scores by size.
+
+The pictures are the first scenes of the evaluation, not chosen ones. Knows the lines of an evaluation, no model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .data.glyph_benchmark import LONG_SIDE
+from .data.glyph_scenes import KINDS, draw_scene, make_scene
+from .metrics import is_exact
+
+SCENES = 6
+"""Pictures of a page."""
+
+
+def draw_figures(lines: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Write `answers-SPLIT.png` for each split with answers, `confusion.png` and `masks.png`."""
+    regions = [line for line in lines if line["task"] == "region"]
+    answers = [line for line in lines if line["task"] == "question" and line["view"] == "full"]
+    for split in dict.fromkeys(line["split"] for line in answers):
+        draw_answers([line for line in answers if line["split"] == split], folder / f"answers-{split}.png")
+    draw_confusion(regions, folder / "confusion.png")
+    draw_masks(regions, folder / "masks.png")
+
+
+def draw_answers(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """The first scenes, with every question under its picture: right answers in green, wrong ones in red with the truth."""
+    from matplotlib.figure import Figure
+
+    scenes = list(dict.fromkeys((line["split"], line["seed"], line["scene"]) for line in lines))[:SCENES]
+    rows = -(-len(scenes) // 3)
+    figure = Figure(
+        figsize=(17, 8.2 * rows)
+    )  # no automatic layout, which would make room for the longest line of words
+    edges = {"left": 0.01, "right": 0.99, "top": 0.97, "bottom": 0.01, "hspace": 0.04, "wspace": 0.03}
+    grid = figure.subplots(2 * rows, 3, squeeze=False, height_ratios=[5, 3.2] * rows, gridspec_kw=edges)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for place, (split, seed, index) in enumerate(scenes):
+        above, below = (grid[2 * (place // 3) + row, place % 3] for row in (0, 1))
+        own = [line for line in lines if (line["seed"], line["scene"]) == (seed, index)]
+        boxes = list(dict.fromkeys(tuple(box) for line in own for box in line["boxes"]))
+        above.imshow(draw_scene(make_scene(index, split, seed), LONG_SIDE).image)
+        above.set_title(f"{split}, seed {seed}, scene {index}", fontsize=9)
+        for number, (x1, y1, x2, y2) in enumerate(boxes):
+            above.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color="white", linewidth=1.5)
+            above.text(x1, y1, _letter(number), color="black", backgroundcolor="white", fontsize=8)
+        for number, line in enumerate(own):
+            is_right = is_exact(line["answer"], line["truth"])
+            names = [_letter(boxes.index(tuple(box))) for box in line["boxes"]]
+            below.text(0, 1 - number / 15, _said(line, names, is_right), transform=below.transAxes, fontsize=8.5, va="top",
+                       color="#15722c" if is_right else "#b3261e")  # fmt: skip
+    figure.savefig(path, dpi=70)
+
+
+def draw_curves(folders: Sequence[Path], path: Path) -> None:
+    """What the held-out numbers in `training/*-log.jsonl` of some models did, stage after stage in the order of their logs."""
+    from matplotlib.figure import Figure
+
+    logs = [log for folder in folders for log in sorted((folder / "training").glob("*-log.jsonl"), key=_began)]
+    rows = -(-len(logs) // 4)
+    figure = Figure(figsize=(17, 3.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, 4, squeeze=False)
+    for axes in grid.flat[len(logs) :]:
+        axes.set_axis_off()
+    for axes, log in zip(grid.flat, logs):
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        evaluated = [line for line in lines if any(name.startswith("val_") for name in line)]
+        for name in dict.fromkeys(name for line in evaluated for name in line if name.startswith("val_")):
+            own = [(line["step"], line[name]) for line in evaluated if name in line]
+            axes.plot(*zip(*own), marker=".", label=name.removeprefix("val_"))
+        axes.set_title(f"{log.parents[1].name}: {log.stem.removesuffix('-log')}", fontsize=9)
+        axes.set_xlabel("step")
+        if evaluated:
+            axes.legend(fontsize=7)
+    figure.savefig(path, dpi=70)
+
+
+_STAGES = ("dense", "prompt", "masks", "caption", "language", "full", "more", "most", "lora", "context")
+
+
+def _began(log: Path) -> int:
+    """The place of a stage among the others."""
+    stage = log.stem.removesuffix("-log")
+    return _STAGES.index(stage) if stage in _STAGES else len(_STAGES)
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number)
+
+
+def _said(line: dict[str, Any], names: Sequence[str], is_right: bool) -> str:
+    """Question and answer in one line, regions by the letters on the picture; a wrong answer with the truth."""
+    words, answer, truth = line["question"], line["answer"], line["truth"]
+    for place, name in enumerate(names, start=1):
+        words = words.replace(f"<region{place}>", name)
+        answer, truth = (text.replace(f"region{place}", name) for text in (answer, truth))
+    return f"{words}  {answer}" + ("" if is_right else f"   (truth: {truth})")
+
+
+def draw_confusion(regions: Sequence[dict[str, Any]], path: Path) -> None:
+    """Which kinds the concept head takes for which, in shares of the true kind."""
+    from matplotlib.figure import Figure
+
+    kinds = list(KINDS)
+    table = np.zeros((len(kinds), len(kinds)))
+    for (said, truth), count in Counter(tuple(region["kind"]) for region in regions).items():
+        table[kinds.index(truth), kinds.index(said)] += count
+    table /= table.sum(axis=1, keepdims=True).clip(min=1)
+    figure = Figure(figsize=(9, 8.4), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(np.sqrt(table), cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(kinds)), kinds, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(kinds)), kinds, fontsize=7)
+    axes.set_xlabel("concept head")
+    axes.set_ylabel("truth")
+    bar = figure.colorbar(image, ticks=[0, 0.1**0.5, 0.25**0.5, 0.5**0.5, 1], shrink=0.7)
+    bar.ax.set_yticklabels(["0", ".10", ".25", ".50", "1"])
+    figure.savefig(path, dpi=80)
+
+
+def draw_masks(regions: Sequence[dict[str, Any]], path: Path) -> None:
+    """How mask IoU is spread, from boxes and from points, in each split."""
+    from matplotlib.figure import Figure
+
+    splits = list(dict.fromkeys(region["split"] for region in regions))
+    figure = Figure(figsize=(4.2 * len(splits), 3.4), layout="constrained")
+    for axes, split in zip(np.ravel(figure.subplots(1, len(splits), sharey=True)), splits):
+        for prompt in ("box", "point"):
+            values = [region[f"iou_{prompt}"] for region in regions if region["split"] == split]
+            axes.hist(values, bins=40, range=(0, 1), density=True, histtype="step", linewidth=1.6,
+                      label=f"from a {prompt}: mean {np.mean(values):.3f}")  # fmt: skip
+        axes.set_title(split)
+        axes.set_xlabel("mask IoU")
+        axes.legend(loc="upper left", fontsize=8)
+    figure.savefig(path, dpi=80)

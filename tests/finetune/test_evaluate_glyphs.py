@@ -1,0 +1,106 @@
+"""The evaluation of the bundled models: whole parts, controls beside scores, and numbers that follow from the lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("accelerate")
+
+from finetune.evaluate_glyphs import main
+from finetune.glyph_report import as_tables, summarise
+
+pytestmark = pytest.mark.slow
+
+FLAGS = ["--splits", "test", "--seeds", "0,1", "--scenes", "3", "--control_scenes", "2", "--batch_size", "3"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated")
+    main([*FLAGS, "--output", str(folder)])
+    return folder
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in sorted((folder / "parts").iterdir()) for line in path.read_text().splitlines()]
+
+
+def test_every_control_answers_the_same_questions(evaluated: Path) -> None:
+    questions = [line for line in lines_of(evaluated) if line["task"] == "question"]
+    views = {view: [(q["seed"], q["scene"], q["question"]) for q in questions if q["view"] == view]
+             for view in ("full", "shuffled", "question only", "no position")}  # fmt: skip
+    assert views["full"]
+    assert all(asked == views["full"] for asked in views.values())
+
+
+def test_tables_and_figures_are_written(evaluated: Path) -> None:
+    table = (evaluated / "table.md").read_text()
+    for row in ("mask mIoU from a box", "concept top-1 (kind)", "LLM: nearest, farthest, counting", "same_kind"):
+        assert row in table
+    for column in ("TAP alone", "no position", "regions shuffled", "question only", "chance", "majority"):
+        assert column in table
+    for name in ("answers-test.png", "confusion.png", "masks.png"):
+        assert (evaluated / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_whole_parts_are_kept_and_missing_ones_made_again_with_the_same_bytes(evaluated: Path) -> None:
+    kept, lost = evaluated / "parts" / "test-0.jsonl", evaluated / "parts" / "test-1.jsonl"
+    before, untouched = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    main([*FLAGS, "--output", str(evaluated)])
+    assert lost.read_bytes() == before
+    assert kept.stat().st_mtime_ns == untouched
+
+
+def test_a_folder_of_other_results_is_refused(evaluated: Path) -> None:
+    with pytest.raises(ValueError, match="other scenes"):
+        main([*FLAGS, "--output", str(evaluated), "--scenes", "4"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--splits", "tests", "expected some of train"),
+        ("--seeds", "a", "whole numbers"),
+        ("--scenes", "0", "at least one"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_loaded(flag: str, value: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        main([flag, value, "--region_tokenizer", "nowhere"])
+
+
+def question(family: str, truth: str, answer: str, view: str = "full", seed: int = 0, **more: Any) -> dict[str, Any]:
+    return {"task": "question", "split": "test", "seed": seed, "scene": 0, "view": view, "family": family, "truth": truth,
+            "answer": answer, "choices": 2, **more}  # fmt: skip
+
+
+def test_numbers_are_means_over_seeds_of_shares() -> None:
+    region = {
+        "task": "region", "split": "test", "seed": 0, "iou_box": 0.5, "iou_point": 0.25, "kind": ["sun", "sun"],
+        "colour": ["red", "blue"], "size": ["small", "small"], "caption": ["a small red sun", "a small blue sun"],
+    }  # fmt: skip
+    lines = [
+        region, {**region, "seed": 1, "iou_box": 1.0},
+        question("side", "yes", "yes"), question("side", "no", "yes"), question("side", "yes", "yes", seed=1),
+        question("side", "yes", "no", "shuffled"),
+        question("kind", "sun", "star", tap="sun"),
+    ]  # fmt: skip
+    found = summarise(lines)["test"]
+    assert found["mask mIoU from a box"] == 0.75
+    assert found["spread"]["mask mIoU from a box"] == 0.5
+    assert (found["concept top-1 (kind)"], found["concept top-1 (colour)"]) == (1.0, 0.0)
+    assert found["full: side"] == 0.75  # the mean of 1/2 and 1
+    assert found["shuffled: side"] == 0.0
+    assert found["chance: side"] == 0.5
+    assert found["majority: side"] == 0.75
+    assert (found["full: kind"], found["tap alone: kind"]) == (0.0, 1.0)
+    assert found["n: side"] == 3
+    of = {"benchmark": "b", "scenes": 1, "control_scenes": 1, "seeds": "0,1", "region_tokenizer": "t",
+          "region_tokenizer_fingerprint": "f", "model": "m"}  # fmt: skip
+    assert "| side | 3 | 0.750 |" in as_tables({"of": of, **summarise(lines)})
