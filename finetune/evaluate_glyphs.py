@@ -5,7 +5,8 @@
 
 Masks, concepts and native captions of every object that can be seen; answers of the bridge to the benchmark's questions
 (`data/glyph_benchmark.py`), each in a conversation of its own. Controls, on the first scenes of each seed: the regions, and
-the picture, of another scene; no regions at all; regions without their position; and, if a plain language model is given,
+the picture, of another scene; no regions at all; regions without their position; the true
+objects as picture context, if the bridge reads found ones; and, if a plain language model is given,
 the same questions about regions that TAP describes in words.
 
 Writes into `output`, one part for each split and seed, whole or not at all, so that a run that was stopped goes on:
@@ -191,6 +192,8 @@ def _evaluate(
             yield from _answers(chat, batch, asked, "full", regions)
             if start < arguments.control_scenes:
                 for view in CONTROLS:
+                    if view == "objects given" and not chat.processor.context.regions:
+                        continue
                     yield from _answers(chat, batch, asked, view, regions)
         if described is not None and start < arguments.control_scenes:
             yield from _described_answers(described, batch, questions)
@@ -282,6 +285,9 @@ def _answers(
     elif view == "no position":
         rows = [_without_position(chat, row) for row in rows]
         contexts = [None if context is None else _without_position(chat, context) for context in contexts]
+    elif view == "objects given":
+        given = [batch.by_box.of_image(number) for number in range(len(batch.scenes))]
+        contexts = [chat.processor.context.of_regions(given[one.scene]) for one in asked]
     if contexts[0] is not None:
         texts = [f"<image>\n{text}" for text in texts]
     native = {(line["scene"], line["object"]): line for line in regions}

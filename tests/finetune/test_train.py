@@ -230,3 +230,20 @@ def test_a_stopped_cache_goes_on_and_damage_is_found(stage: Path) -> None:
         RegionCache(stage / "again").regions(5)
     make(stage, "tap0", "again")  # which finds it, too, and makes it anew
     assert torch.equal(RegionCache(stage / "again").regions(5).boxes, RegionCache(stage / "cache").regions(5).boxes)
+
+
+def test_a_bridge_goes_on_with_picture_context_and_the_tokens_of_another_tokenizer(stage: Path, tmp_path: Path) -> None:
+    """Its language model and projector are kept; it then reads, and names, the new tokenizer."""
+    for name, more in (("annotated", ["--context_from", "annotated"]), ("found", [])):
+        make(stage, "tap1", f"new_{name}", "--image_grid", "0", "--image_regions", "3", *more)
+    run(stage, tmp_path / "old", "full", "--language_model", str(stage / "lm" / "model"), "--image_grid", "2")
+    flags = ["--init_from", str(tmp_path / "old" / "model"), "--image_regions", "3"]
+    with pytest.raises(ValueError, match="holds tokens of the tokenizer"):
+        run(stage, tmp_path / "without", "full", *flags, cache="new_annotated")
+    for name in ("annotated", "found"):
+        run(stage, tmp_path / name, "full", *flags, "--new_region_tokenizer", str(stage / "tap1"), cache=f"new_{name}")
+    chat = RegionChat.from_pretrained(tmp_path / "found" / "model")
+    assert chat.region_tokenizer.source["source"] == str(stage / "tap1")
+    assert (chat.processor.image_grid, chat.processor.image_regions) == (0, 3)
+    picture = torch.zeros(40, 60, 3, dtype=torch.uint8).numpy()
+    assert isinstance(chat.ask("What is <region>?", image=picture, boxes=[[2, 3, 30, 20]], max_new_tokens=4), str)

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# The bundled models from nothing: every command that made tap-tiny and region-chat-tiny, in order, from the project's root.
+#
+#   bash finetune/recipes/bundled_models.sh            # all stages; a stage that is through is passed over
+#
+# Each stage goes on where it was when the script is given again after a stop. About five hours on two CPU cores.
+# FLAGS is handed to TAP's own stages, e.g. FLAGS="--mixed_precision bf16" or "--compile_encoder true" (needs a C++ compiler).
+set -euo pipefail
+PYTHON=${PYTHON:-.venv/bin/python}
+
+stage() { # stage FOLDER COMMAND …: run the command unless the folder is there
+  if [ -e "$1" ]; then echo "$1 is there"; else shift && "$@"; fi
+}
+tap() { stage "runs/$1/model" "$PYTHON" -m finetune.pretrain_tap --config "$1" ${FLAGS:-}; }
+bridge() { stage "runs/$1/model" "$PYTHON" -m finetune.train --config "$1"; }
+records() { # records NAME FLAG …
+  local name=$1 && shift
+  stage "runs/records/$name.jsonl" "$PYTHON" -m finetune.data convert glyph_scenes "$@" --output "runs/records/$name.jsonl"
+}
+cache() { # cache NAME TOKENIZER FLAG …
+  local name=$1 tokenizer=$2 && shift 2
+  stage "runs/caches/$name/manifest.json" "$PYTHON" -m finetune.cache_regions --data "runs/records/${name%@*}.jsonl" \
+    --region_tokenizer "$tokenizer" --output "runs/caches/$name" "$@"
+}
+half() { # half FROM TO: the same region tokenizer in float16
+  stage "$2" "$PYTHON" -c "from tap_tokenizer import TapRegionTokenizer as T; T.from_pretrained('$1', dtype='float16').save_pretrained('$2')"
+}
+
+# The region tokenizer.
+tap tap_tiny_dense
+tap tap_tiny_prompt
+tap tap_tiny_masks
+tap tap_tiny_caption
+half runs/tap_tiny_prompt/model runs/tap_tiny_first
+half runs/tap_tiny_caption/model runs/tap_tiny
+
+# The bridge learns to read tokens of the region tokenizer as it is after its second stage.
+first=kind,colour,size,place,place,caption,caption_place,caption_place,statement,same_colour,same_kind,larger,side,side
+records train24 --split train --scenes 4000 --turns 24 --families "$first"
+records val --split val --scenes 128 --turns 8 --families "$first"
+cache train24 runs/tap_tiny_first --variants exact,jitter
+cache val runs/tap_tiny_first
+stage runs/region_chat_tiny_lm/model "$PYTHON" -m finetune.pretrain_lm --config region_chat_tiny_lm
+bridge region_chat_tiny_full
+bridge region_chat_tiny_more
+bridge region_chat_tiny_most
+bridge region_chat_tiny
+
+# Then it learns to look at the whole picture, on tokens of the finished region tokenizer.
+all=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,same_kind,larger,side
+all=$all,nearest,nearest,farthest,farthest,count_colour,count_colour,count_kind,count_kind
+records train48 --split train --seed 5 --scenes 5000 --turns 48 --all_regions true --families $all
+records packed64 --split train-packed --seed 5 --scenes 2000 --turns 64 --all_regions true --families $all
+records val_context --split val --scenes 160 --turns 8 --all_regions true --families $all
+for name in train48 packed64 val_context; do
+  cache $name runs/tap_tiny --variants exact,jitter --image_regions 16 --context_from annotated
+done
+bridge region_chat_tiny_context

@@ -1,0 +1,107 @@
+"""What an <image> shows: a grid of points, or the objects that the region tokenizer finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llm_bridge import (
+    PictureContext,
+    RegionBridgeConfig,
+    RegionBridgeProcessor,
+    RegionChat,
+    grid_points,
+    region_features,
+)
+from tap_tokenizer import TapRegionTokenizer
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    return np.random.RandomState(3).randint(0, 256, (40, 60, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def finding(tiny_tokenizer: TapRegionTokenizer, monkeypatch: pytest.MonkeyPatch) -> TapRegionTokenizer:
+    """A tokenizer that finds three known boxes in every picture, whatever its random weights would say."""
+    boxes = [[2.0, 2.0, 12.0, 12.0], [5.0, 5.0, 45.0, 35.0], [20.0, 10.0, 40.0, 30.0]]
+
+    def find(features: Any, **_: Any) -> Any:
+        return tiny_tokenizer.encode(features=features, boxes=[boxes] if features.is_batch else boxes)
+
+    monkeypatch.setattr(tiny_tokenizer, "encode_everything", find)
+    return tiny_tokenizer
+
+
+def test_found_regions_are_box_tokens_largest_first_and_empty_slots_follow(
+    finding: TapRegionTokenizer, picture: np.ndarray
+) -> None:
+    context = PictureContext(regions=5)
+    (rows,) = context.encode(finding, finding.embed_image([picture]))
+    boxes = [[5.0, 5.0, 45.0, 35.0], [20.0, 10.0, 40.0, 30.0], [2.0, 2.0, 12.0, 12.0]]
+    expected = region_features(finding.encode(picture, boxes=boxes), "routed", is_context=True).flatten(0, 1)
+    torch.testing.assert_close(rows[:3], expected)
+    assert rows.shape == (context.slots, expected.shape[1])
+    assert not rows[3:, :-1].any()
+    assert (rows[:, -1] == 1).all()  # all of them say that they are context
+
+
+def test_only_the_largest_are_shown_if_there_are_more_than_slots(
+    finding: TapRegionTokenizer, picture: np.ndarray
+) -> None:
+    features = finding.embed_image([picture])
+    (two,), (five,) = (PictureContext(regions=n).encode(finding, features) for n in (2, 5))
+    torch.testing.assert_close(two, five[:2])
+
+
+def test_every_picture_has_the_context_that_it_would_have_alone(
+    finding: TapRegionTokenizer, picture: np.ndarray
+) -> None:
+    pictures = [picture, picture[::-1].copy()]
+    for context in (PictureContext(regions=4), PictureContext(grid=2)):
+        together = context.encode(finding, finding.embed_image(pictures))
+        for one, rows in zip(pictures, together):
+            torch.testing.assert_close(context.encode(finding, finding.embed_image([one]))[0], rows, atol=1e-5, rtol=0)
+
+
+def test_a_grid_shows_a_point_token_for_each_cell(tiny_tokenizer: TapRegionTokenizer, picture: np.ndarray) -> None:
+    (rows,) = PictureContext(grid=2).encode(tiny_tokenizer, tiny_tokenizer.embed_image([picture]))
+    points, labels = grid_points(2, (40, 60))
+    assert points == [[[15.0, 10.0]], [[45.0, 10.0]], [[15.0, 30.0]], [[45.0, 30.0]]]
+    regions = tiny_tokenizer.encode(picture, points=points, point_labels=labels)
+    torch.testing.assert_close(rows, region_features(regions, "routed", is_context=True).flatten(0, 1))
+
+
+def test_words_for_each_kind() -> None:
+    assert str(PictureContext()) == "none"
+    assert str(PictureContext(grid=4)) == "4 × 4 grid of points"
+    assert str(PictureContext(regions=16)) == "up to 16 regions that the tokenizer finds"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"image_regions": -1}, {"image_regions": 5000}, {"image_grid": 2, "image_regions": 3}]
+)
+def test_impossible_contexts_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="image_regions"):
+        RegionBridgeConfig(**wrong)
+
+
+def test_a_bridge_with_found_regions_talks_and_its_processor_comes_back(
+    make_bridge: Callable[..., Any], finding: TapRegionTokenizer, picture: np.ndarray, tmp_path: Any
+) -> None:
+    bridge, processor = make_bridge(region_tokenizer=finding, image_regions=4)
+    inputs = processor("what is <region> ?", picture, boxes=[[5, 5, 45, 35]])
+    assert inputs["region_features"].shape[1] == 5  # four of the picture, one that is asked about
+    chat = RegionChat(bridge, processor)
+    assert isinstance(chat.ask("what is <region> ?", image=picture, boxes=[[5, 5, 45, 35]], max_new_tokens=3), str)
+    processor.save_pretrained(tmp_path, whole=True)
+    again = RegionBridgeProcessor.from_pretrained(tmp_path)
+    assert again.context == PictureContext(regions=4)
+    with pytest.raises(ValueError, match="image_regions"):
+        RegionBridgeProcessor.for_bridge(
+            RegionBridgeConfig(region_token_id=processor.region_token_id), processor.tokenizer, finding
+        ).check_bridge(bridge.config)
