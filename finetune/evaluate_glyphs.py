@@ -5,9 +5,8 @@
 
 Masks, concepts and native captions of every object that can be seen; answers of the bridge to the benchmark's questions
 (`data/glyph_benchmark.py`), each in a conversation of its own. Controls, on the first scenes of each seed: the regions, and
-the picture, of another scene; no regions at all; regions without their position; the true
-objects as picture context, if the bridge reads found ones; and, if a plain language model is given,
-the same questions about regions that TAP describes in words.
+the picture, of another scene; no regions at all; regions without their position; the true objects as picture context, if the
+bridge reads found ones; and, if a plain language model is given, the same questions about regions that TAP describes in words.
 
 Writes into `output`, one part for each split and seed, whole or not at all, so that a run that was stopped goes on:
 `parts/*.jsonl`, a line for each region and question; `metrics.json`; `table.md`; and figures.

@@ -117,7 +117,8 @@ def _overview(metrics: dict[str, Any], splits: Sequence[str]) -> str:
 def _families(split: str, numbers: dict[str, float]) -> str:
     columns = {
         "n": "n", "LLM": "full", "TAP alone": "tap alone", "no position": "no position", "regions shuffled": "shuffled",
-        "question only": "question only", "objects given": "objects given", "described": "described", "chance": "chance", "majority": "majority",
+        "question only": "question only", "objects given": "objects given", "described": "described", "chance": "chance",
+        "majority": "majority",
     }  # fmt: skip
     columns = {shown: kind for shown, kind in columns.items() if any(name.startswith(f"{kind}: ") for name in numbers)}
     lines = [f"| {split} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
