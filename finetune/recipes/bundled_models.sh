@@ -12,7 +12,10 @@ stage() { # stage FOLDER COMMAND …: run the command unless the folder is there
   if [ -e "$1" ]; then echo "$1 is there"; else shift && "$@"; fi
 }
 tap() { stage "runs/$1/model" "$PYTHON" -m finetune.pretrain_tap --config "$1" ${FLAGS:-}; }
-bridge() { stage "runs/$1/model" "$PYTHON" -m finetune.train --config "$1"; }
+bridge() { # bridge FOLDER RECIPE FLAG …
+  local folder=$1 && shift
+  stage "runs/$folder/model" "$PYTHON" -m finetune.train --config "$@"
+}
 records() { # records NAME FLAG …
   local name=$1 && shift
   stage "runs/records/$name.jsonl" "$PYTHON" -m finetune.data convert glyph_scenes "$@" --output "runs/records/$name.jsonl"
@@ -41,18 +44,18 @@ records val --split val --scenes 128 --turns 8 --families "$first"
 cache train24 runs/tap_tiny_first --variants exact,jitter
 cache val runs/tap_tiny_first
 stage runs/region_chat_tiny_lm/model "$PYTHON" -m finetune.pretrain_lm --config region_chat_tiny_lm
-bridge region_chat_tiny_full
-bridge region_chat_tiny_more
-bridge region_chat_tiny_most
-bridge region_chat_tiny
+bridge region_chat_tiny_full region_chat_tiny_full --region_tokenizer runs/tap_tiny_first
+bridge region_chat_tiny_more region_chat_tiny_more
+bridge region_chat_tiny_most region_chat_tiny_most
+bridge region_chat_tiny region_chat_tiny_lora
 
 # Then it learns to look at the whole picture, on tokens of the finished region tokenizer.
 all=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,same_kind,larger,side
 all=$all,nearest,nearest,farthest,farthest,count_colour,count_colour,count_kind,count_kind
-records train48 --split train --seed 5 --scenes 5000 --turns 48 --all_regions true --families $all
-records packed64 --split train-packed --seed 5 --scenes 2000 --turns 64 --all_regions true --families $all
+records train48 --split train --seed 5 --scenes 2560 --turns 48 --all_regions true --families $all
+records packed64 --split train-packed --seed 5 --scenes 1024 --turns 64 --all_regions true --families $all
 records val_context --split val --scenes 160 --turns 8 --all_regions true --families $all
 for name in train48 packed64 val_context; do
   cache $name runs/tap_tiny --variants exact,jitter --image_regions 16 --context_from annotated
 done
-bridge region_chat_tiny_context
+bridge region_chat_tiny_context region_chat_tiny_context
