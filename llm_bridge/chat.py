@@ -118,7 +118,7 @@ class RegionChat:
     @property
     def history(self) -> list[tuple[str, str]]:
         """What was said so far, as (role, words); regions by their names."""
-        return [(message["role"], _as_words(message["content"])) for message in self.messages]
+        return [(message["role"], words_of(message["content"])) for message in self.messages]
 
     def reset(self) -> None:
         """Forget the conversation and its picture."""
@@ -289,7 +289,7 @@ def _trimmed(pieces: Iterator[str]) -> Iterator[str]:
             yield kept
 
 
-def _as_words(content: Any) -> str:
+def words_of(content: Any) -> str:
     """Content without its picture, regions by their names."""
     if isinstance(content, str):
         return content

@@ -16,7 +16,7 @@ from .prompt_encoder import PointLabel
 from .region_tokenizer import ImageFeatures, TapRegionTokenizer
 from .region_tokens import RegionTokens
 from .restricted_pickle import read_pickle
-from .visualization import draw_regions
+from .visualization import draw_regions, region_colour
 
 AutoConfig.register("tap", TapConfig, exist_ok=True)
 AutoModel.register(TapConfig, TapModel, exist_ok=True)
@@ -43,4 +43,5 @@ __all__ = [
     "load_rgb",
     "mask_to_rle",
     "read_pickle",
+    "region_colour",
 ]

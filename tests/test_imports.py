@@ -37,6 +37,8 @@ LAYERS = {
         {"modeling_bridge", "processing_bridge"},
         {"adapters", "processing_described"},
         {"chat", "pipelines"},
+        {"page_conversation"},
+        {"app"},
         {"__init__"},
         {"__main__"},
     ],

@@ -1,0 +1,373 @@
+"""What the page knows of each of its users: a picture, a conversation about it, and what TAP saw there.
+
+Everything that comes from a browser is checked here, against limits. Knows pictures and conversations; nothing of the
+web framework, and it writes no file.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import html
+import io
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from threading import Event, Lock
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, UnidentifiedImageError
+
+from tap_tokenizer import ImageFeatures, RegionTokens, draw_regions, load_rgb, region_colour
+
+from .chat import RegionChat, words_of
+from .region_prompt import prompt_columns, user_content
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""What a picture may be, in Pillow's names."""
+
+SHOWN_SIDE = 1280
+"""The longest side, in pixels, of the picture that a browser is sent to draw on."""
+
+
+@dataclass(frozen=True)
+class PageLimits:
+    """What one user may ask of the server.
+
+    file_bytes, pixels: of a picture. regions: of a conversation. characters: of a question. new_tokens: of an answer.
+    queue: questions that wait at once, of all users. users: conversations that are kept; the one that has been idle
+    longest goes first.
+    """
+
+    file_bytes: int = 10_000_000
+    pixels: int = 16_000_000
+    regions: int = 24
+    characters: int = 2000
+    new_tokens: int = 128
+    queue: int = 40
+    users: int = 64
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected 1 or more.")
+
+
+@dataclass
+class Look:
+    """What TAP says of one region, and its mask cut out of the picture, as the address of a small JPEG."""
+
+    name: str
+    caption: str | None
+    concepts: list[tuple[str, float]]
+    cutout: str
+
+
+@dataclass
+class PageConversation:
+    """One user's picture and conversation. Calls that ask the model must not overlap; `stop` may come at any time."""
+
+    chat: RegionChat
+    limits: PageLimits
+    picture: np.ndarray | None = None
+    seen: RegionTokens | None = None
+    """The conversation's regions as TAP sees them, with masks."""
+    looks: list[Look] = field(default_factory=list)
+    stopped: Event = field(default_factory=Event)
+    _features: ImageFeatures | None = None
+    _prompts: list[dict[str, Any]] = field(default_factory=list)
+
+    def load(self, address: Any) -> None:
+        """Begin anew with a picture that comes as a data URL; `ValueError` says what is wrong with it."""
+        self.show(read_picture(address, self.limits))
+
+    def show(self, picture: np.ndarray) -> None:
+        """Begin anew with a picture (H, W, 3)."""
+        self.forget()
+        self.picture, self._features = picture, None
+
+    def forget(self) -> None:
+        """Begin anew with the same picture."""
+        self.stop()
+        self.chat = RegionChat(self.chat.model, self.chat.processor)
+        self.seen, self.looks, self._prompts = None, [], []
+
+    def stop(self) -> None:
+        """End the answer that is being written, if there is one."""
+        self.stopped.set()
+
+    def ask(self, question: Any, drawn: Any) -> Iterator[tuple[list[tuple[str, str]], list[Look]]]:
+        """Ask about regions that were drawn; gives what has been said, as (role, words), and looks, piece by piece.
+
+        drawn: as `read_regions` takes them. `ValueError` for what cannot be asked. An answer that `stop` ends is not
+        remembered, nor are its regions.
+        """
+        if self.picture is None:
+            raise ValueError("There is no picture yet: choose one, paste one, or take the example.")
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError("There is no question yet: write one, for example: What is <region>?")
+        if len(question) > self.limits.characters:
+            raise ValueError(f"The question has {len(question)} characters, expected at most {self.limits.characters}.")
+        height, width = self.picture.shape[:2]
+        prompts = read_regions(drawn, (height, width))
+        known = len(self._prompts)
+        if known + len(prompts) > self.limits.regions:
+            raise ValueError(f"A conversation has at most {self.limits.regions} regions: begin a new one.")
+        self.stopped.clear()
+        columns = prompt_columns(prompts)
+        turn = words_of(user_content(question, prompts, known=known))
+        chat, before = self.chat, self.chat.history
+        image = self.picture if chat.image is None else None
+        pieces = chat.ask(question, image=image, stream=True, max_new_tokens=self.limits.new_tokens, **columns)
+        assert not isinstance(pieces, str)
+        new = self._see(columns) if prompts else None
+        looks = [*self.looks, *self._looks(new, known)] if new is not None else self.looks
+        answer = ""
+        yield [*before, ("user", turn)], looks
+        try:
+            for piece in pieces:
+                if self.stopped.is_set():
+                    yield [*before, ("user", turn), ("assistant", f"{answer} … (stopped)")], looks
+                    return
+                answer += piece
+                yield [*before, ("user", turn), ("assistant", answer)], looks
+        finally:
+            pieces.close()  # type: ignore[attr-defined]
+        if chat is not self.chat:  # another picture came meanwhile
+            return
+        self.looks, self._prompts = looks, [*self._prompts, *prompts]
+        parts = [part for part in (self.seen, new) if part is not None]
+        self.seen = RegionTokens.concatenate(parts, same_images=True) if parts else None
+
+    def _see(self, columns: dict[str, Any]) -> RegionTokens:
+        tokenizer = self.chat.region_tokenizer
+        if self._features is None:
+            assert self.picture is not None
+            self._features = tokenizer.embed_image(self.picture)
+        return tokenizer.encode(features=self._features, with_masks=True, **columns)
+
+    def _looks(self, regions: RegionTokens, known: int) -> list[Look]:
+        tokenizer = self.chat.region_tokenizer
+        captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
+        concepts = tokenizer.classify(regions, 3) if tokenizer.concepts is not None else [[] for _ in captions]
+        return [
+            Look(f"region{known + i + 1}", caption, best, self._cutout(mask.numpy()))
+            for i, (caption, best, mask) in enumerate(zip(captions, concepts, regions.masks.cpu()))
+        ]
+
+    def _cutout(self, mask: np.ndarray) -> str:
+        """The picture where a mask is, what surrounds it faded."""
+        assert self.picture is not None
+        faded = np.where(mask[..., None], self.picture, 255 - (255 - self.picture) // 5)
+        rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+        cut = Image.fromarray(faded.astype(np.uint8))
+        if len(rows):
+            pad = 4 + max(rows[-1] - rows[0], columns[-1] - columns[0]) // 10
+            cut = cut.crop((max(0, columns[0] - pad), max(0, rows[0] - pad), columns[-1] + pad + 1, rows[-1] + pad + 1))
+        cut.thumbnail((96, 96))
+        return data_address(cut)
+
+    # --- what is shown and taken away ---------------------------------------------------------------------------------
+
+    def board(self) -> dict[str, Any]:
+        """What the browser needs to draw on: the picture with its known regions, its size, and how many they are."""
+        if self.picture is None:
+            return {"picture": None, "known": 0}
+        height, width = self.picture.shape[:2]
+        return {
+            "picture": data_address(self._drawing(SHOWN_SIDE)),
+            "width": width,
+            "height": height,
+            "known": len(self._prompts),
+        }
+
+    def _drawing(self, longest: int | None = None) -> Image.Image:
+        """The picture with its regions, at its own size or with `longest` as the longer side."""
+        assert self.picture is not None
+        picture = Image.fromarray(self.picture)
+        scale = 1.0 if longest is None else min(1.0, longest / max(picture.size))
+        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        if scale < 1:
+            picture = picture.resize(size, Image.Resampling.BILINEAR)
+        if self.seen is None:
+            return picture
+        masks = [np.asarray(Image.fromarray(mask.numpy()).resize(size, 0)) for mask in self.seen.masks.cpu()]
+        stretch = np.array([size[0] / self.picture.shape[1], size[1] / self.picture.shape[0]] * 2)
+        boxes = self.seen.boxes.cpu().numpy() * stretch
+        return draw_regions(picture, masks=np.stack(masks), boxes=boxes.tolist(), opacity=0.3)
+
+    def picture_address(self) -> str:
+        """The picture with its regions, numbered, as the address of a PNG."""
+        if self.picture is None:
+            raise ValueError("There is no picture yet.")
+        return data_address(self._drawing(), "PNG")
+
+    def record(self) -> dict[str, Any]:
+        """The conversation for a script: picture, models, regions with masks as COCO RLE, and what was said."""
+        if self.picture is None:
+            raise ValueError("There is no picture yet.")
+        height, width = self.picture.shape[:2]
+        rles = self.seen.coco_rle() if self.seen is not None else []
+        boxes = self.seen.boxes.tolist() if self.seen is not None else []
+        return {
+            "picture": {"width": width, "height": height},
+            "region_tokenizer": self.chat.region_tokenizer.fingerprint,
+            "mode": self.chat.mode,
+            "regions": [
+                {
+                    "name": look.name,
+                    "prompt": {key: value for key, value in prompt.items() if key != "mask"} or {"mask": "painted"},
+                    "box": [round(x, 2) for x in box],
+                    "caption": look.caption,
+                    "concepts": [{"name": name, "score": round(score, 4)} for name, score in look.concepts],
+                    "mask": rle,
+                }
+                for look, prompt, box, rle in zip(self.looks, self._prompts, boxes, rles)
+            ],
+            "messages": [{"role": role, "content": words} for role, words in self.chat.history],
+        }
+
+    def record_address(self) -> str:
+        """`record` as the address of a JSON file."""
+        text = json.dumps(self.record(), ensure_ascii=False, indent=1)
+        return "data:application/json;base64," + base64.b64encode(text.encode()).decode()
+
+
+class PageConversations:
+    """The conversations of all users, by session; a bounded number of them."""
+
+    def __init__(self, chat: RegionChat, limits: PageLimits) -> None:
+        self.chat, self.limits = chat, limits
+        self._by_session: OrderedDict[str, PageConversation] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._by_session)
+
+    def of(self, session: str) -> PageConversation:
+        """The conversation of a session, begun at its first call."""
+        with self._lock:
+            if session not in self._by_session:
+                own = RegionChat(self.chat.model, self.chat.processor)
+                self._by_session[session] = PageConversation(own, self.limits)
+            self._by_session.move_to_end(session)
+            while len(self._by_session) > self.limits.users:
+                self._by_session.popitem(last=False)[1].stop()
+            return self._by_session[session]
+
+    def drop(self, session: str) -> None:
+        """Forget a session, whose tab was closed; an answer that is being written for it stops."""
+        with self._lock:
+            gone = self._by_session.pop(session, None)
+        if gone is not None:
+            gone.stop()
+
+
+# --- what comes from a browser ----------------------------------------------------------------------------------------
+
+
+def read_picture(address: Any, limits: PageLimits) -> np.ndarray:
+    """A picture (H, W, 3) from a data URL; `ValueError` if it is none, or larger than the limits."""
+    if not isinstance(address, str) or not address.startswith("data:") or ";base64," not in address:
+        raise ValueError("Got no picture: choose a file, or paste a picture.")
+    body = address.split(";base64,", 1)[1]
+    if len(body) * 3 // 4 - 2 > limits.file_bytes:
+        raise ValueError(
+            f"The file has {len(body) * 0.75 / 1e6:.1f} MB, expected at most {limits.file_bytes / 1e6:g} MB."
+        )
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(body, validate=True)), formats=FORMATS)
+        if image.width * image.height > limits.pixels:
+            raise ValueError(
+                f"The picture has {image.width} × {image.height} pixels, expected at most {limits.pixels / 1e6:g} "
+                "million: make it smaller first."
+            )
+        image.load()
+        return load_rgb(image)
+    except binascii.Error:
+        raise ValueError("The picture arrived damaged: choose it again.") from None
+    except UnidentifiedImageError:
+        raise ValueError("The file is no picture that can be read: give PNG, JPEG, WebP, BMP, GIF or TIFF.") from None
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError):
+        raise ValueError("The picture is damaged or incomplete: give another.") from None
+
+
+def read_regions(drawn: Any, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Prompts of regions from what was drawn on a picture of (height, width) `size`, in its pixels.
+
+    Each is {"box": [x1, y1, x2, y2]}, {"points": [[x, y], …], "point_labels": [1 or 0, …]}, both, or
+    {"strokes": [[[x, y], …], …], "brush": diameter}, which becomes a mask.
+    """
+    if not isinstance(drawn, list):
+        raise ValueError("The regions are no list: load the page again.")
+    return [_read_region(region, size, f"region {i}") for i, region in enumerate(drawn, start=1)]
+
+
+def _read_region(region: Any, size: tuple[int, int], name: str) -> dict[str, Any]:
+    if not isinstance(region, dict):
+        raise ValueError(f"{name} is no region: load the page again.")
+    if region.get("strokes"):
+        return {"mask": _painted(region, size, name)}
+    prompt: dict[str, Any] = {}
+    if region.get("box") is not None:
+        x1, y1, x2, y2 = _coordinates(region["box"], 4, name)
+        prompt["box"] = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
+    if region.get("points"):
+        prompt["points"] = [_coordinates(point, 2, name) for point in region["points"]]
+        prompt["point_labels"] = [1 if label else 0 for label in region.get("point_labels", prompt["points"])]
+    if not prompt:
+        raise ValueError(f"{name} is empty: draw a box, a point or a stroke.")
+    return prompt
+
+
+def _coordinates(values: Any, count: int, name: str) -> list[float]:
+    if not isinstance(values, list) or len(values) != count:
+        raise ValueError(f"{name} has coordinates {values!r}, expected {count} numbers.")
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+        raise ValueError(f"{name} has coordinates {values!r}, expected numbers.")
+    return [float(value) for value in values]
+
+
+def _painted(region: dict[str, Any], size: tuple[int, int], name: str) -> np.ndarray:
+    """Strokes of a round brush as a mask (H, W)."""
+    (brush,) = _coordinates([region.get("brush", 1)], 1, name)
+    if not 0 < brush <= 2 * max(size):
+        raise ValueError(f"{name} has a brush of {brush} pixels, expected one that fits the picture.")
+    mask = Image.new("1", (size[1], size[0]))
+    pen, half = ImageDraw.Draw(mask), max(brush / 2, 0.5)
+    for stroke in region["strokes"]:
+        points = [(x, y) for x, y in (_coordinates(point, 2, name) for point in stroke)]
+        pen.line(points, fill=1, width=max(1, round(brush)))
+        for x, y in points:
+            pen.ellipse((x - half, y - half, x + half, y + half), fill=1)
+    return np.asarray(mask)
+
+
+# --- what goes to a browser -------------------------------------------------------------------------------------------
+
+
+def data_address(image: Image.Image, kind: str = "JPEG") -> str:
+    """A picture as a data URL."""
+    file = io.BytesIO()
+    image.save(file, kind, **({"quality": 90} if kind == "JPEG" else {}))
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def table_of(looks: list[Look]) -> str:
+    """What TAP says of each region, as an HTML table."""
+    if not looks:
+        return '<p class="empty">Masks, captions and concepts of the regions you ask about appear here.</p>'
+    rows = []
+    for i, look in enumerate(looks):
+        red, green, blue = region_colour(i)
+        concepts = ", ".join(f"{html.escape(name)} {score:.0%}" for name, score in look.concepts) or "–"
+        rows.append(
+            f'<tr><th scope="row"><span class="swatch" style="background:rgb({red},{green},{blue})"></span>{look.name}</th>'
+            f'<td><img src="{look.cutout}" alt="mask of {look.name}"></td>'
+            f"<td>{html.escape(look.caption or '–')}</td><td>{concepts}</td></tr>"
+        )
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("region", "mask", "caption", "concepts"))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
