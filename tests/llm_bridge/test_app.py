@@ -288,20 +288,28 @@ def test_no_path_of_the_server_reaches_the_page(served: tuple[Any, str], context
     bodies: list[str] = []
     hosts: set[str] = set()
     tab.on("request", lambda sent: hosts.add(str(urlsplit(sent.url).hostname)))
+    tab.add_init_script(
+        """window.seen = [];
+        const plain = window.fetch;
+        window.fetch = async (...all) => {
+            const answer = await plain(...all), reader = answer.clone().body?.pipeThrough(new TextDecoderStream()).getReader();
+            const read = async () => { for (;;) {  // piece by piece: streams end late or never
+                const { done, value } = await reader.read();
+                if (done) return;
+                window.seen.push(value);
+            } };
+            if (reader) read().catch(() => {});
+            return answer;
+        };"""
+    )
     tab.goto(address)
     tab.wait_for_selector("#board canvas")
     bodies += [request(address, "GET", path)[1] for path in ("/", "/config", "/gradio_api/info")]
-    tab.evaluate(
-        """() => { window.seen = []; const plain = window.fetch; window.fetch = async (...all) => {
-            const answer = await plain(...all);
-            answer.clone().text().then((text) => window.seen.push(text));
-            return answer; } }"""
-    )
     load(tab)
     drag(tab, QUESTIONS[0]["boxes"][0])
     ask(tab, "What is <region>?")
     bodies += tab.evaluate("window.seen")
-    everything = "\n".join(bodies)
+    everything = "".join(bodies)
     assert "data:image/jpeg" in everything  # what the handlers sent is among it
     assert "region1" in everything
     for place in (str(Path.cwd()), str(Path(__file__).parents[2]), str(Path.home()) + "/", "site-packages", "/tmp/"):
