@@ -6,6 +6,17 @@ model with transformers' Auto classes.
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
+from .command_line import (
+    PictureRegions,
+    add_prompt_flags,
+    check_picture_path,
+    prompts_of,
+    read_region_table,
+    region_prompts,
+    run_command,
+    save_picture,
+    write_records,
+)
 from .concept_projector import ConceptBank
 from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
 from .everything import EverythingOptions, mask_to_rle
@@ -28,6 +39,7 @@ __all__ = [
     "EverythingOptions",
     "ImageFeatures",
     "ImageInput",
+    "PictureRegions",
     "PointLabel",
     "RegionTokens",
     "TapConfig",
@@ -39,9 +51,17 @@ __all__ = [
     "TapProcessor",
     "TapRegionTokenizer",
     "TapTextDecoderConfig",
+    "add_prompt_flags",
+    "check_picture_path",
     "draw_regions",
     "load_rgb",
     "mask_to_rle",
+    "prompts_of",
     "read_pickle",
+    "read_region_table",
     "region_colour",
+    "region_prompts",
+    "run_command",
+    "save_picture",
+    "write_records",
 ]

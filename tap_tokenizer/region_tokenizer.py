@@ -119,7 +119,7 @@ class TapRegionTokenizer:
         source: the name of the bundled model (`"tap-tiny"`); a folder that `save_pretrained` wrote; one of the original's
         `.pkl` checkpoints; or a repository on the Hub. The original's repository needs a `variant`, as in
         `"BAAI/tokenize-anything", variant="tap_vit_l_v1_1"`; its `.pkl` is downloaded once and converted at each loading
-        (convert it to a folder to load faster: `python -m tap_tokenizer.checkpoint_conversion`).
+        (convert it to a folder to load faster: `tap-tokenizer convert`).
         concepts: a `ConceptBank`, a file (the original's `.pkl` or one that `ConceptBank.save` wrote), or, for the
         original's repository, one of its names (`"merged_2560"`, the default, `"lvis_1203"`, `"coco_80"`).
         text_tokenizer: the caption vocabulary, which no checkpoint holds: LLaMA-1's `tokenizer.model`, a folder or a Hub
