@@ -67,126 +67,37 @@ class Look:
 
 
 @dataclass
-class PageConversation:
-    """One user's picture and conversation. Calls that ask the model must not overlap; `stop` may come at any time."""
+class Scene:
+    """A picture and all that was said and seen of it; another picture or a new beginning is another scene."""
 
+    picture: np.ndarray
     chat: RegionChat
-    limits: PageLimits
-    picture: np.ndarray | None = None
+    features: ImageFeatures | None = None
     seen: RegionTokens | None = None
     """The conversation's regions as TAP sees them, with masks."""
     looks: list[Look] = field(default_factory=list)
-    stopped: Event = field(default_factory=Event)
-    _features: ImageFeatures | None = None
-    _prompts: list[dict[str, Any]] = field(default_factory=list)
+    prompts: list[dict[str, Any]] = field(default_factory=list)
 
-    def load(self, address: Any) -> None:
-        """Begin anew with a picture that comes as a data URL; `ValueError` says what is wrong with it."""
-        self.show(read_picture(address, self.limits))
-
-    def show(self, picture: np.ndarray) -> None:
-        """Begin anew with a picture (H, W, 3)."""
-        self.forget()
-        self.picture, self._features = picture, None
-
-    def forget(self) -> None:
-        """Begin anew with the same picture."""
-        self.stop()
-        self.chat = RegionChat(self.chat.model, self.chat.processor)
-        self.seen, self.looks, self._prompts = None, [], []
-
-    def stop(self) -> None:
-        """End the answer that is being written, if there is one."""
-        self.stopped.set()
-
-    def ask(self, question: Any, drawn: Any) -> Iterator[tuple[list[tuple[str, str]], list[Look]]]:
-        """Ask about regions that were drawn; gives what has been said, as (role, words), and looks, piece by piece.
-
-        drawn: as `read_regions` takes them. `ValueError` for what cannot be asked. An answer that `stop` ends is not
-        remembered, nor are its regions.
-        """
-        if self.picture is None:
-            raise ValueError("There is no picture yet: choose one, paste one, or take the example.")
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError("There is no question yet: write one, for example: What is <region>?")
-        if len(question) > self.limits.characters:
-            raise ValueError(f"The question has {len(question)} characters, expected at most {self.limits.characters}.")
-        height, width = self.picture.shape[:2]
-        prompts = read_regions(drawn, (height, width))
-        known = len(self._prompts)
-        if known + len(prompts) > self.limits.regions:
-            raise ValueError(f"A conversation has at most {self.limits.regions} regions: begin a new one.")
-        self.stopped.clear()
-        columns = prompt_columns(prompts)
-        turn = words_of(user_content(question, prompts, known=known))
-        chat, before = self.chat, self.chat.history
-        image = self.picture if chat.image is None else None
-        pieces = chat.ask(question, image=image, stream=True, max_new_tokens=self.limits.new_tokens, **columns)
-        assert not isinstance(pieces, str)
-        new = self._see(columns) if prompts else None
-        looks = [*self.looks, *self._looks(new, known)] if new is not None else self.looks
-        answer = ""
-        yield [*before, ("user", turn)], looks
-        try:
-            for piece in pieces:
-                if self.stopped.is_set():
-                    yield [*before, ("user", turn), ("assistant", f"{answer} … (stopped)")], looks
-                    return
-                answer += piece
-                yield [*before, ("user", turn), ("assistant", answer)], looks
-        finally:
-            pieces.close()  # type: ignore[attr-defined]
-        if chat is not self.chat:  # another picture came meanwhile
-            return
-        self.looks, self._prompts = looks, [*self._prompts, *prompts]
-        parts = [part for part in (self.seen, new) if part is not None]
-        self.seen = RegionTokens.concatenate(parts, same_images=True) if parts else None
-
-    def _see(self, columns: dict[str, Any]) -> RegionTokens:
+    def see(self, columns: dict[str, Any]) -> RegionTokens:
+        """Regions by their prompts, with masks; the picture is encoded once."""
         tokenizer = self.chat.region_tokenizer
-        if self._features is None:
-            assert self.picture is not None
-            self._features = tokenizer.embed_image(self.picture)
-        return tokenizer.encode(features=self._features, with_masks=True, **columns)
+        if self.features is None:
+            self.features = tokenizer.embed_image(self.picture)
+        return tokenizer.encode(features=self.features, with_masks=True, **columns)
 
-    def _looks(self, regions: RegionTokens, known: int) -> list[Look]:
+    def look(self, regions: RegionTokens) -> list[Look]:
+        """What TAP says of regions that come after those of the conversation."""
         tokenizer = self.chat.region_tokenizer
         captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
         concepts = tokenizer.classify(regions, 3) if tokenizer.concepts is not None else [[] for _ in captions]
+        first = len(self.prompts) + 1
         return [
-            Look(f"region{known + i + 1}", caption, best, self._cutout(mask.numpy()))
-            for i, (caption, best, mask) in enumerate(zip(captions, concepts, regions.masks.cpu()))
+            Look(f"region{i}", caption, best, cutout(self.picture, mask.numpy()))
+            for i, (caption, best, mask) in enumerate(zip(captions, concepts, regions.masks.cpu()), start=first)
         ]
 
-    def _cutout(self, mask: np.ndarray) -> str:
-        """The picture where a mask is, what surrounds it faded."""
-        assert self.picture is not None
-        faded = np.where(mask[..., None], self.picture, 255 - (255 - self.picture) // 5)
-        rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
-        cut = Image.fromarray(faded.astype(np.uint8))
-        if len(rows):
-            pad = 4 + max(rows[-1] - rows[0], columns[-1] - columns[0]) // 10
-            cut = cut.crop((max(0, columns[0] - pad), max(0, rows[0] - pad), columns[-1] + pad + 1, rows[-1] + pad + 1))
-        cut.thumbnail((96, 96))
-        return data_address(cut)
-
-    # --- what is shown and taken away ---------------------------------------------------------------------------------
-
-    def board(self) -> dict[str, Any]:
-        """What the browser needs to draw on: the picture with its known regions, its size, and how many they are."""
-        if self.picture is None:
-            return {"picture": None, "known": 0}
-        height, width = self.picture.shape[:2]
-        return {
-            "picture": data_address(self._drawing(SHOWN_SIDE)),
-            "width": width,
-            "height": height,
-            "known": len(self._prompts),
-        }
-
-    def _drawing(self, longest: int | None = None) -> Image.Image:
-        """The picture with its regions, at its own size or with `longest` as the longer side."""
-        assert self.picture is not None
+    def drawing(self, longest: int | None = None) -> Image.Image:
+        """The picture with its regions, at its own size or with at most `longest` as the longer side."""
         picture = Image.fromarray(self.picture)
         scale = 1.0 if longest is None else min(1.0, longest / max(picture.size))
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
@@ -199,16 +110,8 @@ class PageConversation:
         boxes = self.seen.boxes.cpu().numpy() * stretch
         return draw_regions(picture, masks=np.stack(masks), boxes=boxes.tolist(), opacity=0.3)
 
-    def picture_address(self) -> str:
-        """The picture with its regions, numbered, as the address of a PNG."""
-        if self.picture is None:
-            raise ValueError("There is no picture yet.")
-        return data_address(self._drawing(), "PNG")
-
     def record(self) -> dict[str, Any]:
         """The conversation for a script: picture, models, regions with masks as COCO RLE, and what was said."""
-        if self.picture is None:
-            raise ValueError("There is no picture yet.")
         height, width = self.picture.shape[:2]
         rles = self.seen.coco_rle() if self.seen is not None else []
         boxes = self.seen.boxes.tolist() if self.seen is not None else []
@@ -225,14 +128,111 @@ class PageConversation:
                     "concepts": [{"name": name, "score": round(score, 4)} for name, score in look.concepts],
                     "mask": rle,
                 }
-                for look, prompt, box, rle in zip(self.looks, self._prompts, boxes, rles)
+                for look, prompt, box, rle in zip(self.looks, self.prompts, boxes, rles)
             ],
             "messages": [{"role": role, "content": words} for role, words in self.chat.history],
         }
 
+
+class PageConversation:
+    """One user's scene. Calls of `ask` must not overlap; everything else may come at any time, in the middle of an answer."""
+
+    def __init__(self, chat: RegionChat, limits: PageLimits) -> None:
+        self.model, self.processor, self.limits = chat.model, chat.processor, limits
+        self.scene: Scene | None = None
+        self.stopped = Event()
+
+    def load(self, address: Any) -> None:
+        """Begin anew with a picture that comes as a data URL; `ValueError` says what is wrong with it."""
+        self.show(read_picture(address, self.limits))
+
+    def show(self, picture: np.ndarray) -> None:
+        """Begin anew with a picture (H, W, 3)."""
+        self.stop()
+        self.scene = Scene(picture, RegionChat(self.model, self.processor))
+
+    def forget(self) -> None:
+        """Begin anew with the same picture."""
+        if self.scene is not None:
+            features = self.scene.features
+            self.show(self.scene.picture)
+            self.scene.features = features
+
+    def stop(self) -> None:
+        """End the answer that is being written, if there is one."""
+        self.stopped.set()
+
+    def ask(self, question: Any, drawn: Any) -> Iterator[tuple[list[tuple[str, str]], list[Look]]]:
+        """Ask about regions that were drawn; gives what has been said, as (role, words), and looks, piece by piece.
+
+        drawn: as `read_regions` takes them. `ValueError` for what cannot be asked. An answer that `stop` ends is not
+        remembered, nor are its regions.
+        """
+        scene = self._scene("choose one, paste one, or take the example")
+        prompts = self._checked(question, drawn, scene)
+        self.stopped.clear()
+        columns = prompt_columns(prompts)
+        turn = words_of(user_content(question, prompts, known=len(scene.prompts)))
+        before, limit = scene.chat.history, self.limits.new_tokens
+        image = scene.picture if scene.chat.image is None else None
+        pieces = scene.chat.ask(question, image=image, stream=True, max_new_tokens=limit, **columns)
+        new = scene.see(columns) if prompts else None
+        looks = [*scene.looks, *scene.look(new)] if new is not None else scene.looks
+        answer = ""
+        yield [*before, ("user", turn)], looks
+        try:
+            for piece in pieces:
+                if self.stopped.is_set():
+                    yield [*before, ("user", turn), ("assistant", f"{answer} … (stopped)")], looks
+                    return
+                answer += piece
+                yield [*before, ("user", turn), ("assistant", answer)], looks
+        finally:
+            pieces.close()  # type: ignore[union-attr]
+        parts = [part for part in (scene.seen, new) if part is not None]
+        scene.seen = RegionTokens.concatenate(parts, same_images=True) if parts else None
+        scene.looks, scene.prompts = looks, [*scene.prompts, *prompts]
+
+    def _scene(self, advice: str) -> Scene:
+        if self.scene is None:
+            raise ValueError(f"There is no picture yet: {advice}.")
+        return self.scene
+
+    def _checked(self, question: Any, drawn: Any, scene: Scene) -> list[dict[str, Any]]:
+        """The prompts of a question's regions."""
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError("There is no question yet: write one, for example: What is <region>?")
+        if len(question) > self.limits.characters:
+            raise ValueError(f"The question has {len(question)} characters, expected at most {self.limits.characters}.")
+        height, width = scene.picture.shape[:2]
+        prompts = read_regions(drawn, (height, width))
+        if len(scene.prompts) + len(prompts) > self.limits.regions:
+            raise ValueError(f"A conversation has at most {self.limits.regions} regions: begin a new one.")
+        return prompts
+
+    # --- what is shown and taken away ---------------------------------------------------------------------------------
+
+    @property
+    def looks(self) -> list[Look]:
+        """What TAP says of the conversation's regions."""
+        return self.scene.looks if self.scene is not None else []
+
+    def board(self) -> dict[str, Any]:
+        """What the browser needs to draw on: the picture with its known regions, its size, and how many they are."""
+        scene = self.scene
+        if scene is None:
+            return {}
+        height, width = scene.picture.shape[:2]
+        address = data_address(scene.drawing(SHOWN_SIDE))
+        return {"picture": address, "width": width, "height": height, "known": len(scene.prompts)}
+
+    def picture_address(self) -> str:
+        """The picture with its regions, numbered, as the address of a PNG."""
+        return data_address(self._scene("there is nothing to save").drawing(), "PNG")
+
     def record_address(self) -> str:
-        """`record` as the address of a JSON file."""
-        text = json.dumps(self.record(), ensure_ascii=False, indent=1)
+        """`Scene.record` as the address of a JSON file."""
+        text = json.dumps(self._scene("there is nothing to save").record(), ensure_ascii=False, indent=1)
         return "data:application/json;base64," + base64.b64encode(text.encode()).decode()
 
 
@@ -251,8 +251,7 @@ class PageConversations:
         """The conversation of a session, begun at its first call."""
         with self._lock:
             if session not in self._by_session:
-                own = RegionChat(self.chat.model, self.chat.processor)
-                self._by_session[session] = PageConversation(own, self.limits)
+                self._by_session[session] = PageConversation(self.chat, self.limits)
             self._by_session.move_to_end(session)
             while len(self._by_session) > self.limits.users:
                 self._by_session.popitem(last=False)[1].stop()
@@ -354,6 +353,19 @@ def data_address(image: Image.Image, kind: str = "JPEG") -> str:
     file = io.BytesIO()
     image.save(file, kind, **({"quality": 90} if kind == "JPEG" else {}))
     return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def cutout(picture: np.ndarray, mask: np.ndarray) -> str:
+    """A picture where a mask is, with some of what surrounds it, faded, as the address of a small JPEG."""
+    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+    if len(rows):
+        pad = 4 + max(rows[-1] - rows[0], columns[-1] - columns[0]) // 10
+        part = slice(max(0, rows[0] - pad), rows[-1] + pad + 1), slice(max(0, columns[0] - pad), columns[-1] + pad + 1)
+        picture, mask = picture[part], mask[part]
+    faded = np.where(mask[..., None], picture, 255 - (255 - picture) // 5)
+    cut = Image.fromarray(faded.astype(np.uint8))
+    cut.thumbnail((96, 96))
+    return data_address(cut)
 
 
 def table_of(looks: list[Look]) -> str:

@@ -20,6 +20,7 @@ from llm_bridge.page_conversation import (
     PageConversation,
     PageConversations,
     PageLimits,
+    Scene,
     data_address,
     read_picture,
     read_regions,
@@ -35,6 +36,11 @@ def talk(make_bridge: Callable[..., Pair], picture: Image.Image) -> PageConversa
     talk = PageConversation(RegionChat(*make_bridge()), PageLimits(new_tokens=4, regions=3))
     talk.load(data_address(picture, "PNG"))
     return talk
+
+
+def scene(talk: PageConversation) -> Scene:
+    assert talk.scene is not None
+    return talk.scene
 
 
 def decoded(address: str) -> bytes:
@@ -152,7 +158,7 @@ def test_a_conversation(talk: PageConversation) -> None:
     steps = list(talk.ask("what is <region> ?", [BOX]))
     messages, looks = steps[-1]
     assert messages[0] == ("user", "what is region1?")
-    assert messages == talk.chat.history
+    assert messages == scene(talk).chat.history
     assert [look.name for look in looks] == ["region1"]
     assert looks[0].cutout.startswith("data:image/jpeg;base64,")
     assert talk.board()["known"] == 1
@@ -160,18 +166,18 @@ def test_a_conversation(talk: PageConversation) -> None:
     assert messages[2] == ("user", "is region1 on region2")
     assert [look.name for look in looks] == ["region1", "region2"]
     list(talk.ask("where is region2", []))
-    assert len(talk.chat.history) == 6
+    assert len(scene(talk).chat.history) == 6
 
 
 def test_it_is_what_the_chat_says(talk: PageConversation, picture: Image.Image) -> None:
     messages, _ = list(talk.ask("what is <region> ?", [BOX]))[-1]
-    alone = RegionChat(talk.chat.model, talk.chat.processor)
+    alone = RegionChat(talk.model, talk.processor)
     assert messages[-1][1] == alone.ask("what is <region> ?", image=picture, boxes=[BOX["box"]], max_new_tokens=4)
 
 
 def test_refused_questions_change_nothing(talk: PageConversation) -> None:
     list(talk.ask("what is <region> ?", [BOX]))
-    before = talk.record()
+    before = scene(talk).record()
     for question, drawn, message in (
         ("", [], "no question yet"),
         ("x" * 2001, [], "2001 characters"),
@@ -181,8 +187,8 @@ def test_refused_questions_change_nothing(talk: PageConversation) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             list(talk.ask(question, drawn))
-    assert talk.record() == before
-    empty = PageConversation(talk.chat, PageLimits())
+    assert scene(talk).record() == before
+    empty = PageConversation(scene(talk).chat, PageLimits())
     with pytest.raises(ValueError, match="no picture yet"):
         list(empty.ask("what", []))
 
@@ -193,7 +199,7 @@ def test_a_stopped_answer_is_not_remembered(talk: PageConversation) -> None:
     talk.stop()
     messages, _ = list(steps)[-1]
     assert messages[-1][1].endswith("(stopped)")
-    assert talk.chat.history == []
+    assert scene(talk).chat.history == []
     assert talk.board()["known"] == 0
 
 
@@ -201,13 +207,14 @@ def test_another_picture_begins_anew(talk: PageConversation, other_picture: Imag
     steps = talk.ask("what is <region> ?", [BOX])
     next(steps)
     talk.load(data_address(other_picture, "PNG"))
-    list(steps)
+    assert list(steps)[-1][0][-1][1].endswith("(stopped)")
+    assert scene(talk).features is None  # nothing of the other picture
     assert (talk.board()["width"], talk.board()["height"], talk.board()["known"]) == (40, 80, 0)
     list(talk.ask("what is <region> ?", [{"box": [1, 2, 30, 70]}]))
-    assert len(talk.chat.history) == 2
+    assert len(scene(talk).chat.history) == 2
     talk.forget()
-    assert talk.picture is not None
-    assert talk.record()["messages"] == []
+    assert scene(talk).record()["messages"] == []
+    assert scene(talk).picture.shape == (80, 40, 3)
 
 
 def test_the_record_and_its_picture(talk: PageConversation, picture: Image.Image) -> None:
@@ -237,7 +244,7 @@ def test_users_are_apart_and_bounded(make_bridge: Callable[..., Pair], picture: 
     chat = RegionChat(*make_bridge())
     users = PageConversations(chat, PageLimits(new_tokens=2, users=2))
     users.of("a").load(data_address(picture, "PNG"))
-    assert users.of("b").picture is None
+    assert users.of("b").scene is None
     steps = users.of("a").ask("what is <region> ?", [BOX])
     next(steps)
     first = users.of("a")
