@@ -29,7 +29,7 @@ from tap_tokenizer import (
 
 from .chat import RegionChat
 from .configuration_bridge import BUNDLED
-from .page_conversation import PageLimits
+from .page_input import PageLimits
 
 DEMO = "region-chat-tiny"
 EXIT_CODES = "exit codes: 0 done, 2 bad input, 130 interrupted"

@@ -20,7 +20,8 @@ from tap_tokenizer import region_colour
 
 from .chat import RegionChat
 from .configuration_bridge import BUNDLED
-from .page_conversation import PageConversation, PageConversations, PageLimits, table_of
+from .page_conversation import PageConversation, PageConversations, table_of
+from .page_input import PageLimits
 
 if TYPE_CHECKING:
     import gradio as gr

@@ -33,7 +33,7 @@ LAYERS = {
     ],
     "llm_bridge": [
         {"configuration_bridge", "description", "region_features"},
-        {"projector", "region_prompt", "uploading", "picture_context"},
+        {"projector", "region_prompt", "uploading", "picture_context", "page_input"},
         {"modeling_bridge", "processing_bridge"},
         {"adapters", "processing_described"},
         {"chat", "pipelines"},

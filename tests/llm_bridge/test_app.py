@@ -25,7 +25,7 @@ pytest.importorskip("playwright", reason="needs playwright: the extra dev")
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from llm_bridge.app import serve
-from llm_bridge.page_conversation import PageLimits
+from llm_bridge.page_input import PageLimits
 
 pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny"
