@@ -1,4 +1,4 @@
-"""The command line: `python -m llm_bridge demo` and `python -m llm_bridge ask`.
+"""The command line: `region-chat ask`, `chat`, `demo` and `app`.
 
 Prints and writes files; everything it does is one call of the library.
 """
@@ -13,58 +13,274 @@ from typing import Any
 
 from PIL import Image
 
-from tap_tokenizer import draw_regions
+from tap_tokenizer import (
+    PictureRegions,
+    add_prompt_flags,
+    check_picture_path,
+    draw_regions,
+    load_rgb,
+    prompts_of,
+    read_region_table,
+    region_prompts,
+    run_command,
+    save_picture,
+    write_records,
+)
 
 from .chat import RegionChat
 from .configuration_bridge import BUNDLED
+from .page_input import PageLimits
 
 DEMO = "region-chat-tiny"
+EXIT_CODES = "exit codes: 0 done, 2 bad input, 130 interrupted"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; gives the exit code, 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="python -m llm_bridge", description="Ask a language model about regions of a picture."
+        prog="region-chat", description="Ask a language model about regions of a picture.", epilog=EXIT_CODES
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="ask the bundled models about the bundled picture")
-    demo.add_argument(
-        "--output", type=Path, default=Path("region-chat-demo.png"), help="where to write the annotated picture"
-    )
-    ask = commands.add_parser(
+    ask = _command(
+        commands,
         "ask",
-        help="ask about regions of your own picture",
-        epilog='example: python -m llm_bridge ask picture.png "What is <region>, and where is it?" --box 40 60 310 420',
+        "ask about regions of your own picture, or of a folder of pictures",
+        'region-chat ask picture.png "What is <region>, and where is it?" --box 40 60 310 420',
+        'region-chat ask pictures "What is <region>?" --boxes boxes.csv --output answers.jsonl',
     )
-    ask.add_argument("image", type=Path, help="the picture")
+    ask.add_argument("image", type=Path, help="the picture, or a folder of pictures")
     ask.add_argument("question", help="words, with a <region> for every box, point or mask, in order")
-    for flag, number, names, words in (
-        ("--box", 4, ("X1", "Y1", "X2", "Y2"), "a region by its box, in pixels of the picture"),
-        ("--point", 2, ("X", "Y"), "a region by a point on it"),
-    ):
-        ask.add_argument(flag, type=float, nargs=number, metavar=names, action=_AddRegion, help=words)
-    ask.add_argument("--mask", type=Path, metavar="PICTURE", action=_AddRegion,
-                     help="a region by a picture of the same size, white where it is")  # fmt: skip
-    ask.add_argument("--model", default=DEMO, help=f"name, folder or Hub repository of a bridge (default: {DEMO})")
-    arguments = parser.parse_args(argv)
+    add_prompt_flags(ask)
+    ask.add_argument("--json", action="store_true", help="print one JSON object instead of the answer alone")
+    ask.add_argument("--save", type=Path, metavar="PICTURE", help="write the picture with its regions drawn on it")
+    ask.add_argument(
+        "--output", type=Path, metavar="JSONL", help="of a folder: a line per picture; goes on if interrupted"
+    )
+    _add_model_flags(ask)
+    chat = _command(
+        commands,
+        "chat",
+        "talk about regions of a picture, line by line",
+        "region-chat chat picture.png --box 40 60 310 420",
+    )
+    chat.add_argument("image", type=Path, help="the picture")
+    add_prompt_flags(chat)
+    _add_model_flags(chat)
+    demo = _command(commands, "demo", "ask the bundled models about the bundled picture", "region-chat demo")
+    demo.add_argument("--output", type=Path, default=Path("region-chat-demo.png"),
+                      help="where to write the annotated picture (default: %(default)s)")  # fmt: skip
+    app = _command(commands, "app", "serve the web page", "region-chat app --port 7860")
+    app.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: this machine alone)")
+    app.add_argument("--port", type=int, help="default: the first free one from 7860")
+    app.add_argument("--max_file_mb", type=float, default=10, help="of a picture's file (default: %(default)s)")
+    app.add_argument("--max_megapixels", type=float, default=16, help="of a picture (default: %(default)s)")
+    app.add_argument("--queue", type=int, default=40, help="questions that may wait at once (default: %(default)s)")
+    _add_model_flags(app)
+    return run_command(parser, {"ask": _ask, "chat": _chat, "demo": _demo, "app": _app}, argv)
+
+
+def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=words,
+        description=words,
+        epilog="examples:\n  " + "\n  ".join(examples) + f"\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the model")
+    group.add_argument("--model", default=DEMO, help=f"name, folder or Hub repository of a bridge (default: {DEMO})")
+    group.add_argument("--mode", choices=("tokens", "described"), default="tokens",
+                       help="described: --model is any instruct language model, which reads what TAP says")  # fmt: skip
+    group.add_argument("--region_tokenizer", help="name, folder or Hub repository; described needs it")
+    group.add_argument("--device", help="cpu, cuda or mps (default: cpu)")
+    group.add_argument("--dtype", help="of the language model (default: as it was saved)")
+    group.add_argument("--max_new_tokens", type=int, default=64, help="of an answer (default: %(default)s)")
+
+
+def _load(arguments: argparse.Namespace) -> RegionChat:
+    if arguments.max_new_tokens < 1:
+        raise ValueError(f"--max_new_tokens is {arguments.max_new_tokens}, expected 1 or more.")
+    return RegionChat.from_pretrained(
+        arguments.model,
+        mode=arguments.mode,
+        region_tokenizer=arguments.region_tokenizer,
+        device=arguments.device,
+        dtype=arguments.dtype,
+    )
+
+
+# --- ask --------------------------------------------------------------------------------------------------------------
+
+
+def _ask(arguments: argparse.Namespace) -> None:
+    if arguments.image.is_dir():
+        _ask_folder(arguments)
+        return
+    if arguments.boxes is not None or arguments.output is not None:
+        raise ValueError(
+            "--boxes and --output are for a folder of pictures: give --box, --point or --mask for one picture."
+        )
+    prompts = prompts_of(arguments)
+    check_picture_path(arguments.save)
+    picture = load_rgb(arguments.image)  # refused before a model is loaded
+    if arguments.save is not None and not prompts:
+        raise ValueError("--save draws regions, and there are none: give --box, --point or --mask.")
+    chat = _load(arguments)
+    answer = chat.ask(arguments.question, image=picture, max_new_tokens=arguments.max_new_tokens, **prompts)
+    if arguments.save is not None:
+        save_picture(draw_regions(picture, chat.regions()), arguments.save)
+    if arguments.json:
+        height, width = picture.shape[:2]
+        record = {"image": str(arguments.image), **_settings(chat, arguments), "width": width, "height": height}
+        print(json.dumps({**record, **_said(chat, answer, bool(prompts))}, ensure_ascii=False))
+        return
+    print(answer)
+
+
+def _ask_folder(arguments: argparse.Namespace) -> None:
+    """One question of every picture of a table, about all its regions."""
+    if arguments.json or arguments.save is not None or arguments.regions:
+        raise ValueError(
+            "--json, --save, --box, --point and --mask are for one picture: a folder is written to --output."
+        )
+    if arguments.boxes is None or arguments.output is None:
+        raise ValueError("A folder needs its regions, --boxes boxes.csv, and a file to write, --output answers.jsonl.")
+    pictures = read_region_table(arguments.boxes, arguments.image)
+    each = arguments.question.count("<region>") or None
+    for picture in pictures:
+        if each not in (None, 1, len(picture.regions)):
+            raise ValueError(
+                f"The question has {each} <region> and {picture.image} has {len(picture.regions)} regions in the table: "
+                "write one <region>, to ask of each, or as many as every picture has."
+            )
+    chat = _load(arguments)
+
+    def record(picture: PictureRegions) -> dict[str, Any]:
+        """With one <region> in the question, each region is asked about by itself; else all are, at once."""
+        groups = [[region] for region in picture.regions] if each == 1 else [picture.regions]
+        said = []
+        for group in groups:
+            chat.reset()
+            part = PictureRegions(picture.image, picture.path, group)
+            answer = chat.ask(
+                arguments.question, image=picture.path, max_new_tokens=arguments.max_new_tokens, **part.prompts
+            )
+            said.append({"regions": group, "answer": answer})
+        return {"answers": said}
+
+    write_records(arguments.output, pictures, _settings(chat, arguments), record)
+    print(f"Wrote {arguments.output}: {len(pictures)} pictures.")
+
+
+def _settings(chat: RegionChat, arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "model": arguments.model,
+        "mode": chat.mode,
+        "region_tokenizer": chat.region_tokenizer.fingerprint,
+        "max_new_tokens": arguments.max_new_tokens,
+        "question": arguments.question,
+    }
+
+
+def _said(chat: RegionChat, answer: Any, has_regions: bool) -> dict[str, Any]:
+    """The answer, and what TAP itself says of each region."""
+    regions = []
+    if has_regions:
+        for box, own in zip(chat.regions().boxes.tolist(), chat.baseline()):
+            concepts = [{"name": name, "score": round(score, 4)} for name, score in own.concepts]
+            regions.append(
+                {"name": own.name, "box": [round(x, 2) for x in box], "caption": own.caption, "concepts": concepts}
+            )
+    return {"answer": answer, "regions": regions}
+
+
+# --- chat -------------------------------------------------------------------------------------------------------------
+
+CHAT_HELP = """Write a question, with <region> for each new region; region1, region2, … are those you asked about before.
+  /box X1 Y1 X2 Y2 · /point X Y · /mask PICTURE   a region for the next question
+  /save PICTURE   draw the regions · /json FILE   write the conversation · /new   begin anew · /quit"""
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    if arguments.boxes is not None:
+        raise ValueError("--boxes is for a folder of pictures: give --box, --point or --mask.")
+    regions = list(arguments.regions or [])
+    region_prompts(regions)
+    picture = load_rgb(arguments.image)
+    chat = _load(arguments)
+    print(f"{arguments.image}: {picture.shape[1]} × {picture.shape[0]} pixels. {CHAT_HELP}")
+    while (line := _next_line()) is not None:
+        if line in ("/quit", "/exit"):
+            return
+        try:
+            if line.startswith("/"):
+                _obey(line, chat, regions)
+            elif line:
+                pieces = chat.ask(
+                    line, image=picture, stream=True, max_new_tokens=arguments.max_new_tokens, **region_prompts(regions)
+                )
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+                print()
+                regions.clear()
+        except (ValueError, OSError) as error:
+            print(error)
+
+
+def _next_line() -> str | None:
+    """A line of input without its ends, or None when there is no more."""
     try:
-        return {"demo": _demo, "ask": _ask}[arguments.command](arguments)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog} {arguments.command}: {error}", file=sys.stderr)
-        return 2
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return None
 
 
-class _AddRegion(argparse.Action):
-    """Keeps regions in the order in which they were given, whatever their kind."""
+def _obey(line: str, chat: RegionChat, regions: list[tuple[str, Any]]) -> None:
+    """Do what a line that begins with a slash says."""
+    name, _, rest = line[1:].partition(" ")
+    words = rest.split()
+    if name in ("box", "point"):
+        count = 4 if name == "box" else 2
+        try:
+            values = [float(word) for word in words]
+        except ValueError:
+            values = []
+        if len(values) != count:
+            raise ValueError(f"Got /{name} {rest}, expected {count} numbers in pixels of the picture.")
+        regions.append((name, values))
+    elif name == "mask" and rest:
+        region_prompts([("mask", Path(rest))])
+        regions.append((name, Path(rest)))
+    elif name == "save" and rest:
+        check_picture_path(Path(rest))
+        if chat.image is None:
+            raise ValueError("There is nothing to draw yet: ask about a region first.")
+        save_picture(draw_regions(chat.image, chat.regions()), Path(rest))
+        print(f"Wrote {rest}.")
+    elif name == "json" and rest:
+        messages = [{"role": role, "content": content} for role, content in chat.history]
+        partial = Path(rest + ".partial")
+        partial.write_text(json.dumps({"messages": messages}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        partial.replace(rest)
+        print(f"Wrote {rest}.")
+    elif name == "new":
+        chat.reset()
+        regions.clear()
+    else:
+        raise ValueError(CHAT_HELP)
 
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        regions = getattr(namespace, "regions", [])
-        namespace.regions = [*regions, (str(option).lstrip("-"), values)]
+
+# --- demo and app -----------------------------------------------------------------------------------------------------
 
 
-def _demo(arguments: argparse.Namespace) -> int:
+def _demo(arguments: argparse.Namespace) -> None:
     folder = BUNDLED / DEMO
     picture = folder / "demo.png"
+    check_picture_path(arguments.output)
     questions = json.loads((folder / "demo.json").read_text())["questions"]
     chat = RegionChat.from_pretrained(DEMO)
     image = Image.open(picture)
@@ -90,22 +306,24 @@ def _demo(arguments: argparse.Namespace) -> int:
     boxes = [box for question in questions for box in question["boxes"]]
     boxes = [box for i, box in enumerate(boxes) if box not in boxes[:i]]
     regions = chat.region_tokenizer.encode(image, boxes=boxes)
-    draw_regions(image, regions, labels=chat.region_tokenizer.caption(regions), opacity=0.25).save(arguments.output)
+    save_picture(
+        draw_regions(image, regions, labels=chat.region_tokenizer.caption(regions), opacity=0.25), arguments.output
+    )
     print(f"Wrote {arguments.output}: the regions with TAP's masks and captions.")
-    return 0
 
 
-def _ask(arguments: argparse.Namespace) -> int:
-    chat = RegionChat.from_pretrained(arguments.model)
-    regions = getattr(arguments, "regions", [])
-    columns: dict[str, Any] = {
-        "boxes": [value if kind == "box" else None for kind, value in regions],
-        "points": [[value] if kind == "point" else None for kind, value in regions],
-        "masks": [Image.open(value) if kind == "mask" else None for kind, value in regions],
-    }
-    given = {name: column for name, column in columns.items() if any(value is not None for value in column)}
-    print(chat.ask(arguments.question, image=arguments.image, **given))
-    return 0
+def _app(arguments: argparse.Namespace) -> None:
+    from .app import serve
+
+    limits = PageLimits(
+        file_bytes=int(arguments.max_file_mb * 1e6),
+        pixels=int(arguments.max_megapixels * 1e6),
+        queue=arguments.queue,
+        new_tokens=arguments.max_new_tokens,
+    )
+    page, address = serve(_load(arguments), host=arguments.host, port=arguments.port, limits=limits, block=False)
+    print(f"The page is at {address} (Ctrl+C ends it).", flush=True)
+    page.block_thread()
 
 
 if __name__ == "__main__":

@@ -12,12 +12,19 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TextIteratorStreamer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 
 from tap_tokenizer import ImageInput, RegionTokens, TapConfig, TapRegionTokenizer
 
@@ -111,7 +118,7 @@ class RegionChat:
     @property
     def history(self) -> list[tuple[str, str]]:
         """What was said so far, as (role, words); regions by their names."""
-        return [(message["role"], _as_words(message["content"])) for message in self.messages]
+        return [(message["role"], words_of(message["content"])) for message in self.messages]
 
     def reset(self) -> None:
         """Forget the conversation and its picture."""
@@ -141,7 +148,8 @@ class RegionChat:
         thinking: let a model that can think aloud do so before it answers; give it more max_new_tokens then.
         generate_options: of transformers' `generate` (do_sample, num_beams, …); greedy by default.
 
-        Nothing is remembered of a question that was refused or whose answer broke off.
+        Nothing is remembered of a question that was refused or whose answer broke off. An iterator that is closed before
+        its end stops the generation.
         """
         new = deepcopy(prompts_by_region(boxes, points, point_labels, masks))  # what is remembered is as it was asked
         if generate_options.get("num_return_sequences", 1) != 1:
@@ -180,7 +188,13 @@ class RegionChat:
         yield self.processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     def _stream(self, inputs: Any, options: dict[str, Any]) -> Iterator[str]:
-        """Pieces of the answer, generated in a thread of its own; an error there is raised here."""
+        """Pieces of the answer, generated in a thread of its own; an error there is raised here.
+
+        Whoever closes the iterator before its end stops the thread at its next token.
+        """
+        stop = Event()
+        given = options.get("stopping_criteria") or []
+        options = {**options, "stopping_criteria": StoppingCriteriaList([*given, _StopWhenSet(stop)])}
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []
 
@@ -193,8 +207,11 @@ class RegionChat:
 
         thread = Thread(target=run, daemon=True)
         thread.start()
-        yield from streamer
-        thread.join()
+        try:
+            yield from streamer
+        finally:
+            stop.set()
+            thread.join()
         if failure:
             raise failure[0]
 
@@ -227,6 +244,16 @@ class RegionChat:
         captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
         concepts = tokenizer.classify(regions, top_k) if tokenizer.concepts is not None else [[] for _ in captions]
         return [RegionBaseline(f"region{i}", c, best) for i, (c, best) in enumerate(zip(captions, concepts), start=1)]
+
+
+class _StopWhenSet(StoppingCriteria):
+    """Ends generation for every row once an event is set."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
+        return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
 def _check_source(path: str, mode: str) -> None:
@@ -262,7 +289,7 @@ def _trimmed(pieces: Iterator[str]) -> Iterator[str]:
             yield kept
 
 
-def _as_words(content: Any) -> str:
+def words_of(content: Any) -> str:
     """Content without its picture, regions by their names."""
     if isinstance(content, str):
         return content

@@ -6,6 +6,17 @@ model with transformers' Auto classes.
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
+from .command_line import (
+    PictureRegions,
+    add_prompt_flags,
+    check_picture_path,
+    prompts_of,
+    read_region_table,
+    region_prompts,
+    run_command,
+    save_picture,
+    write_records,
+)
 from .concept_projector import ConceptBank
 from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
 from .everything import EverythingOptions, mask_to_rle
@@ -16,7 +27,7 @@ from .prompt_encoder import PointLabel
 from .region_tokenizer import ImageFeatures, TapRegionTokenizer
 from .region_tokens import RegionTokens
 from .restricted_pickle import read_pickle
-from .visualization import draw_regions
+from .visualization import draw_regions, region_colour
 
 AutoConfig.register("tap", TapConfig, exist_ok=True)
 AutoModel.register(TapConfig, TapModel, exist_ok=True)
@@ -28,6 +39,7 @@ __all__ = [
     "EverythingOptions",
     "ImageFeatures",
     "ImageInput",
+    "PictureRegions",
     "PointLabel",
     "RegionTokens",
     "TapConfig",
@@ -39,8 +51,17 @@ __all__ = [
     "TapProcessor",
     "TapRegionTokenizer",
     "TapTextDecoderConfig",
+    "add_prompt_flags",
+    "check_picture_path",
     "draw_regions",
     "load_rgb",
     "mask_to_rle",
+    "prompts_of",
     "read_pickle",
+    "read_region_table",
+    "region_colour",
+    "region_prompts",
+    "run_command",
+    "save_picture",
+    "write_records",
 ]

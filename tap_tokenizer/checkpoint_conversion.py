@@ -228,14 +228,21 @@ def _some(names: list[str]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Convert what `TapRegionTokenizer.from_pretrained` can load to a folder that loads at once."""
-    from .region_tokenizer import TapRegionTokenizer
-
     parser = argparse.ArgumentParser(
         prog="python -m tap_tokenizer.checkpoint_conversion",
         description="Convert one of the original's checkpoints to a folder for TapRegionTokenizer.from_pretrained.",
         epilog="example: python -m tap_tokenizer.checkpoint_conversion BAAI/tokenize-anything tap-vit-l "
         "--variant tap_vit_l_v1_1 --concepts merged_2560",
     )
+    add_conversion_flags(parser)
+    try:
+        convert(parser.parse_args(argv))
+    except (OSError, ValueError, ImportError) as error:
+        parser.error(str(error))
+
+
+def add_conversion_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what `convert` reads."""
     parser.add_argument("source", help="a .pkl checkpoint, or the Hub repository of the original")
     parser.add_argument("folder", type=Path, help="where to write; must not exist")
     parser.add_argument("--variant", help="which checkpoint of the repository, e.g. tap_vit_l_v1_1")
@@ -246,9 +253,14 @@ def main(argv: list[str] | None = None) -> None:
         "--text_tokenizer", help="the caption vocabulary: a tokenizer.model, a folder or a Hub repository"
     )
     parser.add_argument("--dtype", default="float32", help="of the weights that are written (default: float32)")
-    arguments = parser.parse_args(argv)
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Write the folder, whole or not at all; `ValueError` or `OSError` says why not."""
+    from .region_tokenizer import TapRegionTokenizer
+
     if arguments.folder.exists():
-        parser.error(f"{arguments.folder} exists: give a new folder")
+        raise ValueError(f"{arguments.folder} exists: give a new folder.")
     partial = arguments.folder.with_name(arguments.folder.name + ".partial")
     try:
         tokenizer = TapRegionTokenizer.from_pretrained(
@@ -259,9 +271,11 @@ def main(argv: list[str] | None = None) -> None:
             dtype=arguments.dtype,
         )
         tokenizer.save_pretrained(partial)
-    except (OSError, ValueError, ImportError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        raise ValueError(str(error)) from None
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        parser.error(str(error))
+        raise
     partial.replace(arguments.folder)
     print(
         f"wrote {arguments.folder}: {tokenizer.model.num_parameters():,} parameters, fingerprint {tokenizer.fingerprint}"

@@ -8,6 +8,7 @@ set, as in transformers' mask-generation pipeline. Knows geometry and masks; who
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,18 +78,48 @@ def stability_scores(logits: Tensor, offset: float) -> Tensor:
     return torch.where(outer > 0, inner / outer.clamp(min=1), 0.0)
 
 
-def mask_nms(masks: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Rows of boolean masks (R, h, w) to keep, best score first: of any two with an IoU over `threshold`, the better."""
-    order = scores.argsort(descending=True, stable=True)
-    flat = masks[order].flatten(1).float()
-    overlap = flat @ flat.T
-    area = overlap.diagonal()
-    alike = overlap / (area[:, None] + area[None, :] - overlap).clamp(min=1) > threshold
+def mask_nms(masks: Sequence[Tensor] | Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Rows of boolean masks, each (h, w), to keep, best score first: of any two with an IoU over `threshold`, the better.
+
+    Two masks are laid over each other only where their boxes and areas leave room for such an IoU, and only there, so
+    that many masks of a large picture need little time and no more memory than they have already.
+    """
+    device = scores.device
+    if not len(masks):
+        return torch.zeros(0, dtype=torch.long, device=device)
+    boxes = torch.tensor([_extent(mask) for mask in masks], device=device)
+    areas = torch.tensor([int(mask.sum()) for mask in masks], device=device).float()
+    corners = (
+        torch.maximum(boxes[:, None, :2], boxes[None, :, :2]),
+        torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:]),
+    )
+    shared = (corners[1] - corners[0]).clamp(min=0).prod(dim=-1)
+    smaller, larger = (pick(areas[:, None], areas[None, :]) for pick in (torch.minimum, torch.maximum))
+    may_agree = (torch.minimum(shared.float(), smaller) / larger.clamp(min=1) > threshold).cpu()
+    bounds, sizes = boxes.tolist(), areas.tolist()
     kept: list[int] = []
-    for row in range(len(order)):
-        if not alike[row, kept].any():
+    for row in scores.argsort(descending=True, stable=True).tolist():
+        rivals = [other for other in kept if may_agree[row, other]]
+        if not any(
+            _iou(masks[row], masks[other], bounds[row], sizes[row] + sizes[other]) > threshold for other in rivals
+        ):
             kept.append(row)
-    return order[torch.tensor(kept, dtype=torch.long, device=order.device)]
+    return torch.tensor(kept, dtype=torch.long, device=device)
+
+
+def _extent(mask: Tensor) -> tuple[int, int, int, int]:
+    """The box around a mask (h, w) in whole pixels; of no size if it is empty."""
+    columns, rows = mask.any(dim=0).nonzero(), mask.any(dim=1).nonzero()
+    if not len(columns):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _iou(mask: Tensor, other: Tensor, extent: Sequence[int], area_sum: float) -> float:
+    """IoU of two masks whose areas add up to `area_sum`; the first lies within `extent`."""
+    x1, y1, x2, y2 = extent
+    both = int((mask[y1:y2, x1:x2] & other[y1:y2, x1:x2]).sum())
+    return both / max(area_sum - both, 1.0)
 
 
 def is_cut_off(boxes: Tensor, crop: Crop, size: tuple[int, int], slack: float) -> Tensor:
@@ -146,7 +177,10 @@ def connected_parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mask_to_rle(mask: np.ndarray | Tensor) -> dict[str, list[int]]:
-    """A mask (H, W) as COCO's uncompressed run lengths: column by column, the first run counts zeros."""
+    """A mask (H, W) as COCO's uncompressed run lengths: column by column, the first run counts zeros.
+
+    `pycocotools.mask.frPyObjects(rle, *rle["size"])` packs it into COCO's short form, and `decode` reads that.
+    """
     pixels = np.asarray(mask, dtype=bool)
     flat = pixels.ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1

@@ -119,7 +119,7 @@ class TapRegionTokenizer:
         source: the name of the bundled model (`"tap-tiny"`); a folder that `save_pretrained` wrote; one of the original's
         `.pkl` checkpoints; or a repository on the Hub. The original's repository needs a `variant`, as in
         `"BAAI/tokenize-anything", variant="tap_vit_l_v1_1"`; its `.pkl` is downloaded once and converted at each loading
-        (convert it to a folder to load faster: `python -m tap_tokenizer.checkpoint_conversion`).
+        (convert it to a folder to load faster: `tap-tokenizer convert`).
         concepts: a `ConceptBank`, a file (the original's `.pkl` or one that `ConceptBank.save` wrote), or, for the
         original's repository, one of its names (`"merged_2560"`, the default, `"lvis_1203"`, `"coco_80"`).
         text_tokenizer: the caption vocabulary, which no checkpoint holds: LLaMA-1's `tokenizer.model`, a folder or a Hub
@@ -297,9 +297,12 @@ class TapRegionTokenizer:
                 seen = self.embed_image(picture[crop[1] : crop[3], crop[0] : crop[2]])
             parts.append(self._search(seen, crop, size, layer, search))
         found = RegionTokens.concatenate(parts, same_images=True)
-        if len(found) and len(parts) > 1:  # what several crops found
-            found = found[mask_nms(found.masks, found.scores, search.crops_nms_thresh)]
-        return _cleaned(found, search.min_mask_region_area) if search.min_mask_region_area else found
+        if search.min_mask_region_area:
+            found = _cleaned(found, search.min_mask_region_area)
+        if len(parts) > 1 or search.min_mask_region_area:  # what several crops found, or what cleaning made alike
+            masks = [mask for mask in found.mask_parts if isinstance(mask, Tensor)]
+            found = found[mask_nms(masks, found.scores, search.crops_nms_thresh)]
+        return found
 
     def _search(
         self, features: ImageFeatures, crop: Crop, size: tuple[int, int], layer: int, search: EverythingOptions
@@ -551,7 +554,8 @@ def _placed(mask: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
 
 def _cleaned(regions: RegionTokens, area: int) -> RegionTokens:
     """The same regions with specks and holes of fewer than `area` pixels taken out of their masks, and boxes to match."""
-    masks = [torch.from_numpy(clean_mask(mask.cpu().numpy(), area)) for mask in regions.masks] if len(regions) else []
+    given = [mask for mask in regions.mask_parts if isinstance(mask, Tensor)]
+    masks = [torch.from_numpy(clean_mask(mask.cpu().numpy(), area)) for mask in given]
     boxes = regions.boxes.clone()
     for i, mask in enumerate(masks):
         rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()

@@ -17,6 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .everything import mask_to_rle
+
 FORMAT = "tap-region-tokens-1"
 
 MaskSource: TypeAlias = "Callable[[list[int]], list[Tensor]]"
@@ -108,6 +110,14 @@ class RegionTokens:
             return torch.zeros(0, height, width, dtype=torch.bool)
         self._compute_masks()
         return torch.stack([part for part in self.mask_parts if isinstance(part, Tensor)])
+
+    def coco_rle(self) -> list[dict[str, list[int]]]:
+        """Each region's mask as COCO's uncompressed RLE: {"size": [height, width], "counts": [run lengths]}.
+
+        Masks are computed if they are pending, and pictures may differ in size. Errors as for `masks`.
+        """
+        self._compute_masks()
+        return [mask_to_rle(part.cpu()) for part in self.mask_parts if isinstance(part, Tensor)]
 
     def _compute_masks(self) -> None:
         if any(part is None for part in self.mask_parts):

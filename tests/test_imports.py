@@ -22,21 +22,23 @@ LIBRARIES = {
 
 LAYERS = {
     "tap_tokenizer": [
-        {"configuration_tap", "attention", "restricted_pickle", "everything"},
+        {"configuration_tap", "attention", "restricted_pickle", "everything", "command_line"},
         {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "concept_projector"},
         {"modeling_tap", "image_processing_tap"},
         {"processing_tap", "region_tokens", "checkpoint_conversion"},
         {"pretrained_files"},
         {"region_tokenizer"},
         {"visualization"},
-        {"__init__"},
+        {"__init__", "__main__"},
     ],
     "llm_bridge": [
         {"configuration_bridge", "description", "region_features"},
-        {"projector", "region_prompt", "uploading", "picture_context"},
+        {"projector", "region_prompt", "uploading", "picture_context", "page_input"},
         {"modeling_bridge", "processing_bridge"},
         {"adapters", "processing_described"},
         {"chat", "pipelines"},
+        {"page_conversation"},
+        {"app"},
         {"__init__"},
         {"__main__"},
     ],

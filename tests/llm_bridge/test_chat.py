@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,32 @@ def test_streaming_gives_the_same_words(chat: RegionChat, picture: Image.Image) 
     assert chat.history == []  # nothing is remembered before the answer has come
     assert "".join(pieces).strip() == whole
     assert chat.history[1] == ("assistant", whole)
+
+
+def test_a_closed_stream_stops_the_generation(
+    chat: RegionChat, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+    forward = chat.model.forward
+
+    @functools.wraps(forward)
+    def counted(*arguments: Any, **rest: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        time.sleep(0.02)
+        return forward(*arguments, **rest)
+
+    monkeypatch.setattr(chat.model, "forward", counted)
+    pieces = chat.ask(
+        "what is <region>", image=picture, boxes=BOXES[:1], stream=True, max_new_tokens=60, min_new_tokens=60
+    )
+    next(pieces)  # type: ignore[call-overload]
+    pieces.close()  # type: ignore[union-attr]
+    seen = steps
+    assert seen < 30
+    time.sleep(0.2)
+    assert steps == seen  # no thread goes on
+    assert chat.history == []
 
 
 def test_regions_without_a_marker_are_all_asked_about(chat: RegionChat, picture: Image.Image) -> None:

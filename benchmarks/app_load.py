@@ -1,0 +1,181 @@
+"""The page under load: many users at once, each with pictures and questions of their own, on this machine alone.
+
+    python benchmarks/app_load.py --users 20 --seconds 120
+
+Starts the page on the bundled models in a process of its own; then every user loads a picture, asks about a region, asks
+on, and begins again until the time is over, through Gradio's own client. Nothing may be lost or mixed up: every question
+must get the answer that the model gives to it alone. Prints a table of latencies; exit code 1 if anything was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gradio_client import Client
+from machine import describe_machine
+from PIL import Image
+
+from finetune.data.glyph_scenes import draw_scene, make_scene
+from llm_bridge import RegionChat
+
+ROOT = Path(__file__).parents[1]
+QUESTIONS = ("What is <region>, and where is it?", "What colour is region1?")
+STEPS = ("picture loaded", "TAP's words", "answer", "answer to a follow-up")
+
+
+@dataclass
+class Task:
+    """A picture, a region of it, and the answers that the model gives to `QUESTIONS` alone."""
+
+    address: str
+    box: list[float]
+    answers: list[str]
+
+
+@dataclass
+class Tally:
+    """What one user has seen: seconds of each step, and what went wrong."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {step: [] for step in STEPS})
+    asked: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=20, help="users at once")
+    parser.add_argument("--seconds", type=float, default=120, help="how long users go on beginning conversations")
+    parser.add_argument("--pictures", type=int, default=12, help="different pictures among them")
+    parser.add_argument("--port", type=int, default=7899)
+    arguments = parser.parse_args()
+    print(describe_machine())
+    tasks = make_tasks(arguments.pictures)
+    with served(arguments.port, arguments.users) as address:
+        patient = {"timeout": 120.0}  # as a browser is
+        clients = [Client(address, verbose=False, httpx_kwargs=patient) for _ in range(arguments.users)]
+        start = time.monotonic()
+        with ThreadPoolExecutor(arguments.users) as pool:
+            users = [
+                pool.submit(use, client, tasks[i % len(tasks) :] + tasks[: i % len(tasks)], start + arguments.seconds)
+                for i, client in enumerate(clients)
+            ]
+            tallies = [user.result() for user in users]
+        took = time.monotonic() - start
+    return report(tallies, arguments.users, took)
+
+
+def make_tasks(count: int) -> list[Task]:
+    """GlyphScenes, and what the bundled model says of one object of each."""
+    chat = RegionChat.from_pretrained("region-chat-tiny")
+    tasks = []
+    for index in range(count):
+        drawn = draw_scene(make_scene(index, "test", 0), 512)
+        box = [float(x) for x in drawn.boxes[0]]
+        chat.reset()
+        first = chat.ask(QUESTIONS[0], image=drawn.image, boxes=[box])
+        answers = [first, chat.ask(QUESTIONS[1])]
+        file = io.BytesIO()
+        Image.fromarray(drawn.image).save(file, "PNG")
+        address = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        tasks.append(Task(address, box, [str(answer) for answer in answers]))
+    return tasks
+
+
+@contextmanager
+def served(port: int, users: int) -> Iterator[str]:
+    """The page in a process of its own, while the block runs."""
+    command = [sys.executable, "-m", "llm_bridge", "app", "--port", str(port), "--queue", str(2 * users)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("The page is at "):
+                    yield line.split()[4]
+                    break
+            else:
+                raise SystemExit("the page did not start")
+        finally:
+            process.terminate()
+
+
+def use(client: Client, tasks: list[Task], end: float) -> Tally:
+    """One user's conversations, until the time is over; the last is finished."""
+    tally = Tally()
+    while time.monotonic() < end:
+        task = tasks[tally.asked // 2 % len(tasks)]
+        begun = time.monotonic()
+        try:
+            board = value_of(client.predict({"upload": task.address}, api_name="/load")[0])
+        except Exception as error:  # whatever it is, a picture was lost
+            tally.wrong.append(f"picture: {type(error).__name__}: {error}")
+            continue
+        tally.seconds[STEPS[0]].append(time.monotonic() - begun)
+        if board.get("known") != 0:
+            tally.wrong.append(f"the picture was refused: {board}")
+        ask(client, task, 0, {"regions": [{"box": task.box}]}, tally)
+        ask(client, task, 1, {"regions": []}, tally)
+    return tally
+
+
+def ask(client: Client, task: Task, turn: int, board: dict[str, Any], tally: Tally) -> None:
+    """Ask the question of a turn, and note how long it took and whether the answer is the model's own."""
+    tally.asked += 1
+    begun = time.monotonic()
+    said: list[dict[str, Any]] = []
+    try:
+        for _, messages, *_ in client.submit(QUESTIONS[turn], board, api_name="/ask"):
+            if turn == 0 and not said:
+                tally.seconds[STEPS[1]].append(time.monotonic() - begun)
+            said = value_of(messages) if isinstance(value_of(messages), list) else said
+    except Exception as error:  # whatever it is, an answer was lost
+        tally.wrong.append(f"{type(error).__name__}: {error}")
+        return
+    tally.seconds[STEPS[2 + turn]].append(time.monotonic() - begun)
+    answer = text_of(said[-1]) if said else ""
+    if len(said) != 2 * turn + 2 or answer != task.answers[turn]:
+        tally.wrong.append(f"expected {task.answers[turn]!r}, got {answer!r} after {len(said)} messages")
+
+
+def value_of(output: Any) -> Any:
+    """An output's value; unchanged ones come as an update without one."""
+    return output.get("value", {}) if isinstance(output, dict) and output.get("__type__") == "update" else output
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """A message's words, however the client shows them."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def report(tallies: list[Tally], users: int, took: float) -> int:
+    """Print the table; gives 1 if anything was lost."""
+    asked = sum(tally.asked for tally in tallies)
+    wrong = [words for tally in tallies for words in tally.wrong]
+    print(
+        f"\n{users} users for {took:.0f} s: {asked} questions, {asked / took:.1f} a second, {len(wrong)} lost or wrong\n"
+    )
+    print("| | times | median s | 95 % s | longest s |\n|---|---|---|---|---|")
+    for step in STEPS:
+        seconds = np.array([value for tally in tallies for value in tally.seconds[step]] or [np.nan])
+        middle, high = np.percentile(seconds, [50, 95])
+        print(f"| {step} | {len(seconds)} | {middle:.2f} | {high:.2f} | {seconds.max():.2f} |")
+    for words in wrong[:10]:
+        print(f"lost: {words}", file=sys.stderr)
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

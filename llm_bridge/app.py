@@ -1,0 +1,248 @@
+"""The web page: pictures, regions, what TAP sees and the language model's streamed answer, side by side.
+
+    region-chat app
+
+Wires `page_conversation` to Gradio, which is imported only when a page is built. Pictures and downloads travel inside
+messages, so that nothing is written on the server and no path of it reaches a browser; its doors for files are closed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from tap_tokenizer import region_colour
+
+from .chat import RegionChat
+from .configuration_bridge import BUNDLED
+from .page_conversation import PageConversation, PageConversations, table_of
+from .page_input import PageLimits
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+logger = logging.getLogger(__name__)
+PARTS = Path(__file__).parent / "page"
+EXAMPLE = BUNDLED / "region-chat-tiny" / "demo.png"
+
+INTRODUCTION = """# Ask about regions
+Choose a picture, mark one or more regions, and ask. `<region>` in a question is the next region you marked; later questions
+may speak of region1, region2, …"""
+
+
+def build_page(chat: RegionChat, limits: PageLimits | None = None) -> gr.Blocks:
+    """The page as Gradio blocks, with its queue; `conversations` on it holds what is known of its users.
+
+    chat: whose model and processor answer everyone; its own conversation is left alone.
+    """
+    gr = _gradio()
+    limits = limits or PageLimits()
+    conversations = PageConversations(chat, limits)
+    theme = {"padding": False, "container": False}
+    with gr.Blocks(title="Ask about regions", analytics_enabled=False, fill_width=False) as page:
+        gr.Markdown(INTRODUCTION)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=6, min_width=320):
+                board = gr.HTML(
+                    value={},
+                    html_template=_part("board.html"),
+                    css_template=_part("board.css"),
+                    js_on_load=_part("board.js"),
+                    elem_id="board",
+                    colours=["rgb({},{},{})".format(*region_colour(i)) for i in range(limits.regions)],
+                    most_bytes=limits.file_bytes,
+                    most_regions=limits.regions,
+                    **theme,
+                )
+            with gr.Column(scale=5, min_width=320):
+                question = gr.Textbox(
+                    "What is <region>?", label="Question", lines=2, max_lines=6, max_length=limits.characters,
+                    placeholder="Ask on about region1, or mark another: What is <region>?", elem_id="question",
+                )  # fmt: skip
+                with gr.Row():
+                    ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=80)
+                    stop = gr.Button("Stop", elem_id="stop", min_width=80)
+                    again = gr.Button("Begin anew", elem_id="again", min_width=80)
+                said = gr.Chatbot(
+                    label="Conversation", height=300, elem_id="said", render_markdown=False, feedback_options=None,
+                    buttons=["copy_all"], placeholder="The answer is written here.", layout="bubble", show_label=False,
+                )  # fmt: skip
+                gr.Markdown("### What TAP sees")
+                seen = gr.HTML(table_of([]), elem_id="seen", js_on_load=None, apply_default_css=False, **theme)
+                with gr.Row():
+                    json_button = gr.Button("Download JSON", size="sm", elem_id="save-json", min_width=80)
+                    png_button = gr.Button("Download PNG", size="sm", elem_id="save-png", min_width=80)
+                saver = gr.HTML(value={}, html_template="", js_on_load=_part("saver.js"), visible="hidden")
+        doors = _Doors(gr, conversations)
+        begun = [board, said, seen]
+        board.upload(doors.load, board, begun, api_name="load", show_progress="hidden", concurrency_limit=2)
+        board.select(doors.example, None, begun, api_name="example", show_progress="hidden", concurrency_limit=2)
+        for anew in (again.click, said.clear):
+            anew(doors.again, None, begun, api_visibility="private", show_progress="hidden")
+        asking = {
+            "inputs": [question, board],
+            "outputs": [*begun, question],
+            "concurrency_id": "model",
+            "concurrency_limit": 1,
+        }
+        ask.click(doors.ask, **asking, api_name="ask", show_progress="minimal", show_progress_on=[said])
+        question.submit(doors.ask, **asking, api_visibility="private", show_progress="minimal", show_progress_on=[said])
+        stop.click(doors.stop, None, None, queue=False, api_visibility="private")
+        json_button.click(doors.save_json, None, saver, api_visibility="private", show_progress="hidden")
+        png_button.click(doors.save_png, None, saver, api_visibility="private", show_progress="hidden")
+        page.unload(doors.leave)
+    page.queue(max_size=limits.queue, api_open=False)
+    page.conversations = conversations
+    return page
+
+
+def serve(
+    chat: RegionChat,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    limits: PageLimits | None = None,
+    block: bool = True,
+) -> tuple[gr.Blocks, str]:
+    """Serve the page; gives it and its address, at once if not `block`, else when it is interrupted.
+
+    host: the address to listen at; only this machine can reach the default. port: the first free one from 7860 if None.
+    """
+    gr = _gradio()
+    from starlette.middleware import Middleware
+
+    limits = limits or PageLimits()
+    page = build_page(chat, limits)
+    plain = ["system-ui", "sans-serif"]
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=not block,
+        share=False,
+        quiet=True,
+        show_error=False,
+        footer_links=[],
+        enable_monitoring=False,
+        ssr_mode=False,
+        max_file_size=1,
+        theme=gr.themes.Default(font=plain, font_mono=["ui-monospace", "monospace"]),
+        css=_part("page.css"),
+        app_kwargs={
+            "middleware": [Middleware(_ClosedDoors, most_bytes=limits.file_bytes * 4 // 3 + 200_000)],
+            "docs_url": None,
+            "redoc_url": None,
+        },
+    )
+    return page, address
+
+
+class _Doors:
+    """The page's handlers: from what a browser sends to what its components show."""
+
+    def __init__(self, gr: Any, conversations: PageConversations) -> None:
+        self.gr, self.conversations = gr, conversations
+        for name in ("load", "example", "again", "ask", "stop", "save_json", "save_png", "leave"):
+            handler = getattr(type(self), name)
+            handler.__annotations__["request"] = gr.Request  # by which Gradio knows what to hand over
+
+    def _mine(self, request: Any) -> PageConversation:
+        return self.conversations.of(request.session_hash)
+
+    def _begun(self, mine: PageConversation) -> tuple[Any, Any, Any]:
+        return mine.board(), [], table_of([])
+
+    def load(self, board: Any, request: Any) -> tuple[Any, Any, Any]:
+        mine = self._mine(request)
+        try:
+            mine.load(board.get("upload") if isinstance(board, dict) else None)
+        except ValueError as error:
+            return {"error": str(error)}, self.gr.skip(), self.gr.skip()
+        return self._begun(mine)
+
+    def example(self, request: Any) -> tuple[Any, Any, Any]:
+        mine = self._mine(request)
+        with Image.open(EXAMPLE) as image:
+            mine.show(np.asarray(image.convert("RGB")))
+        return self._begun(mine)
+
+    def again(self, request: Any) -> tuple[Any, Any, Any]:
+        mine = self._mine(request)
+        mine.forget()
+        return self._begun(mine)
+
+    def ask(self, question: str, board: Any, request: Any) -> Iterator[tuple[Any, ...]]:
+        mine, skip = self._mine(request), self.gr.skip()
+        known = len(mine.looks)
+        table = None
+        try:
+            for messages, looks in mine.ask(question, board.get("regions", []) if isinstance(board, dict) else []):
+                shown = [{"role": role, "content": words} for role, words in messages]
+                yield skip, shown, skip if looks is table else table_of(looks), "" if table is None else skip
+                table = looks
+        except ValueError as error:
+            yield {"error": str(error)}, skip, skip, skip
+            return
+        if len(mine.looks) > known:
+            yield mine.board(), skip, skip, skip
+
+    def stop(self, request: Any) -> None:
+        self._mine(request).stop()
+
+    def save_json(self, request: Any) -> Any:
+        return self._file("conversation.json", self._mine(request).record_address)
+
+    def save_png(self, request: Any) -> Any:
+        return self._file("conversation.png", self._mine(request).picture_address)
+
+    def _file(self, name: str, address: Callable[[], str]) -> Any:
+        try:
+            return {"name": name, "address": address()}
+        except ValueError as error:
+            self.gr.Warning(str(error))
+            return {}
+
+    def leave(self, request: Any) -> None:
+        self.conversations.drop(request.session_hash)
+
+
+class _ClosedDoors:
+    """Refuses requests that are too large, and Gradio's own uploads and files, which the page has no use for."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], most_bytes: int) -> None:
+        self.app, self.most_bytes = app, most_bytes
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        if refusal is None:
+            await self.app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": refusal, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    def _refusal(self, scope: dict[str, Any]) -> int | None:
+        path = scope["path"]
+        if any(part in path for part in ("/upload", "/file=", "/file/", "/proxy=", "/stream/")):
+            return 404
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return None
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if not length.isdigit():
+            return 411
+        return 413 if int(length) > self.most_bytes else None
+
+
+def _part(name: str) -> str:
+    return (PARTS / name).read_text(encoding="utf-8")
+
+
+def _gradio() -> Any:
+    try:
+        import gradio
+    except ImportError:
+        raise ImportError("The page needs gradio: pip install 'tap-bridge[app]'.") from None
+    return gradio

@@ -1,0 +1,264 @@
+"""tap-tokenizer in the shell: words, JSON, pictures, folders that go on after an interruption, and exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tap_tokenizer import TapRegionTokenizer, read_region_table, write_records
+from tap_tokenizer.__main__ import main
+from tap_tokenizer.command_line import PictureRegions
+
+DEMO = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
+BOX = [361, 233, 436, 307]
+LENIENT = ["--points_per_crop", "4", "--pred_iou_thresh", "0.5", "--stability_score_thresh", "0.6"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two pictures, a table of three regions."""
+    pictures = tmp_path / "pictures"
+    (pictures / "sub").mkdir(parents=True)
+    shutil.copyfile(DEMO, pictures / "a.png")
+    with Image.open(DEMO) as image:
+        image.convert("RGB").resize((256, 256)).save(pictures / "sub" / "b.jpg")
+    (tmp_path / "boxes.csv").write_text(
+        "image,x1,y1,x2,y2,id\na.png,361,233,436,307,7\nsub/b.jpg,88,196,136,235,8\na.png,177,392,271,470,9\n"
+    )
+    return tmp_path
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    assert main([str(argument) for argument in arguments]) == 2
+    got = capsys.readouterr()
+    assert got.out == ""
+    assert len(got.err.splitlines()) == 1
+    assert got.err.startswith("tap-tokenizer ")
+    return got.err
+
+
+# --- one picture ------------------------------------------------------------------------------------------------------
+
+
+def test_describe_says_what_the_library_says(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    mask = np.zeros((512, 512), dtype=bool)
+    mask[400:460, 190:260] = True
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    flags = ["--point", 230, 430, "--box", *BOX, "--mask", tmp_path / "mask.png"]
+    record = json.loads(said(capsys, "describe", DEMO, *flags, "--json", "--masks"))
+    tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
+    regions = tokenizer.encode(
+        DEMO,
+        points=[[[230, 430]], None, None],
+        point_labels=[[1], None, None],
+        boxes=[None, BOX, None],
+        masks=[None, None, mask],
+    )
+    assert [row["caption"] for row in record["regions"]] == tokenizer.caption(regions)
+    assert [row["mask"] for row in record["regions"]] == regions.coco_rle()
+    assert record["regions"][1]["box"] == BOX
+    assert [c["name"] for c in record["regions"][0]["concepts"]] == [
+        name for name, _ in tokenizer.classify(regions, 3)[0]
+    ]
+    assert (record["width"], record["height"], record["region_tokenizer"]) == (512, 512, tokenizer.fingerprint)
+    words = said(capsys, "describe", DEMO, *flags)
+    assert re.findall(r"^\d\. (.*?) \(", words, re.MULTILINE) == tokenizer.caption(regions)
+
+
+def test_describe_draws(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said(capsys, "describe", DEMO, "--box", *BOX, "--save", tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as drawn, Image.open(DEMO) as plain:
+        assert drawn.size == plain.size
+        changed = np.abs(np.asarray(drawn, float) - np.asarray(plain.convert("RGB"), float)).sum(axis=2) > 0
+    assert changed[233:307, 361:436].mean() > 0.3
+    assert not changed[400:, :150].any()
+    assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_everything_finds_regions(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    output = tmp_path / "all.png"
+    record = json.loads(said(capsys, "everything", DEMO, *LENIENT, "--json", "--masks", "--save", output))
+    found = TapRegionTokenizer.from_pretrained("tap-tiny").encode_everything(
+        DEMO, points_per_crop=4, pred_iou_thresh=0.5, stability_score_thresh=0.6
+    )
+    assert len(record["regions"]) == len(found) > 1
+    assert [row["mask"] for row in record["regions"]] == found.coco_rle()
+    assert output.is_file()
+
+
+def test_everything_says_when_nothing_passed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["everything", str(DEMO), "--points_per_crop", "2", "--pred_iou_thresh", "1", "--json"]) == 0
+    got = capsys.readouterr()
+    assert json.loads(got.out)["regions"] == []
+    assert "lower --pred_iou_thresh" in got.err
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_and_its_table(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    output = folder / "out.jsonl"
+    words = said(capsys, "describe", folder / "pictures", "--boxes", folder / "boxes.csv", "--output", output)
+    assert "2 pictures" in words
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["a.png", "sub/b.jpg"]
+    assert [[region["id"] for region in line["regions"]] for line in lines] == [["7", "9"], ["8"]]
+    alone = json.loads(said(capsys, "describe", DEMO, "--box", *BOX, "--json"))
+    assert {k: v for k, v in lines[0]["regions"][0].items() if k != "id"} == alone["regions"][0]
+    assert not Path(f"{output}.partial").exists()
+    assert "exists" in refused(
+        capsys, "describe", folder / "pictures", "--boxes", folder / "boxes.csv", "--output", output
+    )
+
+
+def test_everything_of_a_folder(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    said(capsys, "everything", folder / "pictures", *LENIENT, "--output", folder / "all.jsonl")
+    lines = [json.loads(line) for line in (folder / "all.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["a.png", "sub/b.jpg"]
+    assert all(line["search"]["points_per_crop"] == 4 and line["regions"] for line in lines)
+
+
+def test_an_interrupted_folder_goes_on(folder: Path) -> None:
+    pictures = read_region_table(folder / "boxes.csv", folder / "pictures")
+    output, asked = folder / "out.jsonl", []
+
+    def record(picture: PictureRegions) -> dict[str, Any]:
+        asked.append(picture.image)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return {"answer": len(picture.regions)}
+
+    with pytest.raises(KeyboardInterrupt):
+        write_records(output, pictures, {"model": "m"}, record)
+    assert not output.exists()
+    partial = Path(f"{output}.partial")
+    with open(partial, "a") as file:
+        file.write('{"image": "sub/b.j')  # a line that was cut off
+    with pytest.raises(ValueError, match="begun with other"):
+        write_records(output, pictures, {"model": "another"}, record)
+    with pytest.raises(ValueError, match="begun with other"):
+        write_records(output, pictures[::-1], {"model": "m"}, record)
+    write_records(output, pictures, {"model": "m"}, record)
+    assert asked == ["a.png", "sub/b.jpg", "sub/b.jpg"]
+    assert [json.loads(line) for line in output.read_text().splitlines()] == [
+        {"image": "a.png", "model": "m", "answer": 2},
+        {"image": "sub/b.jpg", "model": "m", "answer": 1},
+    ]
+    assert not partial.exists()
+
+
+TABLES = [
+    ("picture,x1,y1,x2,y2\na.png,1,2,3,4\n", "expected image and"),
+    ("image,x1,y1,x2\na.png,1,2,3\n", "expected image and"),
+    ("image,x,y,caption\na.png,1,2,a\n", "has a column caption"),
+    ("image,x1,y1,x2,y2\n", "has no rows"),
+    ("image,x1,y1,x2,y2\na.png,1,2,3\n", "line 2: got 4 cells"),
+    ("image,x1,y1,x2,y2\na.png,1,2,3,4,5\n", "line 2"),
+    ("image,x1,y1,x2,y2\na.png,1,2,3,4\nb.png,1,2,3,4\n", "line 3: there is no picture"),
+    ("image,x1,y1,x2,y2\na.png,1,2,x,4\n", "line 2: box is 1, 2, x, 4"),
+    ("image,x1,y1,x2,y2\na.png,10,2,3,4\n", "line 2: box"),
+    ("image,x1,y1,x2,y2\na.png,1,2,3,999\n", "does not lie in the picture of 512 × 512"),
+    ("image,x,y\na.png,1,\n", "expected 2 numbers"),
+    ("image,x,y\na.png,,\n", "no box and no point"),
+    ("image,x,y\na.png,nan,3\n", "does not lie"),
+]
+
+
+@pytest.mark.parametrize(("table", "message"), TABLES)
+def test_wrong_tables_are_refused(folder: Path, table: str, message: str) -> None:
+    (folder / "wrong.csv").write_text(table)
+    with pytest.raises(ValueError, match=message):
+        read_region_table(folder / "wrong.csv", folder / "pictures")
+
+
+def test_tables_of_points_and_turned_pictures(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (100, 40)).save(folder / "pictures" / "turned.jpg", exif=exif)
+    (folder / "t.csv").write_text(
+        "image,x1,y1,x2,y2,x,y\nturned.jpg,1,2,30,90,,\nturned.jpg,,,,,20,80\na.png,1,2,30,90,5,6\n"
+    )
+    turned, other = read_region_table(folder / "t.csv", folder / "pictures")
+    assert turned.prompts == {
+        "boxes": [[1, 2, 30, 90], None],
+        "points": [None, [[20, 80]]],
+        "point_labels": [None, [1]],
+    }
+    assert other.prompts == {"boxes": [[1, 2, 30, 90]], "points": [[[5, 6]]], "point_labels": [[1]]}
+
+
+# --- refusals and the shell -------------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    pictures, table, output = folder / "pictures", folder / "boxes.csv", folder / "o.jsonl"
+    for message, arguments in (
+        ("Got no region", ["describe", DEMO]),
+        ("no image file", ["describe", folder / "none.png", "--box", *BOX]),
+        ("no image that Pillow", ["describe", table, "--box", *BOX]),
+        ("leaves the picture", ["describe", DEMO, "--box", 1, 2, 3, 9000]),
+        ("what kind of picture", ["describe", DEMO, "--box", *BOX, "--save", folder / "out.tx"]),
+        ("no folder", ["describe", DEMO, "--box", *BOX, "--save", folder / "none" / "out.png"]),
+        ("--top_k is 0", ["describe", DEMO, "--box", *BOX, "--top_k", 0]),
+        ("for a folder of pictures", ["describe", DEMO, "--boxes", table]),
+        ("give its regions in a table", ["describe", pictures, "--output", output]),
+        ("needs --output", ["describe", pictures, "--boxes", table]),
+        ("are for one picture", ["describe", pictures, "--boxes", table, "--output", output, "--json"]),
+        ("no folder", ["describe", pictures, "--boxes", table, "--output", folder / "none" / "o.jsonl"]),
+        ("pred_iou_thresh is 3.0", ["everything", DEMO, "--pred_iou_thresh", 3]),
+        ("holds no pictures", ["everything", folder / "pictures" / "empty", "--output", output]),
+        ("exists", ["convert", "tap-tiny", pictures]),
+    ):
+        (pictures / "empty").mkdir(exist_ok=True)
+        assert message in refused(capsys, *arguments), arguments
+    assert not output.exists()
+
+
+def test_convert_makes_a_folder_that_loads(
+    capsys: pytest.CaptureFixture[str], original_checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", str(original_checkpoint)])
+    assert ended.value.code == 2
+    capsys.readouterr()
+    words = said(capsys, "convert", original_checkpoint, tmp_path / "tap")
+    tokenizer = TapRegionTokenizer.from_pretrained(tmp_path / "tap")
+    assert tokenizer.fingerprint in words
+
+
+@pytest.mark.slow
+def test_the_examples_of_help_work(folder: Path) -> None:
+    """Each as it is printed, in a shell of its own, on pictures of these names."""
+    shutil.copyfile(DEMO, folder / "picture.png")
+    for command in ("describe", "everything"):
+        shown = run(folder, f"tap-tokenizer {command} --help")
+        for line in re.findall(r"^  (tap-tokenizer .*)$", shown, re.MULTILINE):
+            run(folder, line)
+    assert {path.name for path in folder.glob("*.jsonl")} == {"described.jsonl", "everything.jsonl"}
+    assert (folder / "described.png").is_file()
+
+
+def run(folder: Path, line: str) -> str:
+    words = shlex.split(line.replace("everything pictures", "everything pictures --points_per_crop 3"))
+    root = str(Path(__file__).parents[2])
+    code = f"import sys; sys.path.insert(0, {root!r}); from tap_tokenizer.__main__ import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words[1:]], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{line}: {done.stderr}"
+    return done.stdout
