@@ -1,6 +1,7 @@
 """A picture on which one drags boxes and clicks points, and a line to ask about them: the widget of notebook 03.
 
-Needs ipympl and ipywidgets, and a figure made after `%matplotlib widget`. Knows a `RegionChat`; all talk is its own.
+Needs ipympl and ipywidgets, and a figure made after `%matplotlib widget`. Knows no more of models than that a
+`RegionChat` has them.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class RegionPicker:
     """
 
     def __init__(self, chat: RegionChat, image: Image.Image) -> None:
-        self.chat, self.image = chat, image.convert("RGB")
-        self.chat.reset()
+        self.chat = RegionChat(chat.model, chat.processor)  # a conversation of its own, whose regions are those drawn here
+        self.image = image.convert("RGB")
         self.regions: list[tuple[str, list[float]]] = []
         self.asked: list[tuple[str, list[float]]] = []
         self._pressed: tuple[float, float, float, float] | None = None

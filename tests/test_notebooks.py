@@ -130,7 +130,7 @@ def test_a_drag_out_of_the_picture_ends_at_its_edge(picker: Any) -> None:
 
 
 def test_questions_are_answered_and_go_on(picker: Any) -> None:
-    direct = RegionChat.from_pretrained("region-chat-tiny")
+    direct = RegionChat(picker.chat.model, picker.chat.processor)
     mouse(picker, (177, 392), (200, 400), (271, 470))
     picker._ask_button.click()
     ((_, box),) = picker.asked
@@ -142,6 +142,17 @@ def test_questions_are_answered_and_go_on(picker: Any) -> None:
     assert direct.ask("What colour is region1?") in picker.talk.value.split("<p>")[-1]
     picker._clear_button.click()
     assert (picker.regions, picker.asked, picker.talk.value, picker.chat.history) == ([], [], "", [])
+
+
+def test_the_conversation_is_the_pickers_own(picker: Any) -> None:
+    """Cells of the notebook that go on with their chat do not change what region1 is under the picture."""
+    chat = RegionChat(picker.chat.model, picker.chat.processor)
+    other = load("region_picker").RegionPicker(chat, picker.image)
+    chat.ask("What is <region>?", image=picker.image, boxes=[[177, 392, 271, 470]])
+    other.add("box", [245, 72, 351, 175])
+    other._ask_button.click()
+    assert "What is region1?" in other.talk.value
+    assert len(chat.history) == 2
 
 
 def test_a_refused_question_is_explained_and_keeps_its_regions(picker: Any) -> None:
