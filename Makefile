@@ -6,7 +6,7 @@ OUT    := runs/miniature
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smoke evaluate-default bench check fix clean
+.PHONY: help demo test smoke evaluate-default bench notebooks docs check fix clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,13 @@ bench: $(VENV)/.train  ## speed side by side; minutes
 	cd benchmarks && PYTHONPATH=.. ../$(BIN)/python cached_training.py
 	cd benchmarks && PYTHONPATH=.. ../$(BIN)/python caching_cost.py
 
+notebooks: $(VENV)/.dev  ## run the notebooks, each in under two minutes, and keep their outputs
+	$(BIN)/python notebooks/execute.py
+
+docs: $(VENV)/.dev  ## draw the figures and build the documentation into site/, without a warning
+	$(BIN)/python docs/draw_figures.py
+	$(BIN)/mkdocs build --strict
+
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,7 +55,7 @@ fix: $(VENV)/.dev  ## repair what ruff can repair
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv and what commands left behind
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache out
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache out site notebooks/runs
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

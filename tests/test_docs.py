@@ -1,0 +1,124 @@
+"""The documentation is so: it builds without a warning, its code runs, its pages name what there is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+import llm_bridge
+import tap_tokenizer
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+DEMO = ROOT / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
+BLOCK = re.compile(r"^```(\w*)( no-run)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, bool, str]]:
+    """(language, whether it runs, code) of each block of a page."""
+    return [(found[1], not found[2], found[3]) for found in BLOCK.finditer(page.read_text())]
+
+
+def with_code(pages: list[Path]) -> list[Path]:
+    return [page for page in pages if any(runs for language, runs, _ in blocks(page) if language in ("python", "sh"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", with_code(PAGES), ids=lambda page: page.stem)
+def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page's blocks in their order, in one folder with a picture; Python's share their names."""
+    shutil.copyfile(DEMO, tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    names: dict[str, object] = {}
+    for language, runs, code in blocks(page):
+        if language == "python" and runs:
+            exec(compile(code, page.name, "exec"), names)
+        if language == "sh" and runs:
+            done = subprocess.run(
+                ["bash", "-euc", code], env=environment, capture_output=True, text=True, timeout=300, check=False
+            )
+            assert done.returncode == 0, f"{code}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_is_code(page: Path) -> None:
+    """Blocks that are not run are still Python, or JSON; those that are not run say why: they fetch or need much."""
+    for language, runs, code in blocks(page):
+        assert language in ("python", "sh", "json"), f"{page.name} has a block in {language or 'no language'}"
+        if language == "python":
+            compile(code, page.name, "exec")
+        if language == "json":
+            json.loads(code)
+        if not runs:
+            assert re.search(r"Qwen|BAAI|\.pkl|tap-vit-l|pip install|mine\.csv|add_lora", code), (
+                f"{page.name}: run it\n{code}"
+            )
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")], cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    concepts = (tmp_path / "site" / "concepts" / "index.html").read_text()
+    assert "no-run" not in concepts
+    assert "Tokens of the prompted regions" in (tmp_path / "site" / "api" / "tap_tokenizer" / "index.html").read_text()
+    assert (tmp_path / "site" / "figures" / "region_tokens.png").is_file()
+    assert not list((tmp_path / "site").rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", [tap_tokenizer, llm_bridge], ids=lambda package: package.__name__)
+def test_reference_has_every_public_name(package: object) -> None:
+    name = package.__name__  # type: ignore[attr-defined]
+    listed = re.findall(rf"^::: {name}\.(\w+)$", (DOCS / "api" / f"{name}.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(package.__all__)  # type: ignore[attr-defined]
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            if not target.startswith(("http", "#")):
+                assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}"
+
+
+def test_files_that_pages_name_are_there() -> None:
+    for page in PAGES:
+        for name in re.findall(
+            r"`((?:finetune|docs|benchmarks|notebooks|tests|tap_tokenizer|llm_bridge)/[\w./-]+)`", page.read_text()
+        ):
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_docstrings_become_lists_and_code() -> None:
+    spec = spec_from_file_location("docstrings", DOCS / "docstrings.py")
+    pytest.importorskip("griffe", reason="needs the extra docs")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (
+        "Load.\n\n>>> a = load(\n...     1)\n\nsource: a name\nof it.\nboxes (R, 4), points: xyxy\n\nNothing: here"
+    )
+    assert module.as_markdown(written) == (
+        "Load.\n\n\n```pycon\n>>> a = load(\n...     1)\n```\n\n- `source`: a name\n  of it.\n"
+        "- `boxes` (R, 4), `points`: xyxy\n\nNothing: here"
+    )
