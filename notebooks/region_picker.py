@@ -30,7 +30,9 @@ class RegionPicker:
     """
 
     def __init__(self, chat: RegionChat, image: Image.Image) -> None:
-        self.chat = RegionChat(chat.model, chat.processor)  # a conversation of its own, whose regions are those drawn here
+        self.chat = RegionChat(
+            chat.model, chat.processor
+        )  # a conversation of its own, whose regions are those drawn here
         self.image = image.convert("RGB")
         self.regions: list[tuple[str, list[float]]] = []
         self.asked: list[tuple[str, list[float]]] = []
