@@ -3,7 +3,7 @@
     python benchmarks/app_load.py --users 20 --seconds 120
 
 Starts the page on the bundled models in a process of its own; then every user loads a picture, asks about a region, asks
-on, and begins again until the time is over, through Gradio's own client. Nothing may be lost or mixed up: every question
+on, and begins again until the time is over, over HTTP as a browser does. Nothing may be lost or mixed up: every question
 must get the answer that the model gives to it alone. Prints a table of latencies; exit code 1 if anything was lost.
 """
 
@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import json
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,8 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
-from gradio_client import Client
+from gradio_client.utils import apply_diff
 from machine import describe_machine
 from PIL import Image
 
@@ -42,6 +45,35 @@ class Task:
     address: str
     box: list[float]
     answers: list[str]
+
+
+class Browser:
+    """One session with the page, in Gradio's protocol: join the queue, read what comes."""
+
+    def __init__(self, address: str) -> None:
+        self.session = uuid.uuid4().hex
+        self.http = httpx.Client(base_url=f"{address.rstrip('/')}/gradio_api", timeout=120)
+        functions = httpx.get(f"{address.rstrip('/')}/config", timeout=120).json()["dependencies"]
+        self.numbers = {function["api_name"]: function["id"] for function in functions}
+
+    def call(self, name: str, *data: Any) -> Iterator[list[Any]]:
+        """The outputs of a handler, once for each step of it; an exception if it was refused or broke."""
+        body = {"data": data, "fn_index": self.numbers[name], "session_hash": self.session, "event_data": None}
+        self.http.post("/queue/join", json=body).raise_for_status()
+        outputs: list[Any] = []
+        with self.http.stream("GET", "/queue/data", params={"session_hash": self.session}) as lines:
+            for line in lines.iter_lines():
+                message = json.loads(line[5:]) if line.startswith("data:") else {"msg": None}
+                if message["msg"] == "process_generating":  # after the first, only what has changed
+                    new = message["output"]["data"]
+                    outputs = [apply_diff(old, part) for old, part in zip(outputs, new)] if outputs else new
+                    yield outputs
+                elif message["msg"] == "process_completed":
+                    if not message["success"]:
+                        raise RuntimeError(str(message["output"]))
+                    yield message["output"]["data"]
+                    return
+        raise RuntimeError("the stream ended before the answer")
 
 
 @dataclass
@@ -64,8 +96,7 @@ def main() -> int:
     print(describe_machine())
     tasks = make_tasks(arguments.pictures)
     with served(arguments.port, arguments.users) as address:
-        patient = {"timeout": 120.0}  # as a browser is
-        clients = [Client(address, verbose=False, httpx_kwargs=patient) for _ in range(arguments.users)]
+        clients = [Browser(address) for _ in range(arguments.users)]
         start = time.monotonic()
         with ThreadPoolExecutor(arguments.users) as pool:
             users = [
@@ -111,14 +142,14 @@ def served(port: int, users: int) -> Iterator[str]:
             process.terminate()
 
 
-def use(client: Client, tasks: list[Task], end: float) -> Tally:
+def use(client: Browser, tasks: list[Task], end: float) -> Tally:
     """One user's conversations, until the time is over; the last is finished."""
     tally = Tally()
     while time.monotonic() < end:
         task = tasks[tally.asked // 2 % len(tasks)]
         begun = time.monotonic()
         try:
-            board = value_of(client.predict({"upload": task.address}, api_name="/load")[0])
+            board = list(client.call("load", {"upload": task.address}))[-1][0]
         except Exception as error:  # whatever it is, a picture was lost
             tally.wrong.append(f"picture: {type(error).__name__}: {error}")
             continue
@@ -130,16 +161,16 @@ def use(client: Client, tasks: list[Task], end: float) -> Tally:
     return tally
 
 
-def ask(client: Client, task: Task, turn: int, board: dict[str, Any], tally: Tally) -> None:
+def ask(client: Browser, task: Task, turn: int, board: dict[str, Any], tally: Tally) -> None:
     """Ask the question of a turn, and note how long it took and whether the answer is the model's own."""
     tally.asked += 1
     begun = time.monotonic()
     said: list[dict[str, Any]] = []
     try:
-        for _, messages, *_ in client.submit(QUESTIONS[turn], board, api_name="/ask"):
+        for _, messages, *_ in client.call("ask", QUESTIONS[turn], board):
             if turn == 0 and not said:
                 tally.seconds[STEPS[1]].append(time.monotonic() - begun)
-            said = value_of(messages) if isinstance(value_of(messages), list) else said
+            said = messages if isinstance(messages, list) else said  # the last step changes only the board
     except Exception as error:  # whatever it is, an answer was lost
         tally.wrong.append(f"{type(error).__name__}: {error}")
         return
@@ -147,11 +178,6 @@ def ask(client: Client, task: Task, turn: int, board: dict[str, Any], tally: Tal
     answer = text_of(said[-1]) if said else ""
     if len(said) != 2 * turn + 2 or answer != task.answers[turn]:
         tally.wrong.append(f"expected {task.answers[turn]!r}, got {answer!r} after {len(said)} messages")
-
-
-def value_of(output: Any) -> Any:
-    """An output's value; unchanged ones come as an update without one."""
-    return output.get("value", {}) if isinstance(output, dict) and output.get("__type__") == "update" else output
 
 
 def text_of(message: dict[str, Any]) -> str:

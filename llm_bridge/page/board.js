@@ -9,6 +9,7 @@ const say = (words, wrong) => {
   status.textContent = words;
   status.classList.toggle("wrong", Boolean(wrong));
   status.setAttribute("role", wrong ? "alert" : "status");
+  if (wrong) status.scrollIntoView({ block: "nearest" });  // on a phone the button that led here is far below
 };
 const tool = () => find("input[name=tool]:checked").value;
 const colour = (index) => props.colours[index % props.colours.length];
