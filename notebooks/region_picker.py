@@ -30,9 +30,8 @@ class RegionPicker:
     """
 
     def __init__(self, chat: RegionChat, image: Image.Image) -> None:
-        self.chat = RegionChat(
-            chat.model, chat.processor
-        )  # a conversation of its own, whose regions are those drawn here
+        # A conversation of its own: its regions are those drawn here, whatever the notebook goes on to ask.
+        self.chat = RegionChat(chat.model, chat.processor)
         self.image = image.convert("RGB")
         self.regions: list[tuple[str, list[float]]] = []
         self.asked: list[tuple[str, list[float]]] = []
