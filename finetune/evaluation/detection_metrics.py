@@ -1,4 +1,4 @@
-"""Average precision of masks and boxes: COCO's by pycocotools, LVIS's federated variant on top of it; and TAP's labels of boxes.
+"""Average precision of masks and boxes: COCO's by pycocotools, LVIS's federated variant on top; and TAP's labels of boxes.
 
 LVIS's own package needs OpenCV and a NumPy older than 1.24, so its rules stand here: a picture is judged only in categories
 that it is known to have or to lack; where a category is not exhaustively marked, an unmatched detection counts as nothing;
@@ -100,10 +100,11 @@ class _LvisEval(COCOeval):
         super()._prepare()
         present: dict[Any, set[int]] = defaultdict(set)
         surest: dict[Any, list[Any]] = defaultdict(list)
-        for (image, category), annotations in self._gts.items():
-            if annotations:
+        for (image, category), true in self._gts.items():
+            if true:
                 present[image].add(category)
-        for (image, _), detections in self._dts.items():
+        found: dict[Any, list[Any]] = self._dts  # type: ignore[has-type]
+        for (image, _), detections in found.items():
             surest[image] += detections
         self._dts = defaultdict(list)
         for image, detections in surest.items():

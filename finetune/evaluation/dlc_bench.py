@@ -67,7 +67,9 @@ class LocalJudge:
 class ServerJudge:
     """A model behind an OpenAI-compatible server, at temperature 0. url: up to and with /v1. key: bearer token, if any."""
 
-    def __init__(self, url: str, model: str, key: str | None = None, max_tokens: int = 300, timeout: float = 120) -> None:
+    def __init__(
+        self, url: str, model: str, key: str | None = None, max_tokens: int = 300, timeout: float = 120
+    ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"judge_url is {url}, expected an address such as http://localhost:8000/v1.")
         self.name, self.url, self.key = model, url.rstrip("/") + "/chat/completions", key

@@ -76,7 +76,7 @@ def answer_scores(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _group(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     right = right_answers(lines)
-    counts = [len(choices_of(line["asked"])) for line in lines]
+    counts = [len(choices_of(line["asked"])) or line.get("options", 0) for line in lines]
     scores = {
         "questions": float(len(lines)),
         "accuracy": sum(right) / len(right),
@@ -85,20 +85,29 @@ def _group(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {**scores, "chance": chance(counts)} if all(counts) else scores
 
 
-def overlap_answer(question: str, words: str) -> str:
-    """What a caption or a concept answers to a question: of listed choices the one that shares most words, the first of equals.
+def overlap_answer(question: str, words: str, options: Sequence[str] = ()) -> str:
+    """What a caption or a concept answers to a question: of the choices it lists, or of its `options`, the one that shares
+    most words, relative to its length; the first of equals.
 
     To a question that begins as yes/no questions do: whether any of its words of four letters or more is among them.
     To any other question: the words themselves.
     """
     said = set(re.findall(r"\w+", words.lower()))
-    if choices := choices_of(question):
-        return max(choices, key=lambda letter: len(said & set(re.findall(r"\w+", choices[letter].lower()))))
     plain = re.sub(r"<region\d*>|\bregion\d+\b", " ", question.lower())
-    if re.match(r"\s*(is|are|does|do|can|has|have|was|were)\b", plain):
+    possible = choices_of(question) or {option: option for option in options}
+    if len(possible) > 1 and set(possible) != {"yes", "no"}:
+
+        def shared(key: str) -> float:
+            own = set(re.findall(r"\w+", possible[key].lower()))
+            return len(said & own) / max(len(own), 1)
+
+        return max(possible, key=shared)
+    if set(possible) == {"yes", "no"} or re.match(
+        r".*\b(is|are|does|do|can|has|have|was|were) (there|it|the|this)\b", plain
+    ):
         asked = {word for word in re.findall(r"\w+", plain) if len(word) > 3} - _EMPTY
         return "yes" if asked & said else "no"
     return words
 
 
-_EMPTY = {"there", "image", "picture", "does", "have", "this", "that", "with", "region", "object", "were"}
+_EMPTY = {"there", "whole", "image", "picture", "does", "have", "this", "that", "with", "region", "object", "were"}
