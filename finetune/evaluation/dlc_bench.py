@@ -10,6 +10,7 @@ Knows descriptions and questions, not who described.
 from __future__ import annotations
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -108,7 +109,8 @@ def judge_prompt(description: str, question: Mapping[str, Any], template: str = 
     """What the judge is asked: a template with {description} and {question}, choices lettered from A."""
     lines = [f"{letter.upper()}. {words}" for letter, (words, _) in zip(LETTERS, question["choices"])]
     asked = "\n".join([question["question"], *lines])
-    return template.replace("{description}", description).replace("{question}", asked)
+    parts = {"{description}": description, "{question}": asked}
+    return re.sub("{description}|{question}", lambda found: parts[found[0]], template)
 
 
 def read_choice(reply: str, choices: Sequence[str]) -> int | None:

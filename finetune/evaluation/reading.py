@@ -89,7 +89,9 @@ def read_set(
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{annotations} is not the file of {benchmark.name}: {error!r}.") from error
     if not found.records:
-        raise ValueError("There is nothing to evaluate: the file holds no records.")
+        raise ValueError(
+            f"There is nothing to evaluate, for the file holds no records: is it the file of {benchmark.name}?"
+        )
     return found
 
 

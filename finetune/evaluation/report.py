@@ -15,11 +15,20 @@ SHOWN: dict[str, list[str]] = {
     "labels": ["SS", "S-IoU (osprey)", "S-IoU (pixelrefer)", "S-IoU (wow-seg)", "S-IoU (osprey), mean of classes"],
     "detections": ["AP", "AP50", "AP75", "APr", "APc", "APf"],
     "masks": ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"],
+    "prompts": [
+        "regions",
+        "mIoU box",
+        "mIoU 1 point",
+        *(f"mIoU {n} points" for n in (3, 5, 9)),
+        *(f"mIoU click {n}" for n in (1, 3, 5, 9)),
+        "IoU ≥ 0.85 within 9 clicks",
+        "IoU ≥ 0.90 within 9 clicks",
+    ],
     "questions": ["accuracy", "majority", "chance"],
     "yes_no": ["accuracy", "precision", "recall", "F1", "yes"],
     "descriptions": ["positive", "negative", "average", "recognised"],
 }
-"""Columns of each task's table; "prompts" shows all that it has."""
+"""Columns of each task's table; `metrics.json` has more."""
 
 HUNDREDFOLD = ("captions", "labels", "detections", "masks")
 """Tasks whose papers print scores times 100."""
@@ -41,8 +50,10 @@ def as_markdown(metrics: dict[str, Any]) -> str:
     lines += ["", *_table(metrics)]
     if any("by_type" in scores for scores in metrics["rows"].values()):
         lines += ["", *_by_type(metrics)]
-    lines += [f"\n- {row} was not run: {why}." for row, why in metrics["not_run"].items()]
-    lines += [f"\n- {note}" for note in metrics["notes"]]
+    reasons = dict.fromkeys(metrics["not_run"].values())
+    notes = [f"not run: {', '.join(r for r, w in metrics['not_run'].items() if w == why)}; {why}" for why in reasons]
+    if notes + metrics["notes"]:
+        lines += ["", *(f"- {note}." for note in notes + metrics["notes"])]
     if metrics["problems"]:
         lines += ["", "**Marked**, for these count as they are:", ""]
         lines += [
@@ -56,7 +67,7 @@ def as_markdown(metrics: dict[str, Any]) -> str:
 
 def _table(metrics: dict[str, Any]) -> list[str]:
     published = [] if metrics["own_records"] else PUBLISHED.get(metrics["benchmark"], [])
-    shown = SHOWN.get(metrics["task"]) or list(next(iter(metrics["rows"].values()), {}))
+    shown = SHOWN[metrics["task"]]
     have = {c for scores in metrics["rows"].values() for c in scores} | {c for p in published for c in p.scores}
     columns = [c for c in shown if c in have]
     marked = " †" if metrics["subset"] or metrics["problems"] else ""
@@ -65,7 +76,9 @@ def _table(metrics: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {row}{marked} | " + " | ".join(_number(scores.get(c), c, metrics["task"]) for c in columns) + " |"
         )
-    for number, p in enumerate(published, 1):
+    sources = list(dict.fromkeys(p.source for p in published))
+    for p in published:
+        number = sources.index(p.source) + 1
         cells = " | ".join(_number(p.scores.get(c), c, metrics["task"]) for c in columns)
         lines.append(f"| *{p.system}* [{number}] | {cells} |")
     if marked:
@@ -97,7 +110,7 @@ def _number(value: float | None, column: str, task: str) -> str:
 
 
 def _sources(name: str) -> str:
-    return "; ".join(f"[{i}] {p.source}" for i, p in enumerate(PUBLISHED[name], 1))
+    return "; ".join(f"[{i}] {source}" for i, source in enumerate(dict.fromkeys(p.source for p in PUBLISHED[name]), 1))
 
 
 def draw(metrics: dict[str, Any], path: Path) -> None:
