@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     """Read the arguments, predict, score, report."""
     arguments = parse_arguments(EvaluateArguments, argv, description=__doc__)
     began = time.perf_counter()
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available() and arguments.device in (None, "cpu"))
     benchmark = _check(arguments)
     found = read_set(
         benchmark, data=arguments.data, annotations=arguments.annotations, images=arguments.images,

@@ -103,6 +103,8 @@ def _numbered(sample: Sample, number: int, problems: Problems) -> Sample:
 def _read_coco(path: Path, found: EvaluationSet, benchmark: Benchmark) -> Iterator[Sample]:
     """COCO's layout, and LVIS's: categories, or captions on annotations or (MDETR, GLaMM) on pictures."""
     content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise TypeError(f"expected COCO's object of images, annotations and categories, got a {type(content).__name__}")
     found.reference = content
     names = {c["id"]: str(c["name"]) for c in content.get("categories", [])}
     by_image: dict[Any, list[dict[str, Any]]] = {}
