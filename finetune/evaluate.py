@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from accelerate import PartialState
 
 from .arguments import knob, parse_arguments, run_command
