@@ -213,9 +213,10 @@ def test_accelerate_splits_the_work(records: Path, tmp_path: Path) -> None:
     flags = ["--data", str(records), "--batch_size", "2", "--rows", "caption decoder;concept head", "--device", "cpu"]
     run(tmp_path / "one", *flags)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
+    command += ["-m", "finetune.evaluate", "--output", str(tmp_path / "two"), *flags]
     done = subprocess.run(
-        [*command, "-m", "finetune.evaluate", "--output", str(tmp_path / "two"), *flags], cwd=Path(__file__).parents[2], capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False,
+        command, cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "one" / "predictions.jsonl").read_bytes() == (
