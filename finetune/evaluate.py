@@ -1,202 +1,260 @@
-"""A bridge's own answers to the questions of records, beside the true ones.
+"""What models say of regions, and what it is worth by the protocols of the field.
 
     python -m finetune.evaluate --model runs/mine/model --data mine_val.jsonl --output runs/mine_eval
+    python -m finetune.evaluate --benchmark vg_full --annotations vg/test.json --images vg/images --output runs/vg
+    accelerate launch -m finetune.evaluate …          # every process takes its share of the pictures
 
-Writes `predictions.jsonl`, a line for each question with what the model said, unedited, and `metrics.json`. Every
-question is asked greedily with the true turns before it. A run that was stopped goes on with the records that are left.
+Without a benchmark, every question of the records is asked with the true turns before it. Writes predictions.jsonl (a line
+for each item and row, unedited), metrics.json, table.md, plot.png, and environment.json, which alone differs between two
+runs of the same. A run that was stopped goes on with what is left. `finetune/EVALUATION.md` has the protocols.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import sys
-from collections import defaultdict
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tqdm.auto import tqdm
-
-from llm_bridge import PictureContext, RegionBridgeForConditionalGeneration, RegionBridgeProcessor
+from accelerate import PartialState
 
 from .arguments import knob, parse_arguments, run_command
-from .conversations import answer_last
-from .data.collator import CachedSample
-from .data.sample import Sample, cut_turns, iterate, load_samples, open_image
 from .environment import describe_environment
-from .metrics import accuracy, majority
-from .region_cache import RegionCache, file_checksum
-from .region_encoding import encode_regions
+from .evaluation.benchmarks import BENCHMARKS, Benchmark
+from .evaluation.caption_metrics import PROTOCOLS, choose_scorer, missing_for_ptb
+from .evaluation.items import Item, items_of
+from .evaluation.judging import Judging
+from .evaluation.loading import Cast, load_cast
+from .evaluation.predicting import Predictor
+from .evaluation.reading import EvaluationSet, read_set
+from .evaluation.recognition_metrics import SentenceEncoder
+from .evaluation.report import as_markdown, draw
+from .evaluation.rows import CONTROLS, MASKS, ROWS
+from .evaluation.running import PREDICTIONS, prepare_output, read_lines, run_chunks, write_whole
+from .evaluation.scoring import score_masks, score_prompts, score_row
+from .region_cache import file_checksum
 
-PROTOCOL = "exact answers 1"
-"""An answer is right if it is the true one after `metrics.normalise_answer`; change it, and this gets a new number."""
+GIVEN = "given predictions"
 
 
 @dataclass
 class EvaluateArguments:
-    """Ask a bridge every question of a set of records."""
+    """Measure a bridge and its baselines by a benchmark's protocol, or on records of your own."""
 
-    model: str = knob(help="the bridge: region-chat-tiny, a folder, or a Hub repository")
-    data: str = knob(help="records: JSONL or parquet")
     output: str = knob(help="folder of predictions and numbers")
-    cache: str | None = knob(default=None, help="cache of the records; default: their pictures are encoded")
-    history: Literal["true", "none"] = knob(
-        default="true", help="true: earlier turns stand before a question, with true answers; none: it stands alone"
+    model: str = knob(default="region-chat-tiny", help="the bridge: a name, folder, or Hub repository; or none")
+    benchmark: str = knob(default="answers", help=f"protocol: {', '.join(BENCHMARKS)}")
+    data: str | None = knob(default=None, help="records of your own, JSONL or parquet, instead of the benchmark's file")
+    annotations: str | None = knob(default=None, help="the benchmark's published file")
+    images: str | None = knob(default=None, help="folder of its pictures")
+    boxes: str | None = knob(default=None, help="masks: detections in COCO's result format; default: the true boxes")
+    qa: str | None = knob(default=None, help="dlc_bench: qa.json, with class_names.json beside it")
+    judge: str | None = knob(
+        default=None, help="dlc_bench: instruct model that judges, or its name on judge_url's server"
     )
-    limit: int | None = knob(default=None, help="records to ask about, from the first")
-    batch_size: int = knob(default=16, help="questions asked at once")
-    max_new_tokens: int = knob(default=64, help="longest answer")
-    device: str | None = knob(default=None, help="where to run; default: CUDA if there is one, else CPU")
+    judge_url: str | None = knob(default=None, help="dlc_bench: OpenAI-compatible server, up to and with /v1")
+    judge_key: str | None = knob(default=None, help="dlc_bench: file that holds the server's key")
+    judge_prompt: str | None = knob(
+        default=None, help="dlc_bench: file with the prompt, for {description} and {question}"
+    )
+    predictions: str | None = knob(
+        default=None, help="score these instead of asking: lines with id and answer; masks: COCO's result format"
+    )
+    region_tokenizer: str | None = knob(default=None, help="name, folder or Hub repository; default: the bridge's own")
+    variant: str | None = knob(default=None, help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
+    concepts: str | None = knob(default=None, help="concept bank; default: what came with the region tokenizer")
+    described_model: str | None = knob(default=None, help="instruct model for the row that is told what TAP sees")
+    rows: str = knob(default=",".join((*ROWS, *CONTROLS)).replace(",", ";").replace("; ", ", "),
+                     help="rows of the table, separated by semicolons")  # fmt: skip
+    cache: str | None = knob(default=None, help="cache of the records (data); default: their pictures are encoded")
+    question: str | None = knob(default=None, help="what is asked of each <region>; default: the benchmark's")
+    history: Literal["true", "none"] | None = knob(
+        default=None, help="true: earlier turns stand before a question, with true answers; none: it stands alone"
+    )
+    caption_scorer: Literal["auto", "ptb", "plain"] = knob(
+        default="auto", help="captions: ptb needs Java and pycocoevalcap; auto takes it where it can"
+    )
+    sentence_encoder: str | None = knob(
+        default=None, help="labels: encoder for semantic similarity, folder or Hub name"
+    )
+    limit: int | None = knob(default=None, help="records to evaluate, from the first; scores are marked as a subset's")
+    seed: int = knob(default=0, help="of drawn points and of GlyphScenes")
+    batch_size: int = knob(default=16, help="questions asked at once, and records of a chunk")
+    max_new_tokens: int | None = knob(default=None, help="longest answer; default: the benchmark's")
+    device: str | None = knob(default=None, help="where to run; default: this process's accelerator, or CPU")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the arguments, ask, and write predictions and numbers."""
+    """Read the arguments, predict, score, report."""
     arguments = parse_arguments(EvaluateArguments, argv, description=__doc__)
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    bridge = RegionBridgeForConditionalGeneration.from_pretrained(arguments.model).to(device).eval()
-    processor = RegionBridgeProcessor.from_pretrained(arguments.model, device=device)
+    began = time.perf_counter()
+    state = PartialState(cpu=not torch.cuda.is_available() and arguments.device in (None, "cpu"))
+    benchmark = _check(arguments)
+    found = read_set(
+        benchmark, data=arguments.data, annotations=arguments.annotations, images=arguments.images,
+        limit=arguments.limit, seed=arguments.seed,
+    )  # fmt: skip
+    question, history = arguments.question or benchmark.question, arguments.history or benchmark.history
+    items = [items_of(sample, benchmark, question, history, found.problems) for sample in found.records]
+    if benchmark.task not in ("masks", "prompts") and not any(items):
+        raise ValueError("There are no answered questions, and no regions with a reference: nothing can be scored.")
+    device = arguments.device or str(state.device)
     output = Path(arguments.output)
-    output.mkdir(parents=True, exist_ok=True)
-    about = _about(arguments, bridge)
-    done = _resume(output, about)
-    cache = None if arguments.cache is None else _cache(arguments, bridge)
-    samples = load_samples(arguments.data, streaming=True)
-    start = 1 + max((line["record"] for line in done), default=-1)
-    waiting: list[tuple[int, int, CachedSample]] = []
-    path = output / "predictions.jsonl"
-    total = None if cache is None else min(cache.plan.samples, arguments.limit or cache.plan.samples)
-    with (
-        path.open("a", encoding="utf-8") as file,
-        tqdm(desc="asking", unit="record", initial=start, total=total) as bar,
-    ):
-
-        def answer() -> None:
-            said = answer_last(bridge, processor, [item for *_, item in waiting], arguments.max_new_tokens)
-            for (record, turn, item), words in zip(waiting, said):
-                question, truth = item.sample["conversations"][-2:]
-                line = {
-                    "record": record, "question": turn, "source": item.sample.get("source"), "asked": question["content"],
-                    "answer": words, "truth": truth["content"],
-                }  # fmt: skip
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            waiting.clear()
-
-        for number, sample in enumerate(iterate(samples, start), start):
-            if arguments.limit is not None and number >= arguments.limit:
-                break
-            seen = _seen(sample, number, cache, Path(arguments.data), processor)
-            waiting += [(number, turn, item) for turn, item in enumerate(_questions(seen, arguments.history))]
-            bar.update()
-            if len(waiting) >= arguments.batch_size:
-                answer()
-        if waiting:
-            answer()
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    metrics = {**about, **score(lines), "environment": describe_environment(device=device)}
-    partial = output / "metrics.json.partial"
-    partial.write_text(json.dumps(metrics, indent=1))
-    partial.replace(output / "metrics.json")
-    print(table(metrics))
+    if arguments.predictions is not None:
+        if not state.is_main_process:
+            return
+        output.mkdir(parents=True, exist_ok=True)
+        cast, lines = None, _given(arguments.predictions, benchmark)
+    else:
+        cast = _load(arguments, benchmark, found, device)
+        about = _about(arguments, benchmark, cast, question, history)
+        complete = False
+        if state.is_main_process:
+            complete = prepare_output(output, about)
+        state.wait_for_everyone()
+        if not (complete or (output / PREDICTIONS).is_file()):
+            predictor = Predictor(arguments, benchmark, found, items, cast)
+            run_chunks(output, predictor.chunks, predictor.work, state)
+        if not state.is_main_process:
+            return
+        lines = list(read_lines(output / PREDICTIONS))
+    metrics = _metrics(arguments, benchmark, found, [i for some in items for i in some], cast, lines, device)
+    write_whole(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False))
+    table = as_markdown(metrics)
+    write_whole(output / "table.md", table)
+    draw(metrics, output / "plot.png")
+    took = {"seconds": round(time.perf_counter() - began, 1), "peak_memory_mib": _peak()}
+    environment = {**describe_environment(state.num_processes, device), **took}
+    write_whole(output / "environment.json", json.dumps(environment, indent=1))
+    print(table)
 
 
-def score(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Share of exact answers, of all and by source, with the commonest answer's share beside it."""
-    if not lines:
-        raise ValueError("Got no answered questions: do the records have conversations with answers?")
-    by_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for line in lines:
-        by_source[line["source"] or "records"].append(line)
-
-    def row(some: list[dict[str, Any]]) -> dict[str, float]:
-        said, true = [line["answer"] for line in some], [line["truth"] for line in some]
-        return {"questions": len(some), "exact": accuracy(said, true), "majority": majority(true)}
-
-    return {**row(lines), "by_source": {source: row(some) for source, some in sorted(by_source.items())}}
-
-
-def table(metrics: dict[str, Any]) -> str:
-    """The numbers as a Markdown table."""
-    rows = {"all": metrics, **(metrics["by_source"] if len(metrics["by_source"]) > 1 else {})}
-    lines = ["| | questions | exact | commonest answer |", "|---|---|---|---|"]
-    lines += [f"| {name} | {r['questions']} | {r['exact']:.3f} | {r['majority']:.3f} |" for name, r in rows.items()]
-    return "\n".join(lines)
+def _check(arguments: EvaluateArguments) -> Benchmark:
+    """The benchmark, if the arguments fit it; refusals come before any model is loaded."""
+    if arguments.benchmark not in BENCHMARKS:
+        raise ValueError(f"benchmark is {arguments.benchmark}, expected one of {', '.join(BENCHMARKS)}.")
+    benchmark = BENCHMARKS[arguments.benchmark]
+    only = {"boxes": "masks", "qa": "descriptions", "judge": "descriptions", "judge_url": "descriptions",
+            "judge_key": "descriptions", "judge_prompt": "descriptions", "sentence_encoder": "labels"}  # fmt: skip
+    for name, task in only.items():
+        if getattr(arguments, name) is not None and benchmark.task != task:
+            raise ValueError(f"{name} is given, but {benchmark.name} is not about {task}: leave it out.")
+    if arguments.cache is not None and (arguments.data is None or benchmark.task in ("masks", "prompts")):
+        raise ValueError("cache needs data, the records it was made of, and a task of words.")
+    if (arguments.limit is not None and arguments.limit < 1) or arguments.batch_size < 1:
+        raise ValueError("limit and batch_size are 1 or more.")
+    if (arguments.judge is None) != (arguments.qa is None):
+        raise ValueError("A judge needs qa=… with the benchmark's questions, and qa a judge=….")
+    if benchmark.task == "captions":
+        choose_scorer(arguments.caption_scorer)
+    return benchmark
 
 
-def _about(arguments: EvaluateArguments, bridge: RegionBridgeForConditionalGeneration) -> dict[str, Any]:
+def _load(arguments: EvaluateArguments, benchmark: Benchmark, found: EvaluationSet, device: str) -> Cast:
+    return load_cast(
+        benchmark, found, model=None if arguments.model == "none" else arguments.model,
+        region_tokenizer=arguments.region_tokenizer, variant=arguments.variant, concepts=arguments.concepts,
+        described_model=arguments.described_model, rows=[row.strip() for row in arguments.rows.split(";")],
+        max_new_tokens=arguments.max_new_tokens or benchmark.max_new_tokens, batch_size=arguments.batch_size, device=device,
+    )  # fmt: skip
+
+
+def _about(
+    arguments: EvaluateArguments, benchmark: Benchmark, cast: Cast, question: str, history: str
+) -> dict[str, Any]:
     """What the predictions are of: all that, if it changes, makes them others."""
-    chosen = {key: value for key, value in asdict(arguments).items() if key in ("model", "data", "history", "limit")}
-    data = Path(arguments.data)
+    chosen = ("model", "benchmark", "data", "annotations", "boxes", "cache", "limit", "seed", "batch_size", "rows")
+    source = next((Path(p) for p in (arguments.data, arguments.annotations) if p is not None), None)
     return {
-        "protocol": PROTOCOL,
-        **chosen,
-        "data_checksum": file_checksum(data) if data.is_file() else "",
-        "region_tokenizer": bridge.config.fingerprint,
-        "decoding": f"greedy, at most {arguments.max_new_tokens} tokens",
-    }
+        **{name: value for name, value in asdict(arguments).items() if name in chosen},
+        "version": benchmark.version, "question": question, "history": history,
+        "max_new_tokens": arguments.max_new_tokens or benchmark.max_new_tokens,
+        "data_checksum": file_checksum(source) if source is not None and source.is_file() else "",
+        "fingerprints": cast.fingerprints,
+    }  # fmt: skip
 
 
-def _resume(output: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
-    """Predictions that an earlier run made of the same; the last record's may be incomplete, and are made again."""
-    note, path = output / "about.json", output / "predictions.jsonl"
-    if note.is_file() and json.loads(note.read_text()) != about:
-        old = json.loads(note.read_text())
-        changed = ", ".join(key for key in about if old.get(key) != about[key])
-        raise ValueError(f"{output} holds predictions with other {changed}: choose another output, or delete it.")
-    note.write_text(json.dumps(about, indent=1))
-    if not path.is_file():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:  # the torn end of a run that was killed
-            break
-    finished = (output / "metrics.json").is_file()
-    last = max((line["record"] for line in lines), default=-1)
-    kept = lines if finished else [line for line in lines if line["record"] < last]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
-    partial.replace(path)
-    return kept
+def _given(path: str, benchmark: Benchmark) -> list[dict[str, Any]]:
+    """Predictions of someone else, as lines of one row."""
+    if not Path(path).is_file():
+        raise ValueError(f"Found no predictions at {path}.")
+    if path.endswith(".json"):
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        lines = [{"id": k, "answer": v} for k, v in content.items()] if isinstance(content, dict) else content
+    else:
+        lines = list(read_lines(Path(path)))
+    needed = ("image_id", "category_id", "segmentation", "score") if benchmark.task == "masks" else ("id",)
+    if not lines:
+        raise ValueError(f"{path} holds no predictions.")
+    for number, line in enumerate(lines, 1):
+        if missing := [key for key in needed if key not in line]:
+            raise ValueError(f"{path}, prediction {number} lacks {', '.join(missing)}.")
+    rows = {line.get("row", GIVEN) for line in lines}
+    return [{**line, "row": line.get("row", GIVEN) if len(rows) > 1 else GIVEN} for line in lines]
 
 
-def _cache(arguments: EvaluateArguments, bridge: RegionBridgeForConditionalGeneration) -> RegionCache:
-    cache = RegionCache(str(arguments.cache))
-    cache.check(Path(arguments.data), bridge.config.fingerprint, PictureContext.of(bridge.config))
-    return cache
-
-
-def _seen(
-    sample: Sample, number: int, cache: RegionCache | None, data: Path, processor: RegionBridgeProcessor
-) -> CachedSample:
-    """A record with its region tokens, from the cache or from its picture."""
-    if cache is not None:
-        return CachedSample(sample, cache.regions(number), cache.grid(number))
-    tokenizer = processor.region_tokenizer
-    if tokenizer is None:
-        raise ValueError("The bridge's folder has no region tokenizer: give cache=….")
-    context = processor.context
-    features = tokenizer.embed_image([open_image(sample, data if data.is_dir() else data.parent)])
-    (regions,) = encode_regions(tokenizer, features, [sample])
-    return CachedSample(sample, regions, context.encode(tokenizer, features)[0] if context.slots else None)
-
-
-def _questions(seen: CachedSample, history: str) -> list[CachedSample]:
-    """A record for each of its questions that has an answer, which comes last."""
-    turns = seen.sample["conversations"]
-    asked = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
-    found = []
-    for place, i in enumerate(asked):
-        if i + 1 >= len(turns):
-            continue
-        if history == "none":
-            sample, rows = cut_turns(seen.sample, place, 1)
-            found.append(CachedSample(sample, seen.regions[rows], seen.grid))
+def _metrics(
+    arguments: EvaluateArguments, benchmark: Benchmark, found: EvaluationSet, items: list[Item], cast: Cast | None,
+    lines: list[dict[str, Any]], device: str,
+) -> dict[str, Any]:  # fmt: skip
+    """All that `metrics.json` holds."""
+    problems = found.problems
+    notes: list[str] = []
+    scorer = choose_scorer(arguments.caption_scorer) if benchmark.task == "captions" else "plain"
+    if benchmark.task == "captions" and scorer == "plain" and (missing := missing_for_ptb()):
+        notes.append(f"{missing}: these numbers are of the plain protocol, and do not compare with published ones")
+    if benchmark.task == "labels" and arguments.sentence_encoder is None:
+        notes.append("semantic similarity was not measured: give --sentence_encoder")
+    encoder = None if arguments.sentence_encoder is None else SentenceEncoder(arguments.sentence_encoder, device)
+    judging = Judging.of(arguments, device) if benchmark.task == "descriptions" else None
+    rows: dict[str, Any] = {}
+    order = [MASKS] if benchmark.task in ("masks", "prompts") else [row.name for row in cast.rows] if cast else []
+    for row in dict.fromkeys([*order, *(line["row"] for line in lines)] if cast is None or not order else order):
+        own = [line for line in lines if line["row"] == row]
+        if benchmark.task == "masks":
+            rows[row] = score_masks(benchmark, own, found, problems, row)
+        elif benchmark.task == "prompts":
+            rows[row] = score_prompts(own, problems, row)
+        elif judging is not None:
+            rows[row] = judging.score(row, own, items, problems, Path(arguments.output))
         else:
-            found.append(CachedSample({**seen.sample, "conversations": list(turns[: i + 2])}, seen.regions, seen.grid))
-    return found
+            rows[row] = score_row(benchmark, row, own, items, problems, scorer=scorer, encoder=encoder, found=found)
+    if judging is not None:
+        notes.append(judging.note)
+    if benchmark.task == "masks" and arguments.boxes is None:
+        notes.append(
+            "boxes are the true ones, scores the predicted IoU; published rows have a detector's boxes (--boxes)"
+        )
+    rules = f"{benchmark.protocol}; {PROTOCOLS[scorer]}" if benchmark.task == "captions" else benchmark.protocol
+    whole = benchmark.whole if arguments.data is None else None
+    count = len(items) if items else sum(len(s["regions"]) for s in found.records)
+    if arguments.data is not None:
+        notes.append("records of one's own: published figures are of other data")
+    return {
+        "benchmark": benchmark.name, "title": benchmark.title, "task": benchmark.task,
+        "protocol": {"name": benchmark.name if scorer == "plain" and benchmark.task != "captions" else
+                     f"{benchmark.name} ({scorer})" if benchmark.task == "captions" else benchmark.name,
+                     "version": benchmark.version, "rules": rules},
+        "n": {"items": count, "pictures": len(found.records), "whole": whole},
+        "subset": arguments.limit is not None or (whole is not None and count < whole),
+        "own_records": arguments.data is not None,
+        "seed": arguments.seed,
+        "question": arguments.question or benchmark.question,
+        "history": arguments.history or benchmark.history,
+        "decoding": f"greedy, at most {arguments.max_new_tokens or benchmark.max_new_tokens} tokens",
+        "model": arguments.model, "fingerprints": cast.fingerprints if cast else {},
+        "rows": rows, "not_run": cast.not_run if cast else {}, "notes": notes, "problems": problems.as_dict(),
+    }  # fmt: skip
+
+
+def _peak() -> int:
+    """Most memory that this process held, in MiB."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(used / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 if __name__ == "__main__":

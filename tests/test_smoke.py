@@ -25,6 +25,6 @@ def test_smoke(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = json.loads((tmp_path / "runs" / "miniature" / "evaluation" / "metrics.json").read_text())
-    assert metrics["questions"] > 10
+    assert metrics["n"]["items"] > 10
     assert "records are whole" in done.stdout
     assert (tmp_path / "runs" / "miniature" / "lora" / "loss.png").is_file()

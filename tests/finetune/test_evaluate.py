@@ -1,8 +1,12 @@
-"""Answers and numbers from a checkpoint: resumable, unedited, of what they say they are."""
+"""Every benchmark from its file to its table, on small files of ours; bad input counted and named; resumable, repeatable."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,19 @@ import pytest
 
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
+pytest.importorskip("scipy")
+pytest.importorskip("inflect")
+
+from PIL import Image
 
 from finetune import evaluate
 from finetune.data.converting import convert
 from finetune.data.glyph_records import GlyphScenesSource
+from finetune.data.sample import open_image
+from finetune.evaluation.benchmarks import BENCHMARKS
+
+PLAIN = ("--caption_scorer", "plain")
+QUICK = ("--rows", "caption decoder;concept head;language model", "--max_new_tokens", "8")
 
 
 @pytest.fixture(scope="module")
@@ -23,35 +36,197 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(records: Path, output: Path, *flags: str) -> dict[str, Any]:
-    evaluate.main(["--model", "region-chat-tiny", "--data", str(records), "--output", str(output), *flags])
-    return json.loads((output / "metrics.json").read_text())
+@pytest.fixture(scope="module")
+def published(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pictures with the files of every published layout."""
+    folder = tmp_path_factory.mktemp("published")
+    (folder / "images").mkdir()
+    samples = [json.loads(line) for line in records.read_text().splitlines()[:2]]
+    images, annotations, osprey = [], [], []
+    names = sorted({r["label"] for s in samples for r in s["regions"]})
+    for number, sample in enumerate(samples, 1):
+        file = f"{number:04d}.png"
+        Image.fromarray(open_image(sample, folder)).save(folder / "images" / file)
+        size = {"height": sample["height"], "width": sample["width"]}
+        images.append({"id": number, "file_name": file, **size})
+        for region in sample["regions"]:
+            x1, y1, x2, y2 = region["box"]
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": names.index(region["label"]) + 1,
+                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0,
+                 "segmentation": region["mask"], "caption": f"a {region['label']}"}
+            )  # fmt: skip
+        osprey.append(
+            {"file_name": file, **size, "categories": [r["label"] for r in sample["regions"]],
+             "annotations": [{"segmentation": r["mask"]} for r in sample["regions"]]}
+        )  # fmt: skip
+    categories = [{"id": i, "name": n, "frequency": "f"} for i, n in enumerate(names, 1)]
+    write(folder / "coco.json", {"images": images, "annotations": annotations, "categories": categories})
+    urls = [{**{k: v for k, v in i.items() if k != "file_name"}, "coco_url": f"http://a/images/{i['file_name']}",
+             "neg_category_ids": [], "not_exhaustive_category_ids": []} for i in images]  # fmt: skip
+    write(folder / "lvis.json", {"images": urls, "annotations": annotations, "categories": categories})
+    write(folder / "osprey.json", osprey)
+    masks = [r["mask"] for r in samples[0]["regions"]]
+    write(folder / "gar.json", [
+        {"image": "0001.png", "mask_rles": masks[:1], "question": f"What colour is <Prompt0>?{i}",
+         "choices": ["A. red", "B. blue"], "answer": "A", "type": kind}
+        for i, kind in enumerate(("color", "shape"))
+    ])  # fmt: skip
+    lines = [{"question_id": i, "image": "0001.png", "text": f"Is there a {n} in the image?", "label": "yes" if i else "no"}
+             for i, n in enumerate(["dog", names[0]])]  # fmt: skip
+    (folder / "pope.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    choices = {"positive": [["told", 1], ["not told", 0]], "negative": [["told", -1], ["not told", 1]]}
+    questions = [{"question": f"{kind}?", "choices": some, "type": kind} for kind, some in choices.items()]
+    write(folder / "qa.json", {str(a["id"]): questions for a in annotations})
+    write(folder / "class_names.json", {str(a["id"]): names[a["category_id"] - 1] for a in annotations})
+    return folder
 
 
-def test_answers_of_the_bundled_model(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    alone = run(records, tmp_path / "alone", "--history", "none")
-    assert alone["questions"] == 15
-    assert alone["exact"] > 0.8 > alone["majority"]
-    assert f"| all | 15 | {alone['exact']:.3f} |" in capsys.readouterr().out
-    lines = [json.loads(line) for line in (tmp_path / "alone" / "predictions.jsonl").read_text().splitlines()]
-    assert [(line["record"], line["question"]) for line in lines] == [(r, q) for r in range(5) for q in range(3)]
-    assert set(alone["by_source"]) == {"GlyphScenes"}
-    assert alone["environment"]["torch"]
+@pytest.fixture(scope="module")
+def instruct_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Any causal language model: random, with the bundled vocabulary."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    from llm_bridge.configuration_bridge import bundled_or_given
+
+    folder = tmp_path_factory.mktemp("instruct")
+    words = AutoTokenizer.from_pretrained(bundled_or_given("region-chat-tiny"))
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                         num_attention_heads=2, max_position_embeddings=2048, eos_token_id=words.eos_token_id,
+                         pad_token_id=words.pad_token_id)  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
 
 
-def test_a_stopped_run_goes_on(records: Path, tmp_path: Path) -> None:
-    whole = run(records, tmp_path / "whole")
-    expected = (tmp_path / "whole" / "predictions.jsonl").read_text()
-    lines = expected.splitlines(keepends=True)
-    (tmp_path / "whole" / "metrics.json").unlink()
-    (tmp_path / "whole" / "predictions.jsonl").write_text("".join(lines[:7]) + '{"record": 2, "torn')
-    assert run(records, tmp_path / "whole") == whole
-    assert (tmp_path / "whole" / "predictions.jsonl").read_text() == expected
+def write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value))
+
+
+def run(output: Path, *flags: str) -> dict[str, Any]:
+    evaluate.main(["--output", str(output), *flags])
+    return dict(json.loads((output / "metrics.json").read_text()))
+
+
+FILES = {
+    "coco": "coco.json",
+    "lvis": "lvis.json",
+    "osprey": "osprey.json",
+    "gar_bench": "gar.json",
+    "pope": "pope.jsonl",
+}
+
+
+def of_file(published: Path, name: str) -> list[str]:
+    file = published / FILES[BENCHMARKS[name].layout]
+    return ["--benchmark", name, "--annotations", str(file), "--images", str(published / "images")]
+
+
+@pytest.mark.parametrize("name", [n for n, b in BENCHMARKS.items() if b.layout in FILES])
+def test_every_benchmark_from_its_published_file(name: str, published: Path, tmp_path: Path) -> None:
+    metrics = run(tmp_path, *of_file(published, name), *QUICK, *PLAIN)
+    benchmark = BENCHMARKS[name]
+    rows = (
+        ["mask decoder"]
+        if benchmark.task in ("masks", "prompts")
+        else ["caption decoder", "concept head", "language model"]
+    )
+    assert list(metrics["rows"]) == rows
+    assert metrics["subset"] == (benchmark.whole is not None)
+    assert metrics["protocol"]["version"] == benchmark.version
+    assert metrics["fingerprints"]["region tokenizer"]
+    assert not metrics["problems"]
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert {line["row"] for line in lines} == set(rows)
+    if benchmark.task == "detections":
+        assert metrics["rows"]["concept head"]["AP"] > 0.5
+    if benchmark.task == "labels":
+        assert metrics["rows"]["concept head"]["S-IoU (osprey)"] > 0.5
+    if benchmark.task == "masks":
+        assert metrics["rows"]["mask decoder"]["AP"] > 0.5
+    if benchmark.task == "prompts":
+        assert metrics["rows"]["mask decoder"]["mIoU box"] > 0.6
+    if benchmark.task == "captions":
+        assert metrics["rows"]["caption decoder"]["BLEU-1"] > 0.2
+    table = (tmp_path / "table.md").read_text()
+    assert f"| {rows[0]}" in table
+    assert ("**subset" in table) == metrics["subset"]
+    with Image.open(tmp_path / "plot.png") as plot:
+        assert plot.size[0] > 500
+
+
+@pytest.mark.parametrize("name", ["refcocog", "lvis_labels", "coco_classification", "coco_masks", "prompted_masks"])
+def test_benchmarks_on_records_of_ones_own(name: str, records: Path, tmp_path: Path) -> None:
+    metrics = run(tmp_path, "--benchmark", name, "--data", str(records), "--limit", "2", *QUICK, *PLAIN)
+    assert metrics["subset"]
+    assert metrics["own_records"]
+    assert all(rows for rows in metrics["rows"].values())
+    assert "Published" not in (tmp_path / "table.md").read_text()
+
+
+def test_glyph_scenes_with_every_row(instruct_model: str, tmp_path: Path) -> None:
+    metrics = run(tmp_path, "--benchmark", "glyph_scenes", "--limit", "3", "--described_model", instruct_model)
+    rows = metrics["rows"]
+    assert list(rows) == ["caption decoder", "concept head", "described", "language model",
+                          "language model, question only", "language model, shuffled regions"]  # fmt: skip
+    assert rows["caption decoder"]["by_type"]["caption"]["accuracy"] > 0.6
+    assert rows["language model"]["by_type"]["caption"]["accuracy"] > 0.6
+    assert rows["language model"]["accuracy"] > rows["language model, question only"]["accuracy"] + 0.2
+    assert rows["language model"]["accuracy"] > rows["language model, shuffled regions"]["accuracy"] + 0.2
+    assert 0 < rows["language model"]["chance"] < 1
+    assert not metrics["not_run"]
+
+
+def test_answers_to_the_records_questions(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = run(tmp_path, "--data", str(records), "--history", "none")
+    assert metrics["n"]["items"] == 15
+    scores = metrics["rows"]["language model"]
+    assert scores["accuracy"] > 0.8 > scores["majority"]
+    assert "described; give any instruct model" in capsys.readouterr().out
+    assert json.loads((tmp_path / "environment.json").read_text())["torch"]
+
+
+def test_two_runs_and_a_resumed_one_give_the_same_bytes(records: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(records), "--batch_size", "2", *QUICK]
+    run(tmp_path / "a", *flags)
+    run(tmp_path / "b", *flags)
+    files = ("predictions.jsonl", "metrics.json", "table.md", "plot.png")
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    expected = [(tmp_path / "a" / file).read_bytes() for file in files]
+    (tmp_path / "b" / "predictions.jsonl").unlink()
+    (tmp_path / "b" / "parts").mkdir(exist_ok=True)
+    lines = (tmp_path / "a" / "predictions.jsonl").read_text().splitlines(keepends=True)
+    first = [line for line in lines if json.loads(line)["id"].split("/")[0] in ("0", "1")]
+    (tmp_path / "b" / "parts" / "000000.jsonl").write_text("".join(first))
+    (tmp_path / "b" / "parts" / "000001.jsonl.partial").write_text('{"torn')
+    run(tmp_path / "b", *flags)
+    assert [(tmp_path / "b" / file).read_bytes() for file in files] == expected
     with pytest.raises(ValueError, match="other history"):
-        run(records, tmp_path / "whole", "--history", "none")
+        run(tmp_path / "b", *flags, "--history", "none")
 
 
-def test_a_cache_of_other_records_is_refused(records: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_accelerate_splits_the_work(records: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(records), "--batch_size", "2", "--rows", "caption decoder;concept head", "--device", "cpu"]
+    run(tmp_path / "one", *flags)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
+    command += ["-m", "finetune.evaluate", "--output", str(tmp_path / "two"), *flags]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "one" / "predictions.jsonl").read_bytes() == (
+        tmp_path / "two" / "predictions.jsonl"
+    ).read_bytes()
+    assert (tmp_path / "one" / "metrics.json").read_bytes() == (tmp_path / "two" / "metrics.json").read_bytes()
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+
+
+def test_a_cache_gives_the_same_answers_and_another_records_is_refused(records: Path, tmp_path: Path) -> None:
     from finetune import cache_regions
 
     cache_regions.main(
@@ -60,10 +235,124 @@ def test_a_cache_of_other_records_is_refused(records: Path, tmp_path: Path) -> N
     other = tmp_path / "other.jsonl"
     other.write_text("".join(records.read_text().splitlines(keepends=True)[:3]))
     with pytest.raises(ValueError, match="made from other records"):
-        run(other, tmp_path / "a", "--cache", str(tmp_path / "cache"))
-    cached = run(records, tmp_path / "b", "--cache", str(tmp_path / "cache"))
-    fresh = run(records, tmp_path / "c")
-    assert {key: cached[key] for key in ("exact", "questions")} == {key: fresh[key] for key in ("exact", "questions")}
+        run(tmp_path / "a", "--data", str(other), "--cache", str(tmp_path / "cache"))
+    cached = run(tmp_path / "b", "--data", str(records), "--cache", str(tmp_path / "cache"), *QUICK)
+    fresh = run(tmp_path / "c", "--data", str(records), *QUICK)
+    assert cached["rows"] == fresh["rows"]
+
+
+def test_a_judge_scores_descriptions(published: Path, instruct_model: str, tmp_path: Path) -> None:
+    flags = [*of_file(published, "dlc_bench"), "--rows", "caption decoder"]
+    before = run(tmp_path, *flags)
+    assert "no judge yet" in " ".join(before["notes"])
+    judged = [*flags, "--qa", str(published / "qa.json"), "--judge", instruct_model]
+    metrics = run(tmp_path, *judged)
+    scores = metrics["rows"]["caption decoder"]
+    assert scores["average"] == pytest.approx((scores["positive"] + scores["negative"]) / 2)
+    kept = (tmp_path / "judgements.jsonl").read_text()
+    (tmp_path / "judgements.jsonl").write_text(kept + '{"torn')
+    assert run(tmp_path, *judged) == metrics
+    assert (tmp_path / "judgements.jsonl").read_text() == kept
+
+
+# --- predictions of others, and bad input --------------------------------------------------------------------------
+
+
+def given(path: Path, answers: list[tuple[str, str]]) -> list[str]:
+    path.write_text("".join(json.dumps({"id": key, "answer": words}) + "\n" for key, words in answers))
+    return ["--predictions", str(path)]
+
+
+def test_missing_double_unknown_and_empty_predictions_are_named(published: Path, tmp_path: Path) -> None:
+    content = json.loads((published / "coco.json").read_text())
+    count = sum(a["image_id"] == 1 for a in content["annotations"])
+    keys = [f"1_region_{i}" for i in range(count)] + [
+        f"2_region_{i}" for i in range(len(content["annotations"]) - count)
+    ]
+    truth = {key: a["caption"] for key, a in zip(keys, content["annotations"])}
+    perfect = run(tmp_path / "a", *of_file(published, "vg_full"), *PLAIN, *given(tmp_path / "p", list(truth.items())))
+    assert perfect["rows"]["given predictions"]["BLEU-1"] == pytest.approx(1)
+    assert perfect["rows"]["given predictions"]["ROUGE-L"] == pytest.approx(1)
+    assert not perfect["problems"]
+    answers = [*list(truth.items())[2:], (keys[-1], "again"), ("nobody", "a dog"), (keys[0], " ")]
+    marked = run(tmp_path / "b", *of_file(published, "vg_full"), *PLAIN, *given(tmp_path / "p", answers))
+    assert {kind: p["names"] for kind, p in marked["problems"].items()} == {
+        "given predictions: no prediction": [keys[1]],
+        "given predictions: prediction given twice, the first counts": [keys[-1]],
+        "given predictions: prediction for an unknown id": ["nobody"],
+        "given predictions: empty answer": [keys[0]],
+    }
+    assert marked["rows"]["given predictions"]["ROUGE-L"] == pytest.approx((len(keys) - 2) / len(keys))
+    table = (tmp_path / "b" / "table.md").read_text()
+    assert "| given predictions † |" in table
+    assert "**Marked**" in table
+    with pytest.raises(ValueError, match="another split"):
+        run(tmp_path / "c", *of_file(published, "vg_full"), *PLAIN, *given(tmp_path / "p", [("7_region_1", "a")]))
+
+
+def test_masks_of_others(published: Path, tmp_path: Path) -> None:
+    content = json.loads((published / "coco.json").read_text())
+    masks = [
+        {k: a[k] for k in ("image_id", "category_id", "segmentation")} | {"score": 0.5} for a in content["annotations"]
+    ]
+    path = tmp_path / "masks.json"
+    write(path, masks)
+    perfect = run(tmp_path / "a", *of_file(published, "coco_masks"), "--predictions", str(path))
+    assert perfect["rows"]["given predictions"]["AP"] == pytest.approx(1)
+    write(path, [*masks, {**masks[0], "image_id": 77}])
+    with pytest.raises(ValueError, match="another split"):
+        run(tmp_path / "b", *of_file(published, "coco_masks"), "--predictions", str(path))
+
+
+def test_masks_from_a_detectors_boxes(published: Path, tmp_path: Path) -> None:
+    content = json.loads((published / "coco.json").read_text())
+    boxes = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.25} for a in content["annotations"]]
+    write(tmp_path / "boxes.json", boxes)
+    flags = [*of_file(published, "coco_masks"), "--boxes", str(tmp_path / "boxes.json")]
+    run(tmp_path / "a", *flags)
+    lines = [json.loads(line) for line in (tmp_path / "a" / "predictions.jsonl").read_text().splitlines()]
+    assert {line["score"] for line in lines} == {0.25}
+    write(tmp_path / "boxes.json", [{**boxes[0], "image_id": 9}])
+    with pytest.raises(ValueError, match="which the reference lacks"):
+        run(tmp_path / "b", *flags)
+
+
+def test_a_picture_that_does_not_open_and_an_empty_reference_are_named(published: Path, tmp_path: Path) -> None:
+    shutil.copytree(published / "images", tmp_path / "images")
+    (tmp_path / "images" / "0002.png").write_bytes((tmp_path / "images" / "0002.png").read_bytes()[:200])
+    content = json.loads((published / "coco.json").read_text())
+    content["annotations"][0]["caption"] = "  "
+    content["annotations"][1]["bbox"][2] = 0
+    write(tmp_path / "coco.json", content)
+    flags = ["--annotations", str(tmp_path / "coco.json"), "--images", str(tmp_path / "images")]
+    metrics = run(tmp_path / "a", "--benchmark", "refcocog", *flags, *PLAIN, "--rows", "caption decoder")
+    problems = {kind: p["count"] for kind, p in metrics["problems"].items()}
+    torn = sum(a["image_id"] == 2 for a in content["annotations"])
+    assert problems == {
+        "box empty or outside its picture": 1, "caption decoder: picture does not open": torn, "empty reference": 1,
+    }  # fmt: skip
+    assert metrics["n"]["items"] == len(content["annotations"]) - 2
+    masks = run(tmp_path / "b", "--benchmark", "prompted_masks", *flags)
+    assert masks["problems"]["mask decoder: picture does not open"]["count"] == torn
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--benchmark", "vg"], "expected one of vg_full"),
+        (["--benchmark", "vg_full"], "needs its annotations"),
+        (["--benchmark", "glyph_scenes", "--judge", "m"], "not about descriptions"),
+        (["--benchmark", "glyph_scenes", "--limit", "0"], "1 or more"),
+        (["--benchmark", "glyph_scenes", "--limit", "1", "--rows", "poet"], "rows has poet"),
+        (
+            ["--benchmark", "glyph_scenes", "--limit", "1", "--predictions", "none.jsonl"],
+            "no predictions at none.jsonl",
+        ),
+    ],
+)
+def test_refusals(flags: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        run(tmp_path / "out", *flags)
 
 
 def test_records_without_answers_are_refused(tmp_path: Path, records: Path) -> None:
@@ -72,4 +361,16 @@ def test_records_without_answers_are_refused(tmp_path: Path, records: Path) -> N
     path = tmp_path / "asked.jsonl"
     path.write_text(json.dumps(sample) + "\n")
     with pytest.raises(ValueError, match="no answered questions"):
-        run(path, tmp_path / "out")
+        run(tmp_path / "out", "--data", str(path))
+
+
+def test_a_file_of_another_form_is_refused(published: Path, tmp_path: Path) -> None:
+    for name, file, words in (
+        ("gar_bench", "coco", "is it the file of"),
+        ("coco_masks", "osprey", "is not the file of"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(
+                tmp_path, "--benchmark", name, "--annotations", str(published / f"{file}.json"),
+                "--images", str(published),
+            )  # fmt: skip

@@ -1,0 +1,87 @@
+"""Records → items: one thing to say each, with its truth, and what was seen of it. Knows tasks, not models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tap_tokenizer import RegionTokens
+
+from ..data.sample import Sample, cut_turns
+from .benchmarks import Benchmark
+from .problems import Problems
+
+
+@dataclass
+class Item:
+    """One question about regions of one picture.
+
+    sample: the record with the regions in question alone, and a conversation that ends with the question; rows: where
+    those regions stand in the whole record; references: true answers; options: possible answers, if they are known.
+    """
+
+    id: str
+    sample: Sample
+    rows: list[int]
+    references: list[str]
+    type: str = ""
+    options: list[str] = field(default_factory=list)
+
+    @property
+    def asked(self) -> str:
+        return str(self.sample["conversations"][-1]["content"])
+
+
+@dataclass
+class Seen:
+    """An item with what was seen: its picture (None if tokens come from a cache), region tokens, context features."""
+
+    item: Item
+    image: np.ndarray | None
+    regions: RegionTokens
+    grid: Tensor | None = None
+
+
+def items_of(sample: Sample, benchmark: Benchmark, question: str, history: str, problems: Problems) -> list[Item]:
+    """The items of one record for a task; what lacks a truth is named in `problems`."""
+    if benchmark.task in ("questions", "yes_no"):
+        return _questions(sample, history)
+    items = []
+    for row, region in enumerate(sample["regions"]):
+        truth = _references(region, benchmark)
+        if not truth and benchmark.task != "descriptions":
+            problems.add("region without a reference", region["id"])
+            continue
+        turn = {"role": "user", "content": question.replace("<region>", "<region1>")}
+        alone = {**sample, "regions": [region], "conversations": [turn]}
+        items.append(Item(str(region["id"]), alone, [row], truth, str(sample.get("source") or "")))
+    return items
+
+
+def _references(region: dict[str, Any], benchmark: Benchmark) -> list[str]:
+    if benchmark.task == "captions":
+        words = region.get("captions") or [region.get("label")]
+        return [text for text in words if text and text.strip()]
+    return [region["label"]] if region.get("label") else []
+
+
+def _questions(sample: Sample, history: str) -> list[Item]:
+    """Every question of a record that has an answer."""
+    turns = sample["conversations"]
+    items = []
+    for place, i in enumerate(i for i, turn in enumerate(turns) if turn["role"] == "user"):
+        if i + 1 >= len(turns) or turns[i + 1]["role"] != "assistant":
+            continue
+        if history == "none":
+            cut, rows = cut_turns(sample, place, 1)
+            cut = {**cut, "conversations": cut["conversations"][:-1]}
+            truth = cut_turns(sample, place, 1)[0]["conversations"][-1]["content"]
+        else:
+            cut = {**sample, "conversations": list(turns[: i + 1])}
+            rows, truth = list(range(len(sample["regions"]))), turns[i + 1]["content"]
+        kind = turns[i].get("type") or sample.get("source") or "records"
+        items.append(Item(f"{sample['image_id']}/q{place}", cut, rows, [truth], kind, turns[i].get("options") or []))
+    return items

@@ -1,0 +1,131 @@
+"""Chunks of records → lines: pictures are opened and seen once, and every row answers. Knows rows by what they answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from llm_bridge import PictureContext
+
+from ..data.sample import Sample, open_image
+from ..region_cache import RegionCache
+from ..region_encoding import encode_regions
+from .benchmarks import Benchmark
+from .items import Item, Seen
+from .loading import Cast
+from .mask_rows import ious_of_prompts, masks_from_boxes
+from .reading import EvaluationSet
+from .rows import MASKS
+
+if TYPE_CHECKING:
+    from ..evaluate import EvaluateArguments
+
+
+class Predictor:
+    """The work of an evaluation, chunk by chunk; a chunk's lines depend on its records alone."""
+
+    def __init__(
+        self,
+        arguments: EvaluateArguments,
+        benchmark: Benchmark,
+        found: EvaluationSet,
+        items: list[list[Item]],
+        cast: Cast,
+    ) -> None:
+        self.benchmark, self.found, self.items, self.cast = benchmark, found, items, cast
+        self.seed, self.size = arguments.seed, arguments.batch_size
+        self.boxes = None if arguments.boxes is None else _boxes(arguments.boxes, found)
+        self.cache: RegionCache | None = None
+        if arguments.cache is not None:
+            self.cache = RegionCache(arguments.cache)
+            self.cache.check(
+                Path(str(arguments.data)), cast.tokenizer.fingerprint, cast.context or PictureContext(0, 0)
+            )
+            if any(row.needs_picture for row in cast.rows):
+                raise ValueError("A cache has no pictures, which the described row needs: leave one of them out.")
+
+    @property
+    def chunks(self) -> int:
+        return -(-len(self.found.records) // self.size)
+
+    def work(self, chunk: int) -> list[dict[str, Any]]:
+        """The lines of one chunk, row by row."""
+        numbers = list(range(chunk * self.size, min((chunk + 1) * self.size, len(self.found.records))))
+        if self.benchmark.task in ("masks", "prompts"):
+            return [line for n in numbers for line in self._masks(self.found.records[n])]
+        seen, failed = self._see(numbers)
+        lines: list[dict[str, Any]] = []
+        for row in self.cast.rows:
+            with torch.no_grad():
+                said = row.answer(seen, self.benchmark.task) if seen else []
+            lines += [_line(row.name, item.item, words) for item, words in zip(seen, said)]
+            lines += [_line(row.name, item, {"answer": "", "problem": why}) for item, why in failed]
+        return lines
+
+    def _masks(self, sample: Sample) -> list[dict[str, Any]]:
+        picture = self._open(sample)
+        if isinstance(picture, str):
+            keys = [r["id"] for r in sample["regions"]] or [sample["image_id"]]
+            return [{"row": MASKS, "id": str(key), "problem": picture} for key in keys]
+        features = self.cast.tokenizer.embed_image([picture])
+        if self.benchmark.task == "prompts":
+            found = ious_of_prompts(self.cast.tokenizer, features, sample, self.seed)
+        else:
+            boxes = None if self.boxes is None else self.boxes.get(sample["image_id"], [])
+            found = masks_from_boxes(self.cast.tokenizer, features, sample, boxes)
+        return [{"row": MASKS, **line} for line in found]
+
+    def _see(self, numbers: list[int]) -> tuple[list[Seen], list[tuple[Item, str]]]:
+        """Items with what is seen of them, and those whose picture does not open with why."""
+        numbers = [n for n in numbers if self.items[n]]
+        if self.cache is not None:
+            cached = [(n, None, self.cache.regions(n), self.cache.grid(n)) for n in numbers]
+            return [Seen(i, picture, r[i.rows], grid) for n, picture, r, grid in cached for i in self.items[n]], []
+        opened = {n: self._open(self.found.records[n]) for n in numbers}
+        failed = [(item, p) for n, p in opened.items() if isinstance(p, str) for item in self.items[n]]
+        pictures = {n: p for n, p in opened.items() if isinstance(p, np.ndarray)}
+        if not pictures:
+            return [], failed
+        features = self.cast.tokenizer.embed_image(list(pictures.values()))
+        regions = encode_regions(self.cast.tokenizer, features, [self.found.records[n] for n in pictures])
+        context = self.cast.context
+        grids = context.encode(self.cast.tokenizer, features) if context else [None] * len(pictures)
+        return [
+            Seen(item, picture, own[item.rows], grid)
+            for (n, picture), own, grid in zip(pictures.items(), regions, grids)
+            for item in self.items[n]
+        ], failed
+
+    def _open(self, sample: Sample) -> np.ndarray | str:
+        """The picture, or why there is none."""
+        try:
+            picture = open_image(sample, self.found.root)
+        except (OSError, ValueError, SyntaxError):  # PIL raises all of them for torn files
+            return "picture does not open"
+        if picture.shape[:2] != (sample["height"], sample["width"]):
+            return "picture has another size than the annotations say"
+        return picture
+
+
+def _line(row: str, item: Item, said: dict[str, Any]) -> dict[str, Any]:
+    return {"id": item.id, "row": row, "asked": item.asked, **said, "truth": item.references}
+
+
+def _boxes(path: str, found: EvaluationSet) -> dict[Any, list[dict[str, Any]]]:
+    """Detections by picture. Raises `ValueError` for pictures or fields that do not fit the reference."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    detections = content["annotations"] if isinstance(content, dict) else content
+    assert found.reference is not None
+    known = {image["id"] for image in found.reference["images"]}
+    boxes: dict[Any, list[dict[str, Any]]] = {}
+    for number, d in enumerate(detections, 1):
+        if missing := [k for k in ("image_id", "category_id", "bbox", "score") if k not in d]:
+            raise ValueError(f"{path}, detection {number} lacks {', '.join(missing)}: expected COCO's result format.")
+        if d["image_id"] not in known:
+            raise ValueError(f"{path}, detection {number} is of picture {d['image_id']}, which the reference lacks.")
+        boxes.setdefault(d["image_id"], []).append(d)
+    return boxes

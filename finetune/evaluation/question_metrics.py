@@ -1,0 +1,113 @@
+"""Scores of answers to questions: exact or by letter, by type with what guessing gives; yes/no as POPE counts it.
+
+Knows words, not models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from ..metrics import accuracy, chance, majority
+
+_CHOICE = re.compile(r"^\(?([A-Z])[.):]\s*(.+)$", re.MULTILINE)
+
+
+def choices_of(question: str) -> dict[str, str]:
+    """The choices that a question lists, a line each: "A. red" or "(A) red" → {"A": "red"}; {} if it lists fewer than two."""
+    found = {letter: words.strip() for letter, words in _CHOICE.findall(question)}
+    return found if len(found) > 1 else {}
+
+
+def choice_letter(answer: str, choices: dict[str, str]) -> str | None:
+    """Which choice an answer means: its letter at the beginning, else the one choice whose words are the answer; or None."""
+    text = answer.strip()
+    first = re.match(r"\(?([A-Za-z])(?:[.):\s]|$)", text)
+    if first and first[1].upper() in choices and (len(text) <= 3 or text[1:2] in ".):" or text[0] == "("):
+        return first[1].upper()
+    same = [letter for letter, words in choices.items() if words.lower() == text.rstrip(".").lower()]
+    return same[0] if len(same) == 1 else None
+
+
+def yes_or_no(answer: str) -> str:
+    """POPE's reading of an answer: "no" if its first sentence holds "no" or "not" as a word, else "yes"."""
+    words = answer.split(".")[0].replace(",", "").split()
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+def yes_no_scores(answers: Sequence[str], truths: Sequence[str]) -> dict[str, float]:
+    """Accuracy, precision, recall and F1 of "yes", and the share of yes, with answers read by `yes_or_no` (Li et al., 2023)."""
+    if set(truths) - {"yes", "no"}:
+        raise ValueError(f"Got true answers {sorted(set(truths))[:4]}, expected yes and no alone.")
+    said = [yes_or_no(answer) for answer in answers]
+    hits = sum(a == b == "yes" for a, b in zip(said, truths))
+    claimed, positive = said.count("yes"), list(truths).count("yes")
+    precision, recall = hits / claimed if claimed else 0.0, hits / positive if positive else 0.0
+    return {
+        "accuracy": sum(a == b for a, b in zip(said, truths)) / len(truths),
+        "precision": precision,
+        "recall": recall,
+        "F1": 2 * precision * recall / (precision + recall) if hits else 0.0,
+        "yes": claimed / len(truths),
+    }
+
+
+def right_answers(lines: Sequence[dict[str, Any]]) -> list[bool]:
+    """Whether each line's "answer" is its "truth": by letter where its "asked" lists choices, else exactly."""
+    right = []
+    for line in lines:
+        choices = choices_of(line["asked"])
+        if choices and line["truth"].strip() in choices:
+            right.append(choice_letter(line["answer"], choices) == line["truth"].strip())
+        else:
+            right.append(accuracy([line["answer"]], [line["truth"]]) == 1)
+    return right
+
+
+def answer_scores(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy of all lines and by their "type", with the commonest answer's share, and chance where choices are listed."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        groups[line["type"]].append(line)
+    return {**_group(lines), "by_type": {name: _group(some) for name, some in sorted(groups.items())}}
+
+
+def _group(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    right = right_answers(lines)
+    counts = [len(choices_of(line["asked"])) or line.get("options", 0) for line in lines]
+    scores = {
+        "questions": float(len(lines)),
+        "accuracy": sum(right) / len(right),
+        "majority": majority([line["truth"] for line in lines]),
+    }
+    return {**scores, "chance": chance(counts)} if all(counts) else scores
+
+
+def overlap_answer(question: str, words: str, options: Sequence[str] = ()) -> str:
+    """What a caption or a concept answers to a question: of the choices it lists, or of its `options`, the one that shares
+    most words, relative to its length; the first of equals.
+
+    To a question that begins as yes/no questions do: whether any of its words of four letters or more is among them.
+    To any other question: the words themselves.
+    """
+    said = set(re.findall(r"\w+", words.lower()))
+    plain = re.sub(r"<region\d*>|\bregion\d+\b", " ", question.lower())
+    possible = choices_of(question) or {option: option for option in options}
+    if len(possible) > 1 and set(possible) != {"yes", "no"}:
+
+        def shared(key: str) -> float:
+            own = set(re.findall(r"\w+", possible[key].lower()))
+            return len(said & own) / max(len(own), 1)
+
+        return max(possible, key=shared)
+    if set(possible) == {"yes", "no"} or re.match(
+        r".*\b(is|are|does|do|can|has|have|was|were) (there|it|the|this)\b", plain
+    ):
+        asked = {word for word in re.findall(r"\w+", plain) if len(word) > 3} - _EMPTY
+        return "yes" if asked & said else "no"
+    return words
+
+
+_EMPTY = {"there", "whole", "image", "picture", "does", "have", "this", "that", "with", "region", "object", "were"}

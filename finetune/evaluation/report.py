@@ -1,0 +1,176 @@
+"""Numbers of an evaluation → a Markdown table beside published figures, and a plot. Knows metrics.json alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .published import PUBLISHED
+
+SHOWN: dict[str, list[str]] = {
+    "captions": ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"],
+    "labels": ["SS", "S-IoU (osprey)", "S-IoU (pixelrefer)", "S-IoU (wow-seg)", "S-IoU (osprey), mean of classes"],
+    "detections": ["AP", "AP50", "AP75", "APr", "APc", "APf"],
+    "masks": ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"],
+    "prompts": [
+        "regions",
+        "mIoU box",
+        "mIoU 1 point",
+        *(f"mIoU {n} points" for n in (3, 5, 9)),
+        *(f"mIoU click {n}" for n in (1, 3, 5, 9)),
+        "IoU ≥ 0.85 within 9 clicks",
+        "IoU ≥ 0.90 within 9 clicks",
+    ],
+    "questions": ["accuracy", "majority", "chance"],
+    "yes_no": ["accuracy", "precision", "recall", "F1", "yes"],
+    "descriptions": ["positive", "negative", "average", "recognised"],
+}
+"""Columns of each task's table; `metrics.json` has more."""
+
+HUNDREDFOLD = ("captions", "labels", "detections", "masks")
+"""Tasks whose papers print scores times 100."""
+
+
+def as_markdown(metrics: dict[str, Any]) -> str:
+    """Title, protocol, table, groups of questions, and what was wrong."""
+    name = metrics["benchmark"]
+    whole = metrics["n"].get("whole")
+    size = f"{metrics['n']['items']} items in {metrics['n']['pictures']} pictures"
+    if metrics["subset"]:
+        size = f"**subset: {size}{f' of {whole} items' if whole else ''}; not comparable with the whole**"
+    protocol = metrics["protocol"]
+    lines = [
+        f"### {metrics['title']}",
+        "",
+        f"Protocol {protocol['name']} {protocol['version']}: {protocol['rules']}. {size}.",
+    ]
+    lines += ["", *_table(metrics)]
+    if any("by_type" in scores for scores in metrics["rows"].values()):
+        lines += ["", *_by_type(metrics)]
+    reasons = dict.fromkeys(metrics["not_run"].values())
+    notes = [f"not run: {', '.join(r for r, w in metrics['not_run'].items() if w == why)}; {why}" for why in reasons]
+    if notes + metrics["notes"]:
+        lines += ["", *(f"- {note}." for note in notes + metrics["notes"])]
+    if metrics["problems"]:
+        lines += ["", "**Marked**, for these count as they are:", ""]
+        lines += [
+            f"- {kind}: {p['count']} ({', '.join(p['names'][:3])}{', …' if p['count'] > 3 else ''})"
+            for kind, p in metrics["problems"].items()
+        ]
+    if name in PUBLISHED and not metrics["own_records"]:
+        lines += ["", "Published figures, as their sources print them, on the whole benchmark: " + _sources(name) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _table(metrics: dict[str, Any]) -> list[str]:
+    published = [] if metrics["own_records"] else PUBLISHED.get(metrics["benchmark"], [])
+    shown = SHOWN[metrics["task"]]
+    have = {c for scores in metrics["rows"].values() for c in scores} | {c for p in published for c in p.scores}
+    columns = [c for c in shown if c in have]
+    marked = " †" if metrics["subset"] or metrics["problems"] else ""
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for row, scores in metrics["rows"].items():
+        lines.append(
+            f"| {row}{marked} | " + " | ".join(_number(scores.get(c), c, metrics["task"]) for c in columns) + " |"
+        )
+    sources = list(dict.fromkeys(p.source for p in published))
+    for p in published:
+        number = sources.index(p.source) + 1
+        cells = " | ".join(_number(p.scores.get(c), c, metrics["task"]) for c in columns)
+        lines.append(f"| *{p.system}* [{number}] | {cells} |")
+    if marked:
+        lines += ["", "† marked: see the size above" + (" and the list below." if metrics["problems"] else ".")]
+    return lines
+
+
+def _by_type(metrics: dict[str, Any]) -> list[str]:
+    rows = {row: scores["by_type"] for row, scores in metrics["rows"].items() if "by_type" in scores}
+    types = list(dict.fromkeys(kind for groups in rows.values() for kind in groups))
+    if len(types) < 2:
+        return []
+    first = next(iter(rows.values()))
+    lines = ["| | questions | chance | majority | " + " | ".join(rows) + " |", "|---" * (4 + len(rows)) + "|"]
+    for kind in types:
+        about = first[kind]
+        cells = " | ".join(f"{groups[kind]['accuracy']:.3f}" for groups in rows.values())
+        chance = f"{about['chance']:.3f}" if "chance" in about else "–"
+        lines.append(f"| {kind} | {int(about['questions'])} | {chance} | {about['majority']:.3f} | {cells} |")
+    return lines
+
+
+def _number(value: float | None, column: str, task: str) -> str:
+    if value is None or value == -1 or isinstance(value, dict):
+        return "–"
+    if column in ("detections", "regions", "questions"):
+        return str(int(value))
+    return f"{100 * value:.2f}" if task in HUNDREDFOLD else f"{value:.3f}"
+
+
+def _sources(name: str) -> str:
+    return "; ".join(f"[{i}] {source}" for i, source in enumerate(dict.fromkeys(p.source for p in PUBLISHED[name]), 1))
+
+
+def draw(metrics: dict[str, Any], path: Path) -> None:
+    """Write a PNG: curves over points and clicks; accuracy by type beside chance; or a bar for each row and column."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    if metrics["task"] == "prompts":
+        _draw_prompts(axes, metrics)
+    elif any(len(scores.get("by_type", {})) > 1 for scores in metrics["rows"].values()):
+        _draw_types(axes, metrics)
+    else:
+        _draw_columns(axes, metrics)
+    mark = f", subset of {metrics['n']['items']} items" if metrics["subset"] else ""
+    axes.set_title(f"{metrics['title']}{mark}", loc="left", fontsize=10)
+    axes.grid(axis="y", alpha=0.3)
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=120, format="png", metadata={"Software": None})
+    partial.replace(path)
+
+
+def _draw_prompts(axes: Any, metrics: dict[str, Any]) -> None:
+    for row, scores in metrics["rows"].items():
+        for word, label in (("point", "drawn points"), ("click", "clicks")):
+            found = {}
+            for name, value in scores.items():
+                parts = name.split()
+                if word in name and name.startswith("mIoU"):
+                    found[int(next(p for p in parts if p.isdigit()))] = value
+            axes.plot(list(found), list(found.values()), marker="o", markersize=3, label=f"{row}, {label}")
+        axes.axhline(scores["mIoU box"], color="grey", linestyle="--", linewidth=1, label=f"{row}, box")
+    axes.set(xlabel="number of points", ylabel="mean IoU", ylim=(0, 1))
+
+
+def _draw_types(axes: Any, metrics: dict[str, Any]) -> None:
+    rows = {row: scores["by_type"] for row, scores in metrics["rows"].items() if "by_type" in scores}
+    types = list(next(iter(rows.values())))
+    width = 0.8 / len(rows)
+    for k, (row, groups) in enumerate(rows.items()):
+        places = [i + (k - (len(rows) - 1) / 2) * width for i in range(len(types))]
+        axes.bar(places, [groups[kind]["accuracy"] for kind in types], width, label=row)
+    first = next(iter(rows.values()))
+    for name, style in (("majority", "-"), ("chance", ":")):
+        if all(name in first[kind] for kind in types):
+            for i, kind in enumerate(types):
+                axes.hlines(
+                    first[kind][name], i - 0.45, i + 0.45, "black", style, linewidth=1, label=name if not i else None
+                )
+    axes.set_xticks(range(len(types)), types, rotation=30, ha="right", fontsize=8)
+    axes.set(ylabel="accuracy", ylim=(0, 1.02))
+
+
+def _draw_columns(axes: Any, metrics: dict[str, Any]) -> None:
+    columns = [c for c in SHOWN[metrics["task"]] if any(c in scores for scores in metrics["rows"].values())]
+    width = 0.8 / max(len(metrics["rows"]), 1)
+    for k, (row, scores) in enumerate(metrics["rows"].items()):
+        places = [i + (k - (len(metrics["rows"]) - 1) / 2) * width for i in range(len(columns))]
+        axes.bar(places, [max(scores.get(c, 0.0), 0.0) for c in columns], width, label=row)
+    axes.set_xticks(range(len(columns)), columns, rotation=20, ha="right", fontsize=8)
+    axes.set_ylim(bottom=0)

@@ -1,0 +1,133 @@
+"""DLC-Bench's aggregation, worked by hand, and judges of both kinds."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.evaluation.dlc_bench import (
+    ServerJudge,
+    benchmark_scores,
+    judge_prompt,
+    read_choice,
+    read_template,
+    recognition_question,
+    region_scores,
+)
+
+RECOGNITION = {"question": "Right?", "choices": [["Yes", "correct"], ["No", "incorrect"]], "type": "recognition"}
+POSITIVE = {
+    "question": "Handle?",
+    "choices": [["not told", 0], ["told, wrong", -1], ["told, right", 1]],
+    "type": "positive",
+}
+HALF = {"question": "Lid?", "choices": [["not told", 0], ["told in part", 0.5], ["told", 1]], "type": "positive"}
+NEGATIVE = {"question": "Spoon?", "choices": [["told", -1], ["not told", 1]], "type": "negative"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "choices", "index"),
+    [
+        ("B. told, wrong", ["not told", "told, wrong"], 1),
+        ("b", ["x", "y"], 1),
+        ("The answer is y, surely", ["x1", "y"], 1),
+        ("A. both cup and lid", ["cup", "lid"], 0),
+        ("cup and lid", ["cup", "lid"], 1),
+        ("a red cup", ["red", "red cup"], 1),
+        ("cup", ["a tin", "a cup", "a large cup"], 2),
+        ("c\nbecause", ["p", "q", "r"], 2),
+        ("none of these", ["p1", "q1"], None),
+        ("", ["p", "q"], None),
+    ],
+)
+def test_reading_a_reply(reply: str, choices: list[str], index: int | None) -> None:
+    assert read_choice(reply, choices) == index
+
+
+def test_a_regions_scores() -> None:
+    questions = [RECOGNITION, POSITIVE, HALF, NEGATIVE, NEGATIVE]
+    assert region_scores(questions, ["Yes", "C", "B", "B", "A"]) == {
+        "positive": 0.75,
+        "negative": 0.0,
+        "recognised": True,
+    }
+    # what is not recognised gains nothing, and still loses
+    assert region_scores(questions, ["No", "C", "B", "B", "A"]) == {
+        "positive": 0,
+        "negative": -0.5,
+        "recognised": False,
+    }
+    assert region_scores([RECOGNITION, POSITIVE], ["Yes", "what?"]) == {
+        "positive": 0,
+        "negative": None,
+        "recognised": True,
+    }
+    with pytest.raises(ValueError, match="before the recognition"):
+        region_scores([POSITIVE], ["A"])
+
+
+def test_the_benchmarks_scores() -> None:
+    regions = [
+        {"positive": 0.5, "negative": 1.0, "recognised": True},
+        {"positive": -0.5, "negative": None, "recognised": False},
+        {"positive": 0.75, "negative": 0.5, "recognised": True},
+    ]
+    scores = benchmark_scores(regions)
+    assert scores == pytest.approx({"positive": 0.25, "negative": 0.75, "average": 0.5, "recognised": 2 / 3})
+    with pytest.raises(ValueError, match="No region has a negative question"):
+        benchmark_scores(regions[1:2])
+
+
+def test_questions_and_prompts(tmp_path: Path) -> None:
+    pytest.importorskip("inflect")
+    assert "is the object in the description an apple" in recognition_question("apple")["question"].lower()
+    assert "are the objects in the description cups" in recognition_question("cups")["question"].lower()
+    assert "a bus" in recognition_question("bus")["question"]
+    prompt = judge_prompt("a {question} mug", HALF)
+    assert "a {question} mug" in prompt  # what a description holds is no field of the prompt
+    assert "Lid?" in prompt
+    assert "A. not told\nB. told in part\nC. told" in prompt
+    bad = tmp_path / "prompt.txt"
+    bad.write_text("Say {question}")
+    with pytest.raises(ValueError, match="lacks"):
+        read_template(str(bad))
+
+
+class Handler(BaseHTTPRequestHandler):
+    asked: list[dict[str, Any]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append({**body, "path": self.path, "key": self.headers.get("Authorization")})
+        said = {"choices": [{"message": {"content": " Yes \n"}}]} if body["model"] == "m" else {"error": 1}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(said).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_judge_behind_a_server() -> None:
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    assert ServerJudge(url, "m", "secret")("Right?") == "Yes"
+    (asked,) = Handler.asked
+    assert asked["path"] == "/v1/chat/completions"
+    assert asked["temperature"] == 0
+    assert asked["key"] == "Bearer secret"
+    assert asked["messages"] == [{"role": "user", "content": "Right?"}]
+    with pytest.raises(ValueError, match="OpenAI-compatible"):
+        ServerJudge(url, "other")("Right?")
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(ValueError, match="is it running"):
+        ServerJudge(url, "m")("Right?")
+    with pytest.raises(ValueError, match="expected an address"):
+        ServerJudge("localhost:8000", "m")

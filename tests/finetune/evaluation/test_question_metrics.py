@@ -1,0 +1,72 @@
+"""Answers by letter and by word, by type; yes and no as POPE reads them; what a caption answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune.evaluation.question_metrics import (
+    answer_scores,
+    choice_letter,
+    choices_of,
+    overlap_answer,
+    yes_no_scores,
+    yes_or_no,
+)
+
+ASKED = "What colour is <region1>?\nA. red\nB. dark green\nC. blue\nAnswer with the letter of the right choice."
+
+
+def test_choices() -> None:
+    assert choices_of(ASKED) == {"A": "red", "B": "dark green", "C": "blue"}
+    assert choices_of("What is <region1>?\n(A) a dog\n(B) a cat") == {"A": "a dog", "B": "a cat"}
+    assert choices_of("A. only one") == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [("B", "B"), ("b.", "B"), ("(B) dark green", "B"), ("B: it is green", "B"), ("dark green", "B"), ("Dark green.", "B"),
+     ("Blue", "C"), ("A dog", None), ("I do not know", None), ("D", None), ("", None)],
+)  # fmt: skip
+def test_letter_of_an_answer(answer: str, letter: str | None) -> None:
+    assert choice_letter(answer, choices_of(ASKED)) == letter
+
+
+def test_scores_by_type() -> None:
+    lines = [
+        {"asked": ASKED, "answer": "b", "truth": "B", "type": "colour"},
+        {"asked": ASKED, "answer": "C", "truth": "B", "type": "colour"},
+        {"asked": "What is it?", "answer": "A dog.", "truth": "dog", "type": "kind", "options": 4},
+    ]
+    scores = answer_scores(lines)
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores["majority"] == pytest.approx(2 / 3)
+    assert scores["chance"] == pytest.approx((1 / 3 + 1 / 3 + 1 / 4) / 3)
+    assert scores["by_type"]["colour"] == pytest.approx(
+        {"questions": 2, "accuracy": 0.5, "majority": 1, "chance": 1 / 3}
+    )
+    assert scores["by_type"]["kind"]["accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "read"),
+    [("Yes, there is.", "yes"), ("No, there is not", "no"), ("no", "no"), ("There is not a dog. Yes", "no"),
+     ("A dog. No cat", "yes"), ("Nothing", "yes"), ("", "yes")],
+)  # fmt: skip
+def test_yes_or_no(answer: str, read: str) -> None:
+    assert yes_or_no(answer) == read
+
+
+def test_f1() -> None:
+    scores = yes_no_scores(["yes", "yes", "yes", "no", "no"], ["yes", "yes", "no", "yes", "no"])
+    assert scores == pytest.approx({"accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "F1": 2 / 3, "yes": 3 / 5})
+    assert yes_no_scores(["no", "no"], ["yes", "no"])["F1"] == 0
+    with pytest.raises(ValueError, match="yes and no alone"):
+        yes_no_scores(["yes"], ["maybe"])
+
+
+def test_what_a_caption_answers() -> None:
+    assert overlap_answer(ASKED, "a big dark green leaf") == "B"
+    assert overlap_answer("Is there a dog in the picture?", "a small dogs") == "no"
+    assert overlap_answer("Is there a horse in the picture?", "a brown horse") == "yes"
+    assert overlap_answer("How big is <region1>?", "a small red star", ["large", "small"]) == "small"
+    assert overlap_answer("Describe <region1>.", "a small red star") == "a small red star"
