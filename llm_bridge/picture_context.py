@@ -10,14 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
 from .region_features import region_features
 
-SEARCH = {"points_per_crop": 8, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.6, "crops_nms_thresh": 0.5}
-"""How objects are looked for: a coarse grid and lenient filters, for a missing object costs more than one too many."""
+SEARCH = {"points_per_crop": 8, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.4}
+"""How objects are first looked for: a coarse grid and lenient filters, since what is found is looked at again."""
+ROUNDS = 3
+"""How often a found region is asked about again by the box around its mask: parts of an object grow to the whole."""
+LEAST_SCORE = 0.5
+"""Regions whose mask is thought to fit less well are no objects."""
+MOST_OVERLAP = 0.3
+"""Of two regions that share more than this part of the smaller one, only the one of the better score is shown."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,7 @@ class PictureContext:
                 features=features, points=[points for points, _ in prompts], point_labels=[ones for _, ones in prompts]
             )
             return list(region_features(regions, "routed", is_context=True).flatten(0, 1).split(self.slots))
-        boxes = [
-            _largest(tokenizer.encode_everything(features=features[i], **SEARCH).boxes, self.regions)  # type: ignore[arg-type]
-            for i in range(len(features))
-        ]
-        regions = tokenizer.encode(features=features, boxes=[own.tolist() for own in boxes])
-        return [self.of_regions(regions.of_image(i)) for i in range(len(features))]
+        return [self.of_regions(find_objects(tokenizer, features[i])) for i in range(len(features))]
 
     def of_regions(self, regions: RegionTokens) -> Tensor:
         """Context features (slots, F) that show given regions of one picture, the largest first; empty slots are zeros."""
@@ -77,9 +79,37 @@ def grid_points(side: int, size: tuple[int, int]) -> tuple[list[list[list[float]
     return points, [[1]] * len(points)
 
 
-def _largest(boxes: Tensor, count: int) -> Tensor:
-    """The `count` largest of boxes (R, 4)."""
-    return boxes[_by_size(boxes)[:count]]
+def find_objects(tokenizer: TapRegionTokenizer, features: ImageFeatures) -> RegionTokens:
+    """Box-prompted tokens of the objects of one picture that the region tokenizer finds, none within another."""
+    regions = tokenizer.encode_everything(features=features, **SEARCH)  # type: ignore[arg-type]
+    boxes = regions.boxes
+    for _ in range(ROUNDS):
+        regions = tokenizer.encode(features=features, boxes=[boxes.tolist()], with_masks=True)
+        regions = regions[[i for i, mask in enumerate(regions.mask_parts) if torch.as_tensor(mask).any()]]
+        boxes = _around(regions.masks)
+    regions = regions[(regions.scores >= LEAST_SCORE).cpu()]
+    return regions[_apart(regions.masks, regions.scores)]
+
+
+def _around(masks: Tensor) -> Tensor:
+    """Boxes (R, 4) around masks (R, H, W), none of them empty."""
+    edges = []
+    for line in (masks.any(dim=1), masks.any(dim=2)):
+        place = torch.arange(line.shape[1], device=line.device)
+        edges += [torch.where(line, place, line.shape[1]).amin(dim=1), torch.where(line, place + 1, 0).amax(dim=1)]
+    x1, x2, y1, y2 = edges
+    return torch.stack([x1, y1, x2, y2], dim=1).float()
+
+
+def _apart(masks: Tensor, scores: Tensor) -> list[int]:
+    """Rows of masks (R, H, W), best score first, that share little with any better one."""
+    flat = masks.flatten(1).float()
+    shared, area = flat @ flat.T, flat.sum(dim=1)
+    kept: list[int] = []
+    for row in scores.argsort(descending=True, stable=True).tolist():
+        if all(shared[row, other] <= MOST_OVERLAP * min(area[row], area[other]) for other in kept):
+            kept.append(row)
+    return kept
 
 
 def _by_size(boxes: Tensor) -> Tensor:

@@ -30,10 +30,10 @@ def finding(tiny_tokenizer: TapRegionTokenizer, monkeypatch: pytest.MonkeyPatch)
     """A tokenizer that finds three known boxes in every picture, whatever its random weights would say."""
     boxes = [[2.0, 2.0, 12.0, 12.0], [5.0, 5.0, 45.0, 35.0], [20.0, 10.0, 40.0, 30.0]]
 
-    def find(features: Any, **_: Any) -> Any:
-        return tiny_tokenizer.encode(features=features, boxes=[boxes] if features.is_batch else boxes)
+    def find(tokenizer: TapRegionTokenizer, features: Any) -> Any:
+        return tokenizer.encode(features=features, boxes=[boxes])
 
-    monkeypatch.setattr(tiny_tokenizer, "encode_everything", find)
+    monkeypatch.setattr("llm_bridge.picture_context.find_objects", find)
     return tiny_tokenizer
 
 
