@@ -177,18 +177,24 @@ class _Doors:
 
     def ask(self, question: str, board: Any, request: Any) -> Iterator[tuple[Any, ...]]:
         mine, skip = self._mine(request), self.gr.skip()
-        known = len(mine.looks)
+        known, turns = len(mine.looks), mine.turns
+        board_says: Any = {"sentence": "Answering …"}
         table = None
         try:
             for messages, looks in mine.ask(question, board.get("regions", []) if isinstance(board, dict) else []):
                 shown = [{"role": role, "content": words} for role, words in messages]
-                yield skip, shown, skip if looks is table else table_of(looks), "" if table is None else skip
-                table = looks
+                yield board_says, shown, skip if looks is table else table_of(looks), "" if table is None else skip
+                board_says, table = skip, looks
         except ValueError as error:
             yield {"error": str(error)}, skip, skip, skip
             return
         if len(mine.looks) > known:
-            yield mine.board(), skip, skip, skip
+            board_says = mine.board()
+        elif mine.turns > turns:
+            board_says = {"sentence": "Ask on about these regions, or mark more."}
+        else:
+            board_says = {"sentence": "Stopped: the question was not taken up, and can be asked again."}
+        yield board_says, skip, skip, skip
 
     def stop(self, request: Any) -> None:
         self._mine(request).stop()

@@ -186,6 +186,11 @@ class PageConversation:
     # --- what is shown and taken away ---------------------------------------------------------------------------------
 
     @property
+    def turns(self) -> int:
+        """How many messages the conversation holds; an answer that is still coming is not among them."""
+        return len(self.scene.chat.history) if self.scene is not None else 0
+
+    @property
     def looks(self) -> list[Look]:
         """What TAP says of the conversation's regions."""
         return self.scene.looks if self.scene is not None else []

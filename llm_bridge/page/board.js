@@ -229,7 +229,7 @@ document.addEventListener("paste", (event) => {
 
 watch("value", () => {
   const got = props.value || {};
-  if (got.error) { publish(); return say(got.error, true); }
+  if (got.error || got.sentence) { publish(); return say(got.error || got.sentence, Boolean(got.error)); }
   if (!("picture" in got)) return;
   const image = new Image();
   image.onload = () => {

@@ -394,6 +394,7 @@ def test_stop_stops(tab: Page, slow: list[float]) -> None:
     tab.click("#stop")
     expect(tab.locator("#said .bot.message")).to_contain_text("(stopped)")
     tab.wait_for_timeout(300)
+    expect(tab.locator("#board .status")).to_contain_text("can be asked again")
     seen = len(slow)
     assert seen < 110
     tab.wait_for_timeout(500)
