@@ -5,6 +5,7 @@ Everything that can be wrong is refused here, before a step is made.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,25 @@ def check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGene
         raise ValueError(
             f"Got turns {arguments.turns} for {len(arguments.data)} data: give a number for each, or none."
         )
+    if arguments.questions and len(arguments.questions) != len(arguments.data):
+        raise ValueError(
+            f"Got {len(arguments.questions)} questions for {len(arguments.data)} data: give a regular expression for each, "
+            "or none."
+        )
+    for pattern in arguments.questions:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"questions has {pattern!r}, which is no regular expression: {error}.") from None
+    if hidden := arguments.hide_asked:
+        if len(hidden) != len(arguments.data) or not all(0 <= share <= 1 for share in hidden):
+            raise ValueError(
+                f"Got hide_asked {hidden} for {len(arguments.data)} data: give a share from 0 to 1 for each, or none."
+            )
+        if not bridge.config.image_regions:
+            raise ValueError(
+                "hide_asked takes regions out of the picture context, but the bridge has none: set image_regions."
+            )
     if (arguments.eval_data is None) != (arguments.eval_cache is None):
         raise ValueError("Got one of eval_data and eval_cache: give both or neither.")
     pairs = list(zip(arguments.data, arguments.caches))

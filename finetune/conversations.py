@@ -5,6 +5,8 @@ Knows records and caches, not how a bridge is trained.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -12,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor
+from llm_bridge import PictureContext, RegionBridgeForConditionalGeneration, RegionBridgeProcessor
 
-from .data.collator import CachedSample, ConversationCollator
+from .data.collator import CachedSample, ConversationCollator, regions_named
 from .data.mixture import Mixture
 from .data.sample import cut_turns, load_samples
 from .region_cache import RegionCache
@@ -28,7 +30,8 @@ class Conversations(Dataset[CachedSample]):
         self.samples = [load_samples(path).remove_columns("image") for path in arguments.data]
         self.caches = [RegionCache(path) for path in arguments.caches]
         self.mixture, self.positions = mixture, positions
-        self.seed, self.turns = arguments.seed, arguments.turns
+        self.seed, self.turns, self.hide_asked = arguments.seed, arguments.turns, arguments.hide_asked
+        self.questions = [re.compile(pattern) for pattern in arguments.questions]
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -39,7 +42,27 @@ class Conversations(Dataset[CachedSample]):
         variant = (row + visit + self.seed) % len(cache.plan.variants)
         item = CachedSample(self.samples[source][row], cache.regions(row, variant), cache.grid(row))
         turns = self.turns[source] if self.turns else 0
-        return _cut(item, turns, np.random.RandomState([self.seed, 3, self.positions[place] % 2**32]))
+        random = np.random.RandomState([self.seed, 3, self.positions[place] % 2**32])
+        if self.questions:
+            item = _only(item, self.questions[source])
+        item = _cut(item, turns, random)
+        if self.hide_asked and item.grid is not None and random.rand() < self.hide_asked[source]:
+            item.grid = PictureContext.without(item.grid, item.regions[: regions_named(item.sample)])
+        return item
+
+
+def _only(item: CachedSample, pattern: re.Pattern[str]) -> CachedSample:
+    """A conversation's questions in which `pattern` is found; all of them if that is none."""
+    turns = item.sample["conversations"]
+    asked = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
+    ends = [*asked[1:], len(turns)]
+    chosen = [turn for i, end in zip(asked, ends) if pattern.search(turns[i]["content"]) for turn in turns[i:end]]
+    if not chosen or len(chosen) == len(turns):
+        return item
+    system = [turn for turn in turns[: asked[0]] if turn["role"] == "system"]
+    count = sum(turn["role"] == "user" for turn in chosen)
+    sample, rows = cut_turns({**item.sample, "conversations": [*system, *chosen]}, 0, count)
+    return CachedSample(sample, item.regions[rows], item.grid)
 
 
 def _cut(item: CachedSample, turns: int, random: np.random.RandomState) -> CachedSample:

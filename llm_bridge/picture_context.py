@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
+from .configuration_bridge import POSITION_SIZE
 from .region_features import region_features
 
 SEARCH = {"points_per_crop": 8, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.4}
@@ -70,6 +71,25 @@ class PictureContext:
         padded[: len(rows)] = rows
         padded[:, -1] = 1.0
         return padded
+
+    @staticmethod
+    def without(context: Tensor, regions: RegionTokens) -> Tensor:
+        """Context features (slots, F) of `of_regions` less the objects that `regions` of the same picture show.
+
+        An object is one of them if their boxes' IoU is above one half; its slot is free then, and the others close up.
+        """
+        rows = region_features(regions, "routed")[:, 0]
+        corners = slice(-POSITION_SIZE - regions.iou_scores.shape[1] - 1, None)
+        shown, hidden = context[:, corners][:, :4], rows[:, corners][:, :4]
+        overlap = (
+            torch.minimum(shown[:, None, 2:], hidden[:, 2:]) - torch.maximum(shown[:, None, :2], hidden[:, :2])
+        ).clamp(min=0)
+        shared = overlap.prod(dim=-1)
+        sizes = [(boxes[:, 2:] - boxes[:, :2]).prod(dim=-1) for boxes in (shown, hidden)]
+        kept = context[(shared <= 0.5 * (sizes[0][:, None] + sizes[1] - shared)).all(dim=1)]
+        free = torch.zeros_like(context[: len(context) - len(kept)])
+        free[:, -1] = 1.0
+        return torch.cat([kept, free])
 
 
 def grid_points(side: int, size: tuple[int, int]) -> tuple[list[list[list[float]]], list[list[int]]]:

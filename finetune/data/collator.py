@@ -74,7 +74,7 @@ class ConversationCollator:
 
     def _features(self, item: CachedSample) -> Tensor:
         """Features of the regions that the conversation speaks of, which are the first ones of the record."""
-        return region_features(item.regions[: _regions_named(item.sample)], self.processor.experts)
+        return region_features(item.regions[: regions_named(item.sample)], self.processor.experts)
 
     def _messages(self, sample: Sample) -> list[dict[str, Any]]:
         messages = [dict(message) for message in sample["conversations"]]
@@ -83,7 +83,7 @@ class ConversationCollator:
         return messages
 
 
-def _regions_named(sample: Sample) -> int:
+def regions_named(sample: Sample) -> int:
     """How many regions a conversation shows: the largest N of its <regionN>, as records number them without gaps."""
     numbers = [int(n) for turn in sample["conversations"] for n in re.findall(r"<region(\d+)>", turn["content"])]
     return max(numbers, default=0)

@@ -105,3 +105,13 @@ def test_a_bridge_with_found_regions_talks_and_its_processor_comes_back(
         RegionBridgeProcessor.for_bridge(
             RegionBridgeConfig(region_token_id=processor.region_token_id), processor.tokenizer, finding
         ).check_bridge(bridge.config)
+
+
+def test_a_context_without_the_regions_that_are_asked_about(finding: TapRegionTokenizer, picture: np.ndarray) -> None:
+    features = finding.embed_image([picture])
+    (rows,) = PictureContext(regions=5).encode(finding, features)
+    nearly = finding.encode(picture, boxes=[[21.0, 10.0, 40.0, 31.0], [0.0, 0.0, 5.0, 5.0]])
+    left = PictureContext.without(rows, nearly)
+    torch.testing.assert_close(left[:2], rows[[0, 2]])  # the second of three went, and what remains closed up
+    torch.testing.assert_close(left[2:], rows[[3, 3, 3]])
+    torch.testing.assert_close(PictureContext.without(rows, nearly[[1]]), rows)  # too far from any

@@ -1,0 +1,82 @@
+"""What of a record a run learns from: which questions, how many in a row, and with which picture context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+pytest.importorskip("datasets")
+
+from tiny_stage import make_cache
+
+import finetune.train as train
+from finetune.conversations import Conversations
+from finetune.data.mixture import Mixture
+from finetune.region_cache import RegionCache
+from finetune.train_arguments import TrainArguments
+from llm_bridge import PictureContext
+
+pytestmark = pytest.mark.slow
+
+
+def conversations(stage: Path, cache: str, **options: object) -> Conversations:
+    arguments = TrainArguments(
+        output_dir="", data=[str(stage / "records.jsonl")], caches=[str(stage / cache)], **options
+    )  # type: ignore[arg-type]
+    return Conversations(arguments, Mixture([len(RegionCache(stage / cache))]), range(6))
+
+
+def questions(sample: dict[str, object]) -> list[str]:
+    return [turn["content"] for turn in sample["conversations"] if turn["role"] == "user"]  # type: ignore[attr-defined]
+
+
+def test_only_questions_of_a_kind(stage: Path) -> None:
+    everything = conversations(stage, "cache")
+    chosen = conversations(stage, "cache", questions=["What|Which"])
+    shortened = 0
+    for whole, part in zip(everything, chosen):  # type: ignore[call-overload]
+        wanted = [q for q in questions(whole.sample) if "What" in q or "Which" in q]
+        if not wanted:
+            assert part.sample == whole.sample
+            continue
+        assert len(questions(part.sample)) == len(wanted)
+        shortened += len(wanted) < len(questions(whole.sample))
+        for turn, mine in zip(wanted, questions(part.sample)):
+            assert turn.split("<")[0] == mine.split("<")[0]
+        answers = [t["content"] for t in part.sample["conversations"] if t["role"] == "assistant"]
+        assert all(answer in str(whole.sample["conversations"]) for answer in answers)
+        for region, box in zip(part.sample["regions"], part.regions.boxes):
+            row = whole.sample["regions"].index(region)
+            assert torch.equal(whole.regions.boxes[row], box)  # the tokens went with their regions
+    assert shortened
+
+
+def test_asked_regions_leave_the_context(stage: Path) -> None:
+    flags = ["--image_grid", "0", "--image_regions", "8", "--context_from", "annotated"]
+    make_cache(stage, "tap0", "annotated", *flags)
+    shown = conversations(stage, "annotated", turns=[1])
+    hidden = conversations(stage, "annotated", turns=[1], hide_asked=[1.0])
+    fewer = 0
+    for one, other in zip(shown, hidden):  # type: ignore[call-overload]
+        assert one.sample == other.sample
+        assert one.grid is not None
+        assert other.grid is not None
+        torch.testing.assert_close(PictureContext.without(one.grid, one.regions), other.grid)
+        fewer += bool(other.grid[:, :-1].any(1).sum() < one.grid[:, :-1].any(1).sum())
+    assert fewer
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--questions", "(", "--image_grid", "2"], "no regular expression"),
+    (["--questions", "a", "b", "--image_grid", "2"], "2 questions for 1 data"),
+    (["--hide_asked", "2", "--image_regions", "3"], "a share from 0 to 1"),
+    (["--hide_asked", "1", "--image_grid", "2"], "has none"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(stage: Path, tmp_path: Path, flags: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        train.main(["--output_dir", str(tmp_path / "x"), "--language_model", str(stage / "lm" / "model"), "--data",
+                    str(stage / "records.jsonl"), "--caches", str(stage / "cache"), "--region_tokenizer", str(stage / "tap0"),
+                    *flags])  # fmt: skip
