@@ -315,13 +315,21 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _app(arguments: argparse.Namespace) -> None:
     from .app import serve
 
+    if arguments.port is not None and not 0 < arguments.port < 65536:
+        raise ValueError(f"Got --port {arguments.port}: expected 1 to 65535, or leave it out.")
     limits = PageLimits(
         file_bytes=int(arguments.max_file_mb * 1e6),
         pixels=int(arguments.max_megapixels * 1e6),
         queue=arguments.queue,
         new_tokens=arguments.max_new_tokens,
     )
-    page, address = serve(_load(arguments), host=arguments.host, port=arguments.port, limits=limits, block=False)
+    chat = _load(arguments)
+    try:
+        page, address = serve(chat, host=arguments.host, port=arguments.port, limits=limits, block=False)
+    except OSError:
+        raise ValueError(
+            f"Port {arguments.port or 'from 7860 on'} of {arguments.host} cannot be had: give another --port."
+        ) from None
     print(f"The page is at {address} (Ctrl+C ends it).", flush=True)
     page.block_thread()
 

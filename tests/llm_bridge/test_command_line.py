@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +127,7 @@ def test_a_conversation_line_by_line(
 
 
 def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert "--port 0: expected 1 to 65535" in refused(capsys, "app", "--port", 0)
     pictures, table, output = folder / "pictures", folder / "boxes.csv", folder / "o.jsonl"
     for message, arguments in (
         ("no image file", ["ask", folder / "none.png", "what"]),
@@ -139,3 +145,38 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
     ):
         assert message in refused(capsys, *arguments), arguments
     assert not output.exists()
+
+
+@pytest.mark.slow
+def test_the_examples_of_help_work(folder: Path) -> None:
+    """Each as it is printed, in a shell of its own; the page until its address is written."""
+    shutil.copyfile(DEMO, folder / "picture.png")
+    seen = 0
+    for command in ("ask", "chat", "demo", "app"):
+        with begun(f"region-chat {command} --help", folder) as shell:
+            shown = shell.communicate()[0]
+        for line in re.findall(r"^  (region-chat .*)$", shown, re.MULTILINE):
+            seen += 1
+            if command == "app":
+                pytest.importorskip("gradio")
+                line = re.sub(r" --port \d+", "", line)  # which may be taken here: the first free one
+            with begun(line, folder) as shell:
+                if command == "app":
+                    assert shell.stdout is not None
+                    assert "http://127.0.0.1:" in shell.stdout.readline()
+                    shell.send_signal(signal.SIGINT)
+                    shell.communicate(timeout=60)
+                    continue
+                out, err = shell.communicate("What is region1?\n", timeout=120)
+            assert shell.returncode == 0, f"{line}: {err}"
+            assert out.strip(), line
+    assert seen == 5
+    assert len((folder / "answers.jsonl").read_text().splitlines()) == 2  # a line of each picture
+
+
+def begun(line: str, folder: Path) -> subprocess.Popen[str]:
+    root = str(Path(__file__).parents[2])
+    code = f"import sys; sys.path.insert(0, {root!r}); from llm_bridge.__main__ import main; sys.exit(main())"
+    pipe = subprocess.PIPE
+    words = [sys.executable, "-u", "-c", code, *shlex.split(line)[1:]]
+    return subprocess.Popen(words, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
