@@ -152,7 +152,7 @@ class RegionCache:
         if data.is_file() and self.plan.data_checksum != file_checksum(data):
             raise ValueError(f"{self.folder} was made from other records than {data} now holds: make the cache again.")
         own = PictureContext.of(self.plan)
-        if own != context:
+        if context.slots and own != context:  # a bridge that reads none has no use for it
             raise ValueError(
                 f"{self.folder} has picture context: {own}; the bridge reads: {context}. Make the cache with --image_grid "
                 f"{context.grid} --image_regions {context.regions}."

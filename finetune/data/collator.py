@@ -68,7 +68,7 @@ class ConversationCollator:
         return self.processor.chat_batch(
             [self._messages(item.sample) for item in items],
             [self._features(item) for item in items],
-            [item.grid for item in items],
+            [item.grid if self.processor.context.slots else None for item in items],
             **options,
         )
 

@@ -17,7 +17,7 @@ from finetune.conversations import Conversations
 from finetune.data.mixture import Mixture
 from finetune.region_cache import RegionCache
 from finetune.train_arguments import TrainArguments
-from llm_bridge import PictureContext
+from llm_bridge import PictureContext, RegionBridgeConfig
 
 pytestmark = pytest.mark.slow
 
@@ -80,3 +80,11 @@ def test_what_cannot_be_is_refused(stage: Path, tmp_path: Path, flags: list[str]
         train.main(["--output_dir", str(tmp_path / "x"), "--language_model", str(stage / "lm" / "model"), "--data",
                     str(stage / "records.jsonl"), "--caches", str(stage / "cache"), "--region_tokenizer", str(stage / "tap0"),
                     *flags])  # fmt: skip
+
+
+def test_a_bridge_without_context_learns_from_a_cache_that_has_one(stage: Path, tmp_path: Path) -> None:
+    train.main(["--output_dir", str(tmp_path), "--mode", "projector", "--language_model", str(stage / "lm" / "model"),
+                "--data", str(stage / "records.jsonl"), "--caches", str(stage / "cache"), "--region_tokenizer",
+                str(stage / "tap0"), "--steps", "1", "--batch_size", "2", "--tracker", "none"])  # fmt: skip
+    assert PictureContext.of(RegionBridgeConfig.from_pretrained(tmp_path / "model")).slots == 0
+    assert PictureContext.of(RegionCache(stage / "cache").plan).slots == 4
