@@ -32,6 +32,19 @@ class TapImageEncoder(nn.Module):
         self.neck = TapImageEncoderNeck(config)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        grid = self.embed_patches(pixel_values)
+        blocks_per_group = len(self.layers) // len(self.cross_window_layers)
+        for group, cross_window_layer in enumerate(self.cross_window_layers):
+            windows = self.split_windows(grid)
+            for layer in self.layers[group * blocks_per_group : (group + 1) * blocks_per_group]:
+                windows = layer(windows)
+            if group == len(self.cross_window_layers) - 1:  # the final norm comes before the last bottleneck
+                windows = self.norm(windows)
+            grid = cross_window_layer(self.merge_windows(windows))
+        return self.neck(rearrange(grid, "b y x d -> b d y x"))
+
+    def embed_patches(self, pixel_values: Tensor) -> Tensor:
+        """Patches with their positions: (B, G, G, D)."""
         size = self.config.image_size
         if pixel_values.shape[1:] != (3, size, size):
             raise ValueError(
@@ -39,22 +52,15 @@ class TapImageEncoder(nn.Module):
                 "prepare pictures with TapImageProcessor."
             )
         hidden = rearrange(self.patch_embed(pixel_values), "b d y x -> b (y x) d") + self.position_embed
-        grid = rearrange(hidden, "b (y x) d -> b y x d", y=self.config.grid_size)
-        blocks_per_group = len(self.layers) // len(self.cross_window_layers)
-        for group, cross_window_layer in enumerate(self.cross_window_layers):
-            windows = self._split_windows(grid)
-            for layer in self.layers[group * blocks_per_group : (group + 1) * blocks_per_group]:
-                windows = layer(windows)
-            if group == len(self.cross_window_layers) - 1:  # the final norm comes before the last bottleneck
-                windows = self.norm(windows)
-            grid = cross_window_layer(self._merge_windows(windows))
-        return self.neck(rearrange(grid, "b y x d -> b d y x"))
+        return rearrange(hidden, "b (y x) d -> b y x d", y=self.config.grid_size)
 
-    def _split_windows(self, grid: Tensor) -> Tensor:
+    def split_windows(self, grid: Tensor) -> Tensor:
+        """A map (B, G, G, D) → its windows (B·windows, w², D), by rows of windows."""
         side = self.config.window_size
         return rearrange(grid, "b (ny y) (nx x) d -> (b ny nx) (y x) d", y=side, x=side)
 
-    def _merge_windows(self, windows: Tensor) -> Tensor:
+    def merge_windows(self, windows: Tensor) -> Tensor:
+        """What `split_windows` split."""
         side, count = self.config.window_size, self.config.grid_size // self.config.window_size
         return rearrange(windows, "(b ny nx) (y x) d -> b (ny y) (nx x) d", y=side, x=side, ny=count, nx=count)
 
@@ -100,11 +106,14 @@ class TapWindowAttention(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         heads = self.config.num_attention_heads
         query, key, value = rearrange(self.qkv(windows), "n t (three h d) -> three n h t d", three=3, h=heads)
-        index = relative_position_index(self.config.window_size, windows.device)
-        tokens = windows.shape[1]
-        bias = self.relative_position_bias.index_select(1, index).view(heads, tokens, tokens)
-        hidden = attend(query, key, value, mask=bias, implementation=self.config._attn_implementation)
+        hidden = attend(query, key, value, mask=self.position_bias(), implementation=self.config._attn_implementation)
         return self.output(rearrange(hidden, "n h t d -> n t (h d)"))
+
+    def position_bias(self) -> Tensor:
+        """The bias of each head and (query, key) pair of a window: (heads, w², w²)."""
+        index = relative_position_index(self.config.window_size, self.relative_position_bias.device)
+        tokens = self.config.window_size**2
+        return self.relative_position_bias.index_select(1, index).view(-1, tokens, tokens)
 
 
 @lru_cache(maxsize=8)

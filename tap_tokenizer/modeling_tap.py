@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_tap import TapConfig
+from .fast_inference import FastImageDecoder, FastImageEncoder, greedy_captions
 from .image_decoder import TapImageDecoder, TapImageDecoderOutput
 from .image_encoder import TapImageEncoder, TapWindowAttention
 from .prompt_encoder import TapPromptEncoder
@@ -82,11 +83,28 @@ class TapModel(TapPreTrainedModel):
         self.prompt_encoder = TapPromptEncoder(config)
         self.image_decoder = TapImageDecoder(config.image_decoder_config)
         self.text_decoder = TapTextDecoder(config.text_decoder_config)
+        self.is_plain = False
+        """Compute everything as the parts spell it out, even where `fast_inference` gives the same numbers sooner."""
+        self._fast_encoder = FastImageEncoder(self.image_encoder)
+        self._fast_decoder = FastImageDecoder(self.image_decoder, self.prompt_encoder)
         self.post_init()
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether a call made now takes `fast_inference`: in evaluation mode, without gradients, not with "eager"."""
+        asks_for_formula = self.is_plain or self.config._attn_implementation == "eager"
+        return not (self.training or torch.is_grad_enabled() or asks_for_formula)
 
     def get_image_embeddings(self, pixel_values: Tensor) -> Tensor:
         """Pixel values (B, 3, S, S) from `TapImageProcessor` → image embeddings (B, D, G, G)."""
-        return self.image_encoder(pixel_values.to(self.image_encoder.patch_embed.weight.dtype))
+        encode = self._fast_encoder if self.is_fast else self.image_encoder
+        return encode(pixel_values.to(self.image_encoder.patch_embed.weight.dtype))
+
+    def greedy_captions(self, region_tokens: Tensor, max_length: int) -> Tensor:
+        """Region tokens (R, D) → ids (R, max_length) of their greedy captions: bos first, padded after eos."""
+        if self.is_fast:
+            return greedy_captions(self.text_decoder, region_tokens, max_length)
+        return self.text_decoder.caption(region_tokens, max_length, do_sample=False)
 
     def forward(
         self,
@@ -115,13 +133,18 @@ class TapModel(TapPreTrainedModel):
             if len(image_embeddings) != 1:
                 raise ValueError(f"Got {len(image_embeddings)} pictures and no image_index: say whose each region is.")
             image_index = torch.zeros(len(input_points), dtype=torch.long, device=image_embeddings.device)
-        decoded = self.image_decoder(
-            image_embeddings=image_embeddings[image_index],
-            image_positions=self.prompt_encoder.encode_grid(image_embeddings.shape[-1]),
-            prompt_embeddings=self.prompt_encoder(input_points, input_labels),
-            prompt_mask=prompt_mask,
-            output_masks=output_masks,
-        )
+        prompts = self.prompt_encoder(input_points, input_labels)
+        if self.is_fast and len(prompts):
+            decoded = self._fast_decoder(image_embeddings, image_index, prompts, prompt_mask, output_masks)
+        else:
+            decoded = self.image_decoder(
+                image_embeddings=image_embeddings[image_index],
+                image_positions=self.prompt_encoder.encode_grid(image_embeddings.shape[-1]),
+                prompt_embeddings=prompts,
+                prompt_mask=prompt_mask,
+                output_masks=output_masks,
+            )
+        assert decoded.iou_scores is not None
         expert = self.route(decoded.iou_scores, input_labels)
         return TapOutput(**decoded, expert=expert, image_embeddings=image_embeddings)
 

@@ -83,7 +83,7 @@ class TapRegionTokenizer:
         text_tokenizer: PreTrainedTokenizerBase | None = None,
         concepts: ConceptBank | None = None,
         image_batch_size: int = 4,
-        region_batch_size: int = 16,
+        region_batch_size: int = 64,
     ) -> None:
         self.model = model
         self.processor = processor or TapProcessor(TapImageProcessor(image_size=model.config.image_size))
@@ -490,20 +490,15 @@ class TapRegionTokenizer:
             raise ValueError(f"temperature is {temperature}, expected 0 (greedy) or more.")
         if temperature:
             generate_options |= {"do_sample": True, "temperature": temperature}
-        ids = torch.full((len(regions), max_length), config.pad_token_id, device=self.device)
-        ids[:, 0] = config.bos_token_id
-        decoder = self.model.text_decoder
+        parts = []
         with self._frozen():
-            for start in range(0, len(regions), 64):
-                rows = slice(start, start + 64)
-                prompt = decoder.embed(regions.tokens[rows].to(self.device), ids[rows, :1])
-                new = decoder.generate(
-                    inputs_embeds=prompt,
-                    attention_mask=torch.ones(prompt.shape[:2], dtype=torch.long, device=self.device),
-                    max_new_tokens=max_length - 1,
-                    **{"do_sample": False, **generate_options},
-                )
-                ids[rows, 1 : 1 + new.shape[1]] = new
+            for tokens in regions.tokens.to(self.device).split(64):
+                if generate_options:
+                    options = {"do_sample": False, **generate_options}
+                    parts.append(self.model.text_decoder.caption(tokens, max_length, **options))
+                else:
+                    parts.append(self.model.greedy_captions(tokens, max_length))
+        ids = torch.cat(parts)
         if return_ids:
             return ids
         assert self.text_tokenizer is not None

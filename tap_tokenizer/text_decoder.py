@@ -47,6 +47,20 @@ class TapTextDecoder(PreTrainedModel, GenerationMixin):
         region = self.region_proj(region_tokens.to(self.region_proj.weight.dtype))
         return torch.cat([region.unsqueeze(1), self.token_embed(input_ids)], dim=1)
 
+    def caption(self, region_tokens: Tensor, max_length: int, **generate_options: Any) -> Tensor:
+        """Region tokens (R, D) → ids (R, max_length) by transformers' `generate`: bos first, padded after eos."""
+        ids = region_tokens.new_full((len(region_tokens), max_length), self.config.pad_token_id, dtype=torch.long)
+        ids[:, 0] = self.config.bos_token_id
+        prompt = self.embed(region_tokens, ids[:, :1])
+        new = self.generate(
+            inputs_embeds=prompt,
+            attention_mask=torch.ones(prompt.shape[:2], dtype=torch.long, device=prompt.device),
+            max_new_tokens=max_length - 1,
+            **generate_options,
+        )
+        ids[:, 1 : 1 + new.shape[1]] = new
+        return ids
+
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -24,6 +24,7 @@ LAYERS = {
     "tap_tokenizer": [
         {"configuration_tap", "attention", "restricted_pickle", "everything", "command_line"},
         {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "concept_projector"},
+        {"fast_inference"},
         {"modeling_tap", "image_processing_tap"},
         {"processing_tap", "region_tokens", "checkpoint_conversion"},
         {"pretrained_files"},

@@ -24,8 +24,8 @@ def test_other_picture_sizes_are_refused(make_tap: Callable[..., TapModel]) -> N
 def test_windows_come_back_in_place(make_tap: Callable[..., TapModel]) -> None:
     encoder = make_tap().image_encoder
     grid = torch.randn(2, 8, 8, 32)
-    assert torch.equal(encoder._merge_windows(encoder._split_windows(grid)), grid)
-    first = encoder._split_windows(grid)[1]  # windows go by rows: the second is the upper right one
+    assert torch.equal(encoder.merge_windows(encoder.split_windows(grid)), grid)
+    first = encoder.split_windows(grid)[1]  # windows go by rows: the second is the upper right one
     assert torch.equal(first.view(4, 4, 32), grid[0, :4, 4:])
 
 

@@ -1,0 +1,406 @@
+"""TAP's answers with a fraction of the work, for when no gradient is asked; and why they are the same.
+
+The plain formulation (`image_encoder.py`, `image_decoder.py`, `text_decoder.py`) says what is computed, trains, and is what
+tests and benchmarks compare with. Here are the same sums in another order. Knows the parts' weights, never changes them.
+
+**Pictures** (`FastImageEncoder`). Attention never leaves a window, so the windows of a group of blocks go through it a few
+at a time and stay in the cache. Position biases are gathered once per weight, and handed to PyTorch in four dimensions:
+with three it takes a slow kernel.
+
+**Regions** (`FastImageDecoder`). The plain decoder keeps a picture of its own for every region, G² rows of width D, and sends
+them all through every projection. But a region changes a picture very little: tokens write into it by attention, so a row
+gains a mixture of as many vectors as there are tokens and heads; LayerNorm then centres and scales. With X the rows that
+all regions of a picture share, U (M, D) what this region's tokens have written, C (M, G²) how much of it each row took,
+ρ (G²) a scale for each row, γ and β the last LayerNorm's weight and bias, the picture as a region sees it always is
+
+    image = ρ · (X + Cᵀ U) + β.
+
+- *Writing.* Rows attend to tokens with weights A and gain Aᵀ V, V the tokens' values through the output matrix. The weights
+  of a head add up to 1, so biases, and β, can be shared out among V. C grows by A / ρ, U by V.
+- *LayerNorm.* Centring and γ are linear and pass to X and U. ρ becomes one over the rows' standard deviation, whose square
+  is |X|² + 2 X · Cᵀ U + Cᵀ (U Uᵀ) C over D: no row is ever formed.
+- *Reading.* A token scores a row by q · W image = ρ · ((q · W X) + (q · W U) C) + q · W (position + β). W X is shared, W U is
+  small. Values likewise: Σ w · W image = (W X)(ρ w) + (W U)(C ρ w) + W β.
+
+X, and all that the weights make of it, is computed once per picture (`_Picture`), what follows from weights alone once per
+weight (`_Plan`). Tokens whose answer nobody reads do not look at the picture a last time; masks are made for who asks.
+
+**Captions** (`greedy_captions`). Keys and values have their places from the start, the output matrix goes through in blocks
+that keep the best word only, and captions that have ended leave the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .image_decoder import TapDecoderAttention, TapImageDecoder, TapImageDecoderOutput, TapTwoWayLayer
+from .image_encoder import TapImageEncoder, TapImageEncoderLayer, TapWindowAttention
+from .prompt_encoder import TapPromptEncoder
+from .text_decoder import TapTextDecoder, TapTextDecoderLayer, rotary_embedding, rotate
+
+_REGIONS_AT_ONCE = 2
+_WINDOWS_AT_ONCE = 4
+_WORDS_AT_ONCE = 2000
+"""What fits the caches of a CPU. Other devices want more work at a time: as many regions and windows as there are."""
+
+
+class FastImageEncoder:
+    """What `TapImageEncoder.forward` computes in evaluation mode."""
+
+    def __init__(self, encoder: TapImageEncoder) -> None:
+        self.encoder = encoder
+        self._biases: list[Tensor] = []
+        self._state: object = None
+
+    def __call__(self, pixel_values: Tensor) -> Tensor:
+        """Pixel values (B, 3, S, S) → image embeddings (B, D, G, G)."""
+        encoder, biases = self.encoder, self._position_biases()
+        grid = encoder.embed_patches(pixel_values)
+        at_once = _WINDOWS_AT_ONCE if grid.device.type == "cpu" else len(grid) * encoder.config.grid_size**2
+        blocks = len(encoder.layers) // len(encoder.cross_window_layers)
+        for group, cross_window_layer in enumerate(encoder.cross_window_layers):
+            done = []
+            for windows in encoder.split_windows(grid).split(at_once):
+                for number in range(group * blocks, (group + 1) * blocks):
+                    layer = cast(TapImageEncoderLayer, encoder.layers[number])
+                    windows = windows + self._attend(layer.attention, layer.norm1(windows), biases[number])
+                    windows = windows + layer.mlp(layer.norm2(windows))
+                done.append(encoder.norm(windows) if group == len(encoder.cross_window_layers) - 1 else windows)
+            grid = cross_window_layer(encoder.merge_windows(torch.cat(done)))
+        return encoder.neck(rearrange(grid, "b y x d -> b d y x"))
+
+    def _attend(self, attention: TapWindowAttention, windows: Tensor, bias: Tensor) -> Tensor:
+        heads = self.encoder.config.num_attention_heads
+        query, key, value = rearrange(attention.qkv(windows), "n t (three h d) -> three n h t d", three=3, h=heads)
+        hidden = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return attention.output(rearrange(hidden, "n h t d -> n t (h d)"))
+
+    def _position_biases(self) -> list[Tensor]:
+        """The bias of every block (1, heads, w², w²)."""
+        layers = [cast(TapImageEncoderLayer, layer).attention for layer in self.encoder.layers]
+        state = _state_of(layer.relative_position_bias for layer in layers)
+        if state != self._state:
+            self._biases, self._state = [layer.position_bias().unsqueeze(0) for layer in layers], state
+        return self._biases
+
+
+class FastImageDecoder:
+    """What `TapImageDecoder.forward` computes in evaluation mode, for many regions of few pictures."""
+
+    def __init__(self, decoder: TapImageDecoder, prompt_encoder: TapPromptEncoder) -> None:
+        self.decoder = decoder
+        self.prompt_encoder = prompt_encoder
+        self._plan: _Plan | None = None
+        self._state: object = None
+
+    def __call__(
+        self,
+        image_embeddings: Tensor,
+        image_index: Tensor,
+        prompt_embeddings: Tensor,
+        prompt_mask: Tensor | None = None,
+        output_masks: bool = True,
+    ) -> TapImageDecoderOutput:
+        """As `TapImageDecoder.forward`, for pictures (B, D, G, G) and the picture of each region, image_index (R,), R > 0."""
+        decoder, plan = self.decoder, self._current_plan(image_embeddings.shape[-1])
+        learned = torch.cat([decoder.semantic_tokens, decoder.iou_token, decoder.mask_tokens])
+        tokens = torch.cat([learned.expand(len(prompt_embeddings), -1, -1), prompt_embeddings], dim=1)
+        token_mask = None if prompt_mask is None else F.pad(prompt_mask, (len(learned), 0), value=True)
+        at_once = _REGIONS_AT_ONCE if tokens.device.type == "cpu" else len(tokens)
+        parts: list[TapImageDecoderOutput] = []
+        order: list[Tensor] = []
+        for index in image_index.unique().tolist():
+            picture = _Picture(plan, image_embeddings[index], output_masks)
+            for rows in (image_index == index).nonzero().squeeze(1).split(at_once):
+                mask = None if token_mask is None else token_mask[rows]
+                parts.append(self._decode(plan, picture, tokens[rows], mask, output_masks))
+                order.append(rows)
+        back = torch.cat(order).argsort()
+        return TapImageDecoderOutput(**{name: torch.cat([part[name] for part in parts])[back] for name in parts[0]})
+
+    def _decode(
+        self, plan: _Plan, picture: _Picture, tokens: Tensor, token_mask: Tensor | None, output_masks: bool
+    ) -> TapImageDecoderOutput:
+        """A few regions of one picture; line by line what `TapTwoWayTransformer` does."""
+        decoder, experts = self.decoder, self.decoder.config.num_experts
+        positions = tokens
+        mask = None if token_mask is None else token_mask[:, None, None, :]
+        seen = _Seen(picture)
+        for stage, layer in zip(plan.stages, cast("list[TapTwoWayLayer]", list(decoder.transformer.layers))):
+            if layer.is_first:
+                tokens = layer.norm1(layer.self_attention(tokens, tokens, tokens, mask))
+            else:
+                placed = tokens + positions
+                tokens = layer.norm1(tokens + layer.self_attention(placed, placed, tokens, mask))
+            tokens = layer.norm2(tokens + seen.read(layer.token_to_image, stage, tokens + positions))
+            tokens = layer.norm3(tokens + layer.mlp(tokens))
+            seen.write(layer, stage, tokens + positions, tokens, mask)
+        asked = slice(None, experts + 1 + (experts if output_masks else 0))  # semantic, IoU, mask tokens; no prompt
+        tokens, positions = tokens[:, asked], positions[:, asked]
+        final = decoder.transformer.final_attention
+        tokens = decoder.transformer.norm(tokens + seen.read(final, plan.stages[-1], tokens + positions))
+        return TapImageDecoderOutput(
+            iou_scores=decoder.iou_head(tokens[:, experts]).float(),
+            semantic_tokens=tokens[:, :experts],
+            semantic_embeds=decoder.semantic_head(tokens[:, :experts]),
+            pred_masks=seen.masks(decoder, plan, tokens[:, experts + 1 :]) if output_masks else None,
+        )
+
+    def _current_plan(self, grid_size: int) -> _Plan:
+        weights = [*self.decoder.parameters(), self.prompt_encoder.coord_matrix]
+        state = (grid_size, _state_of(weights))
+        if self._plan is None or state != self._state:
+            self._plan, self._state = _Plan(self.decoder, self.prompt_encoder.encode_grid(grid_size)), state
+        return self._plan
+
+
+class _Stage:
+    """What one layer, or the last attention (which writes nothing), does to rows of the picture.
+
+    projections[…] (heads, c, D) make keys and values that tokens read, and the queries with which rows read tokens;
+    places[…] (heads, c, G²) are what they make of a row's position, and of β. output (heads, c + 1, D) makes rows of U of
+    a value and the constant 1; written has it, and those of the layers before, as this layer's LayerNorm will see them.
+    """
+
+    def __init__(
+        self,
+        read: TapDecoderAttention,
+        write: TapDecoderAttention | None,
+        positions: Tensor,
+        shift: Tensor,
+        written: list[Tensor],
+    ) -> None:
+        linear = {"keys": read.key, "values": read.value} | ({"queries": write.query} if write else {})
+        split = "(h c) d -> h c d"
+        heads = read.config.num_attention_heads
+        self.projections = {name: rearrange(layer.weight, split, h=heads) for name, layer in linear.items()}
+        self.places = {
+            name: _heads(read, layer(positions + shift)).mT.contiguous()
+            for name, layer in linear.items()
+            if name != "values"
+        }
+        value_shift = (read.value.weight * shift).sum(dim=1) + read.value.bias
+        self.value_shift = rearrange(value_shift, "(h c) -> h 1 c", h=heads)
+        self.written: list[Tensor] = []
+        if write is not None:
+            values = rearrange(write.output.weight, "d (h c) -> h c d", h=heads)
+            constant = ((write.output.bias + shift) / heads).expand(heads, 1, -1)
+            self.output = torch.cat([values, constant], dim=1)
+            self.written = [_centred(rows) for rows in (*written, self.output)]
+        blocks = [*self.projections.values(), *self.written]
+        self.weights = torch.cat([block.flatten(0, 1) for block in blocks])
+        self.sizes = [block.shape[0] * block.shape[1] for block in blocks]
+
+    def project(self, name: str, rows: Tensor) -> Tensor:
+        """Rows (R, M, D) through a projection, head by head: (R, heads, M, c)."""
+        weight = self.projections[name]
+        return rearrange(F.linear(rows, weight.flatten(0, 1)), "r m (h c) -> r h m c", h=len(weight))
+
+
+class _Plan:
+    """What follows from the decoder's weights and the grid's positions alone."""
+
+    def __init__(self, decoder: TapImageDecoder, positions: Tensor) -> None:
+        self.grid_size = math.isqrt(len(positions))
+        self.heads = decoder.config.num_attention_heads
+        self.stages: list[_Stage] = []
+        self.norms: list[nn.LayerNorm] = []
+        shift = torch.zeros_like(positions[0])
+        written: list[Tensor] = []
+        for layer in cast("list[TapTwoWayLayer]", list(decoder.transformer.layers)):
+            stage = _Stage(layer.token_to_image, layer.image_to_token, positions, shift, written)
+            self.stages.append(stage)
+            self.norms.append(layer.norm4)
+            written, shift = [layer.norm4.weight * rows for rows in stage.written], layer.norm4.bias
+        self.stages.append(_Stage(decoder.transformer.final_attention, None, positions, shift, written))
+        upscaler = decoder.mask_upscaler
+        self.upscale1 = rearrange(upscaler.conv1.weight, "d o i j -> d (i j o)")
+        biases = [cast(Tensor, conv.bias).repeat(4) for conv in (upscaler.conv1, upscaler.conv2)]
+        self.upscale1_shift = shift @ self.upscale1 + biases[0]
+        self.upscale2 = rearrange(upscaler.conv2.weight, "d o i j -> (i j o) d").contiguous()
+        self.upscale2_bias = biases[1]
+
+
+class _Picture:
+    """What all regions of a picture share: X at each stage, through every projection that will read it."""
+
+    def __init__(self, plan: _Plan, embedding: Tensor, with_masks: bool) -> None:
+        rows = embedding.flatten(1)  # X: (D, G²)
+        self.tables: list[dict[str, Tensor]] = []
+        self.written: list[list[Tensor]] = []
+        self.squares: list[Tensor] = []
+        for number, stage in enumerate(plan.stages):
+            parts = [part.unflatten(0, (plan.heads, -1)) for part in (stage.weights @ rows).split(stage.sizes)]
+            self.tables.append(dict(zip(stage.projections, parts)))
+            self.written.append(parts[len(stage.projections) :])  # stage.written is centred: X need not be
+            if number < len(plan.norms):
+                rows = rows - rows.mean(dim=0)
+                self.squares.append(rows.float().square().sum(dim=0))
+                rows = plan.norms[number].weight[:, None] * rows
+        self.upscaled = rows.T @ plan.upscale1 if with_masks else None
+
+
+class _Seen:
+    """A picture as R regions see it: ρ (X + Σ Cᵀ U) + β, to which each layer adds a pair of C and U."""
+
+    def __init__(self, picture: _Picture) -> None:
+        self.picture = picture
+        self.shares: list[Tensor] = []  # C: (R, heads · T, G²)
+        self.rows: list[Tensor] = []  # U: (R, heads · T, D)
+        self.codes: list[Tensor] = []  # the values that U was made of: (R, heads, T, c + 1)
+        self.scale: Tensor | None = None  # ρ: (R, 1, G²); None as long as it is 1
+        self.scaled: list[Tensor] = []  # ρ C
+
+    @property
+    def tables(self) -> dict[str, Tensor]:
+        return self.picture.tables[len(self.shares)]
+
+    def read(self, attention: TapDecoderAttention, stage: _Stage, query: Tensor) -> Tensor:
+        """Tokens (R, T, D) attend to the picture: what they read, (R, T, D)."""
+        weights = self._scores(_heads(attention, attention.query(query)), stage, "keys").softmax(dim=-1)
+        if self.scale is not None:
+            weights = weights.mul_(self.scale.unsqueeze(1))
+        found = _times_shared(weights, self.tables["values"].transpose(1, 2))
+        for shares, rows in zip(self.shares, self.rows):
+            mixture = (weights.flatten(1, 2) @ shares.transpose(1, 2)).unflatten(1, weights.shape[1:3])
+            found = found + mixture @ stage.project("values", rows)
+        return attention.output(rearrange(found + stage.value_shift, "r h t c -> r t (h c)"))
+
+    def write(self, layer: TapTwoWayLayer, stage: _Stage, keys: Tensor, values: Tensor, mask: Tensor | None) -> None:
+        """The picture attends to tokens (R, T, D), then passes the layer's norm."""
+        attention = layer.image_to_token
+        scores = self._scores(_heads(attention, attention.key(keys)), stage, "queries")
+        if mask is not None:
+            scores = scores.masked_fill_(~mask.transpose(-1, -2), -torch.inf)
+        shares = scores.softmax(dim=2).flatten(1, 2)
+        code = F.pad(_heads(attention, attention.value(values)), (0, 1), value=1.0)
+        self.rows.append((code @ stage.output).flatten(1, 2))
+        number = len(self.shares)
+        self.codes.append(code)
+        self.shares.append(shares if self.scale is None else shares.div_(self.scale))
+        rows = [_centred(own) for own in self.rows]
+        square = self.picture.squares[number].expand(len(code), -1)
+        for j, share in enumerate(self.shares):  # |X|² + Σ C (2 X·U + U Uᵀ C), whose terms U Uᵀ are symmetric
+            change = _times_shared(2 * self.codes[j], self.picture.written[number][j]).flatten(1, 2)
+            for i, other in enumerate(self.shares[: j + 1]):
+                products = rows[j] @ rows[i].transpose(1, 2)
+                change.baddbmm_(products, other, alpha=1 if i == j else 2)
+            square = square + change.mul_(share).sum(dim=1, dtype=torch.float32)
+        width = rows[0].shape[-1]
+        floor = layer.norm4.eps if self.scale is None else layer.norm4.eps / self.scale.squeeze(1).float() ** 2
+        scale = (square.clamp(min=0) / width + floor).rsqrt().unsqueeze(1).to(keys.dtype)
+        self.scale, self.scaled = scale, [share * scale for share in self.shares]
+        self.rows = [layer.norm4.weight * own for own in rows]
+
+    def masks(self, decoder: TapImageDecoder, plan: _Plan, mask_tokens: Tensor) -> Tensor:
+        """Mask logits (R, K, 4G, 4G): `TapMaskUpscaler` with its transposed convolutions, which never overlap, as products."""
+        assert self.scale is not None
+        assert self.picture.upscaled is not None
+        hidden = self.scale.transpose(1, 2) * self.picture.upscaled + plan.upscale1_shift
+        for scaled, rows in zip(self.scaled, self.rows):
+            hidden.baddbmm_(scaled.transpose(1, 2), rows @ plan.upscale1)
+        hidden = F.gelu(decoder.mask_upscaler.norm(hidden.unflatten(-1, (4, -1))))
+        hidden = F.gelu(F.linear(hidden, plan.upscale2, plan.upscale2_bias)).unflatten(-1, (4, -1))
+        kernels = torch.stack([head(mask_tokens[:, k]) for k, head in enumerate(decoder.mask_heads)], dim=2)
+        found = hidden.flatten(1, 3) @ kernels
+        side = int(plan.grid_size)
+        return rearrange(found, "r (y x i j v w) k -> r k (y i v) (x j w)", y=side, x=side, i=2, j=2, v=2, w=2)
+
+    def _scores(self, probe: Tensor, stage: _Stage, name: str) -> Tensor:
+        """probe (R, heads, T, c) · projection of each row of the picture, over √c: (R, heads, T, G²)."""
+        probe = probe * probe.shape[-1] ** -0.5
+        table = self.tables[name] if self.scale is None else self.tables[name] * self.scale.unsqueeze(1)
+        table = table + stage.places[name]
+        scores = probe @ table if table.dim() == probe.dim() else _times_shared(probe, table)
+        for scaled, rows in zip(self.scaled, self.rows):
+            products = probe @ stage.project(name, rows).transpose(2, 3)  # (R, heads, T, M)
+            scores.flatten(1, 2).baddbmm_(products.flatten(1, 2), scaled)
+        return scores
+
+
+def _heads(attention: TapDecoderAttention, hidden: Tensor) -> Tensor:
+    return rearrange(hidden, "... t (h c) -> ... h t c", h=attention.config.num_attention_heads)
+
+
+def _times_shared(own: Tensor, shared: Tensor) -> Tensor:
+    """own (R, heads, T, n) @ shared (heads, n, m). A CPU would copy what is shared for every region before it begins."""
+    if own.device.type != "cpu" or len(own) == 1:
+        return own @ shared
+    product = own.new_empty(*own.shape[:-1], shared.shape[-1])
+    for one, result in zip(own, product):
+        torch.bmm(one, shared, out=result)
+    return product
+
+
+def _centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(dim=-1, keepdim=True)
+
+
+def _state_of(weights: Iterable[Tensor]) -> object:
+    """Changes when a weight is moved, cast, loaded or trained: its place in memory, or its count of changes, does."""
+    return [(weight.data_ptr(), weight._version, weight.dtype) for weight in weights]
+
+
+def greedy_captions(decoder: TapTextDecoder, region_tokens: Tensor, max_length: int) -> Tensor:
+    """Ids (R, max_length) of the greedy captions of region tokens (R, D): bos first, padded after eos."""
+    config, device = decoder.config, region_tokens.device
+    ids = torch.full((len(region_tokens), max_length), config.pad_token_id, device=device)
+    ids[:, 0] = config.bos_token_id
+    hidden = decoder.embed(region_tokens, ids[:, :1])
+    rotary = rotary_embedding(torch.arange(max_length, device=device), config.head_size, config.rope_theta)
+    shape = (len(decoder.layers), 2, len(ids), config.num_attention_heads, max_length, config.head_size)
+    cache = hidden.new_empty(shape)
+    blocks = decoder.lm_head.weight.split(_WORDS_AT_ONCE)
+    alive = torch.arange(len(ids), device=device)  # rows of ids whose captions go on
+    start, ended = 0, torch.zeros(len(ids), dtype=torch.bool, device=device)
+    for length in range(1, max_length):
+        for layer, kept in zip(cast("list[TapTextDecoderLayer]", list(decoder.layers)), cache):
+            hidden = _continue(layer, hidden, start, rotary, kept)
+        words = _best_words(decoder.norm(hidden[:, -1]), blocks)
+        ids[alive, length] = torch.where(ended, config.pad_token_id, words)
+        ended |= words == config.eos_token_id
+        # To ask who has ended makes a GPU wait, and to make room makes copies: both only now and then.
+        if (device.type == "cpu" or length % 8 == 0) and ended.sum() * 4 >= len(ended):
+            going_on = (~ended).nonzero().squeeze(1)
+            if not len(going_on):
+                break
+            alive, words, ended = alive[going_on], words[going_on], ended[going_on]
+            cache = cache[:, :, going_on]
+        hidden, start = decoder.token_embed(words).unsqueeze(1), length + 1
+    return ids
+
+
+def _continue(
+    layer: TapTextDecoderLayer, hidden: Tensor, start: int, rotary: tuple[Tensor, Tensor], kept: Tensor
+) -> Tensor:
+    """A block of the caption decoder at positions `start` and after; kept (2, R, heads, T, d) are its keys and values."""
+    attention, stop = layer.attention, start + hidden.shape[1]
+    parts = rearrange(
+        attention.qkv(layer.norm1(hidden)),
+        "r t (three h d) -> three r h t d",
+        three=3,
+        h=attention.config.num_attention_heads,
+    )
+    here = tuple(part[start:stop] for part in rotary)
+    query, key = rotate(parts[:2], (here[0], here[1]))
+    kept[0, :, :, start:stop], kept[1, :, :, start:stop] = key, parts[2]
+    seen = kept[:, :, :, :stop]
+    hidden = hidden + attention.output(
+        rearrange(F.scaled_dot_product_attention(query, seen[0], seen[1], is_causal=start == 0), "r h t d -> r t (h d)")
+    )
+    return hidden + layer.mlp(layer.norm2(hidden))
+
+
+def _best_words(hidden: Tensor, blocks: tuple[Tensor, ...]) -> Tensor:
+    """The index of the best-scored word (R,) for hidden states (R, D); blocks are the output matrix, cut by words."""
+    best = [F.linear(hidden, block).max(dim=1) for block in blocks]
+    block = torch.stack([found.values for found in best]).argmax(dim=0, keepdim=True)
+    word = torch.stack([found.indices for found in best]).gather(0, block)
+    return (word + block * _WORDS_AT_ONCE).squeeze(0)

@@ -1,0 +1,162 @@
+"""What is computed with less work is what the plain formulation computes: pictures, regions, masks and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from PIL import Image
+
+from tap_tokenizer import TapConfig, TapModel, TapRegionTokenizer, fast_inference
+from tap_tokenizer.modeling_tap import TapOutput
+
+CLOSE = {"rtol": 0, "atol": 1e-5}
+PICTURES_CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+"""The tiny encoder's embeddings reach 20, where neighbouring float32 numbers are 2e-6 apart."""
+
+
+def ask(model: TapModel, *, plain: bool, regions: int = 7, pictures: int = 3, **options: object) -> TapOutput:
+    """Prompts of different lengths about several pictures, whose regions lie in no order."""
+    generator = torch.Generator().manual_seed(5)
+    side, width = model.config.image_encoder_config.grid_size, model.config.image_encoder_config.output_size
+    embeddings = torch.randn(pictures, width, side, side, generator=generator)
+    points = torch.rand(regions, 4, 2, generator=generator) * model.config.image_size
+    labels = torch.randint(0, 2, (regions, 4), generator=generator)
+    labels[::2, :2] = torch.tensor([2, 3])
+    mask = torch.arange(4) < torch.randint(2, 5, (regions, 1), generator=generator)
+    index = torch.randint(0, pictures, (regions,), generator=generator)
+    model.is_plain = plain
+    with torch.no_grad():
+        return model(
+            image_embeddings=embeddings.to(model.dtype), input_points=points, input_labels=labels, prompt_mask=mask,
+            image_index=index, **options,
+        )  # fmt: skip
+
+
+def with_weights_that_matter(model: TapModel) -> TapModel:
+    """As training leaves them: no norm at one, no bias at zero."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for tensor in model.image_decoder.parameters():
+            if tensor.dim() == 1:
+                tensor.add_(0.2 * torch.randn(tensor.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def paper_sized() -> TapModel:
+    """An image decoder of the paper's width behind an encoder of no account, on a grid of 16 × 16."""
+    torch.manual_seed(0)
+    encoder = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {"num_hidden_layers": 1, "vocab_size": 8, "pad_token_id": 7}
+    return with_weights_that_matter(
+        TapModel(TapConfig(image_encoder_config={**encoder, "image_size": 256}, text_decoder_config=text))
+    )
+
+
+@pytest.mark.parametrize("output_masks", [False, True])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_regions(make_tap: Callable[..., TapModel], layers: int, output_masks: bool) -> None:
+    config = make_tap().config
+    config.image_decoder_config.num_hidden_layers = layers
+    torch.manual_seed(layers)
+    model = with_weights_that_matter(TapModel(config))
+    plain, fast = (ask(model, plain=plain, output_masks=output_masks) for plain in (True, False))
+    assert (fast.pred_masks is not None) == output_masks
+    for name in ("iou_scores", "semantic_tokens", "semantic_embeds", *["pred_masks"] * output_masks):
+        torch.testing.assert_close(fast[name], plain[name], **CLOSE)
+    assert torch.equal(fast.expert, plain.expert)
+
+
+def test_regions_at_the_papers_width(paper_sized: TapModel) -> None:
+    plain, fast = (ask(paper_sized, plain=plain) for plain in (True, False))
+    for name in ("iou_scores", "semantic_tokens", "semantic_embeds", "pred_masks"):
+        torch.testing.assert_close(fast[name], plain[name], **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_worse_than_plain(paper_sized: TapModel, dtype: torch.dtype) -> None:
+    """Neither formulation is exact there: the fast one may be no further from float32 than 1.25 times the plain one."""
+    exact = ask(paper_sized, plain=True)
+    half = TapModel(paper_sized.config).eval()
+    half.load_state_dict(paper_sized.state_dict())
+    half.to(dtype)
+    plain, fast = (ask(half, plain=plain) for plain in (True, False))
+    for name in ("iou_scores", "semantic_tokens", "semantic_embeds", "pred_masks"):
+        error, allowed = (((got[name].float() - exact[name]) ** 2).mean().sqrt() for got in (fast, plain))
+        assert error <= 1.25 * allowed, name
+
+
+def test_regions_do_not_depend_on_each_other(make_tap: Callable[..., TapModel]) -> None:
+    model = with_weights_that_matter(make_tap())
+    together = ask(model, plain=False)
+    for at_once in (1, 3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fast_inference, "_REGIONS_AT_ONCE", at_once)
+            alone = ask(model, plain=False)
+        torch.testing.assert_close(alone.semantic_tokens, together.semantic_tokens, **CLOSE)
+        torch.testing.assert_close(alone.pred_masks, together.pred_masks, **CLOSE)
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 5])
+def test_pictures(make_tap: Callable[..., TapModel], monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(fast_inference, "_WINDOWS_AT_ONCE", at_once)
+    model = make_tap(num_hidden_layers=8)
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        fast = model.get_image_embeddings(pixels)
+        torch.testing.assert_close(fast, model.image_encoder(pixels), **PICTURES_CLOSE)
+
+
+@pytest.mark.parametrize("max_length", [2, 3, 11])
+def test_captions(make_tap: Callable[..., TapModel], monkeypatch: pytest.MonkeyPatch, max_length: int) -> None:
+    """The same ids as transformers' `generate`, some captions ending long before others, words in blocks of three."""
+    monkeypatch.setattr(fast_inference, "_WORDS_AT_ONCE", 3)
+    model = make_tap(seed=7)
+    tokens = 4 * torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        fast = model.greedy_captions(tokens, max_length)
+        assert torch.equal(fast, model.text_decoder.caption(tokens, max_length, do_sample=False))
+    ended = {row.index(2) for row in fast.tolist() if 2 in row}
+    assert max_length < 11 or len(ended) >= 5  # the test would say nothing if all ended at once
+
+
+def test_weights_that_change_are_noticed(make_tap: Callable[..., TapModel]) -> None:
+    model = make_tap()
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, seen = ask(model, plain=False), model.get_image_embeddings(pixels)
+        model.image_decoder.transformer.layers[0].norm4.weight.mul_(2)
+        model.prompt_encoder.coord_matrix.mul_(1.1)
+        model.image_encoder.layers[1].attention.relative_position_bias.mul_(2)
+        changed, anew = ask(model, plain=False), model.get_image_embeddings(pixels)
+        torch.testing.assert_close(anew, model.image_encoder(pixels), **PICTURES_CLOSE)
+    assert not torch.allclose(changed.semantic_tokens, before.semantic_tokens, atol=1e-3)
+    assert not torch.allclose(anew, seen, atol=1e-3)
+    torch.testing.assert_close(changed.semantic_tokens, ask(model, plain=True).semantic_tokens, **CLOSE)
+
+
+def test_where_it_is_used(make_tap: Callable[..., TapModel]) -> None:
+    """Never where gradients are asked for, in training mode, or where the formula itself is wanted."""
+    model = make_tap()
+    assert not model.is_fast
+    with torch.no_grad():
+        assert model.is_fast
+        assert not model.train().is_fast
+        model.eval().set_attn_implementation("eager")
+        assert not model.is_fast
+        model.set_attn_implementation("sdpa")
+        model.is_plain = True
+        assert not model.is_fast
+
+
+def test_the_door_uses_it(
+    tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for kind in ("image_encoder", "image_decoder", "text_decoder"):
+        part = getattr(tiny_tokenizer.model, kind)
+        monkeypatch.setattr(type(part), "forward", lambda *_, kind=kind, **__: calls.append(kind))
+    tiny_tokenizer.caption(tiny_tokenizer.encode(picture, boxes=[[1, 2, 30, 40]]), return_ids=True)
+    assert calls == []
