@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -45,10 +46,20 @@ from .image_encoder import TapImageEncoder, TapImageEncoderLayer, TapWindowAtten
 from .prompt_encoder import TapPromptEncoder
 from .text_decoder import TapTextDecoder, TapTextDecoderLayer, rotary_embedding, rotate
 
-_REGIONS_AT_ONCE = 2
+_REGIONS_AT_ONCE = 4
+_PLACES_AT_ONCE = 1024
 _WINDOWS_AT_ONCE = 4
 _WORDS_AT_ONCE = 2000
 """What fits the caches of a CPU. Other devices want more work at a time: as many regions and windows as there are."""
+
+
+@lru_cache(maxsize=1)
+def _keep_freed_memory() -> None:
+    """Have glibc keep the memory of freed tensors up to 32 MB, as it does once it has seen such a block freed.
+
+    Before, it gives them back to the system, which hands them out again page by page, as slowly as some layers compute.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 class FastImageEncoder:
@@ -61,6 +72,7 @@ class FastImageEncoder:
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """Pixel values (B, 3, S, S) → image embeddings (B, D, G, G)."""
+        _keep_freed_memory()
         encoder, biases = self.encoder, self._position_biases()
         grid = encoder.embed_patches(pixel_values)
         at_once = _WINDOWS_AT_ONCE if grid.device.type == "cpu" else len(grid) * encoder.config.grid_size**2
@@ -109,21 +121,28 @@ class FastImageDecoder:
         output_masks: bool = True,
     ) -> TapImageDecoderOutput:
         """As `TapImageDecoder.forward`, for pictures (B, D, G, G) and the picture of each region, image_index (R,), R > 0."""
+        _keep_freed_memory()
         decoder, plan = self.decoder, self._current_plan(image_embeddings.shape[-1])
         learned = torch.cat([decoder.semantic_tokens, decoder.iou_token, decoder.mask_tokens])
         tokens = torch.cat([learned.expand(len(prompt_embeddings), -1, -1), prompt_embeddings], dim=1)
         token_mask = None if prompt_mask is None else F.pad(prompt_mask, (len(learned), 0), value=True)
         at_once = _REGIONS_AT_ONCE if tokens.device.type == "cpu" else len(tokens)
-        parts: list[TapImageDecoderOutput] = []
-        order: list[Tensor] = []
+        found: dict[str, Tensor] = {}
         for index in image_index.unique().tolist():
-            picture = _Picture(plan, image_embeddings[index], output_masks)
-            for rows in (image_index == index).nonzero().squeeze(1).split(at_once):
-                mask = None if token_mask is None else token_mask[rows]
-                parts.append(self._decode(plan, picture, tokens[rows], mask, output_masks))
-                order.append(rows)
-        back = torch.cat(order).argsort()
-        return TapImageDecoderOutput(**{name: torch.cat([part[name] for part in parts])[back] for name in parts[0]})
+            regions = (image_index == index).nonzero().squeeze(1)
+            alone = len(regions) == 1  # what would be shared is not worth computing
+            picture = None if alone else _Picture(plan, image_embeddings[index], output_masks)
+            for rows in regions.split(at_once):
+                if picture is None:
+                    mask = None if prompt_mask is None else prompt_mask[rows]
+                    inputs = image_embeddings[index : index + 1], plan.positions, prompt_embeddings[rows], mask
+                    parts = decoder(*inputs, output_masks=output_masks)
+                else:
+                    mask = None if token_mask is None else token_mask[rows]
+                    parts = self._decode(plan, picture, tokens[rows], mask, output_masks)
+                for name, part in parts.items():
+                    found.setdefault(name, part.new_empty(len(tokens), *part.shape[1:]))[rows] = part
+        return TapImageDecoderOutput(**found)
 
     def _decode(
         self, plan: _Plan, picture: _Picture, tokens: Tensor, token_mask: Tensor | None, output_masks: bool
@@ -208,6 +227,7 @@ class _Plan:
     """What follows from the decoder's weights and the grid's positions alone."""
 
     def __init__(self, decoder: TapImageDecoder, positions: Tensor) -> None:
+        self.positions = positions
         self.grid_size = math.isqrt(len(positions))
         self.heads = decoder.config.num_attention_heads
         self.stages: list[_Stage] = []
@@ -301,24 +321,35 @@ class _Seen:
 
     def masks(self, decoder: TapImageDecoder, plan: _Plan, mask_tokens: Tensor) -> Tensor:
         """Mask logits (R, K, 4G, 4G): `TapMaskUpscaler` with its transposed convolutions, which never overlap, as products."""
+        kernels = torch.stack([head(mask_tokens[:, k]) for k, head in enumerate(decoder.mask_heads)], dim=2)
+        count, places = len(kernels), plan.grid_size**2
+        found = kernels.new_empty(count, places, 16, kernels.shape[2])
+        few, near = (1, _PLACES_AT_ONCE) if kernels.device.type == "cpu" else (count, places)
+        for i in range(0, count, few):
+            for j in range(0, places, near):
+                rows, span = slice(i, i + few), slice(j, j + near)
+                logits = self._upscaled(decoder, plan, rows, span).flatten(1, 3) @ kernels[rows]
+                found[rows, span] = logits.unflatten(1, (-1, 16))
+        size = {"y": plan.grid_size, "x": plan.grid_size, "i": 2, "j": 2, "v": 2, "w": 2}
+        return rearrange(found, "r (y x) (i j v w) k -> r k (y i v) (x j w)", **size)
+
+    def _upscaled(self, decoder: TapImageDecoder, plan: _Plan, rows: slice, span: slice) -> Tensor:
+        """Mask features of some regions at some places: (R, N, 4, 4, D / 8), the fours being each convolution's quarters."""
         assert self.scale is not None
         assert self.picture.upscaled is not None
-        hidden = self.scale.transpose(1, 2) * self.picture.upscaled + plan.upscale1_shift
-        for scaled, rows in zip(self.scaled, self.rows):
-            hidden.baddbmm_(scaled.transpose(1, 2), rows @ plan.upscale1)
+        hidden = self.scale[rows, :, span].transpose(1, 2) * self.picture.upscaled[span] + plan.upscale1_shift
+        for scaled, written in zip(self.scaled, self.rows):
+            hidden.baddbmm_(scaled[rows, :, span].transpose(1, 2), written[rows] @ plan.upscale1)
         hidden = F.gelu(decoder.mask_upscaler.norm(hidden.unflatten(-1, (4, -1))))
-        hidden = F.gelu(F.linear(hidden, plan.upscale2, plan.upscale2_bias)).unflatten(-1, (4, -1))
-        kernels = torch.stack([head(mask_tokens[:, k]) for k, head in enumerate(decoder.mask_heads)], dim=2)
-        found = hidden.flatten(1, 3) @ kernels
-        side = int(plan.grid_size)
-        return rearrange(found, "r (y x i j v w) k -> r k (y i v) (x j w)", y=side, x=side, i=2, j=2, v=2, w=2)
+        return F.gelu(F.linear(hidden, plan.upscale2, plan.upscale2_bias)).unflatten(-1, (4, -1))
 
     def _scores(self, probe: Tensor, stage: _Stage, name: str) -> Tensor:
         """probe (R, heads, T, c) · projection of each row of the picture, over √c: (R, heads, T, G²)."""
         probe = probe * probe.shape[-1] ** -0.5
-        table = self.tables[name] if self.scale is None else self.tables[name] * self.scale.unsqueeze(1)
-        table = table + stage.places[name]
-        scores = probe @ table if table.dim() == probe.dim() else _times_shared(probe, table)
+        if self.scale is None:
+            scores = _times_shared(probe, self.tables[name] + stage.places[name])
+        else:
+            scores = probe @ (self.tables[name] * self.scale.unsqueeze(1)).add_(stage.places[name])
         for scaled, rows in zip(self.scaled, self.rows):
             products = probe @ stage.project(name, rows).transpose(2, 3)  # (R, heads, T, M)
             scores.flatten(1, 2).baddbmm_(products.flatten(1, 2), scaled)
@@ -350,6 +381,7 @@ def _state_of(weights: Iterable[Tensor]) -> object:
 
 def greedy_captions(decoder: TapTextDecoder, region_tokens: Tensor, max_length: int) -> Tensor:
     """Ids (R, max_length) of the greedy captions of region tokens (R, D): bos first, padded after eos."""
+    _keep_freed_memory()
     config, device = decoder.config, region_tokens.device
     ids = torch.full((len(region_tokens), max_length), config.pad_token_id, device=device)
     ids[:, 0] = config.bos_token_id

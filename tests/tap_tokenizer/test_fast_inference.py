@@ -158,5 +158,5 @@ def test_the_door_uses_it(
     for kind in ("image_encoder", "image_decoder", "text_decoder"):
         part = getattr(tiny_tokenizer.model, kind)
         monkeypatch.setattr(type(part), "forward", lambda *_, kind=kind, **__: calls.append(kind))
-    tiny_tokenizer.caption(tiny_tokenizer.encode(picture, boxes=[[1, 2, 30, 40]]), return_ids=True)
+    tiny_tokenizer.caption(tiny_tokenizer.encode(picture, boxes=[[1, 2, 30, 40], [5, 5, 20, 20]]), return_ids=True)
     assert calls == []

@@ -1,0 +1,203 @@
+"""Ways of doing the same thing, side by side in one process: checked, then timed in turns, then written down.
+
+Each row has a floor: the operations of its fast way at this machine's measured rate of matrix products, or the bytes that it
+cannot but move at its measured rate of copying, whichever takes longer. Knows callables, not what they compute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import copy_rate, describe_machine, interleaved, matrix_rate, seconds_of
+from torch.utils.flop_counter import FlopCounterMode
+
+from tap_tokenizer import TapConfig, TapModel
+
+TINY = {
+    "image_encoder_config": {
+        "image_size": 64, "patch_size": 8, "window_size": 4, "hidden_size": 32, "num_hidden_layers": 4,
+        "num_attention_heads": 2, "intermediate_size": 64, "output_size": 32,
+    },
+    "image_decoder_config": {
+        "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "semantic_embed_size": 16,
+    },
+    "text_decoder_config": {
+        "region_size": 32, "vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 48, "max_position_embeddings": 24, "pad_token_id": 199,
+    },
+}  # fmt: skip
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.1}
+"""How far the fast way may be from the plain one, as a share of the largest value: rounding, and in half precision the
+rounding of two formulations of which neither is exact."""
+
+
+@dataclass
+class Row:
+    """One thing done in several ways; "plain" and "fast" are ours, and must agree.
+
+    ways: no arguments, one result; values of a result that is a mapping are compared one by one, any others are compared
+    as they are. bytes: what has to be moved at least, weights and results. rounds: None, or how often at most.
+    """
+
+    name: str
+    ways: Mapping[str, Callable[[], Any]]
+    bytes: float
+    rounds: int = 15
+
+
+def arguments_of(description: str | None, **more: dict[str, Any]) -> argparse.Namespace:
+    """The options that all scripts share, and `more` of a script's own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="b", choices=("b", "l", "h", "tiny"), help="TAP's shape; random weights")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="for the rounds of each row, of which there is always one"
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), help="folder of tables and figures")
+    parser.add_argument("--original", type=Path, help="the original's repository, to be timed beside")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, one round: does it run?")
+    for name, options in more.items():
+        parser.add_argument(f"--{name}", **options)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.size, arguments.seconds = "tiny", 0.0
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    return arguments
+
+
+def make_tap(arguments: argparse.Namespace) -> TapModel:
+    """A TAP of the size asked for, with random weights: what they hold costs nothing."""
+    config = TapConfig(**TINY) if arguments.size == "tiny" else getattr(TapConfig, f"tap_vit_{arguments.size}")()
+    model = TapModel(config).eval().requires_grad_(False)
+    return model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))
+
+
+def ours(model: TapModel, way: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+    """A thing that the model does, in its plain and in its fast way."""
+
+    def run(is_plain: bool) -> Any:
+        model.is_plain = is_plain
+        return way()
+
+    return {"plain": lambda: run(True), "fast": lambda: run(False)}
+
+
+@torch.no_grad()
+def compare(title: str, rows: Sequence[Row], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Check, time, print and write `rows`; gives what was found, seconds for each way."""
+    dtype = getattr(torch, arguments.dtype)
+    rates = {"matrix": matrix_rate(arguments.device, dtype), "copy": copy_rate(arguments.device)}
+    head = (
+        f"{describe_machine()}; TAP-{arguments.size}, {arguments.dtype} on {arguments.device}; "
+        f"{rates['matrix'] / 1e9:.0f} · 10⁹ operations and {rates['copy'] / 1e9:.1f} GB of copying a second"
+    )
+    print(head, flush=True)
+    found = []
+    for row in rows:
+        check(row, dtype)
+        once = sum(seconds_of(way) for way in row.ways.values())
+        rounds = max(1, min(row.rounds, int(arguments.seconds / once)))
+        seconds = interleaved(row.ways, rounds)
+        operations = {name: operations_of(way) for name, way in row.ways.items() if name in ("plain", "fast")}
+        floor = max(operations["fast"] / rates["matrix"], row.bytes / rates["copy"])
+        bound = "operations" if operations["fast"] / rates["matrix"] >= row.bytes / rates["copy"] else "bytes"
+        found.append(
+            {"row": row.name, "seconds": seconds, "rounds": rounds, "operations": operations, "bytes": row.bytes,
+             "floor": floor, "bound": bound}
+        )  # fmt: skip
+        print(f"  {row.name}: " + ", ".join(f"{name} {value:.4g} s" for name, value in seconds.items()), flush=True)
+    write(title, head, found, arguments.output)
+    return found
+
+
+def check(row: Row, dtype: torch.dtype) -> None:
+    """Plain and fast give the same: tensors up to rounding, ids exactly. Stops the benchmark if they do not."""
+    plain, fast = (row.ways[name]() for name in ("plain", "fast"))
+    names = plain.keys() if isinstance(plain, Mapping) else [None]
+    for name in names:
+        one, other = (value if name is None else value[name] for value in (plain, fast))
+        if one is None and other is None:
+            continue
+        if not one.is_floating_point():  # ids: in half precision, near ties may fall either way
+            share = float((one != other).float().mean())
+            if share > (0 if dtype == torch.float32 else 0.2):
+                raise SystemExit(f"{row.name}: {share:.1%} of the ids differ between plain and fast")
+            continue
+        error = float((one.float() - other.float()).abs().max() / one.float().abs().max().clamp(min=1))
+        if not error <= TOLERANCES[dtype]:
+            raise SystemExit(f"{row.name}: {name or 'the result'} differs by {error:.2g} between plain and fast")
+
+
+def operations_of(way: Callable[[], Any]) -> int:
+    """Operations of all products of matrices, convolutions and attentions; a multiplication and an addition are two."""
+    aten = torch.ops.aten
+
+    def in_place(own: Any, one: Any, other: Any, **_: Any) -> int:
+        return 2 * one[0] * one[1] * one[2] * other[2]
+
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        batch, heads, length, width = query
+        return 2 * batch * heads * length * key[2] * (width + value[3])
+
+    mapping = {aten.baddbmm_: in_place, aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        way()
+    return counter.get_total_flops()
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: milliseconds of each way, the ratio plain / fast, the floor and the share of it that is reached."""
+    ways = list(dict.fromkeys(name for row in found for name in row["seconds"]))
+    lines = [
+        "| | "
+        + " | ".join(f"{name}, ms" for name in ways)
+        + " | plain / fast | 10⁹ operations plain → fast | floor, ms | reached |",
+        "|---" * (len(ways) + 5) + "|",
+    ]
+    for row in found:
+        seconds, operations = row["seconds"], row["operations"]
+        cells = [f"{1e3 * seconds[name]:.4g}" if name in seconds else "" for name in ways]
+        lines.append(
+            f"| {row['row']} | {' | '.join(cells)} | **{seconds['plain'] / seconds['fast']:.2f}** | "
+            f"{operations['plain'] / 1e9:.4g} → {operations['fast'] / 1e9:.4g} | "
+            f"{1e3 * row['floor']:.4g} ({row['bound']}) | {row['floor'] / seconds['fast']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def write(title: str, head: str, found: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """The table on the screen and in a file, the numbers as JSON, and a figure of the ratios."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    words = f"{head}\n\n{table(found)}\n"
+    print(f"\n{words}", flush=True)
+    (folder / f"{title}.md").write_text(words)
+    (folder / f"{title}.json").write_text(json.dumps({"machine": head, "rows": list(found)}, indent=1))
+    ways = list(dict.fromkeys(name for row in found for name in row["seconds"]))
+    figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.22 * (len(ways) + 1) * len(found)), layout="constrained")
+    for number, name in enumerate(ways):
+        heights = [1e3 * row["seconds"].get(name, float("nan")) for row in found]
+        places = [place + number * 0.8 / len(ways) for place in range(len(found))]
+        axes.barh(places, heights, 0.8 / len(ways), label=name)
+    middle = 0.4 - 0.4 / len(ways)
+    for place, row in enumerate(found):
+        axes.plot([1e3 * row["floor"]] * 2, [place - 0.06, place + 0.8], "k:", label=None if place else "floor")
+    axes.set_yticks([place + middle for place in range(len(found))], [row["row"] for row in found])
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="milliseconds (shorter is better)")
+    axes.legend(frameon=False, loc="best", fontsize="small")
+    figure.savefig(folder / f"{title}.png", dpi=90)
+    pyplot.close(figure)
