@@ -106,7 +106,7 @@ def measure(batches: dict[int, Batch], rates: tuple[float, float], weights: int,
         seconds = interleaved(ways, max(1, min(7, int(budget / sum(once.values())))))
         for row, batch in zip(found, batches.values()):
             moved = weights if step == "prefill" else batch.words * (weights + row["cache"])
-            floor = max(operations_of(ways[str(row["tokens"])]) / rates[0], moved / rates[1])
+            floor = max(operations_of(ways[str(row["tokens"])])[1] / rates[0], moved / rates[1])
             row[step] = seconds[str(row["tokens"])]
             row[f"{step}_reached"] = floor / row[step]
     return found

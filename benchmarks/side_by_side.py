@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import copy_rate, describe_machine, interleaved, matrix_rate, seconds_of
+from machine import copy_rate, describe_machine, interleaved, matrix_rate
 from torch.utils.flop_counter import FlopCounterMode
 
 from tap_tokenizer import TapConfig, TapModel
@@ -103,11 +104,9 @@ def compare(title: str, rows: Sequence[Row], arguments: argparse.Namespace) -> l
     print(head, flush=True)
     found = []
     for row in rows:
-        check(row, dtype)
-        once = sum(seconds_of(way) for way in row.ways.values())
+        operations, once = check(row, dtype)
         rounds = max(1, min(row.rounds, int(arguments.seconds / once)))
         seconds = interleaved(row.ways, rounds)
-        operations = {name: operations_of(way) for name, way in row.ways.items() if name in ("plain", "fast")}
         floor = max(operations["fast"] / rates["matrix"], row.bytes / rates["copy"])
         bound = "operations" if operations["fast"] / rates["matrix"] >= row.bytes / rates["copy"] else "bytes"
         found.append(
@@ -119,9 +118,15 @@ def compare(title: str, rows: Sequence[Row], arguments: argparse.Namespace) -> l
     return found
 
 
-def check(row: Row, dtype: torch.dtype) -> None:
-    """Plain and fast give the same: tensors up to rounding, ids exactly. Stops the benchmark if they do not."""
-    plain, fast = (row.ways[name]() for name in ("plain", "fast"))
+def check(row: Row, dtype: torch.dtype) -> tuple[dict[str, int], float]:
+    """Plain and fast give the same: tensors up to rounding, ids exactly. Stops the benchmark if they do not.
+
+    Gives the operations of both, and about how many seconds all ways take.
+    """
+    begun = time.perf_counter()
+    (plain, slow_count), (fast, count) = (operations_of(row.ways[name]) for name in ("plain", "fast"))
+    operations = {"plain": slow_count, "fast": count}
+    seconds = (time.perf_counter() - begun) * len(row.ways) / 2
     names = plain.keys() if isinstance(plain, Mapping) else [None]
     for name in names:
         one, other = (value if name is None else value[name] for value in (plain, fast))
@@ -135,10 +140,11 @@ def check(row: Row, dtype: torch.dtype) -> None:
         error = float((one.float() - other.float()).abs().max() / one.float().abs().max().clamp(min=1))
         if not error <= TOLERANCES[dtype]:
             raise SystemExit(f"{row.name}: {name or 'the result'} differs by {error:.2g} between plain and fast")
+    return operations, seconds
 
 
-def operations_of(way: Callable[[], Any]) -> int:
-    """Operations of all products of matrices, convolutions and attentions; a multiplication and an addition are two."""
+def operations_of(way: Callable[[], Any]) -> tuple[Any, int]:
+    """A result, and the operations of its products of matrices, convolutions and attentions: multiplications and additions."""
     aten = torch.ops.aten
 
     def in_place(own: Any, one: Any, other: Any, **_: Any) -> int:
@@ -150,19 +156,15 @@ def operations_of(way: Callable[[], Any]) -> int:
 
     mapping = {aten.baddbmm_: in_place, aten._scaled_dot_product_flash_attention_for_cpu: attention}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        way()
-    return counter.get_total_flops()
+        result = way()
+    return result, counter.get_total_flops()
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: milliseconds of each way, the ratio plain / fast, the floor and the share of it that is reached."""
     ways = list(dict.fromkeys(name for row in found for name in row["seconds"]))
-    lines = [
-        "| | "
-        + " | ".join(f"{name}, ms" for name in ways)
-        + " | plain / fast | 10⁹ operations plain → fast | floor, ms | reached |",
-        "|---" * (len(ways) + 5) + "|",
-    ]
+    columns = [*(f"{name}, ms" for name in ways), "plain / fast", "10⁹ operations plain → fast", "floor, ms", "reached"]
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row in found:
         seconds, operations = row["seconds"], row["operations"]
         cells = [f"{1e3 * seconds[name]:.4g}" if name in seconds else "" for name in ways]

@@ -5,10 +5,11 @@ Holds a model, its processor and what has been said; knows no more about models 
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    DynamicCache,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -44,6 +47,16 @@ class RegionBaseline:
     name: str
     caption: str | None
     concepts: list[tuple[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class _Asked:
+    """A question on its way: the model's inputs, and what is remembered if it is answered."""
+
+    inputs: Any
+    picture: np.ndarray | None
+    turn: dict[str, Any]
+    new: list[dict[str, Any]]
 
 
 class RegionChat:
@@ -151,11 +164,79 @@ class RegionChat:
         Nothing is remembered of a question that was refused or whose answer broke off. An iterator that is closed before
         its end stops the generation.
         """
-        new = deepcopy(prompts_by_region(boxes, points, point_labels, masks))  # what is remembered is as it was asked
         if generate_options.get("num_return_sequences", 1) != 1:
             raise ValueError(
                 "num_return_sequences asks for several answers, expected one: ask again, with do_sample=True."
             )
+        asked = self._prepare(question, image, boxes, points, point_labels, masks, thinking)
+        inputs, options = asked.inputs, self._options(asked.inputs, max_new_tokens, generate_options)
+        pieces = self._stream(inputs, options) if stream else self._answer(inputs, options)
+        remembering = self._remembering(_trimmed(pieces), asked, self.messages)
+        return remembering if stream else "".join(remembering)
+
+    def ask_each(
+        self,
+        questions: Sequence[str],
+        *,
+        image: ImageInput | None = None,
+        boxes: Any = None,
+        points: Any = None,
+        point_labels: Any = None,
+        masks: Any = None,
+        max_new_tokens: int = 64,
+        **generate_options: Any,
+    ) -> list[str]:
+        """The answers to many questions, each as if it were the next and the only one; none is remembered.
+
+        What their prompts have in common from the beginning, the conversation so far among it, is read once; then all are
+        answered in one batch. Arguments as for `ask`; pictures and regions are the same for every question.
+        """
+        if isinstance(questions, str) or not len(questions):
+            raise ValueError(f"questions is {questions!r}, expected a list of at least one question.")
+        state = self.image, self.messages, self._regions
+        asked = [self._prepare(question, image, boxes, points, point_labels, masks, False) for question in questions]
+        self.image, self.messages, self._regions = state
+        rows = [one.inputs["input_ids"][0] for one in asked]
+        longest = max(asked, key=lambda one: one.inputs["input_ids"].shape[1]).inputs
+        options = self._options(longest, max_new_tokens, generate_options)
+        shared = min(_common_length(rows), min(map(len, rows)) - 1)  # of every prompt, something is left to read
+        inputs = _joined(rows, shared, self.model.generation_config.pad_token_id or 0)
+        inputs |= {k: v.expand(len(rows), *v.shape[1:]) for k, v in longest.items() if k.startswith("region_")}
+        if shared:
+            inputs["past_key_values"] = self._read(longest, shared, len(rows))
+        ids = self.model.generate(**inputs, **options)
+        ends = options.get("eos_token_id", self.model.generation_config.eos_token_id)
+        ends = set(ends if isinstance(ends, list) else [ends])
+        answers = [
+            list(itertools.takewhile(lambda word: word not in ends, row))  # padding follows, if others go on
+            for row in ids[:, inputs["input_ids"].shape[1] :].tolist()
+        ]
+        return [self.processor.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+
+    @torch.no_grad()
+    def _read(self, inputs: Any, length: int, copies: int) -> DynamicCache:
+        """Keys and values of a prompt's beginning, for so many that go on from it."""
+        ids = inputs["input_ids"][:, :length]
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        regions = {}
+        if "region_features" in inputs:
+            seen = int((ids == self.model.config.region_token_id).sum())
+            regions = {name: inputs[name][:, :seen] for name in ("region_features", "region_mask")}
+        self.model(
+            input_ids=ids,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **(regions if regions and seen else {}),
+        )
+        cache.batch_repeat_interleave(copies)
+        return cache
+
+    def _prepare(
+        self, question: str, image: Any, boxes: Any, points: Any, point_labels: Any, masks: Any, thinking: bool
+    ) -> _Asked:
+        """A question with what came with it → the next turn and the model's inputs; a new picture forgets the old."""
+        new = deepcopy(prompts_by_region(boxes, points, point_labels, masks))  # what is remembered is as it was asked
         opened = None if image is None else open_picture(image).copy()
         if opened is not None and (self.image is None or not np.array_equal(opened, self.image)):
             self.reset()
@@ -172,15 +253,17 @@ class RegionChat:
             add_generation_prompt=True,
             enable_thinking=thinking,
         ).to(self.model.device)
+        return _Asked(inputs, picture, turn, new)
+
+    def _options(self, inputs: Any, max_new_tokens: int, generate_options: dict[str, Any]) -> dict[str, Any]:
+        """Options of `generate`, which must leave room for the prompt and the answer."""
         options = {"do_sample": False, **generate_options}
         if "max_length" not in options:
             options["max_new_tokens"] = max_new_tokens
         if "stop_strings" in options:
             options.setdefault("tokenizer", self.processor.tokenizer)
         check_context(self.model.config, inputs["input_ids"].shape[1], options.get("max_new_tokens", 1))
-        pieces = self._stream(inputs, options) if stream else self._answer(inputs, options)
-        remembering = self._remembering(_trimmed(pieces), picture, turn, new, self.messages)
-        return remembering if stream else "".join(remembering)
+        return options
 
     def _answer(self, inputs: Any, options: dict[str, Any]) -> Iterator[str]:
         """The answer in one piece."""
@@ -215,9 +298,7 @@ class RegionChat:
         if failure:
             raise failure[0]
 
-    def _remembering(
-        self, pieces: Iterator[str], picture: Any, turn: dict[str, Any], new: list[dict[str, Any]], before: list[Any]
-    ) -> Iterator[str]:
+    def _remembering(self, pieces: Iterator[str], asked: _Asked, before: list[Any]) -> Iterator[str]:
         """Pass pieces on; when the last has come, the turn belongs to the conversation, if that is still what was `before`."""
         answer = ""
         for piece in pieces:
@@ -226,9 +307,9 @@ class RegionChat:
         if self.messages is not before:
             logger.warning("The conversation went on while an answer was streaming: that answer is not remembered.")
             return
-        self.image = picture
-        self._regions = [*self._regions, *new]
-        self.messages = [*self.messages, turn, {"role": "assistant", "content": answer}]
+        self.image = asked.picture
+        self._regions = [*self._regions, *asked.new]
+        self.messages = [*self.messages, asked.turn, {"role": "assistant", "content": answer}]
 
     # --- what TAP itself says -----------------------------------------------------------------------------------------
 
@@ -254,6 +335,23 @@ class _StopWhenSet(StoppingCriteria):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
         return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+def _common_length(rows: Sequence[Tensor]) -> int:
+    """How many ids all rows begin with."""
+    shortest = min(map(len, rows))
+    same = torch.stack([row[:shortest] == rows[0][:shortest] for row in rows]).all(dim=0)
+    return shortest if bool(same.all()) else int(same.int().argmin())
+
+
+def _joined(rows: Sequence[Tensor], shared: int, filler: int) -> dict[str, Tensor]:
+    """Rows of ids as a batch, padded between what they share and what they do not."""
+    longest = max(map(len, rows))
+    ids, mask = rows[0].new_full((len(rows), longest), filler), rows[0].new_zeros(len(rows), longest)
+    for row, own, seen in zip(rows, ids, mask):
+        own[:shared], own[longest - len(row) + shared :] = row[:shared], row[shared:]
+        seen[:shared], seen[longest - len(row) + shared :] = 1, 1
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def _check_source(path: str, mode: str) -> None:

@@ -340,8 +340,15 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """As transformers prepares them; regions join whenever the prompt itself is read."""
         prepared = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         ids = prepared.get("input_ids")
-        if region_features is None or ids is None or ids.shape[1] != input_ids.shape[1]:
+        if region_features is None or ids is None:
             return prepared
+        start = input_ids.shape[1] - ids.shape[1]  # what lies before is in the cache
+        if start:
+            if region_positions is None or region_mask is None or start >= region_positions.shape[1]:
+                return prepared  # answers only: no prompt is left to be read
+            known = region_positions[:, :start].sum(dim=1, keepdim=True)
+            region_mask = region_mask.bool() & (torch.arange(region_mask.shape[1], device=known.device) >= known)
+            region_positions = region_positions[:, start:]
         if region_positions is not None and region_positions.shape[1] < ids.shape[1]:  # no cache: answers join the ids
             region_positions = nn.functional.pad(region_positions, (0, ids.shape[1] - region_positions.shape[1]))
         prepared |= {

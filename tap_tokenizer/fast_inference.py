@@ -25,8 +25,8 @@ all regions of a picture share, U (M, D) what this region's tokens have written,
 X, and all that the weights make of it, is computed once per picture (`_Picture`), what follows from weights alone once per
 weight (`_Plan`). Tokens whose answer nobody reads do not look at the picture a last time; masks are made for who asks.
 
-**Captions** (`greedy_captions`). Keys and values have their places from the start, the output matrix goes through in blocks
-that keep the best word only, and captions that have ended leave the batch.
+**Captions** (`FastCaptions`). Keys and values have their places from the start, weights lie as small products want them, and
+captions that have ended leave the batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -49,7 +49,6 @@ from .text_decoder import TapTextDecoder, TapTextDecoderLayer, rotary_embedding,
 _REGIONS_AT_ONCE = 4
 _PLACES_AT_ONCE = 1024
 _WINDOWS_AT_ONCE = 4
-_WORDS_AT_ONCE = 2000
 """What fits the caches of a CPU. Other devices want more work at a time: as many regions and windows as there are."""
 
 
@@ -379,60 +378,79 @@ def _state_of(weights: Iterable[Tensor]) -> object:
     return [(weight.data_ptr(), weight._version, weight.dtype) for weight in weights]
 
 
-def greedy_captions(decoder: TapTextDecoder, region_tokens: Tensor, max_length: int) -> Tensor:
-    """Ids (R, max_length) of the greedy captions of region tokens (R, D): bos first, padded after eos."""
-    _keep_freed_memory()
-    config, device = decoder.config, region_tokens.device
-    ids = torch.full((len(region_tokens), max_length), config.pad_token_id, device=device)
-    ids[:, 0] = config.bos_token_id
-    hidden = decoder.embed(region_tokens, ids[:, :1])
-    rotary = rotary_embedding(torch.arange(max_length, device=device), config.head_size, config.rope_theta)
-    shape = (len(decoder.layers), 2, len(ids), config.num_attention_heads, max_length, config.head_size)
-    cache = hidden.new_empty(shape)
-    blocks = decoder.lm_head.weight.split(_WORDS_AT_ONCE)
-    alive = torch.arange(len(ids), device=device)  # rows of ids whose captions go on
-    start, ended = 0, torch.zeros(len(ids), dtype=torch.bool, device=device)
-    for length in range(1, max_length):
-        for layer, kept in zip(cast("list[TapTextDecoderLayer]", list(decoder.layers)), cache):
-            hidden = _continue(layer, hidden, start, rotary, kept)
-        words = _best_words(decoder.norm(hidden[:, -1]), blocks)
-        ids[alive, length] = torch.where(ended, config.pad_token_id, words)
-        ended |= words == config.eos_token_id
-        # To ask who has ended makes a GPU wait, and to make room makes copies: both only now and then.
-        if (device.type == "cpu" or length % 8 == 0) and ended.sum() * 4 >= len(ended):
-            going_on = (~ended).nonzero().squeeze(1)
-            if not len(going_on):
-                break
-            alive, words, ended = alive[going_on], words[going_on], ended[going_on]
-            cache = cache[:, :, going_on]
-        hidden, start = decoder.token_embed(words).unsqueeze(1), length + 1
-    return ids
+class FastCaptions:
+    """The greedy captions that transformers' `generate` writes with `TapTextDecoder`."""
 
+    def __init__(self, decoder: TapTextDecoder) -> None:
+        self.decoder = decoder
+        self._packed: dict[nn.Module, Tensor] = {}
+        self._state: object = None
 
-def _continue(
-    layer: TapTextDecoderLayer, hidden: Tensor, start: int, rotary: tuple[Tensor, Tensor], kept: Tensor
-) -> Tensor:
-    """A block of the caption decoder at positions `start` and after; kept (2, R, heads, T, d) are its keys and values."""
-    attention, stop = layer.attention, start + hidden.shape[1]
-    parts = rearrange(
-        attention.qkv(layer.norm1(hidden)),
-        "r t (three h d) -> three r h t d",
-        three=3,
-        h=attention.config.num_attention_heads,
-    )
-    here = tuple(part[start:stop] for part in rotary)
-    query, key = rotate(parts[:2], (here[0], here[1]))
-    kept[0, :, :, start:stop], kept[1, :, :, start:stop] = key, parts[2]
-    seen = kept[:, :, :, :stop]
-    hidden = hidden + attention.output(
-        rearrange(F.scaled_dot_product_attention(query, seen[0], seen[1], is_causal=start == 0), "r h t d -> r t (h d)")
-    )
-    return hidden + layer.mlp(layer.norm2(hidden))
+    def __getstate__(self) -> dict[str, Any]:  # packed weights can be neither copied nor pickled
+        return {"decoder": self.decoder, "_packed": {}, "_state": None}
 
+    def __call__(self, region_tokens: Tensor, max_length: int) -> Tensor:
+        """Region tokens (R, D) → ids (R, max_length): bos first, padded after eos."""
+        _keep_freed_memory()
+        self._pack()
+        decoder, config, device = self.decoder, self.decoder.config, region_tokens.device
+        ids = torch.full((len(region_tokens), max_length), config.pad_token_id, device=device)
+        ids[:, 0] = config.bos_token_id
+        hidden = decoder.embed(region_tokens, ids[:, :1])
+        rotary = rotary_embedding(torch.arange(max_length, device=device), config.head_size, config.rope_theta)
+        shape = (len(decoder.layers), 2, len(ids), config.num_attention_heads, max_length, config.head_size)
+        cache = hidden.new_empty(shape)
+        alive = torch.arange(len(ids), device=device)  # rows of ids whose captions go on
+        start, ended = 0, torch.zeros(len(ids), dtype=torch.bool, device=device)
+        for length in range(1, max_length):
+            for layer, kept in zip(cast("list[TapTextDecoderLayer]", list(decoder.layers)), cache):
+                hidden = self._continue(layer, hidden, start, rotary, kept)
+            words = self._linear(decoder.lm_head, decoder.norm(hidden[:, -1])).argmax(dim=1)
+            ids[alive, length] = torch.where(ended, config.pad_token_id, words)
+            ended |= words == config.eos_token_id
+            # To ask who has ended makes a GPU wait, and to make room makes copies: both only now and then.
+            if (device.type == "cpu" or length % 8 == 0) and ended.sum() * 4 >= len(ended):
+                going_on = (~ended).nonzero().squeeze(1)
+                if not len(going_on):
+                    break
+                alive, words, ended = alive[going_on], words[going_on], ended[going_on]
+                cache = cache[:, :, going_on]
+            hidden, start = decoder.token_embed(words).unsqueeze(1), length + 1
+        return ids
 
-def _best_words(hidden: Tensor, blocks: tuple[Tensor, ...]) -> Tensor:
-    """The index of the best-scored word (R,) for hidden states (R, D); blocks are the output matrix, cut by words."""
-    best = [F.linear(hidden, block).max(dim=1) for block in blocks]
-    block = torch.stack([found.values for found in best]).argmax(dim=0, keepdim=True)
-    word = torch.stack([found.indices for found in best]).gather(0, block)
-    return (word + block * _WORDS_AT_ONCE).squeeze(0)
+    def _continue(
+        self, layer: TapTextDecoderLayer, hidden: Tensor, start: int, rotary: tuple[Tensor, Tensor], kept: Tensor
+    ) -> Tensor:
+        """A block at the positions from `start` on; kept (2, R, heads, T, d) are its keys and values."""
+        attention, stop = layer.attention, start + hidden.shape[1]
+        heads = attention.config.num_attention_heads
+        qkv = self._linear(attention.qkv, layer.norm1(hidden))
+        parts = rearrange(qkv, "r t (three h d) -> three r h t d", three=3, h=heads)
+        query, key = rotate(parts[:2], (rotary[0][start:stop], rotary[1][start:stop]))
+        kept[0, :, :, start:stop], kept[1, :, :, start:stop] = key, parts[2]
+        seen = kept[:, :, :, :stop]
+        found = F.scaled_dot_product_attention(query, seen[0], seen[1], is_causal=start == 0)
+        hidden = hidden + self._linear(attention.output, rearrange(found, "r h t d -> r t (h d)"))
+        inner = F.gelu(self._linear(cast(nn.Linear, layer.mlp[0]), layer.norm2(hidden)))
+        return hidden + self._linear(cast(nn.Linear, layer.mlp[2]), inner)
+
+    def _linear(self, layer: nn.Linear, hidden: Tensor) -> Tensor:
+        packed = self._packed.get(layer)
+        if packed is None:
+            return layer(hidden)
+        return torch.ops.mkldnn._linear_pointwise(hidden, packed, layer.bias, "none", [], "")
+
+    def _pack(self) -> None:
+        """Lay weights out once as a CPU's small products want them, which it else does at every word; a copy of each.
+
+        The operators are those of PyTorch's own compiler, which promises nothing for them: where there are none, none is used.
+        """
+        layers = [layer for layer in self.decoder.modules() if isinstance(layer, nn.Linear)]
+        state = _state_of(layer.weight for layer in layers)
+        if state == self._state:
+            return
+        self._packed, self._state = {}, state
+        usable = all(layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32 for layer in layers)
+        if usable and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+            pack = torch.ops.mkldnn._reorder_linear_weight
+            self._packed = {layer: pack(layer.weight.detach(), None) for layer in layers}

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_tap import TapConfig
-from .fast_inference import FastImageDecoder, FastImageEncoder, greedy_captions
+from .fast_inference import FastCaptions, FastImageDecoder, FastImageEncoder
 from .image_decoder import TapImageDecoder, TapImageDecoderOutput
 from .image_encoder import TapImageEncoder, TapWindowAttention
 from .prompt_encoder import TapPromptEncoder
@@ -87,6 +87,7 @@ class TapModel(TapPreTrainedModel):
         """Compute everything as the parts spell it out, even where `fast_inference` gives the same numbers sooner."""
         self._fast_encoder = FastImageEncoder(self.image_encoder)
         self._fast_decoder = FastImageDecoder(self.image_decoder, self.prompt_encoder)
+        self._fast_captions = FastCaptions(self.text_decoder)
         self.post_init()
 
     @property
@@ -103,7 +104,7 @@ class TapModel(TapPreTrainedModel):
     def greedy_captions(self, region_tokens: Tensor, max_length: int) -> Tensor:
         """Region tokens (R, D) → ids (R, max_length) of their greedy captions: bos first, padded after eos."""
         if self.is_fast:
-            return greedy_captions(self.text_decoder, region_tokens, max_length)
+            return self._fast_captions(region_tokens, max_length)
         return self.text_decoder.caption(region_tokens, max_length, do_sample=False)
 
     def forward(

@@ -360,3 +360,70 @@ def test_described_processors_load_again(
     assert again.region_tokenizer.fingerprint == tiny_tokenizer.fingerprint
     with pytest.raises(ValueError, match="saved by DescribedRegionProcessor"):
         RegionBridgeProcessor.from_pretrained(tmp_path)
+
+
+# --- many questions at once -------------------------------------------------------------------------------------------
+
+
+MANY = ["what is region1 ?", "where is region1 in the picture ?", "what ?", "what colour is region1 ?"]
+
+
+def one_by_one(chat: RegionChat, questions: list[str], **given: Any) -> list[str]:
+    """Each question as the next and the only one."""
+    answers = []
+    for question in questions:
+        other = RegionChat(chat.model, chat.processor)
+        other.image, other.messages, other._regions = chat.image, chat.messages, chat._regions
+        answers.append(other.ask(question, **given, max_new_tokens=8))
+    return answers
+
+
+def test_many_questions_are_answered_as_if_each_were_alone(chat: RegionChat, picture: Image.Image) -> None:
+    chat.ask("what is <region> ?", image=picture, boxes=BOXES[:1], **SHORT)
+    before = chat.history
+    answers = chat.ask_each(MANY, max_new_tokens=8)
+    assert answers == one_by_one(chat, MANY)
+    assert chat.history == before
+
+
+@pytest.mark.parametrize(
+    "questions",
+    [["<region> is what ?", "what is <region> ?", "what colour has <region> ?"], ["what is it ?", "where ?"]],
+)
+def test_many_questions_with_regions_of_their_own(chat: RegionChat, picture: Image.Image, questions: list[str]) -> None:
+    """Regions that stand in the part that prompts do not share, some of them behind others that they do."""
+    given = {"image": picture, "boxes": BOXES[:1]}
+    assert chat.ask_each(questions, **given, max_new_tokens=8) == one_by_one(chat, questions, **given)
+    assert chat.history == []
+    chat.ask("what is <region> ?", **given, **SHORT)
+    given = {"boxes": BOXES[1:]}
+    assert chat.ask_each(questions, **given, max_new_tokens=8) == one_by_one(chat, questions, **given)
+
+
+def test_what_many_questions_share_is_read_once(
+    chat: RegionChat, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat.ask("what is <region> ?", image=picture, boxes=BOXES[:1], **SHORT)
+    read: list[tuple[int, int]] = []
+    forward = type(chat.model.language_model).forward
+
+    def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+        read.append((given.shape[0], given.shape[1]))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(chat.model.language_model), "forward", spy)
+    chat.ask_each(MANY, max_new_tokens=1, min_new_tokens=1)
+    prefix, rest = read
+    assert (prefix[0], rest[0]) == (1, len(MANY))
+    read.clear()
+    one_by_one(chat, MANY)
+    longest = max(length for _, length in read)
+    assert prefix[1] + rest[1] == longest
+    assert prefix[1] > longest / 2
+
+
+def test_many_questions_need_one(chat: RegionChat) -> None:
+    for wrong in ([], "what is it?"):
+        with pytest.raises(ValueError, match="expected a list of at least one question"):
+            chat.ask_each(wrong)

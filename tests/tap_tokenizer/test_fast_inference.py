@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
@@ -109,10 +110,13 @@ def test_pictures(make_tap: Callable[..., TapModel], monkeypatch: pytest.MonkeyP
         torch.testing.assert_close(fast, model.image_encoder(pixels), **PICTURES_CLOSE)
 
 
+@pytest.mark.parametrize("packs", [True, False])
 @pytest.mark.parametrize("max_length", [2, 3, 11])
-def test_captions(make_tap: Callable[..., TapModel], monkeypatch: pytest.MonkeyPatch, max_length: int) -> None:
-    """The same ids as transformers' `generate`, some captions ending long before others, words in blocks of three."""
-    monkeypatch.setattr(fast_inference, "_WORDS_AT_ONCE", 3)
+def test_captions(
+    make_tap: Callable[..., TapModel], monkeypatch: pytest.MonkeyPatch, max_length: int, packs: bool
+) -> None:
+    """The same ids as transformers' `generate`, some captions ending long before others, with and without packed weights."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: packs)
     model = make_tap(seed=7)
     tokens = 4 * torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -130,6 +134,11 @@ def test_weights_that_change_are_noticed(make_tap: Callable[..., TapModel]) -> N
         model.image_decoder.transformer.layers[0].norm4.weight.mul_(2)
         model.prompt_encoder.coord_matrix.mul_(1.1)
         model.image_encoder.layers[1].attention.relative_position_bias.mul_(2)
+        model.greedy_captions(torch.ones(2, 32), 5)
+        model.text_decoder.layers[0].mlp[0].weight.mul_(-3)
+        ids = model.greedy_captions(torch.ones(2, 32), 11)
+        assert torch.equal(ids, model.text_decoder.caption(torch.ones(2, 32), 11, do_sample=False))
+        assert torch.equal(ids, deepcopy(model).greedy_captions(torch.ones(2, 32), 11))
         changed, anew = ask(model, plain=False), model.get_image_embeddings(pixels)
         torch.testing.assert_close(anew, model.image_encoder(pixels), **PICTURES_CLOSE)
     assert not torch.allclose(changed.semantic_tokens, before.semantic_tokens, atol=1e-3)
