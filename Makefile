@@ -34,9 +34,12 @@ smoke: $(VENV)/.train  ## the whole way from records to numbers in miniature, on
 evaluate-default: $(VENV)/.train  ## the bundled models on the GlyphScenes benchmark, with controls and figures
 	$(BIN)/python -m finetune.evaluate_glyphs --output runs/evaluate-default $(FLAGS)
 
-bench: $(VENV)/.train  ## speed side by side; minutes
-	cd benchmarks && PYTHONPATH=.. ../$(BIN)/python cached_training.py
-	cd benchmarks && PYTHONPATH=.. ../$(BIN)/python caching_cost.py
+bench: $(VENV)/.train  ## speed side by side, tables and figures into runs/benchmarks; ten minutes
+	for script in encode_picture region_tokens captions language_model growth long_run; do \
+	  $(BIN)/python benchmarks/$$script.py $(FLAGS) || exit 1; \
+	done
+	$(BIN)/python benchmarks/cached_training.py
+	$(BIN)/python benchmarks/caching_cost.py --shape tap_vit_b
 
 notebooks: $(VENV)/.dev  ## run the notebooks, each in under two minutes, and keep their outputs
 	$(BIN)/python notebooks/execute.py
