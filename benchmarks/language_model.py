@@ -68,7 +68,10 @@ def main() -> None:
     )  # fmt: skip
     dtype = getattr(torch, arguments.dtype)
     model = LlamaForCausalLM(config).eval().to(device=arguments.device, dtype=dtype)
-    rates = matrix_rate(arguments.device, dtype), copy_rate(arguments.device)
+    rates = (
+        matrix_rate(arguments.device, dtype, quick=arguments.quick),
+        copy_rate(arguments.device, quick=arguments.quick),
+    )
     weights = sum(p.nbytes for p in model.parameters())
     head = f"{describe_machine()}; Llama of {weights / dtype.itemsize / 1e6:.0f} M parameters, {arguments.dtype}"
     print(head, flush=True)

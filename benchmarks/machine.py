@@ -45,19 +45,19 @@ def seconds_of(way: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """Operations a second of the best of some products of large matrices."""
+def matrix_rate(device: str, dtype: torch.dtype, *, quick: bool = False) -> float:
+    """Operations a second of the best of some products of large matrices; of small ones, if `quick`."""
     best = 0.0
-    for size in (1024, 2048, 3072) if device == "cpu" else (4096, 8192):
+    for size in (128,) if quick else (1024, 2048, 3072) if device == "cpu" else (4096, 8192):
         one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         seconds = min(seconds_of(lambda one=one, other=other: one @ other) for _ in range(8))  # type: ignore[misc]
         best = max(best, 2 * size**3 / seconds)
     return best
 
 
-def copy_rate(device: str) -> float:
-    """Bytes a second, read and written, of copying what no cache holds."""
-    source = torch.ones(64 * 2**20, device=device)
+def copy_rate(device: str, *, quick: bool = False) -> float:
+    """Bytes a second, read and written, of copying what no cache holds; or what one does, if `quick`."""
+    source = torch.ones((1 if quick else 64) * 2**20, device=device)
     target = torch.empty_like(source)
     seconds = min(seconds_of(lambda: target.copy_(source)) for _ in range(6))
     return 2 * source.numel() * source.element_size() / seconds

@@ -102,7 +102,10 @@ def ours(model: TapModel, way: Callable[[], Any]) -> dict[str, Callable[[], Any]
 def compare(title: str, rows: Sequence[Row], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Check, time, print and write `rows`; gives what was found, seconds for each way."""
     dtype = getattr(torch, arguments.dtype)
-    rates = {"matrix": matrix_rate(arguments.device, dtype), "copy": copy_rate(arguments.device)}
+    rates = {
+        "matrix": matrix_rate(arguments.device, dtype, quick=arguments.quick),
+        "copy": copy_rate(arguments.device, quick=arguments.quick),
+    }
     head = (
         f"{describe_machine()}; TAP-{arguments.size}, {arguments.dtype} on {arguments.device}; "
         f"{rates['matrix'] / 1e9:.0f} · 10⁹ operations and {rates['copy'] / 1e9:.1f} GB of copying a second"
@@ -192,29 +195,36 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write(title: str, head: str, found: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """The table on the screen and in a file, the numbers as JSON, and a figure of the ratios."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """The table on the screen and in a file, the numbers as JSON, and a figure."""
     folder.mkdir(parents=True, exist_ok=True)
     words = f"{head}\n\n{table(found)}\n"
     print(f"\n{words}", flush=True)
     (folder / f"{title}.md").write_text(words)
     (folder / f"{title}.json").write_text(json.dumps({"machine": head, "rows": list(found)}, indent=1))
+    draw(found, folder / f"{title}.png")
+
+
+def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Milliseconds of each way as bars, a group for each row, with the row's floor across it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     ways = list(dict.fromkeys(name for row in found for name in row["seconds"]))
-    figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.22 * (len(ways) + 1) * len(found)), layout="constrained")
+    thick = 0.8 / len(ways)
+    figure, axes = pyplot.subplots(figsize=(7, 0.8 + 0.2 * (len(ways) + 1) * len(found)), layout="constrained")
     for number, name in enumerate(ways):
-        heights = [1e3 * row["seconds"].get(name, float("nan")) for row in found]
-        places = [place + number * 0.8 / len(ways) for place in range(len(found))]
-        axes.barh(places, heights, 0.8 / len(ways), label=name)
-    middle = 0.4 - 0.4 / len(ways)
+        lengths = [1e3 * row["seconds"].get(name, float("nan")) for row in found]
+        axes.barh([place + number * thick for place in range(len(found))], lengths, thick, label=name)
     for place, row in enumerate(found):
-        axes.plot([1e3 * row["floor"]] * 2, [place - 0.06, place + 0.8], "k:", label=None if place else "floor")
-    axes.set_yticks([place + middle for place in range(len(found))], [row["row"] for row in found])
+        ends = [place - thick / 2, place + 0.8 - thick / 2]
+        axes.plot([1e3 * row["floor"]] * 2, ends, "k:", label=None if place else "floor")
+    axes.set_yticks([place + 0.4 - thick / 2 for place in range(len(found))], [row["row"] for row in found])
     axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="milliseconds (shorter is better)")
+    axes.set(xscale="log", xlabel="milliseconds, logarithmic (shorter is better)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.legend(frameon=False, loc="best", fontsize="small")
-    figure.savefig(folder / f"{title}.png", dpi=90)
+    figure.savefig(path, dpi=90)
     pyplot.close(figure)

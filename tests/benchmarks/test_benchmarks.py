@@ -2,54 +2,83 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
+pytest.importorskip("matplotlib")
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 TABLES = ("encode_picture", "region_tokens", "captions", "language_model", "growth")
+Run = Callable[..., object]
 
 
-def run(script: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, f"{script}.py", "--quick", "--threads", "1", *options],
-        cwd=FOLDER, env=environment, check=check, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """A script as a module."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+@pytest.fixture
+def run(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Run a script in miniature; gives what its `main` returns."""
+    threads = torch.get_num_threads()
+
+    def go(name: str, *options: str) -> object:
+        path = FOLDER / f"{name}.py"
+        monkeypatch.setattr(sys, "argv", [str(path), "--quick", "--threads", str(threads), *options])
+        return script(name).main()
+
+    yield go
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", TABLES)
-def test_tables(script: str, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    done = run(script, "--output", str(tmp_path))
-    table = (tmp_path / f"{script}.md").read_text()
+@pytest.mark.parametrize("name", TABLES)
+def test_tables(run: Run, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(name, "--output", str(tmp_path))
+    table = (tmp_path / f"{name}.md").read_text()
     assert table.splitlines()[-1].startswith("|")
-    assert table.splitlines()[-1] in done.stdout
-    found = json.loads((tmp_path / f"{script}.json").read_text())
+    assert table.splitlines()[-1] in capsys.readouterr().out
+    found = json.loads((tmp_path / f"{name}.json").read_text())
     assert found["machine"] in table
-    if script in TABLES[:3]:
-        assert (tmp_path / f"{script}.png").read_bytes().startswith(b"\x89PNG")
+    if name in TABLES[:3]:
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert all(row["floor"] > 0 and {"plain", "fast"} <= set(row["seconds"]) for row in found["rows"])
 
 
-@pytest.mark.slow
-def test_half_precision(tmp_path: Path) -> None:
-    run("region_tokens", "--dtype", "bfloat16", "--output", str(tmp_path))
+def without_memory(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the measurement that starts processes of its own."""
+    monkeypatch.setattr(script("region_tokens"), "compare_memory", lambda *_: None)
 
 
 @pytest.mark.slow
-def test_a_long_run_holds() -> None:
-    assert "pictures in 0.05 minutes" in run("long_run").stdout
+def test_half_precision(
+    run: Run, script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_memory(script, monkeypatch)
+    for name in TABLES[:3]:
+        run(name, "--dtype", "bfloat16", "--output", str(tmp_path))
 
 
 @pytest.mark.slow
-def test_the_original_beside(tmp_path: Path) -> None:
+def test_a_long_run_holds(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("long_run") == 0
+    assert "pictures in 0.05 minutes" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_original_beside(
+    run: Run, script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stand-in with the doors of the original's repository; and a folder that is none of it."""
+    without_memory(script, monkeypatch)
     package = tmp_path / "original" / "tokenize_anything"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(
@@ -60,26 +89,17 @@ def test_the_original_beside(tmp_path: Path) -> None:
         "    def generate_text(self, tokens): assert tokens.shape[1:] == (1, 32)\n"
         "model_registry = {'tap_vit_tiny': lambda device, dtype: Model()}\n"
     )
-    for script in TABLES[:3]:
-        run(script, "--output", str(tmp_path), "--original", str(package.parent))
-        rows = json.loads((tmp_path / f"{script}.json").read_text())["rows"]
+    for name in TABLES[:3]:
+        run(name, "--output", str(tmp_path), "--original", str(package.parent))
+        rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
         assert any("original" in row["seconds"] for row in rows)
-    refused = run("captions", "--output", str(tmp_path), "--original", str(tmp_path), check=False)
-    assert refused.returncode
-    assert "expected the folder of the original's repository" in refused.stderr
+    with pytest.raises(SystemExit, match="expected the folder of the original's repository"):
+        run("captions", "--output", str(tmp_path), "--original", str(tmp_path))
 
 
-@pytest.mark.slow
-def test_what_differs_is_not_timed() -> None:
+def test_what_differs_is_not_timed(script: Callable[[str], ModuleType]) -> None:
     """A fast way that is wrong stops the benchmark before a second is measured."""
-    code = (
-        "import torch, side_by_side as s\n"
-        "row = s.Row('wrong', {'plain': lambda: torch.zeros(3), 'fast': lambda: torch.full((3,), 1e-3)}, 1)\n"
-        "s.check(row, torch.float32)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=FOLDER, env={**os.environ, "PYTHONPATH": str(FOLDER.parent)},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode
-    assert "wrong: the result differs by 0.001" in done.stderr
+    side_by_side = script("side_by_side")
+    ways = {"plain": lambda: torch.zeros(3), "fast": lambda: torch.full((3,), 1e-3)}
+    with pytest.raises(SystemExit, match=r"wrong: the result differs by 0\.001"):
+        side_by_side.check(side_by_side.Row("wrong", ways, 1), torch.float32)
