@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 import torch
 from machine import describe_machine, interleaved
-from torch.utils.flop_counter import FlopCounterMode
+from side_by_side import operations_of
 
 from tap_tokenizer import TapConfig, TapModel, TapRegionTokenizer
 
@@ -47,11 +47,7 @@ def main() -> None:
         "regions": lambda: tokenizer.encode(features=features, boxes=boxes),
     }
     seconds = interleaved(ways, arguments.rounds)
-    operations = {}
-    for name, way in ways.items():
-        with FlopCounterMode(display=False) as counter:
-            way()
-        operations[name] = counter.get_total_flops()
+    operations = {name: operations_of(way)[1] for name, way in ways.items()}
     each = seconds["regions"] / len(boxes)
     kilobytes = 2 * config.image_decoder_config.num_experts * (
         config.image_decoder_config.hidden_size + config.image_decoder_config.semantic_embed_size
