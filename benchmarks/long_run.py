@@ -3,7 +3,8 @@
     python benchmarks/long_run.py --minutes 60
 
 Encodes what caching a data set encodes, a picture with a handful of regions at a time, on the bundled tokenizer. Exit code 1
-if the last tenth of the run had the process at more than 10 % above what the second tenth had.
+if the last tenth of the run had the process at more than 5 % above what the second tenth had; 25 % in a run of less than a
+minute, most of which is warming up.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main() -> int:
     print(
         f"{pictures} pictures in {minutes:g} minutes; memory {early / 2**20:.0f} MiB early, {late / 2**20:.0f} MiB late"
     )
-    return int(late > 1.1 * early)
+    return int(late > (1.05 if minutes >= 1 else 1.25) * early)
 
 
 if __name__ == "__main__":

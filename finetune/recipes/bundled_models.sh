@@ -3,7 +3,7 @@
 #
 #   bash finetune/recipes/bundled_models.sh            # all stages; a stage that is through is passed over
 #
-# Each stage goes on where it was when the script is given again after a stop. About five hours on two CPU cores.
+# Each stage goes on where it was when the script is given again after a stop. About six hours on two CPU cores.
 # FLAGS is handed to TAP's own stages, e.g. FLAGS="--mixed_precision bf16" or "--compile_encoder true" (needs a C++ compiler).
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -49,7 +49,8 @@ bridge region_chat_tiny_more region_chat_tiny_more
 bridge region_chat_tiny_most region_chat_tiny_most
 bridge region_chat_tiny region_chat_tiny_lora
 
-# Then it learns to look at the whole picture, on tokens of the finished region tokenizer.
+# Then it learns to read the tokens of the finished region tokenizer. The caches hold picture context, too, which
+# region_chat_tiny_context would learn from.
 all=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,same_kind,larger,side
 all=$all,nearest,nearest,farthest,farthest,count_colour,count_colour,count_kind,count_kind
 records train48 --split train --seed 5 --scenes 2560 --turns 48 --all_regions true --families $all
@@ -58,4 +59,4 @@ records val_context --split val --scenes 160 --turns 8 --all_regions true --fami
 for name in train48 packed64 val_context; do
   cache $name runs/tap_tiny --variants exact,jitter --image_regions 16 --context_from annotated
 done
-bridge region_chat_tiny_context region_chat_tiny_context
+bridge region_chat_tiny_tokens region_chat_tiny_tokens
