@@ -153,9 +153,9 @@ class RegionChat:
     ) -> str | Iterator[str]:
         """The answer to a question; with `stream`, an iterator over pieces of it as they come.
 
-        question: words, in which each `<region>` stands for the next of the regions that come with it, and `<regionN>` for
-        region N of the conversation; a question with regions but no marker is asked of all of them. Earlier regions are
-        spoken of as region1, region2, ….
+        question: words, in which each `<region>` stands for the next of the regions that come with it, and region1,
+        region2, … for the regions of the conversation by their numbers; a question that speaks of none of the regions that
+        come with it is asked of all of them.
         image: the picture; needed in the first question with a region, and beginning anew when it is another.
         boxes, points, point_labels, masks: as for `TapRegionTokenizer.encode`, in pixels of the picture.
         thinking: let a model that can think aloud do so before it answers; give it more max_new_tokens then.
@@ -201,7 +201,7 @@ class RegionChat:
         options = self._options(longest, max_new_tokens, generate_options)
         shared = min(_common_length(rows), min(map(len, rows)) - 1)  # of every prompt, something is left to read
         inputs = _joined(rows, shared, self.model.generation_config.pad_token_id or 0)
-        inputs |= {k: v.expand(len(rows), *v.shape[1:]) for k, v in longest.items() if k.startswith("region_")}
+        inputs |= _region_rows([one.inputs for one in asked])
         if shared:
             inputs["past_key_values"] = self._read(longest, shared, len(rows))
         ids = self.model.generate(**inputs, **options)
@@ -243,6 +243,11 @@ class RegionChat:
         picture = opened if self.image is None else self.image
         if new and picture is None:
             raise ValueError("Got regions but no picture: give image=… with the first question.")
+        if picture is not None and not new and not self._regions and not self._sees_pictures():
+            raise ValueError(
+                "Got a picture but no region, and this bridge sees pictures through their regions alone: give boxes, points "
+                "or masks, and <region> in the question."
+            )
         shown = picture if self.image is None else None  # a picture is shown in the first turn that has it
         turn = {"role": "user", "content": user_content(question, new, shown, known=len(self._regions))}
         inputs = self.processor.apply_chat_template(
@@ -254,6 +259,10 @@ class RegionChat:
             enable_thinking=thinking,
         ).to(self.model.device)
         return _Asked(inputs, picture, turn, new)
+
+    def _sees_pictures(self) -> bool:
+        """Whether a picture without a region says anything to the model: through context tokens, or in words."""
+        return self.mode == "described" or self.processor.context.slots > 0
 
     def _options(self, inputs: Any, max_new_tokens: int, generate_options: dict[str, Any]) -> dict[str, Any]:
         """Options of `generate`, which must leave room for the prompt and the answer."""
@@ -354,6 +363,22 @@ def _joined(rows: Sequence[Tensor], shared: int, filler: int) -> dict[str, Tenso
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def _region_rows(prompts: Sequence[Any]) -> dict[str, Tensor]:
+    """Region features of prompts as a batch, shorter rows filled up: each shows the regions that it speaks of."""
+    shown = [prompt for prompt in prompts if "region_features" in prompt]
+    if not shown:
+        return {}
+    some = max((prompt["region_features"][0] for prompt in shown), key=len)
+    features = some.new_zeros(len(prompts), *some.shape)
+    mask = torch.zeros(features.shape[:2], dtype=torch.long, device=some.device)
+    for i, prompt in enumerate(prompts):
+        if "region_features" in prompt:
+            count = prompt["region_features"].shape[1]
+            features[i, :count], mask[i, :count] = prompt["region_features"][0], 1
+    source = shown[0]["region_source"].expand(len(prompts))
+    return {"region_features": features, "region_mask": mask, "region_source": source}
+
+
 def _check_source(path: str, mode: str) -> None:
     """Refuse a folder that cannot hold what a mode needs, before anything is loaded or looked for on the Hub."""
     folder = Path(path)
@@ -392,4 +417,4 @@ def words_of(content: Any) -> str:
     if isinstance(content, str):
         return content
     words = [item["name"] if item["type"] == "region" else item.get("text", "") for item in content]
-    return re.sub(r" (?=[.,;:!?])", "", " ".join(word for word in words if word))
+    return re.sub(r" (?=[.,;:!?')])", "", " ".join(word for word in words if word))

@@ -64,7 +64,8 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     In text, `<region>` stands for the next region, `<region2>` for the second, and `<image>` for a picture's context
     tokens if the bridge was built with `image_grid` or `image_regions`; a picture that the text does not mention comes
-    first. Regions have names, region1, region2, …, by which later text can speak of them.
+    first. Regions have names, region1, region2, …, by which answers can speak of them. A turn of a chat that speaks of an
+    earlier region (`<region1>`) shows it once more.
 
     tokenizer: the language model's text tokenizer; it is given the placeholder token.
     region_tokenizer: makes the region tokens; without one, only text and ready-made `RegionTokens` can be processed.
@@ -298,7 +299,10 @@ class RegionBridgeProcessor(ProcessorMixin):
         """Rendered conversations with placeholders, what these stand for, and where the assistant speaks."""
         texts, orders, spans = [], [], []
         for messages, expander in zip(conversations, expanders):
-            expanded = [{**m, "content": expander.expand(m["content"])} if "content" in m else m for m in messages]
+            expanded = [
+                {**m, "content": expander.expand(m["content"], again=m["role"] == "user")} if "content" in m else m
+                for m in messages
+            ]
             orders.append(expander.finish())
             texts.append(self._render(expanded, template, options))
             if with_spans:

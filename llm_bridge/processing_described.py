@@ -73,9 +73,9 @@ class _DescribingExpander(MarkerExpander):
         self.processor, self.sample = processor, sample
         self._described: tuple[list[RegionDescription], list[tuple[int, int]]] | None = None
 
-    def expand(self, text: str) -> str:
+    def expand(self, text: str, again: bool = True) -> str:
         before = len(self.order)
-        words = super().expand(text)
+        words = super().expand(text, again=False)  # a description binds its name to words: once is enough
         new = [number for kind, number in self.order[before:] if kind == "region" and number < self.regions]
         if not new:
             return words

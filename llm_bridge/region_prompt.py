@@ -1,7 +1,7 @@
 """Text with region markers → text with placeholders; chat with region items → text with region markers.
 
 `<image>`, `<region>` and `<region1>` are what people write; the placeholder is what the language model's tokenizer sees,
-one for each feature. A region is written as its name and its placeholder, "region1 <|region|>", so that later text can
+one for each feature. A region is written as its name and its placeholder, "region1 <|region|>", so that the answer can
 speak of it by name. Knows strings only.
 """
 
@@ -28,8 +28,9 @@ class Layout:
 class MarkerExpander:
     """Replaces markers by names and placeholders, text after text of one sample, and counts them.
 
-    `<region>` is the next region that has not been shown; `<regionN>` is region N, from 1, shown at its first mention
-    and only named afterwards. Errors begin with `name`, which says whose text it is.
+    `<region>` is the next region that has not been shown; `<regionN>` is region N, from 1. Each text shows a region at its
+    first mention and only names it afterwards: the language model need not look for it in an earlier turn, where others
+    lie between. Errors begin with `name`, which says whose text it is.
     """
 
     def __init__(self, layout: Layout, images: int, regions: int, name: str) -> None:
@@ -37,10 +38,12 @@ class MarkerExpander:
         self.order: list[tuple[str, int]] = []
         """What the placeholders stand for so far: ("image", i) or ("region", i), counted from 0."""
         self._mentioned: list[int] = []
+        self._shown_here: list[int] = []
         self._images_seen = 0
 
-    def expand(self, text: str) -> str:
-        """One text with its markers replaced."""
+    def expand(self, text: str, again: bool = True) -> str:
+        """One text with its markers replaced; unless `again`, a region that an earlier text has shown is only named."""
+        self._shown_here = [] if again else list(self._mentioned)
         if REGION_TOKEN in text:
             raise ValueError(
                 f"{self.name} holds the placeholder {REGION_TOKEN} itself: write <region> and give its box, points or mask."
@@ -55,14 +58,16 @@ class MarkerExpander:
             self.order.append(("image", self._images_seen - 1))
             return REGION_TOKEN * self.layout.image_slots + match[1]
         number = int(match[2]) if match[2] else max(self._mentioned, default=0) + 1
-        if number in self._mentioned:
+        if number in self._shown_here:
             return f"region{number}"
-        self._mentioned.append(number)
+        self._shown_here.append(number)
+        if number not in self._mentioned:
+            self._mentioned.append(number)
         self.order.append(("region", number - 1))
         return f"region{number} {REGION_TOKEN * self.layout.region_slots}".rstrip()
 
     def finish(self) -> list[tuple[str, int]]:
-        """What the placeholders stand for, once every image and region that was given has been shown exactly once."""
+        """What the placeholders stand for, once every image and region that was given has been shown."""
         found = len(self._mentioned)
         if found != self.regions:
             raise ValueError(
@@ -230,57 +235,67 @@ def _check_nesting(name: str, value: Any, nesting: tuple[int, str]) -> None:
         raise ValueError(f"{name} is one region's, expected a list with an entry for each region: {example}.")
 
 
+SPOKEN = re.compile(r"<region(\d*)>|\bregion([1-9]\d*)\b", re.IGNORECASE)
+"""A region in a question: its marker, or its name among the words."""
+
+
 def user_content(
     question: str, prompts: Sequence[dict[str, Any]], image: Any = None, known: int = 0
 ) -> list[dict[str, Any]]:
-    """A question as content items: the picture if it is new, words, and regions where their markers stand.
+    """A question as content items: the picture if it is new, words, and regions where the question speaks of them.
 
     `known` regions were shown in earlier turns; the prompts are those of the next ones. `<region>` is the next region that
-    has not been shown, `<regionN>` is region N, shown at its first mention and named afterwards. A question with regions but
-    no marker is asked of all of them, which then come first.
+    has not been shown, `<regionN>` or the word regionN is region N, which is an item at its first mention and a word
+    afterwards. A question with prompts that speaks of none of them is asked of all of them, which then come first.
     """
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"The question is {question!r}, expected words, with <region> for every region.")
     if "<image>" in question:
         raise ValueError("The question holds <image>: leave it out, the picture is shown by itself.")
     content: list[dict[str, Any]] = [] if image is None else [{"type": "image", "image": image}]
-    last = known + len(prompts)
-    names = {number: f"region{number}" for number in range(known + 1, last + 1)}
-    markers = list(MARKER.finditer(question))
-    shown: list[int] = []
-    if not markers:
-        content += [{"type": "region", "name": names[n], **prompts[n - known - 1]} for n in names]
-        shown = list(names)
-    position = 0
-    text = ""
-    for match in markers:
-        number = int(match[2]) if match[2] else max([known, *shown]) + 1
-        if not match[2] and number > last:
-            shown.append(number)  # one marker too many, counted below
+    spoken = _spoken(question, known, known + len(prompts))
+    new = [number for number in dict.fromkeys(number for _, number in spoken) if number > known]
+    if prompts and not new and "<region" not in question:
+        new = list(range(known + 1, known + len(prompts) + 1))
+        content += [{"type": "region", "name": f"region{n}", **prompts[n - known - 1]} for n in new]
+    if len(new) != len(prompts):
+        raise ValueError(
+            f"Found {len(new)} <region> placeholders but {len(prompts)} regions: give one box, points or mask per "
+            "<region>, in order."
+        )
+    position, text, shown = 0, "", [item.get("name") for item in content]
+    for match, number in spoken:
+        name = f"region{number}"
+        text += question[position : match.start()]
+        position = match.end()
+        if name in shown:
+            text += name
             continue
-        if not 1 <= number <= last:
+        shown.append(name)
+        if text.strip():
+            content.append({"type": "text", "text": text.strip()})
+        text = ""
+        content.append({"type": "region", "name": name, **(prompts[number - known - 1] if number > known else {})})
+    if text := (text + question[position:]).strip():
+        content.append({"type": "text", "text": text})
+    return content
+
+
+def _spoken(question: str, known: int, last: int) -> list[tuple[re.Match[str], int]]:
+    """Where a question speaks of regions, and of which; `<region>` may count past the `last` one, a number may not."""
+    spoken: list[tuple[re.Match[str], int]] = []
+    highest = known
+    for match in SPOKEN.finditer(question):
+        given = match[1] or match[2]
+        number = int(given) if given else highest + 1
+        if given and not 1 <= number <= last:
             there = f"regions 1 to {last}" if last else "no regions"
             raise ValueError(
                 f"Found {match[0]}, but there are {there}: give its box, points or mask, or correct the number."
             )
-        text += question[position : match.start()]
-        position = match.end()
-        if number in shown or number <= known:
-            text += f"region{number}"
-            continue
-        shown.append(number)
-        if text.strip():
-            content.append({"type": "text", "text": text.strip()})
-        text = ""
-        content.append({"type": "region", "name": names[number], **prompts[number - known - 1]})
-    if len(shown) != len(prompts):
-        raise ValueError(
-            f"Found {len(shown)} <region> placeholders but {len(prompts)} regions: give one box, points or mask per "
-            "<region>, in order."
-        )
-    if text := (text + question[position:]).strip():
-        content.append({"type": "text", "text": text})
-    return content
+        highest = max(highest, number)
+        spoken.append((match, number))
+    return spoken
 
 
 def _join(parts: Sequence[str]) -> str:
@@ -288,6 +303,6 @@ def _join(parts: Sequence[str]) -> str:
     text = ""
     for part in parts:
         if text and not text[-1].isspace() and part and not part[0].isspace():
-            text += "\n" if text.endswith("<image>") else " " if part[0] not in ",.;:!?" else ""
+            text += "\n" if text.endswith("<image>") else " " if part[0] not in ",.;:!?')" else ""
         text += part
     return text

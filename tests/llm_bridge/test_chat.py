@@ -165,6 +165,31 @@ def placeholders(chat: RegionChat) -> str:
     return chat.processor.apply_chat_template(chat.messages)
 
 
+def test_a_region_is_shown_again_in_every_turn_that_speaks_of_it(chat: RegionChat, picture: Image.Image) -> None:
+    chat.ask("what is <region> ?", image=picture, boxes=BOXES[:1], **SHORT)
+    chat.ask("what is <region> ?", boxes=BOXES[1:], **SHORT)
+    chat.ask("is Region1's on region2 , or region1's ?", **SHORT)
+    assert chat.history[4] == ("user", "is region1's on region2, or region1's?")
+    assert "is region1 <|region|>'s on region2 <|region|>, or region1's ?" in placeholders(chat)
+    batch = chat.processor.apply_chat_template(chat.messages, tokenize=True, return_dict=True, return_tensors="pt")
+    first, second, *again = batch["region_features"][0]
+    torch.testing.assert_close(torch.stack(again), torch.stack([first, second]))
+    assert not torch.equal(first, second)
+    assert chat.regions().boxes.tolist() == BOXES
+
+
+def test_a_picture_without_a_region_is_refused_by_a_bridge_that_would_not_see_it(
+    chat: RegionChat, make_bridge: Callable[..., Pair], picture: Image.Image
+) -> None:
+    with pytest.raises(ValueError, match="Got a picture but no region, and this bridge sees pictures through their"):
+        chat.ask("what is it ?", image=picture, **SHORT)
+    with pytest.raises(ValueError, match="Found region1, but there are no regions"):
+        chat.ask("what is region1 ?", **SHORT)
+    assert (chat.history, chat.image) == ([], None)
+    assert isinstance(chat.ask("what is this ?", **SHORT), str)  # words alone need no eyes
+    assert isinstance(RegionChat(*make_bridge(image_grid=2)).ask("what is it ?", image=picture, **SHORT), str)
+
+
 def test_numbered_markers_are_that_region(chat: RegionChat, picture: Image.Image) -> None:
     chat.ask("is <region2> on <region1> or <region2> ?", image=picture, boxes=BOXES, **SHORT)
     assert "is region2 <|region|> on region1 <|region|> or region2 ?" in placeholders(chat)
@@ -177,6 +202,7 @@ def test_numbered_markers_are_that_region(chat: RegionChat, picture: Image.Image
     for question, boxes, words in (
         ("what is <region9> ?", BOXES[:1], "regions 1 to 4"),
         ("what is <region0> ?", BOXES[:1], "regions 1 to 4"),
+        ("what is region9 ?", None, "Found region9, but there are regions 1 to 3"),
         ("what is <region1> ?", BOXES[:1], "Found 0 <region> placeholders but 1 regions"),
         ("<image> what ?", None, "<image>"),
         (" ", None, "expected words"),
@@ -388,12 +414,16 @@ def test_many_questions_are_answered_as_if_each_were_alone(chat: RegionChat, pic
 
 @pytest.mark.parametrize(
     "questions",
-    [["<region> is what ?", "what is <region> ?", "what colour has <region> ?"], ["what is it ?", "where ?"]],
+    [
+        ["<region> is what ?", "what is <region> ?", "is region1 where <region> is ?"],
+        ["what is it ?", "where ?"],
+    ],
 )
 def test_many_questions_with_regions_of_their_own(chat: RegionChat, picture: Image.Image, questions: list[str]) -> None:
     """Regions that stand in the part that prompts do not share, some of them behind others that they do."""
     given = {"image": picture, "boxes": BOXES[:1]}
-    assert chat.ask_each(questions, **given, max_new_tokens=8) == one_by_one(chat, questions, **given)
+    alone = [question.replace("region1", "<region1>").replace("where <region> is", "there") for question in questions]
+    assert chat.ask_each(alone, **given, max_new_tokens=8) == one_by_one(chat, alone, **given)
     assert chat.history == []
     chat.ask("what is <region> ?", **given, **SHORT)
     given = {"boxes": BOXES[1:]}

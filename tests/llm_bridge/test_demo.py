@@ -83,13 +83,18 @@ def test_answers_are_generated(
 
 
 def test_card_belongs_to_the_weights() -> None:
+    pytest.importorskip("matplotlib")
+    from finetune.data.glyph_questions import FAMILIES
+
     config = json.loads((FOLDER / "config.json").read_text())
     metrics = json.loads((FOLDER / "training" / "metrics.json").read_text())
-    assert metrics["of"]["fingerprint"] == config["fingerprint"]
+    assert metrics["of"]["region_tokenizer_fingerprint"] == config["fingerprint"]
     card = (FOLDER / "README.md").read_text()
-    rows = dict(re.findall(r"^\| (\w+) \| \d+ \| ([\d.]+) \|", card, re.MULTILINE))
-    assert len(rows) == 11
-    for family, value in rows.items():
-        assert float(value) == pytest.approx(metrics["test"][f"full: {family}"], abs=5e-4), family
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", card, re.MULTILINE)
+    assert {row[0] for row in rows} == set(FAMILIES)
+    for family, count, *values in rows:
+        assert int(count) == metrics["test"][f"n: {family}"], family
+        for split, value in zip(("test", "test-compositional", "test-crowded"), values, strict=True):
+            assert float(value) == pytest.approx(metrics[split][f"full: {family}"], abs=5.1e-4), (split, family)
     for command in re.findall(r"--config (\w+)", card):
         assert (FOLDER.parents[2] / "finetune" / "recipes" / f"{command}.yaml").is_file()

@@ -145,7 +145,7 @@ def test_chat_uses_the_language_models_own_template(make_bridge: Callable[..., P
     text = processor.apply_chat_template(chat(picture))
     assert text == (
         "<|system|> describe</s> <|user|> is region1 <|region|> red ?</s> <|assistant|> no blue</s> "
-        "<|user|> region2 <|region|> and region1 ?</s> <|assistant|> yes</s> "
+        "<|user|> region2 <|region|> and region1 <|region|> ?</s> <|assistant|> yes</s> "
     )
     asked = processor.apply_chat_template(chat(picture)[:2], add_generation_prompt=True)
     assert asked.endswith("<|assistant|> ")
@@ -156,7 +156,7 @@ def test_chat_to_a_batch(make_bridge: Callable[..., Pair], picture: Image.Image)
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     batch = processor.apply_chat_template([chat(picture), chat(picture)[:2]], **options)
     assert batch["input_ids"].shape[0] == 2
-    assert batch["region_mask"].tolist() == [[1, 1], [1, 0]]
+    assert batch["region_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     ids = processor.apply_chat_template(chat(picture), tokenize=True)
     assert torch.equal(ids[0], batch["input_ids"][0])
     direct = processor("is <region> red ?", picture, boxes=BOXES[:1])
@@ -245,7 +245,8 @@ def test_saving_whole(
     for loaded in (RegionBridgeProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
         assert isinstance(loaded, RegionBridgeProcessor)
         got = loaded("is <region> red", picture, boxes=BOXES[:1])
-        assert all(torch.equal(got[name], want[name]) for name in want)
+        # weights that lie elsewhere in memory may be summed in another order: the last bit of a feature is free
+        torch.testing.assert_close(dict(got), dict(want), rtol=0, atol=1e-6)
         assert loaded.apply_chat_template(chat(picture)) == processor.apply_chat_template(chat(picture))
 
 

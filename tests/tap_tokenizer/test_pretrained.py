@@ -18,7 +18,7 @@ def test_the_card_and_what_it_speaks_of_are_there() -> None:
     for word in ("seed", "steps", "GlyphScenes", "mask mIoU", "concept", "caption", "python -m finetune"):
         assert word in card, word
     measured = json.loads((FOLDER / "training" / "metrics.json").read_text())
-    assert measured["of"]["fingerprint"] == TapRegionTokenizer.from_pretrained("tap-tiny").fingerprint
+    assert measured["of"]["region_tokenizer_fingerprint"] == TapRegionTokenizer.from_pretrained("tap-tiny").fingerprint
 
 
 def test_masks_concepts_and_captions_are_near_what_was_measured() -> None:
