@@ -6,7 +6,8 @@
 Masks, concepts and native captions of every object that can be seen; answers of the bridge to the benchmark's questions
 (`data/glyph_benchmark.py`), each in a conversation of its own. Controls, on the first scenes of each seed: the regions, and
 the picture, of another scene; no regions at all; regions without their position; the true objects as picture context, if the
-bridge reads found ones; and, if a plain language model is given, the same questions about regions that TAP describes in words.
+bridge reads found ones; the question as a follow-up, after each of its regions, and then another, was described; and, if a
+plain language model is given, the same questions about regions that TAP describes in words.
 
 Writes into `output`, one part for each split and seed, whole or not at all, so that a run that was stopped goes on:
 `parts/*.jsonl`, a line for each region and question; `metrics.json`; `table.md`; and figures.
@@ -276,8 +277,11 @@ def _answers(
         return
     texts, rows = [one.text for one in asked], [one.features for one in asked]
     contexts = [one.context for one in asked]
+    before: list[list[str]] = [[] for _ in asked]
     if view == "shuffled":
         rows, contexts = _shuffled(asked)
+    elif view == "follow-up":
+        before, rows = _conversations_before(chat, batch, asked)
     elif view == "question only":
         texts = [text.replace("<", "").replace(">", "") for text in texts]
         rows, contexts = [row[:0] for row in rows], [None] * len(rows)
@@ -287,10 +291,9 @@ def _answers(
     elif view == "objects given":
         given = [batch.by_box.of_image(number) for number in range(len(batch.scenes))]
         contexts = [chat.processor.context.of_regions(given[one.scene]) for one in asked]
-    if contexts[0] is not None:
-        texts = [f"<image>\n{text}" for text in texts]
     native = {(line["scene"], line["object"]): line for line in regions}
-    for one, answer in zip(asked, _generate(chat, texts, rows, contexts)):
+    turns = [[*earlier, text] for earlier, text in zip(before, texts)]
+    for one, answer in zip(asked, _generate(chat, turns, rows, contexts)):
         scene, question = batch.scenes[one.scene], one.question
         line = _line(scene, question, view, answer)
         if question.family in ("kind", "colour", "size", "caption"):
@@ -331,9 +334,41 @@ def _without_position(chat: RegionChat, features: Tensor) -> Tensor:
     return blind
 
 
+def _conversations_before(chat: RegionChat, batch: _Batch, asked: list[_Asked]) -> tuple[list[list[str]], list[Tensor]]:
+    """What was said before each question, the model's own words on its regions and on one more, and all these regions."""
+    wanted = []
+    for one in asked:
+        others = [i for i in batch.visible[one.scene] if i not in one.objects]
+        wanted.append([*one.objects, *others[one.question.objects[0] % max(len(others), 1) :][:1]])
+    described = list(dict.fromkeys((one.scene, i) for one, own in zip(asked, wanted) for i in own))
+    features = region_features(
+        batch.by_box[[row for scene, i in described for row in batch.rows(scene, [i])]], chat.processor.experts
+    )
+    contexts = {one.scene: one.context for one in asked}
+    answers = _generate(
+        chat,
+        [["Describe <region1>."]] * len(described),
+        list(features.split(1)),
+        [contexts[scene] for scene, _ in described],
+    )
+    words, row_of = dict(zip(described, answers)), {place: row for row, place in enumerate(described)}
+    before, rows = [], []
+    for one, own in zip(asked, wanted):
+        turns = [(f"Describe <region{n}>.", words[one.scene, i]) for n, i in enumerate(own, start=1)]
+        before.append([text for turn in turns for text in turn])
+        rows.append(features[[row_of[one.scene, i] for i in own]])
+    return before, rows
+
+
 @torch.no_grad()
-def _generate(chat: RegionChat, texts: list[str], rows: list[Tensor], contexts: list[Tensor | None]) -> list[str]:
-    conversations = [[{"role": "user", "content": text}] for text in texts]
+def _generate(
+    chat: RegionChat, turns: Sequence[Sequence[str]], rows: list[Tensor], contexts: list[Tensor | None]
+) -> list[str]:
+    """Answers to the last of the turns of each conversation, which are the user's and the assistant's in alternation."""
+    conversations = []
+    for texts, context in zip(turns, contexts):
+        shown = [f"<image>\n{texts[0]}", *texts[1:]] if context is not None else texts
+        conversations.append([{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(shown)])
     inputs = chat.processor.chat_batch(conversations, rows, contexts).to(chat.model.device)
     ids = chat.model.generate(**inputs, max_new_tokens=24, do_sample=False)
     words = chat.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

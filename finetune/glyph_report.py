@@ -21,9 +21,10 @@ GROUPS = {
 }
 """Families as the first table groups them."""
 
-VIEWS = ("full", "shuffled", "question only", "no position", "objects given", "described")
+VIEWS = ("full", "shuffled", "question only", "no position", "objects given", "follow-up", "described")
 """What the language model is given: the regions; regions and picture of another scene; no regions; all but position; as
-picture context the true objects instead of those that are found; TAP's words instead of tokens."""
+picture context the true objects instead of those that are found; the regions in earlier turns, each described there, and then
+another; TAP's words instead of tokens."""
 
 _REGION_ROWS = (
     "mask mIoU from a box", "mask mIoU from a point", "concept top-1 (kind)", "concept top-1 (colour)",
@@ -117,8 +118,8 @@ def _overview(metrics: dict[str, Any], splits: Sequence[str]) -> str:
 def _families(split: str, numbers: dict[str, float]) -> str:
     columns = {
         "n": "n", "LLM": "full", "TAP alone": "tap alone", "no position": "no position", "regions shuffled": "shuffled",
-        "question only": "question only", "objects given": "objects given", "described": "described", "chance": "chance",
-        "majority": "majority",
+        "question only": "question only", "objects given": "objects given", "follow-up": "follow-up",
+        "described": "described", "chance": "chance", "majority": "majority",
     }  # fmt: skip
     columns = {shown: kind for shown, kind in columns.items() if any(name.startswith(f"{kind}: ") for name in numbers)}
     lines = [f"| {split} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]

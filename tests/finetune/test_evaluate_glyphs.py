@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,32 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 def test_every_control_answers_the_same_questions(evaluated: Path) -> None:
     questions = [line for line in lines_of(evaluated) if line["task"] == "question"]
     views = {view: [(q["seed"], q["scene"], q["question"]) for q in questions if q["view"] == view]
-             for view in ("full", "shuffled", "question only", "no position")}  # fmt: skip
+             for view in ("full", "shuffled", "question only", "no position", "follow-up")}  # fmt: skip
     assert views["full"]
     assert all(asked == views["full"] for asked in views.values())
+
+
+def test_a_follow_up_shows_its_regions_again_after_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The last region that was described before the question is none of the question's."""
+    from llm_bridge import RegionBridgeProcessor
+
+    seen: list[list[dict[str, str]]] = []
+    plain = RegionBridgeProcessor.chat_batch
+
+    def spy(self: Any, conversations: Any, *rest: Any, **options: Any) -> Any:
+        seen.extend(conversations)
+        return plain(self, conversations, *rest, **options)
+
+    monkeypatch.setattr(RegionBridgeProcessor, "chat_batch", spy)
+    main(["--splits", "test", "--seeds", "0", "--scenes", "1", "--control_scenes", "1", "--output", str(tmp_path)])
+    follow_ups = [turns for turns in seen if len(turns) > 1]
+    questions = [line for line in lines_of(tmp_path) if line.get("view") == "follow-up"]
+    assert len(follow_ups) == len(questions) > 5
+    for turns, question in zip(follow_ups, questions):
+        named = set(re.findall(r"<region\d+>", turns[-1]["content"]))
+        earlier = [turn["content"] for turn in turns[:-1:2]]
+        assert turns[-1]["content"] == question["question"]
+        assert earlier == [f"Describe <region{n}>." for n in range(1, len(named) + 2)]
 
 
 def test_tables_and_figures_are_written(evaluated: Path) -> None:
