@@ -366,7 +366,7 @@ def test_records_without_answers_are_refused(tmp_path: Path, records: Path) -> N
 
 def test_a_file_of_another_form_is_refused(published: Path, tmp_path: Path) -> None:
     for name, file, words in (
-        ("gar_bench", "coco", "is it the file of"),
+        ("gar_bench", "coco", "is not the file of"),
         ("coco_masks", "osprey", "is not the file of"),
     ):
         with pytest.raises(ValueError, match=words):
