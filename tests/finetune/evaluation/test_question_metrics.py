@@ -58,7 +58,9 @@ def test_yes_or_no(answer: str, read: str | None) -> None:
 
 def test_f1() -> None:
     scores = yes_no_scores(["yes", "yes", "yes", "no", "no"], ["yes", "yes", "no", "yes", "no"])
-    assert scores == pytest.approx({"accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "F1": 2 / 3, "yes": 3 / 5, "neither": 0})
+    assert scores == pytest.approx(
+        {"accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "F1": 2 / 3, "yes": 3 / 5, "neither": 0}
+    )
     assert yes_no_scores(["no", "no"], ["yes", "no"])["F1"] == 0
     silent = yes_no_scores(["yes", "", ""], ["yes", "yes", "no"])  # silence is wrong whatever is true
     assert silent == pytest.approx(
