@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.sample import decode_mask, encode_mask
 from .benchmarks import Benchmark, Task
 from .coco_reading import clipped_box, is_number, mask_fault
 from .problems import Problems
@@ -147,5 +148,9 @@ def usable_masks(
         elif fault := mask_fault(line["segmentation"], sizes[line["image_id"]]):
             problems.add(f"{row}: {fault}", name)
         else:
-            kept[key] = {k: line[k] for k in ("image_id", "category_id", "segmentation", "score")}
+            mask = decode_mask(
+                line["segmentation"], sizes[line["image_id"]]
+            )  # pycocotools reads compressed counts alone
+            about = {k: line[k] for k in ("image_id", "category_id", "score")}
+            kept[key] = {**about, "segmentation": encode_mask(mask)}
     return list(kept.values())
