@@ -53,20 +53,22 @@ def items_of(sample: Sample, benchmark: Benchmark, question: str, history: str, 
         return _questions(sample, benchmark, history, problems)
     items = []
     for row, region in enumerate(sample["regions"]):
-        truth = _references(region, benchmark)
+        truth = [words for words in _references(region, benchmark) if isinstance(words, str) and words.strip()]
         if not truth and benchmark.task != "descriptions":
-            problems.add("region without a reference", region["id"])
+            problems.add("region without a reference", str(region["id"]))
             continue
+        if len(truth) < len(_references(region, benchmark)):
+            problems.add("empty reference", str(region["id"]))
         turn = {"role": "user", "content": question.replace("<region>", "<region1>")}
         alone = {**sample, "regions": [region], "conversations": [turn]}
         items.append(Item(str(region["id"]), alone, [row], truth, str(sample.get("source") or "")))
     return items
 
 
-def _references(region: dict[str, Any], benchmark: Benchmark) -> list[str]:
-    if benchmark.task == "captions":
-        words = region.get("captions") or [region.get("label")]
-        return [text for text in words if text and text.strip()]
+def _references(region: dict[str, Any], benchmark: Benchmark) -> list[Any]:
+    """What a region's truth should be: its captions, or its label; whether they are texts is not looked at."""
+    if benchmark.task == "captions" and region.get("captions"):
+        return list(region["captions"]) if isinstance(region["captions"], list) else [region["captions"]]
     return [region["label"]] if region.get("label") else []
 
 

@@ -41,7 +41,7 @@ def _is_useless(region: dict[str, Any], sample: Sample, benchmark: Benchmark, pr
     size = (sample["height"], sample["width"])
     if benchmark.task in ("masks", "prompts") and not region.get("mask"):
         problems.add("region without a mask", region["id"])
-    elif benchmark.task in ("masks", "detections") and not region.get("label"):
+    elif benchmark.task in ("masks", "detections") and not isinstance(region.get("label") or None, str):
         problems.add("region without a label", region["id"])
     elif region.get("mask") and not decode_mask(region["mask"], size).any():
         problems.add("empty mask", region["id"])

@@ -301,3 +301,17 @@ def test_a_detectors_boxes(tmp_path: Path) -> None:
     path.write_text('["a"]')
     with pytest.raises(ValueError, match="holds no list of detections"):
         read_boxes(str(path), found)
+
+
+def test_references_of_ones_own_that_are_no_texts(tmp_path: Path) -> None:
+    box = {"box": [1, 1, 9, 9]}
+    captions = (["a cup", " "], ["", None, 5], "a mug", [], None)
+    path = own(tmp_path / "own.jsonl", *({**box, "captions": some} for some in captions), {**box, "label": 5})
+    found = read_set(BENCHMARKS["refcocog"], data=path)
+    items = items_of(found.records[0], BENCHMARKS["refcocog"], "?", "none", found.problems)
+    assert [(item.id, item.references) for item in items] == [("0/0", ["a cup"]), ("0/2", ["a mug"])]
+    assert problems(found) == {
+        "empty reference": ["0/0"], "region without a reference": ["0/1", "0/3", "0/4", "0/5"],
+    }  # fmt: skip
+    found = read_set(BENCHMARKS["coco_classification"], data=path)
+    assert problems(found) == {"region without a label": [f"0/{i}" for i in range(6)]}
