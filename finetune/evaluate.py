@@ -26,7 +26,8 @@ from .arguments import knob, parse_arguments, run_command
 from .environment import describe_environment
 from .evaluation.benchmarks import BENCHMARKS, Benchmark
 from .evaluation.caption_metrics import PROTOCOLS, choose_scorer, missing_for_ptb
-from .evaluation.items import Item, items_of
+from .evaluation.given import check_lines, read_boxes, read_predictions
+from .evaluation.items import Item, items_of, refuse_doubles
 from .evaluation.judging import Judging
 from .evaluation.loading import Cast, load_cast
 from .evaluation.predicting import Predictor
@@ -34,11 +35,13 @@ from .evaluation.reading import EvaluationSet, read_set
 from .evaluation.recognition_metrics import SentenceEncoder
 from .evaluation.report import as_markdown, draw
 from .evaluation.rows import CONTROLS, MASKS, ROWS
-from .evaluation.running import PREDICTIONS, prepare_output, read_lines, run_chunks, write_whole
+from .evaluation.running import PREDICTIONS, prepare_output, run_chunks, write_whole
 from .evaluation.scoring import score_masks, score_prompts, score_row
+from .evaluation.text_files import read_json_lines
 from .region_cache import file_checksum
 
-GIVEN = "given predictions"
+IMAGE_TASKS = ("masks", "prompts")
+"""Tasks in which a model draws and says nothing."""
 
 
 @dataclass
@@ -99,16 +102,16 @@ def main(argv: list[str] | None = None) -> None:
         limit=arguments.limit, seed=arguments.seed,
     )  # fmt: skip
     question, history = arguments.question or benchmark.question, arguments.history or benchmark.history
-    items = [items_of(sample, benchmark, question, history, found.problems) for sample in found.records]
-    if benchmark.task not in ("masks", "prompts") and not any(items):
-        raise ValueError("There are no answered questions, and no regions with a reference: nothing can be scored.")
+    by_record = [items_of(sample, benchmark, question, history, found.problems) for sample in found.records]
+    items = [item for some in by_record for item in some]
     device = arguments.device or str(state.device)
+    judging = _check_content(arguments, benchmark, found, items, device)
     output = Path(arguments.output)
     if arguments.predictions is not None:
         if not state.is_main_process:
             return
+        cast, lines = None, read_predictions(arguments.predictions, benchmark)
         output.mkdir(parents=True, exist_ok=True)
-        cast, lines = None, _given(arguments.predictions, benchmark)
     else:
         cast = _load(arguments, benchmark, found, device)
         about = _about(arguments, benchmark, cast, question, history)
@@ -117,12 +120,13 @@ def main(argv: list[str] | None = None) -> None:
             complete = prepare_output(output, about)
         state.wait_for_everyone()
         if not (complete or (output / PREDICTIONS).is_file()):
-            predictor = Predictor(arguments, benchmark, found, items, cast)
+            predictor = Predictor(arguments, benchmark, found, by_record, cast)
             run_chunks(output, predictor.chunks, predictor.work, state)
         if not state.is_main_process:
             return
-        lines = list(read_lines(output / PREDICTIONS))
-    metrics = _metrics(arguments, benchmark, found, [i for some in items for i in some], cast, lines, device)
+        lines = list(read_json_lines(output / PREDICTIONS))
+        check_lines(lines, output / PREDICTIONS, benchmark)
+    metrics = _metrics(arguments, benchmark, found, items, cast, lines, judging, device)
     write_whole(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False))
     table = as_markdown(metrics)
     write_whole(output / "table.md", table)
@@ -143,7 +147,7 @@ def _check(arguments: EvaluateArguments) -> Benchmark:
     for name, task in only.items():
         if getattr(arguments, name) is not None and benchmark.task != task:
             raise ValueError(f"{name} is given, but {benchmark.name} is not about {task}: leave it out.")
-    if arguments.cache is not None and (arguments.data is None or benchmark.task in ("masks", "prompts")):
+    if arguments.cache is not None and (arguments.data is None or benchmark.task in IMAGE_TASKS):
         raise ValueError("cache needs data, the records it was made of, and a task of words.")
     if (arguments.limit is not None and arguments.limit < 1) or arguments.batch_size < 1:
         raise ValueError("limit and batch_size are 1 or more.")
@@ -152,6 +156,23 @@ def _check(arguments: EvaluateArguments) -> Benchmark:
     if benchmark.task == "captions":
         choose_scorer(arguments.caption_scorer)
     return benchmark
+
+
+def _check_content(
+    arguments: EvaluateArguments, benchmark: Benchmark, found: EvaluationSet, items: list[Item], device: str
+) -> Judging | None:
+    """Refuse what cannot be scored, and read what else the files are compared with, before any model is loaded."""
+    asked = [r for sample in found.records for r in sample["regions"]] if benchmark.task in IMAGE_TASKS else items
+    if not asked and arguments.boxes is None:
+        wrong = "; ".join(f"{kind}: {names['count']}" for kind, names in found.problems.as_dict().items())
+        raise ValueError(
+            "There are no answered questions, and no regions with a reference: nothing can be scored"
+            f"{f' ({wrong})' if wrong else ''}."
+        )
+    refuse_doubles(items)
+    if arguments.boxes is not None:
+        found.boxes = read_boxes(arguments.boxes, found)
+    return Judging.of(arguments, items, device) if benchmark.task == "descriptions" else None
 
 
 def _load(arguments: EvaluateArguments, benchmark: Benchmark, found: EvaluationSet, device: str) -> Cast:
@@ -169,37 +190,19 @@ def _about(
     """What the predictions are of: all that, if it changes, makes them others."""
     chosen = ("model", "benchmark", "data", "annotations", "boxes", "cache", "limit", "seed", "batch_size", "rows")
     source = next((Path(p) for p in (arguments.data, arguments.annotations) if p is not None), None)
+    boxes = {} if arguments.boxes is None else {"boxes_checksum": file_checksum(Path(arguments.boxes))}
     return {
         **{name: value for name, value in asdict(arguments).items() if name in chosen},
         "version": benchmark.version, "question": question, "history": history,
         "max_new_tokens": arguments.max_new_tokens or benchmark.max_new_tokens,
         "data_checksum": file_checksum(source) if source is not None and source.is_file() else "",
-        "fingerprints": cast.fingerprints,
+        "fingerprints": cast.fingerprints, **boxes,
     }  # fmt: skip
-
-
-def _given(path: str, benchmark: Benchmark) -> list[dict[str, Any]]:
-    """Predictions of someone else, as lines of one row."""
-    if not Path(path).is_file():
-        raise ValueError(f"Found no predictions at {path}.")
-    if path.endswith(".json"):
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        lines = [{"id": k, "answer": v} for k, v in content.items()] if isinstance(content, dict) else content
-    else:
-        lines = list(read_lines(Path(path)))
-    needed = ("image_id", "category_id", "segmentation", "score") if benchmark.task == "masks" else ("id",)
-    if not lines:
-        raise ValueError(f"{path} holds no predictions.")
-    for number, line in enumerate(lines, 1):
-        if missing := [key for key in needed if key not in line]:
-            raise ValueError(f"{path}, prediction {number} lacks {', '.join(missing)}.")
-    rows = {line.get("row", GIVEN) for line in lines}
-    return [{**line, "row": line.get("row", GIVEN) if len(rows) > 1 else GIVEN} for line in lines]
 
 
 def _metrics(
     arguments: EvaluateArguments, benchmark: Benchmark, found: EvaluationSet, items: list[Item], cast: Cast | None,
-    lines: list[dict[str, Any]], device: str,
+    lines: list[dict[str, Any]], judging: Judging | None, device: str,
 ) -> dict[str, Any]:  # fmt: skip
     """All that `metrics.json` holds."""
     problems = found.problems
@@ -210,15 +213,19 @@ def _metrics(
     if benchmark.task == "labels" and arguments.sentence_encoder is None:
         notes.append("semantic similarity was not measured: give --sentence_encoder")
     encoder = None if arguments.sentence_encoder is None else SentenceEncoder(arguments.sentence_encoder, device)
-    judging = Judging.of(arguments, device) if benchmark.task == "descriptions" else None
     rows: dict[str, Any] = {}
-    order = [MASKS] if benchmark.task in ("masks", "prompts") else [row.name for row in cast.rows] if cast else []
-    for row in dict.fromkeys([*order, *(line["row"] for line in lines)] if cast is None or not order else order):
+    order = [MASKS] if benchmark.task in IMAGE_TASKS else [row.name for row in cast.rows] if cast else []
+    if cast is None:
+        order = list(dict.fromkeys(line["row"] for line in lines))
+    for line in lines:
+        if line["row"] not in order:
+            problems.add("prediction of a row that is not asked for", f"{line['row']}, {line['id']}")
+    for row in order:
         own = [line for line in lines if line["row"] == row]
         if benchmark.task == "masks":
             rows[row] = score_masks(benchmark, own, found, problems, row)
         elif benchmark.task == "prompts":
-            rows[row] = score_prompts(own, problems, row)
+            rows[row] = score_prompts(own, found, problems, row)
         elif judging is not None:
             rows[row] = judging.score(row, own, items, problems, Path(arguments.output))
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..arguments import knob
 from .json_stream import iter_items
@@ -24,13 +25,17 @@ class GarBenchSource(PictureSource):
     def records(self) -> Iterator[Sample]:
         self.require(self.annotations)
         for entry in iter_items(self.annotations):
-            masks, choices = literal(entry["mask_rles"]), literal(entry["choices"])
-            size = tuple(masks[0]["size"])
-            regions = [with_box({"mask": mask}, size) for mask in masks]
-            question = "\n".join([entry["question"], *choices, "Answer with the letter of the right choice."])
-            turns = [
-                {"role": "user", "content": re.sub(r"<Prompt(\d+)>", lambda m: f"<region{int(m[1]) + 1}>", question)},
-                {"role": "assistant", "content": entry["answer"]},
-            ]
-            source = f"GAR-Bench-VQA {entry['type']}"
-            yield record(self.picture(entry["image"]), size, regions, with_all_shown(turns, len(regions)), source, None)
+            yield self.record_of(entry)
+
+    def record_of(self, entry: dict[str, Any]) -> Sample:
+        """One question of the file as a record."""
+        masks, choices = literal(entry["mask_rles"]), literal(entry["choices"])
+        size = tuple(masks[0]["size"])
+        regions = [with_box({"mask": mask}, size) for mask in masks]
+        question = "\n".join([entry["question"], *choices, "Answer with the letter of the right choice."])
+        turns = [
+            {"role": "user", "content": re.sub(r"<Prompt(\d+)>", lambda m: f"<region{int(m[1]) + 1}>", question)},
+            {"role": "assistant", "content": entry["answer"]},
+        ]
+        source = f"GAR-Bench-VQA {entry['type']}"
+        return record(self.picture(entry["image"]), size, regions, with_all_shown(turns, len(regions)), source, None)

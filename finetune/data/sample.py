@@ -110,6 +110,7 @@ def decode_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
     """COCO's RLE, compressed or not, or a list of polygons, → booleans (H, W) of a picture of (height, width) `size`."""
     rle: Any
     if isinstance(mask, list):
+        _check_polygons(mask, size)
         rle = coco_mask.merge(coco_mask.frPyObjects(mask, *size))
     elif isinstance(mask["counts"], list):
         rle = coco_mask.frPyObjects(mask, *mask["size"])
@@ -122,6 +123,20 @@ def decode_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
     if int(pixels.sum()) != int(coco_mask.area(rle)):  # it leaves what broken counts do not reach as memory was
         raise ValueError(f"The mask's counts do not fill its size {rle['size']}: expected COCO's run lengths.")
     return pixels.astype(bool)
+
+
+def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
+    """Refuse what pycocotools would take for a box, or fill all memory with."""
+    for polygon in polygons:
+        numbers = np.asarray(polygon, dtype=float) if isinstance(polygon, list) else np.empty(0)
+        if numbers.ndim != 1 or len(numbers) < 6 or len(numbers) % 2:
+            raise ValueError(
+                f"A polygon is {polygon!r:.40}, expected x y of three points or more, one after the other."
+            )
+        if not (np.abs(numbers) <= 10 * max(size)).all():  # so that NaN is refused, too
+            raise ValueError(
+                f"A polygon leaves its picture of {size[1]} × {size[0]} far behind: expected pixels of it."
+            )
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:

@@ -17,6 +17,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from .problems import counted
+
 TOP_DETECTIONS = 300
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -67,7 +69,7 @@ def average_precision(
     known, categories = {i["id"] for i in truth["images"]}, {c["id"] for c in truth["categories"]}
     if strangers := {d["image_id"] for d in detections} - known:
         raise ValueError(
-            f"Got detections of {len(strangers)} pictures that the reference file lacks, such as "
+            f"Got detections of {counted(len(strangers), 'picture')} that the reference file lacks, such as "
             f"{sorted(strangers, key=str)[0]}: is it the file of another split?"
         )
     if strangers := {d["category_id"] for d in detections} - categories:
@@ -143,11 +145,12 @@ def _as_coco(truth: Mapping[str, Any], federated: bool) -> dict[str, Any]:
     if federated:
         for image in images:
             for name in ("neg_category_ids", "not_exhaustive_category_ids"):
-                image.setdefault(name, [])
+                image[name] = image.get(name) or []
     annotations = []
-    for a in truth["annotations"]:
+    for number, a in enumerate(truth["annotations"], 1):  # pycocotools takes what is matched by id 0 for unmatched
         crowd = 0 if federated else a.get("iscrowd", 0)
-        annotations.append({**a, "iscrowd": crowd, "area": a.get("area", a["bbox"][2] * a["bbox"][3])})
+        area = a["area"] if "area" in a else a["bbox"][2] * a["bbox"][3]
+        annotations.append({**a, "id": number, "iscrowd": crowd, "area": area})
     return {"images": images, "annotations": annotations, "categories": [dict(c) for c in truth["categories"]]}
 
 

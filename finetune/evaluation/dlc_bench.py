@@ -20,6 +20,10 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from .coco_reading import is_number
+from .problems import counted, first_names
+from .text_files import read_json, read_text
+
 JUDGE_PROMPT = """Read the description of an object and answer the question about it.
 Reply with exactly one of the choices, no reasons; where none fits to the word, take the closest.
 
@@ -90,6 +94,46 @@ class ServerJudge:
             raise ValueError(f"The judge at {self.url} gave no answer ({error}): is it running?") from error
         except (KeyError, IndexError, json.JSONDecodeError) as error:
             raise ValueError(f"The judge at {self.url} does not answer as an OpenAI-compatible server does.") from error
+
+
+def read_questions(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Each region's questions, recognition first, from `qa.json` and the `class_names.json` beside it.
+
+    Raises `ValueError` if one of both has regions that the other lacks, or for a question of another form.
+    """
+    names_path = path.with_name("class_names.json")
+    for file in (path, names_path):
+        if not file.is_file():
+            raise ValueError(f"Found nothing at {file}: give the benchmark's qa.json with class_names.json beside it.")
+    asked, names = read_json(path), read_json(names_path)
+    for file, content in ((path, asked), (names_path, names)):
+        if not isinstance(content, dict):
+            raise ValueError(f"{file} holds a {type(content).__name__}, expected an object by region id.")
+    for one, first, other, second in ((path, asked, names_path, names), (names_path, names, path, asked)):
+        if alone := [key for key in first if key not in second]:
+            raise ValueError(
+                f"{one} has {counted(len(alone), 'region')} that {other} lacks ({first_names(alone)}): "
+                "give the two files of one version of the benchmark."
+            )
+    for key, questions in asked.items():
+        if not isinstance(names[key], str) or not names[key].strip():
+            raise ValueError(f"{names_path} has {names[key]!r} for region {key}, expected the name of its class.")
+        if not isinstance(questions, list) or not all(_is_question(question) for question in questions):
+            raise ValueError(
+                f"{path} has a question of another form for region {key}: expected question, choices with scores, "
+                "and type positive or negative."
+            )
+    return {key: [recognition_question(names[key]), *questions] for key, questions in asked.items()}
+
+
+def _is_question(question: Any) -> bool:
+    if not isinstance(question, dict) or question.get("type") not in ("positive", "negative"):
+        return False
+    choices = question.get("choices")
+    return (
+        isinstance(question.get("question"), str) and isinstance(choices, list) and 0 < len(choices) <= len(LETTERS)
+        and all(isinstance(c, list) and len(c) == 2 and isinstance(c[0], str) and is_number(c[1]) for c in choices)
+    )  # fmt: skip
 
 
 def recognition_question(class_name: str) -> dict[str, Any]:
@@ -182,7 +226,7 @@ def benchmark_scores(regions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def read_template(path: str | None) -> str:
     """The judge's prompt from a file; ours if none is given. Raises `ValueError` if it lacks one of its two fields."""
-    text = JUDGE_PROMPT if path is None else Path(path).read_text(encoding="utf-8")
+    text = JUDGE_PROMPT if path is None else read_text(path)
     if "{description}" not in text or "{question}" not in text:
         raise ValueError(f"{path} lacks {{description}} or {{question}}: both are filled in for every question.")
     return text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +14,7 @@ from tap_tokenizer import RegionTokens
 
 from ..data.sample import Sample, cut_turns
 from .benchmarks import Benchmark
-from .problems import Problems
+from .problems import Problems, counted, first_names
 
 
 @dataclass
@@ -48,32 +50,36 @@ class Seen:
 def items_of(sample: Sample, benchmark: Benchmark, question: str, history: str, problems: Problems) -> list[Item]:
     """The items of one record for a task; what lacks a truth is named in `problems`."""
     if benchmark.task in ("questions", "yes_no"):
-        return _questions(sample, history)
+        return _questions(sample, benchmark, history, problems)
     items = []
     for row, region in enumerate(sample["regions"]):
-        truth = _references(region, benchmark)
+        truth = [words for words in _references(region, benchmark) if isinstance(words, str) and words.strip()]
         if not truth and benchmark.task != "descriptions":
-            problems.add("region without a reference", region["id"])
+            problems.add("region without a reference", str(region["id"]))
             continue
+        if len(truth) < len(_references(region, benchmark)):
+            problems.add("empty reference", str(region["id"]))
         turn = {"role": "user", "content": question.replace("<region>", "<region1>")}
         alone = {**sample, "regions": [region], "conversations": [turn]}
         items.append(Item(str(region["id"]), alone, [row], truth, str(sample.get("source") or "")))
     return items
 
 
-def _references(region: dict[str, Any], benchmark: Benchmark) -> list[str]:
-    if benchmark.task == "captions":
-        words = region.get("captions") or [region.get("label")]
-        return [text for text in words if text and text.strip()]
+def _references(region: dict[str, Any], benchmark: Benchmark) -> list[Any]:
+    """What a region's truth should be: its captions, or its label; whether they are texts is not looked at."""
+    if benchmark.task == "captions" and region.get("captions"):
+        return list(region["captions"]) if isinstance(region["captions"], list) else [region["captions"]]
     return [region["label"]] if region.get("label") else []
 
 
-def _questions(sample: Sample, history: str) -> list[Item]:
-    """Every question of a record that has an answer."""
+def _questions(sample: Sample, benchmark: Benchmark, history: str, problems: Problems) -> list[Item]:
+    """Every question of a record that has an answer; others are named."""
     turns = sample["conversations"]
     items = []
     for place, i in enumerate(i for i, turn in enumerate(turns) if turn["role"] == "user"):
-        if i + 1 >= len(turns) or turns[i + 1]["role"] != "assistant":
+        key = f"{sample['image_id']}/q{place}"
+        if fault := _answer_fault(turns[i + 1 : i + 2], benchmark):
+            problems.add(fault, key)
             continue
         if history == "none":
             cut, rows = cut_turns(sample, place, 1)
@@ -83,5 +89,30 @@ def _questions(sample: Sample, history: str) -> list[Item]:
             cut = {**sample, "conversations": list(turns[: i + 1])}
             rows, truth = list(range(len(sample["regions"]))), turns[i + 1]["content"]
         kind = turns[i].get("type") or sample.get("source") or "records"
-        items.append(Item(f"{sample['image_id']}/q{place}", cut, rows, [truth], kind, turns[i].get("options") or []))
+        items.append(Item(key, cut, rows, [truth], kind, turns[i].get("options") or []))
     return items
+
+
+def _answer_fault(following: list[dict[str, Any]], benchmark: Benchmark) -> str | None:
+    """Why the turn after a question (or none) cannot be its answer; None if it can."""
+    answer = following[0].get("content") if following and following[0]["role"] == "assistant" else None
+    if not isinstance(answer, str) or not answer.strip():
+        return "question without an answer"
+    if benchmark.task == "yes_no" and plain_truth(answer) not in ("yes", "no"):
+        return "question whose answer is neither yes nor no"
+    return None
+
+
+def plain_truth(answer: str) -> str:
+    """A true yes or no as it is compared: "Yes." → "yes"."""
+    return answer.strip().rstrip(".").lower()
+
+
+def refuse_doubles(items: Sequence[Item]) -> None:
+    """Raises `ValueError` if two items have one id, for then no prediction belongs to either."""
+    counts = Counter(item.id for item in items)
+    if double := [key for key, number in counts.items() if number > 1]:
+        raise ValueError(
+            f"The reference has {counted(len(double), 'id')} twice ({first_names(double)}): expected one region or "
+            "question for each."
+        )

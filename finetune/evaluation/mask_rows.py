@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tap_tokenizer import ImageFeatures, TapRegionTokenizer
 
-from ..data.sample import Sample, decode_mask, encode_mask
+from ..data.sample import Sample, decode_mask, encode_mask, mask_box
 from .mask_metrics import mask_iou, next_click, sample_points
 
 POINT_COUNTS = (1, 3, 5, 9)
 """How many points are drawn on a mask, each number by itself."""
 CLICKS = 9
 """Clicks one after the other, each into the larger error of what came before."""
+
+
+def names_of_boxes(sample: Sample, boxes: Mapping[Any, Sequence[Any]] | None) -> list[str]:
+    """What a picture's lines are called: its regions' ids, or, of a detector's boxes by picture, their numbers."""
+    if boxes is None:
+        return [str(region["id"]) for region in sample["regions"]]
+    return [f"{sample['image_id']}/box{i}" for i in range(len(boxes.get(sample["image_id"], [])))]
 
 
 def masks_from_boxes(
@@ -27,12 +34,12 @@ def masks_from_boxes(
     score is the predicted IoU.
     """
     if boxes is None:
-        given = [{**r, "name": r["id"]} for r in sample["regions"] if r.get("category_id") is not None and r.get("box")]
+        size = (sample["height"], sample["width"])
+        given = [{**r, "box": r.get("box") or mask_box(r["mask"], size), "name": r["id"]} for r in sample["regions"]]
     else:
         given = []
-        for i, d in enumerate(boxes):
+        for name, d in zip(names_of_boxes(sample, {sample["image_id"]: boxes}), boxes):
             x, y, w, h = d["bbox"]
-            name = f"{sample['image_id']}/box{i}"
             given.append({"box": [x, y, x + w, y + h], "name": name, **{k: d[k] for k in ("category_id", "score")}})
     if not given:
         return []

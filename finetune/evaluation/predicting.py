@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,8 @@ from ..region_encoding import encode_regions
 from .benchmarks import Benchmark
 from .items import Item, Seen
 from .loading import Cast
-from .mask_rows import ious_of_prompts, masks_from_boxes
+from .mask_rows import ious_of_prompts, masks_from_boxes, names_of_boxes
+from .question_files import UNREADABLE
 from .reading import EvaluationSet
 from .rows import MASKS
 
@@ -38,7 +38,6 @@ class Predictor:
     ) -> None:
         self.benchmark, self.found, self.items, self.cast = benchmark, found, items, cast
         self.seed, self.size = arguments.seed, arguments.batch_size
-        self.boxes = None if arguments.boxes is None else _boxes(arguments.boxes, found)
         self.cache: RegionCache | None = None
         if arguments.cache is not None:
             self.cache = RegionCache(arguments.cache)
@@ -67,15 +66,17 @@ class Predictor:
         return lines
 
     def _masks(self, sample: Sample) -> list[dict[str, Any]]:
+        keys = names_of_boxes(sample, self.found.boxes)
+        if not keys:
+            return []
         picture = self._open(sample)
         if isinstance(picture, str):
-            keys = [r["id"] for r in sample["regions"]] or [sample["image_id"]]
-            return [{"row": MASKS, "id": str(key), "problem": picture} for key in keys]
+            return [{"row": MASKS, "id": key, "problem": picture} for key in keys]
         features = self.cast.tokenizer.embed_image([picture])
         if self.benchmark.task == "prompts":
             found = ious_of_prompts(self.cast.tokenizer, features, sample, self.seed)
         else:
-            boxes = None if self.boxes is None else self.boxes.get(sample["image_id"], [])
+            boxes = None if self.found.boxes is None else self.found.boxes.get(sample["image_id"], [])
             found = masks_from_boxes(self.cast.tokenizer, features, sample, boxes)
         return [{"row": MASKS, **line} for line in found]
 
@@ -104,7 +105,7 @@ class Predictor:
         """The picture, or why there is none."""
         try:
             picture = open_image(sample, self.found.root)
-        except (OSError, ValueError, SyntaxError):  # PIL raises all of them for torn files
+        except UNREADABLE:
             return "picture does not open"
         if picture.shape[:2] != (sample["height"], sample["width"]):
             return "picture has another size than the annotations say"
@@ -113,19 +114,3 @@ class Predictor:
 
 def _line(row: str, item: Item, said: dict[str, Any]) -> dict[str, Any]:
     return {"id": item.id, "row": row, "asked": item.asked, **said, "truth": item.references}
-
-
-def _boxes(path: str, found: EvaluationSet) -> dict[Any, list[dict[str, Any]]]:
-    """Detections by picture. Raises `ValueError` for pictures or fields that do not fit the reference."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    detections = content["annotations"] if isinstance(content, dict) else content
-    assert found.reference is not None
-    known = {image["id"] for image in found.reference["images"]}
-    boxes: dict[Any, list[dict[str, Any]]] = {}
-    for number, d in enumerate(detections, 1):
-        if missing := [k for k in ("image_id", "category_id", "bbox", "score") if k not in d]:
-            raise ValueError(f"{path}, detection {number} lacks {', '.join(missing)}: expected COCO's result format.")
-        if d["image_id"] not in known:
-            raise ValueError(f"{path}, detection {number} is of picture {d['image_id']}, which the reference lacks.")
-        boxes.setdefault(d["image_id"], []).append(d)
-    return boxes

@@ -31,14 +31,22 @@ def choice_letter(answer: str, choices: dict[str, str]) -> str | None:
     return same[0] if len(same) == 1 else None
 
 
-def yes_or_no(answer: str) -> str:
-    """POPE's reading of an answer: "no" if its first sentence holds "no" or "not" as a word, else "yes"."""
+def yes_or_no(answer: str) -> str | None:
+    """POPE's reading of an answer: "no" if its first sentence holds "no" or "not" as a word, else "yes".
+
+    None for an answer without a letter or digit, which says neither: POPE's own script would take silence for a yes.
+    """
+    if not re.search(r"[^\W_]", answer):
+        return None
     words = answer.split(".")[0].replace(",", "").split()
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
 def yes_no_scores(answers: Sequence[str], truths: Sequence[str]) -> dict[str, float]:
-    """Accuracy, precision, recall and F1 of "yes", and the share of yes, with answers read by `yes_or_no` (Li et al., 2023)."""
+    """Accuracy, precision, recall and F1 of "yes", and the share of yes, with answers read by `yes_or_no` (Li et al., 2023).
+
+    "neither": how many answers say neither; each is wrong, whatever is true.
+    """
     if set(truths) - {"yes", "no"}:
         raise ValueError(f"Got true answers {sorted(set(truths))[:4]}, expected yes and no alone.")
     said = [yes_or_no(answer) for answer in answers]
@@ -51,6 +59,7 @@ def yes_no_scores(answers: Sequence[str], truths: Sequence[str]) -> dict[str, fl
         "recall": recall,
         "F1": 2 * precision * recall / (precision + recall) if hits else 0.0,
         "yes": claimed / len(truths),
+        "neither": float(said.count(None)),
     }
 
 

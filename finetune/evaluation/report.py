@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .problems import counted, first_names
 from .published import PUBLISHED
 
 SHOWN: dict[str, list[str]] = {
@@ -25,10 +26,13 @@ SHOWN: dict[str, list[str]] = {
         "IoU ≥ 0.90 within 9 clicks",
     ],
     "questions": ["accuracy", "majority", "chance"],
-    "yes_no": ["accuracy", "precision", "recall", "F1", "yes"],
+    "yes_no": ["accuracy", "precision", "recall", "F1", "yes", "neither"],
     "descriptions": ["positive", "negative", "average", "recognised"],
 }
 """Columns of each task's table; `metrics.json` has more."""
+
+COUNTS = ("detections", "regions", "questions", "neither")
+"""Columns that hold numbers of things."""
 
 HUNDREDFOLD = ("captions", "labels", "detections", "masks")
 """Tasks whose papers print scores times 100."""
@@ -38,9 +42,9 @@ def as_markdown(metrics: dict[str, Any]) -> str:
     """Title, protocol, table, groups of questions, and what was wrong."""
     name = metrics["benchmark"]
     whole = metrics["n"].get("whole")
-    size = f"{metrics['n']['items']} items in {metrics['n']['pictures']} pictures"
+    size = f"{counted(metrics['n']['items'], 'item')} in {counted(metrics['n']['pictures'], 'picture')}"
     if metrics["subset"]:
-        size = f"**subset: {size}{f' of {whole} items' if whole else ''}; not comparable with the whole**"
+        size = f"**subset: {size}{f', of {whole} items' if whole else ''}; not comparable with the whole**"
     protocol = metrics["protocol"]
     lines = [
         f"### {metrics['title']}",
@@ -56,10 +60,7 @@ def as_markdown(metrics: dict[str, Any]) -> str:
         lines += ["", *(f"- {note}." for note in notes + metrics["notes"])]
     if metrics["problems"]:
         lines += ["", "**Marked**, for these count as they are:", ""]
-        lines += [
-            f"- {kind}: {p['count']} ({', '.join(p['names'][:3])}{', …' if p['count'] > 3 else ''})"
-            for kind, p in metrics["problems"].items()
-        ]
+        lines += [f"- {kind}: {p['count']} ({first_names(p['names'])})" for kind, p in metrics["problems"].items()]
     if name in PUBLISHED and not metrics["own_records"]:
         lines += ["", "Published figures, as their sources print them, on the whole benchmark: " + _sources(name) + "."]
     return "\n".join(lines) + "\n"
@@ -104,7 +105,7 @@ def _by_type(metrics: dict[str, Any]) -> list[str]:
 def _number(value: float | None, column: str, task: str) -> str:
     if value is None or value == -1 or isinstance(value, dict):
         return "–"
-    if column in ("detections", "regions", "questions"):
+    if column in COUNTS:
         return str(int(value))
     return f"{100 * value:.2f}" if task in HUNDREDFOLD else f"{value:.3f}"
 
@@ -124,7 +125,7 @@ def draw(metrics: dict[str, Any], path: Path) -> None:
         _draw_types(axes, metrics)
     else:
         _draw_columns(axes, metrics)
-    mark = f", subset of {metrics['n']['items']} items" if metrics["subset"] else ""
+    mark = f", subset of {counted(metrics['n']['items'], 'item')}" if metrics["subset"] else ""
     axes.set_title(f"{metrics['title']}{mark}", loc="left", fontsize=10)
     axes.grid(axis="y", alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
@@ -167,7 +168,8 @@ def _draw_types(axes: Any, metrics: dict[str, Any]) -> None:
 
 
 def _draw_columns(axes: Any, metrics: dict[str, Any]) -> None:
-    columns = [c for c in SHOWN[metrics["task"]] if any(c in scores for scores in metrics["rows"].values())]
+    shown = [c for c in SHOWN[metrics["task"]] if c not in COUNTS]
+    columns = [c for c in shown if any(c in scores for scores in metrics["rows"].values())]
     width = 0.8 / max(len(metrics["rows"]), 1)
     for k, (row, scores) in enumerate(metrics["rows"].items()):
         places = [i + (k - (len(metrics["rows"]) - 1) / 2) * width for i in range(len(columns))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,6 @@ def run_chunks(output: Path, chunks: int, work: Callable[[int], list[dict[str, A
         write_whole(output / PREDICTIONS, text)
         shutil.rmtree(parts)
     state.wait_for_everyone()
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a predictions file."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is no JSON: {error}.") from error
 
 
 def write_whole(path: Path, text: str) -> None:

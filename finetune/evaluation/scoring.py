@@ -1,7 +1,8 @@
 """Lines of predictions + truth → numbers of each row, and what was wrong with the lines.
 
 A line that is missing, or whose picture did not open, counts as an empty answer and marks the score; one for an id that does
-not exist is named; of lines that are double, the first counts. Nothing but unknown ids is refused: another split's file.
+not exist is named; of lines that are double, the first counts. Where no id is known at all, lines are refused: another
+split's file.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import numpy as np
 from .benchmarks import Benchmark
 from .caption_metrics import Scorer, caption_scores
 from .detection_metrics import average_precision, tap_detections
-from .items import Item
-from .mask_rows import CLICKS, POINT_COUNTS
-from .problems import Problems
-from .question_metrics import answer_scores, yes_no_scores
+from .given import usable_masks
+from .items import Item, plain_truth
+from .mask_rows import CLICKS, POINT_COUNTS, names_of_boxes
+from .problems import Problems, counted, first_names
+from .question_metrics import answer_scores, yes_no_scores, yes_or_no
 from .reading import EvaluationSet
 from .recognition_metrics import (
     NORMALISATIONS,
@@ -27,18 +29,14 @@ from .recognition_metrics import (
     semantic_iou,
     semantic_similarity,
 )
-from .rows import plain_name
+from .rows import MASKS, plain_name
 
 Line = dict[str, Any]
 
 
-def match_lines(lines: Sequence[Line], items: Sequence[Item], row: str, problems: Problems) -> dict[str, Line]:
-    """The line of each item, by id; an empty answer where there is none. Raises `ValueError` if no id is known."""
-    known = {item.id for item in items}
-    if len(known) < len(items):
-        raise ValueError(
-            f"The reference has {len(items) - len(known)} ids twice: expected one region or question for each."
-        )
+def match_lines(lines: Sequence[Line], ids: Sequence[str], row: str, problems: Problems) -> dict[str, Line]:
+    """The line of each id; one with a "problem" where there is none. Raises `ValueError` if no id is known."""
+    known = set(ids)
     found: dict[str, Line] = {}
     for line in lines:
         key = str(line["id"])
@@ -48,17 +46,26 @@ def match_lines(lines: Sequence[Line], items: Sequence[Item], row: str, problems
             problems.add(f"{row}: prediction given twice, the first counts", key)
         else:
             found[key] = line
-    if items and lines and not found:
+    if ids and lines and not found:
         raise ValueError(
-            f"None of the {len(lines)} predictions of {row} is for an id of the reference, such as {items[0].id}: "
+            f"None of the {counted(len(lines), 'prediction')} of {row} is for an id of the reference, such as {ids[0]}: "
             "is it the file of another split?"
         )
-    for item in items:
-        line = found.setdefault(item.id, {"id": item.id, "answer": "", "problem": "no prediction"})
+    for key in ids:
+        line = found.setdefault(key, {"id": key, "answer": "", "problem": "no prediction"})
         if line.get("problem"):
-            problems.add(f"{row}: {line['problem']}", item.id)
-        elif not str(line.get("answer", "-")).strip():
-            problems.add(f"{row}: empty answer", item.id)
+            problems.add(f"{row}: {line['problem']}", key)
+    return found
+
+
+def match_answers(lines: Sequence[Line], items: Sequence[Item], row: str, problems: Problems) -> dict[str, Line]:
+    """`match_lines` of items, with a text for every answer; those that say nothing are named."""
+    found = {}
+    for key, line in match_lines(lines, [item.id for item in items], row, problems).items():
+        answer = "" if line.get("answer") is None else str(line["answer"])
+        if not answer.strip() and not line.get("problem") and "labels" not in line:
+            problems.add(f"{row}: empty answer", key)
+        found[key] = {**line, "answer": answer}
     return found
 
 
@@ -76,8 +83,8 @@ def score_row(
     """The numbers of one row of a text task, or of the labels of given boxes."""
     if not items:
         raise ValueError("Got no answered questions and no regions with a reference: there is nothing to score.")
-    by_id = match_lines(lines, items, row, problems)
-    said = [str(by_id[item.id].get("answer", "")) for item in items]
+    by_id = match_answers(lines, items, row, problems)
+    said = [by_id[item.id]["answer"] for item in items]
     if benchmark.task == "captions":
         return dict(
             caption_scores(
@@ -90,9 +97,11 @@ def score_row(
         return _label_scores(said, [item.references[0] for item in items], encoder)
     if benchmark.task == "detections":
         assert found is not None
-        return _detection_scores(benchmark, by_id, items, found)
+        return _detection_scores(benchmark, by_id, items, found, problems, row)
     if benchmark.task == "yes_no":
-        return dict(yes_no_scores(said, [item.references[0].strip().lower() for item in items]))
+        silent = [item.id for item, words in zip(items, said) if yes_or_no(words) is None]
+        problems.extend(f"{row}: answer that is neither yes nor no, counted as wrong", silent)
+        return dict(yes_no_scores(said, [plain_truth(item.references[0]) for item in items]))
     return answer_scores(
         [
             {"asked": i.asked, "answer": words, "truth": i.references[0], "type": i.type, "options": len(i.options)}
@@ -113,7 +122,12 @@ def _label_scores(said: list[str], true: list[str], encoder: SentenceEncoder | N
 
 
 def _detection_scores(
-    benchmark: Benchmark, by_id: dict[str, Line], items: Sequence[Item], found: EvaluationSet
+    benchmark: Benchmark,
+    by_id: dict[str, Line],
+    items: Sequence[Item],
+    found: EvaluationSet,
+    problems: Problems,
+    row: str,
 ) -> dict[str, float]:
     """AP of the labels of given boxes; a row of words has one label for each box, if its words are a category's name."""
     assert found.reference is not None
@@ -130,10 +144,15 @@ def _detection_scores(
             line = by_id[item.id]
             if "labels" in line:
                 for number, p in line["labels"].items():
-                    probabilities[r, places[number]] = p
-            elif (place := names.get(plain_name(str(line.get("answer", "")).rstrip(".")))) is not None:
+                    if number in places:
+                        probabilities[r, places[number]] = p
+                    else:
+                        problems.add(f"{row}: label of an unknown category", f"{item.id}, category {number}")
+            elif (place := names.get(plain_name(line["answer"].rstrip(".")))) is not None:
                 probabilities[r, place] = 1.0
-        ious = np.array([by_id[item.id].get("iou", 0.0) for item in some])
+            if "iou" not in line and not line.get("problem"):
+                problems.add(f"{row}: no predicted IoU, taken as 1", item.id)
+        ious = np.array([by_id[item.id].get("iou", 1.0) for item in some])
         boxes = np.array([item.sample["regions"][0]["box"] for item in some], dtype=float)
         for region, place, value in tap_detections(probabilities, ious, boxes):
             x1, y1, x2, y2 = boxes[region].tolist()
@@ -148,20 +167,15 @@ def _detection_scores(
 def score_masks(
     benchmark: Benchmark, lines: Sequence[Line], found: EvaluationSet, problems: Problems, row: str
 ) -> dict[str, float]:
-    """AP of masks; lines in COCO's result format, of pictures that did not open with a "problem"."""
+    """AP of masks; lines in COCO's result format, of pictures that did not open with a "problem".
+
+    Where the mask decoder was asked about boxes, every box has its line.
+    """
     assert found.reference is not None
-    detections = []
-    seen: set[tuple[Any, ...]] = set()
-    for line in lines:
-        if line.get("problem"):
-            problems.add(f"{row}: {line['problem']}", str(line["id"]))
-            continue
-        key = (line["image_id"], line["category_id"], line["score"], str(line["segmentation"]))
-        if key in seen:
-            problems.add(f"{row}: prediction given twice, the first counts", str(line.get("id", line["image_id"])))
-            continue
-        seen.add(key)
-        detections.append({k: line[k] for k in ("image_id", "category_id", "segmentation", "score")})
+    if row == MASKS and all("id" in line for line in lines):
+        names = [name for sample in found.records for name in names_of_boxes(sample, found.boxes)]
+        lines = [line for line in match_lines(lines, names, row, problems).values() if not line.get("problem")]
+    detections = usable_masks(lines, found, problems, row)
     images = [sample["image_id"] for sample in found.records]
     silent = set(images) - {d["image_id"] for d in detections}
     having = {a["image_id"] for a in found.reference["annotations"]}
@@ -172,17 +186,16 @@ def score_masks(
     }
 
 
-def score_prompts(lines: Sequence[Line], problems: Problems, row: str) -> dict[str, float]:
+def score_prompts(lines: Sequence[Line], found: EvaluationSet, problems: Problems, row: str) -> dict[str, float]:
     """Mean IoU over regions of every prompt, and the share that the clicks bring to an IoU of .85 and .90."""
-    whole = []
-    for line in lines:
-        if line.get("problem"):
-            problems.add(f"{row}: {line['problem']}", str(line["id"]))
-        else:
-            whole.append(line)
+    ids = [str(region["id"]) for sample in found.records for region in sample["regions"]]
+    whole = [line for line in match_lines(lines, ids, row, problems).values() if not line.get("problem")]
     if not whole:
-        raise ValueError("No region has a mask: mean IoU needs masks in the records.")
+        raise ValueError(f"None of {counted(len(ids), 'region')} could be measured: do their pictures open?")
     names = ["box", *(f"{n} point{'s' * (n > 1)}" for n in POINT_COUNTS), *(f"click {n}" for n in range(1, CLICKS + 1))]
+    for line in whole:
+        if missing := [name for name in names if name not in line["iou"]]:
+            raise ValueError(f"The prediction of {row} for {line['id']} lacks the IoU of {first_names(missing)}.")
     scores: dict[str, float] = {"regions": len(whole)}
     scores |= {f"mIoU {name}": float(np.mean([line["iou"][name] for line in whole])) for name in names}
     for target in (0.85, 0.9):

@@ -74,6 +74,29 @@ def test_a_long_run_holds(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+def test_what_an_evaluation_costs(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("accelerate")
+    pytest.importorskip("datasets")
+    run("evaluation_cost", "--output", str(tmp_path))
+    table = (tmp_path / "evaluation_cost.md").read_text()
+    assert table in capsys.readouterr().out
+    assert table.count("\n| ") == 4
+    found = json.loads((tmp_path / "evaluation_cost.json").read_text())
+    assert [row["run"] for row in found["rows"]] == ["1x2", "2x2", "1x4"]
+    assert all(row["wall"] > 0 and row["processor"] > 0 and row["peak"] > 2**26 for row in found["rows"])
+
+
+def test_the_cost_of_an_evaluation_is_fitted(script: Callable[[str], ModuleType]) -> None:
+    """Runs that cost what a start, pictures and regions cost give these back, and the whole follows."""
+    cost = script("evaluation_cost")
+    runs = [
+        {"pictures": p, "regions": r, "wall": 3 + 5 * p + 0.02 * p * r} for p, r in ((1, 8), (4, 8), (1, 40), (4, 47))
+    ]
+    assert cost.fit(runs, "wall") == pytest.approx({"start": 3, "picture": 5, "region": 0.02})
+    assert cost.work_of({"pictures": 5000, "regions": 47}) == (1, 5000, 235000)
+
+
+@pytest.mark.slow
 def test_the_original_beside(
     run: Run, script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -366,7 +368,7 @@ def test_records_without_answers_are_refused(tmp_path: Path, records: Path) -> N
 
 def test_a_file_of_another_form_is_refused(published: Path, tmp_path: Path) -> None:
     for name, file, words in (
-        ("gar_bench", "coco", "is it the file of"),
+        ("gar_bench", "coco", "is not the file of"),
         ("coco_masks", "osprey", "is not the file of"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -374,3 +376,163 @@ def test_a_file_of_another_form_is_refused(published: Path, tmp_path: Path) -> N
                 tmp_path, "--benchmark", name, "--annotations", str(published / f"{file}.json"),
                 "--images", str(published),
             )  # fmt: skip
+
+
+# --- whole runs on files with faults -------------------------------------------------------------------------------
+
+
+def with_mark(path: Path) -> str:
+    """The same file with a byte-order mark in front."""
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["refcocog", "gar_bench", "pope", "lvis_labels"])
+def test_files_with_a_byte_order_mark_or_in_latin_1(name: str, published: Path, tmp_path: Path) -> None:
+    file = tmp_path / FILES[BENCHMARKS[name].layout]
+    shutil.copy(published / file.name, file)
+    flags = ["--benchmark", name, "--images", str(published / "images"), "--annotations", with_mark(file)]
+    run(tmp_path / "a", *flags, *PLAIN, "--rows", "concept head")
+    file.write_bytes('{"x": "ü"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{file.name} is no UTF-8"):
+        run(tmp_path / "b", *flags, *PLAIN)
+
+
+def test_silence_is_neither_yes_nor_no(published: Path, tmp_path: Path) -> None:
+    """Not of a model that says nothing, nor of a picture that does not open; nor does a turned picture count as none."""
+    shutil.copytree(published / "images", tmp_path / "images")
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    with Image.open(tmp_path / "images" / "0001.png") as picture:
+        picture.convert("RGB").resize((90, 60)).save(tmp_path / "images" / "turned.jpg", exif=exif)
+    (tmp_path / "images" / "torn.jpg").write_bytes((tmp_path / "images" / "turned.jpg").read_bytes()[:300])
+    lines = [{"question_id": i, "image": image, "text": "Is there a dog in the image?", "label": label}
+             for i, (image, label) in enumerate([("turned.jpg", "no"), ("torn.jpg", "yes"), ("torn.jpg", "no")])]  # fmt: skip
+    (tmp_path / "pope.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    flags = ["--benchmark", "pope", "--annotations", str(tmp_path / "pope.jsonl"), "--images", str(tmp_path / "images")]
+    metrics = run(tmp_path / "a", *flags, "--rows", "caption decoder")
+    assert metrics["rows"]["caption decoder"] == {
+        "accuracy": pytest.approx(1 / 3), "precision": 0, "recall": 0, "F1": 0, "yes": 0, "neither": 2,
+    }  # fmt: skip
+    assert {kind: p["names"] for kind, p in metrics["problems"].items()} == {
+        "caption decoder: answer that is neither yes nor no, counted as wrong": ["1/q0", "2/q0"],
+        "caption decoder: picture does not open": ["1/q0", "2/q0"],
+    }
+    assert "| caption decoder † |" in (tmp_path / "a" / "table.md").read_text()
+    answers = given(tmp_path / "p", [("0/q0", "No."), ("1/q0", ""), ("2/q0", "yes")])
+    scores = run(tmp_path / "b", *flags, *answers)["rows"]["given predictions"]
+    assert (scores["yes"], scores["neither"], scores["accuracy"]) == (pytest.approx(1 / 3), 1, pytest.approx(1 / 3))
+
+
+def test_a_judges_files_are_checked_before_anything_is_described(published: Path, tmp_path: Path) -> None:
+    (tmp_path / "qa").mkdir()
+    qa = json.loads((published / "qa.json").read_text())
+    write(tmp_path / "qa" / "qa.json", qa)
+    write(tmp_path / "qa" / "class_names.json", dict.fromkeys(list(qa)[1:], "cup"))
+    flags = [*of_file(published, "dlc_bench"), "--model", "none", "--judge", "m", "--judge_url", "http://127.0.0.1:9/v1",
+             "--qa", str(tmp_path / "qa" / "qa.json")]  # fmt: skip
+    with pytest.raises(ValueError, match=r"has 1 region that .* lacks"):
+        run(tmp_path / "a", *flags)
+    for content, words in (
+        ({"99999": next(iter(qa.values()))}, "is it the file of another split"),
+        ({key: some[:1] for key, some in qa.items()}, "has a negative question"),
+    ):
+        write(tmp_path / "qa" / "qa.json", content)
+        write(tmp_path / "qa" / "class_names.json", dict.fromkeys(content, "cup"))
+        with pytest.raises(ValueError, match=words):
+            run(tmp_path / "a", *flags)
+    assert not (tmp_path / "a").exists()
+
+
+def test_one_item_is_no_plural(published: Path, tmp_path: Path) -> None:
+    content = json.loads((published / "coco.json").read_text())
+    content["images"], content["annotations"] = content["images"][:1], content["annotations"][:1]
+    write(tmp_path / "coco.json", content)
+    flags = ["--annotations", str(tmp_path / "coco.json"), "--images", str(published / "images")]
+    run(tmp_path / "a", "--benchmark", "vg_full", *flags, *PLAIN, "--rows", "caption decoder")
+    table = (tmp_path / "a" / "table.md").read_text()
+    assert "**subset: 1 item in 1 picture, of 232935 items; not comparable with the whole**" in table
+
+
+def test_predictions_edited_by_hand(records: Path, tmp_path: Path) -> None:
+    """Lines of the run's own file that are double, unknown, gone, of another row, or torn."""
+    flags = ["--data", str(records), *QUICK, "--limit", "2"]
+    run(tmp_path, *flags)
+    path = tmp_path / "predictions.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    own = [line for line in lines if line["row"] == "concept head"]
+    changed = [line for line in lines if line is not own[0]]
+    changed += [own[1], {**own[1], "id": "nobody"}, {**own[1], "row": "poet"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    metrics = run(tmp_path, *flags)
+    assert {kind: p["names"] for kind, p in metrics["problems"].items()} == {
+        "concept head: no prediction": [own[0]["id"]],
+        "concept head: prediction for an unknown id": ["nobody"],
+        "concept head: prediction given twice, the first counts": [own[1]["id"]],
+        "prediction of a row that is not asked for": [f"poet, {own[1]['id']}"],
+    }
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match=rf"predictions.jsonl, line {len(changed)} is no JSON"):
+        run(tmp_path, *flags)
+
+
+def test_a_detectors_boxes_beyond_the_border(published: Path, tmp_path: Path) -> None:
+    content = json.loads((published / "coco.json").read_text())
+    width = content["images"][0]["width"]
+    one = {"image_id": 1, "category_id": 1, "bbox": [width - 20, 10, 90, 30], "score": 0.5}
+    write(tmp_path / "boxes.json", [one, {**one, "bbox": [5, 5, -1, 4]}])
+    flags = [*of_file(published, "coco_masks"), "--boxes", str(tmp_path / "boxes.json")]
+    for _ in range(2):  # the second time predictions are complete, and still all is named
+        problems = run(tmp_path / "a", *flags)["problems"]
+        assert problems["detector's box beyond its picture's border, clipped"]["names"] == ["detection 1"]
+        assert problems["detector's box empty or outside its picture"]["names"] == ["detection 2"]
+    write(tmp_path / "boxes.json", [one])
+    with pytest.raises(ValueError, match="other boxes_checksum"):
+        run(tmp_path / "a", *flags)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+@pytest.mark.slow
+def test_killed_midway_and_run_again_gives_the_same_bytes(records: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(records), "--batch_size", "1", *QUICK]
+    run(tmp_path / "whole", *flags)
+    command = [sys.executable, "-m", "finetune.evaluate", "--output", str(tmp_path / "cut"), *flags]
+    process = subprocess.Popen(
+        command, env=environment(), cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    end = time.monotonic() + 300
+    while len(list((tmp_path / "cut").glob("parts/*.jsonl"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "predictions.jsonl").exists()
+    run(tmp_path / "cut", *flags)
+    for file in ("predictions.jsonl", "metrics.json", "table.md", "plot.png", "about.json"):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_without_java(published: Path, tmp_path: Path) -> None:
+    """What is missing is said in a line, and the scores have the name of their own protocol."""
+    flags = [*of_file(published, "refcocog"), "--rows", "caption decoder", "--output", str(tmp_path / "a")]
+    command, where = [sys.executable, "-m", "finetune.evaluate", *flags], Path(__file__).parents[2]
+    bare = {**environment(), "PATH": str(tmp_path)}
+    done = subprocess.run(command, env=bare, cwd=where, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    line = next(line for line in done.stdout.splitlines() if "need" in line and "Java" in line)
+    assert "plain protocol, and do not compare" in line
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert metrics["protocol"]["name"] == "refcocog (plain)"
+    assert "METEOR" not in metrics["rows"]["caption decoder"]
+    wanted = [*command, "--caption_scorer", "ptb"]
+    refused = subprocess.run(wanted, env=bare, cwd=where, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.strip().splitlines()[-1].startswith("python -m finetune.evaluate: caption_scorer is ptb")
+    shown = subprocess.run([*command[:3], "--help"], env=bare, cwd=where, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0
+    assert "--benchmark" in shown.stdout

@@ -15,6 +15,7 @@ from finetune.evaluation.dlc_bench import (
     benchmark_scores,
     judge_prompt,
     read_choice,
+    read_questions,
     read_template,
     recognition_question,
     region_scores,
@@ -131,3 +132,33 @@ def test_a_judge_behind_a_server() -> None:
         ServerJudge(url, "m")("Right?")
     with pytest.raises(ValueError, match="expected an address"):
         ServerJudge("localhost:8000", "m")
+
+
+def test_questions_and_names_that_do_not_belong_together(tmp_path: Path) -> None:
+    pytest.importorskip("inflect")
+    qa, names = tmp_path / "qa.json", tmp_path / "class_names.json"
+    with pytest.raises(ValueError, match=r"Found nothing at .*qa\.json"):
+        read_questions(qa)
+    qa.write_text(json.dumps({"1": [POSITIVE], "2": [NEGATIVE]}))
+    with pytest.raises(ValueError, match=r"Found nothing at .*class_names\.json"):
+        read_questions(qa)
+    names.write_text(json.dumps({"1": "cup"}))
+    with pytest.raises(ValueError, match=r"qa\.json has 1 region that .*class_names\.json lacks \(2\)"):
+        read_questions(qa)
+    names.write_text(json.dumps(dict.fromkeys("123456", "cup")))
+    with pytest.raises(ValueError, match=r"class_names\.json has 4 regions that .*qa\.json lacks \(3, 4, 5, …\)"):
+        read_questions(qa)
+    names.write_text(json.dumps({"1": "cup", "2": None}))
+    with pytest.raises(ValueError, match="has None for region 2, expected the name of its class"):
+        read_questions(qa)
+    names.write_bytes(b"\xef\xbb\xbf" + json.dumps({"1": "cup", "2": "lid"}).encode())
+    questions = read_questions(qa)
+    assert [q["type"] for q in questions["2"]] == ["recognition", "negative"]
+    for bad in ({**POSITIVE, "choices": []}, {**POSITIVE, "type": "other"}, {"question": "x"}, "x",
+                {**POSITIVE, "choices": [["a", None]]}, {**POSITIVE, "choices": [[str(n), 0] for n in range(6)]}):  # fmt: skip
+        qa.write_text(json.dumps({"1": [POSITIVE], "2": [bad]}))
+        with pytest.raises(ValueError, match="question of another form for region 2"):
+            read_questions(qa)
+    names.write_bytes('{"1": "tütü"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"class_names\.json is no UTF-8"):
+        read_questions(qa)

@@ -50,16 +50,22 @@ def test_scores_by_type() -> None:
 @pytest.mark.parametrize(
     ("answer", "read"),
     [("Yes, there is.", "yes"), ("No, there is not", "no"), ("no", "no"), ("There is not a dog. Yes", "no"),
-     ("A dog. No cat", "yes"), ("Nothing", "yes"), ("", "yes")],
+     ("A dog. No cat", "yes"), ("Nothing", "yes"), ("", None), (" . ", None)],
 )  # fmt: skip
-def test_yes_or_no(answer: str, read: str) -> None:
+def test_yes_or_no(answer: str, read: str | None) -> None:
     assert yes_or_no(answer) == read
 
 
 def test_f1() -> None:
     scores = yes_no_scores(["yes", "yes", "yes", "no", "no"], ["yes", "yes", "no", "yes", "no"])
-    assert scores == pytest.approx({"accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "F1": 2 / 3, "yes": 3 / 5})
+    assert scores == pytest.approx(
+        {"accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "F1": 2 / 3, "yes": 3 / 5, "neither": 0}
+    )
     assert yes_no_scores(["no", "no"], ["yes", "no"])["F1"] == 0
+    silent = yes_no_scores(["yes", "", ""], ["yes", "yes", "no"])  # silence is wrong whatever is true
+    assert silent == pytest.approx(
+        {"accuracy": 1 / 3, "precision": 1, "recall": 1 / 2, "F1": 2 / 3, "yes": 1 / 3, "neither": 2}
+    )
     with pytest.raises(ValueError, match="yes and no alone"):
         yes_no_scores(["yes"], ["maybe"])
 

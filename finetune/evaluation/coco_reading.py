@@ -1,0 +1,198 @@
+"""COCO's layout and LVIS's → records whose regions have ids, and the truth that average precision is measured against.
+
+An annotation that cannot be used, or that no model can be asked about, is named; of entries that are double the first
+counts. Knows the file's form; who answers and how it is scored is not its business.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.sample import Sample, decode_mask
+from .benchmarks import Benchmark
+from .problems import Problems
+
+BORDER = 0.5
+"""Pixels that a box may lie beyond its picture's border by rounding, as `python -m finetune.data validate` has it."""
+
+
+def read_coco(
+    content: dict[str, Any], root: Path, benchmark: Benchmark, problems: Problems, limit: int | None = None
+) -> tuple[list[Sample], dict[str, Any]]:
+    """Records of the first `limit` pictures, and the file without what cannot be used, as COCO's JSON.
+
+    Annotations have categories or captions, or (MDETR, GLaMM) their pictures have captions. `root` is the pictures'
+    folder; of pictures beyond the limit nothing is named. Raises `KeyError` or `TypeError` for a file of another form.
+    """
+    categories = content.get("categories", [])
+    reading = _Reading(benchmark, {c["id"]: str(c["name"]) for c in categories})
+    images = _distinct_pictures(content["images"], problems)
+    by_id = {image["id"]: image for image in images}
+    regions: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in images[:limit]}
+    annotations = []
+    for key, a in _distinct_annotations(content["annotations"], benchmark, problems):
+        image = by_id.get(a["image_id"])
+        if image is None:
+            problems.add("annotation of a picture that is not listed", key)
+            continue
+        asked = image["id"] in regions
+        true, region = reading.annotation(key, a, image, problems if asked else Problems())
+        if true is not None:
+            annotations.append(true)
+        if region is not None and asked:
+            regions[image["id"]].append(region)
+    records = [
+        {"image": _picture_name(image, root), "image_id": image["id"], "width": image["width"],
+         "height": image["height"], "regions": regions[image["id"]], "conversations": [], "source": benchmark.title}
+        for image in images[:limit]
+    ]  # fmt: skip
+    return records, {"images": images, "annotations": annotations, "categories": categories}
+
+
+def mask_fault(mask: Any, size: tuple[int, int]) -> str | None:
+    """What is wrong with a mask of a picture of (height, width) `size`, in a few words; None if nothing is."""
+    if not mask:
+        return "no mask"
+    if isinstance(mask, dict) and list(mask.get("size") or []) != list(size):
+        return "mask of another size than its picture"
+    try:
+        decode_mask(mask, size)
+    except Exception:  # pycocotools raises what it likes
+        return "mask with a broken polygon" if isinstance(mask, list) else "mask with broken counts"
+    return None
+
+
+def clipped_box(bbox: Any, width: int, height: int) -> tuple[list[float], bool] | None:
+    """A box xywh → xyxy inside a picture, and whether it lay beyond the border; None where no box of any area is left."""
+    if not isinstance(bbox, (list, tuple)) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
+        return None
+    x, y, w, h = (float(v) for v in bbox)
+    box = [max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))]
+    if w <= 0 or h <= 0 or box[2] <= box[0] or box[3] <= box[1]:
+        return None
+    return box, x < -BORDER or y < -BORDER or x + w > width + BORDER or y + h > height + BORDER
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass
+class _Reading:
+    """How annotations of one file are read; names: of categories, by id."""
+
+    benchmark: Benchmark
+    names: dict[Any, str]
+
+    def annotation(
+        self, key: str, a: dict[str, Any], image: dict[str, Any], problems: Problems
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """The annotation as truth of average precision, and the region to ask about; None where it cannot be that."""
+        task = self.benchmark.task
+        if task in ("detections", "masks") and a.get("category_id") not in self.names:
+            problems.add("annotation of an unknown category", key)
+            return None, None
+        size = (image["height"], image["width"])
+        if task in ("masks", "prompts") and (fault := mask_fault(a.get("segmentation"), size)):
+            problems.add(fault, key)
+            return None, None
+        true = _with_area(key, a, size, problems) if task in ("detections", "masks") else a
+        is_asked = not a.get("iscrowd") or task == "detections"  # TAP's protocol labels crowds, too
+        found = clipped_box(a.get("bbox"), image["width"], image["height"])
+        if found is None:
+            if is_asked:
+                problems.add("box empty or outside its picture", key)
+            return true if task == "masks" else None, None
+        if not is_asked:
+            return true, None
+        if found[1]:
+            problems.add("box beyond its picture's border, clipped", key)
+        region: dict[str, Any] = {"id": key, "box": found[0]}
+        if task in ("masks", "prompts"):
+            region["mask"] = a["segmentation"]
+        if "category_id" in a:
+            region |= {"category_id": a["category_id"], "label": self.names.get(a["category_id"], "")}
+        if task == "captions" and not _add_caption(region, a, image):
+            problems.add("empty reference", key)
+            return true, None
+        return true, region
+
+
+def _add_caption(region: dict[str, Any], a: dict[str, Any], image: dict[str, Any]) -> bool:
+    if "caption" not in a and "caption" not in image:
+        raise KeyError("caption")
+    caption = a.get("caption", image.get("caption"))
+    if not isinstance(caption, str) or not caption.strip():
+        return False
+    region["captions"] = [" ".join(caption.split())]
+    return True
+
+
+def _with_area(key: str, a: dict[str, Any], size: tuple[int, int], problems: Problems) -> dict[str, Any]:
+    """The annotation with what pycocotools cannot do without."""
+    area = a.get("area")
+    if not is_number(area):
+        if "area" in a:
+            problems.add("area that is no number, taken from the box or the mask", key)
+        found = clipped_box(a.get("bbox"), size[1], size[0])
+        if found is not None:
+            area = a["bbox"][2] * a["bbox"][3]
+        else:
+            area = int(decode_mask(a["segmentation"], size).sum()) if a.get("segmentation") else 0
+    return {**a, "area": area, "iscrowd": int(bool(a.get("iscrowd")))}
+
+
+def _distinct_pictures(images: list[dict[str, Any]], problems: Problems) -> list[dict[str, Any]]:
+    """Pictures, each id once. Raises `ValueError` for one without a size, and for ids of several kinds."""
+    found: dict[Any, dict[str, Any]] = {}
+    for image in images:
+        width, height = image["width"], image["height"]
+        if not all(isinstance(n, int) and n > 0 for n in (width, height)):
+            raise ValueError(
+                f"Picture {image['id']} has width {width} and height {height}, expected whole numbers from 1."
+            )
+        if image["id"] in found:
+            problems.add("picture listed twice, the first counts", str(image["id"]))
+        else:
+            found[image["id"]] = image
+    if len({type(key) for key in found}) > 1:
+        raise ValueError("Pictures have numbers and words for ids, expected one kind: give them all numbers.")
+    return list(found.values())
+
+
+def _distinct_annotations(
+    annotations: list[dict[str, Any]], benchmark: Benchmark, problems: Problems
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Annotations with what names their regions: their id; for captions their place in the picture, as papers have it.
+
+    An id that comes again is dropped; where ids name nothing, what is the same in everything.
+    """
+    places: dict[Any, int] = {}
+    seen: set[str] = set()
+    for a in annotations:
+        place = places.get(a["image_id"], 0)
+        places[a["image_id"]] = place + 1
+        numbered = f"{a['image_id']}_region_{place}"
+        is_named = benchmark.task != "captions" and a.get("id") is not None
+        key = str(a["id"]) if is_named else numbered
+        same = key if is_named else json.dumps(a, sort_keys=True)
+        if same in seen and a.get("id") is not None:
+            problems.add("annotation given twice, the first counts", key)
+            continue
+        seen.add(same)
+        yield key, a
+
+
+def _picture_name(image: dict[str, Any], root: Path) -> str:
+    """Where a picture lies under `root`: by its name, or by COCO's address with or without the split's folder."""
+    if "file_name" in image and (root / image["file_name"]).is_file():
+        return str(image["file_name"])
+    parts = str(image.get("coco_url", image.get("file_name", ""))).split("/")
+    inner = "/".join(parts[-2:])
+    return inner if (root / inner).is_file() else parts[-1]

@@ -1,0 +1,45 @@
+"""Text and JSON of files that people bring: UTF-8, with a byte-order mark or without; anything else is named in a sentence.
+
+Knows files, not what they say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def read_text(path: str | Path) -> str:
+    """A file's text. Raises `ValueError` with the file's name where it is missing, or no UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no UTF-8 text ({error.reason} at byte {error.start}), expected UTF-8: save it anew as UTF-8."
+        ) from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"Found no file at {path}, expected a text file: give its path.") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds. Raises `ValueError` with the file's name where it is no JSON."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error}), expected one whole JSON value: is it torn?") from None
+
+
+def read_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file; blank lines are none. Raises `ValueError` with the line's number."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is no JSON: {error}.") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}, line {number} holds a {type(found).__name__}, expected an object.")
+        yield found

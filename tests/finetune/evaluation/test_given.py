@@ -1,0 +1,140 @@
+"""Predictions from elsewhere, and predictions edited by hand: what does not fit is refused or named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("datasets")
+
+from finetune.evaluation.benchmarks import BENCHMARKS
+from finetune.evaluation.given import GIVEN, check_lines, read_predictions
+from finetune.evaluation.problems import Problems
+from finetune.evaluation.reading import EvaluationSet
+from finetune.evaluation.scoring import match_answers, match_lines, score_masks, score_prompts
+
+SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
+MASK = {"image_id": 1, "category_id": 1, "segmentation": SQUARE, "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.json", "[]", "holds no predictions"),
+        ("a.json", "3", "holds a int, expected a list"),
+        ("a.json", '["x"]', "prediction 1 is a str, expected an object"),
+        ("a.json", '[{"answer": "x"}]', "prediction 1 lacks id"),
+        ("a.jsonl", '{"id": 1, "answer": "x"}\n{"id": 2}', "prediction 2 lacks answer"),
+        ("a.jsonl", '{"id": 1, "answer": ["x"]}', "has a list for an answer, expected text"),
+        ("a.jsonl", '{"id": 1, "labels": {"1": NaN}}', "labels or an iou that are no finite numbers"),
+        ("a.jsonl", '{"id": 1', "line 1 is no JSON"),
+    ],
+)
+def test_predictions_that_are_none(tmp_path: Path, name: str, content: str, words: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=words):
+        read_predictions(str(tmp_path / name), BENCHMARKS["coco_classification"])
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "line", "words"),
+    [
+        ("coco_masks", {k: v for k, v in MASK.items() if k != "score"}, "lacks score"),
+        ("coco_masks", {**MASK, "score": float("nan")}, "score nan, expected a finite number"),
+        ("prompted_masks", {"id": "1"}, "lacks iou"),
+        ("prompted_masks", {"id": "1", "iou": {"box": None}}, "no object of finite numbers"),
+    ],
+)
+def test_lines_of_masks_that_are_none(tmp_path: Path, benchmark: str, line: dict[str, Any], words: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(line))
+    with pytest.raises(ValueError, match=words):
+        read_predictions(str(path), BENCHMARKS[benchmark])
+
+
+def test_a_mark_at_the_beginning_and_an_object_of_answers(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'\xef\xbb\xbf{"1": "x", "2": null}')
+    lines = read_predictions(str(path), BENCHMARKS["pope"])
+    assert lines == [{"id": "1", "answer": "x", "row": GIVEN}, {"id": "2", "answer": None, "row": GIVEN}]
+
+
+def test_an_edited_file_says_where(tmp_path: Path) -> None:
+    good = {"id": "1", "row": "r", "answer": "x"}
+    check_lines([good, {"id": "2", "row": "r", "problem": "picture does not open"}], tmp_path, BENCHMARKS["pope"])
+    for line, words in (({"id": "1", "answer": "x"}, "lacks id or row"), ({"id": "1", "row": "r"}, "lacks answer")):
+        with pytest.raises(ValueError, match=f"line 2 {words}: mend it, or delete the file"):
+            check_lines([good, line], tmp_path, BENCHMARKS["pope"])
+
+
+def test_no_answer_is_an_empty_answer() -> None:
+    from finetune.evaluation.items import Item
+
+    items = [Item(str(n), {}, [], ["yes"]) for n in range(4)]
+    lines = [{"id": 0, "answer": None}, {"id": 1, "answer": " "}, {"id": "2", "answer": 3}]
+    problems = Problems()
+    found = match_answers(lines, items, "r", problems)
+    assert [found[item.id]["answer"] for item in items] == ["", " ", "3", ""]
+    assert {kind: about["names"] for kind, about in problems.as_dict().items()} == {
+        "r: empty answer": ["0", "1"], "r: no prediction": ["3"],
+    }  # fmt: skip
+
+
+def test_one_prediction_is_no_plural() -> None:
+    with pytest.raises(ValueError, match="None of the 1 prediction of r is for an id"):
+        match_lines([{"id": "x"}], ["1"], "r", Problems())
+
+
+def found() -> EvaluationSet:
+    images = [{"id": n, "width": 60, "height": 40} for n in (1, 2, 3)]
+    truth = [{"id": n, "image_id": n, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "segmentation": SQUARE}
+             for n in (1, 2, 3)]  # fmt: skip
+    records = [{**i, "image_id": i["id"], "regions": [{"id": f"r{i['id']}"}]} for i in images[:2]]
+    reference = {"images": images, "annotations": truth, "categories": [{"id": 1, "name": "cup"}]}
+    return EvaluationSet(records, Path(), reference=reference)
+
+
+def test_masks_with_everything_wrong() -> None:
+    about = found()
+    lines = [MASK, MASK, {**MASK, "image_id": 2, "segmentation": [[1, 2, 3, 4]]}, {**MASK, "image_id": 3}]
+    scores = score_masks(BENCHMARKS["coco_masks"], lines, about, about.problems, "x")
+    assert scores["detections"] == 1
+    assert {kind: names["names"] for kind, names in about.problems.as_dict().items()} == {
+        "x: mask with a broken polygon": ["prediction 3"],
+        "x: picture without predictions": ["2"],
+        "x: prediction given twice, the first counts": ["prediction 2"],
+        "x: prediction of a picture that is not evaluated": ["prediction 4"],
+    }
+
+
+def test_lines_of_the_mask_decoder_are_matched_by_id() -> None:
+    about = found()
+    lines = [{**MASK, "id": "r1"}, {**MASK, "id": "r1", "score": 0.9}, {**MASK, "id": "r9"}]
+    scores = score_masks(BENCHMARKS["coco_masks"], lines, about, about.problems, "mask decoder")
+    assert scores["detections"] == 1
+    assert {kind: names["names"] for kind, names in about.problems.as_dict().items()} == {
+        "mask decoder: no prediction": ["r2"],
+        "mask decoder: picture without predictions": ["2"],
+        "mask decoder: prediction for an unknown id": ["r9"],
+        "mask decoder: prediction given twice, the first counts": ["r1"],
+    }
+
+
+def test_prompted_masks_are_matched_by_id() -> None:
+    about = found()
+    names = ["box", "1 point", *(f"{n} points" for n in (3, 5, 9)), *(f"click {n}" for n in range(1, 10))]
+    line = {"id": "r1", "iou": dict.fromkeys(names, 0.5)}
+    scores = score_prompts([line, {**line, "iou": {}}, {"id": "r9"}], about, about.problems, "x")
+    assert scores["regions"] == 1
+    assert scores["mIoU box"] == 0.5
+    assert {kind: names["names"] for kind, names in about.problems.as_dict().items()} == {
+        "x: no prediction": ["r2"], "x: prediction for an unknown id": ["r9"],
+        "x: prediction given twice, the first counts": ["r1"],
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="lacks the IoU of box, 1 point, 3 points, …"):
+        score_prompts([{**line, "iou": {}}], about, about.problems, "x")
+    with pytest.raises(ValueError, match="None of 2 regions could be measured"):
+        score_prompts([], about, about.problems, "x")
