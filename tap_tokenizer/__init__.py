@@ -24,12 +24,14 @@ from .everything import EverythingOptions, mask_to_rle
 from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb
 from .modeling_tap import TapModel, TapOutput
 from .picture_folders import PictureRegions, read_region_table, write_records
+from .pretrained_files import check_hub
 from .processing_tap import TapProcessor
 from .prompt_encoder import PointLabel
 from .region_tokenizer import ImageFeatures, TapRegionTokenizer
 from .region_tokens import RegionTokens
 from .restricted_pickle import read_pickle
 from .visualization import draw_regions, region_colour
+from .weight_files import check_device, damage_told
 
 AutoConfig.register("tap", TapConfig, exist_ok=True)
 AutoModel.register(TapConfig, TapModel, exist_ok=True)
@@ -55,8 +57,11 @@ __all__ = [
     "TapTextDecoderConfig",
     "add_output_flags",
     "add_prompt_flags",
+    "check_device",
+    "check_hub",
     "check_not_read",
     "check_picture_path",
+    "damage_told",
     "draw_regions",
     "inputs_of",
     "load_rgb",

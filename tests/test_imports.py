@@ -22,7 +22,7 @@ LIBRARIES = {
 
 LAYERS = {
     "tap_tokenizer": [
-        {"configuration_tap", "attention", "restricted_pickle", "everything", "command_line"},
+        {"configuration_tap", "attention", "restricted_pickle", "everything", "command_line", "weight_files"},
         {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "concept_projector"},
         {"fast_inference"},
         {"modeling_tap", "image_processing_tap"},
