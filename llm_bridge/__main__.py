@@ -316,8 +316,9 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _app(arguments: argparse.Namespace) -> None:
-    from .app import serve
+    from .app import load_gradio, serve
 
+    load_gradio()  # refused before a model is loaded
     if arguments.port is not None and not 0 < arguments.port < 65536:
         raise ValueError(f"Got --port {arguments.port}: expected 1 to 65535, or leave it out.")
     limits = PageLimits(

@@ -177,6 +177,16 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
     assert not output.exists()
 
 
+def test_the_page_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a name that pip knows, whatever way the project was installed; and before a model is loaded."""
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(RegionChat, "from_pretrained", lambda *_, **__: pytest.fail("must not be called"))
+    assert "the extra app of tap-bridge: pip install 'gradio>=6'" in refused(capsys, "app")
+    extras = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert 'name = "tap-bridge"' in extras
+    assert 'app = ["gradio>=6"]' in extras
+
+
 @pytest.mark.slow
 def test_the_examples_of_help_work(folder: Path) -> None:
     """Each as it is printed, in a shell of its own; the page until its address is written."""
