@@ -11,19 +11,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from tap_tokenizer import (
     PictureRegions,
+    add_output_flags,
     add_prompt_flags,
+    check_not_read,
     check_picture_path,
     draw_regions,
+    inputs_of,
     load_rgb,
     prompts_of,
     read_region_table,
     region_prompts,
     run_command,
     save_picture,
+    tell_folder,
     write_records,
 )
 
@@ -32,7 +37,7 @@ from .configuration_bridge import BUNDLED
 from .page_input import PageLimits
 
 DEMO = "region-chat-tiny"
-EXIT_CODES = "exit codes: 0 done, 2 bad input, 130 interrupted"
+EXIT_CODES = "exit codes: 0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,10 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     ask.add_argument("question", help="words, with a <region> for every box, point or mask, in order")
     add_prompt_flags(ask)
     ask.add_argument("--json", action="store_true", help="print one JSON object instead of the answer alone")
-    ask.add_argument("--save", type=Path, metavar="PICTURE", help="write the picture with its regions drawn on it")
-    ask.add_argument(
-        "--output", type=Path, metavar="JSONL", help="of a folder: a line per picture; goes on if interrupted"
-    )
+    add_output_flags(ask)
     _add_model_flags(ask)
     chat = _command(
         commands,
@@ -116,16 +118,15 @@ def _load(arguments: argparse.Namespace) -> RegionChat:
 # --- ask --------------------------------------------------------------------------------------------------------------
 
 
-def _ask(arguments: argparse.Namespace) -> None:
+def _ask(arguments: argparse.Namespace) -> int:
     if arguments.image.is_dir():
-        _ask_folder(arguments)
-        return
+        return _ask_folder(arguments)
     if arguments.boxes is not None or arguments.output is not None:
         raise ValueError(
             "--boxes and --output are for a folder of pictures: give --box, --point or --mask for one picture."
         )
     prompts = prompts_of(arguments)
-    check_picture_path(arguments.save)
+    check_picture_path(arguments.save, inputs_of(arguments))
     picture = load_rgb(arguments.image)  # refused before a model is loaded
     if arguments.save is not None and not prompts:
         raise ValueError("--save draws regions, and there are none: give --box, --point or --mask.")
@@ -137,11 +138,12 @@ def _ask(arguments: argparse.Namespace) -> None:
         height, width = picture.shape[:2]
         record = {"image": str(arguments.image), **_settings(chat, arguments), "width": width, "height": height}
         print(json.dumps({**record, **_said(chat, answer, bool(prompts))}, ensure_ascii=False))
-        return
-    print(answer)
+    else:
+        print(answer)
+    return 0
 
 
-def _ask_folder(arguments: argparse.Namespace) -> None:
+def _ask_folder(arguments: argparse.Namespace) -> int:
     """One question of every picture of a table, about all its regions."""
     if arguments.json or arguments.save is not None or arguments.regions:
         raise ValueError(
@@ -159,21 +161,19 @@ def _ask_folder(arguments: argparse.Namespace) -> None:
             )
     chat = _load(arguments)
 
-    def record(picture: PictureRegions) -> dict[str, Any]:
+    def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
         """With one <region> in the question, each region is asked about by itself; else all are, at once."""
         groups = [[region] for region in picture.regions] if each == 1 else [picture.regions]
         said = []
         for group in groups:
             chat.reset()
             part = PictureRegions(picture.image, picture.path, group)
-            answer = chat.ask(
-                arguments.question, image=picture.path, max_new_tokens=arguments.max_new_tokens, **part.prompts
-            )
+            answer = chat.ask(arguments.question, image=pixels, max_new_tokens=arguments.max_new_tokens, **part.prompts)
             said.append({"regions": group, "answer": answer})
         return {"answers": said}
 
-    write_records(arguments.output, pictures, _settings(chat, arguments), record)
-    print(f"Wrote {arguments.output}: {len(pictures)} pictures.")
+    unread = write_records(arguments.output, pictures, _settings(chat, arguments), record)
+    return tell_folder(arguments.output, pictures, unread)
 
 
 def _settings(chat: RegionChat, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -210,6 +210,7 @@ def _chat(arguments: argparse.Namespace) -> None:
         raise ValueError("--boxes is for a folder of pictures: give --box, --point or --mask.")
     regions = list(arguments.regions or [])
     region_prompts(regions)
+    inputs = inputs_of(arguments)
     picture = load_rgb(arguments.image)
     chat = _load(arguments)
     print(f"{arguments.image}: {picture.shape[1]} × {picture.shape[0]} pixels. {CHAT_HELP}")
@@ -218,7 +219,7 @@ def _chat(arguments: argparse.Namespace) -> None:
             return
         try:
             if line.startswith("/"):
-                _obey(line, chat, regions)
+                _obey(line, chat, regions, inputs)
             elif line:
                 pieces = chat.ask(
                     line, image=picture, stream=True, max_new_tokens=arguments.max_new_tokens, **region_prompts(regions)
@@ -239,8 +240,8 @@ def _next_line() -> str | None:
         return None
 
 
-def _obey(line: str, chat: RegionChat, regions: list[tuple[str, Any]]) -> None:
-    """Do what a line that begins with a slash says."""
+def _obey(line: str, chat: RegionChat, regions: list[tuple[str, Any]], inputs: list[Path]) -> None:
+    """Do what a line that begins with a slash says; `inputs` are files that must stay as they are."""
     name, _, rest = line[1:].partition(" ")
     words = rest.split()
     if name in ("box", "point"):
@@ -255,14 +256,16 @@ def _obey(line: str, chat: RegionChat, regions: list[tuple[str, Any]]) -> None:
     elif name == "mask" and rest:
         region_prompts([("mask", Path(rest))])
         regions.append((name, Path(rest)))
+        inputs.append(Path(rest))
     elif name == "save" and rest:
-        check_picture_path(Path(rest))
+        check_picture_path(Path(rest), inputs)
         if chat.image is None:
             raise ValueError("There is nothing to draw yet: ask about a region first.")
         save_picture(draw_regions(chat.image, chat.regions()), Path(rest))
         print(f"Wrote {rest}.")
     elif name == "json" and rest:
         messages = [{"role": role, "content": content} for role, content in chat.history]
+        check_not_read(Path(rest), inputs)
         partial = Path(rest + ".partial")
         partial.write_text(json.dumps({"messages": messages}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         partial.replace(rest)
@@ -280,7 +283,7 @@ def _obey(line: str, chat: RegionChat, regions: list[tuple[str, Any]]) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     folder = BUNDLED / DEMO
     picture = folder / "demo.png"
-    check_picture_path(arguments.output)
+    check_picture_path(arguments.output, [picture])
     questions = json.loads((folder / "demo.json").read_text())["questions"]
     chat = RegionChat.from_pretrained(DEMO)
     image = Image.open(picture)
@@ -313,8 +316,9 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _app(arguments: argparse.Namespace) -> None:
-    from .app import serve
+    from .app import load_gradio, serve
 
+    load_gradio()  # refused before a model is loaded
     if arguments.port is not None and not 0 < arguments.port < 65536:
         raise ValueError(f"Got --port {arguments.port}: expected 1 to 65535, or leave it out.")
     limits = PageLimits(

@@ -20,7 +20,7 @@ from tap_tokenizer import region_colour
 
 from .chat import RegionChat
 from .configuration_bridge import BUNDLED
-from .page_conversation import PageConversation, PageConversations, table_of
+from .page_conversation import PageConversation, PageConversations, as_html, table_of
 from .page_input import PageLimits
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def build_page(chat: RegionChat, limits: PageLimits | None = None) -> gr.Blocks:
 
     chat: whose model and processor answer everyone; its own conversation is left alone.
     """
-    gr = _gradio()
+    gr = load_gradio()
     limits = limits or PageLimits()
     conversations = PageConversations(chat, limits)
     theme = {"padding": False, "container": False}
@@ -61,7 +61,7 @@ def build_page(chat: RegionChat, limits: PageLimits | None = None) -> gr.Blocks:
                 )
             with gr.Column(scale=5, min_width=320):
                 question = gr.Textbox(
-                    "What is <region>?", label="Question", lines=2, max_lines=6, max_length=limits.characters,
+                    "What is <region>?", label="Question", info="Enter asks, Shift+Enter begins a new line.", lines=2, max_lines=6, max_length=limits.characters,
                     placeholder="Ask on about region1, or mark another: What is <region>?", elem_id="question",
                 )  # fmt: skip
                 with gr.Row():
@@ -70,7 +70,7 @@ def build_page(chat: RegionChat, limits: PageLimits | None = None) -> gr.Blocks:
                     again = gr.Button("Begin anew", elem_id="again", min_width=80)
                 said = gr.Chatbot(
                     label="Conversation", height=300, elem_id="said", render_markdown=False, feedback_options=None,
-                    buttons=["copy_all"], placeholder="The answer is written here.", layout="bubble", show_label=False,
+                    buttons=[], placeholder="The answer is written here.", layout="bubble", show_label=False,
                 )  # fmt: skip
                 gr.Markdown("### What TAP sees")
                 seen = gr.HTML(table_of([]), elem_id="seen", js_on_load=None, apply_default_css=False, **theme)
@@ -91,7 +91,6 @@ def build_page(chat: RegionChat, limits: PageLimits | None = None) -> gr.Blocks:
             "concurrency_limit": 1,
         }
         ask.click(doors.ask, **asking, api_name="ask", show_progress="minimal", show_progress_on=[said])
-        question.submit(doors.ask, **asking, api_visibility="private", show_progress="minimal", show_progress_on=[said])
         stop.click(doors.stop, None, None, queue=False, api_visibility="private")
         json_button.click(doors.save_json, None, saver, api_visibility="private", show_progress="hidden")
         png_button.click(doors.save_png, None, saver, api_visibility="private", show_progress="hidden")
@@ -113,7 +112,7 @@ def serve(
 
     host: the address to listen at; only this machine can reach the default. port: the first free one from 7860 if None.
     """
-    gr = _gradio()
+    gr = load_gradio()
     from starlette.middleware import Middleware
 
     limits = limits or PageLimits()
@@ -182,7 +181,7 @@ class _Doors:
         table = None
         try:
             for messages, looks in mine.ask(question, board.get("regions", []) if isinstance(board, dict) else []):
-                shown = [{"role": role, "content": words} for role, words in messages]
+                shown = [{"role": role, "content": as_html(words)} for role, words in messages]
                 yield board_says, shown, skip if looks is table else table_of(looks), "" if table is None else skip
                 board_says, table = skip, looks
         except ValueError as error:
@@ -246,9 +245,10 @@ def _part(name: str) -> str:
     return (PARTS / name).read_text(encoding="utf-8")
 
 
-def _gradio() -> Any:
+def load_gradio() -> Any:
+    """Gradio, or the sentence that says how to get it."""
     try:
         import gradio
     except ImportError:
-        raise ImportError("The page needs gradio: pip install 'tap-bridge[app]'.") from None
+        raise ImportError("The page needs gradio, the extra app of tap-bridge: pip install 'gradio>=6'.") from None
     return gradio

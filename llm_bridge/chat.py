@@ -29,7 +29,15 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from tap_tokenizer import ImageInput, RegionTokens, TapConfig, TapRegionTokenizer
+from tap_tokenizer import (
+    ImageInput,
+    RegionTokens,
+    TapConfig,
+    TapRegionTokenizer,
+    check_device,
+    check_hub,
+    damage_told,
+)
 
 from .configuration_bridge import RegionBridgeConfig, bundled_or_given
 from .modeling_bridge import RegionBridgeForConditionalGeneration, check_context
@@ -63,7 +71,7 @@ class RegionChat:
     """Ask a language model about regions of a picture.
 
     >>> chat = RegionChat.from_pretrained("region-chat-tiny")
-    >>> chat.ask("What is <region>, and where is it?", image="picture.png", boxes=[[40, 60, 310, 420]])
+    >>> chat.ask("What is <region>, and where is it?", image="picture.png", boxes=[[177, 392, 271, 470]])
     >>> chat.ask("What colour is region1?")  # later turns speak of regions by name
 
     Regions are numbered through the conversation: region1, region2, …. A new picture begins a new conversation.
@@ -105,17 +113,21 @@ class RegionChat:
         if mode not in ("tokens", "described"):
             raise ValueError(f'mode is {mode!r}, expected "tokens" or "described".')
         path = bundled_or_given(source)
-        _check_source(path, mode)
-        if mode == "tokens":
-            model = RegionBridgeForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto", **kwargs)
-            processor = RegionBridgeProcessor.from_pretrained(path, region_tokenizer=region_tokenizer, device=device)
-        else:
-            if region_tokenizer is None:
-                raise ValueError('mode "described" needs a region tokenizer: give region_tokenizer=….')
-            if isinstance(region_tokenizer, str):
-                region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer, device=device)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **kwargs)
-            processor = DescribedRegionProcessor(AutoTokenizer.from_pretrained(path), region_tokenizer)
+        if mode == "described" and region_tokenizer is None:
+            raise ValueError('mode "described" needs a region tokenizer: give region_tokenizer=….')
+        check_device(device)
+        _check_source(path, mode, kwargs)
+        with damage_told(path):
+            if mode == "tokens":
+                model = RegionBridgeForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto", **kwargs)
+                processor = RegionBridgeProcessor.from_pretrained(
+                    path, region_tokenizer=region_tokenizer, device=device
+                )
+            else:
+                if isinstance(region_tokenizer, str):
+                    region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer, device=device)
+                model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **kwargs)
+                processor = DescribedRegionProcessor(AutoTokenizer.from_pretrained(path), region_tokenizer)
         return cls(model.to(device) if device is not None else model, processor)
 
     @property
@@ -379,17 +391,27 @@ def _region_rows(prompts: Sequence[Any]) -> dict[str, Tensor]:
     return {"region_features": features, "region_mask": mask, "region_source": source}
 
 
-def _check_source(path: str, mode: str) -> None:
-    """Refuse a folder that cannot hold what a mode needs, before anything is loaded or looked for on the Hub."""
+def _check_source(path: str, mode: str, hub: dict[str, Any]) -> None:
+    """Refuse what cannot hold what a mode needs, before anything is loaded; what is not here, the Hub is asked for once."""
     folder = Path(path)
     if not folder.is_dir():
+        if folder.is_file():
+            raise ValueError(
+                f"{path} is a file, expected the folder of a saved model, a Hub repository, or region-chat-tiny."
+            )
         if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
             raise ValueError(f"Found no folder at {path}: give a folder, a Hub repository, or region-chat-tiny.")
+        if mode == "tokens" and "/" not in path:
+            raise ValueError(
+                f"Found no bridge {path}: give region-chat-tiny, the folder of a bridge, or a Hub repository as owner/name."
+            )
+        check_hub(path, "config.json", hub)
         return
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"{path} holds no config.json: give the folder of a saved model.")
-    kind = json.loads(config.read_text()).get("model_type")
+    with damage_told(path):
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     if kind == TapConfig.model_type:
         raise ValueError(f"{path} is a region tokenizer, not a language model: give it as region_tokenizer=….")
     if mode == "tokens" and kind != RegionBridgeConfig.model_type:

@@ -266,6 +266,11 @@ def cutout(picture: np.ndarray, mask: np.ndarray) -> str:
     return data_address(cut)
 
 
+def as_html(words: str) -> str:
+    """What was said, to be shown as it was written: the chat of the page takes text for HTML."""
+    return html.escape(words, quote=False)
+
+
 def table_of(looks: list[Look]) -> str:
     """What TAP says of each region, as an HTML table."""
     if not looks:

@@ -7,27 +7,31 @@ model with transformers' Auto classes.
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
 from .command_line import (
-    PictureRegions,
+    add_output_flags,
     add_prompt_flags,
+    check_not_read,
     check_picture_path,
+    inputs_of,
     prompts_of,
-    read_region_table,
     region_prompts,
     run_command,
     save_picture,
-    write_records,
+    tell_folder,
 )
 from .concept_projector import ConceptBank
 from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
 from .everything import EverythingOptions, mask_to_rle
 from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb
 from .modeling_tap import TapModel, TapOutput
+from .picture_folders import PictureRegions, read_region_table, write_records
+from .pretrained_files import check_hub
 from .processing_tap import TapProcessor
 from .prompt_encoder import PointLabel
 from .region_tokenizer import ImageFeatures, TapRegionTokenizer
 from .region_tokens import RegionTokens
 from .restricted_pickle import read_pickle
 from .visualization import draw_regions, region_colour
+from .weight_files import check_device, damage_told
 
 AutoConfig.register("tap", TapConfig, exist_ok=True)
 AutoModel.register(TapConfig, TapModel, exist_ok=True)
@@ -51,9 +55,15 @@ __all__ = [
     "TapProcessor",
     "TapRegionTokenizer",
     "TapTextDecoderConfig",
+    "add_output_flags",
     "add_prompt_flags",
+    "check_device",
+    "check_hub",
+    "check_not_read",
     "check_picture_path",
+    "damage_told",
     "draw_regions",
+    "inputs_of",
     "load_rgb",
     "mask_to_rle",
     "prompts_of",
@@ -63,5 +73,6 @@ __all__ = [
     "region_prompts",
     "run_command",
     "save_picture",
+    "tell_folder",
     "write_records",
 ]

@@ -12,26 +12,28 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .checkpoint_conversion import add_conversion_flags, convert
 from .command_line import (
-    PictureRegions,
+    add_output_flags,
     add_prompt_flags,
     check_picture_path,
-    pictures_of,
+    inputs_of,
     prompts_of,
-    read_region_table,
     run_command,
     save_picture,
-    write_records,
+    tell_folder,
 )
 from .everything import EverythingOptions
 from .image_processing_tap import load_rgb
+from .picture_folders import PictureRegions, pictures_of, read_region_table, write_records
 from .region_tokenizer import TapRegionTokenizer
 from .region_tokens import RegionTokens
 from .visualization import draw_regions
 
 DEFAULT = "tap-tiny"
-EXIT_CODES = "exit codes: 0 done, 2 bad input, 130 interrupted"
+EXIT_CODES = "exit codes: 0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,10 +83,7 @@ def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.A
     )
     parser.add_argument("image", type=Path, help="the picture, or a folder of pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of words")
-    parser.add_argument("--save", type=Path, metavar="PICTURE", help="write the picture with its regions drawn on it")
-    parser.add_argument(
-        "--output", type=Path, metavar="JSONL", help="of a folder: a line per picture; goes on if interrupted"
-    )
+    add_output_flags(parser)
     parser.add_argument("--masks", action="store_true", help="put masks into the JSON, as COCO run lengths")
     parser.add_argument("--top_k", type=int, default=3, help="how many concepts of each region (default: 3)")
     group = parser.add_argument_group("the model")
@@ -99,7 +98,7 @@ def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.A
     return parser
 
 
-def _describe(arguments: argparse.Namespace) -> None:
+def _describe(arguments: argparse.Namespace) -> int:
     if arguments.image.is_dir():
         _check_folder_flags(arguments)
         if arguments.boxes is None:
@@ -107,15 +106,14 @@ def _describe(arguments: argparse.Namespace) -> None:
         pictures = read_region_table(arguments.boxes, arguments.image)
         tokenizer = _load(arguments)
 
-        def record(picture: PictureRegions) -> dict[str, Any]:
-            regions = tokenizer.encode(picture.path, **picture.prompts, with_masks=arguments.masks)
+        def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
+            regions = tokenizer.encode(pixels, **picture.prompts, with_masks=arguments.masks)
             found = _record(tokenizer, regions, arguments)
             found["regions"] = [{**given, **own} for given, own in zip(picture.regions, found["regions"])]
             return found
 
-        write_records(arguments.output, pictures, _settings(tokenizer), record)
-        print(f"Wrote {arguments.output}: {len(pictures)} pictures.")
-        return
+        unread = write_records(arguments.output, pictures, _settings(tokenizer), record)
+        return tell_folder(arguments.output, pictures, unread)
     if arguments.boxes is not None or arguments.output is not None:
         raise ValueError(
             "--boxes and --output are for a folder of pictures: give --box, --point or --mask for one picture."
@@ -129,9 +127,10 @@ def _describe(arguments: argparse.Namespace) -> None:
     load_rgb(arguments.image)  # refused before a model is loaded
     tokenizer = _load(arguments)
     _tell(tokenizer, tokenizer.encode(arguments.image, **prompts, with_masks=True), arguments)
+    return 0
 
 
-def _everything(arguments: argparse.Namespace) -> None:
+def _everything(arguments: argparse.Namespace) -> int:
     options = {option.name: getattr(arguments, option.name) for option in fields(EverythingOptions)}
     EverythingOptions(**options)
     if arguments.image.is_dir():
@@ -139,12 +138,11 @@ def _everything(arguments: argparse.Namespace) -> None:
         pictures = pictures_of(arguments.image)
         tokenizer = _load(arguments)
 
-        def record(picture: PictureRegions) -> dict[str, Any]:
-            return _record(tokenizer, tokenizer.encode_everything(picture.path, **options), arguments)
+        def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
+            return _record(tokenizer, tokenizer.encode_everything(pixels, **options), arguments)
 
-        write_records(arguments.output, pictures, {**_settings(tokenizer), "search": options}, record)
-        print(f"Wrote {arguments.output}: {len(pictures)} pictures.")
-        return
+        unread = write_records(arguments.output, pictures, {**_settings(tokenizer), "search": options}, record)
+        return tell_folder(arguments.output, pictures, unread)
     if arguments.output is not None:
         raise ValueError("--output is for a folder of pictures: print --json for one picture.")
     _check_flags(arguments)
@@ -154,6 +152,7 @@ def _everything(arguments: argparse.Namespace) -> None:
     if not len(regions):
         sys.stderr.write("No mask passed the filters: lower --pred_iou_thresh or --stability_score_thresh.\n")
     _tell(tokenizer, regions, arguments)
+    return 0
 
 
 def _load(arguments: argparse.Namespace) -> TapRegionTokenizer:
@@ -173,7 +172,7 @@ def _check_folder_flags(arguments: argparse.Namespace) -> None:
 def _check_flags(arguments: argparse.Namespace) -> None:
     if arguments.top_k < 1:
         raise ValueError(f"--top_k is {arguments.top_k}, expected 1 or more.")
-    check_picture_path(arguments.save)
+    check_picture_path(arguments.save, inputs_of(arguments))
 
 
 def _settings(tokenizer: TapRegionTokenizer) -> dict[str, Any]:

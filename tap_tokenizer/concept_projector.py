@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .weight_files import damage_told
+
 
 @dataclass(frozen=True, eq=False)
 class ConceptBank:
@@ -132,7 +134,7 @@ class ConceptBank:
     @classmethod
     def load(cls, path: str | Path) -> ConceptBank:
         """Read what `save` wrote."""
-        with safe_open(path, framework="pt") as file:
+        with damage_told(path), safe_open(path, framework="pt") as file:
             names = (file.metadata() or {}).get("names")
             if names is None or "weights" not in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 raise ValueError(f"{path} is not a concept bank: expected the file that ConceptBank.save writes.")

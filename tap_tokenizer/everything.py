@@ -44,10 +44,15 @@ class EverythingOptions:
     min_mask_region_area: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("points_per_crop", 1), ("crop_n_points_downscale_factor", 1), ("crops_n_layers", 0),
-                            ("min_mask_region_area", 0), ("stability_score_offset", 0)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected {least} or more.")
+        for name, least, most in (
+            ("points_per_crop", 1, 512),  # a million points are a night on a CPU
+            ("crop_n_points_downscale_factor", 1, 512),
+            ("crops_n_layers", 0, 6),  # 5,461 pictures to encode
+            ("min_mask_region_area", 0, 2**40),
+            ("stability_score_offset", 0, 1000),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected {least} … {most}.")
         for name in ("pred_iou_thresh", "stability_score_thresh", "crop_overlap_ratio", "crops_nms_thresh"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 … 1.")

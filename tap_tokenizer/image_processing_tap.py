@@ -118,13 +118,10 @@ def as_image_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]
 
 def load_rgb(image: ImageInput) -> np.ndarray:
     """A picture as bytes (H, W, 3) in RGB order, upright, opaque."""
+    name = ""
     if isinstance(image, (str, Path)):
-        try:
-            image = Image.open(image)
-        except FileNotFoundError:
-            raise ValueError(f"Found no image file at {image}.") from None
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{image} is no image that Pillow can read: {error}") from None
+        name = f" {image}"
+        image = _opened(image)
     elif isinstance(image, Tensor):
         image = image.detach().cpu().numpy()
     if isinstance(image, np.ndarray):
@@ -138,8 +135,20 @@ def load_rgb(image: ImageInput) -> np.ndarray:
     try:
         upright = ImageOps.exif_transpose(image)
         return np.asarray(_opaque(upright))
-    except OSError as error:
-        raise ValueError(f"The image cannot be decoded: {error}. The file may be truncated.") from None
+    except Exception as error:  # decoders raise whatever damaged bytes make them stumble over
+        raise ValueError(f"The image{name} cannot be decoded: {error}. The file may be truncated.") from None
+
+
+def _opened(path: str | Path) -> Image.Image:
+    """The picture of a file, its header read."""
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise ValueError(f"Found no image file at {path}.") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is larger than Pillow opens ({error}) Make it smaller first.") from None
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is no image that Pillow can read: {error}") from None
 
 
 def _array_to_pil(array: np.ndarray) -> Image.Image:

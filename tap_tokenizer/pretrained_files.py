@@ -6,21 +6,38 @@ Knows names of files and repositories; what is in them belongs to the parts that
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    list_repo_files,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .concept_projector import ConceptBank
+from .configuration_tap import TapConfig
 from .modeling_tap import TapModel
 from .processing_tap import TapProcessor
+from .weight_files import damage_told
 
 logger = logging.get_logger(__name__)
 
@@ -61,7 +78,17 @@ class TokenizerFiles:
                 model.set_attn_implementation(attn_implementation)
             return model, None
         options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-        model = TapModel.from_pretrained(self.folder, dtype=dtype, **options)
+        assert self.folder is not None
+        _check_is_tap(self.folder)
+        with damage_told(self.folder):
+            try:
+                model, found = TapModel.from_pretrained(self.folder, dtype=dtype, output_loading_info=True, **options)
+            except RuntimeError as error:  # sizes that differ from those of the configuration
+                raise ValueError(f"{self.folder} holds weights that do not fit its config.json: {error}") from None
+        if lacking := sorted(found["missing_keys"]):
+            raise ValueError(
+                f"{self.folder} lacks {len(lacking)} weights of a TAP ({', '.join(lacking[:3])} …): copy or download it again."
+            )
         return model, TapProcessor.from_pretrained(self.folder)
 
     def load_concepts(self) -> ConceptBank | None:
@@ -151,6 +178,20 @@ def _saved_folder(folder: Path, concepts: str | Path | ConceptBank | None) -> To
     return TokenizerFiles(folder=folder, concepts=bank, text_tokenizer=vocabulary if vocabulary.is_dir() else None)
 
 
+def _check_is_tap(folder: Path) -> None:
+    """Refuse the folder of another model before its weights are read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+    except (ValueError, AttributeError):
+        raise ValueError(f"{folder / 'config.json'} is no JSON object: copy or download the folder again.") from None
+    if kind != TapConfig.model_type:
+        raise ValueError(
+            f"{folder} holds a model of type {kind}, not a region tokenizer (type {TapConfig.model_type}): give the folder of "
+            "one."
+        )
+
+
 def _local_concepts(concepts: str | Path | ConceptBank | None) -> ConceptBank | Path | None:
     return Path(concepts) if isinstance(concepts, str) else concepts
 
@@ -172,7 +213,34 @@ def _variants(repository: str, hub: Hub) -> list[str]:
     return sorted(Path(name).stem for name in names if name.startswith("models/") and name.endswith(".pkl"))
 
 
+def check_hub(repository: str, name: str, hub: Hub) -> None:
+    """Ask the Hub once, and briefly, for a file that was not downloaded earlier: a download would ask again and again.
+
+    Raises `ValueError` for what is no name of a repository, and `OSError` if there is none of this name or no Hub in reach. A
+    file that a repository lacks is left to the download.
+    """
+    place = {key: hub.get(key) for key in ("revision", "cache_dir")}
+    try:
+        if hub.get("local_files_only") or isinstance(try_to_load_from_cache(repository, name, **place), str):
+            return
+        get_hf_file_metadata(hf_hub_url(repository, name, revision=hub.get("revision")), token=hub.get("token"))
+    except HFValidationError as error:
+        raise ValueError(f"{repository} is neither a file or folder here nor a Hub repository: {error}") from None
+    except RepositoryNotFoundError:
+        raise OSError(
+            f"Found no {repository}, here or on the Hub (or it is not open to you): correct the name, or give a folder."
+        ) from None
+    except EntryNotFoundError:
+        return
+    except Exception as error:  # no network, no Hub, an offline mode: each has an exception of its own
+        raise OSError(
+            f"Found no {repository} here, and the Hub cannot be reached ({error}): correct the name, or download it where "
+            "there is a network and give its folder."
+        ) from None
+
+
 def _download(repository: str, name: str, hub: Hub) -> Path:
+    check_hub(repository, name, hub)
     try:
         return Path(hf_hub_download(repository, name, **hub))
     except LocalEntryNotFoundError as error:  # is an EntryNotFoundError too, but says that the Hub was out of reach
@@ -180,8 +248,6 @@ def _download(repository: str, name: str, hub: Hub) -> Path:
             f"Could not download {name} of {repository}, and no earlier download is here: {error}. Download the file "
             "where there is a network and give its path."
         ) from error
-    except HFValidationError as error:
-        raise ValueError(f"{repository} is neither a file or folder here nor a Hub repository: {error}") from None
     except EntryNotFoundError:
         raise
     except HfHubHTTPError as error:
@@ -216,7 +282,7 @@ def _read_text_tokenizer(wanted: str | Path, vocab_size: int, hub: Hub) -> PreTr
         return _read_sentencepiece(path, vocab_size)
     if path.is_dir():
         if (path / "tokenizer.json").is_file():
-            return AutoTokenizer.from_pretrained(path)
+            return _told(path, lambda: AutoTokenizer.from_pretrained(path))
         if (path / "tokenizer.model").is_file():
             return _read_sentencepiece(path / "tokenizer.model", vocab_size)
         raise ValueError(
@@ -247,7 +313,17 @@ def _read_sentencepiece(path: Path, vocab_size: int) -> PreTrainedTokenizerBase:
         ) from error
     with TemporaryDirectory() as folder:  # transformers wants the file alone in a folder, under this very name
         shutil.copyfile(path, Path(folder) / "tokenizer.model")
-        return LlamaTokenizer.from_pretrained(folder)
+        return _told(path, lambda: LlamaTokenizer.from_pretrained(folder))
+
+
+def _told(path: Path, read: Callable[[], PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase:
+    """What `read` gives, or a sentence that names the files."""
+    try:
+        return read()
+    except Exception as error:  # tokenizers raises no class of its own
+        raise ValueError(
+            f"{path} holds no text tokenizer that can be read ({error}): copy or download it again."
+        ) from None
 
 
 def _checked_size(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> PreTrainedTokenizerBase:

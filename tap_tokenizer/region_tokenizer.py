@@ -23,6 +23,7 @@ from .modeling_tap import TapModel
 from .pretrained_files import CONCEPTS_FILE, TEXT_TOKENIZER_FOLDER, load_text_tokenizer, locate
 from .processing_tap import TapProcessor
 from .region_tokens import PendingMask, RegionTokens
+from .weight_files import check_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +131,7 @@ class TapRegionTokenizer:
         Nothing in the files is executed: pickles are read by a reader that admits arrays and plain containers only.
         """
         hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        check_device(device)
         files = locate(source, variant=variant, concepts=concepts, hub=hub)
         model, processor = files.load_model(dtype=_as_dtype(dtype), attn_implementation=attn_implementation)
         tokenizer = cls(
@@ -578,9 +580,7 @@ class _MaskSource:
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if dtype is None:
         return torch.float32
-    if isinstance(dtype, str):
-        value = getattr(torch, dtype, None)
-        if not isinstance(value, torch.dtype):
-            raise ValueError(f"dtype is {dtype!r}, expected float32, bfloat16 or float16.")
-        return value
-    return dtype
+    value = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}, expected float32, bfloat16 or float16.")
+    return value

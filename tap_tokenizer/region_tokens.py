@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .everything import mask_to_rle
+from .weight_files import damage_told
 
 FORMAT = "tap-region-tokens-1"
 
@@ -185,6 +186,8 @@ class RegionTokens:
     def save(self, path: str | Path, *, with_masks: bool = False) -> None:
         """Write one safetensors file, whole or not at all; masks, packed to bits, only if asked for."""
         path = Path(path)
+        if not path.parent.is_dir():
+            raise ValueError(f"There is no folder {path.parent}: make it first.")
         tensors = {name: getattr(self, name).cpu().contiguous() for name in (*_PER_REGION, "image_sizes")}
         if with_masks and len(self):
             self._compute_masks()
@@ -198,7 +201,7 @@ class RegionTokens:
     @classmethod
     def load(cls, path: str | Path) -> RegionTokens:
         """Read what `save` wrote."""
-        with safe_open(path, framework="pt") as file:
+        with damage_told(path), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path} holds no region tokens: expected a file that RegionTokens.save wrote.")

@@ -29,16 +29,20 @@ def read_pickle(path: str | Path) -> Any:
     data = Path(path).read_bytes()
     try:
         return _resolve(_RestrictedUnpickler(io.BytesIO(data)).load())
-    except pickle.UnpicklingError as error:
+    except _RefusedError as error:
         raise pickle.UnpicklingError(f"{path}: {error}") from None
     except (
-        EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError, ImportError,
-        RecursionError, RuntimeError, UnicodeDecodeError,
+        pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
+        MemoryError, ImportError, RecursionError, RuntimeError, UnicodeDecodeError,
     ) as error:  # fmt: skip
         raise pickle.UnpicklingError(
             f"{path}: got a damaged file or no pickle at all ({type(error).__name__}: {error}), expected a pickle of "
             "arrays: download it again."
         ) from None
+
+
+class _RefusedError(pickle.UnpicklingError):
+    """What this reader will not have, told apart from what it cannot make out."""
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
@@ -48,13 +52,13 @@ class _RestrictedUnpickler(pickle.Unpickler):
         try:
             return _STAND_INS[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(
+            raise _RefusedError(
                 f"refused to load {module}.{name}: expected arrays, torch tensors and plain containers only. "
                 "The file may be malicious; do not open it with pickle or torch.load."
             ) from None
 
     def persistent_load(self, pid: Any) -> NoReturn:
-        raise pickle.UnpicklingError(f"refused a persistent id ({str(pid)[:80]}): expected a self-contained pickle.")
+        raise _RefusedError(f"refused a persistent id ({str(pid)[:80]}): expected a self-contained pickle.")
 
 
 class _DataType:
@@ -63,12 +67,12 @@ class _DataType:
     def __init__(self, code: str, *_flags: Any) -> None:
         self.value = np.dtype(code) if isinstance(code, str) else None
         if self.value is None or self.value.kind not in _ALLOWED_KINDS:
-            raise pickle.UnpicklingError(f"refused an array of type {code!r}: expected numbers or booleans.")
+            raise _RefusedError(f"refused an array of type {code!r}: expected numbers or booleans.")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         order = state[1]
         if order not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError(f"refused an array type with byte order {order!r}.")
+            raise _RefusedError(f"refused an array type with byte order {order!r}.")
         assert self.value is not None
         self.value = self.value.newbyteorder(order)
 
@@ -87,10 +91,10 @@ class _Array:
 def _array(data: Any, data_type: Any, shape: Any, order: Literal["C", "F"]) -> np.ndarray:
     """An array from raw bytes whose length fits its shape."""
     if not isinstance(data_type, _DataType) or not isinstance(data, (bytes, bytearray)):
-        raise pickle.UnpicklingError("refused an array that is not made of plain bytes.")
+        raise _RefusedError("refused an array that is not made of plain bytes.")
     assert data_type.value is not None
     if math.prod(shape) * data_type.value.itemsize != len(data):
-        raise pickle.UnpicklingError(f"got {len(data)} bytes for an array of shape {shape} and type {data_type.value}.")
+        raise _RefusedError(f"got {len(data)} bytes for an array of shape {shape} and type {data_type.value}.")
     return np.frombuffer(bytearray(data), data_type.value).reshape(shape, order=order)
 
 
@@ -112,7 +116,7 @@ def _no_bytes() -> bytes:
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     """Stands in for `_codecs.encode`, by which protocols 0 to 2 write bytes."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"refused text in encoding {encoding!r}: expected latin1.")
+        raise _RefusedError(f"refused text in encoding {encoding!r}: expected latin1.")
     return text.encode("latin1")
 
 
@@ -121,7 +125,7 @@ def _tensor_from_bytes(data: bytes) -> Any:
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever is wrong with it, it is refused
-        raise pickle.UnpicklingError(f"refused an embedded torch storage: {str(error).splitlines()[0]}") from None
+        raise _RefusedError(f"refused an embedded torch storage: {str(error).splitlines()[0]}") from None
 
 
 def _rebuild_tensor(
@@ -129,12 +133,12 @@ def _rebuild_tensor(
 ) -> torch.Tensor:
     """Stands in for `torch._utils._rebuild_tensor_v2`; a view that would leave its storage is refused."""
     if not isinstance(storage, torch.storage.TypedStorage):
-        raise pickle.UnpicklingError("refused a tensor without a storage.")
+        raise _RefusedError("refused a tensor without a storage.")
     if offset < 0 or len(size) != len(stride) or min((*size, *stride), default=0) < 0:
-        raise pickle.UnpicklingError("refused a tensor of negative size.")
+        raise _RefusedError("refused a tensor of negative size.")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     if math.prod(size) and last >= storage.size():
-        raise pickle.UnpicklingError("refused a tensor that reaches beyond its storage.")
+        raise _RefusedError("refused a tensor that reaches beyond its storage.")
     return torch.empty(0, dtype=storage.dtype).set_(storage, offset, size, stride).clone()
 
 
@@ -142,7 +146,7 @@ class _ArrayType:
     """Stands in for the name `numpy.ndarray`, an argument of `_reconstruct`; the pickle must not call it."""
 
     def __init__(self, *_arguments: Any) -> None:
-        raise pickle.UnpicklingError("refused a call of numpy.ndarray: expected arrays with their bytes.")
+        raise _RefusedError("refused a call of numpy.ndarray: expected arrays with their bytes.")
 
 
 _STAND_INS: dict[tuple[str, str], Any] = {
@@ -167,10 +171,10 @@ def _resolve(value: Any) -> Any:
     """Replace stand-ins by the arrays they became, inside containers."""
     if isinstance(value, _Array):
         if value.value is None:
-            raise pickle.UnpicklingError("got an array without its content.")
+            raise _RefusedError("got an array without its content.")
         return value.value
     if isinstance(value, (_DataType, type)) or callable(value):
-        raise pickle.UnpicklingError("refused a bare type or function: expected arrays and plain containers only.")
+        raise _RefusedError("refused a bare type or function: expected arrays and plain containers only.")
     if isinstance(value, dict):
         return type(value)((_resolve(k), _resolve(v)) for k, v in dict.items(value))
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -22,11 +22,11 @@ LIBRARIES = {
 
 LAYERS = {
     "tap_tokenizer": [
-        {"configuration_tap", "attention", "restricted_pickle", "everything", "command_line"},
+        {"configuration_tap", "attention", "restricted_pickle", "everything", "command_line", "weight_files"},
         {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "concept_projector"},
         {"fast_inference"},
         {"modeling_tap", "image_processing_tap"},
-        {"processing_tap", "region_tokens", "checkpoint_conversion"},
+        {"processing_tap", "region_tokens", "checkpoint_conversion", "picture_folders"},
         {"pretrained_files"},
         {"region_tokenizer"},
         {"visualization"},

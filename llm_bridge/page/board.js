@@ -227,6 +227,18 @@ document.addEventListener("paste", (event) => {
   if (file) { event.preventDefault(); send(file); }
 });
 
+// --- the question --------------------------------------------------------------------------------------------------
+
+// Enter asks and Shift+Enter begins a new line, as in other chats (in Gradio it is the other way round); an Enter that
+// ends the composing of a word is neither.
+for (const kind of ["keydown", "keypress"]) document.addEventListener(kind, (event) => {
+  if (event.key !== "Enter" || event.isComposing || !event.target.closest || !event.target.closest("#question")) return;
+  event.stopPropagation();
+  if (event.shiftKey) return;
+  event.preventDefault();
+  if (kind === "keydown" && !event.repeat) document.querySelector("#ask").click();
+}, true);
+
 watch("value", () => {
   const got = props.value || {};
   if (got.error || got.sentence) { publish(); return say(got.error || got.sentence, Boolean(got.error)); }

@@ -201,8 +201,39 @@ def test_by_keyboard_alone(tab: Page) -> None:
         tab.keyboard.press("Tab")
         if tab.evaluate("document.activeElement.closest('#question') !== null"):
             break
-    tab.keyboard.press("Shift+Enter")
+    tab.keyboard.press("Enter")
     expect(tab.locator("#said .bot.message")).to_have_count(1, timeout=120_000)
+
+
+def test_enter_asks_and_shift_enter_begins_a_line(tab: Page) -> None:
+    load(tab)
+    drag(tab, QUESTIONS[0]["boxes"][0])
+    question = tab.locator("#question textarea")
+    expect(tab.locator("#question")).to_contain_text("Enter asks, Shift+Enter begins a new line")
+    question.fill("What is")
+    question.press("Shift+Enter")
+    tab.keyboard.type("<region>?")
+    expect(question).to_have_value("What is\n<region>?")
+    question.evaluate(  # an input method's Enter, which takes a word over
+        "box => box.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true}))"
+    )
+    tab.wait_for_timeout(500)
+    expect(tab.locator("#said .message")).to_have_count(0)
+    tab.keyboard.press("Enter")
+    expect(tab.locator("#said .bot.message")).to_have_count(1, timeout=120_000)
+    assert tab.locator("#said .user.message").inner_text().split() == ["What", "is", "region1?"]
+
+
+def test_what_is_said_is_shown_as_it_was_written(tab: Page) -> None:
+    """Tags, entities and signs of Markdown are letters here, and nothing in them runs."""
+    load(tab)
+    drag(tab, QUESTIONS[0]["boxes"][0])
+    written = "<b>What</b> is <region>? <img src=x onerror='window.ran = 1'> a < b &amp; <x-y> **c** [d](http://e.org)"
+    ask(tab, written)
+    assert tab.locator("#said .user.message").inner_text().strip() == written.replace("<region>", "region1")
+    assert tab.evaluate("window.ran") is None
+    ask(tab, "Is <region1> a <box>?", answers=2)
+    assert tab.locator("#said .user.message").last.inner_text().strip() == "Is region1 a <box>?"
 
 
 def test_a_phone_shows_it_all_without_scrolling_sideways(browser: Browser, served: tuple[Any, str]) -> None:

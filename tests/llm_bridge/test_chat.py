@@ -292,9 +292,31 @@ def test_wrong_sources_are_named(make_bridge: Callable[..., Pair], tmp_path: Pat
         (tap, "tokens", "is a region tokenizer"),
         (tmp_path / "lm", "tokens", "not a bridge"),
         (tmp_path / "bridge", "described", "is a bridge"),
+        (tap / "config.json", "tokens", "is a file"),
+        ("region-chat-tinny", "tokens", "Found no bridge region-chat-tinny"),
     ):
         with pytest.raises(ValueError, match=words):
             RegionChat.from_pretrained(source, mode=mode, region_tokenizer="tap-tiny")
+
+
+def test_what_is_not_here_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("some/bridge", "some-model"):
+        with pytest.raises(OSError, match=f"Found no {name} here, and the Hub cannot be reached"):
+            RegionChat.from_pretrained(name, mode="described", region_tokenizer="tap-tiny")
+    with pytest.raises(OSError, match="Found no some/bridge here"):
+        RegionChat.from_pretrained("some/bridge")
+    with pytest.raises(ValueError, match="cannot use here"):
+        RegionChat.from_pretrained("some/bridge", device="nonsense")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "processor_config.json"])
+def test_damaged_folders_are_named(make_bridge: Callable[..., Pair], tmp_path: Path, name: str) -> None:
+    bridge, processor = make_bridge()
+    bridge.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])
+    with pytest.raises(ValueError, match=f"{tmp_path.name} .*copy or download it again"):
+        RegionChat.from_pretrained(tmp_path, region_tokenizer="tap-tiny")
 
 
 # --- described mode ---------------------------------------------------------------------------------------------------

@@ -126,6 +126,36 @@ def test_a_conversation_line_by_line(
     assert (tmp_path / "talk.png").is_file()
 
 
+def test_what_is_read_is_not_overwritten(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    picture = tmp_path / "p.png"
+    shutil.copyfile(DEMO, picture)
+    (tmp_path / "link.png").symlink_to(picture)
+    before = picture.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for output in (picture, "p.png", "link.png"):
+        assert "would overwrite" in refused(capsys, "ask", picture, LARGER, *FLAGS, "--save", output)
+    assert "would overwrite" in refused(capsys, "demo", "--output", DEMO)
+    lines = ["Which is larger, <region> or <region>?", "/save link.png", "/json p.png", "/quit"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert said(capsys, "chat", picture, *FLAGS).count("would overwrite") == 2
+    assert picture.read_bytes() == before
+    assert (tmp_path / "link.png").is_symlink()
+
+
+def test_a_torn_picture_of_a_folder(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    command = ["ask", folder / "pictures", LARGER, "--boxes", folder / "boxes.csv", "--output", folder / "o.jsonl"]
+    whole = (folder / "pictures" / "a.png").read_bytes()
+    (folder / "pictures" / "a.png").write_bytes(whole[:9000])
+    assert main([str(word) for word in command]) == 3
+    assert re.search(r"^a.png: .*decoded.*\n1 of 2 pictures", capsys.readouterr().err, re.MULTILINE)
+    (folder / "pictures" / "a.png").write_bytes(whole)
+    said(capsys, *command)
+    lines = [json.loads(line) for line in (folder / "o.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["a.png", "b.png"]
+
+
 def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert "--port 0: expected 1 to 65535" in refused(capsys, "app", "--port", 0)
     pictures, table, output = folder / "pictures", folder / "boxes.csv", folder / "o.jsonl"
@@ -139,12 +169,22 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
         ("--max_new_tokens is 0", ["ask", DEMO, "what", "--max_new_tokens", 0]),
         ("no folder at", ["ask", DEMO, "what", "--model", folder / "none"]),
         ("needs a region tokenizer", ["ask", DEMO, "what", "--mode", "described", "--model", "some/model"]),
-        ("No such file", ["chat", DEMO, "--mask", folder / "none.png"]),
+        ("no image file", ["chat", DEMO, "--mask", folder / "none.png"]),
         ("queue is 0", ["app", "--queue", 0]),
         ("no folder", ["demo", "--output", folder / "none" / "x.png"]),
     ):
         assert message in refused(capsys, *arguments), arguments
     assert not output.exists()
+
+
+def test_the_page_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a name that pip knows, whatever way the project was installed; and before a model is loaded."""
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(RegionChat, "from_pretrained", lambda *_, **__: pytest.fail("must not be called"))
+    assert "the extra app of tap-bridge: pip install 'gradio>=6'" in refused(capsys, "app")
+    extras = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert 'name = "tap-bridge"' in extras
+    assert 'app = ["gradio>=6"]' in extras
 
 
 @pytest.mark.slow

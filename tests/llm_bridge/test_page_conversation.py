@@ -17,6 +17,7 @@ from llm_bridge.page_conversation import (
     PageConversation,
     PageConversations,
     Scene,
+    as_html,
     data_address,
     table_of,
 )
@@ -152,6 +153,7 @@ def test_users_are_apart_and_bounded(make_bridge: Callable[..., Pair], picture: 
 
 
 def test_words_are_escaped() -> None:
+    assert as_html("<b>is</b> <region> & 'it'?") == "&lt;b&gt;is&lt;/b&gt; &lt;region&gt; &amp; 'it'?"
     table = table_of([Look("region1", "<script>alert(1)</script>", [("<b>", 0.5)], "data:image/jpeg;base64,")])
     assert "<script>" not in table
     assert "&lt;b&gt; 50%" in table

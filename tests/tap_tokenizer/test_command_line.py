@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from tap_tokenizer import TapRegionTokenizer, read_region_table, write_records
+from tap_tokenizer import TapRegionTokenizer
 from tap_tokenizer.__main__ import main
-from tap_tokenizer.command_line import PictureRegions
+from tap_tokenizer.command_line import read_mask
 
 DEMO = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
 BOX = [361, 233, 436, 307]
@@ -133,75 +133,6 @@ def test_everything_of_a_folder(capsys: pytest.CaptureFixture[str], folder: Path
     assert all(line["search"]["points_per_crop"] == 4 and line["regions"] for line in lines)
 
 
-def test_an_interrupted_folder_goes_on(folder: Path) -> None:
-    pictures = read_region_table(folder / "boxes.csv", folder / "pictures")
-    output, asked = folder / "out.jsonl", []
-
-    def record(picture: PictureRegions) -> dict[str, Any]:
-        asked.append(picture.image)
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        return {"answer": len(picture.regions)}
-
-    with pytest.raises(KeyboardInterrupt):
-        write_records(output, pictures, {"model": "m"}, record)
-    assert not output.exists()
-    partial = Path(f"{output}.partial")
-    with open(partial, "a") as file:
-        file.write('{"image": "sub/b.j')  # a line that was cut off
-    with pytest.raises(ValueError, match="begun with other"):
-        write_records(output, pictures, {"model": "another"}, record)
-    with pytest.raises(ValueError, match="begun with other"):
-        write_records(output, pictures[::-1], {"model": "m"}, record)
-    write_records(output, pictures, {"model": "m"}, record)
-    assert asked == ["a.png", "sub/b.jpg", "sub/b.jpg"]
-    assert [json.loads(line) for line in output.read_text().splitlines()] == [
-        {"image": "a.png", "model": "m", "answer": 2},
-        {"image": "sub/b.jpg", "model": "m", "answer": 1},
-    ]
-    assert not partial.exists()
-
-
-TABLES = [
-    ("picture,x1,y1,x2,y2\na.png,1,2,3,4\n", "expected image and"),
-    ("image,x1,y1,x2\na.png,1,2,3\n", "expected image and"),
-    ("image,x,y,caption\na.png,1,2,a\n", "has a column caption"),
-    ("image,x1,y1,x2,y2\n", "has no rows"),
-    ("image,x1,y1,x2,y2\na.png,1,2,3\n", "line 2: got 4 cells"),
-    ("image,x1,y1,x2,y2\na.png,1,2,3,4,5\n", "line 2"),
-    ("image,x1,y1,x2,y2\na.png,1,2,3,4\nb.png,1,2,3,4\n", "line 3: there is no picture"),
-    ("image,x1,y1,x2,y2\na.png,1,2,x,4\n", "line 2: box is 1, 2, x, 4"),
-    ("image,x1,y1,x2,y2\na.png,10,2,3,4\n", "line 2: box"),
-    ("image,x1,y1,x2,y2\na.png,1,2,3,999\n", "does not lie in the picture of 512 × 512"),
-    ("image,x,y\na.png,1,\n", "expected 2 numbers"),
-    ("image,x,y\na.png,,\n", "no box and no point"),
-    ("image,x,y\na.png,nan,3\n", "does not lie"),
-]
-
-
-@pytest.mark.parametrize(("table", "message"), TABLES)
-def test_wrong_tables_are_refused(folder: Path, table: str, message: str) -> None:
-    (folder / "wrong.csv").write_text(table)
-    with pytest.raises(ValueError, match=message):
-        read_region_table(folder / "wrong.csv", folder / "pictures")
-
-
-def test_tables_of_points_and_turned_pictures(folder: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (100, 40)).save(folder / "pictures" / "turned.jpg", exif=exif)
-    (folder / "t.csv").write_text(
-        "image,x1,y1,x2,y2,x,y\nturned.jpg,1,2,30,90,,\nturned.jpg,,,,,20,80\na.png,1,2,30,90,5,6\n"
-    )
-    turned, other = read_region_table(folder / "t.csv", folder / "pictures")
-    assert turned.prompts == {
-        "boxes": [[1, 2, 30, 90], None],
-        "points": [None, [[20, 80]]],
-        "point_labels": [None, [1]],
-    }
-    assert other.prompts == {"boxes": [[1, 2, 30, 90]], "points": [[[5, 6]]], "point_labels": [[1]]}
-
-
 # --- refusals and the shell -------------------------------------------------------------------------------------------
 
 
@@ -227,6 +158,74 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
         (pictures / "empty").mkdir(exist_ok=True)
         assert message in refused(capsys, *arguments), arguments
     assert not output.exists()
+
+
+def test_what_is_read_is_not_overwritten(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own name, a relative one, a symbolic link, a hard link, or the name of the file that grows first."""
+    picture, mask = tmp_path / "p.png", tmp_path / "m.png"
+    shutil.copyfile(DEMO, picture)
+    Image.new("1", (512, 512), 1).save(mask)
+    shutil.copyfile(DEMO, tmp_path / "q.partial.png")
+    (tmp_path / "soft.png").symlink_to(picture)
+    (tmp_path / "hard.png").hardlink_to(picture)
+    monkeypatch.chdir(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for output in (picture, "p.png", "./p.png", "soft.png", "hard.png", mask):
+        for command in (["describe", picture, "--mask", "m.png"], ["everything", picture]):
+            if output == mask and command[0] == "everything":
+                continue
+            words = refused(capsys, *command, "--save", output)
+            assert "would overwrite" in words
+            assert "give another name" in words
+    assert "would overwrite" in refused(capsys, "everything", "q.partial.png", "--save", "q.png")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_names_that_no_picture_can_have(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    for name, message in (("out.psd", "what kind"), ("out.xbm", "what kind"), ("folder.png", "is a folder")):
+        assert message in refused(capsys, "describe", DEMO, "--box", *BOX, "--save", tmp_path / name), name
+
+
+def test_masks_that_are_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    mask = Image.new("L", (512, 512))
+    mask.paste(255, (180, 395, 268, 467))
+    mask.save(tmp_path / "sharp.png")
+    mask.filter(ImageFilter.GaussianBlur(1.5)).convert("RGB").save(tmp_path / "soft.jpg")
+    plain, soft = (read_mask(tmp_path / name) for name in ("sharp.png", "soft.jpg"))
+    assert plain.sum() == 88 * 72
+    assert (plain != soft).mean() < 0.002
+    mask.point(lambda value: value // 255).save(tmp_path / "ones.png")
+    assert "nothing in it is white" in refused(capsys, "describe", DEMO, "--mask", tmp_path / "ones.png")
+    assert "neither black nor white" in refused(capsys, "describe", DEMO, "--mask", DEMO)
+    mask.resize((64, 64)).save(tmp_path / "small.png")
+    assert "expected the picture's" in refused(capsys, "describe", DEMO, "--mask", tmp_path / "small.png")
+
+
+def test_a_torn_picture_is_named_and_the_others_are_done(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    """And once it is mended, the same command does the rest, and the lines are in the order of the pictures."""
+    pictures, output = folder / "pictures", folder / "out.jsonl"
+    whole = (pictures / "a.png").read_bytes()
+    for torn in (whole[: len(whole) // 2], whole[:20], b""):
+        (pictures / "a.png").write_bytes(torn)
+        for command in (["describe", pictures, "--boxes", folder / "boxes.csv"], ["everything", pictures, *LENIENT]):
+            assert main([str(word) for word in (*command, "--output", output)]) == 3
+            got = capsys.readouterr()
+            assert got.out == ""
+            assert re.search(r"^a.png: .*a.png", got.err, re.MULTILINE)
+            assert "1 of 2 pictures could not be read" in got.err
+            assert not output.exists()
+            lines = Path(f"{output}.partial").read_text().splitlines()
+            assert [json.loads(line)["image"] for line in lines] == ["sub/b.jpg"]
+            Path(f"{output}.partial").rename(folder / f"{command[0]}.partial")
+    (pictures / "a.png").write_bytes(whole)
+    (folder / "describe.partial").rename(f"{output}.partial")
+    said(capsys, "describe", pictures, "--boxes", folder / "boxes.csv", "--output", output)
+    assert [json.loads(line)["image"] for line in output.read_text().splitlines()] == ["a.png", "sub/b.jpg"]
+    assert not list(folder.glob("out.jsonl.*"))
+    assert "3 some pictures" in run(folder, "tap-tokenizer describe --help")
 
 
 def test_convert_makes_a_folder_that_loads(

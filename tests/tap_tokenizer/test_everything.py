@@ -29,6 +29,11 @@ def square(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int] = (20, 30))
     "options",
     [
         {"points_per_crop": 0},
+        {"points_per_crop": 100_000_000},
+        {"crops_n_layers": 1000},
+        {"crop_n_points_downscale_factor": 10**400},
+        {"stability_score_offset": float("nan")},
+        {"stability_score_offset": float("inf")},
         {"crops_n_layers": -1},
         {"crop_n_points_downscale_factor": 0},
         {"min_mask_region_area": -1},

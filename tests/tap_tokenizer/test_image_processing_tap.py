@@ -123,3 +123,33 @@ def test_saving_and_auto_class(tmp_path: Path) -> None:
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(TypeError, match="do_flip"):
         TapImageProcessor()(np.zeros((4, 4, 3), np.uint8), do_flip=True)
+
+
+def test_damaged_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off anywhere, or with bytes that are wrong, in each format; and pictures larger than Pillow opens."""
+    random = np.random.RandomState(0)
+    picture = Image.fromarray(random.randint(0, 255, (60, 80, 3), np.uint8))
+    for ending in ("png", "jpg", "gif", "tif", "webp", "bmp"):
+        path = tmp_path / f"torn.{ending}"
+        picture.save(path)
+        whole = path.read_bytes()
+        for keep in (0, 1, 30, len(whole) // 3):
+            wrong = bytearray(whole)
+            wrong[len(whole) // 4 : len(whole) // 2] = random.bytes(len(whole) // 2 - len(whole) // 4)
+            for content in (whole[:keep], bytes(wrong[: keep + len(whole) // 2])):
+                path.write_bytes(content)
+                if words := refusal(path):  # some formats bear some damage
+                    assert path.name in words
+    picture.save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"large\.png is larger than Pillow opens"):
+        load_rgb(tmp_path / "large.png")
+
+
+def refusal(path: Path) -> str:
+    """What is said of a file that cannot be read; nothing if it can."""
+    try:
+        load_rgb(path)
+    except ValueError as error:
+        return str(error)
+    return ""

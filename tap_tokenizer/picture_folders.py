@@ -1,0 +1,219 @@
+"""Folders of pictures: tables of their regions, and records in JSON lines that go on after an interruption.
+
+A table is a CSV with a row per region: `image`, and a box (`x1,y1,x2,y2`) or a point on it (`x,y`) or both, in pixels of
+the picture; further columns are passed on. Knows files; what is asked of a region is the commands' business.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from .image_processing_tap import load_rgb
+
+CORNERS, POINT = ("x1", "y1", "x2", "y2"), ("x", "y")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+ROTATED = (5, 6, 7, 8)
+"""EXIF orientations in which a picture is seen with width and height exchanged."""
+
+
+@dataclass
+class PictureRegions:
+    """One picture of a folder: its name there, its path, and its regions, one dictionary each.
+
+    A region has "box" [x1, y1, x2, y2] or "point" [x, y] or both, and the table's further columns.
+    """
+
+    image: str
+    path: Path
+    regions: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def prompts(self) -> dict[str, Any]:
+        """The regions as `TapRegionTokenizer.encode` takes them for one picture."""
+        columns = {
+            "boxes": [region.get("box") for region in self.regions],
+            "points": [[region["point"]] if "point" in region else None for region in self.regions],
+            "point_labels": [[1] if "point" in region else None for region in self.regions],
+        }
+        return {name: column for name, column in columns.items() if any(value is not None for value in column)}
+
+
+def pictures_of(folder: Path) -> list[PictureRegions]:
+    """The pictures of a folder, by name, without regions."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give one with pictures.")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and not p.is_dir())
+    if not paths:
+        raise ValueError(f"{folder} holds no pictures: expected files that end in {', '.join(PICTURES)}.")
+    return [PictureRegions(path.relative_to(folder).as_posix(), path) for path in paths]
+
+
+def read_region_table(table: Path, folder: Path) -> list[PictureRegions]:
+    """The pictures that a table names, in its order, with their regions; names are relative to `folder`.
+
+    Everything is checked before it returns: columns, numbers, that pictures are there and boxes lie in them (in those whose
+    size can be read). `ValueError` names the line.
+    """
+    found: dict[str, PictureRegions] = {}
+    sizes: dict[str, tuple[int, int] | None] = {}
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+            _check_columns(table, names)
+            for row in reader:
+                where = f"{table}, line {reader.line_num}"
+                if None in row or not row["image"] or None in row.values():
+                    raise ValueError(f"{where}: got {sum(v is not None for v in row.values())} cells or no image, "
+                                     f"expected {', '.join(names)}.")  # fmt: skip
+                image = row["image"]
+                if image not in found:
+                    found[image] = PictureRegions(image, folder / image)
+                    sizes[image] = _seen_size(found[image].path, where)
+                found[image].regions.append(_region_of_row(row, sizes[image], where))
+    except csv.Error as error:
+        raise ValueError(f"{table} is no CSV: {error}.") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{table} is not UTF-8: save it as UTF-8.") from None
+    if not found:
+        raise ValueError(f"{table} has no rows: expected one per region.")
+    return list(found.values())
+
+
+def _check_columns(table: Path, names: list[str]) -> None:
+    has_box, has_point = (set(part) <= set(names) for part in (CORNERS, POINT))
+    if "image" not in names or not (has_box or has_point) or len(set(names)) < len(names):
+        raise ValueError(
+            f"{table} has columns {', '.join(names) or 'none'}, expected image and x1,y1,x2,y2 or x,y, each once, in the "
+            "first line."
+        )
+    if taken := sorted({"box", "point", "caption", "concepts", "score", "mask", "answer", "name"} & set(names)):
+        if taken == ["answer"]:  # as in tables to train from, where it stays what a person wrote
+            return
+        raise ValueError(f"{table} has a column {taken[0]}, which the records use themselves: rename it.")
+
+
+def _seen_size(path: Path, where: str) -> tuple[int, int] | None:
+    """Width and height of a picture as one sees it, from its header; None if that is damaged."""
+    if not path.is_file():
+        raise ValueError(f"{where}: there is no picture {path}.")
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(0x0112) in ROTATED else (width, height)
+    except Exception:  # whatever Pillow stumbles over: `write_records` names the picture when its turn has come
+        return None
+
+
+def _region_of_row(row: dict[str, str], size: tuple[int, int] | None, where: str) -> dict[str, Any]:
+    region: dict[str, Any] = {}
+    for kind, names in (("box", CORNERS), ("point", POINT)):
+        cells = [row.get(name, "").strip() for name in names]
+        if not any(cells):
+            continue
+        try:
+            values = [float(cell) for cell in cells]
+        except ValueError:
+            raise ValueError(f"{where}: {kind} is {', '.join(cells)}, expected {len(names)} numbers.") from None
+        limits = size or (math.inf, math.inf)
+        shape = f"of {size[0]} × {size[1]} pixels" if size else "whose size cannot be read"
+        inside = all(math.isfinite(v) and -1 <= v <= limits[i % 2] + 1 for i, v in enumerate(values))
+        if not inside or (kind == "box" and (values[2] <= values[0] or values[3] <= values[1])):
+            raise ValueError(
+                f"{where}: {kind} {values} does not lie in the picture {shape}, or is empty: "
+                "expected x1 < x2, y1 < y2 in its pixels."
+            )
+        region[kind] = values
+    if not region:
+        raise ValueError(f"{where}: no box and no point, expected one of them.")
+    kept = {name: value for name, value in row.items() if name not in (*CORNERS, *POINT, "image")}
+    return {**region, **({"reference": kept.pop("answer")} if "answer" in kept else {}), **kept}
+
+
+# --- records in JSON lines --------------------------------------------------------------------------------------------
+
+
+def write_records(
+    output: Path,
+    pictures: Sequence[PictureRegions],
+    settings: dict[str, Any],
+    record: Callable[[PictureRegions, np.ndarray], dict[str, Any]],
+) -> dict[str, str]:
+    """Write one JSON line per picture, with what `record` gives for it and its pixels (H, W, 3).
+
+    Lines grow in `output` + ".partial", which becomes `output`, in the order of `pictures`, when every picture has its line;
+    a call that comes after an interruption goes on there. A picture that cannot be read is passed over: its name is in the
+    dictionary that comes back, with the reason, and `output` is not there before it is mended or taken out.
+
+    Each line begins with the picture's name and `settings`; a partial file of other settings or pictures is refused, and so
+    is an `output` that exists.
+    """
+    if output.exists():
+        raise ValueError(f"{output} exists: give another name, or remove it.")
+    if not output.parent.is_dir():
+        raise ValueError(f"There is no folder {output.parent}: make it first.")
+    partial = output.with_name(output.name + ".partial")
+    written = _written(partial, pictures, settings)
+    there = set(written)
+    waiting = [picture for picture in pictures if picture.image not in there]
+    unread: dict[str, str] = {}
+    with open(partial, "a", encoding="utf-8") as file:
+        for picture in tqdm(waiting, initial=len(written), total=len(pictures), unit="picture", disable=None):
+            try:
+                pixels = load_rgb(picture.path)
+            except ValueError as error:
+                unread[picture.image] = str(error)
+                continue
+            line = {"image": picture.image, **settings, **record(picture, pixels)}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            written.append(picture.image)
+    if not unread:
+        _sort(partial, written, [picture.image for picture in pictures])
+        partial.replace(output)
+    return unread
+
+
+def _written(partial: Path, pictures: Sequence[PictureRegions], settings: dict[str, Any]) -> list[str]:
+    """The pictures whose lines a partial file holds; a line that was cut off is taken out of it."""
+    if not partial.exists():
+        return []
+    content = partial.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    known = {picture.image for picture in pictures}
+    names = []
+    for i, text in enumerate(whole.splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            as_begun = line["image"] in known and all(line[name] == value for name, value in settings.items())
+        except (ValueError, TypeError, KeyError):
+            as_begun = False
+        if not as_begun:
+            raise ValueError(
+                f"{partial} was begun with other pictures, models or questions (line {i}): go on as it began, or remove it."
+            )
+        names.append(line["image"])
+    if len(whole) < len(content):
+        with open(partial, "rb+") as file:
+            file.truncate(len(whole))
+    return names
+
+
+def _sort(partial: Path, written: list[str], wanted: list[str]) -> None:
+    """Bring lines into the order of the pictures, if mended ones came later."""
+    if written == wanted:
+        return
+    lines = dict(zip(written, partial.read_bytes().splitlines(keepends=True)))
+    sorted_lines = partial.with_name(partial.name + ".sorted")
+    sorted_lines.write_bytes(b"".join(lines[name] for name in wanted))
+    sorted_lines.replace(partial)
