@@ -35,23 +35,27 @@ from tap_tokenizer import (
 from .chat import RegionChat
 from .configuration_bridge import BUNDLED
 from .page_input import PageLimits
+from .region_prompt import prompts_by_region, user_content
 
 DEMO = "region-chat-tiny"
-EXIT_CODES = "exit codes: 0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
+EXIT_CODES = "exit codes: 0 done, 2 bad input, 130 interrupted"
+ASK_CODES = "exit codes: 0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
+APP_CODES = "exit codes: 0 when Ctrl+C ends the page, 2 bad input, 130 interrupted before there was a page"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; gives the exit code, 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="region-chat", description="Ask a language model about regions of a picture.", epilog=EXIT_CODES
+        prog="region-chat", description="Ask a language model about regions of a picture.", epilog=ASK_CODES
     )
     commands = parser.add_subparsers(dest="command", required=True)
     ask = _command(
         commands,
         "ask",
         "ask about regions of your own picture, or of a folder of pictures",
-        'region-chat ask picture.png "What is <region>, and where is it?" --box 40 60 310 420',
+        'region-chat ask picture.png "What is <region>, and where is it?" --box 177 392 271 470',
         'region-chat ask pictures "What is <region>?" --boxes boxes.csv --output answers.jsonl',
+        exit_codes=ASK_CODES,
     )
     ask.add_argument("image", type=Path, help="the picture, or a folder of pictures")
     ask.add_argument("question", help="words, with a <region> for every box, point or mask, in order")
@@ -63,15 +67,15 @@ def main(argv: list[str] | None = None) -> int:
         commands,
         "chat",
         "talk about regions of a picture, line by line",
-        "region-chat chat picture.png --box 40 60 310 420",
+        "region-chat chat picture.png --box 177 392 271 470",
     )
     chat.add_argument("image", type=Path, help="the picture")
-    add_prompt_flags(chat)
+    add_prompt_flags(chat, folders=False)
     _add_model_flags(chat)
     demo = _command(commands, "demo", "ask the bundled models about the bundled picture", "region-chat demo")
     demo.add_argument("--output", type=Path, default=Path("region-chat-demo.png"),
                       help="where to write the annotated picture (default: %(default)s)")  # fmt: skip
-    app = _command(commands, "app", "serve the web page", "region-chat app --port 7860")
+    app = _command(commands, "app", "serve the web page", "region-chat app --port 7860", exit_codes=APP_CODES)
     app.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: this machine alone)")
     app.add_argument("--port", type=int, help="default: the first free one from 7860")
     app.add_argument("--max_file_mb", type=float, default=10, help="of a picture's file (default: %(default)s)")
@@ -81,12 +85,14 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(parser, {"ask": _ask, "chat": _chat, "demo": _demo, "app": _app}, argv)
 
 
-def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, words: str, *examples: str, exit_codes: str = EXIT_CODES
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=words,
         description=words,
-        epilog="examples:\n  " + "\n  ".join(examples) + f"\n\n{EXIT_CODES}",
+        epilog="examples:\n  " + "\n  ".join(examples) + f"\n\n{exit_codes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser
@@ -127,9 +133,11 @@ def _ask(arguments: argparse.Namespace) -> int:
         )
     prompts = prompts_of(arguments)
     check_picture_path(arguments.save, inputs_of(arguments))
-    picture = load_rgb(arguments.image)  # refused before a model is loaded
-    if arguments.save is not None and not prompts:
-        raise ValueError("--save draws regions, and there are none: give --box, --point or --mask.")
+    if not prompts:
+        raise ValueError("Got no region to ask about: give --box X1 Y1 X2 Y2, --point X Y or --mask PICTURE.")
+    kinds = ("boxes", "points", "point_labels", "masks")
+    user_content(arguments.question, prompts_by_region(*(prompts.get(kind) for kind in kinds)))
+    picture = load_rgb(arguments.image)  # all is refused before a model is loaded
     chat = _load(arguments)
     answer = chat.ask(arguments.question, image=picture, max_new_tokens=arguments.max_new_tokens, **prompts)
     if arguments.save is not None:
@@ -137,7 +145,7 @@ def _ask(arguments: argparse.Namespace) -> int:
     if arguments.json:
         height, width = picture.shape[:2]
         record = {"image": str(arguments.image), **_settings(chat, arguments), "width": width, "height": height}
-        print(json.dumps({**record, **_said(chat, answer, bool(prompts))}, ensure_ascii=False))
+        print(json.dumps({**record, **_said(chat, answer)}, ensure_ascii=False))
     else:
         print(answer)
     return 0
@@ -186,15 +194,14 @@ def _settings(chat: RegionChat, arguments: argparse.Namespace) -> dict[str, Any]
     }
 
 
-def _said(chat: RegionChat, answer: Any, has_regions: bool) -> dict[str, Any]:
+def _said(chat: RegionChat, answer: Any) -> dict[str, Any]:
     """The answer, and what TAP itself says of each region."""
     regions = []
-    if has_regions:
-        for box, own in zip(chat.regions().boxes.tolist(), chat.baseline()):
-            concepts = [{"name": name, "score": round(score, 4)} for name, score in own.concepts]
-            regions.append(
-                {"name": own.name, "box": [round(x, 2) for x in box], "caption": own.caption, "concepts": concepts}
-            )
+    for box, own in zip(chat.regions().boxes.tolist(), chat.baseline()):
+        concepts = [{"name": name, "score": round(score, 4)} for name, score in own.concepts]
+        regions.append(
+            {"name": own.name, "box": [round(x, 2) for x in box], "caption": own.caption, "concepts": concepts}
+        )
     return {"answer": answer, "regions": regions}
 
 
@@ -206,8 +213,6 @@ CHAT_HELP = """Write a question, with <region> for each new region; region1, reg
 
 
 def _chat(arguments: argparse.Namespace) -> None:
-    if arguments.boxes is not None:
-        raise ValueError("--boxes is for a folder of pictures: give --box, --point or --mask.")
     regions = list(arguments.regions or [])
     region_prompts(regions)
     inputs = inputs_of(arguments)

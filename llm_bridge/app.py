@@ -61,7 +61,8 @@ def build_page(chat: RegionChat, limits: PageLimits | None = None) -> gr.Blocks:
                 )
             with gr.Column(scale=5, min_width=320):
                 question = gr.Textbox(
-                    "What is <region>?", label="Question", info="Enter asks, Shift+Enter begins a new line.", lines=2, max_lines=6, max_length=limits.characters,
+                    "What is <region>?", label="Question", info="Enter asks, Shift+Enter begins a new line.",
+                    lines=2, max_lines=6, max_length=limits.characters,
                     placeholder="Ask on about region1, or mark another: What is <region>?", elem_id="question",
                 )  # fmt: skip
                 with gr.Row():

@@ -1,10 +1,10 @@
 """Two pipeline tasks of transformers: `region-captioning` and `region-text-generation`.
 
     pipe = pipeline("region-captioning", model=tokenizer.model, region_tokenizer=tokenizer)
-    pipe("picture.png", boxes=[[40, 60, 310, 420]])
+    pipe("picture.png", boxes=[[177, 392, 271, 470]])
 
     pipe = pipeline("region-text-generation", model=bridge, processor=processor)
-    pipe("picture.png", text="What is <region> doing?", boxes=[[40, 60, 310, 420]])
+    pipe("picture.png", text="What is <region> doing?", boxes=[[177, 392, 271, 470]])
 
 The model may be a folder or Hub repository as well: processor or region tokenizer are then loaded from there. Pictures may
 be one or a list, with their prompts beside them, or dictionaries that hold both, one, a list, or an iterator of them:

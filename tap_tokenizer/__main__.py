@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         commands,
         "describe",
         "mask, caption and concepts of regions that you point at",
-        "tap-tokenizer describe picture.png --box 40 60 310 420 --point 200 100 --save described.png",
+        "tap-tokenizer describe picture.png --box 177 392 271 470 --point 398 270 --save described.png",
         "tap-tokenizer describe pictures --boxes boxes.csv --output described.jsonl",
     )
     add_prompt_flags(describe)

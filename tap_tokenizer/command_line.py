@@ -70,8 +70,8 @@ class _AddRegion(argparse.Action):
         namespace.regions = [*(namespace.regions or []), (str(option).lstrip("-"), values)]
 
 
-def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --box, --point and --mask, which may be repeated and mixed, and --boxes for a table."""
+def add_prompt_flags(parser: argparse.ArgumentParser, *, folders: bool = True) -> None:
+    """Add --box, --point and --mask, which may be repeated and mixed, and --boxes for a table if folders are taken."""
     parser.set_defaults(regions=None)
     group = parser.add_argument_group(
         "regions, in pixels of the picture, any number in any order",
@@ -84,9 +84,10 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(flag, type=float, nargs=number, metavar=names, action=_AddRegion, help=words)
     group.add_argument("--mask", type=Path, metavar="PICTURE", action=_AddRegion,
                        help="a region by a picture of the same size, white where it is and black elsewhere")  # fmt: skip
-    group.add_argument("--boxes", type=Path, metavar="CSV",
-                       help="a table: image,x1,y1,x2,y2 (or x,y; both together are one region), a row per region; for a "
-                       "folder of pictures")  # fmt: skip
+    if folders:
+        group.add_argument("--boxes", type=Path, metavar="CSV",
+                           help="a table: image,x1,y1,x2,y2 (or x,y; both together are one region), a row per region; for "
+                           "a folder of pictures")  # fmt: skip
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:

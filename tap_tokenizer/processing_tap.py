@@ -178,8 +178,10 @@ def _as_region_list(name: str, value: Any, where: str) -> list[Any]:
             f"{where}Got {name} of type {type(value).__name__}, expected a list with one entry per region."
         )
     if value and isinstance(value[0], (int, float)):
+        one = {"boxes": "[x1, y1, x2, y2]", "points": "[[x, y]]", "point_labels": "[1]", "masks": "mask"}[name]
+        write = f"[[{one}], …], a list of regions for every picture" if where else f"[{one}]"
         raise ValueError(
-            f"{where}Got {name} as a flat list of numbers, expected one entry per region: write {name}=[…]."
+            f"{where}Got {name} as a flat list of numbers, expected one entry per region: write {name}={write}."
         )
     return list(value)
 

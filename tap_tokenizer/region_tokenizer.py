@@ -69,7 +69,7 @@ class TapRegionTokenizer:
     """A frozen TAP with everything around it.
 
     >>> tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
-    >>> regions = tokenizer.encode("picture.png", boxes=[[40, 60, 310, 420]])
+    >>> regions = tokenizer.encode("picture.png", boxes=[[177, 392, 271, 470]])
     >>> tokenizer.caption(regions), tokenizer.classify(regions)
 
     image_batch_size and region_batch_size bound memory: how many pictures, and how many regions, go through the model at

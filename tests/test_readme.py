@@ -40,16 +40,25 @@ def test_one_screen_of_reading() -> None:
     assert len(TEXT.splitlines()) <= 200
 
 
-def test_the_first_block_of_code_runs(
+def test_what_its_commands_write_is_not_of_the_project() -> None:
+    """`make demo`, the picture that is copied, and what `--save` writes do not show up in git."""
+    for name in ("region-chat-demo.png", *re.findall(r"--save (\S+)", TEXT), *re.findall(r"demo\.png (\S+)`", TEXT)):
+        assert f"/{name}\n" in (ROOT / ".gitignore").read_text(), name
+
+
+def test_the_first_blocks_of_code_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a picture of one's own: TAP's caption and concepts of a region, then the language model's answer."""
-    code = re.search(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-    assert code is not None
+    blocks = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
     demo = ROOT / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
     shutil.copyfile(demo, tmp_path / "picture.png")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code[1], "README.md", "exec"), {})
-    seen, answer = capsys.readouterr().out.splitlines()
-    assert re.match(r"\['a [a-z ]+'\] \[\[\('\w+', [\d.]+\)", seen)
-    assert answer
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    seen, answer, both = capsys.readouterr().out.splitlines()
+    assert re.match(r"\['a [a-z]+ pink cloud'\] \[\[\('cloud', [\d.]+\)", seen)
+    assert "pink cloud" in answer
+    assert re.match(r"\['a [a-z]+ pink cloud', 'a [a-z]+ white [a-z ]+'\]", both)

@@ -160,15 +160,20 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
     assert "--port 0: expected 1 to 65535" in refused(capsys, "app", "--port", 0)
     pictures, table, output = folder / "pictures", folder / "boxes.csv", folder / "o.jsonl"
     for message, arguments in (
-        ("no image file", ["ask", folder / "none.png", "what"]),
+        ("no image file", ["ask", folder / "none.png", "what", *FLAGS]),
         ("<region> placeholders but 2 regions", ["ask", DEMO, "What is <region>?", *FLAGS]),
-        ("--save draws regions", ["ask", DEMO, "what", "--save", folder / "out.png"]),
+        ("Got no region", ["ask", DEMO, "What is region1?"]),
+        ("Got no region", ["ask", DEMO, "what", "--save", folder / "out.png", "--model", "not-asked-for"]),
+        (
+            "there are regions 1 to 2",
+            ["ask", DEMO, "Is <region> <region> <region9>?", *FLAGS, "--model", "not-asked-for"],
+        ),
         ("for a folder", ["ask", DEMO, "what", "--boxes", table]),
         ("needs its regions", ["ask", pictures, "what", "--output", output]),
         ("are for one picture", ["ask", pictures, "what", "--boxes", table, "--output", output, "--json"]),
-        ("--max_new_tokens is 0", ["ask", DEMO, "what", "--max_new_tokens", 0]),
-        ("no folder at", ["ask", DEMO, "what", "--model", folder / "none"]),
-        ("needs a region tokenizer", ["ask", DEMO, "what", "--mode", "described", "--model", "some/model"]),
+        ("--max_new_tokens is 0", ["ask", DEMO, "what", *FLAGS, "--max_new_tokens", 0]),
+        ("no folder at", ["ask", DEMO, "what", *FLAGS, "--model", folder / "none"]),
+        ("needs a region tokenizer", ["ask", DEMO, "what", *FLAGS, "--mode", "described", "--model", "some/model"]),
         ("no image file", ["chat", DEMO, "--mask", folder / "none.png"]),
         ("queue is 0", ["app", "--queue", 0]),
         ("no folder", ["demo", "--output", folder / "none" / "x.png"]),
@@ -185,6 +190,18 @@ def test_the_page_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeyp
     extras = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert 'name = "tap-bridge"' in extras
     assert 'app = ["gradio>=6"]' in extras
+
+
+def test_help_says_what_a_command_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for command in ("ask", "chat"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown[command] = " ".join(capsys.readouterr().out.split())
+        assert "--box and --point together are two regions" in shown[command]
+    assert "folder of pictures" not in shown["chat"]
+    assert "--boxes CSV" in shown["ask"]
+    assert "goes on there after an interruption" in shown["ask"]
 
 
 @pytest.mark.slow
@@ -206,6 +223,8 @@ def test_the_examples_of_help_work(folder: Path) -> None:
                     assert "http://127.0.0.1:" in shell.stdout.readline()
                     shell.send_signal(signal.SIGINT)
                     shell.communicate(timeout=60)
+                    assert "0 when Ctrl+C ends the page" in shown
+                    assert shell.returncode == 0
                     continue
                 out, err = shell.communicate("What is region1?\n", timeout=120)
             assert shell.returncode == 0, f"{line}: {err}"

@@ -98,7 +98,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"boxes": [[0, 0, float("inf"), 9]]}, "expected finite numbers"),
     ({"boxes": [[1, 2, 3]]}, r"has shape \(3,\), expected 4 numbers"),
     ({"boxes": [["a", 0, 1, 1]]}, "expected numbers"),
-    ({"boxes": [1, 2, 8, 9]}, r"flat list of numbers, expected one entry per region: write boxes=\[…\]"),
+    (
+        {"boxes": [1, 2, 8, 9]},
+        r"flat list of numbers, expected one entry per region: write boxes=\[\[x1, y1, x2, y2\]\]\.",
+    ),
     ({"boxes": np.zeros((2, 3, 4))}, "regions come first"),
     ({"boxes": "everything"}, "type str"),
     ({"points": [[[1, 1]]]}, "points without point_labels"),
@@ -143,3 +146,11 @@ def test_saving_and_auto_class(processor: TapProcessor, tmp_path: Path) -> None:
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(loaded, TapProcessor)
     assert loaded.image_processor.image_size == 64
+
+
+def test_a_list_of_boxes_for_a_list_of_pictures_is_explained(processor: TapProcessor) -> None:
+    picture = np.zeros((60, 90, 3), np.uint8)
+    with pytest.raises(
+        ValueError, match=r"^Image 0: .*write boxes=\[\[\[x1, y1, x2, y2\]\], …\], a list of regions for every"
+    ):
+        processor([picture, picture], boxes=[[1, 2, 30, 40], [1, 2, 30, 40]])
