@@ -170,9 +170,18 @@ def _draw_types(axes: Any, metrics: dict[str, Any]) -> None:
 def _draw_columns(axes: Any, metrics: dict[str, Any]) -> None:
     shown = [c for c in SHOWN[metrics["task"]] if c not in COUNTS]
     columns = [c for c in shown if any(c in scores for scores in metrics["rows"].values())]
-    width = 0.8 / max(len(metrics["rows"]), 1)
+    if not columns:
+        axes.set_axis_off()
+        axes.text(0, 0.5, "No scores yet: see the table.", transform=axes.transAxes)
+        return
+    width = 0.8 / len(metrics["rows"])
     for k, (row, scores) in enumerate(metrics["rows"].items()):
         places = [i + (k - (len(metrics["rows"]) - 1) / 2) * width for i in range(len(columns))]
-        axes.bar(places, [max(scores.get(c, 0.0), 0.0) for c in columns], width, label=row)
+        bars = axes.bar(places, [max(scores.get(c, 0.0), 0.0) for c in columns], width, label=row)
+        words = [_number(scores.get(c), c, metrics["task"]) for c in columns]  # so that a score of 0 is seen, too
+        axes.bar_label(
+            bars, words, padding=2, fontsize=7, rotation=90 if len(metrics["rows"]) * len(columns) > 16 else 0
+        )
     axes.set_xticks(range(len(columns)), columns, rotation=20, ha="right", fontsize=8)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=0, top=1.15 * max(axes.get_ylim()[1], 0.01))
+    axes.set_ylabel("score" + (", written × 100" if metrics["task"] in HUNDREDFOLD else ""))
