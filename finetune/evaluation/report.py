@@ -115,13 +115,20 @@ def _sources(name: str) -> str:
 
 
 def draw(metrics: dict[str, Any], path: Path) -> None:
-    """Write a PNG: curves over points and clicks; accuracy by type beside chance; or a bar for each row and column."""
+    """Write `figure_of` as a PNG, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    figure_of(metrics).savefig(partial, dpi=120, format="png", metadata={"Software": None})
+    partial.replace(path)
+
+
+def figure_of(metrics: dict[str, Any]) -> Figure:
+    """Curves over points and clicks; accuracy by type beside chance; or a bar for each row and column."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     if metrics["task"] == "prompts":
         _draw_prompts(axes, metrics)
-    elif any(len(scores.get("by_type", {})) > 1 for scores in metrics["rows"].values()):
+    elif any("by_type" in scores for scores in metrics["rows"].values()):
         _draw_types(axes, metrics)
     else:
         _draw_columns(axes, metrics)
@@ -131,9 +138,7 @@ def draw(metrics: dict[str, Any], path: Path) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=120, format="png", metadata={"Software": None})
-    partial.replace(path)
+    return figure
 
 
 def _draw_prompts(axes: Any, metrics: dict[str, Any]) -> None:
@@ -170,9 +175,19 @@ def _draw_types(axes: Any, metrics: dict[str, Any]) -> None:
 def _draw_columns(axes: Any, metrics: dict[str, Any]) -> None:
     shown = [c for c in SHOWN[metrics["task"]] if c not in COUNTS]
     columns = [c for c in shown if any(c in scores for scores in metrics["rows"].values())]
-    width = 0.8 / max(len(metrics["rows"]), 1)
+    if not columns:
+        axes.set_axis_off()
+        axes.text(0, 0.5, "No scores yet: see the table.", transform=axes.transAxes)
+        return
+    factor = 100 if metrics["task"] in HUNDREDFOLD else 1
+    width = 0.8 / len(metrics["rows"])
     for k, (row, scores) in enumerate(metrics["rows"].items()):
         places = [i + (k - (len(metrics["rows"]) - 1) / 2) * width for i in range(len(columns))]
-        axes.bar(places, [max(scores.get(c, 0.0), 0.0) for c in columns], width, label=row)
+        bars = axes.bar(places, [factor * max(scores.get(c, 0.0), 0.0) for c in columns], width, label=row)
+        words = [_number(scores.get(c), c, metrics["task"]) for c in columns]  # so that a score of 0 is seen, too
+        axes.bar_label(
+            bars, words, padding=2, fontsize=7, rotation=90 if len(metrics["rows"]) * len(columns) > 16 else 0
+        )
     axes.set_xticks(range(len(columns)), columns, rotation=20, ha="right", fontsize=8)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=0, top=1.15 * max(axes.get_ylim()[1], 0.01))
+    axes.set_ylabel("score × 100" if factor == 100 else "score")
