@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llm_bridge import RegionBridgeForConditionalGeneration
+from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat
 from llm_bridge.__main__ import main
 
 FOLDER = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny"
@@ -80,6 +80,22 @@ def test_answers_are_generated(
     answers = re.findall(r"^A: (.*)$", capsys.readouterr().out, re.MULTILINE)
     questions = json.loads((FOLDER / "demo.json").read_text())["questions"]
     assert answers[0] != truth(questions[0])
+
+
+def test_follow_ups_are_about_the_region_that_they_name() -> None:
+    """Two regions in separate turns, then a question about each by its name."""
+    pytest.importorskip("matplotlib")
+    from finetune.data.glyph_scenes import draw_scene, make_scene
+
+    demo = json.loads((FOLDER / "demo.json").read_text())["scene"]
+    scene = make_scene(demo["index"], demo["split"], demo["seed"])
+    boxes = draw_scene(scene, 512).boxes.tolist()
+    first, second = 0, next(i for i, glyph in enumerate(scene.objects) if glyph.colour != scene.objects[0].colour)
+    chat = RegionChat.from_pretrained("region-chat-tiny")
+    chat.ask("What is <region>?", image=str(FOLDER / "demo.png"), boxes=[boxes[first]])
+    chat.ask("What is <region>?", boxes=[boxes[second]])
+    assert chat.ask("What colour is region1?") == scene.objects[first].colour
+    assert chat.ask("What colour is region2?") == scene.objects[second].colour
 
 
 def test_card_belongs_to_the_weights() -> None:
