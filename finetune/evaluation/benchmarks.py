@@ -63,7 +63,8 @@ BENCHMARKS = {
         Benchmark("glyph_scenes", "GlyphScenes", "questions", 1, "glyph_scenes", "exact answers 1, a question of each family"),
         Benchmark("answers", "Answers to the records' questions", "questions", 1, "records", "exact answers 1, or the letter",
                   max_new_tokens=64, history="true"),
-        Benchmark("pope", "POPE", "yes_no", 1, "pope", "the whole picture as region; yes unless the first sentence says no"),
+        Benchmark("pope", "POPE", "yes_no", 2, "pope",
+                  "the whole picture as region; yes unless the first sentence says no, silence is neither"),
         Benchmark("dlc_bench", "DLC-Bench", "descriptions", 1, "coco", "mean of positive and negative score by a judge",
                   DETAIL_QUESTION, whole=100, max_new_tokens=512),
     )

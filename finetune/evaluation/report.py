@@ -59,7 +59,7 @@ def as_markdown(metrics: dict[str, Any]) -> str:
     if notes + metrics["notes"]:
         lines += ["", *(f"- {note}." for note in notes + metrics["notes"])]
     if metrics["problems"]:
-        lines += ["", "**Marked**, for these count as they are:", ""]
+        lines += ["", "**Marked**, for not all is as it should be:", ""]
         lines += [f"- {kind}: {p['count']} ({first_names(p['names'])})" for kind, p in metrics["problems"].items()]
     if name in PUBLISHED and not metrics["own_records"]:
         lines += ["", "Published figures, as their sources print them, on the whole benchmark: " + _sources(name) + "."]
