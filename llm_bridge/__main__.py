@@ -9,33 +9,27 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from tap_tokenizer import (
-    PictureRegions,
     add_output_flags,
     add_prompt_flags,
     check_not_read,
     check_picture_path,
-    draw_regions,
     inputs_of,
-    load_rgb,
     prompts_of,
-    read_region_table,
     region_prompts,
     run_command,
     save_picture,
     tell_folder,
-    write_records,
 )
 
-from .chat import RegionChat
-from .configuration_bridge import BUNDLED
-from .page_input import PageLimits
-from .region_prompt import prompts_by_region, user_content
+if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
+    import numpy as np
+
+    from tap_tokenizer import PictureRegions
+
+    from .chat import RegionChat
 
 DEMO = "region-chat-tiny"
 EXIT_CODES = "exit codes: 0 done, 2 bad input, 130 interrupted"
@@ -110,6 +104,8 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(arguments: argparse.Namespace) -> RegionChat:
+    from .chat import RegionChat
+
     if arguments.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens is {arguments.max_new_tokens}, expected 1 or more.")
     return RegionChat.from_pretrained(
@@ -125,6 +121,10 @@ def _load(arguments: argparse.Namespace) -> RegionChat:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
+    from tap_tokenizer import draw_regions, load_rgb
+
+    from .region_prompt import prompts_by_region, user_content
+
     if arguments.image.is_dir():
         return _ask_folder(arguments)
     if arguments.boxes is not None or arguments.output is not None:
@@ -153,6 +153,8 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 def _ask_folder(arguments: argparse.Namespace) -> int:
     """One question of every picture of a table, about all its regions."""
+    from tap_tokenizer import PictureRegions, read_region_table, write_records
+
     if arguments.json or arguments.save is not None or arguments.regions:
         raise ValueError(
             "--json, --save, --box, --point and --mask are for one picture: a folder is written to --output."
@@ -213,6 +215,8 @@ CHAT_HELP = """Write a question, with <region> for each new region; region1, reg
 
 
 def _chat(arguments: argparse.Namespace) -> None:
+    from tap_tokenizer import load_rgb
+
     regions = list(arguments.regions or [])
     region_prompts(regions)
     inputs = inputs_of(arguments)
@@ -266,6 +270,8 @@ def _obey(line: str, chat: RegionChat, regions: list[tuple[str, Any]], inputs: l
         check_picture_path(Path(rest), inputs)
         if chat.image is None:
             raise ValueError("There is nothing to draw yet: ask about a region first.")
+        from tap_tokenizer import draw_regions
+
         save_picture(draw_regions(chat.image, chat.regions()), Path(rest))
         print(f"Wrote {rest}.")
     elif name == "json" and rest:
@@ -286,6 +292,13 @@ def _obey(line: str, chat: RegionChat, regions: list[tuple[str, Any]], inputs: l
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    from PIL import Image
+
+    from tap_tokenizer import draw_regions
+
+    from .chat import RegionChat
+    from .configuration_bridge import BUNDLED
+
     folder = BUNDLED / DEMO
     picture = folder / "demo.png"
     check_picture_path(arguments.output, [picture])
@@ -322,6 +335,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _app(arguments: argparse.Namespace) -> None:
     from .app import load_gradio, serve
+    from .page_input import PageLimits
 
     load_gradio()  # refused before a model is loaded
     if arguments.port is not None and not 0 < arguments.port < 65536:

@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,21 @@ LEFT_OUT = 3
 
 INTERRUPTED = 130
 
+SCRIPTS = ("tap-tokenizer", "region-chat")
+MODULES = (("-m", "tap_tokenizer"), ("-m", "llm_bridge"))
+"""How the commands are started."""
+
 MASK_DARK, MASK_LIGHT, MASK_BETWEEN = 32, 223, 0.05
 """What is black and white in a picture of a mask, and the share of its pixels that may lie between: a soft outline."""
+
+
+def help_is_wanted() -> bool:
+    """Whether this process is one of the commands, asked for its help alone: that is shown without loading torch."""
+    module = sys.argv[:1] == ["-m"] and any(pair in pairwise(sys.orig_argv) for pair in MODULES)
+    script = bool(sys.argv) and Path(sys.argv[0]).stem in SCRIPTS
+    words = sys.argv[1:] if script else sys.orig_argv
+    words = words[: words.index("--")] if "--" in words else words
+    return (module or script) and any(word in ("-h", "--help") for word in words)
 
 
 def run_command(
@@ -100,6 +114,20 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
         help="of a folder: a line per picture. Lines grow in JSONL.partial; the same command goes on there after an "
         "interruption, or when pictures that could not be read were mended",
     )
+
+
+def add_conversion_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what `convert` reads."""
+    parser.add_argument("source", help="a .pkl checkpoint, or the Hub repository of the original")
+    parser.add_argument("folder", type=Path, help="where to write; must not exist")
+    parser.add_argument("--variant", help="which checkpoint of the repository, e.g. tap_vit_l_v1_1")
+    parser.add_argument(
+        "--concepts", help="a concept file, or its name in the repository (merged_2560, lvis_1203, coco_80)"
+    )
+    parser.add_argument(
+        "--text_tokenizer", help="the caption vocabulary: a tokenizer.model, a folder or a Hub repository"
+    )
+    parser.add_argument("--dtype", default="float32", help="of the weights that are written (default: float32)")
 
 
 def prompts_of(arguments: argparse.Namespace) -> dict[str, Any]:
