@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tap_tokenizer import (
     add_output_flags,
     add_prompt_flags,
+    check_new,
     check_not_read,
     check_picture_path,
     inputs_of,
@@ -161,6 +164,7 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
         )
     if arguments.boxes is None or arguments.output is None:
         raise ValueError("A folder needs its regions, --boxes boxes.csv, and a file to write, --output answers.jsonl.")
+    check_new(arguments.output)
     pictures = read_region_table(arguments.boxes, arguments.image)
     each = arguments.question.count("<region>") or None
     for picture in pictures:
@@ -340,6 +344,10 @@ def _app(arguments: argparse.Namespace) -> None:
     load_gradio()  # refused before a model is loaded
     if arguments.port is not None and not 0 < arguments.port < 65536:
         raise ValueError(f"Got --port {arguments.port}: expected 1 to 65535, or leave it out.")
+    for name in ("max_file_mb", "max_megapixels"):
+        if not 1e-6 <= getattr(arguments, name) < math.inf:
+            raise ValueError(f"Got --{name} {getattr(arguments, name)}: expected a number of millions above 0.")
+    _check_address(arguments.host, arguments.port)
     limits = PageLimits(
         file_bytes=int(arguments.max_file_mb * 1e6),
         pixels=int(arguments.max_megapixels * 1e6),
@@ -355,6 +363,17 @@ def _app(arguments: argparse.Namespace) -> None:
         ) from None
     print(f"The page is at {address} (Ctrl+C ends it).", flush=True)
     page.block_thread()
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Refuse an address that cannot be listened at, before a model is loaded."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server((address[0], address[1]), family=family).close()
+    except OSError as error:
+        raise ValueError(
+            f"{host}{f', port {port},' if port else ''} cannot be listened at ({error}): give another --host or --port."
+        ) from None
 
 
 if __name__ == "__main__":

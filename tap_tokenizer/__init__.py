@@ -7,6 +7,7 @@ model with transformers' Auto classes.
 from .command_line import (
     add_output_flags,
     add_prompt_flags,
+    check_new,
     check_not_read,
     check_picture_path,
     help_is_wanted,
@@ -63,6 +64,7 @@ __all__ = [
     "add_prompt_flags",
     "check_device",
     "check_hub",
+    "check_new",
     "check_not_read",
     "check_picture_path",
     "damage_told",

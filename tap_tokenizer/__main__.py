@@ -16,6 +16,7 @@ from .command_line import (
     add_conversion_flags,
     add_output_flags,
     add_prompt_flags,
+    check_new,
     check_picture_path,
     inputs_of,
     prompts_of,
@@ -182,6 +183,8 @@ def _check_folder_flags(arguments: argparse.Namespace) -> None:
         )
     if arguments.output is None:
         raise ValueError("A folder needs --output: the file of JSON lines to write.")
+    check_new(arguments.output)
+    _check_flags(arguments)
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:

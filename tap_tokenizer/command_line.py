@@ -201,6 +201,14 @@ def check_picture_path(path: Path | None, inputs: Iterable[Path] = ()) -> None:
     check_not_read(path, inputs)
 
 
+def check_new(output: Path) -> None:
+    """Refuse a file of records that is there already, or has no folder to lie in."""
+    if output.exists():
+        raise ValueError(f"{output} exists: give another name, or remove it.")
+    if not output.parent.is_dir():
+        raise ValueError(f"There is no folder {output.parent}: make it first.")
+
+
 def save_picture(image: Image.Image, path: Path) -> None:
     """Write a picture, whole or not at all."""
     partial = _partial(path)
