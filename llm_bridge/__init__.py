@@ -3,34 +3,37 @@
 Importing it registers the bridge with transformers' Auto classes.
 """
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from tap_tokenizer import help_is_wanted
 
-from .adapters import (
-    add_lora,
-    count_parameters,
-    find_adapter,
-    has_adapter,
-    load_adapter,
-    merge_lora,
-    remove_lora,
-    set_trainable,
-    use_adapter,
-)
-from .chat import RegionBaseline, RegionChat
-from .configuration_bridge import REGION_TOKEN, RegionBridgeConfig
-from .description import RegionDescription, describe_regions
-from .modeling_bridge import RegionBridgeForConditionalGeneration, RegionBridgeOutput
-from .picture_context import PictureContext, grid_points
-from .pipelines import RegionCaptioningPipeline, RegionTextGenerationPipeline, register_pipelines
-from .processing_bridge import RegionBridgeProcessor
-from .processing_described import DescribedRegionProcessor
-from .projector import RegionProjector
-from .region_features import region_features
+if not help_is_wanted():
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-AutoConfig.register("region_bridge", RegionBridgeConfig, exist_ok=True)
-AutoModelForImageTextToText.register(RegionBridgeConfig, RegionBridgeForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(RegionBridgeConfig, RegionBridgeProcessor, exist_ok=True)
-register_pipelines()
+    from .adapters import (
+        add_lora,
+        count_parameters,
+        find_adapter,
+        has_adapter,
+        load_adapter,
+        merge_lora,
+        remove_lora,
+        set_trainable,
+        use_adapter,
+    )
+    from .chat import RegionBaseline, RegionChat
+    from .configuration_bridge import REGION_TOKEN, RegionBridgeConfig
+    from .description import RegionDescription, describe_regions
+    from .modeling_bridge import RegionBridgeForConditionalGeneration, RegionBridgeOutput
+    from .picture_context import PictureContext, grid_points
+    from .pipelines import RegionCaptioningPipeline, RegionTextGenerationPipeline, register_pipelines
+    from .processing_bridge import RegionBridgeProcessor
+    from .processing_described import DescribedRegionProcessor
+    from .projector import RegionProjector
+    from .region_features import region_features
+
+    AutoConfig.register("region_bridge", RegionBridgeConfig, exist_ok=True)
+    AutoModelForImageTextToText.register(RegionBridgeConfig, RegionBridgeForConditionalGeneration, exist_ok=True)
+    AutoProcessor.register(RegionBridgeConfig, RegionBridgeProcessor, exist_ok=True)
+    register_pipelines()
 
 __all__ = [
     "REGION_TOKEN",

@@ -7,35 +7,32 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import socket
 import sys
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from tap_tokenizer import (
-    PictureRegions,
     add_output_flags,
     add_prompt_flags,
+    check_new,
     check_not_read,
     check_picture_path,
-    draw_regions,
     inputs_of,
-    load_rgb,
     prompts_of,
-    read_region_table,
     region_prompts,
     run_command,
     save_picture,
     tell_folder,
-    write_records,
 )
 
-from .chat import RegionChat
-from .configuration_bridge import BUNDLED
-from .page_input import PageLimits
-from .region_prompt import prompts_by_region, user_content
+if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
+    import numpy as np
+
+    from tap_tokenizer import PictureRegions
+
+    from .chat import RegionChat
 
 DEMO = "region-chat-tiny"
 EXIT_CODES = "exit codes: 0 done, 2 bad input, 130 interrupted"
@@ -110,6 +107,8 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(arguments: argparse.Namespace) -> RegionChat:
+    from .chat import RegionChat
+
     if arguments.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens is {arguments.max_new_tokens}, expected 1 or more.")
     return RegionChat.from_pretrained(
@@ -125,6 +124,10 @@ def _load(arguments: argparse.Namespace) -> RegionChat:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
+    from tap_tokenizer import draw_regions, load_rgb
+
+    from .region_prompt import prompts_by_region, user_content
+
     if arguments.image.is_dir():
         return _ask_folder(arguments)
     if arguments.boxes is not None or arguments.output is not None:
@@ -153,12 +156,15 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 def _ask_folder(arguments: argparse.Namespace) -> int:
     """One question of every picture of a table, about all its regions."""
+    from tap_tokenizer import PictureRegions, read_region_table, write_records
+
     if arguments.json or arguments.save is not None or arguments.regions:
         raise ValueError(
             "--json, --save, --box, --point and --mask are for one picture: a folder is written to --output."
         )
     if arguments.boxes is None or arguments.output is None:
         raise ValueError("A folder needs its regions, --boxes boxes.csv, and a file to write, --output answers.jsonl.")
+    check_new(arguments.output)
     pictures = read_region_table(arguments.boxes, arguments.image)
     each = arguments.question.count("<region>") or None
     for picture in pictures:
@@ -213,6 +219,8 @@ CHAT_HELP = """Write a question, with <region> for each new region; region1, reg
 
 
 def _chat(arguments: argparse.Namespace) -> None:
+    from tap_tokenizer import load_rgb
+
     regions = list(arguments.regions or [])
     region_prompts(regions)
     inputs = inputs_of(arguments)
@@ -266,6 +274,8 @@ def _obey(line: str, chat: RegionChat, regions: list[tuple[str, Any]], inputs: l
         check_picture_path(Path(rest), inputs)
         if chat.image is None:
             raise ValueError("There is nothing to draw yet: ask about a region first.")
+        from tap_tokenizer import draw_regions
+
         save_picture(draw_regions(chat.image, chat.regions()), Path(rest))
         print(f"Wrote {rest}.")
     elif name == "json" and rest:
@@ -286,6 +296,13 @@ def _obey(line: str, chat: RegionChat, regions: list[tuple[str, Any]], inputs: l
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    from PIL import Image
+
+    from tap_tokenizer import draw_regions
+
+    from .chat import RegionChat
+    from .configuration_bridge import BUNDLED
+
     folder = BUNDLED / DEMO
     picture = folder / "demo.png"
     check_picture_path(arguments.output, [picture])
@@ -322,10 +339,15 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _app(arguments: argparse.Namespace) -> None:
     from .app import load_gradio, serve
+    from .page_input import PageLimits
 
     load_gradio()  # refused before a model is loaded
     if arguments.port is not None and not 0 < arguments.port < 65536:
         raise ValueError(f"Got --port {arguments.port}: expected 1 to 65535, or leave it out.")
+    for name in ("max_file_mb", "max_megapixels"):
+        if not 1e-6 <= getattr(arguments, name) < math.inf:
+            raise ValueError(f"Got --{name} {getattr(arguments, name)}: expected a number of millions above 0.")
+    _check_address(arguments.host, arguments.port)
     limits = PageLimits(
         file_bytes=int(arguments.max_file_mb * 1e6),
         pixels=int(arguments.max_megapixels * 1e6),
@@ -341,6 +363,17 @@ def _app(arguments: argparse.Namespace) -> None:
         ) from None
     print(f"The page is at {address} (Ctrl+C ends it).", flush=True)
     page.block_thread()
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Refuse an address that cannot be listened at, before a model is loaded."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server((address[0], address[1]), family=family).close()
+    except OSError as error:
+        raise ValueError(
+            f"{host}{f', port {port},' if port else ''} cannot be listened at ({error}): give another --host or --port."
+        ) from None
 
 
 if __name__ == "__main__":

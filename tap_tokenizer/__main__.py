@@ -10,14 +10,13 @@ import json
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from .checkpoint_conversion import add_conversion_flags, convert
 from .command_line import (
+    add_conversion_flags,
     add_output_flags,
     add_prompt_flags,
+    check_new,
     check_picture_path,
     inputs_of,
     prompts_of,
@@ -25,12 +24,14 @@ from .command_line import (
     save_picture,
     tell_folder,
 )
-from .everything import EverythingOptions
-from .image_processing_tap import load_rgb
-from .picture_folders import PictureRegions, pictures_of, read_region_table, write_records
-from .region_tokenizer import TapRegionTokenizer
-from .region_tokens import RegionTokens
-from .visualization import draw_regions
+from .everything_options import EverythingOptions
+
+if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
+    import numpy as np
+
+    from .picture_folders import PictureRegions
+    from .region_tokenizer import TapRegionTokenizer
+    from .region_tokens import RegionTokens
 
 DEFAULT = "tap-tiny"
 EXIT_CODES = "exit codes: 0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog="example: tap-tokenizer convert BAAI/tokenize-anything tap-vit-l --variant tap_vit_l_v1_1",
     )
     add_conversion_flags(conversion)
-    return run_command(parser, {"describe": _describe, "everything": _everything, "convert": convert}, argv)
+    return run_command(parser, {"describe": _describe, "everything": _everything, "convert": _convert}, argv)
 
 
 def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.ArgumentParser:
@@ -99,6 +100,9 @@ def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.A
 
 
 def _describe(arguments: argparse.Namespace) -> int:
+    from .image_processing_tap import load_rgb
+    from .picture_folders import read_region_table, write_records
+
     if arguments.image.is_dir():
         _check_folder_flags(arguments)
         if arguments.boxes is None:
@@ -131,6 +135,9 @@ def _describe(arguments: argparse.Namespace) -> int:
 
 
 def _everything(arguments: argparse.Namespace) -> int:
+    from .image_processing_tap import load_rgb
+    from .picture_folders import pictures_of, write_records
+
     options = {option.name: getattr(arguments, option.name) for option in fields(EverythingOptions)}
     EverythingOptions(**options)
     if arguments.image.is_dir():
@@ -155,7 +162,16 @@ def _everything(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _convert(arguments: argparse.Namespace) -> int:
+    from .checkpoint_conversion import convert
+
+    convert(arguments)
+    return 0
+
+
 def _load(arguments: argparse.Namespace) -> TapRegionTokenizer:
+    from .region_tokenizer import TapRegionTokenizer
+
     names = ("variant", "concepts", "text_tokenizer", "device", "dtype")
     return TapRegionTokenizer.from_pretrained(arguments.model, **{name: getattr(arguments, name) for name in names})
 
@@ -167,6 +183,8 @@ def _check_folder_flags(arguments: argparse.Namespace) -> None:
         )
     if arguments.output is None:
         raise ValueError("A folder needs --output: the file of JSON lines to write.")
+    check_new(arguments.output)
+    _check_flags(arguments)
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
@@ -205,6 +223,8 @@ def _tell(tokenizer: TapRegionTokenizer, regions: RegionTokens, arguments: argpa
     """Print what is said of one picture's regions, and draw them if asked."""
     record = _record(tokenizer, regions, arguments)
     if arguments.save is not None:
+        from .visualization import draw_regions
+
         labels = [
             row["caption"] or (row["concepts"][0]["name"] if row["concepts"] else "") for row in record["regions"]
         ]

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .command_line import add_conversion_flags
 from .concept_projector import ConceptBank
 from .configuration_tap import TapConfig
 from .image_processing_tap import PIXEL_MEAN_BGR, PIXEL_STD_BGR
@@ -239,20 +240,6 @@ def main(argv: list[str] | None = None) -> None:
         convert(parser.parse_args(argv))
     except (OSError, ValueError, ImportError) as error:
         parser.error(str(error))
-
-
-def add_conversion_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what `convert` reads."""
-    parser.add_argument("source", help="a .pkl checkpoint, or the Hub repository of the original")
-    parser.add_argument("folder", type=Path, help="where to write; must not exist")
-    parser.add_argument("--variant", help="which checkpoint of the repository, e.g. tap_vit_l_v1_1")
-    parser.add_argument(
-        "--concepts", help="a concept file, or its name in the repository (merged_2560, lvis_1203, coco_80)"
-    )
-    parser.add_argument(
-        "--text_tokenizer", help="the caption vocabulary: a tokenizer.model, a folder or a Hub repository"
-    )
-    parser.add_argument("--dtype", default="float32", help="of the weights that are written (default: float32)")
 
 
 def convert(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,21 @@ LEFT_OUT = 3
 
 INTERRUPTED = 130
 
+SCRIPTS = ("tap-tokenizer", "region-chat")
+MODULES = (("-m", "tap_tokenizer"), ("-m", "llm_bridge"))
+"""How the commands are started."""
+
 MASK_DARK, MASK_LIGHT, MASK_BETWEEN = 32, 223, 0.05
 """What is black and white in a picture of a mask, and the share of its pixels that may lie between: a soft outline."""
+
+
+def help_is_wanted() -> bool:
+    """Whether this process is one of the commands, asked for its help alone: that is shown without loading torch."""
+    module = sys.argv[:1] == ["-m"] and any(pair in pairwise(sys.orig_argv) for pair in MODULES)
+    script = bool(sys.argv) and Path(sys.argv[0]).stem in SCRIPTS
+    words = sys.argv[1:] if script else sys.orig_argv
+    words = words[: words.index("--")] if "--" in words else words
+    return (module or script) and any(word in ("-h", "--help") for word in words)
 
 
 def run_command(
@@ -102,6 +116,20 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_conversion_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what `convert` reads."""
+    parser.add_argument("source", help="a .pkl checkpoint, or the Hub repository of the original")
+    parser.add_argument("folder", type=Path, help="where to write; must not exist")
+    parser.add_argument("--variant", help="which checkpoint of the repository, e.g. tap_vit_l_v1_1")
+    parser.add_argument(
+        "--concepts", help="a concept file, or its name in the repository (merged_2560, lvis_1203, coco_80)"
+    )
+    parser.add_argument(
+        "--text_tokenizer", help="the caption vocabulary: a tokenizer.model, a folder or a Hub repository"
+    )
+    parser.add_argument("--dtype", default="float32", help="of the weights that are written (default: float32)")
+
+
 def prompts_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the flags say, as `TapRegionTokenizer.encode` takes it for one picture; {} if they name no region."""
     return region_prompts(arguments.regions or [])
@@ -171,6 +199,14 @@ def check_picture_path(path: Path | None, inputs: Iterable[Path] = ()) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of a picture to write.")
     check_not_read(path, inputs)
+
+
+def check_new(output: Path) -> None:
+    """Refuse a file of records that is there already, or has no folder to lie in."""
+    if output.exists():
+        raise ValueError(f"{output} exists: give another name, or remove it.")
+    if not output.parent.is_dir():
+        raise ValueError(f"There is no folder {output.parent}: make it first.")
 
 
 def save_picture(image: Image.Image, path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from .command_line import check_new
 from .image_processing_tap import load_rgb
 
 CORNERS, POINT = ("x1", "y1", "x2", "y2"), ("x", "y")
@@ -158,10 +159,7 @@ def write_records(
     Each line begins with the picture's name and `settings`; a partial file of other settings or pictures is refused, and so
     is an `output` that exists.
     """
-    if output.exists():
-        raise ValueError(f"{output} exists: give another name, or remove it.")
-    if not output.parent.is_dir():
-        raise ValueError(f"There is no folder {output.parent}: make it first.")
+    check_new(output)
     partial = output.with_name(output.name + ".partial")
     written = _written(partial, pictures, settings)
     there = set(written)

@@ -122,3 +122,30 @@ def test_docstrings_become_lists_and_code() -> None:
         "Load.\n\n\n```pycon\n>>> a = load(\n...     1)\n```\n\n- `source`: a name\n  of it.\n"
         "- `boxes` (R, 4), `points`: xyxy\n\nNothing: here"
     )
+
+
+def test_what_caching_costs_is_reckoned_from_one_set_of_numbers() -> None:
+    """The documentation and the recipes name the same seconds, and days and hours follow from seconds and operations."""
+    page, recipes = ((ROOT / name).read_text() for name in ("docs/performance.md", "finetune/README.md"))
+    rows = {
+        name: [float(number) for number in re.findall(r"[\d.]+", cells)]
+        for name, cells in re.findall(r"^\| (TAP-[BL]) \|(.* s \|.*, .*)\|$", recipes, re.MULTILINE)
+    }
+    small, large = rows["TAP-B"], rows["TAP-L"]
+    assert f"| TAP-B | {small[0]:g} s | {small[1]:g} s |" in page
+    assert large[0] == pytest.approx(small[0] * large[2] / small[2], abs=0.05)
+    assert small[1] == large[1] < small[0] / 300
+    assert "less than a three-hundredth" in page
+    assert f"{large[2] / small[2]:.1f} times as long" in page
+    table = re.findall(r"^\| [^|]+ \| [\d,]+(?: M)? \| .* [Mk] \| .* [GT]B \|$", recipes, re.MULTILINE)
+    assert len(table) == 3
+    scale = {"": 1, "k": 1e3, "M": 1e6}
+    for row in table:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        pictures, regions = (
+            float(number.replace(",", "")) * scale[unit]
+            for number, unit in (re.fullmatch(r"([\d.,]+) ?([kM]?)", cell).groups() for cell in cells[1:3])  # type: ignore[union-attr]
+        )
+        assert float(cells[3]) == pytest.approx((pictures * large[0] + regions * large[1]) / 86400, abs=0.6)
+        hours = (pictures * large[2] + regions * large[3]) * 1e9 / 1e14 / 3600
+        assert float(cells[4]) == pytest.approx(hours, abs=0.5 if hours > 2 else 0.06)

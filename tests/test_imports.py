@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tap_tokenizer import help_is_wanted
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tap_tokenizer", "llm_bridge", "finetune")
 MAY_IMPORT = {"tap_tokenizer": set(), "llm_bridge": {"tap_tokenizer"}, "finetune": {"tap_tokenizer", "llm_bridge"}}
@@ -22,7 +24,8 @@ LIBRARIES = {
 
 LAYERS = {
     "tap_tokenizer": [
-        {"configuration_tap", "attention", "restricted_pickle", "everything", "command_line", "weight_files"},
+        {"command_line", "everything_options"},
+        {"configuration_tap", "attention", "restricted_pickle", "everything", "weight_files"},
         {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "concept_projector"},
         {"fast_inference"},
         {"modeling_tap", "image_processing_tap"},
@@ -110,3 +113,27 @@ def test_packages_import_without_optional_libraries(package: str) -> None:
     code = f"import sys\nsys.modules.update({{name: None for name in {absent!r}}})\nimport {package}\nprint('fine')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip() == "fine", done.stderr
+
+
+@pytest.mark.parametrize("command", ["tap_tokenizer", "tap_tokenizer describe", "llm_bridge", "llm_bridge ask"])
+def test_help_is_shown_without_torch(command: str) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", *command.split(), "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, cwd=ROOT)
+    assert "usage:" in done.stdout
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "argparse" in imported
+    assert not imported & {"torch", "transformers", "gradio"}
+
+
+def test_scripts_are_told_from_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for argv, wanted in (
+        (["/usr/bin/tap-tokenizer", "describe", "--help"], True),
+        (["region-chat.exe", "-h"], True),
+        (["region-chat", "ask", "picture.png", "--", "--help"], False),
+        (["region-chat", "ask", "picture.png", "help"], False),
+        (["/usr/bin/pytest", "--help"], False),
+        (["-m", "--help"], False),
+    ):
+        monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.setattr(sys, "orig_argv", ["python", *argv])
+        assert help_is_wanted() is wanted, argv

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,20 @@ def test_a_torn_picture_of_a_folder(capsys: pytest.CaptureFixture[str], folder: 
     assert [line["image"] for line in lines] == ["a.png", "b.png"]
 
 
+def test_what_the_page_cannot_be_is_refused_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gradio")
+    monkeypatch.setattr(RegionChat, "from_pretrained", lambda *_, **__: pytest.fail("must not be called"))
+    for number in ("nan", "inf", "0", "-1"):
+        for flag in ("--max_file_mb", "--max_megapixels"):
+            assert f"Got {flag} {float(number)}: expected" in refused(capsys, "app", flag, number)
+    assert "cannot be listened at" in refused(capsys, "app", "--host", "300.1.1.1")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"127.0.0.1, port {port}, cannot be listened at" in refused(capsys, "app", "--port", port)
+
+
 def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert "--port 0: expected 1 to 65535" in refused(capsys, "app", "--port", 0)
     pictures, table, output = folder / "pictures", folder / "boxes.csv", folder / "o.jsonl"
@@ -170,6 +185,7 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
         ),
         ("for a folder", ["ask", DEMO, "what", "--boxes", table]),
         ("needs its regions", ["ask", pictures, "what", "--output", output]),
+        ("exists", ["ask", pictures, "what", "--boxes", table, "--output", table, "--model", "not-asked-for"]),
         ("are for one picture", ["ask", pictures, "what", "--boxes", table, "--output", output, "--json"]),
         ("--max_new_tokens is 0", ["ask", DEMO, "what", *FLAGS, "--max_new_tokens", 0]),
         ("no folder at", ["ask", DEMO, "what", *FLAGS, "--model", folder / "none"]),

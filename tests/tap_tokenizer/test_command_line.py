@@ -146,6 +146,8 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
         ("what kind of picture", ["describe", DEMO, "--box", *BOX, "--save", folder / "out.tx"]),
         ("no folder", ["describe", DEMO, "--box", *BOX, "--save", folder / "none" / "out.png"]),
         ("--top_k is 0", ["describe", DEMO, "--box", *BOX, "--top_k", 0]),
+        ("--top_k is 0", ["describe", pictures, "--boxes", table, "--output", output, "--top_k", 0, "--model", "none"]),
+        ("exists", ["describe", pictures, "--boxes", table, "--output", table, "--model", "not-asked-for"]),
         ("for a folder of pictures", ["describe", DEMO, "--boxes", table]),
         ("give its regions in a table", ["describe", pictures, "--output", output]),
         ("needs --output", ["describe", pictures, "--boxes", table]),

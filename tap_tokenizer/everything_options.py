@@ -1,0 +1,51 @@
+"""`EverythingOptions`: how a picture is searched, named and by default set as in transformers' mask-generation pipeline.
+
+Knows numbers only: no torch, so that a command can show its flags without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EverythingOptions:
+    """How a picture is searched.
+
+    points_per_crop: points along each side of the grid over the picture; over the crops of layer n, that number divided
+    by crop_n_points_downscale_factor to the power n.
+    crops_n_layers: layers of crops beside the whole picture; layer n cuts each side in 2ⁿ. Neighbours of layer 1 share
+    crop_overlap_ratio of the picture's shorter side, those of layer n 2ⁿ⁻¹ times less.
+    pred_iou_thresh, stability_score_thresh: masks below either are dropped. The stability score is the IoU of the mask
+    with itself when it is cut at logits stability_score_offset above and below zero.
+    crops_nms_thresh: of masks with a larger IoU, only the one of highest predicted IoU stays.
+    min_mask_region_area: specks and holes of fewer pixels are taken out; 0 leaves masks as they are.
+    """
+
+    points_per_crop: int = 32
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0
+    crops_n_layers: int = 0
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+    crops_nms_thresh: float = 0.7
+    min_mask_region_area: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("points_per_crop", 1, 512),  # a million points are a night on a CPU
+            ("crop_n_points_downscale_factor", 1, 512),
+            ("crops_n_layers", 0, 6),  # 5,461 pictures to encode
+            ("min_mask_region_area", 0, 2**40),
+            ("stability_score_offset", 0, 1000),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected {least} … {most}.")
+        for name in ("pred_iou_thresh", "stability_score_thresh", "crop_overlap_ratio", "crops_nms_thresh"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 … 1.")
+
+    def points_per_side(self, layer: int) -> int:
+        """Points along each side of the grid over a crop of a layer; layer 0 is the picture."""
+        return max(1, int(self.points_per_crop / self.crop_n_points_downscale_factor**layer))
