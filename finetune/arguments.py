@@ -57,7 +57,7 @@ def run_command(main: Callable[[], None]) -> int:
     try:
         main()
     except KeyboardInterrupt:
-        print("stopped: the same command goes on from the last state on disk", file=sys.stderr)
+        print("stopped: the same command goes on from the last state on disk, if there is one", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         name = getattr(sys.modules["__main__"].__spec__, "name", "finetune")

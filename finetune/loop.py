@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -48,6 +52,39 @@ class RunLog:
         if self.accelerator.is_main_process and self.path.exists():
             kept = [json.dumps(line) for line in self.read() if line["step"] <= step]
             self.path.write_text("".join(line + "\n" for line in kept))
+
+
+class StopRequest:
+    """Ctrl+C while a run is under way: the step at hand is finished and kept, then the run stops; a second one stops at once.
+
+    As a context around the steps; ask `wanted` after each, save if it is, and then `stop_if_wanted`. Processes that train
+    together would be asked at different steps, so there, and outside the main thread, Ctrl+C stops at once as ever.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.wanted = False
+        self._listens = accelerator.num_processes == 1 and threading.current_thread() is threading.main_thread()
+        self._before: Any = None
+
+    def __enter__(self) -> StopRequest:
+        if self._listens:
+            self._before = signal.signal(signal.SIGINT, self._hear)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._listens:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
+        print("\nstopping after this step, which is kept; Ctrl+C once more stops now", flush=True)
+
+    def stop_if_wanted(self) -> None:
+        """End the run, as Ctrl+C does, once its last step is saved."""
+        if self.wanted:
+            raise KeyboardInterrupt
 
 
 class MeanWindow:

@@ -40,7 +40,7 @@ from .data.glyph_language import caption
 from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, draw_question
 from .data.glyph_records import number_regions
 from .data.glyph_scenes import KINDS, GlyphScene, make_scene
-from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state, seed_step
+from .loop import MeanWindow, RunLog, StopRequest, load_last_state, mean_of, rate_share, save_state, seed_step
 from .optimizers import OptimizerName, build_optimizers, param_groups
 
 CHAT_TEMPLATE = (
@@ -193,29 +193,31 @@ def main(argv: list[str] | None = None) -> None:
     progress = tqdm(
         loader, initial=start, total=arguments.steps, desc="language", disable=not accelerator.is_main_process
     )
-    for step, batch in enumerate(progress, start=start):
-        share = rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
-        for group, peak in zip(param_groups(optimizers), peaks):
-            group["lr"] = peak * share
-        seed_step(arguments.seed, step, accelerator.process_index)
-        model.train()
-        loss = model(**batch).loss
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-        for optimizer in optimizers:
-            optimizer.step()
-        window.add({"loss": loss.item()})
-        done = step + 1
-        if done % arguments.log_steps == 0 or done == arguments.steps:
-            means = window.take()
-            progress.set_postfix(loss=f"{means['loss']:.3f}")
-            log.write({"step": done, "seconds_per_step": (time.perf_counter() - began) / (done - start), **means})
-        if done % arguments.eval_steps == 0 or done == arguments.steps:
-            log.write({"step": done, **_evaluate(arguments, accelerator, model, tokenizer)})
-        if done % arguments.save_steps == 0 or done == arguments.steps:
-            save_state(accelerator, checkpoints, done)
+    with StopRequest(accelerator) as stop:
+        for step, batch in enumerate(progress, start=start):
+            share = rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
+            for group, peak in zip(param_groups(optimizers), peaks):
+                group["lr"] = peak * share
+            seed_step(arguments.seed, step, accelerator.process_index)
+            model.train()
+            loss = model(**batch).loss
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+            for optimizer in optimizers:
+                optimizer.step()
+            window.add({"loss": loss.item()})
+            done = step + 1
+            if done % arguments.log_steps == 0 or done == arguments.steps:
+                means = window.take()
+                progress.set_postfix(loss=f"{means['loss']:.3f}")
+                log.write({"step": done, "seconds_per_step": (time.perf_counter() - began) / (done - start), **means})
+            if done % arguments.eval_steps == 0 or done == arguments.steps:
+                log.write({"step": done, **_evaluate(arguments, accelerator, model, tokenizer)})
+            if done % arguments.save_steps == 0 or done == arguments.steps or stop.wanted:
+                save_state(accelerator, checkpoints, done)
+            stop.stop_if_wanted()
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(output / "model")
         tokenizer.save_pretrained(output / "model")

@@ -33,7 +33,7 @@ from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, T
 from .arguments import RECIPES, knob, parse_arguments, run_command, save_arguments
 from .data.glyph_language import build_text_tokenizer, concept_banks
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
-from .loop import MeanWindow, RunLog, load_last_state, mean_of, rate_share, save_state, seed_step
+from .loop import MeanWindow, RunLog, StopRequest, load_last_state, mean_of, rate_share, save_state, seed_step
 from .losses import mask_iou, prompted_losses
 from .optimizers import OptimizerName, build_optimizers, param_groups
 from .prompt_sampling import PromptSampler, TrainingPrompts
@@ -273,30 +273,32 @@ def main(argv: list[str] | None = None) -> None:
     progress = tqdm(
         loader, initial=start, total=arguments.steps, disable=not accelerator.is_main_process, desc=arguments.stage
     )
-    for step, batch in enumerate(progress, start=start):
-        for group, peak in zip(param_groups(optimizers), peaks):
-            group["lr"] = peak * rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
-        seed_step(arguments.seed, step, accelerator.process_index)
-        stage.train()
-        losses = stage(batch, step)
-        loss = sum(value for name, value in losses.items() if not name.endswith("accuracy"))
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(stage.parameters(), arguments.max_grad_norm)
-        for optimizer in optimizers:
-            optimizer.step()
-        window.add({"loss": loss.item(), **{name: value.item() for name, value in losses.items()}})
-        done = step + 1
-        if done % arguments.log_steps == 0 or done == arguments.steps:
-            means = window.take()
-            seconds = (time.perf_counter() - began) / (done - start)
-            progress.set_postfix(loss=f"{means['loss']:.3f}")
-            log.write({"step": done, "seconds_per_step": seconds, **means})
-        if done % arguments.eval_steps == 0 or done == arguments.steps:
-            log.write({"step": done, **_evaluate(arguments, accelerator, tokenizer, stage, banks)})
-        if done % arguments.save_steps == 0 or done == arguments.steps:
-            save_state(accelerator, checkpoints, done)
+    with StopRequest(accelerator) as stop:
+        for step, batch in enumerate(progress, start=start):
+            for group, peak in zip(param_groups(optimizers), peaks):
+                group["lr"] = peak * rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
+            seed_step(arguments.seed, step, accelerator.process_index)
+            stage.train()
+            losses = stage(batch, step)
+            loss = sum(value for name, value in losses.items() if not name.endswith("accuracy"))
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(stage.parameters(), arguments.max_grad_norm)
+            for optimizer in optimizers:
+                optimizer.step()
+            window.add({"loss": loss.item(), **{name: value.item() for name, value in losses.items()}})
+            done = step + 1
+            if done % arguments.log_steps == 0 or done == arguments.steps:
+                means = window.take()
+                seconds = (time.perf_counter() - began) / (done - start)
+                progress.set_postfix(loss=f"{means['loss']:.3f}")
+                log.write({"step": done, "seconds_per_step": seconds, **means})
+            if done % arguments.eval_steps == 0 or done == arguments.steps:
+                log.write({"step": done, **_evaluate(arguments, accelerator, tokenizer, stage, banks)})
+            if done % arguments.save_steps == 0 or done == arguments.steps or stop.wanted:
+                save_state(accelerator, checkpoints, done)
+            stop.stop_if_wanted()
     if accelerator.is_main_process:
         tokenizer.save_pretrained(output / "model")
     accelerator.print(f"wrote {output / 'model'}")

@@ -32,7 +32,7 @@ from .arguments import parse_arguments, refuse_other_arguments, run_command, sav
 from .bridge_setup import check_data, check_sharding, load_bridge, make_optimizers
 from .conversations import evaluate, make_loader, summed_loss
 from .environment import describe_environment, in_words, record_environment
-from .loop import MeanWindow, RunLog, load_last_state, rate_share, save_state, seed_step
+from .loop import MeanWindow, RunLog, StopRequest, load_last_state, rate_share, save_state, seed_step
 from .loss_plot import draw_losses
 from .optimizers import param_groups
 from .region_cache import RegionCache
@@ -87,41 +87,43 @@ def main(argv: list[str] | None = None) -> None:
     progress = tqdm(range(start, arguments.steps), initial=start, total=arguments.steps, desc=arguments.mode,
                     disable=not accelerator.is_main_process)  # fmt: skip
     steps = _grouped(loader, arguments.gradient_accumulation_steps)
-    for step, batches in zip(progress, steps):
-        share = rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
-        for group, peak in zip(param_groups(optimizers), peaks):
-            group["lr"] = peak * share
-        seed_step(arguments.seed, step, accelerator.process_index)
-        model.train()
-        learned = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
-        total = accelerator.reduce(torch.tensor(float(learned), device=accelerator.device))
-        loss = 0.0
-        for i, batch in enumerate(batches):
-            with accelerator.no_sync(model) if i < len(batches) - 1 else nullcontext():
-                # the mean over all words that this step learns, in all passes and processes; DDP averages gradients
-                part = summed_loss(model, batch) / total
-                accelerator.backward(part * accelerator.num_processes)
-                loss += float(part.detach())
-        accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        window.add({"loss": float(accelerator.reduce(torch.tensor(loss, device=accelerator.device)))})
-        done = step + 1
-        if done % arguments.log_steps == 0 or done == arguments.steps:
-            means = window.take()
-            progress.set_postfix(loss=f"{means['loss']:.3f}")
-            log.write({
-                "step": done, "seconds_per_step": (time.perf_counter() - began) / (done - start), "rate": share, **means
-            })  # fmt: skip
-        if arguments.eval_data and (done % arguments.eval_steps == 0 or done == arguments.steps):
-            found = evaluate(arguments, accelerator, model, processor)
-            log.write({"step": done, **found})
-            best.offer(accelerator, model, done, found)
-        if done % arguments.save_steps == 0 or done == arguments.steps:
-            save_state(accelerator, checkpoints, done)
-            if accelerator.is_main_process:
-                draw_losses(log.read(), output / "loss.png", str(output))
+    with StopRequest(accelerator) as stop:
+        for step, batches in zip(progress, steps):
+            share = rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
+            for group, peak in zip(param_groups(optimizers), peaks):
+                group["lr"] = peak * share
+            seed_step(arguments.seed, step, accelerator.process_index)
+            model.train()
+            learned = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+            total = accelerator.reduce(torch.tensor(float(learned), device=accelerator.device))
+            loss = 0.0
+            for i, batch in enumerate(batches):
+                with accelerator.no_sync(model) if i < len(batches) - 1 else nullcontext():
+                    # the mean over all words that this step learns, in all passes and processes; DDP averages gradients
+                    part = summed_loss(model, batch) / total
+                    accelerator.backward(part * accelerator.num_processes)
+                    loss += float(part.detach())
+            accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            window.add({"loss": float(accelerator.reduce(torch.tensor(loss, device=accelerator.device)))})
+            done = step + 1
+            if done % arguments.log_steps == 0 or done == arguments.steps:
+                means = window.take()
+                progress.set_postfix(loss=f"{means['loss']:.3f}")
+                log.write({
+                    "step": done, "seconds_per_step": (time.perf_counter() - began) / (done - start), "rate": share, **means
+                })  # fmt: skip
+            if arguments.eval_data and (done % arguments.eval_steps == 0 or done == arguments.steps):
+                found = evaluate(arguments, accelerator, model, processor)
+                log.write({"step": done, **found})
+                best.offer(accelerator, model, done, found)
+            if done % arguments.save_steps == 0 or done == arguments.steps or stop.wanted:
+                save_state(accelerator, checkpoints, done)
+                if accelerator.is_main_process:
+                    draw_losses(log.read(), output / "loss.png", str(output))
+            stop.stop_if_wanted()
     _finish(arguments, accelerator, model, processor, best)
 
 

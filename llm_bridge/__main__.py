@@ -214,7 +214,7 @@ def _said(chat: RegionChat, answer: Any) -> dict[str, Any]:
 # --- chat -------------------------------------------------------------------------------------------------------------
 
 CHAT_HELP = """Write a question, with <region> for each new region; region1, region2, … are those you asked about before.
-  /box X1 Y1 X2 Y2 · /point X Y · /mask PICTURE   a region for the next question
+  /box X1 Y1 X2 Y2 · /point X Y · /mask PICTURE   a region for the next question · /undo   take it back
   /save PICTURE   draw the regions · /json FILE   write the conversation · /new   begin anew · /quit"""
 
 
@@ -226,13 +226,15 @@ def _chat(arguments: argparse.Namespace) -> None:
     inputs = inputs_of(arguments)
     picture = load_rgb(arguments.image)
     chat = _load(arguments)
+    for region in regions:
+        _try_region(chat, picture, region)
     print(f"{arguments.image}: {picture.shape[1]} × {picture.shape[0]} pixels. {CHAT_HELP}")
     while (line := _next_line()) is not None:
         if line in ("/quit", "/exit"):
             return
         try:
             if line.startswith("/"):
-                _obey(line, chat, regions, inputs)
+                _obey(line, chat, picture, regions, inputs)
             elif line:
                 pieces = chat.ask(
                     line, image=picture, stream=True, max_new_tokens=arguments.max_new_tokens, **region_prompts(regions)
@@ -253,7 +255,7 @@ def _next_line() -> str | None:
         return None
 
 
-def _obey(line: str, chat: RegionChat, regions: list[tuple[str, Any]], inputs: list[Path]) -> None:
+def _obey(line: str, chat: RegionChat, picture: np.ndarray, regions: list[tuple[str, Any]], inputs: list[Path]) -> None:
     """Do what a line that begins with a slash says; `inputs` are files that must stay as they are."""
     name, _, rest = line[1:].partition(" ")
     words = rest.split()
@@ -265,11 +267,19 @@ def _obey(line: str, chat: RegionChat, regions: list[tuple[str, Any]], inputs: l
             values = []
         if len(values) != count:
             raise ValueError(f"Got /{name} {rest}, expected {count} numbers in pixels of the picture.")
+        _try_region(chat, picture, (name, values))
         regions.append((name, values))
     elif name == "mask" and rest:
-        region_prompts([("mask", Path(rest))])
+        _try_region(chat, picture, ("mask", Path(rest)))
         regions.append((name, Path(rest)))
         inputs.append(Path(rest))
+    elif name == "undo":
+        if not regions:
+            raise ValueError(
+                "There is no region that waits for a question: /undo takes back the last /box, /point or /mask."
+            )
+        kind, value = regions.pop()
+        print(f"Took back /{kind} {value if kind == 'mask' else ' '.join(f'{number:g}' for number in value)}.")
     elif name == "save" and rest:
         check_picture_path(Path(rest), inputs)
         if chat.image is None:
@@ -290,6 +300,14 @@ def _obey(line: str, chat: RegionChat, regions: list[tuple[str, Any]], inputs: l
         regions.clear()
     else:
         raise ValueError(CHAT_HELP)
+
+
+def _try_region(chat: RegionChat, picture: np.ndarray, region: tuple[str, Any]) -> None:
+    """Refuse a region that no question could be asked about, as the region tokenizer does, before it waits for one."""
+    import torch
+
+    size = torch.tensor([picture.shape[:2]])
+    chat.region_tokenizer.processor.prepare_prompts(size, is_batch=False, **region_prompts([region]))
 
 
 # --- demo and app -----------------------------------------------------------------------------------------------------

@@ -235,8 +235,8 @@ def _check_nesting(name: str, value: Any, nesting: tuple[int, str]) -> None:
         raise ValueError(f"{name} is one region's, expected a list with an entry for each region: {example}.")
 
 
-SPOKEN = re.compile(r"<region(\d*)>|\bregion([1-9]\d*)\b", re.IGNORECASE)
-"""A region in a question: its marker, or its name among the words."""
+SPOKEN = re.compile(r"<region(\d*)>|\bregion ?(\d+)\b", re.IGNORECASE)
+"""A region in a question: its marker, or its name among the words, which people write with a space, too."""
 
 
 def user_content(
@@ -245,7 +245,7 @@ def user_content(
     """A question as content items: the picture if it is new, words, and regions where the question speaks of them.
 
     `known` regions were shown in earlier turns; the prompts are those of the next ones. `<region>` is the next region that
-    has not been shown, `<regionN>` or the word regionN is region N, which is an item at its first mention and a word
+    has not been shown, `<regionN>`, regionN or region N is that region, which is an item at its first mention and a word
     afterwards. A question with prompts that speaks of none of them is asked of all of them, which then come first.
     """
     if not isinstance(question, str) or not question.strip():

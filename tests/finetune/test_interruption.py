@@ -61,6 +61,46 @@ def assert_same(one: Path, other: Path) -> None:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-6, msg=name)
 
 
+def test_ctrl_c_keeps_the_step_at_hand(
+    stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No checkpoint would have been due; asked before the first line of the log is written."""
+    train.main(flags(stage, tmp_path / "whole"))
+    rarely = ["--save_steps", "100", "--log_steps", "100"]
+    plain, calls = train.summed_loss, []
+
+    def interrupted(*arguments: Any) -> torch.Tensor:
+        calls.append(None)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(*arguments)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "summed_loss", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(flags(stage, tmp_path / "cut", *rarely))
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "stopping after this step, which is kept" in capsys.readouterr().out
+    assert [path.name for path in list_checkpoints(tmp_path / "cut" / "checkpoints")] == ["step-3"]
+    train.main(flags(stage, tmp_path / "cut", *rarely))
+    first, second = weights(tmp_path / "cut"), weights(tmp_path / "whole")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-6, msg=name)
+
+
+def test_ctrl_c_twice_stops_at_once(stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def impatient(*arguments: Any) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the step went on")
+
+    monkeypatch.setattr(train, "summed_loss", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(flags(stage, tmp_path / "cut"))
+    assert list_checkpoints(tmp_path / "cut" / "checkpoints") == []
+
+
 def test_killed_at_a_random_step(stage: Path, tmp_path: Path) -> None:
     train.main(flags(stage, tmp_path / "whole"))
     step = random.randrange(1, STEPS)

@@ -168,7 +168,7 @@ def placeholders(chat: RegionChat) -> str:
 def test_a_region_is_shown_again_in_every_turn_that_speaks_of_it(chat: RegionChat, picture: Image.Image) -> None:
     chat.ask("what is <region> ?", image=picture, boxes=BOXES[:1], **SHORT)
     chat.ask("what is <region> ?", boxes=BOXES[1:], **SHORT)
-    chat.ask("is Region1's on region2 , or region1's ?", **SHORT)
+    chat.ask("is Region1's on region 2 , or region1's ?", **SHORT)
     assert chat.history[4] == ("user", "is region1's on region2, or region1's?")
     assert "is region1 <|region|>'s on region2 <|region|>, or region1's ?" in placeholders(chat)
     batch = chat.processor.apply_chat_template(chat.messages, tokenize=True, return_dict=True, return_tensors="pt")
@@ -202,6 +202,7 @@ def test_numbered_markers_are_that_region(chat: RegionChat, picture: Image.Image
     for question, boxes, words in (
         ("what is <region9> ?", BOXES[:1], "regions 1 to 4"),
         ("what is <region0> ?", BOXES[:1], "regions 1 to 4"),
+        ("what is region0 ?", None, "Found region0, but there are regions 1 to 3"),
         ("what is region9 ?", None, "Found region9, but there are regions 1 to 3"),
         ("what is <region1> ?", BOXES[:1], "Found 0 <region> placeholders but 1 regions"),
         ("<image> what ?", None, "<image>"),

@@ -104,8 +104,10 @@ def test_a_conversation_line_by_line(
 ) -> None:
     box = " ".join(str(x) for x in BOXES[1])
     lines = [
-        "What is <region>?", "/box 1 2", "/save nothing.txt", f"/box {box}", "Is region1 larger than <region>?",
-        "What is <region>?", "/json talk.json", "/save talk.png", "/new", f"/box {box}", "What is <region>?", "/quit", "never",
+        "What is <region>?", "/box 1 2", "/save nothing.txt", f"/box {box}", "/box 600 600 700 700", "/box 9 9 5 5",
+        "/point 5 5", "/undo", "Is region1 larger than <region>?",
+        "What is <region>?", "/undo", "/json talk.json", "/save talk.png", "/new", f"/box {box}", "What is <region>?",
+        "/quit", "never",
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
@@ -120,9 +122,12 @@ def test_a_conversation_line_by_line(
     assert answers[0] == first
     assert "expected 4 numbers" in answers[1]
     assert "what kind of picture" in answers[2]
-    assert answers[3] == second
-    assert "Found 1 <region> placeholders but 0 regions" in answers[4]
-    assert answers[5:] == ["Wrote talk.json.", "Wrote talk.png.", third]
+    assert "600" in answers[3]  # outside: does not wait for a question
+    assert "9" in answers[4]
+    assert answers[5:7] == ["Took back /point 5 5.", second]
+    assert "Found 1 <region> placeholders but 0 regions" in answers[7]
+    assert "no region that waits" in answers[8]
+    assert answers[9:] == ["Wrote talk.json.", "Wrote talk.png.", third]
     assert json.loads((tmp_path / "talk.json").read_text()) == {"messages": talk}
     assert (tmp_path / "talk.png").is_file()
 
