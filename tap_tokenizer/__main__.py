@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         commands,
         "everything",
         "find all objects of a picture, and say what they are",
-        "tap-tokenizer everything picture.png --points_per_crop 12 --pred_iou_thresh 0.5 --stability_score_thresh 0.6",
+        "tap-tokenizer everything picture.png --points_per_crop 16 --pred_iou_thresh 0.5 --stability_score_thresh 0.7 "
+        "--crops_nms_thresh 0.3",
         "tap-tokenizer everything pictures --output everything.jsonl",
     )
     group = everything.add_argument_group("the search, as in transformers' mask generation")
