@@ -3,7 +3,7 @@
 #
 #   bash finetune/recipes/ablations.sh
 #
-# An hour on one CPU core. Each row begins with a fresh projector on the language model of the bundled bridge.
+# An hour and a quarter on one CPU core, half of it caching. Each row begins with a fresh projector on the language model of the bundled bridge.
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
 
@@ -14,8 +14,8 @@ records() { # records NAME FLAG …
   local name=$1 && shift
   stage "runs/records/$name.jsonl" "$PYTHON" -m finetune.data convert glyph_scenes "$@" --output "runs/records/$name.jsonl"
 }
-cache() { # cache NAME SUFFIX FLAG …
-  local name=$1 folder=runs/caches/$1$2 && shift 2
+cache() { # cache NAME FLAG …
+  local name=$1 folder=runs/caches/$1 && shift
   stage "$folder/manifest.json" "$PYTHON" -m finetune.cache_regions --data "runs/records/$name.jsonl" --output "$folder" "$@"
 }
 row() { # row NAME FLAG …
@@ -26,7 +26,7 @@ row() { # row NAME FLAG …
 records ablation --split train --seed 11 --scenes 800 --turns 24
 records ablation_val --split val --seed 11 --scenes 400 --turns 8
 for name in ablation ablation_val; do
-  cache $name "" --image_grid 4
+  cache $name --image_grid 4
 done
 stage runs/ablations/language_model "$PYTHON" -c "
 from llm_bridge import RegionChat
@@ -42,7 +42,3 @@ row projector --mode projector
 row lora_4 --mode lora --lora_r 4 --lora_alpha 8
 row lora_16 --mode lora --lora_r 16 --lora_alpha 32
 row lora_64 --mode lora --lora_r 64 --lora_alpha 128
-for name in ablation ablation_val; do
-  cache $name @8 --image_grid 8
-done
-row grid_8 --image_grid 8 --caches runs/caches/ablation@8 --eval_cache runs/caches/ablation_val@8
