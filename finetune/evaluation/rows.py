@@ -95,7 +95,8 @@ def plain_name(name: str) -> str:
 def _said(words: str, seen: Seen, task: Task) -> dict[str, Any]:
     """TAP's own words as an answer: to a question, by the words that they share with its possible answers."""
     if task in ("questions", "yes_no"):
-        return {"answer": overlap_answer(seen.item.asked, words, seen.item.options), "words": words}
+        options = ["yes", "no"] if task == "yes_no" else seen.item.options
+        return {"answer": overlap_answer(seen.item.asked, words, options), "words": words}
     return {"answer": words, **_score(seen, task)}
 
 
