@@ -30,6 +30,7 @@ from .evaluation.given import read_boxes, read_predictions
 from .evaluation.items import Item, items_of, refuse_doubles
 from .evaluation.judging import Judging
 from .evaluation.loading import Cast, load_cast
+from .evaluation.mask_metrics import missing_for_clicks
 from .evaluation.predicting import Predictor
 from .evaluation.reading import EvaluationSet, read_set
 from .evaluation.recognition_metrics import SentenceEncoder
@@ -166,6 +167,8 @@ def _check(arguments: EvaluateArguments) -> Benchmark:
         raise ValueError("A judge needs qa=… with the benchmark's questions, and qa a judge=….")
     if benchmark.task == "captions":
         choose_scorer(arguments.caption_scorer)
+    if benchmark.task == "prompts" and arguments.predictions is None and (missing := missing_for_clicks()):
+        raise ValueError(f"benchmark is {benchmark.name}: {missing}. Install it, or give --predictions made elsewhere.")
     return benchmark
 
 

@@ -25,6 +25,7 @@ from finetune import evaluate
 from finetune.data.converting import convert
 from finetune.data.glyph_records import GlyphScenesSource
 from finetune.data.sample import open_image
+from finetune.evaluation import judging, mask_metrics
 from finetune.evaluation.benchmarks import BENCHMARKS
 
 PLAIN = ("--caption_scorer", "plain")
@@ -355,6 +356,36 @@ def test_a_picture_that_does_not_open_and_an_empty_reference_are_named(published
 def test_refusals(flags: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
         run(tmp_path / "out", *flags)
+
+
+def test_clicks_without_scipy_are_refused_before_anything_is_loaded(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*of_file(published, "prompted_masks"), "--limit", "1"]
+    run(tmp_path / "a", *flags)
+    monkeypatch.setattr(mask_metrics, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"Clicks need scipy \(pip install .*Install it, or give --predictions"):
+        run(tmp_path / "b", *flags, "--model", "no-such-model")
+    assert not (tmp_path / "b").exists()
+    made = run(tmp_path / "c", *flags, "--predictions", str(tmp_path / "a" / "predictions.jsonl"))
+    assert made["rows"]["given predictions"]["mIoU click 9"] >= 0
+
+
+def test_a_judge_without_inflect_is_refused_before_anything_is_loaded(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "find_spec", lambda name: None)
+    flags = [
+        *of_file(published, "dlc_bench"),
+        "--qa",
+        str(published / "qa.json"),
+        "--judge",
+        "m",
+        "--model",
+        "no-such-model",
+    ]
+    with pytest.raises(ValueError, match=r"A judge's questions need inflect \(pip install .*: install it"):
+        run(tmp_path / "a", *flags)
 
 
 def test_records_without_answers_are_refused(tmp_path: Path, records: Path) -> None:
