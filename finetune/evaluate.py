@@ -253,7 +253,8 @@ def _metrics(
             "boxes are the true ones, scores the predicted IoU; published rows have a detector's boxes (--boxes)"
         )
     rules = f"{benchmark.protocol}; {PROTOCOLS[scorer]}" if benchmark.task == "captions" else benchmark.protocol
-    whole = benchmark.whole if arguments.data is None else None
+    whole, whole_pictures = (benchmark.whole, benchmark.whole_pictures) if arguments.data is None else (None, None)
+    pictures = len({sample["image"] for sample in found.records})
     count = len(items) if items else sum(len(s["regions"]) for s in found.records)
     if arguments.data is not None:
         notes.append("records of one's own: published figures are of other data")
@@ -262,8 +263,8 @@ def _metrics(
         "protocol": {"name": benchmark.name if scorer == "plain" and benchmark.task != "captions" else
                      f"{benchmark.name} ({scorer})" if benchmark.task == "captions" else benchmark.name,
                      "version": benchmark.version, "rules": rules},
-        "n": {"items": count, "pictures": len(found.records), "whole": whole},
-        "subset": arguments.limit is not None or (whole is not None and count < whole),
+        "n": {"items": count, "pictures": pictures, "whole": whole, "whole_pictures": whole_pictures},
+        "subset": arguments.limit is not None or count < (whole or 0) or pictures < (whole_pictures or 0),
         "own_records": arguments.data is not None,
         "seed": arguments.seed,
         "question": arguments.question or benchmark.question,

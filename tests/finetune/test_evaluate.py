@@ -137,7 +137,8 @@ def test_every_benchmark_from_its_published_file(name: str, published: Path, tmp
         else ["caption decoder", "concept head", "language model"]
     )
     assert list(metrics["rows"]) == rows
-    assert metrics["subset"] == (benchmark.whole is not None)
+    assert metrics["subset"] == (name not in ("refcocog", "prompted_masks"))  # of these no whole is known
+    assert metrics["n"]["pictures"] == (1 if benchmark.layout in ("gar_bench", "pope") else 2)
     assert metrics["protocol"]["version"] == benchmark.version
     assert metrics["fingerprints"]["region tokenizer"]
     assert not metrics["problems"]
@@ -483,6 +484,15 @@ def test_one_item_is_no_plural(published: Path, tmp_path: Path) -> None:
     run(tmp_path / "a", "--benchmark", "vg_full", *flags, *PLAIN, "--rows", "caption decoder")
     table = (tmp_path / "a" / "table.md").read_text()
     assert "**subset: 1 item in 1 picture, of 232935 items; not comparable with the whole**" in table
+
+
+def test_a_subset_says_of_what(published: Path, tmp_path: Path) -> None:
+    flags = of_file(published, "pope")
+    run(tmp_path / "a", *flags, *given(tmp_path / "p", [("0/q0", "no"), ("1/q0", "yes")]))
+    table = (tmp_path / "a" / "table.md").read_text()
+    assert "**subset: 2 items in 1 picture, of 3000 items; not comparable with the whole**" in table
+    run(tmp_path / "b", *of_file(published, "coco_classification"), "--rows", "concept head")
+    assert " in 2 pictures, of 5000 pictures; not comparable" in (tmp_path / "b" / "table.md").read_text()
 
 
 def test_predictions_edited_by_hand(records: Path, tmp_path: Path) -> None:
