@@ -26,16 +26,25 @@ from .arguments import knob, parse_arguments, run_command
 from .environment import describe_environment
 from .evaluation.benchmarks import BENCHMARKS, Benchmark
 from .evaluation.caption_metrics import PROTOCOLS, choose_scorer, missing_for_ptb
-from .evaluation.given import check_lines, read_boxes, read_predictions
+from .evaluation.given import read_boxes, read_predictions
 from .evaluation.items import Item, items_of, refuse_doubles
 from .evaluation.judging import Judging
 from .evaluation.loading import Cast, load_cast
+from .evaluation.mask_metrics import missing_for_clicks
 from .evaluation.predicting import Predictor
 from .evaluation.reading import EvaluationSet, read_set
 from .evaluation.recognition_metrics import SentenceEncoder
 from .evaluation.report import as_markdown, draw
 from .evaluation.rows import CONTROLS, MASKS, ROWS
-from .evaluation.running import PREDICTIONS, prepare_output, run_chunks, write_whole
+from .evaluation.running import (
+    METRICS,
+    PREDICTIONS,
+    prepare_output,
+    refuse_changed,
+    refuse_others,
+    run_chunks,
+    write_whole,
+)
 from .evaluation.scoring import score_masks, score_prompts, score_row
 from .evaluation.text_files import read_json_lines
 from .region_cache import file_checksum
@@ -111,8 +120,11 @@ def main(argv: list[str] | None = None) -> None:
         if not state.is_main_process:
             return
         cast, lines = None, read_predictions(arguments.predictions, benchmark)
+        about = _about(arguments, benchmark, None, question, history)
+        refuse_others(output, about)
         output.mkdir(parents=True, exist_ok=True)
     else:
+        refuse_changed(output)
         cast = _load(arguments, benchmark, found, device)
         about = _about(arguments, benchmark, cast, question, history)
         complete = False
@@ -125,9 +137,9 @@ def main(argv: list[str] | None = None) -> None:
         if not state.is_main_process:
             return
         lines = list(read_json_lines(output / PREDICTIONS))
-        check_lines(lines, output / PREDICTIONS, benchmark)
     metrics = _metrics(arguments, benchmark, found, items, cast, lines, judging, device)
-    write_whole(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False))
+    prepare_output(output, about)  # of given predictions only now: those that cannot be scored leave no trace
+    write_whole(output / METRICS, json.dumps(metrics, indent=1, ensure_ascii=False))
     table = as_markdown(metrics)
     write_whole(output / "table.md", table)
     draw(metrics, output / "plot.png")
@@ -155,6 +167,8 @@ def _check(arguments: EvaluateArguments) -> Benchmark:
         raise ValueError("A judge needs qa=… with the benchmark's questions, and qa a judge=….")
     if benchmark.task == "captions":
         choose_scorer(arguments.caption_scorer)
+    if benchmark.task == "prompts" and arguments.predictions is None and (missing := missing_for_clicks()):
+        raise ValueError(f"benchmark is {benchmark.name}: {missing}. Install it, or give --predictions made elsewhere.")
     return benchmark
 
 
@@ -185,19 +199,24 @@ def _load(arguments: EvaluateArguments, benchmark: Benchmark, found: EvaluationS
 
 
 def _about(
-    arguments: EvaluateArguments, benchmark: Benchmark, cast: Cast, question: str, history: str
+    arguments: EvaluateArguments, benchmark: Benchmark, cast: Cast | None, question: str, history: str
 ) -> dict[str, Any]:
-    """What the predictions are of: all that, if it changes, makes them others."""
-    chosen = ("model", "benchmark", "data", "annotations", "boxes", "cache", "limit", "seed", "batch_size", "rows")
+    """What the predictions are of: all that, if it changes, makes them others. No cast: they are given."""
+    chosen = ["benchmark", "data", "annotations", "boxes", "limit", "seed"]
     source = next((Path(p) for p in (arguments.data, arguments.annotations) if p is not None), None)
-    boxes = {} if arguments.boxes is None else {"boxes_checksum": file_checksum(Path(arguments.boxes))}
-    return {
-        **{name: value for name, value in asdict(arguments).items() if name in chosen},
+    about = {
         "version": benchmark.version, "question": question, "history": history,
-        "max_new_tokens": arguments.max_new_tokens or benchmark.max_new_tokens,
         "data_checksum": file_checksum(source) if source is not None and source.is_file() else "",
-        "fingerprints": cast.fingerprints, **boxes,
     }  # fmt: skip
+    if arguments.boxes is not None:
+        about["boxes_checksum"] = file_checksum(Path(arguments.boxes))
+    if cast is not None:
+        chosen += ["model", "cache", "batch_size", "rows"]
+        about["max_new_tokens"] = arguments.max_new_tokens or benchmark.max_new_tokens
+        about["fingerprints"] = cast.fingerprints
+    elif arguments.predictions is not None:
+        about["predictions_checksum"] = file_checksum(Path(arguments.predictions))
+    return {**{name: value for name, value in asdict(arguments).items() if name in chosen}, **about}
 
 
 def _metrics(
@@ -217,9 +236,6 @@ def _metrics(
     order = [MASKS] if benchmark.task in IMAGE_TASKS else [row.name for row in cast.rows] if cast else []
     if cast is None:
         order = list(dict.fromkeys(line["row"] for line in lines))
-    for line in lines:
-        if line["row"] not in order:
-            problems.add("prediction of a row that is not asked for", f"{line['row']}, {line['id']}")
     for row in order:
         own = [line for line in lines if line["row"] == row]
         if benchmark.task == "masks":
@@ -237,7 +253,8 @@ def _metrics(
             "boxes are the true ones, scores the predicted IoU; published rows have a detector's boxes (--boxes)"
         )
     rules = f"{benchmark.protocol}; {PROTOCOLS[scorer]}" if benchmark.task == "captions" else benchmark.protocol
-    whole = benchmark.whole if arguments.data is None else None
+    whole, whole_pictures = (benchmark.whole, benchmark.whole_pictures) if arguments.data is None else (None, None)
+    pictures = len({sample["image"] for sample in found.records})
     count = len(items) if items else sum(len(s["regions"]) for s in found.records)
     if arguments.data is not None:
         notes.append("records of one's own: published figures are of other data")
@@ -246,8 +263,8 @@ def _metrics(
         "protocol": {"name": benchmark.name if scorer == "plain" and benchmark.task != "captions" else
                      f"{benchmark.name} ({scorer})" if benchmark.task == "captions" else benchmark.name,
                      "version": benchmark.version, "rules": rules},
-        "n": {"items": count, "pictures": len(found.records), "whole": whole},
-        "subset": arguments.limit is not None or (whole is not None and count < whole),
+        "n": {"items": count, "pictures": pictures, "whole": whole, "whole_pictures": whole_pictures},
+        "subset": arguments.limit is not None or count < (whole or 0) or pictures < (whole_pictures or 0),
         "own_records": arguments.data is not None,
         "seed": arguments.seed,
         "question": arguments.question or benchmark.question,

@@ -20,8 +20,9 @@ Layout: TypeAlias = Literal["coco", "lvis", "osprey", "gar_bench", "pope", "glyp
 class Benchmark:
     """One protocol.
 
-    layout: how the published annotations are read; whole: how many items the published benchmark has, if that is fixed;
-    question: what language models are asked of each region, where the benchmark itself asks nothing.
+    layout: how the published annotations are read; whole, whole_pictures: how many items and pictures the published
+    benchmark has, where that is fixed and known; question: what language models are asked of each region, where the
+    benchmark itself asks nothing.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Benchmark:
     protocol: str
     question: str = LABEL_QUESTION
     whole: int | None = None
+    whole_pictures: int | None = None
     max_new_tokens: int = 40
     federated: bool = False
     history: Literal["true", "none"] = "none"
@@ -46,25 +48,26 @@ BENCHMARKS = {
     b.name: b
     for b in (
         Benchmark("vg_full", "Visual Genome, full test set", "captions", 1, "coco", ONE_REFERENCE, CAPTION_QUESTION, 232935),
-        Benchmark("vg_glamm", "Visual Genome, GLaMM's subset", "captions", 1, "coco", ONE_REFERENCE, CAPTION_QUESTION),
+        Benchmark("vg_glamm", "Visual Genome, GLaMM's subset", "captions", 1, "coco", ONE_REFERENCE, CAPTION_QUESTION, 5000),
         Benchmark("refcocog", "RefCOCOg captions (GLaMM)", "captions", 1, "coco", ONE_REFERENCE, CAPTION_QUESTION),
         Benchmark("lvis_labels", "LVIS region recognition", "labels", 1, "osprey", LABELS, whole=4004, max_new_tokens=20),
         Benchmark("paco_labels", "PACO region recognition", "labels", 1, "osprey", LABELS, whole=4263, max_new_tokens=20),
         Benchmark("coco_classification", "COCO classification of given boxes", "detections", 1, "coco", AP_OF_LABELS,
-                  max_new_tokens=20),
+                  whole_pictures=5000, max_new_tokens=20),
         Benchmark("lvis_classification", "LVIS classification of given boxes", "detections", 1, "lvis", AP_OF_LABELS,
                   whole=244707, max_new_tokens=20, federated=True),
-        Benchmark("coco_masks", "COCO masks from boxes", "masks", 1, "coco", "AP of masks (pycocotools); boxes given"),
+        Benchmark("coco_masks", "COCO masks from boxes", "masks", 1, "coco", "AP of masks (pycocotools); boxes given",
+                  whole_pictures=5000),
         Benchmark("lvis_masks", "LVIS masks from boxes", "masks", 1, "lvis", "AP of masks, LVIS's rules; boxes given",
-                  federated=True),
+                  whole_pictures=19809, federated=True),
         Benchmark("prompted_masks", "Masks from boxes, points and clicks", "prompts", 1, "coco",
                   "mean IoU over regions; points drawn on the mask; clicks into the larger error's middle"),
         Benchmark("gar_bench", "GAR-Bench-VQA", "questions", 1, "gar_bench", "letter of the choice", whole=424),
         Benchmark("glyph_scenes", "GlyphScenes", "questions", 1, "glyph_scenes", "exact answers 1, a question of each family"),
-        Benchmark("answers", "Answers to the records' questions", "questions", 1, "records", "exact answers 1, or the letter",
+        Benchmark("answers", "Answers to the records' questions", "questions", 2, "records", "exact answers 1, or the letter",
                   max_new_tokens=64, history="true"),
         Benchmark("pope", "POPE", "yes_no", 2, "pope",
-                  "the whole picture as region; yes unless the first sentence says no, silence is neither"),
+                  "the whole picture as region; yes unless the first sentence says no, silence is neither", whole=3000),
         Benchmark("dlc_bench", "DLC-Bench", "descriptions", 1, "coco", "mean of positive and negative score by a judge",
                   DETAIL_QUESTION, whole=100, max_new_tokens=512),
     )

@@ -49,16 +49,6 @@ def read_predictions(path: str, benchmark: Benchmark) -> list[dict[str, Any]]:
     return [{**line, "row": line.get("row", GIVEN) if len(rows) > 1 else GIVEN} for line in lines]
 
 
-def check_lines(lines: list[dict[str, Any]], path: Path, benchmark: Benchmark) -> None:
-    """Refuse lines of a predictions file that no run wrote, such as one that was edited by hand."""
-    for number, line in enumerate(lines, 1):
-        fault = _line_fault(line, benchmark.task)
-        if fault is None and ("row" not in line or "id" not in line):
-            fault = "lacks id or row"
-        if fault:
-            raise ValueError(f"{path}, line {number} {fault}: mend it, or delete the file to have it made anew.")
-
-
 def _line_fault(line: Any, task: Task) -> str | None:
     """What is wrong with a line in words; None if nothing is, or if it says itself that nothing was predicted."""
     if not isinstance(line, dict):

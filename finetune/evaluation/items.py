@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,14 @@ from tap_tokenizer import RegionTokens
 from ..data.sample import Sample, cut_turns
 from .benchmarks import Benchmark
 from .problems import Problems, counted, first_names
+
+REGION_NAME = re.compile(r"<region(\d+)>|\bregion(\d+)\b")
+"""A region's name in a text: `<region1>` where it is shown, region1 where it was shown before."""
+
+
+def named_regions(text: str) -> list[int]:
+    """Numbers (from 1) of the regions that a text names, each once, in the order of its words."""
+    return list(dict.fromkeys(int(shown or again) for shown, again in REGION_NAME.findall(text)))
 
 
 @dataclass
@@ -35,6 +44,19 @@ class Item:
     @property
     def asked(self) -> str:
         return str(self.sample["conversations"][-1]["content"])
+
+    @property
+    def first_region(self) -> int | None:
+        """Where the first region of the question stands among the record's; None if there are no regions.
+
+        A question that names none ("And how large is it?") is about the first region of the latest turn that does.
+        """
+        count = len(self.sample["regions"])
+        for turn in reversed(self.sample["conversations"]):
+            named = [number for number in named_regions(turn["content"]) if 1 <= number <= count]
+            if named:
+                return named[0] - 1
+        return 0 if count else None
 
 
 @dataclass

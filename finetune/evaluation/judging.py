@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -60,6 +61,8 @@ class Judging:
             return cls(
                 None, {}, template, "no judge yet: the same command with --judge and --qa scores these descriptions"
             )
+        if find_spec("inflect") is None:
+            raise ValueError("A judge's questions need inflect (pip install 'tap-bridge[eval]'): install it.")
         questions = read_questions(Path(arguments.qa))
         _check_questions(questions, [item.id for item in items])
         name = arguments.judge

@@ -120,7 +120,7 @@ def _own_words(
         if len(lacking) == len(categories):
             cast.not_run[CONCEPTS] = "the concept bank has none of the categories: give --concepts of this benchmark"
             return
-        found.problems.extend("category that the concept bank lacks, never found", lacking)
+        found.problems.extend(f"{CONCEPTS}: category that the concept bank lacks, never found", lacking)
     cast.rows.append(ConceptRow(bank, categories))
     cast.fingerprints["concepts"] = bank.digest
 

@@ -6,8 +6,14 @@ Points are drawn on the mask by a seed of the region's own, so that they depend 
 from __future__ import annotations
 
 from hashlib import sha256
+from importlib.util import find_spec
 
 import numpy as np
+
+
+def missing_for_clicks() -> str | None:
+    """What keeps clicks from being placed here, in one line; None if nothing does."""
+    return None if find_spec("scipy") else "Clicks need scipy (pip install 'tap-bridge[eval]')"
 
 
 def mask_iou(predicted: np.ndarray, truth: np.ndarray) -> float:

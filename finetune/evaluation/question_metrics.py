@@ -98,11 +98,10 @@ def overlap_answer(question: str, words: str, options: Sequence[str] = ()) -> st
     """What a caption or a concept answers to a question: of the choices it lists, or of its `options`, the one that shares
     most words, relative to its length; the first of equals.
 
-    To a question that begins as yes/no questions do: whether any of its words of four letters or more is among them.
-    To any other question: the words themselves.
+    To a yes/no question (`is_yes_no`, or of which yes and no are the options): whether any of its words of four letters or
+    more is among them. To any other question: the words themselves.
     """
     said = set(re.findall(r"\w+", words.lower()))
-    plain = re.sub(r"<region\d*>|\bregion\d+\b", " ", question.lower())
     possible = choices_of(question) or {option: option for option in options}
     if len(possible) > 1 and set(possible) != {"yes", "no"}:
 
@@ -111,12 +110,51 @@ def overlap_answer(question: str, words: str, options: Sequence[str] = ()) -> st
             return len(said & own) / max(len(own), 1)
 
         return max(possible, key=shared)
-    if set(possible) == {"yes", "no"} or re.match(
-        r".*\b(is|are|does|do|can|has|have|was|were) (there|it|the|this)\b", plain
-    ):
-        asked = {word for word in re.findall(r"\w+", plain) if len(word) > 3} - _EMPTY
+    if set(possible) == {"yes", "no"} or is_yes_no(question):
+        asked = {word for word in re.findall(r"\w+", _sentence_asked(question)) if len(word) > 3} - _EMPTY
         return "yes" if asked & said else "no"
     return words
 
 
-_EMPTY = {"there", "whole", "image", "picture", "does", "have", "this", "that", "with", "region", "object", "were"}
+def is_yes_no(question: str) -> bool:
+    """Whether yes or no answers a question: it begins with an auxiliary, is no request, and offers no "or".
+
+    Of several sentences the last with a question mark counts. Names of regions, and a few words that lead to the question
+    ("In the picture, …"), may stand anywhere.
+    """
+    asked = re.sub(r"\W*\b(answer )?(with )?yes or no\b\W*", "?", _sentence_asked(question))
+    return _YES_NO.match(asked) is not None and not re.search(r"\bor\b", asked)
+
+
+def _sentence_asked(question: str) -> str:
+    """The last sentence with a question mark (of none, the last sentence), in lower case and without names of regions."""
+    plain = re.sub(r"<region\d*>|\bregion\d+\b", " ", question.lower())
+    sentences = [some for some in re.split(r"(?<=[.?!])\s+", plain) if re.search(r"\w", some)]
+    return next((some for some in reversed(sentences) if "?" in some), sentences[-1] if sentences else "")
+
+
+_YES_NO = re.compile(
+    r"\W*(?:(?:and|but|so|now|then|also)\b\W*)?(?:(?:in|on|of|for|at|about|looking)\b[^,?]*,\W*)?"
+    r"(?!(?:can|could|will|would) you (?!see\b))"
+    r"(?:is|are|was|were|do|does|did|has|have|can|could|will|would|should)(?:n['’]t)?\b"
+)
+"""How a yes/no question begins; "Can you describe …" is a request."""
+
+_EMPTY = {
+    "there",
+    "whole",
+    "image",
+    "picture",
+    "does",
+    "have",
+    "this",
+    "that",
+    "with",
+    "region",
+    "object",
+    "were",
+    "will",
+    "would",
+    "could",
+    "should",
+}

@@ -41,10 +41,12 @@ HUNDREDFOLD = ("captions", "labels", "detections", "masks")
 def as_markdown(metrics: dict[str, Any]) -> str:
     """Title, protocol, table, groups of questions, and what was wrong."""
     name = metrics["benchmark"]
-    whole = metrics["n"].get("whole")
-    size = f"{counted(metrics['n']['items'], 'item')} in {counted(metrics['n']['pictures'], 'picture')}"
+    n = metrics["n"]
+    wholes = [f"{n[key]} {noun}" for key, noun in (("whole", "items"), ("whole_pictures", "pictures")) if n.get(key)]
+    size = f"{counted(n['items'], 'item')} in {counted(n['pictures'], 'picture')}"
     if metrics["subset"]:
-        size = f"**subset: {size}{f', of {whole} items' if whole else ''}; not comparable with the whole**"
+        of = f", of {' in '.join(wholes)}" if wholes else ""
+        size = f"**subset: {size}{of}; not comparable with the whole**"
     protocol = metrics["protocol"]
     lines = [
         f"### {metrics['title']}",
@@ -71,11 +73,13 @@ def _table(metrics: dict[str, Any]) -> list[str]:
     shown = SHOWN[metrics["task"]]
     have = {c for scores in metrics["rows"].values() for c in scores} | {c for p in published for c in p.scores}
     columns = [c for c in shown if c in have]
-    marked = " †" if metrics["subset"] or metrics["problems"] else ""
+    marked = _marked(metrics)
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row, scores in metrics["rows"].items():
         lines.append(
-            f"| {row}{marked} | " + " | ".join(_number(scores.get(c), c, metrics["task"]) for c in columns) + " |"
+            f"| {row}{' †' if row in marked else ''} | "
+            + " | ".join(_number(scores.get(c), c, metrics["task"]) for c in columns)
+            + " |"
         )
     sources = list(dict.fromkeys(p.source for p in published))
     for p in published:
@@ -83,8 +87,22 @@ def _table(metrics: dict[str, Any]) -> list[str]:
         cells = " | ".join(_number(p.scores.get(c), c, metrics["task"]) for c in columns)
         lines.append(f"| *{p.system}* [{number}] | {cells} |")
     if marked:
-        lines += ["", "† marked: see the size above" + (" and the list below." if metrics["problems"] else ".")]
+        where = [
+            *(["the size above"] if metrics["subset"] else []),
+            *(["the list below"] if metrics["problems"] else []),
+        ]
+        lines += ["", f"† marked: see {' and '.join(where)}."]
     return lines
+
+
+def _marked(metrics: dict[str, Any]) -> set[str]:
+    """Rows whose scores are not as they should be: all of a subset, or where the reference has a fault; else their own."""
+    rows = set(metrics["rows"])
+    found: set[str] = rows if metrics["subset"] else set()
+    for kind in metrics["problems"]:
+        owners = {row for row in rows if kind.startswith(f"{row}: ")}
+        found = found | (owners or rows)
+    return found
 
 
 def _by_type(metrics: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from tap_tokenizer import ConceptBank, RegionTokens, TapRegionTokenizer
 
 from ..data.sample import decode_mask
 from .benchmarks import Task
-from .items import Seen
+from .items import REGION_NAME, Seen, named_regions
 from .question_metrics import overlap_answer
 
 CAPTIONS, CONCEPTS, DESCRIBED, LANGUAGE = "caption decoder", "concept head", "described", "language model"
@@ -53,9 +54,10 @@ class CaptionRow(Row):
 
 
 def _first_captions(tokenizer: TapRegionTokenizer, seen: Sequence[Seen]) -> list[str]:
-    asked = [item.regions[[0]] for item in seen if len(item.regions)]
+    firsts = [item.item.first_region for item in seen]
+    asked = [item.regions[[first]] for item, first in zip(seen, firsts) if first is not None]
     said = iter(tokenizer.caption(RegionTokens.concatenate(asked)) if asked else [])
-    return [next(said) if len(item.regions) else "" for item in seen]
+    return ["" if first is None else next(said) for first in firsts]
 
 
 class ConceptRow(Row):
@@ -71,7 +73,8 @@ class ConceptRow(Row):
     def answer(self, seen: Sequence[Seen], task: Task) -> list[dict[str, Any]]:
         lines = []
         for item in seen:
-            scores = self.bank.scores(item.regions.embeds[:1])[0].cpu() if len(item.regions) else None
+            first = item.item.first_region
+            scores = None if first is None else self.bank.scores(item.regions[[first]].embeds)[0].cpu()
             words = "" if scores is None else self.bank.names[int(scores.argmax())]
             line = _said(words, item, task)
             if task == "detections" and scores is not None:
@@ -92,7 +95,8 @@ def plain_name(name: str) -> str:
 def _said(words: str, seen: Seen, task: Task) -> dict[str, Any]:
     """TAP's own words as an answer: to a question, by the words that they share with its possible answers."""
     if task in ("questions", "yes_no"):
-        return {"answer": overlap_answer(seen.item.asked, words, seen.item.options), "words": words}
+        options = ["yes", "no"] if task == "yes_no" else seen.item.options
+        return {"answer": overlap_answer(seen.item.asked, words, options), "words": words}
     return {"answer": words, **_score(seen, task)}
 
 
@@ -114,13 +118,11 @@ class DescribedRow(Row):
         for item in seen:
             content: list[dict[str, Any]] = [{"type": "image", "image": item.image}]
             text = item.item.sample["conversations"][-1]["content"]
-            named = sorted({int(n) for n in re.findall(r"<region(\d+)>", text)})
-            for number in named:
-                region = item.item.sample["regions"][number - 1]
-                prompt = _prompt(region, item)
-                content.append({"type": "region", "name": f"region{named.index(number) + 1}", **prompt})
+            regions = item.item.sample["regions"]
+            named = [number for number in sorted(named_regions(text)) if 1 <= number <= len(regions)]
             for new, number in enumerate(named, 1):
-                text = re.sub(rf"<region{number}>", f"region{new}", text)
+                content.append({"type": "region", "name": f"region{new}", **_prompt(regions[number - 1], item)})
+            text = REGION_NAME.sub(partial(_renamed, named), text)
             inputs = self.chat.processor.apply_chat_template(
                 [{"role": "user", "content": [*content, {"type": "text", "text": f"\n{text}"}]}],
                 tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, enable_thinking=False,
@@ -130,6 +132,12 @@ class DescribedRow(Row):
             words = self.chat.processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             lines.append({"answer": words.strip(), **_score(item, task)})
         return lines
+
+
+def _renamed(named: list[int], match: re.Match[str]) -> str:
+    """A region's name by its place among those that a question names."""
+    number = int(match[1] or match[2])
+    return f"region{named.index(number) + 1}" if number in named else match[0]
 
 
 def _prompt(region: dict[str, Any], seen: Seen) -> dict[str, Any]:

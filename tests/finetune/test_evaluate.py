@@ -25,6 +25,7 @@ from finetune import evaluate
 from finetune.data.converting import convert
 from finetune.data.glyph_records import GlyphScenesSource
 from finetune.data.sample import open_image
+from finetune.evaluation import judging, mask_metrics
 from finetune.evaluation.benchmarks import BENCHMARKS
 
 PLAIN = ("--caption_scorer", "plain")
@@ -136,7 +137,8 @@ def test_every_benchmark_from_its_published_file(name: str, published: Path, tmp
         else ["caption decoder", "concept head", "language model"]
     )
     assert list(metrics["rows"]) == rows
-    assert metrics["subset"] == (benchmark.whole is not None)
+    assert metrics["subset"] == (name not in ("refcocog", "prompted_masks"))  # of these no whole is known
+    assert metrics["n"]["pictures"] == (1 if benchmark.layout in ("gar_bench", "pope") else 2)
     assert metrics["protocol"]["version"] == benchmark.version
     assert metrics["fingerprints"]["region tokenizer"]
     assert not metrics["problems"]
@@ -357,6 +359,36 @@ def test_refusals(flags: list[str], words: str, tmp_path: Path) -> None:
         run(tmp_path / "out", *flags)
 
 
+def test_clicks_without_scipy_are_refused_before_anything_is_loaded(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*of_file(published, "prompted_masks"), "--limit", "1"]
+    run(tmp_path / "a", *flags)
+    monkeypatch.setattr(mask_metrics, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"Clicks need scipy \(pip install .*Install it, or give --predictions"):
+        run(tmp_path / "b", *flags, "--model", "no-such-model")
+    assert not (tmp_path / "b").exists()
+    made = run(tmp_path / "c", *flags, "--predictions", str(tmp_path / "a" / "predictions.jsonl"))
+    assert made["rows"]["given predictions"]["mIoU click 9"] >= 0
+
+
+def test_a_judge_without_inflect_is_refused_before_anything_is_loaded(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "find_spec", lambda name: None)
+    flags = [
+        *of_file(published, "dlc_bench"),
+        "--qa",
+        str(published / "qa.json"),
+        "--judge",
+        "m",
+        "--model",
+        "no-such-model",
+    ]
+    with pytest.raises(ValueError, match=r"A judge's questions need inflect \(pip install .*: install it"):
+        run(tmp_path / "a", *flags)
+
+
 def test_records_without_answers_are_refused(tmp_path: Path, records: Path) -> None:
     sample = json.loads(records.read_text().splitlines()[0])
     sample["conversations"] = sample["conversations"][:1]
@@ -454,26 +486,75 @@ def test_one_item_is_no_plural(published: Path, tmp_path: Path) -> None:
     assert "**subset: 1 item in 1 picture, of 232935 items; not comparable with the whole**" in table
 
 
+def test_a_subset_says_of_what(published: Path, tmp_path: Path) -> None:
+    flags = of_file(published, "pope")
+    run(tmp_path / "a", *flags, *given(tmp_path / "p", [("0/q0", "no"), ("1/q0", "yes")]))
+    table = (tmp_path / "a" / "table.md").read_text()
+    assert "**subset: 2 items in 1 picture, of 3000 items; not comparable with the whole**" in table
+    run(tmp_path / "b", *of_file(published, "coco_classification"), "--rows", "concept head")
+    assert " in 2 pictures, of 5000 pictures; not comparable" in (tmp_path / "b" / "table.md").read_text()
+
+
 def test_predictions_edited_by_hand(records: Path, tmp_path: Path) -> None:
-    """Lines of the run's own file that are double, unknown, gone, of another row, or torn."""
-    flags = ["--data", str(records), *QUICK, "--limit", "2"]
-    run(tmp_path, *flags)
-    path = tmp_path / "predictions.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    """The run's own file with changed answers is refused, and scored as given, with all that is odd in it named."""
+    flags = ["--data", str(records), "--limit", "2"]
+    quick = [*flags, "--rows", "caption decoder;concept head", "--max_new_tokens", "8"]
+    first = run(tmp_path / "a", *quick)
+    path = tmp_path / "a" / "predictions.jsonl"
+    whole = path.read_text()
+    lines = [json.loads(line) for line in whole.splitlines()]
     own = [line for line in lines if line["row"] == "concept head"]
-    changed = [line for line in lines if line is not own[0]]
-    changed += [own[1], {**own[1], "id": "nobody"}, {**own[1], "row": "poet"}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in changed))
-    metrics = run(tmp_path, *flags)
+    path.write_text(whole.replace('"answer": "', '"answer": "EDITED'))
+    for edited in (path.read_text(), whole[:-20], whole + "\n"):
+        path.write_text(edited)
+        with pytest.raises(
+            ValueError, match=r"predictions.jsonl has checksum .*, expected .*: delete it to predict again"
+        ):
+            run(tmp_path / "a", *quick)
+    path.write_text(whole)
+    (tmp_path / "a" / "predictions.sha256").rename(tmp_path / "kept")
+    with pytest.raises(ValueError, match=r"expected that of predictions.sha256, which is not there"):
+        run(tmp_path / "a", *quick)
+    path.unlink()
+    assert run(tmp_path / "a", *quick) == first
+    assert (tmp_path / "a" / "predictions.sha256").read_text() == (tmp_path / "kept").read_text()
+    changed = [line for line in lines if line is not own[0]] + [own[1], {**own[1], "id": "nobody"}]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+    metrics = run(tmp_path / "b", *flags, "--predictions", str(tmp_path / "other.jsonl"))
     assert {kind: p["names"] for kind, p in metrics["problems"].items()} == {
         "concept head: no prediction": [own[0]["id"]],
         "concept head: prediction for an unknown id": ["nobody"],
         "concept head: prediction given twice, the first counts": [own[1]["id"]],
-        "prediction of a row that is not asked for": [f"poet, {own[1]['id']}"],
     }
-    path.write_text(path.read_text()[:-20])
-    with pytest.raises(ValueError, match=rf"predictions.jsonl, line {len(changed)} is no JSON"):
-        run(tmp_path, *flags)
+
+
+@pytest.mark.parametrize(("torn", "words"), [('{"id": "0/q0"', "line 2 is no JSON"), ("{}", "ends within a line")])
+def test_a_torn_part_is_named(torn: str, words: str, records: Path, tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "000001.jsonl").write_text("{}\n" + torn)
+    with pytest.raises(ValueError, match=rf"000001.jsonl is no whole part of predictions \({words}.*: delete it"):
+        run(tmp_path, "--data", str(records), "--model", "no-such-model")  # refused before a model is looked for
+
+
+def test_a_folder_of_other_predictions_is_refused(published: Path, records: Path, tmp_path: Path) -> None:
+    flags = of_file(published, "pope")
+    answers = [("0/q0", "no"), ("1/q0", "yes")]
+    with pytest.raises(ValueError, match="another split"):
+        run(tmp_path / "a", *flags, *given(tmp_path / "p", [("7", "no")]))
+    first = run(tmp_path / "a", *flags, *given(tmp_path / "p", answers))  # what could not be scored is not in the way
+    kept = (tmp_path / "a" / "metrics.json").read_bytes()
+    assert run(tmp_path / "a", *flags, *given(tmp_path / "same", answers)) == first
+    with pytest.raises(ValueError, match=r"other predictions_checksum: choose another output"):
+        run(tmp_path / "a", *flags, *given(tmp_path / "p", [("0/q0", "yes"), ("1/q0", "yes")]))
+    with pytest.raises(ValueError, match=r"other .*fingerprints.*: choose another output"):
+        run(tmp_path / "a", *flags, "--rows", "concept head")
+    assert (tmp_path / "a" / "metrics.json").read_bytes() == kept
+    (tmp_path / "a" / "about.json").unlink()
+    with pytest.raises(ValueError, match=r"holds metrics.json without about.json"):
+        run(tmp_path / "a", *flags, *given(tmp_path / "p", answers))
+    run(tmp_path / "b", *flags, "--rows", "concept head")
+    with pytest.raises(ValueError, match=r"other predictions_checksum.*model"):
+        run(tmp_path / "b", *flags, "--predictions", str(tmp_path / "b" / "predictions.jsonl"))
 
 
 def test_a_detectors_boxes_beyond_the_border(published: Path, tmp_path: Path) -> None:

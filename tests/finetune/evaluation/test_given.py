@@ -1,4 +1,4 @@
-"""Predictions from elsewhere, and predictions edited by hand: what does not fit is refused or named."""
+"""Predictions from elsewhere: what does not fit is refused or named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("datasets")
 
 from finetune.evaluation.benchmarks import BENCHMARKS
-from finetune.evaluation.given import GIVEN, check_lines, read_predictions
+from finetune.evaluation.given import GIVEN, read_predictions
 from finetune.evaluation.problems import Problems
 from finetune.evaluation.reading import EvaluationSet
 from finetune.evaluation.scoring import match_answers, match_lines, score_masks, score_prompts
@@ -60,14 +60,6 @@ def test_a_mark_at_the_beginning_and_an_object_of_answers(tmp_path: Path) -> Non
     path.write_bytes(b'\xef\xbb\xbf{"1": "x", "2": null}')
     lines = read_predictions(str(path), BENCHMARKS["pope"])
     assert lines == [{"id": "1", "answer": "x", "row": GIVEN}, {"id": "2", "answer": None, "row": GIVEN}]
-
-
-def test_an_edited_file_says_where(tmp_path: Path) -> None:
-    good = {"id": "1", "row": "r", "answer": "x"}
-    check_lines([good, {"id": "2", "row": "r", "problem": "picture does not open"}], tmp_path, BENCHMARKS["pope"])
-    for line, words in (({"id": "1", "answer": "x"}, "lacks id or row"), ({"id": "1", "row": "r"}, "lacks answer")):
-        with pytest.raises(ValueError, match=f"line 2 {words}: mend it, or delete the file"):
-            check_lines([good, line], tmp_path, BENCHMARKS["pope"])
 
 
 def test_no_answer_is_an_empty_answer() -> None:

@@ -8,6 +8,7 @@ from finetune.evaluation.question_metrics import (
     answer_scores,
     choice_letter,
     choices_of,
+    is_yes_no,
     overlap_answer,
     yes_no_scores,
     yes_or_no,
@@ -76,3 +77,48 @@ def test_what_a_caption_answers() -> None:
     assert overlap_answer("Is there a horse in the picture?", "a brown horse") == "yes"
     assert overlap_answer("How big is <region1>?", "a small red star", ["large", "small"]) == "small"
     assert overlap_answer("Describe <region1>.", "a small red star") == "a small red star"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Is <region1> green?",
+        "<region1>, is it green?",
+        "region2: Are these dogs?",
+        "<region1> is the whole picture. Is there a dog in the image?",
+        "Does <region1> touch <region2>? Answer with yes or no.",
+        "Is <region1> green, yes or no?",
+        "In the picture, were there dogs beside <region1>?",
+        "And has <region1> a handle?",
+        "Isn't <region1> green?",
+        "Can you see a dog in <region1>?",
+    ],
+)
+def test_yes_no_questions_are_known(question: str) -> None:
+    assert is_yes_no(question)
+    assert overlap_answer(question, "something else") == "no"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What is <region2>, and where is it?",
+        "How many other objects are the same colour as <region1>?",
+        "<region1> is the whole picture. What is there in the image?",
+        "Is <region1> left or right of <region2>?",
+        "Can you describe <region1>?",
+        "Describe <region1>; is it the largest that there is?",
+        "Island of <region1>?",
+        "<region1>",
+    ],
+)
+def test_other_questions_are_answered_in_words(question: str) -> None:
+    assert not is_yes_no(question)
+    assert overlap_answer(question, "a green leaf") == "a green leaf"
+
+
+def test_a_yes_no_question_is_answered_by_its_own_words() -> None:
+    assert overlap_answer("Is <region1> green?", "a green leaf") == "yes"
+    assert overlap_answer("<region1> stands by a leaf. Is <region1> yellow?", "a green leaf") == "no"
+    assert overlap_answer("Should anyone call it a leaf", "a green leaf") == "yes"
+    assert overlap_answer("Green, would you say?", "a green leaf", ["yes", "no"]) == "yes"

@@ -42,6 +42,23 @@ def test_a_table_says_what_was_wrong() -> None:
     assert "- bad: 1 (q)" in table
 
 
+def test_only_the_rows_concerned_are_marked() -> None:
+    rows = {name: {"accuracy": 0.5} for name in ("model", "model, question only", "head")}
+
+    def marked(**more: Any) -> list[str]:
+        lines = as_markdown(metrics("questions", rows, **more)).splitlines()
+        return [line.split(" †")[0].removeprefix("| ") for line in lines if line.startswith("| ") and " †" in line]
+
+    one = {"count": 1, "names": ["q"]}
+    assert marked() == []
+    assert marked(problems={"model, question only: empty answer": one}) == ["model, question only"]
+    assert marked(problems={"head: empty answer": one, "model: no prediction": one}) == ["model", "head"]
+    assert marked(problems={"question without an answer": one}) == list(rows)
+    assert marked(subset=True) == list(rows)
+    table = as_markdown(metrics("questions", rows, problems={"head: empty answer": one}))
+    assert "† marked: see the list below." in table
+
+
 def test_bars_of_0_and_of_nothing_are_seen() -> None:
     about = metrics("detections", {"a": {"AP": 0.0, "AP50": 0.25, "APr": -1.0, "detections": 900}})
     assert words_of(about) == ["0.00", "25.00", "–", "AP", "AP50", "APr", "score × 100"]

@@ -1,0 +1,95 @@
+"""Which region TAP's own words and the instruct model are asked about, when a question has earlier turns."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+pytest.importorskip("pycocotools")
+pytest.importorskip("inflect")
+
+from finetune.evaluation.benchmarks import BENCHMARKS
+from finetune.evaluation.items import Seen, items_of, named_regions
+from finetune.evaluation.problems import Problems
+from finetune.evaluation.rows import CaptionRow, ConceptRow, DescribedRow
+from tap_tokenizer import ConceptBank, RegionTokens
+
+TURNS = [
+    ("What is <region1>?", "a cup"),
+    ("And <region2>?", "a dog"),
+    ("Is <region3> larger than region2?", "yes"),
+    ("Describe region2 beside region1.", "a dog by a cup"),
+    ("And how large is it?", "small"),
+]
+BOXES = [[0.0, 0.0, 2.0, 2.0], [2.0, 2.0, 4.0, 4.0], [4.0, 4.0, 8.0, 8.0]]
+
+
+class Regions:
+    """Region tokens that are their regions' numbers in the record."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        self.numbers = numbers
+        self.embeds = torch.eye(3)[torch.tensor(numbers, dtype=torch.long) - 1]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, places: list[int]) -> Regions:
+        return Regions([self.numbers[i] for i in places])
+
+
+def seen(history: str) -> list[Seen]:
+    turns = [{"role": role, "content": words} for pair in TURNS for role, words in zip(("user", "assistant"), pair)]
+    sample = {
+        "image": "a.png", "image_id": 0, "width": 8, "height": 8, "conversations": turns,
+        "regions": [{"id": f"0/{i}", "box": box} for i, box in enumerate(BOXES)],
+    }  # fmt: skip
+    items = items_of(cast(Any, sample), BENCHMARKS["answers"], "", history, Problems())
+    return [Seen(i, None, cast(Any, Regions([row + 1 for row in i.rows]))) for i in items]
+
+
+@pytest.mark.parametrize(("history", "asked"), [("true", [1, 2, 3, 2, 2]), ("none", [1, 2, 3, 2, None])])
+def test_own_words_are_of_the_first_region_in_the_question(
+    history: str, asked: list[int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RegionTokens, "concatenate", lambda some: [n for regions in some for n in regions.numbers])
+    tokenizer = SimpleNamespace(caption=lambda numbers: [f"region {n}" for n in numbers])
+    said = CaptionRow(cast(Any, tokenizer)).answer(seen(history), "questions")
+    expected = ["" if number is None else f"region {number}" for number in asked]
+    assert [line["words"] for line in said] == expected
+    bank = SimpleNamespace(scores=lambda embeds: embeds, names=["region 1", "region 2", "region 3"])
+    named = ConceptRow(cast(ConceptBank, bank)).answer(seen(history), "questions")
+    assert [line["words"] for line in named] == expected
+
+
+def test_a_described_question_shows_every_region_that_it_names() -> None:
+    told: list[list[dict[str, Any]]] = []
+
+    class Inputs(dict[str, Any]):
+        def to(self, device: str) -> Inputs:
+            return self
+
+    def template(messages: list[dict[str, Any]], **_: Any) -> Inputs:
+        told.append(messages[0]["content"])
+        return Inputs(input_ids=torch.zeros(1, 1))
+
+    model = SimpleNamespace(device="cpu", generate=lambda **_: torch.zeros(1, 2))
+    processor = SimpleNamespace(apply_chat_template=template, decode=lambda *_, **__: " yes ")
+    lines = DescribedRow(cast(Any, SimpleNamespace(model=model, processor=processor)), 4).answer(
+        seen("true"), "questions"
+    )
+    assert [line["answer"] for line in lines] == ["yes"] * 5
+    shown = [[(part["name"], part["box"]) for part in content if part["type"] == "region"] for content in told]
+    assert shown[1] == [("region1", BOXES[1])]
+    assert shown[2] == [("region1", BOXES[1]), ("region2", BOXES[2])]
+    assert told[2][-1]["text"] == "\nIs region2 larger than region1?"
+    assert shown[3] == [("region1", BOXES[0]), ("region2", BOXES[1])]
+    assert shown[4] == []
+
+
+def test_names_of_regions() -> None:
+    assert named_regions("Is <region12> left of region3, or of <region12>?") == [12, 3]
+    assert named_regions("Which region is it?") == []
