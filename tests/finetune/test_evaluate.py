@@ -192,6 +192,25 @@ def test_answers_to_the_records_questions(records: Path, tmp_path: Path, capsys:
     assert json.loads((tmp_path / "environment.json").read_text())["torch"]
 
 
+@pytest.mark.parametrize("history", ["true", "none"])
+def test_answers_by_the_type_that_a_records_question_has(history: str, records: Path, tmp_path: Path) -> None:
+    samples = [json.loads(line) for line in records.read_text().splitlines()[:2]]
+    answers = []
+    for number, sample in enumerate(samples):
+        for place, turn in enumerate(t for t in sample["conversations"] if t["role"] == "user"):
+            if place:
+                turn["type"] = ("", "colour", "size")[place]
+            answers.append(
+                (f"{number}/q{place}", sample["conversations"][2 * place + 1]["content"] if place < 2 else "x")
+            )
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    flags = ["--data", str(tmp_path / "mine.jsonl"), "--history", history, *given(tmp_path / "p", answers)]
+    scores = run(tmp_path / "a", *flags)["rows"]["given predictions"]["by_type"]
+    assert {kind: (group["questions"], group["accuracy"]) for kind, group in scores.items()} == {
+        "GlyphScenes": (2, 1), "colour": (2, 1), "size": (2, 0),
+    }  # fmt: skip
+
+
 def test_two_runs_and_a_resumed_one_give_the_same_bytes(records: Path, tmp_path: Path) -> None:
     flags = ["--data", str(records), "--batch_size", "2", *QUICK]
     run(tmp_path / "a", *flags)
