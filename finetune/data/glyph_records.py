@@ -85,7 +85,10 @@ def glyph_record(
     conversation = []
     for question in draw_questions(scene, picture, families, turns, random):
         text, answer = number_regions(question, order)
-        conversation += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+        conversation += [
+            {"role": "user", "content": text, "type": question.family},
+            {"role": "assistant", "content": answer},
+        ]
     height, width = picture.image.shape[:2]
     seen = np.flatnonzero(picture.masks.any(axis=(1, 2))).tolist()
     shown = [*order, *(i for i in seen if i not in order)] if all_regions else order

@@ -7,7 +7,8 @@
 
 Coordinates are pixels of the picture, boxes xyxy; a mask is COCO's RLE ({"size": [h, w], "counts": …}) or a list of
 polygons. A region may have "captions", true descriptions of it for evaluation. `<regionN>` in the text is the N-th region
-of the record, from 1. Records are kept as JSONL or parquet and read through `datasets`; a picture is a path beside the
+of the record, from 1. For evaluation, a question may have a "type", by which it is scored, and its possible "options".
+Records are kept as JSONL or parquet and read through `datasets`; a picture is a path beside the
 file, or lies inside a parquet file. Knows no data set in particular.
 """
 

@@ -21,7 +21,7 @@ from .sample import GLYPH_SCHEME, PROMPT_KEYS, Sample, decode_mask, iterate, loa
 RECORD_KEYS = {"image", "width", "height", "regions", "conversations", "source", "license"}
 NEEDED_KEYS = ("image", "width", "height", "regions", "conversations")
 REGION_KEYS = {*PROMPT_KEYS, "point_labels", "label", "captions"}
-TURN_KEYS = {"role", "content"}
+TURN_KEYS = {"role", "content", "type", "options"}
 
 Pictures = Literal["skip", "header", "decode"]
 

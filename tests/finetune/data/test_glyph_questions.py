@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from finetune.data.glyph_questions import (
 )
 from finetune.data.glyph_records import draw_questions, glyph_record, number_regions
 from finetune.data.glyph_scenes import SIZES, GlyphObject, GlyphScene, draw_scene, make_scene
+from finetune.data.validation import problems_of
 
 
 def some(family: str, scenes: int = 600) -> list[tuple[GlyphScene, Question]]:
@@ -112,12 +114,22 @@ def test_records_number_regions_as_they_come() -> None:
 def test_records_are_whole_and_always_the_same() -> None:
     record = glyph_record(11, "train", 0)
     assert record == glyph_record(11, "train", 0)
+    asked = [turn for turn in record["conversations"] if turn["role"] == "user"]
+    assert asked
+    assert all(turn["type"] in FAMILIES for turn in asked)  # by which an evaluation scores them
+    assert [turn["type"] for turn in glyph_record(11, "train", 0, families=["size"])["conversations"][::2]] == [
+        "size"
+    ] * 6
     assert record["image"] == "glyph-scene:train/0/11/512"
     assert len(record["conversations"]) == 12
     text = " ".join(turn["content"] for turn in record["conversations"])
     for i in range(len(record["regions"])):
         assert f"<region{i + 1}>" in text
     assert f"<region{len(record['regions']) + 1}>" not in text
+
+
+def test_records_have_no_fault(tmp_path: Path) -> None:
+    assert problems_of(glyph_record(11, "train", 0), tmp_path) == []
 
 
 def test_nothing_is_asked_about_what_cannot_be_seen() -> None:
