@@ -53,7 +53,7 @@ def param_groups(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, 
 
 
 def _orthogonalize_in_float32() -> None:
-    """Let Muon work in float32 on a CPU that has no bfloat16 products, where PyTorch's own way takes forty times as long.
+    """Let Muon work in float32 on a CPU that has no bfloat16 products, where PyTorch's own way takes many times as long.
 
     Replaces the step inside PyTorch for the whole process; a PyTorch that has no such step by that name keeps its own.
     """

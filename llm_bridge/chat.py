@@ -213,7 +213,9 @@ class RegionChat:
         options = self._options(longest, max_new_tokens, generate_options)
         shared = min(_common_length(rows), min(map(len, rows)) - 1)  # of every prompt, something is left to read
         inputs = _joined(rows, shared, self.model.generation_config.pad_token_id or 0)
-        inputs |= _region_rows([one.inputs for one in asked])
+        features = [one.inputs["region_features"][0] if "region_features" in one.inputs else None for one in asked]
+        if any(row is not None for row in features):
+            inputs |= {k: v.to(self.model.device) for k, v in self.processor.pad_features(features).items()}
         if shared:
             inputs["past_key_values"] = self._read(longest, shared, len(rows))
         ids = self.model.generate(**inputs, **options)
@@ -373,22 +375,6 @@ def _joined(rows: Sequence[Tensor], shared: int, filler: int) -> dict[str, Tenso
         own[:shared], own[longest - len(row) + shared :] = row[:shared], row[shared:]
         seen[:shared], seen[longest - len(row) + shared :] = 1, 1
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def _region_rows(prompts: Sequence[Any]) -> dict[str, Tensor]:
-    """Region features of prompts as a batch, shorter rows filled up: each shows the regions that it speaks of."""
-    shown = [prompt for prompt in prompts if "region_features" in prompt]
-    if not shown:
-        return {}
-    some = max((prompt["region_features"][0] for prompt in shown), key=len)
-    features = some.new_zeros(len(prompts), *some.shape)
-    mask = torch.zeros(features.shape[:2], dtype=torch.long, device=some.device)
-    for i, prompt in enumerate(prompts):
-        if "region_features" in prompt:
-            count = prompt["region_features"].shape[1]
-            features[i, :count], mask[i, :count] = prompt["region_features"][0], 1
-    source = shown[0]["region_source"].expand(len(prompts))
-    return {"region_features": features, "region_mask": mask, "region_source": source}
 
 
 def _check_source(path: str, mode: str, hub: dict[str, Any]) -> None:

@@ -376,10 +376,11 @@ class RegionBridgeProcessor(ProcessorMixin):
         if spans is not None:
             data["assistant_masks"] = _mask_spans(offsets, data["attention_mask"], spans)
         if any(rows is not None and len(rows) for rows in feature_rows):
-            data |= self._pad_features(feature_rows)
+            data |= self.pad_features(feature_rows)
         return BatchFeature(data)
 
-    def _pad_features(self, feature_rows: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    def pad_features(self, feature_rows: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        """Features (S, F) of each sample, None for one without regions but not for all, as the batch that the bridge reads."""
         tokenizer = self._region_tokenizer()
         some = next(rows for rows in feature_rows if rows is not None and len(rows))
         longest = max(len(rows) for rows in feature_rows if rows is not None)

@@ -21,6 +21,8 @@ from .sample import GLYPH_SCHEME, PROMPT_KEYS, Sample, decode_mask, iterate, loa
 RECORD_KEYS = {"image", "width", "height", "regions", "conversations", "source", "license"}
 NEEDED_KEYS = ("image", "width", "height", "regions", "conversations")
 REGION_KEYS = {*PROMPT_KEYS, "point_labels", "label", "captions"}
+BORDER = 0.5
+"""Pixels that a box may lie beyond its picture's border by rounding."""
 TURN_KEYS = {"role", "content", "type", "options"}
 
 Pictures = Literal["skip", "header", "decode"]
@@ -128,7 +130,7 @@ def _box_problems(box: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
     x1, y1, x2, y2 = array.tolist()
     if x2 <= x1 or y2 <= y1:
         yield "empty box", f"{box} has no area; expected x1 < x2 and y1 < y2"
-    elif x1 < -0.5 or y1 < -0.5 or x2 > size[1] + 0.5 or y2 > size[0] + 0.5:
+    elif min(x1, y1) < -BORDER or x2 > size[1] + BORDER or y2 > size[0] + BORDER:
         yield "box outside", f"{box} leaves the picture of {size[1]} × {size[0]}"
 
 

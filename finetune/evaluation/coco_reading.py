@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.sample import Sample, decode_mask
+from ..data.validation import BORDER
 from .benchmarks import Benchmark
 from .problems import Problems
-
-BORDER = 0.5
-"""Pixels that a box may lie beyond its picture's border by rounding, as `python -m finetune.data validate` has it."""
 
 
 def read_coco(

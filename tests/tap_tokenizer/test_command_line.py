@@ -24,20 +24,6 @@ BOX = [361, 233, 436, 307]
 LENIENT = ["--points_per_crop", "4", "--pred_iou_thresh", "0.5", "--stability_score_thresh", "0.6"]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two pictures, a table of three regions."""
-    pictures = tmp_path / "pictures"
-    (pictures / "sub").mkdir(parents=True)
-    shutil.copyfile(DEMO, pictures / "a.png")
-    with Image.open(DEMO) as image:
-        image.convert("RGB").resize((256, 256)).save(pictures / "sub" / "b.jpg")
-    (tmp_path / "boxes.csv").write_text(
-        "image,x1,y1,x2,y2,id\na.png,361,233,436,307,7\nsub/b.jpg,88,196,136,235,8\na.png,177,392,271,470,9\n"
-    )
-    return tmp_path
-
-
 def said(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     assert main([str(argument) for argument in arguments]) == 0
     return capsys.readouterr().out
