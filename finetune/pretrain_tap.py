@@ -12,6 +12,7 @@ was stopped goes on from its last checkpoint when the same command is given agai
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -73,6 +74,11 @@ class PretrainArguments:
         default=1.0, help="in stage prompt: of the dice loss, beside 20 of focal and 1 of IoU and concept"
     )
     dense_weight: float = knob(default=0.0, help="in stage prompt: weight of the dense loss kept beside the others")
+    anchor_weight: float = knob(
+        default=0.0,
+        help="in stage prompt: hold semantic tokens near those of `init_from`, so that a bridge and the caption decoder "
+        "still read them; weight of their squared distance, relative to their size; the concept head is frozen then",
+    )
     regions_per_picture: int = knob(
         default=0, help="in stage prompt: at most this many on average, drawn anew each step; 0: all"
     )
@@ -158,6 +164,41 @@ class DenseStage(nn.Module):
         return self.dense_head(embeddings, DenseTargets(batch, self.banks, embeddings.shape[-1], self.image_size))
 
 
+class TokenAnchor:
+    """The semantic tokens of a model as it was, as a hold for those of the same model in training.
+
+    Whatever has learned to read the old tokens (concept head, caption decoder, a language model) can still read tokens
+    that stay near them. Regions that the old model named wrongly are let go: their tokens should move.
+    """
+
+    def __init__(self, model: TapModel, banks: list[ConceptBank]) -> None:
+        self.model, self.banks = copy.deepcopy(model).requires_grad_(False).eval(), banks
+        model.image_decoder.semantic_head.requires_grad_(False)
+
+    @torch.no_grad()
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        return self.model.to(pixel_values.device).image_encoder(pixel_values)
+
+    def distance(
+        self, semantic_tokens: Tensor, embeddings: Tensor, prompts: TrainingPrompts, batch: MaskedBatch
+    ) -> Tensor:
+        """Mean squared distance of tokens (R, K, D) from the old ones, over the mean square of the old; a scalar."""
+        with torch.no_grad():
+            old = self.model.image_decoder(
+                image_embeddings=embeddings[batch.image_index],
+                image_positions=self.model.prompt_encoder.encode_grid(embeddings.shape[-1]),
+                prompt_embeddings=self.model.prompt_encoder(prompts.points, prompts.labels),
+                output_masks=False,
+            )
+            expert = torch.where(prompts.is_box, 0, 1 + old.iou_scores[:, 1:].argmax(dim=1))
+            named = old.semantic_embeds[torch.arange(len(expert)), expert]
+            right = torch.ones_like(prompts.is_box)
+            for bank in self.banks:
+                right &= bank.scores(named).argmax(dim=1) == bank.scores(batch.concepts).argmax(dim=1)
+        squared = (semantic_tokens.float() - old.semantic_tokens.float()).square().mean(dim=(1, 2))
+        return (squared * right).sum() / right.sum().clamp(min=1) / old.semantic_tokens.float().square().mean()
+
+
 class PromptStage(nn.Module):
     """Everything but the caption decoder, prompted twice per step; the dense loss may stay on beside it."""
 
@@ -171,18 +212,21 @@ class PromptStage(nn.Module):
         self.weights = (20.0, arguments.dice_weight, 1.0, 1.0)
         self.banks, self.image_size, self.seed = banks, model.config.image_size, arguments.seed
         self.sampler = PromptSampler(self.image_size, arguments.box_probability, arguments.max_points)
+        self.anchor_weight = arguments.anchor_weight
+        self.anchor = TokenAnchor(model, banks) if arguments.anchor_weight else None
 
     def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
         self.sampler.reseed(self.seed * 1_000_003 + step)
         embeddings = self.image_encoder(batch.pixel_values)
+        old = None if self.anchor is None else self.anchor.embed(batch.pixel_values)
         asked = batch
         if self.regions_per_picture:
             asked = batch.select(self.sampler.some(len(batch.boxes), self.regions_per_picture * len(embeddings)))
         target = asked.masks > 0.5
         prompts = self.sampler.first(target, asked.boxes)
-        first, nearest, masks = self._ask(embeddings, prompts, asked)
+        first, nearest, masks = self._ask(embeddings, prompts, asked, old)
         answer = masks[torch.arange(len(nearest)), nearest] > 0
-        second, _, _ = self._ask(embeddings, self.sampler.refine(prompts, target, answer), asked)
+        second, _, _ = self._ask(embeddings, self.sampler.refine(prompts, target, answer), asked, old)
         losses = {name: (first[name] + second[name]) / 2 for name in first}
         if self.dense_weight:
             targets = DenseTargets(batch, self.banks, embeddings.shape[-1], self.image_size)
@@ -191,7 +235,7 @@ class PromptStage(nn.Module):
         return losses
 
     def _ask(
-        self, embeddings: Tensor, prompts: TrainingPrompts, batch: MaskedBatch
+        self, embeddings: Tensor, prompts: TrainingPrompts, batch: MaskedBatch, old: Tensor | None
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         output = self.image_decoder(
             image_embeddings=embeddings[batch.image_index],
@@ -202,6 +246,9 @@ class PromptStage(nn.Module):
             output.pred_masks.float(), output.iou_scores, output.semantic_embeds, prompts.is_box,
             batch.masks, batch.concepts, self.banks, self.weights,
         )  # fmt: skip
+        if self.anchor is not None and old is not None:
+            distance = self.anchor.distance(output.semantic_tokens, old, prompts, batch)
+            losses["anchor"] = self.anchor_weight * distance
         return losses, nearest, output.pred_masks.detach()
 
 
@@ -306,6 +353,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def _starting_point(arguments: PretrainArguments) -> TapRegionTokenizer:
     """The region tokenizer to train: one that was saved, or a fresh one with this world's words and concepts."""
+    if arguments.anchor_weight and (arguments.init_from is None or arguments.stage != "prompt"):
+        raise ValueError(
+            f"anchor_weight {arguments.anchor_weight} with stage {arguments.stage} and init_from {arguments.init_from}: "
+            "there is nothing to hold on to. Give stage prompt and init_from, a trained region tokenizer."
+        )
     if arguments.init_from is not None:
         return TapRegionTokenizer.from_pretrained(arguments.init_from)
     path = Path(arguments.model_config)

@@ -198,6 +198,7 @@ def test_answers_by_the_type_that_a_records_question_has(history: str, records: 
     answers = []
     for number, sample in enumerate(samples):
         for place, turn in enumerate(t for t in sample["conversations"] if t["role"] == "user"):
+            del turn["type"]
             if place:
                 turn["type"] = ("", "colour", "size")[place]
             answers.append(

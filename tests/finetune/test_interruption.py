@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ def assert_same(one: Path, other: Path) -> None:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-6, msg=name)
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl+C is heard even where the tests themselves run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_keeps_the_step_at_hand(
     stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +99,7 @@ def test_ctrl_c_keeps_the_step_at_hand(
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-6, msg=name)
 
 
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_twice_stops_at_once(stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def impatient(*arguments: Any) -> torch.Tensor:
         os.kill(os.getpid(), signal.SIGINT)

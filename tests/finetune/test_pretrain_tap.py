@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ pytest.importorskip("matplotlib")
 
 from finetune.data.glyph_language import CONCEPT_SIZE, build_text_tokenizer, caption, concept_banks
 from finetune.data.masked_pictures import GlyphPictures, MaskedPictures, boxes_of, collate
-from finetune.pretrain_tap import DenseTargets, main
+from finetune.pretrain_tap import DenseTargets, TokenAnchor, main
+from finetune.prompt_sampling import PromptSampler
 from tap_tokenizer import TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer
 
 SIZES: dict[str, Any] = {
@@ -106,6 +108,52 @@ def test_all_stages_in_order(tmp_path: Path, model_config: Path) -> None:
     one = TapRegionTokenizer.from_pretrained(tmp_path / "prompt" / "model")
     other = TapRegionTokenizer.from_pretrained(tmp_path / "caption" / "model")
     assert one.fingerprint == other.fingerprint
+
+
+@pytest.mark.slow
+def test_an_anchor_holds_the_tokens_and_what_reads_them(tmp_path: Path, model_config: Path) -> None:
+    train(tmp_path / "first", "prompt", 2, "--model_config", str(model_config))
+    start = ["--init_from", str(tmp_path / "first" / "model"), "--learning_rate", "1e-2"]
+    free = train(tmp_path / "free", "prompt", 8, *start)
+    held = train(tmp_path / "held", "prompt", 8, *start, "--anchor_weight", "50")
+    assert "anchor" not in free[0]
+    assert all(line["anchor"] >= 0 for line in held[:8])
+    before, loose, tight = (weights(tmp_path / name) for name in ("first", "free", "held"))
+    for name in before:  # the concept head, which reads the tokens, stays; the rest learns
+        if "semantic_head" in name:
+            assert torch.equal(before[name], tight[name])
+            assert not torch.equal(before[name], loose[name])
+    assert not torch.equal(before["image_decoder.iou_token"], tight["image_decoder.iou_token"])
+
+
+@pytest.mark.parametrize("flags", [["--stage", "prompt"], ["--stage", "dense", "--init_from", "tap-tiny"]])
+def test_an_anchor_needs_something_to_hold_on_to(tmp_path: Path, flags: list[str]) -> None:
+    with pytest.raises(ValueError, match="nothing to hold on to"):
+        main([*flags, "--anchor_weight", "1", "--output_dir", str(tmp_path / "out")])
+
+
+def test_the_anchors_distance_counts_what_was_named_rightly() -> None:
+    torch.manual_seed(0)
+    model, banks = TapModel(TapConfig(**SIZES)).eval(), concept_banks()
+    data = MaskedPictures(GlyphPictures(("train",), 0, 64), range(2), TapImageProcessor(image_size=64), mask_size=32)
+    batch = collate([data[0], data[1]])
+    anchor = TokenAnchor(model, banks)
+    assert not any(p.requires_grad for p in model.image_decoder.semantic_head.parameters())
+    embeddings = anchor.embed(batch.pixel_values)
+    prompts = PromptSampler(64, box_probability=1.0).first(batch.masks > 0.5, batch.boxes)
+    with torch.no_grad():
+        old = model(
+            image_embeddings=embeddings, input_points=prompts.points, input_labels=prompts.labels,
+            image_index=batch.image_index,
+        )  # fmt: skip
+    tokens, named = old.semantic_tokens, old.semantic_embeds[:, 0]
+    own = replace(batch, concepts=named.clone())  # as if every region were what the old model says
+    assert anchor.distance(tokens, embeddings, prompts, own) == pytest.approx(0, abs=1e-6)
+    assert anchor.distance(tokens * 1.5, embeddings, prompts, own) == pytest.approx(0.25, rel=1e-4)
+    own.concepts[0] = -named[0]  # wrongly named: let go
+    moved = tokens.clone()
+    moved[0] += 10
+    assert anchor.distance(moved, embeddings, prompts, own) == pytest.approx(0, abs=1e-6)
 
 
 def test_pictures_in_the_model_frame() -> None:

@@ -11,6 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -254,9 +256,18 @@ def test_the_examples_of_help_work(folder: Path) -> None:
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 2  # a line of each picture
 
 
-def begun(line: str, folder: Path) -> subprocess.Popen[str]:
+@contextmanager
+def begun(line: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, which hears Ctrl+C even if the tests run in the background; killed at the end."""
     root = str(Path(__file__).parents[2])
-    code = f"import sys; sys.path.insert(0, {root!r}); from llm_bridge.__main__ import main; sys.exit(main())"
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"sys.path.insert(0, {root!r}); from llm_bridge.__main__ import main; sys.exit(main())"
+    )
     pipe = subprocess.PIPE
     words = [sys.executable, "-u", "-c", code, *shlex.split(line)[1:]]
-    return subprocess.Popen(words, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    with subprocess.Popen(words, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
