@@ -617,23 +617,20 @@ def test_killed_midway_and_run_again_gives_the_same_bytes(records: Path, tmp_pat
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
-@pytest.mark.slow
-def test_without_java(published: Path, tmp_path: Path) -> None:
+def test_without_java(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What is missing is said in a line, and the scores have the name of their own protocol."""
-    flags = [*of_file(published, "refcocog"), "--rows", "caption decoder", "--output", str(tmp_path / "a")]
-    command, where = [sys.executable, "-m", "finetune.evaluate", *flags], Path(__file__).parents[2]
-    bare = {**environment(), "PATH": str(tmp_path)}
-    done = subprocess.run(command, env=bare, cwd=where, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    line = next(line for line in done.stdout.splitlines() if "need" in line and "Java" in line)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    flags = [*of_file(published, "refcocog"), "--rows", "caption decoder"]
+    metrics = run(tmp_path / "a", *flags)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "need" in line and "Java" in line)
     assert "plain protocol, and do not compare" in line
-    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert metrics["protocol"]["name"] == "refcocog (plain)"
     assert "METEOR" not in metrics["rows"]["caption decoder"]
-    wanted = [*command, "--caption_scorer", "ptb"]
-    refused = subprocess.run(wanted, env=bare, cwd=where, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert refused.stderr.strip().splitlines()[-1].startswith("python -m finetune.evaluate: caption_scorer is ptb")
-    shown = subprocess.run([*command[:3], "--help"], env=bare, cwd=where, capture_output=True, text=True, check=False)
-    assert shown.returncode == 0
-    assert "--benchmark" in shown.stdout
+    with pytest.raises(ValueError, match="caption_scorer is ptb"):
+        run(tmp_path / "b", *flags, "--caption_scorer", "ptb")
+    with pytest.raises(SystemExit) as shown:
+        evaluate.main(["--help"])
+    assert not shown.value.code
+    assert "--benchmark" in capsys.readouterr().out

@@ -174,7 +174,8 @@ def test_the_hubs_code_saver_finds_every_file() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tap_vit_b", "tap_vit_l", "tap_vit_h"])
 def test_the_papers_shapes_run(preset: str) -> None:
-    """Built with their real sizes, on random weights: entries and parameters counted, one picture asked about one box."""
+    """Entries and parameters counted at their real sizes; then one picture is asked about one box, on random weights, by
+    four of the encoder's blocks in their real shapes."""
     config = getattr(TapConfig, preset)()
     with torch.device("meta"):
         model = TapModel(config)
@@ -185,6 +186,9 @@ def test_the_papers_shapes_run(preset: str) -> None:
     assert entries == {"tap_vit_b": 537, "tap_vit_l": 537 + 12 * 14, "tap_vit_h": 537 + 20 * 14}[preset]
     assert sum(p.numel() for p in model.text_decoder.layers.parameters()) == 37_828_608  # the paper's "38M"
     assert sum(p.numel() for p in model.text_decoder.parameters()) == 70_728_704
+    config.image_encoder_config.num_hidden_layers = 4
+    with torch.device("meta"):
+        model = TapModel(config)
     model = model.to_empty(device="cpu").eval()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
