@@ -79,7 +79,9 @@ class EvaluateArguments:
     region_tokenizer: str | None = knob(default=None, help="name, folder or Hub repository; default: the bridge's own")
     variant: str | None = knob(default=None, help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
     concepts: str | None = knob(default=None, help="concept bank; default: what came with the region tokenizer")
-    described_model: str | None = knob(default=None, help="instruct model for the row that is told what TAP sees")
+    described_model: str | None = knob(
+        default=None, help="instruct model that is told in words what TAP sees; region-words-tiny knows GlyphScenes"
+    )
     rows: str = knob(default=",".join((*ROWS, *CONTROLS)).replace(",", ";").replace("; ", ", "),
                      help="rows of the table, separated by semicolons")  # fmt: skip
     cache: str | None = knob(default=None, help="cache of the records (data); default: their pictures are encoded")

@@ -6,8 +6,8 @@
 Masks, concepts and native captions of every object that can be seen; answers of the bridge to the benchmark's questions
 (`data/glyph_benchmark.py`), each in a conversation of its own. Controls, on the first scenes of each seed: the regions, and
 the picture, of another scene; no regions at all; regions without their position; the true objects as picture context, if the
-bridge reads found ones; the question as a follow-up, after each of its regions, and then another, was described; and, if a
-plain language model is given, the same questions about regions that TAP describes in words.
+bridge reads found ones; the question as a follow-up, after each of its regions, and then another, was described; and a plain
+language model, by default the one that became the bridge, that is told in words what TAP sees of the regions.
 
 Writes into `output`, one part for each split and seed, whole or not at all, so that a run that was stopped goes on:
 `parts/*.jsonl`, a line for each region and question; `metrics.json`; `table.md`; and figures.
@@ -16,9 +16,10 @@ Writes into `output`, one part for each split and seed, whole or not at all, so 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,7 +31,8 @@ from tqdm.auto import tqdm
 
 import llm_bridge
 import tap_tokenizer
-from llm_bridge import RegionChat, region_features
+from llm_bridge import DescribedRegionProcessor, RegionChat, describe_regions, region_features
+from llm_bridge.processing_bridge import Sample
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
 from .arguments import knob, parse_arguments, run_command
@@ -44,6 +46,9 @@ from .glyph_report import VIEWS, as_tables, summarise
 
 CONTROLS = tuple(view for view in VIEWS if view not in ("full", "described"))
 
+WORDS_MODEL = "region-words-tiny"
+"""The bundled language model that reads descriptions of GlyphScenes."""
+
 
 @dataclass
 class GlyphEvaluationArguments:
@@ -52,7 +57,9 @@ class GlyphEvaluationArguments:
     region_tokenizer: str = knob(default="tap-tiny", help="name or folder of the region tokenizer")
     model: str = knob(default="region-chat-tiny", help="name or folder of the bridge; 'none' to leave it out")
     described_model: str | None = knob(
-        default=None, help="folder or name of a plain language model for the control 'described'"
+        default=None,
+        help="name or folder of a plain language model for the control 'described', or 'none'; default: region-words-tiny "
+        "beside a bridge",
     )
     splits: str = knob(default=",".join(EVALUATION_SPLITS), help="splits, separated by commas")
     seeds: str = knob(
@@ -98,11 +105,13 @@ def main(argv: list[str] | None = None) -> None:
     """Read the arguments, measure, print the tables."""
     arguments = parse_arguments(GlyphEvaluationArguments, argv, description=__doc__)
     _check(arguments)
+    if arguments.described_model is None:
+        arguments.described_model = "none" if arguments.model == "none" else WORDS_MODEL
     tokenizer = TapRegionTokenizer.from_pretrained(arguments.region_tokenizer)
     chat = described = None
     if arguments.model != "none":
         chat = RegionChat.from_pretrained(arguments.model, region_tokenizer=tokenizer)
-    if arguments.described_model is not None:
+    if arguments.described_model != "none":
         described = RegionChat.from_pretrained(arguments.described_model, mode="described", region_tokenizer=tokenizer)
     if arguments.output is None:
         with TemporaryDirectory() as folder:
@@ -379,14 +388,29 @@ def _described_answers(
     chat: RegionChat, batch: _Batch, questions: Sequence[Sequence[Question]]
 ) -> Iterator[dict[str, Any]]:
     """Answers of a plain language model that reads what TAP says of the regions in words."""
-    for scene, picture, own in zip(batch.scenes, batch.pictures, questions):
+    asked = [(scene, question) for scene, own in enumerate(questions) for question in own]
+    turns = [[{"role": "user", "content": text}] for text in _described_questions(chat, batch, questions)]
+    inputs = chat.processor.apply_chat_template(
+        turns, tokenize=True, return_dict=True, add_generation_prompt=True, enable_thinking=False
+    ).to(chat.model.device)
+    ids = chat.model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    words = chat.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    for (scene, question), answer in zip(asked, words):
+        yield _line(batch.scenes[scene], question, "described", answer.strip())
+
+
+def _described_questions(chat: RegionChat, batch: _Batch, questions: Sequence[Sequence[Question]]) -> Iterator[str]:
+    """Each question below descriptions of its regions, as `RegionChat.ask` would write it; a scene is described once."""
+    assert isinstance(chat.processor, DescribedRegionProcessor)
+    for picture, seen, own in zip(batch.pictures, batch.visible, questions):
+        boxes = [(0, {"box": picture.boxes[i].tolist()}) for i in seen]
+        described, sizes = chat.processor.describe(Sample([picture.image], boxes))
         for question in own:
             order: list[int] = []
             text, _ = number_regions(question, order)
-            chat.reset()
-            boxes = picture.boxes[order].tolist()
-            answer = chat.ask(text, image=picture.image, boxes=boxes, max_new_tokens=24)
-            yield _line(scene, question, "described", str(answer))
+            regions = [replace(described[seen.index(i)], name=f"region{n}") for n, i in enumerate(order, start=1)]
+            words = re.sub(r"<(region[0-9]+)>", r"\1", text)
+            yield f"{describe_regions(regions, sizes[0])}\n{words}"
 
 
 if __name__ == "__main__":

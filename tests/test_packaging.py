@@ -57,7 +57,11 @@ def test_wheel_holds_the_packages_whole(built: Path) -> None:
     assert inside == {path.as_posix() for path in project_files() if path.parts[0] in PACKAGES}
     for package in PACKAGES:
         assert f"{package}/py.typed" in inside
-    for model in ("tap_tokenizer/pretrained/tap-tiny", "llm_bridge/pretrained/region-chat-tiny"):
+    for model in (
+        "tap_tokenizer/pretrained/tap-tiny",
+        "llm_bridge/pretrained/region-chat-tiny",
+        "llm_bridge/pretrained/region-words-tiny",
+    ):
         assert f"{model}/model.safetensors" in inside
     assert one(built, "*.whl").stat().st_size < 40e6
 

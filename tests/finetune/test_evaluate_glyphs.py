@@ -12,8 +12,14 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("accelerate")
 
+from finetune import evaluate_glyphs
+from finetune.data.glyph_benchmark import QuestionBalance
+from finetune.data.glyph_records import number_regions
+from finetune.data.glyph_scenes import make_scene
 from finetune.evaluate_glyphs import main
 from finetune.glyph_report import as_tables, summarise
+from llm_bridge import RegionChat
+from tap_tokenizer import TapRegionTokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +40,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 def test_every_control_answers_the_same_questions(evaluated: Path) -> None:
     questions = [line for line in lines_of(evaluated) if line["task"] == "question"]
     views = {view: [(q["seed"], q["scene"], q["question"]) for q in questions if q["view"] == view]
-             for view in ("full", "shuffled", "question only", "no position", "follow-up")}  # fmt: skip
+             for view in ("full", "shuffled", "question only", "no position", "follow-up", "described")}  # fmt: skip
     assert views["full"]
     assert all(asked == views["full"] for asked in views.values())
 
@@ -60,6 +66,26 @@ def test_a_follow_up_shows_its_regions_again_after_another(monkeypatch: pytest.M
         earlier = [turn["content"] for turn in turns[:-1:2]]
         assert turns[-1]["content"] == question["question"]
         assert earlier == [f"Describe <region{n}>." for n in range(1, len(named) + 2)]
+
+
+def test_described_questions_are_those_that_a_chat_would_write() -> None:
+    """Whose regions are described by the scene and answered in a batch, to the letter as one at a time."""
+    tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
+    chat = RegionChat.from_pretrained("region-words-tiny", mode="described", region_tokenizer=tokenizer)
+    batch = evaluate_glyphs._encode(tokenizer, [make_scene(index, "test", 0) for index in range(2)])
+    balance = QuestionBalance()
+    questions = [balance.questions(scene, seen) for scene, seen in zip(batch.scenes, batch.visible)]
+    written = list(evaluate_glyphs._described_questions(chat, batch, questions))
+    answered = list(evaluate_glyphs._described_answers(chat, batch, questions))
+    asked = [(picture, question) for picture, own in zip(batch.pictures, questions) for question in own]
+    assert len(asked) == len(written) == len(answered) > 10
+    for (picture, question), text, line in zip(asked, written, answered):
+        order: list[int] = []
+        words, _ = number_regions(question, order)
+        chat.reset()
+        assert chat.ask(words, image=picture.image, boxes=picture.boxes[order].tolist()) == line["answer"]
+        plain = [{"role": "user", "content": text}]
+        assert chat.processor.apply_chat_template(plain) == chat.processor.apply_chat_template(chat.messages[:1])
 
 
 def test_tables_and_figures_are_written(evaluated: Path) -> None:
