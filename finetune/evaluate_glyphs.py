@@ -32,7 +32,6 @@ from tqdm.auto import tqdm
 import llm_bridge
 import tap_tokenizer
 from llm_bridge import DescribedRegionProcessor, RegionChat, describe_regions, region_features
-from llm_bridge.processing_bridge import Sample
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
 from .arguments import knob, parse_arguments, run_command
@@ -403,14 +402,13 @@ def _described_questions(chat: RegionChat, batch: _Batch, questions: Sequence[Se
     """Each question below descriptions of its regions, as `RegionChat.ask` would write it; a scene is described once."""
     assert isinstance(chat.processor, DescribedRegionProcessor)
     for picture, seen, own in zip(batch.pictures, batch.visible, questions):
-        boxes = [(0, {"box": picture.boxes[i].tolist()}) for i in seen]
-        described, sizes = chat.processor.describe(Sample([picture.image], boxes))
+        described, size = chat.processor.describe_picture(picture.image, picture.boxes[seen].tolist())
         for question in own:
             order: list[int] = []
             text, _ = number_regions(question, order)
             regions = [replace(described[seen.index(i)], name=f"region{n}") for n, i in enumerate(order, start=1)]
             words = re.sub(r"<(region[0-9]+)>", r"\1", text)
-            yield f"{describe_regions(regions, sizes[0])}\n{words}"
+            yield f"{describe_regions(regions, size)}\n{words}"
 
 
 if __name__ == "__main__":

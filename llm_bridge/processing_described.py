@@ -64,6 +64,11 @@ class DescribedRegionProcessor(RegionBridgeProcessor):
             for i, (words, names, box) in enumerate(zip(captions, concepts, regions.boxes.tolist()), start=1)
         ], sizes
 
+    def describe_picture(self, image: Any, boxes: list[list[float]]) -> tuple[list[RegionDescription], tuple[int, int]]:
+        """What TAP says of boxes xyxy, in pixels of one picture, and the picture's (height, width)."""
+        described, sizes = self.describe(Sample([image], [(0, {"box": box}) for box in boxes]))
+        return described, sizes[0]
+
 
 class _DescribingExpander(MarkerExpander):
     """Writes descriptions before each text that shows regions for the first time."""
