@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import BatchFeature
 
 import llm_bridge
 import tap_tokenizer
@@ -65,7 +66,9 @@ class GlyphEvaluationArguments:
         default=",".join(map(str, EVALUATION_SEEDS)), help="seeds of the scenes; results are averaged over them"
     )
     scenes: int = knob(default=234, help="scenes of each split and seed: the first ones")
-    control_scenes: int = knob(default=60, help="of these, how many are asked about with each control, too")
+    control_scenes: int = knob(
+        default=60, help="of these, how many are asked about with each control, too, rounded up to whole batches"
+    )
     batch_size: int = knob(default=8, help="scenes at a time")
     output: str | None = knob(default=None, help="folder of the results; default: they are only printed")
 
@@ -377,7 +380,12 @@ def _generate(
     for texts, context in zip(turns, contexts):
         shown = [f"<image>\n{texts[0]}", *texts[1:]] if context is not None else texts
         conversations.append([{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(shown)])
-    inputs = chat.processor.chat_batch(conversations, rows, contexts).to(chat.model.device)
+    return _continue(chat, chat.processor.chat_batch(conversations, rows, contexts))
+
+
+def _continue(chat: RegionChat, inputs: BatchFeature) -> list[str]:
+    """What the model says after each prompt of a batch, greedily."""
+    inputs = inputs.to(chat.model.device)
     ids = chat.model.generate(**inputs, max_new_tokens=24, do_sample=False)
     words = chat.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in words]
@@ -391,11 +399,9 @@ def _described_answers(
     turns = [[{"role": "user", "content": text}] for text in _described_questions(chat, batch, questions)]
     inputs = chat.processor.apply_chat_template(
         turns, tokenize=True, return_dict=True, add_generation_prompt=True, enable_thinking=False
-    ).to(chat.model.device)
-    ids = chat.model.generate(**inputs, max_new_tokens=24, do_sample=False)
-    words = chat.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    for (scene, question), answer in zip(asked, words):
-        yield _line(batch.scenes[scene], question, "described", answer.strip())
+    )
+    for (scene, question), answer in zip(asked, _continue(chat, inputs)):
+        yield _line(batch.scenes[scene], question, "described", answer)
 
 
 def _described_questions(chat: RegionChat, batch: _Batch, questions: Sequence[Sequence[Question]]) -> Iterator[str]:

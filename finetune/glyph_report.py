@@ -98,7 +98,10 @@ def as_tables(metrics: dict[str, Any]) -> str:
     )
     parts = [head, _overview(metrics, splits)]
     if any(f"full: {family}" in metrics[split] for split in splits for family in FAMILIES):
-        note = f"Controls (no position … described) are of the first {of['control_scenes']} scenes of each seed."
+        note = (
+            f"Controls (no position … described) are of the first {of['control_scenes']} scenes of each seed, rounded up to "
+            "whole batches."
+        )
         parts += [note, *(_families(split, metrics[split]) for split in splits)]
     return "\n\n".join(parts) + "\n"
 

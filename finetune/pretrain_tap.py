@@ -173,28 +173,23 @@ class TokenAnchor:
 
     def __init__(self, model: TapModel, banks: list[ConceptBank]) -> None:
         self.model, self.banks = copy.deepcopy(model).requires_grad_(False).eval(), banks
-        model.image_decoder.semantic_head.requires_grad_(False)
 
     @torch.no_grad()
     def embed(self, pixel_values: Tensor) -> Tensor:
-        return self.model.to(pixel_values.device).image_encoder(pixel_values)
+        """Image embeddings of the model as it was."""
+        return self.model.to(pixel_values.device).get_image_embeddings(pixel_values)
 
     def distance(
         self, semantic_tokens: Tensor, embeddings: Tensor, prompts: TrainingPrompts, batch: MaskedBatch
     ) -> Tensor:
         """Mean squared distance of tokens (R, K, D) from the old ones, over the mean square of the old; a scalar."""
         with torch.no_grad():
-            old = self.model.image_decoder(
-                image_embeddings=embeddings[batch.image_index],
-                image_positions=self.model.prompt_encoder.encode_grid(embeddings.shape[-1]),
-                prompt_embeddings=self.model.prompt_encoder(prompts.points, prompts.labels),
-                output_masks=False,
-            )
-            expert = torch.where(prompts.is_box, 0, 1 + old.iou_scores[:, 1:].argmax(dim=1))
-            named = old.semantic_embeds[torch.arange(len(expert)), expert]
-            right = torch.ones_like(prompts.is_box)
-            for bank in self.banks:
-                right &= bank.scores(named).argmax(dim=1) == bank.scores(batch.concepts).argmax(dim=1)
+            old = self.model(
+                image_embeddings=embeddings, input_points=prompts.points, input_labels=prompts.labels,
+                image_index=batch.image_index, output_masks=False,
+            )  # fmt: skip
+            named = old.semantic_embeds[torch.arange(len(old.expert)), old.expert]
+            right = torch.stack([_is_named(named, batch, bank) for bank in self.banks]).all(dim=0)
         squared = (semantic_tokens.float() - old.semantic_tokens.float()).square().mean(dim=(1, 2))
         return (squared * right).sum() / right.sum().clamp(min=1) / old.semantic_tokens.float().square().mean()
 
@@ -214,6 +209,7 @@ class PromptStage(nn.Module):
         self.sampler = PromptSampler(self.image_size, arguments.box_probability, arguments.max_points)
         self.anchor_weight = arguments.anchor_weight
         self.anchor = TokenAnchor(model, banks) if arguments.anchor_weight else None
+        self.image_decoder.semantic_head.requires_grad_(self.anchor is None)
 
     def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
         self.sampler.reseed(self.seed * 1_000_003 + step)
@@ -295,6 +291,11 @@ class CaptionStage(nn.Module):
 def main(argv: list[str] | None = None) -> None:
     """Read the arguments, train, and write a region tokenizer to `output_dir`."""
     arguments = parse_arguments(PretrainArguments, argv, description=__doc__)
+    if arguments.anchor_weight and (arguments.init_from is None or arguments.stage != "prompt"):
+        raise ValueError(
+            f"anchor_weight {arguments.anchor_weight} with stage {arguments.stage} and init_from {arguments.init_from}: "
+            "there is nothing to hold on to. Give stage prompt and init_from, a trained region tokenizer."
+        )
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     set_seed(arguments.seed)
     output = Path(arguments.output_dir)
@@ -353,11 +354,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def _starting_point(arguments: PretrainArguments) -> TapRegionTokenizer:
     """The region tokenizer to train: one that was saved, or a fresh one with this world's words and concepts."""
-    if arguments.anchor_weight and (arguments.init_from is None or arguments.stage != "prompt"):
-        raise ValueError(
-            f"anchor_weight {arguments.anchor_weight} with stage {arguments.stage} and init_from {arguments.init_from}: "
-            "there is nothing to hold on to. Give stage prompt and init_from, a trained region tokenizer."
-        )
     if arguments.init_from is not None:
         return TapRegionTokenizer.from_pretrained(arguments.init_from)
     path = Path(arguments.model_config)
@@ -446,13 +442,17 @@ def _evaluate_prompts(
             f"val_iou_{name}": mask_iou(output.pred_masks[rows, output.expert] > 0, batch.masks > 0.5).mean().item()
         }
         for bank, what in zip(banks, ("kind", "colour", "size")):
-            right = bank.scores(embeds).argmax(dim=1) == bank.scores(batch.concepts).argmax(dim=1)
-            line[f"val_{what}_{name}"] = right.float().mean().item()
+            line[f"val_{what}_{name}"] = _is_named(embeds, batch, bank).float().mean().item()
         if arguments.stage == "caption":
             tokens = output.semantic_tokens[rows, output.expert]
             said = _captions(tokenizer, tokens)
             line[f"val_caption_{name}"] = sum(a == b for a, b in zip(said, batch.captions)) / len(said)
         yield line
+
+
+def _is_named(semantic_embeds: Tensor, batch: MaskedBatch, bank: ConceptBank) -> Tensor:
+    """Whether a bank names each region's embedding (R, E) as it should → (R,)."""
+    return bank.scores(semantic_embeds).argmax(dim=1) == bank.scores(batch.concepts).argmax(dim=1)
 
 
 def _captions(tokenizer: TapRegionTokenizer, tokens: Tensor) -> list[str]:
