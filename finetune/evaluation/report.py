@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .benchmarks import BENCHMARKS
 from .problems import counted, first_names
 from .published import PUBLISHED
 
@@ -47,6 +48,8 @@ def as_markdown(metrics: dict[str, Any]) -> str:
     if metrics["subset"]:
         of = f", of {' in '.join(wholes)}" if wholes else ""
         size = f"**subset: {size}{of}; not comparable with the whole**"
+    elif not wholes and not metrics["own_records"] and BENCHMARKS[name].layout == "coco":
+        size = f"**{size}; whether that is the whole, which has no size on record here, is for you to know**"
     protocol = metrics["protocol"]
     lines = [
         f"### {metrics['title']}",

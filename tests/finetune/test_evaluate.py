@@ -157,6 +157,7 @@ def test_every_benchmark_from_its_published_file(name: str, published: Path, tmp
     table = (tmp_path / "table.md").read_text()
     assert f"| {rows[0]}" in table
     assert ("**subset" in table) == metrics["subset"]
+    assert ("which has no size on record" in table) == (not metrics["subset"])
     with Image.open(tmp_path / "plot.png") as plot:
         assert plot.size[0] > 500
 
