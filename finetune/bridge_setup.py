@@ -123,15 +123,6 @@ def check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGene
             re.compile(pattern)
         except re.error as error:
             raise ValueError(f"questions has {pattern!r}, which is no regular expression: {error}.") from None
-    if hidden := arguments.hide_asked:
-        if len(hidden) != len(arguments.data) or not all(0 <= share <= 1 for share in hidden):
-            raise ValueError(
-                f"Got hide_asked {hidden} for {len(arguments.data)} data: give a share from 0 to 1 for each, or none."
-            )
-        if not bridge.config.image_regions:
-            raise ValueError(
-                "hide_asked takes regions out of the picture context, but the bridge has none: set image_regions."
-            )
     if (arguments.eval_data is None) != (arguments.eval_cache is None):
         raise ValueError("Got one of eval_data and eval_cache: give both or neither.")
     pairs = list(zip(arguments.data, arguments.caches))

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from llm_bridge import PictureContext, RegionBridgeForConditionalGeneration, RegionBridgeProcessor
+from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor
 
-from .data.collator import CachedSample, ConversationCollator, regions_named
+from .data.collator import CachedSample, ConversationCollator
 from .data.mixture import Mixture
 from .data.sample import cut_turns, load_samples
 from .region_cache import RegionCache
@@ -30,7 +30,7 @@ class Conversations(Dataset[CachedSample]):
         self.samples = [load_samples(path).remove_columns("image") for path in arguments.data]
         self.caches = [RegionCache(path) for path in arguments.caches]
         self.mixture, self.positions = mixture, positions
-        self.seed, self.turns, self.hide_asked = arguments.seed, arguments.turns, arguments.hide_asked
+        self.seed, self.turns = arguments.seed, arguments.turns
         self.questions = [re.compile(pattern) for pattern in arguments.questions]
 
     def __len__(self) -> int:
@@ -45,10 +45,7 @@ class Conversations(Dataset[CachedSample]):
         random = np.random.RandomState([self.seed, 3, self.positions[place] % 2**32])
         if self.questions:
             item = _only(item, self.questions[source])
-        item = _cut(item, turns, random)
-        if self.hide_asked and item.grid is not None and random.rand() < self.hide_asked[source]:
-            item.grid = PictureContext.without(item.grid, item.regions[: regions_named(item.sample)])
-        return item
+        return _cut(item, turns, random)
 
 
 def _only(item: CachedSample, pattern: re.Pattern[str]) -> CachedSample:

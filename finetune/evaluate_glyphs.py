@@ -16,10 +16,13 @@ Writes into `output`, one part for each split and seed, whole or not at all, so 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -70,7 +73,32 @@ class GlyphEvaluationArguments:
         default=60, help="of these, how many are asked about with each control, too, rounded up to whole batches"
     )
     batch_size: int = knob(default=8, help="scenes at a time")
+    workers: int = knob(
+        default=0,
+        help="processes that share the splits and seeds; 0: one for each CPU core, at most four, or one on a GPU",
+    )
     output: str | None = knob(default=None, help="folder of the results; default: they are only printed")
+
+
+@dataclass
+class _Models:
+    """What is measured: a region tokenizer, a bridge, and the plain language model of the control 'described'."""
+
+    tokenizer: TapRegionTokenizer
+    chat: RegionChat | None = None
+    described: RegionChat | None = None
+
+    @classmethod
+    def load(cls, arguments: GlyphEvaluationArguments) -> _Models:
+        tokenizer = TapRegionTokenizer.from_pretrained(arguments.region_tokenizer)
+        models = cls(tokenizer)
+        if arguments.model != "none":
+            models.chat = RegionChat.from_pretrained(arguments.model, region_tokenizer=tokenizer)
+        if arguments.described_model not in (None, "none"):
+            models.described = RegionChat.from_pretrained(
+                arguments.described_model, mode="described", region_tokenizer=tokenizer
+            )
+        return models
 
 
 @dataclass
@@ -109,17 +137,12 @@ def main(argv: list[str] | None = None) -> None:
     _check(arguments)
     if arguments.described_model is None:
         arguments.described_model = "none" if arguments.model == "none" else WORDS_MODEL
-    tokenizer = TapRegionTokenizer.from_pretrained(arguments.region_tokenizer)
-    chat = described = None
-    if arguments.model != "none":
-        chat = RegionChat.from_pretrained(arguments.model, region_tokenizer=tokenizer)
-    if arguments.described_model != "none":
-        described = RegionChat.from_pretrained(arguments.described_model, mode="described", region_tokenizer=tokenizer)
+    models = _Models.load(arguments)
     if arguments.output is None:
         with TemporaryDirectory() as folder:
-            print(_measure(tokenizer, chat, described, arguments, Path(folder)))
+            print(_measure(models, arguments, Path(folder)))
     else:
-        print(_measure(tokenizer, chat, described, arguments, Path(arguments.output)))
+        print(_measure(models, arguments, Path(arguments.output)))
 
 
 def _check(arguments: GlyphEvaluationArguments) -> None:
@@ -129,38 +152,28 @@ def _check(arguments: GlyphEvaluationArguments) -> None:
         raise ValueError(f"seeds is {arguments.seeds}, expected whole numbers separated by commas.")
     if arguments.scenes < 1 or arguments.batch_size < 1:
         raise ValueError(f"Got {arguments.scenes} scenes, {arguments.batch_size} at a time: expected at least one.")
+    if arguments.workers < 0:
+        raise ValueError(f"Got {arguments.workers} workers, expected 0 (as many as there are cores) or more.")
 
 
-def _measure(
-    tokenizer: TapRegionTokenizer,
-    chat: RegionChat | None,
-    described: RegionChat | None,
-    arguments: GlyphEvaluationArguments,
-    output: Path,
-) -> str:
+def _measure(models: _Models, arguments: GlyphEvaluationArguments, output: Path) -> str:
     """Evaluate all splits and seeds, write what is found, and give the tables."""
     about = {
         "benchmark": f"GlyphScenes {VERSION}, questions {BENCHMARK_VERSION}",
         "decoding": "greedy",
-        "region_tokenizer_fingerprint": tokenizer.fingerprint,
-        **{key: value for key, value in asdict(arguments).items() if key not in ("output", "batch_size")},
+        "region_tokenizer_fingerprint": models.tokenizer.fingerprint,
+        **{key: value for key, value in asdict(arguments).items() if key not in ("output", "batch_size", "workers")},
     }
     parts = output / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     _refuse_others(output / "about.json", about)
     runs = [(split, int(seed)) for split in arguments.splits.split(",") for seed in arguments.seeds.split(",")]
-    lines: list[dict[str, Any]] = []
+    paths = [_part(parts, split, seed) for split, seed in runs]
+    missing = [run for run, path in zip(runs, paths) if not path.is_file()]
     with tqdm(total=len(runs) * arguments.scenes, unit="scene", desc="evaluating") as progress:
-        for split, seed in runs:
-            path = parts / f"{split}-{seed}.jsonl"
-            if not path.is_file():
-                found = list(_evaluate(tokenizer, chat, described, arguments, split, seed, progress))
-                partial = path.with_name(path.name + ".partial")
-                partial.write_text("".join(json.dumps(line) + "\n" for line in found))
-                partial.replace(path)
-            else:
-                progress.update(arguments.scenes)
-            lines += [json.loads(line) for line in path.read_text().splitlines()]
+        progress.update((len(runs) - len(missing)) * arguments.scenes)
+        _write_parts(models, arguments, missing, parts, progress)
+    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     metrics = {"of": about, **summarise(lines)}
     tables = as_tables(metrics)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=1))
@@ -181,16 +194,77 @@ def _refuse_others(note: Path, about: dict[str, Any]) -> None:
     note.write_text(json.dumps(about, indent=1))
 
 
-def _evaluate(
-    tokenizer: TapRegionTokenizer,
-    chat: RegionChat | None,
-    described: RegionChat | None,
+# --- the parts, one or several at a time ------------------------------------------------------------------------------
+
+
+def _write_parts(
+    models: _Models, arguments: GlyphEvaluationArguments, runs: list[tuple[str, int]], folder: Path, progress: tqdm
+) -> None:
+    """Evaluate some splits and seeds, in this process or shared among workers that load the models for themselves."""
+    workers = min(arguments.workers or _idle_cores(models), len(runs))
+    if workers < 2:
+        for split, seed in runs:
+            _write_part(models, arguments, split, seed, folder, progress.update)
+        return
+    context = get_context("spawn")
+    counts = context.SimpleQueue()
+    with ProcessPoolExecutor(workers, context, _start_worker, (arguments, workers, counts)) as pool:
+        waiting = {pool.submit(_work, arguments, split, seed, folder) for split, seed in runs}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.5)
+                while not counts.empty():
+                    progress.update(counts.get())
+                for future in done:
+                    future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _idle_cores(models: _Models) -> int:
+    """Workers that a machine has room for: a batch of these small models does not fill more than one core."""
+    return min(os.cpu_count() or 1, 4) if models.tokenizer.device.type == "cpu" else 1
+
+
+def _start_worker(arguments: GlyphEvaluationArguments, workers: int, counts: Any) -> None:
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    _worker.update(models=_Models.load(arguments), count=counts.put)
+
+
+_worker: dict[str, Any] = {}
+"""The models of a process that is a worker, and where it says how far it is."""
+
+
+def _work(arguments: GlyphEvaluationArguments, split: str, seed: int, folder: Path) -> None:
+    _write_part(_worker["models"], arguments, split, seed, folder, _worker["count"])
+
+
+def _write_part(
+    models: _Models,
     arguments: GlyphEvaluationArguments,
     split: str,
     seed: int,
-    progress: tqdm,
+    folder: Path,
+    count: Callable[[int], Any],
+) -> None:
+    """The lines of one split and seed into their file, which is there only when it is whole."""
+    found = list(_evaluate(models, arguments, split, seed, count))
+    path = _part(folder, split, seed)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in found))
+    partial.replace(path)
+
+
+def _part(folder: Path, split: str, seed: int) -> Path:
+    return folder / f"{split}-{seed}.jsonl"
+
+
+def _evaluate(
+    models: _Models, arguments: GlyphEvaluationArguments, split: str, seed: int, count: Callable[[int], Any]
 ) -> Iterator[dict[str, Any]]:
     """A line for every region and for every question of one split and seed."""
+    tokenizer, chat, described = models.tokenizer, models.chat, models.described
     balance = QuestionBalance()
     for start in range(0, arguments.scenes, arguments.batch_size):
         indices = range(start, min(start + arguments.batch_size, arguments.scenes))
@@ -208,7 +282,7 @@ def _evaluate(
                     yield from _answers(chat, batch, asked, view, regions)
         if described is not None and start < arguments.control_scenes:
             yield from _described_answers(described, batch, questions)
-        progress.update(len(indices))
+        count(len(indices))
 
 
 # --- what TAP says alone ----------------------------------------------------------------------------------------------
@@ -407,14 +481,15 @@ def _described_answers(
 def _described_questions(chat: RegionChat, batch: _Batch, questions: Sequence[Sequence[Question]]) -> Iterator[str]:
     """Each question below descriptions of its regions, as `RegionChat.ask` would write it; a scene is described once."""
     assert isinstance(chat.processor, DescribedRegionProcessor)
-    for picture, seen, own in zip(batch.pictures, batch.visible, questions):
-        described, size = chat.processor.describe_picture(picture.image, picture.boxes[seen].tolist())
+    for number, (seen, own) in enumerate(zip(batch.visible, questions)):
+        described = chat.processor.describe_tokens(batch.by_box.of_image(number))
+        height, width = batch.features.original_sizes[number].tolist()
         for question in own:
             order: list[int] = []
             text, _ = number_regions(question, order)
             regions = [replace(described[seen.index(i)], name=f"region{n}") for n, i in enumerate(order, start=1)]
             words = re.sub(r"<(region[0-9]+)>", r"\1", text)
-            yield f"{describe_regions(regions, size)}\n{words}"
+            yield f"{describe_regions(regions, (height, width))}\n{words}"
 
 
 if __name__ == "__main__":

@@ -80,10 +80,6 @@ class TrainArguments:
         help="of each of the data: a regular expression; a conversation is asked only the questions in which it is found, if "
         "there are any. Like turns, for questions that stand alone",
     )
-    hide_asked: list[float] = knob(
-        default_factory=list,
-        help="of each of the data: share of the conversations whose picture context lacks the regions that are asked about",
-    )
     max_length: int | None = knob(
         default=None,
         help="longest conversation in tokens, a longer one loses its last questions; default: the model's context",

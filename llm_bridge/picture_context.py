@@ -2,7 +2,8 @@
 
 Either a grid: the region token of each of n × n points. Or regions: the tokens of the objects that the region tokenizer
 finds by itself, each asked about again by its box, so that they are tokens of the same kind as the regions one points
-at. Knows the region tokenizer's calls; the text in which the tokens stand is not its business.
+at; those that are pointed at leave the context. Knows the region tokenizer's calls; the text in which the tokens stand
+is not its business.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from torch import Tensor
 
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
-from .configuration_bridge import POSITION_SIZE
-from .region_features import region_features
+from .region_features import region_boxes, region_features
 
 SEARCH = {"points_per_crop": 8, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.4}
 """How objects are first looked for: a coarse grid and lenient filters, since what is found is looked at again."""
@@ -72,15 +72,16 @@ class PictureContext:
         padded[:, -1] = 1.0
         return padded
 
-    @staticmethod
-    def without(context: Tensor, regions: RegionTokens) -> Tensor:
-        """Context features (slots, F) of `of_regions` less the objects that `regions` of the same picture show.
+    def without(self, context: Tensor, regions: Tensor, num_experts: int) -> Tensor:
+        """Context features (slots, F) less the objects that `regions`, features (R, F) of the same picture, show already.
 
-        An object is one of them if their boxes' IoU is above one half; its slot is free then, and the others close up.
+        An object is one of them if their boxes' IoU is above one half; its slot is free then, and the others close up. So a
+        picture's objects are in a prompt once, and what is nearest to a region is not the region itself. A grid shows
+        places, not objects: it stays as it is.
         """
-        rows = region_features(regions, "routed")[:, 0]
-        corners = slice(-POSITION_SIZE - regions.iou_scores.shape[1] - 1, None)
-        shown, hidden = context[:, corners][:, :4], rows[:, corners][:, :4]
+        if self.grid or not len(regions):
+            return context
+        shown, hidden = region_boxes(context, num_experts), region_boxes(regions, num_experts)
         overlap = (
             torch.minimum(shown[:, None, 2:], hidden[:, 2:]) - torch.maximum(shown[:, None, :2], hidden[:, :2])
         ).clamp(min=0)

@@ -284,7 +284,8 @@ class RegionBridgeProcessor(ProcessorMixin):
         )
         rows: list[Tensor | None] = []
         for order, own, grid in zip(orders, regions, grids):
-            parts = [grid if kind == "image" else own[number] for kind, number in order]
+            context = None if grid is None else self._context_beside(grid, own)
+            parts = [context if kind == "image" else own[number] for kind, number in order]
             rows.append(torch.cat([part for part in parts if part is not None]) if parts else None)
         return self.pack(texts, rows, spans=spans, **{"add_special_tokens": False, **text_options})
 
@@ -401,13 +402,24 @@ class RegionBridgeProcessor(ProcessorMixin):
         regions = region_features(seen.regions, self.experts)
         grids = self._grids(seen) if self.context.slots else {}
         rows: list[Tensor | None] = []
-        for i, order in enumerate(orders):
+        for i, (sample, order) in enumerate(zip(samples, orders)):
+            own = {
+                n: [seen.rows[i, m] for m, (image, _) in enumerate(sample.regions) if image == n]
+                for n in range(len(sample.images))
+            }
             parts = [
-                grids[seen.keys[i][number]] if kind == "image" else regions[seen.rows[i, number]]
+                self._context_beside(grids[seen.keys[i][number]], regions[own[number]])
+                if kind == "image"
+                else regions[seen.rows[i, number]]
                 for kind, number in order
             ]
             rows.append(torch.cat(parts) if parts else None)
         return rows
+
+    def _context_beside(self, context: Tensor, regions: Tensor) -> Tensor:
+        """Context features (slots, F) of a picture beside features (R, slots, F) of its regions, which are not shown twice."""
+        experts = self._region_tokenizer().model.config.image_decoder_config.num_experts
+        return self.context.without(context, regions[:, 0], experts)
 
     def _see(self, samples: Sequence[Sample]) -> _Seen:
         """Encode all pictures and regions of some samples, each picture once and all regions in one go."""

@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from tap_tokenizer import RegionTokens
+
 from .configuration_bridge import RegionBridgeConfig
 from .description import RegionDescription, describe_regions
 from .processing_bridge import RegionBridgeProcessor, Sample
@@ -55,19 +57,18 @@ class DescribedRegionProcessor(RegionBridgeProcessor):
 
     def describe(self, sample: Sample) -> tuple[list[RegionDescription], list[tuple[int, int]]]:
         """What TAP says of a sample's regions, and the (height, width) of their pictures."""
-        tokenizer = self._region_tokenizer()
         regions, sizes = self.encode_sample(sample)
+        return self.describe_tokens(regions), sizes
+
+    def describe_tokens(self, regions: RegionTokens) -> list[RegionDescription]:
+        """What TAP says of regions that were encoded before: region1, region2, … in their order."""
+        tokenizer = self._region_tokenizer()
         captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
         concepts = tokenizer.classify(regions, self.concepts) if tokenizer.concepts is not None else [[]] * len(regions)
         return [
             RegionDescription(f"region{i}", words, names, tuple(box))
             for i, (words, names, box) in enumerate(zip(captions, concepts, regions.boxes.tolist()), start=1)
-        ], sizes
-
-    def describe_picture(self, image: Any, boxes: list[list[float]]) -> tuple[list[RegionDescription], tuple[int, int]]:
-        """What TAP says of boxes xyxy, in pixels of one picture, and the picture's (height, width)."""
-        described, sizes = self.describe(Sample([image], [(0, {"box": box}) for box in boxes]))
-        return described, sizes[0]
+        ]
 
 
 class _DescribingExpander(MarkerExpander):

@@ -10,8 +10,6 @@ import torch
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 
-from tiny_stage import make_cache
-
 import finetune.train as train
 from finetune.conversations import Conversations
 from finetune.data.mixture import Mixture
@@ -54,26 +52,9 @@ def test_only_questions_of_a_kind(stage: Path) -> None:
     assert shortened
 
 
-def test_asked_regions_leave_the_context(stage: Path) -> None:
-    flags = ["--image_grid", "0", "--image_regions", "8", "--context_from", "annotated"]
-    make_cache(stage, "tap0", "annotated", *flags)
-    shown = conversations(stage, "annotated", turns=[1])
-    hidden = conversations(stage, "annotated", turns=[1], hide_asked=[1.0])
-    fewer = 0
-    for one, other in zip(shown, hidden):  # type: ignore[call-overload]
-        assert one.sample == other.sample
-        assert one.grid is not None
-        assert other.grid is not None
-        torch.testing.assert_close(PictureContext.without(one.grid, one.regions), other.grid)
-        fewer += bool(other.grid[:, :-1].any(1).sum() < one.grid[:, :-1].any(1).sum())
-    assert fewer
-
-
 @pytest.mark.parametrize(("flags", "words"), [
     (["--questions", "(", "--image_grid", "2"], "no regular expression"),
     (["--questions", "a", "b", "--image_grid", "2"], "2 questions for 1 data"),
-    (["--hide_asked", "2", "--image_regions", "3"], "a share from 0 to 1"),
-    (["--hide_asked", "1", "--image_grid", "2"], "has none"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(stage: Path, tmp_path: Path, flags: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -23,7 +23,7 @@ from tap_tokenizer import TapRegionTokenizer
 
 pytestmark = pytest.mark.slow
 
-FLAGS = ["--splits", "test", "--seeds", "0,1", "--scenes", "3", "--control_scenes", "2", "--batch_size", "3"]
+FLAGS = "--splits test --seeds 0,1 --scenes 3 --control_scenes 2 --batch_size 3 --workers 1".split()
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,16 @@ def test_whole_parts_are_kept_and_missing_ones_made_again_with_the_same_bytes(ev
     main([*FLAGS, "--output", str(evaluated)])
     assert lost.read_bytes() == before
     assert kept.stat().st_mtime_ns == untouched
+
+
+def test_workers_find_what_one_process_finds(evaluated: Path, tmp_path: Path) -> None:
+    flags = [*FLAGS[:-2], "--model", "none", "--output", str(tmp_path)]
+    main([*flags, "--workers", "2"])
+    for mine, theirs in zip(
+        lines_of(tmp_path), [line for line in lines_of(evaluated) if line["task"] == "region"], strict=True
+    ):
+        assert mine == {**theirs, "iou_box": pytest.approx(theirs["iou_box"], abs=0.01),
+                        "iou_point": pytest.approx(theirs["iou_point"], abs=0.01)}  # fmt: skip
 
 
 def test_a_folder_of_other_results_is_refused(evaluated: Path) -> None:

@@ -107,11 +107,39 @@ def test_a_bridge_with_found_regions_talks_and_its_processor_comes_back(
         ).check_bridge(bridge.config)
 
 
-def test_a_context_without_the_regions_that_are_asked_about(finding: TapRegionTokenizer, picture: np.ndarray) -> None:
-    features = finding.embed_image([picture])
-    (rows,) = PictureContext(regions=5).encode(finding, features)
-    nearly = finding.encode(picture, boxes=[[21.0, 10.0, 40.0, 31.0], [0.0, 0.0, 5.0, 5.0]])
-    left = PictureContext.without(rows, nearly)
+def test_regions_that_are_asked_about_leave_the_context(finding: TapRegionTokenizer, picture: np.ndarray) -> None:
+    context = PictureContext(regions=5)
+    (rows,) = context.encode(finding, finding.embed_image([picture]))
+    nearly = region_features(finding.encode(picture, boxes=[[21.0, 10.0, 40.0, 31.0], [0.0, 0.0, 5.0, 5.0]]), "routed")
+    left = context.without(rows, nearly[:, 0], 4)
     torch.testing.assert_close(left[:2], rows[[0, 2]])  # the second of three went, and what remains closed up
     torch.testing.assert_close(left[2:], rows[[3, 3, 3]])
-    torch.testing.assert_close(PictureContext.without(rows, nearly[[1]]), rows)  # too far from any
+    torch.testing.assert_close(context.without(rows, nearly[1:, 0], 4), rows)  # too far from any
+    torch.testing.assert_close(context.without(rows, nearly[:0, 0], 4), rows)
+    torch.testing.assert_close(PictureContext(grid=2).without(rows[:4], nearly[:, 0], 4), rows[:4])  # places, not objects
+
+
+def test_every_way_to_a_batch_shows_an_object_once(
+    make_bridge: Callable[..., Any], finding: TapRegionTokenizer, picture: np.ndarray
+) -> None:
+    """Text, chat and ready-made features; of two pictures, each loses its own regions alone."""
+    _, processor = make_bridge(region_tokenizer=finding, image_regions=4)
+    (rows,) = processor.context.encode(finding, finding.embed_image([picture]))
+    box = [20, 10, 40, 30]
+    asked = region_features(finding.encode(picture, boxes=[box]), "routed")
+    expected = torch.cat([rows[[0, 2, 3, 3]], asked[0]])
+    inputs = processor("what is <region> ?", picture, boxes=[box])
+    torch.testing.assert_close(inputs["region_features"][0], expected)
+    content = "<image> what is <region1> ?"
+    inputs = processor.chat_batch([[{"role": "user", "content": content}]], [asked], [rows])
+    torch.testing.assert_close(inputs["region_features"][0], expected)
+    two = [
+        {"type": "image", "image": picture},
+        {"type": "image", "image": picture[::-1].copy()},
+        {"type": "region", "box": box},
+    ]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": [*two, {"type": "text", "text": "what ?"}]}], tokenize=True, return_dict=True
+    )
+    kept = inputs["region_features"][0, :, :-1].any(dim=1)
+    assert kept.tolist() == [True, True, True, False, True, True, False, False, True]
