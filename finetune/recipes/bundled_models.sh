@@ -49,8 +49,8 @@ bridge region_chat_tiny_more region_chat_tiny_more
 bridge region_chat_tiny_most region_chat_tiny_most
 bridge region_chat_tiny region_chat_tiny_lora
 
-# Then it learns to read the tokens of the finished region tokenizer. The caches hold picture context, too, which
-# region_chat_tiny_context would learn from.
+# Then it learns to read the tokens of the finished region tokenizer. The caches hold picture context, too, which no stage
+# here reads.
 all=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,same_kind,larger,side
 all=$all,nearest,nearest,farthest,farthest,count_colour,count_colour,count_kind,count_kind
 records train48 --split train --seed 5 --scenes 2560 --turns 48 --all_regions true --families $all
