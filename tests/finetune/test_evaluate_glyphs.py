@@ -23,7 +23,20 @@ from tap_tokenizer import TapRegionTokenizer
 
 pytestmark = pytest.mark.slow
 
-FLAGS = "--splits test --seeds 0,1 --scenes 3 --control_scenes 2 --batch_size 3 --workers 1".split()
+FLAGS = [
+    "--splits",
+    "test",
+    "--seeds",
+    "0,1",
+    "--scenes",
+    "3",
+    "--control_scenes",
+    "2",
+    "--batch_size",
+    "3",
+    "--workers",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,9 @@ def test_regions_that_are_asked_about_leave_the_context(finding: TapRegionTokeni
     torch.testing.assert_close(left[2:], rows[[3, 3, 3]])
     torch.testing.assert_close(context.without(rows, nearly[1:, 0], 4), rows)  # too far from any
     torch.testing.assert_close(context.without(rows, nearly[:0, 0], 4), rows)
-    torch.testing.assert_close(PictureContext(grid=2).without(rows[:4], nearly[:, 0], 4), rows[:4])  # places, not objects
+    torch.testing.assert_close(
+        PictureContext(grid=2).without(rows[:4], nearly[:, 0], 4), rows[:4]
+    )  # places, not objects
 
 
 def test_every_way_to_a_batch_shows_an_object_once(
