@@ -23,20 +23,8 @@ from tap_tokenizer import TapRegionTokenizer
 
 pytestmark = pytest.mark.slow
 
-FLAGS = [
-    "--splits",
-    "test",
-    "--seeds",
-    "0,1",
-    "--scenes",
-    "3",
-    "--control_scenes",
-    "2",
-    "--batch_size",
-    "3",
-    "--workers",
-    "1",
-]
+FLAGS = ["--splits", "test", "--seeds", "0,1", "--scenes", "3", "--control_scenes", "2", "--batch_size", "3",
+         "--workers", "1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
