@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
-from .region_features import region_boxes, region_features
+from .configuration_bridge import POSITION_SIZE
+from .region_features import region_features
 
 SEARCH = {"points_per_crop": 8, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.4}
 """How objects are first looked for: a coarse grid and lenient filters, since what is found is looked at again."""
@@ -81,7 +82,7 @@ class PictureContext:
         """
         if self.grid or not len(regions):
             return context
-        shown, hidden = region_boxes(context, num_experts), region_boxes(regions, num_experts)
+        shown, hidden = _boxes(context, num_experts), _boxes(regions, num_experts)
         overlap = (
             torch.minimum(shown[:, None, 2:], hidden[:, 2:]) - torch.maximum(shown[:, None, :2], hidden[:, :2])
         ).clamp(min=0)
@@ -131,6 +132,12 @@ def _apart(masks: Tensor, scores: Tensor) -> list[int]:
         if all(shared[row, other] <= MOST_OVERLAP * min(area[row], area[other]) for other in kept):
             kept.append(row)
     return kept
+
+
+def _boxes(features: Tensor, num_experts: int) -> Tensor:
+    """Boxes (R, 4), xyxy as shares of the picture's width and height, of features (R, F); zeros in an empty slot."""
+    start = features.shape[1] - 1 - num_experts - POSITION_SIZE
+    return features[:, start : start + 4]
 
 
 def _by_size(boxes: Tensor) -> Tensor:

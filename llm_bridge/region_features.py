@@ -12,8 +12,6 @@ from torch import Tensor
 
 from tap_tokenizer import RegionTokens
 
-from .configuration_bridge import POSITION_SIZE
-
 
 def region_features(regions: RegionTokens, experts: Literal["routed", "all"], *, is_context: bool = False) -> Tensor:
     """Features (R, slots, F) of R regions on the CPU, float32: one slot for the answering expert, or one for each.
@@ -42,9 +40,3 @@ def region_features(regions: RegionTokens, experts: Literal["routed", "all"], *,
         torch.full((count, slots, 1), float(is_context), device=chosen.device),
     ]
     return torch.cat([part.float().cpu() for part in parts], dim=-1)
-
-
-def region_boxes(features: Tensor, num_experts: int) -> Tensor:
-    """Boxes (..., 4), xyxy as shares of the picture's width and height, of features (..., F); zeros in an empty slot."""
-    start = features.shape[-1] - 1 - num_experts - POSITION_SIZE
-    return features[..., start : start + 4]
