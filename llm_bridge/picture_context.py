@@ -80,7 +80,7 @@ class PictureContext:
         picture's objects are in a prompt once, and what is nearest to a region is not the region itself. A grid shows
         places, not objects: it stays as it is.
         """
-        if self.grid or not len(regions):
+        if self.grid:
             return context
         shown, hidden = _boxes(context, num_experts), _boxes(regions, num_experts)
         overlap = (
