@@ -41,7 +41,7 @@ from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 from .arguments import knob, parse_arguments, run_command
 from .data.glyph_benchmark import BENCHMARK_VERSION, EVALUATION_SEEDS, EVALUATION_SPLITS, LONG_SIDE, QuestionBalance
 from .data.glyph_language import caption, concept_banks
-from .data.glyph_questions import Question
+from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, Question
 from .data.glyph_records import number_regions
 from .data.glyph_scenes import SPLITS, VERSION, GlyphPicture, GlyphScene, draw_scene, make_scene
 from .glyph_figures import draw_curves, draw_figures
@@ -51,6 +51,8 @@ CONTROLS = tuple(view for view in VIEWS if view not in ("full", "described"))
 
 WORDS_MODEL = "region-words-tiny"
 """The bundled language model that reads descriptions of GlyphScenes."""
+CONTEXT_MODELS = {"region-chat-tiny": "region-context-tiny"}
+"""The bundled bridge that also sees what else is in the picture, by the one that only sees regions."""
 
 
 @dataclass
@@ -64,6 +66,11 @@ class GlyphEvaluationArguments:
         help="name or folder of a plain language model for the control 'described', or 'none'; default: region-words-tiny "
         "beside a bridge",
     )
+    context_model: str | None = knob(
+        default=None,
+        help="name or folder of a bridge with picture context, which is then asked what is nearest, farthest, and how "
+        "many, or 'none' to ask the model itself; default: region-context-tiny beside region-chat-tiny, else none",
+    )
     splits: str = knob(default=",".join(EVALUATION_SPLITS), help="splits, separated by commas")
     seeds: str = knob(
         default=",".join(map(str, EVALUATION_SEEDS)), help="seeds of the scenes; results are averaged over them"
@@ -71,6 +78,9 @@ class GlyphEvaluationArguments:
     scenes: int = knob(default=234, help="scenes of each split and seed: the first ones")
     control_scenes: int = knob(
         default=60, help="of these, how many are asked about with each control, too, rounded up to whole batches"
+    )
+    context_scenes: int = knob(
+        default=48, help="of these, how many the context_model is asked about, rounded up to whole batches"
     )
     batch_size: int = knob(default=8, help="scenes at a time")
     workers: int = knob(
@@ -82,10 +92,12 @@ class GlyphEvaluationArguments:
 
 @dataclass
 class _Models:
-    """What is measured: a region tokenizer, a bridge, and the plain language model of the control 'described'."""
+    """What is measured: a region tokenizer, a bridge, the one that is asked about surroundings in its place, and the plain
+    language model of the control 'described'."""
 
     tokenizer: TapRegionTokenizer
     chat: RegionChat | None = None
+    context: RegionChat | None = None
     described: RegionChat | None = None
 
     @classmethod
@@ -94,6 +106,13 @@ class _Models:
         models = cls(tokenizer)
         if arguments.model != "none":
             models.chat = RegionChat.from_pretrained(arguments.model, region_tokenizer=tokenizer)
+        if arguments.context_model not in (None, "none"):
+            models.context = RegionChat.from_pretrained(arguments.context_model, region_tokenizer=tokenizer)
+            if not models.context.processor.context.slots:
+                raise ValueError(
+                    f"context_model {arguments.context_model} has no picture context (image_regions and image_grid are 0): "
+                    "give a bridge that was trained with one, or 'none'."
+                )
         if arguments.described_model not in (None, "none"):
             models.described = RegionChat.from_pretrained(
                 arguments.described_model, mode="described", region_tokenizer=tokenizer
@@ -137,6 +156,8 @@ def main(argv: list[str] | None = None) -> None:
     _check(arguments)
     if arguments.described_model is None:
         arguments.described_model = "none" if arguments.model == "none" else WORDS_MODEL
+    if arguments.context_model is None:
+        arguments.context_model = CONTEXT_MODELS.get(arguments.model, "none")
     models = _Models.load(arguments)
     if arguments.output is None:
         with TemporaryDirectory() as folder:
@@ -273,13 +294,11 @@ def _evaluate(
         yield from regions
         questions = [balance.questions(scene, seen) for scene, seen in zip(batch.scenes, batch.visible)]
         if chat is not None:
-            asked = _asked(chat, batch, questions)
-            yield from _answers(chat, batch, asked, "full", regions)
-            if start < arguments.control_scenes:
-                for view in CONTROLS:
-                    if view == "objects given" and not chat.processor.context.regions:
-                        continue
-                    yield from _answers(chat, batch, asked, view, regions)
+            own = questions if models.context is None else _of_families(questions, set(FAMILIES) - set(CONTEXT_FAMILIES))
+            yield from _bridge_lines(chat, batch, own, regions, start < arguments.control_scenes)
+        if models.context is not None and start < arguments.context_scenes:
+            own = _of_families(questions, set(CONTEXT_FAMILIES))
+            yield from _bridge_lines(models.context, batch, own, regions, start < arguments.control_scenes)
         if described is not None and start < arguments.control_scenes:
             yield from _described_answers(described, batch, questions)
         count(len(indices))
@@ -337,6 +356,25 @@ def _iou(predicted: Any, truth: np.ndarray) -> float:
 
 
 # --- what the bridge answers ------------------------------------------------------------------------------------------
+
+
+def _of_families(questions: Sequence[Sequence[Question]], families: set[str]) -> list[list[Question]]:
+    return [[question for question in own if question.family in families] for own in questions]
+
+
+def _bridge_lines(
+    chat: RegionChat,
+    batch: _Batch,
+    questions: Sequence[Sequence[Question]],
+    regions: Sequence[dict[str, Any]],
+    with_controls: bool,
+) -> Iterator[dict[str, Any]]:
+    """A line for the bridge's answer to each question about a batch, and then for each with each control."""
+    asked = _asked(chat, batch, questions)
+    yield from _answers(chat, batch, asked, "full", regions)
+    for view in CONTROLS if with_controls else ():
+        if view != "objects given" or chat.processor.context.regions:
+            yield from _answers(chat, batch, asked, view, regions)
 
 
 def _asked(chat: RegionChat, batch: _Batch, questions: Sequence[Sequence[Question]]) -> list[_Asked]:

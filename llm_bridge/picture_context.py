@@ -2,7 +2,7 @@
 
 Either a grid: the region token of each of n × n points. Or regions: the tokens of the objects that the region tokenizer
 finds by itself, each asked about again by its box, so that they are tokens of the same kind as the regions one points
-at; those that are pointed at leave the context. Knows the region tokenizer's calls; the text in which the tokens stand
+at; those that are pointed at leave the context, and the others stand by their distance. Knows the region tokenizer's calls; the text in which the tokens stand
 is not its business.
 """
 
@@ -21,7 +21,7 @@ from .region_features import region_features
 
 SEARCH = {"points_per_crop": 8, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.4}
 """How objects are first looked for: a coarse grid and lenient filters, since what is found is looked at again."""
-ROUNDS = 3
+ROUNDS = 2
 """How often a found region is asked about again by the box around its mask: parts of an object grow to the whole."""
 LEAST_SCORE = 0.5
 """Regions whose mask is thought to fit less well are no objects."""
@@ -73,14 +73,16 @@ class PictureContext:
         padded[:, -1] = 1.0
         return padded
 
-    def without(self, context: Tensor, regions: Tensor, num_experts: int) -> Tensor:
-        """Context features (slots, F) less the objects that `regions`, features (R, F) of the same picture, show already.
+    def beside(self, context: Tensor, regions: Tensor, num_experts: int) -> Tensor:
+        """Context features (slots, F) of a picture as they stand beside `regions`, features (R, F) of the same picture.
 
-        An object is one of them if their boxes' IoU is above one half; its slot is free then, and the others close up. So a
-        picture's objects are in a prompt once, and what is nearest to a region is not the region itself. A grid shows
-        places, not objects: it stays as it is.
+        The objects that the regions show already leave (boxes whose IoU is above one half), so that a picture's objects
+        are in a prompt once. The others stand by the distance of their centres from the first region's, in shares of the
+        picture's width and height, with free slots in the middle: the nearest is always first and the farthest last, so
+        that a token's place says what would else be worked out from all positions. Without regions, and of a grid, all
+        stays as it is.
         """
-        if self.grid:
+        if self.grid or not len(regions):
             return context
         shown, hidden = _boxes(context, num_experts), _boxes(regions, num_experts)
         overlap = (
@@ -88,10 +90,14 @@ class PictureContext:
         ).clamp(min=0)
         shared = overlap.prod(dim=-1)
         sizes = [(boxes[:, 2:] - boxes[:, :2]).prod(dim=-1) for boxes in (shown, hidden)]
-        kept = context[(shared <= 0.5 * (sizes[0][:, None] + sizes[1] - shared)).all(dim=1)]
-        free = torch.zeros_like(context[: len(context) - len(kept)])
+        apart = (shared <= 0.5 * (sizes[0][:, None] + sizes[1] - shared)).all(dim=1)
+        kept = (apart & (sizes[0] > 0)).nonzero()[:, 0]
+        centres = (shown[:, :2] + shown[:, 2:]) / 2, (hidden[:1, :2] + hidden[:1, 2:]) / 2
+        distance = (centres[0][kept] - centres[1]).norm(dim=1)
+        near, far = context[kept[distance.argsort(stable=True)]].tensor_split([(len(kept) + 1) // 2])
+        free = torch.zeros_like(context[len(kept) :])
         free[:, -1] = 1.0
-        return torch.cat([kept, free])
+        return torch.cat([near, free, far])
 
 
 def grid_points(side: int, size: tuple[int, int]) -> tuple[list[list[list[float]]], list[list[int]]]:
@@ -108,9 +114,9 @@ def find_objects(tokenizer: TapRegionTokenizer, features: ImageFeatures) -> Regi
     for _ in range(ROUNDS):
         regions = tokenizer.encode(features=features, boxes=[boxes.tolist()], with_masks=True)
         regions = regions[[i for i, mask in enumerate(regions.mask_parts) if torch.as_tensor(mask).any()]]
+        regions = regions[_apart(regions.masks, regions.scores)]
         boxes = _around(regions.masks)
-    regions = regions[(regions.scores >= LEAST_SCORE).cpu()]
-    return regions[_apart(regions.masks, regions.scores)]
+    return regions[(regions.scores >= LEAST_SCORE).cpu()]
 
 
 def _around(masks: Tensor) -> Tensor:

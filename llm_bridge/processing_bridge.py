@@ -417,9 +417,9 @@ class RegionBridgeProcessor(ProcessorMixin):
         return rows
 
     def _context_beside(self, context: Tensor, regions: Tensor) -> Tensor:
-        """Context features (slots, F) of a picture beside features (R, slots, F) of its regions, which are not shown twice."""
+        """Context features (slots, F) of a picture as they stand beside features (R, slots, F) of its regions."""
         experts = self._region_tokenizer().model.config.image_decoder_config.num_experts
-        return self.context.without(context, regions[:, 0], experts)
+        return self.context.beside(context, regions[:, 0], experts)
 
     def _see(self, samples: Sequence[Sample]) -> _Seen:
         """Encode all pictures and regions of some samples, each picture once and all regions in one go."""

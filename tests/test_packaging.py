@@ -60,6 +60,7 @@ def test_wheel_holds_the_packages_whole(built: Path) -> None:
     for model in (
         "tap_tokenizer/pretrained/tap-tiny",
         "llm_bridge/pretrained/region-chat-tiny",
+        "llm_bridge/pretrained/region-context-tiny",
         "llm_bridge/pretrained/region-words-tiny",
     ):
         assert f"{model}/model.safetensors" in inside

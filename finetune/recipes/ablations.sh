@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # The rows of the table of ablations in finetune/README.md, from the project's root; a row that is there is passed over.
 #
-#   bash finetune/recipes/ablations.sh
+#   bash finetune/recipes/ablations.sh            # SEEDS="0 1 2" for three seeds of every row
 #
-# About 35 minutes on one CPU core, and before it ten of drawing and caching. Each row begins with a fresh projector on the language model of the bundled bridge.
+# On one CPU core: about an hour of drawing, caching and pretraining, then two to five minutes a row and seed. Each row begins with a
+# fresh projector on the language model of the bundled bridge; those about the language model's size, on one that knows words alone.
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
+SEEDS=${SEEDS:-0 1}
 
 stage() { # stage FOLDER COMMAND …: run the command unless the folder is there
   if [ -e "$1" ]; then echo "$1 is there"; else shift && "$@"; fi
@@ -14,31 +16,50 @@ records() { # records NAME FLAG …
   local name=$1 && shift
   stage "runs/records/$name.jsonl" "$PYTHON" -m finetune.data convert glyph_scenes "$@" --output "runs/records/$name.jsonl"
 }
-cache() { # cache NAME FLAG …
-  local name=$1 folder=runs/caches/$1 && shift
-  stage "$folder/manifest.json" "$PYTHON" -m finetune.cache_regions --data "runs/records/$name.jsonl" --output "$folder" "$@"
+caches() { # caches SUFFIX FLAG …: of the records of both splits
+  local suffix=$1 name && shift
+  for name in ablation ablation_val; do
+    stage "runs/caches/$name$suffix/manifest.json" "$PYTHON" -m finetune.cache_regions --data "runs/records/$name.jsonl" \
+      --output "runs/caches/$name$suffix" "$@"
+  done
 }
 row() { # row NAME FLAG …
-  local folder=runs/ablations/$1 && shift
-  stage "$folder/model" "$PYTHON" -m finetune.train --config ablation --output_dir "$folder" "$@"
+  local folder=runs/ablations/$1-$seed && shift
+  stage "$folder/model" "$PYTHON" -m finetune.train --config ablation --seed "$seed" --output_dir "$folder" "$@"
 }
 
 records ablation --split train --seed 11 --scenes 800 --turns 24
 records ablation_val --split val --seed 11 --scenes 400 --turns 8
-for name in ablation ablation_val; do
-  cache $name --image_grid 4
-done
+caches "" --image_grid 4
+caches _grid_8 --image_grid 8
+# TAP goes on with all its losses for 150 steps, and the projector reads what it says then.
+stage runs/ablations/tap/model "$PYTHON" -m finetune.pretrain_tap --config tap_tiny_masks --init_from tap-tiny --steps 150 \
+  --mixed_precision no --eval_steps 150 --output_dir runs/ablations/tap
+caches _tap --region_tokenizer runs/ablations/tap/model
 stage runs/ablations/language_model "$PYTHON" -c "
 from llm_bridge import RegionChat
 chat = RegionChat.from_pretrained('region-chat-tiny')
 for part in (chat.model.language_model, chat.processor.tokenizer):
     part.save_pretrained('runs/ablations/language_model')"
-row full
-row all_experts --experts all
-row no_semantic_embeds --use_semantic_embeds false
-row no_position --use_position false
-row grid_4 --image_grid 4
-row projector --mode projector
-row lora_4 --mode lora --lora_r 4 --lora_alpha 8
-row lora_16 --mode lora --lora_r 16 --lora_alpha 32
-row lora_64 --mode lora --lora_r 64 --lora_alpha 128
+for size in ablation_small region_chat_tiny ablation_large; do # 0.9, 2.8 and 6.6 M parameters, 200 steps on words alone
+  stage runs/ablations/${size}_lm/model "$PYTHON" -m finetune.pretrain_lm --config region_chat_tiny_lm --steps 200 --batch_size 8 \
+    --turns 8 --model_config ${size}_lm.json --output_dir runs/ablations/${size}_lm
+done
+
+for seed in $SEEDS; do
+  row full
+  row all_experts --experts all
+  row no_semantic_embeds --use_semantic_embeds false
+  row no_position --use_position false
+  row grid_4 --image_grid 4
+  row grid_8 --image_grid 8 --caches runs/caches/ablation_grid_8 --eval_cache runs/caches/ablation_val_grid_8
+  row projector --mode projector
+  row lora_4 --mode lora --lora_r 4 --lora_alpha 8
+  row lora_16 --mode lora --lora_r 16 --lora_alpha 32
+  row lora_64 --mode lora --lora_r 64 --lora_alpha 128
+  row tuned_tap --region_tokenizer runs/ablations/tap/model --caches runs/caches/ablation_tap \
+    --eval_cache runs/caches/ablation_val_tap
+  for size in ablation_small region_chat_tiny ablation_large; do
+    row ${size}_lm --language_model runs/ablations/${size}_lm/model
+  done
+done

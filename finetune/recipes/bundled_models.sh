@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The bundled models from nothing: every command that made tap-tiny and region-chat-tiny, in order, from the project's root.
+# The bundled models from nothing: every command that made tap-tiny, region-chat-tiny and region-context-tiny, in order, from the
+# project's root.
 #
 #   bash finetune/recipes/bundled_models.sh            # all stages; a stage that is through is passed over
 #
-# Each stage goes on where it was when the script is given again after a stop. About six hours on two CPU cores.
+# Each stage goes on where it was when the script is given again after a stop. About eight hours on two CPU cores.
 # FLAGS is handed to TAP's own stages, e.g. FLAGS="--mixed_precision bf16" or "--compile_encoder true" (needs a C++ compiler).
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -49,8 +50,8 @@ bridge region_chat_tiny_more region_chat_tiny_more
 bridge region_chat_tiny_most region_chat_tiny_most
 bridge region_chat_tiny region_chat_tiny_lora
 
-# Then it learns to read the tokens of the finished region tokenizer. The caches hold picture context, too, which no stage
-# here reads.
+# Then it learns to read the tokens of the finished region tokenizer. The caches hold picture context, too, which this stage does
+# not read.
 all=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,same_kind,larger,side
 all=$all,nearest,nearest,farthest,farthest,count_colour,count_colour,count_kind,count_kind
 records train48 --split train --seed 5 --scenes 2560 --turns 48 --all_regions true --families $all
@@ -60,3 +61,16 @@ for name in train48 packed64 val_context; do
   cache $name runs/tap_tiny --variants exact,jitter --image_regions 16 --context_from annotated
 done
 bridge region_chat_tiny_tokens region_chat_tiny_tokens
+
+# Another bridge goes on from there with the objects around a region in its context.
+all=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,larger,side
+all=$all,nearest,nearest,nearest,nearest,farthest,farthest,farthest
+all=$all,count_colour,count_colour,count_colour,count_kind,count_kind,count_kind
+records train75 --split train --seed 5 --scenes 2560 --turns 75 --all_regions true --families $all
+records packed75 --split train-packed --seed 5 --scenes 1280 --turns 75 --all_regions true --families $all
+records val75 --split val --scenes 256 --turns 8 --all_regions true --families $all
+cache train75 runs/tap_tiny --variants exact,jitter --image_regions 16 --context_from annotated
+cache packed75 runs/tap_tiny --variants exact,jitter --image_regions 16 --context_from annotated
+cache val75 runs/tap_tiny --image_regions 16 --context_from annotated
+bridge region_context_tiny region_context_tiny --init_from runs/region_chat_tiny_tokens/model
+bridge region_context_tiny_more region_context_tiny_more

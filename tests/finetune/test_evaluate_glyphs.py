@@ -14,6 +14,7 @@ pytest.importorskip("accelerate")
 
 from finetune import evaluate_glyphs
 from finetune.data.glyph_benchmark import QuestionBalance
+from finetune.data.glyph_questions import CONTEXT_FAMILIES
 from finetune.data.glyph_records import number_regions
 from finetune.data.glyph_scenes import make_scene
 from finetune.evaluate_glyphs import main
@@ -24,7 +25,7 @@ from tap_tokenizer import TapRegionTokenizer
 pytestmark = pytest.mark.slow
 
 FLAGS = ["--splits", "test", "--seeds", "0,1", "--scenes", "3", "--control_scenes", "2", "--batch_size", "3",
-         "--workers", "1"]  # fmt: skip
+         "--context_model", "none", "--workers", "1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_a_follow_up_shows_its_regions_again_after_another(monkeypatch: pytest.M
         return plain(self, conversations, *rest, **options)
 
     monkeypatch.setattr(RegionBridgeProcessor, "chat_batch", spy)
-    main(["--splits", "test", "--seeds", "0", "--scenes", "1", "--control_scenes", "1", "--output", str(tmp_path)])
+    main(["--splits", "test", "--seeds", "0", "--scenes", "1", "--context_model", "none", "--output", str(tmp_path)])
     follow_ups = [turns for turns in seen if len(turns) > 1]
     questions = [line for line in lines_of(tmp_path) if line.get("view") == "follow-up"]
     assert len(follow_ups) == len(questions) > 5
@@ -67,6 +68,33 @@ def test_a_follow_up_shows_its_regions_again_after_another(monkeypatch: pytest.M
         earlier = [turn["content"] for turn in turns[:-1:2]]
         assert turns[-1]["content"] == question["question"]
         assert earlier == [f"Describe <region{n}>." for n in range(1, len(named) + 2)]
+
+
+def test_surroundings_are_asked_of_the_bridge_that_sees_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of the first scenes alone, whose objects are searched for once; every other question is left to the model itself."""
+    seen: list[tuple[bool, str]] = []
+    plain = evaluate_glyphs._generate
+
+    def spy(chat: RegionChat, turns: Any, rows: Any, contexts: Any) -> list[str]:
+        answers = plain(chat, turns, rows, contexts)
+        seen.extend((context is not None, answer) for context, answer in zip(contexts, answers))
+        return answers
+
+    monkeypatch.setattr(evaluate_glyphs, "_generate", spy)
+    main(["--splits", "test", "--seeds", "0", "--scenes", "4", "--batch_size", "2", "--context_scenes", "2",
+          "--control_scenes", "0", "--described_model", "none", "--output", str(tmp_path)])  # fmt: skip
+    questions = [line for line in lines_of(tmp_path) if line["task"] == "question"]
+    around = [q["family"] in CONTEXT_FAMILIES for q in questions]
+    assert any(around) and not all(around)
+    assert [(is_around, q["answer"]) for is_around, q in zip(around, questions)] == seen
+    assert {q["scene"] for q, is_around in zip(questions, around) if is_around} <= {0, 1}
+    assert {q["scene"] for q in questions} == {0, 1, 2, 3}
+    assert json.loads((tmp_path / "about.json").read_text())["context_model"] == "region-context-tiny"
+
+
+def test_a_context_model_without_context_is_refused() -> None:
+    with pytest.raises(ValueError, match="image_regions"):
+        main(["--context_model", "region-chat-tiny"])
 
 
 def test_described_questions_are_those_that_a_chat_would_write() -> None:

@@ -111,14 +111,32 @@ def test_regions_that_are_asked_about_leave_the_context(finding: TapRegionTokeni
     context = PictureContext(regions=5)
     (rows,) = context.encode(finding, finding.embed_image([picture]))
     nearly = region_features(finding.encode(picture, boxes=[[21.0, 10.0, 40.0, 31.0], [0.0, 0.0, 5.0, 5.0]]), "routed")
-    left = context.without(rows, nearly[:, 0], 4)
-    torch.testing.assert_close(left[:2], rows[[0, 2]])  # the second of three went, and what remains closed up
-    torch.testing.assert_close(left[2:], rows[[3, 3, 3]])
-    torch.testing.assert_close(context.without(rows, nearly[1:, 0], 4), rows)  # too far from any
-    torch.testing.assert_close(context.without(rows, nearly[:0, 0], 4), rows)
+    left = context.beside(rows, nearly[:, 0], 4)
+    assert sorted(left[[0, -1]].tolist()) == sorted(rows[[0, 2]].tolist())  # the second of three went
+    torch.testing.assert_close(left[1:-1], rows[[3, 3, 3]])
+    assert context.beside(rows, nearly[1:, 0], 4)[:, :-1].any(dim=1).sum() == 3  # too far from any
+    torch.testing.assert_close(context.beside(rows, nearly[:0, 0], 4), rows)
     torch.testing.assert_close(
-        PictureContext(grid=2).without(rows[:4], nearly[:, 0], 4), rows[:4]
+        PictureContext(grid=2).beside(rows[:4], nearly[:, 0], 4), rows[:4]
     )  # places, not objects
+
+
+def test_the_nearest_to_the_first_region_stands_first_and_the_farthest_last(
+    finding: TapRegionTokenizer, picture: np.ndarray
+) -> None:
+    boxes = [[2.0, 2.0, 8.0, 8.0], [30.0, 20.0, 38.0, 28.0], [12.0, 8.0, 18.0, 14.0], [40.0, 30.0, 48.0, 40.0]]
+    rows = PictureContext(regions=6).of_regions(finding.encode(picture, boxes=boxes))
+    features = region_features(finding.encode(picture, boxes=boxes), "routed", is_context=True)[:, 0]
+    asked = region_features(finding.encode(picture, boxes=[boxes[0], boxes[3]]), "routed")[:, 0]
+    free = torch.zeros(1, features.shape[1])
+    free[:, -1] = 1
+    features = torch.cat([features, free])
+    for regions, order in (
+        (asked, [2, 4, 4, 4, 4, 1]),  # 4: a free slot
+        (asked.flip(0), [1, 4, 4, 4, 4, 2]),
+        (asked[:1], [2, 1, 4, 4, 4, 3]),
+    ):
+        torch.testing.assert_close(PictureContext(regions=6).beside(rows, regions, 4), features[order])
 
 
 def test_every_way_to_a_batch_shows_an_object_once(
@@ -129,7 +147,7 @@ def test_every_way_to_a_batch_shows_an_object_once(
     (rows,) = processor.context.encode(finding, finding.embed_image([picture]))
     box = [20, 10, 40, 30]
     asked = region_features(finding.encode(picture, boxes=[box]), "routed")
-    expected = torch.cat([rows[[0, 2, 3, 3]], asked[0]])
+    expected = torch.cat([rows[[0, 3, 3, 2]], asked[0]])
     inputs = processor("what is <region> ?", picture, boxes=[box])
     torch.testing.assert_close(inputs["region_features"][0], expected)
     content = "<image> what is <region1> ?"
@@ -144,4 +162,4 @@ def test_every_way_to_a_batch_shows_an_object_once(
         [{"role": "user", "content": [*two, {"type": "text", "text": "what ?"}]}], tokenize=True, return_dict=True
     )
     kept = inputs["region_features"][0, :, :-1].any(dim=1)
-    assert kept.tolist() == [True, True, True, False, True, True, False, False, True]
+    assert kept.tolist() == [True, True, True, False, True, False, False, True, True]
