@@ -80,7 +80,7 @@ class GlyphEvaluationArguments:
         default=60, help="of these, how many are asked about with each control, too, rounded up to whole batches"
     )
     context_scenes: int = knob(
-        default=48, help="of these, how many the context_model is asked about, rounded up to whole batches"
+        default=24, help="of these, how many the context_model is asked about, rounded up to whole batches"
     )
     batch_size: int = knob(default=8, help="scenes at a time")
     workers: int = knob(
@@ -92,8 +92,11 @@ class GlyphEvaluationArguments:
 
 @dataclass
 class _Models:
-    """What is measured: a region tokenizer, a bridge, the one that is asked about surroundings in its place, and the plain
-    language model of the control 'described'."""
+    """What is measured.
+
+    A region tokenizer, a bridge, the bridge that is asked about surroundings in its place, and the plain language model
+    of the control 'described'.
+    """
 
     tokenizer: TapRegionTokenizer
     chat: RegionChat | None = None
@@ -200,9 +203,10 @@ def _measure(models: _Models, arguments: GlyphEvaluationArguments, output: Path)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=1))
     (output / "table.md").write_text(tables)
     draw_figures(lines, output)
-    trained = [Path(tap_tokenizer.__file__).parent / "pretrained" / arguments.region_tokenizer,
-               Path(llm_bridge.__file__).parent / "pretrained" / arguments.model]  # fmt: skip
-    if all((folder / "training").is_dir() for folder in trained):  # the bundled models come with their logs
+    trained = [Path(tap_tokenizer.__file__).parent / "pretrained" / arguments.region_tokenizer]
+    bridges = [name for name in (arguments.model, arguments.context_model) if name not in (None, "none")]
+    trained += [Path(llm_bridge.__file__).parent / "pretrained" / name for name in bridges]
+    if bridges and all((folder / "training").is_dir() for folder in trained):  # the bundled models come with their logs
         draw_curves(trained, output / "curves.png")
     return tables
 
@@ -294,7 +298,9 @@ def _evaluate(
         yield from regions
         questions = [balance.questions(scene, seen) for scene, seen in zip(batch.scenes, batch.visible)]
         if chat is not None:
-            own = questions if models.context is None else _of_families(questions, set(FAMILIES) - set(CONTEXT_FAMILIES))
+            own = (
+                questions if models.context is None else _of_families(questions, set(FAMILIES) - set(CONTEXT_FAMILIES))
+            )
             yield from _bridge_lines(chat, batch, own, regions, start < arguments.control_scenes)
         if models.context is not None and start < arguments.context_scenes:
             own = _of_families(questions, set(CONTEXT_FAMILIES))

@@ -84,7 +84,20 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
     figure.savefig(path, dpi=70)
 
 
-_STAGES = ("dense", "prompt", "masks", "caption", "language", "full", "more", "most", "lora", "context")
+_STAGES = (
+    "dense",
+    "prompt",
+    "masks",
+    "caption",
+    "language",
+    "full",
+    "more",
+    "most",
+    "lora",
+    "tokens",
+    "context",
+    "context-more",
+)
 
 
 def _began(log: Path) -> int:

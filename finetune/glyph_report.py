@@ -102,6 +102,9 @@ def as_tables(metrics: dict[str, Any]) -> str:
             f"Controls (no position … described) are of the first {of['control_scenes']} scenes of each seed, rounded up to "
             "whole batches."
         )
+        if of["context_model"] != "none":
+            families = ", ".join(CONTEXT_FAMILIES)
+            note += f" {families} are answered by {of['context_model']}, on the first {of['context_scenes']}."
         parts += [note, *(_families(split, metrics[split]) for split in splits)]
     return "\n\n".join(parts) + "\n"
 

@@ -85,7 +85,8 @@ def test_surroundings_are_asked_of_the_bridge_that_sees_them(monkeypatch: pytest
           "--control_scenes", "0", "--described_model", "none", "--output", str(tmp_path)])  # fmt: skip
     questions = [line for line in lines_of(tmp_path) if line["task"] == "question"]
     around = [q["family"] in CONTEXT_FAMILIES for q in questions]
-    assert any(around) and not all(around)
+    assert any(around)
+    assert not all(around)
     assert [(is_around, q["answer"]) for is_around, q in zip(around, questions)] == seen
     assert {q["scene"] for q, is_around in zip(questions, around) if is_around} <= {0, 1}
     assert {q["scene"] for q in questions} == {0, 1, 2, 3}
@@ -191,5 +192,8 @@ def test_numbers_are_means_over_seeds_of_shares() -> None:
     assert (found["full: kind"], found["tap alone: kind"]) == (0.0, 1.0)
     assert found["n: side"] == 3
     of = {"benchmark": "b", "scenes": 1, "control_scenes": 1, "seeds": "0,1", "region_tokenizer": "t",
-          "region_tokenizer_fingerprint": "f", "model": "m"}  # fmt: skip
-    assert "| side | 3 | 0.750 |" in as_tables({"of": of, **summarise(lines)})
+          "region_tokenizer_fingerprint": "f", "model": "m", "context_model": "c", "context_scenes": 1}  # fmt: skip
+    tables = as_tables({"of": of, **summarise(lines)})
+    assert "| side | 3 | 0.750 |" in tables
+    assert "answered by c, on the first 1." in tables
+    assert "answered by" not in as_tables({"of": {**of, "context_model": "none"}, **summarise(lines)})
