@@ -41,7 +41,7 @@ from llm_bridge import RegionChat
 chat = RegionChat.from_pretrained('region-chat-tiny')
 for part in (chat.model.language_model, chat.processor.tokenizer):
     part.save_pretrained('runs/ablations/language_model')"
-for size in ablation_small region_chat_tiny ablation_large; do # 0.9, 2.8 and 6.6 M parameters, 200 steps on words alone
+for size in ablation_small region_chat_tiny; do # 0.9 and 2.8 M parameters, 200 steps on words alone
   stage runs/ablations/${size}_lm/model "$PYTHON" -m finetune.pretrain_lm --config region_chat_tiny_lm --steps 200 --batch_size 8 \
     --turns 8 --model_config ${size}_lm.json --output_dir runs/ablations/${size}_lm
 done
@@ -59,7 +59,7 @@ for seed in $SEEDS; do
   row lora_64 --mode lora --lora_r 64 --lora_alpha 128
   row tuned_tap --region_tokenizer runs/ablations/tap/model --caches runs/caches/ablation_tap \
     --eval_cache runs/caches/ablation_val_tap
-  for size in ablation_small region_chat_tiny ablation_large; do
+  for size in ablation_small region_chat_tiny; do
     row ${size}_lm --language_model runs/ablations/${size}_lm/model
   done
 done
