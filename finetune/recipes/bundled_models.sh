@@ -4,7 +4,7 @@
 #
 #   bash finetune/recipes/bundled_models.sh            # all stages; a stage that is through is passed over
 #
-# Each stage goes on where it was when the script is given again after a stop. About eight hours on two CPU cores.
+# Each stage goes on where it was when the script is given again after a stop. About nine hours on two CPU cores.
 # FLAGS is handed to TAP's own stages, e.g. FLAGS="--mixed_precision bf16" or "--compile_encoder true" (needs a C++ compiler).
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -28,6 +28,16 @@ cache() { # cache NAME TOKENIZER FLAG …
 }
 half() { # half FROM TO: the same region tokenizer in float16
   stage "$2" "$PYTHON" -c "from tap_tokenizer import TapRegionTokenizer as T; T.from_pretrained('$1', dtype='float16').save_pretrained('$2')"
+}
+adopt() { # adopt FROM TOKENIZER TO: a bridge that reads another region tokenizer's tokens, its weights as they are
+  stage "$3" "$PYTHON" -c "
+from llm_bridge import RegionBridgeForConditionalGeneration as Bridge, RegionBridgeProcessor as Processor
+from tap_tokenizer import TapRegionTokenizer
+tokenizer = TapRegionTokenizer.from_pretrained('$2')
+bridge, words = Bridge.from_pretrained('$1'), Processor.from_pretrained('$1', region_tokenizer=tokenizer).tokenizer
+bridge.config.fingerprint = tokenizer.fingerprint
+for part in (bridge, Processor.for_bridge(bridge.config, tokenizer=words, region_tokenizer=tokenizer)):
+    part.save_pretrained('$3')"
 }
 
 # The region tokenizer.
@@ -74,3 +84,9 @@ cache packed75 runs/tap_tiny --variants exact,jitter --image_regions 16 --contex
 cache val75 runs/tap_tiny --image_regions 16 --context_from annotated
 bridge region_context_tiny region_context_tiny --init_from runs/region_chat_tiny_tokens/model
 bridge region_context_tiny_more region_context_tiny_more
+
+# The region tokenizer goes on, its tokens held near those that the bridges read, and the bridges are told whose tokens they read now.
+tap tap_tiny_anchored
+half runs/tap_tiny_anchored/model runs/tap_tiny_final
+adopt runs/region_chat_tiny_tokens/model runs/tap_tiny_final runs/region_chat_tiny_final
+adopt runs/region_context_tiny_more/model runs/tap_tiny_final runs/region_context_tiny_final
