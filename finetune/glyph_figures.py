@@ -84,20 +84,8 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
     figure.savefig(path, dpi=70)
 
 
-_STAGES = (
-    "dense",
-    "prompt",
-    "masks",
-    "caption",
-    "language",
-    "full",
-    "more",
-    "most",
-    "lora",
-    "tokens",
-    "context",
-    "context-more",
-)
+_STAGES = ("dense", "prompt", "masks", "caption", "anchored", "language", "full", "more", "most", "lora", "tokens", "context",
+           "context-more")  # fmt: skip
 
 
 def _began(log: Path) -> int:
