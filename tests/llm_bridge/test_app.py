@@ -103,6 +103,7 @@ def drag(tab: Page, box: list[float]) -> None:
 def ask(tab: Page, question: str, answers: int = 1) -> str:
     """The answer, once it has come and the question has been taken up."""
     tab.fill("#question textarea", question)
+    tab.locator("#board .status").evaluate("said => { said.textContent = '' }")  # what it says of an earlier question
     tab.click("#ask")
     replies = tab.locator("#said .bot.message")
     expect(replies).to_have_count(answers, timeout=120_000)
