@@ -77,7 +77,7 @@ class GlyphEvaluationArguments:
     )
     scenes: int = knob(default=234, help="scenes of each split and seed: the first ones")
     control_scenes: int = knob(
-        default=60, help="of these, how many are asked about with each control, too, rounded up to whole batches"
+        default=40, help="of these, how many are asked about with each control, too, rounded up to whole batches"
     )
     context_scenes: int = knob(
         default=24, help="of these, how many the context_model is asked about, rounded up to whole batches"
@@ -234,7 +234,10 @@ def _write_parts(
     context = get_context("spawn")
     counts = context.SimpleQueue()
     with ProcessPoolExecutor(workers, context, _start_worker, (arguments, workers, counts)) as pool:
-        waiting = {pool.submit(_work, arguments, split, seed, folder) for split, seed in runs}
+        longest = sorted(
+            runs, key=lambda run: -sum(SPLITS[run[0]].counts)
+        )  # first, so that no core waits for one at the end
+        waiting = {pool.submit(_work, arguments, split, seed, folder) for split, seed in longest}
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=0.5)
