@@ -82,11 +82,25 @@ records val75 --split val --scenes 256 --turns 8 --all_regions true --families $
 cache train75 runs/tap_tiny --variants exact,jitter --image_regions 16 --context_from annotated
 cache packed75 runs/tap_tiny --variants exact,jitter --image_regions 16 --context_from annotated
 cache val75 runs/tap_tiny --image_regions 16 --context_from annotated
-bridge region_context_tiny region_context_tiny --init_from runs/region_chat_tiny_tokens/model
+bridge region_context_tiny region_context_tiny
 bridge region_context_tiny_more region_context_tiny_more
 
 # The region tokenizer goes on, its tokens held near those that the bridges read, and the bridges are told whose tokens they read now.
 tap tap_tiny_anchored
 half runs/tap_tiny_anchored/model runs/tap_tiny_final
-adopt runs/region_chat_tiny_tokens/model runs/tap_tiny_final runs/region_chat_tiny_final
+adopt runs/region_chat_tiny_tokens/model runs/tap_tiny_final runs/region_chat_tiny_adopted
 adopt runs/region_context_tiny_more/model runs/tap_tiny_final runs/region_context_tiny_final
+
+# The bridge learns to compare kinds, and then to speak in conversations again.
+known=kind,colour,size,place,caption,caption_place,same_colour,larger,side
+kinds=same_kind,same_kind,same_kind,same_kind,statement,statement,statement,$known
+records kinds_packed --split train-packed --seed 9 --scenes 2000 --turns 60 --all_regions true --families $kinds
+records kinds_train --split train --seed 9 --scenes 1600 --turns 30 --all_regions true --families $kinds
+records kinds_val --split val --seed 9 --scenes 320 --turns 8 --all_regions true --families $kinds
+records pairs_val --split val --seed 10 --scenes 320 --turns 1 --all_regions true --families same_kind
+cache kinds_packed runs/tap_tiny_final --variants exact,jitter
+cache kinds_train runs/tap_tiny_final --variants exact,jitter
+cache kinds_val runs/tap_tiny_final
+cache pairs_val runs/tap_tiny_final
+bridge region_chat_tiny_kinds region_chat_tiny_kinds
+bridge region_chat_tiny_settled region_chat_tiny_settled
