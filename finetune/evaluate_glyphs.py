@@ -234,10 +234,8 @@ def _write_parts(
     context = get_context("spawn")
     counts = context.SimpleQueue()
     with ProcessPoolExecutor(workers, context, _start_worker, (arguments, workers, counts)) as pool:
-        longest = sorted(
-            runs, key=lambda run: -sum(SPLITS[run[0]].counts)
-        )  # first, so that no core waits for one at the end
-        waiting = {pool.submit(_work, arguments, split, seed, folder) for split, seed in longest}
+        runs = sorted(runs, key=lambda run: -sum(SPLITS[run[0]].counts))  # the longest first: no core waits at the end
+        waiting = {pool.submit(_work, arguments, split, seed, folder) for split, seed in runs}
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=0.5)
