@@ -40,6 +40,16 @@ for part in (bridge, Processor.for_bridge(bridge.config, tokenizer=words, region
     part.save_pretrained('$3')"
 }
 
+mix() { # mix BEFORE SHARE AFTER TO: a bridge whose weights are those of another with a share of what they were before
+  stage "$4" "$PYTHON" -c "
+from llm_bridge import RegionBridgeForConditionalGeneration as Bridge, RegionBridgeProcessor as Processor
+before, bridge = Bridge.from_pretrained('$1').state_dict(), Bridge.from_pretrained('$3')
+for name, weight in bridge.named_parameters():
+    weight.data.copy_($2 * before[name].double() + (1 - $2) * weight.double())
+bridge.save_pretrained('$4')
+Processor.from_pretrained('$3').save_pretrained('$4')"
+}
+
 # The region tokenizer.
 tap tap_tiny_dense
 tap tap_tiny_prompt
@@ -104,3 +114,4 @@ cache kinds_val runs/tap_tiny_final
 cache pairs_val runs/tap_tiny_final
 bridge region_chat_tiny_kinds region_chat_tiny_kinds
 bridge region_chat_tiny_settled region_chat_tiny_settled
+mix runs/region_chat_tiny_adopted 0.3 runs/region_chat_tiny_settled/model runs/region_chat_tiny_final
