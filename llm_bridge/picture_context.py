@@ -23,10 +23,10 @@ SEARCH = {"points_per_crop": 8, "pred_iou_thresh": 0.3, "stability_score_thresh"
 """How objects are first looked for: a coarse grid and lenient filters, since what is found is looked at again."""
 ROUNDS = 2
 """How often a found region is asked about again by the box around its mask: parts of an object grow to the whole."""
-LEAST_SCORE = 0.5
-"""Regions whose mask is thought to fit less well are no objects."""
+LEAST_FIT = 0.5
+"""Regions that seem to fit less well are no objects."""
 MOST_OVERLAP = 0.3
-"""Of two regions that share more than this part of the smaller one, only the one of the better score is shown."""
+"""Of two regions that share more than this part of the smaller one, only the one that fits better is shown."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,30 @@ def grid_points(side: int, size: tuple[int, int]) -> tuple[list[list[list[float]
 
 
 def find_objects(tokenizer: TapRegionTokenizer, features: ImageFeatures) -> RegionTokens:
-    """Box-prompted tokens of the objects of one picture that the region tokenizer finds, none within another."""
-    regions = tokenizer.encode_everything(features=features, **SEARCH)  # type: ignore[arg-type]
-    boxes = regions.boxes
+    """Box-prompted tokens of the objects of one picture that the region tokenizer finds, none within another.
+
+    Each answer is judged by its predicted IoU and by how well its mask fills the box that asked for it: a box that cuts
+    an object, or holds two, gets a mask that ends elsewhere. An answer of any round may stay.
+    """
+    boxes = tokenizer.encode_everything(features=features, **SEARCH).boxes  # type: ignore[arg-type]
+    found: list[RegionTokens] = []
     for _ in range(ROUNDS):
         regions = tokenizer.encode(features=features, boxes=[boxes.tolist()], with_masks=True)
         regions = regions[[i for i, mask in enumerate(regions.mask_parts) if torch.as_tensor(mask).any()]]
-        regions = regions[_apart(regions.masks, regions.scores)]
+        found.append(regions)
         boxes = _around(regions.masks)
-    return regions[(regions.scores >= LEAST_SCORE).cpu()]
+    pool = RegionTokens.concatenate(found, same_images=True)
+    fit = _fit(pool)
+    return pool[[i for i in _apart(pool.masks, fit) if fit[i] >= LEAST_FIT]]
+
+
+def _fit(regions: RegionTokens) -> Tensor:
+    """How well box-prompted regions seem to hold one object each, (R,): predicted IoU × √(IoU of box and mask's box)."""
+    asked, around = regions.boxes.float().cpu(), _around(regions.masks).cpu()
+    corners = torch.maximum(asked[:, :2], around[:, :2]), torch.minimum(asked[:, 2:], around[:, 2:])
+    shared = (corners[1] - corners[0]).clamp(min=0).prod(dim=1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(dim=1) for boxes in (asked, around)]
+    return regions.scores.float().cpu() * (shared / (areas[0] + areas[1] - shared)).sqrt()
 
 
 def _around(masks: Tensor) -> Tensor:
@@ -129,12 +144,12 @@ def _around(masks: Tensor) -> Tensor:
     return torch.stack([x1, y1, x2, y2], dim=1).float()
 
 
-def _apart(masks: Tensor, scores: Tensor) -> list[int]:
-    """Rows of masks (R, H, W), best score first, that share little with any better one."""
+def _apart(masks: Tensor, fit: Tensor) -> list[int]:
+    """Rows of masks (R, H, W), the best fit first, that share little with any better one."""
     flat = masks.flatten(1).float()
     shared, area = flat @ flat.T, flat.sum(dim=1)
     kept: list[int] = []
-    for row in scores.argsort(descending=True, stable=True).tolist():
+    for row in fit.argsort(descending=True, stable=True).tolist():
         if all(shared[row, other] <= MOST_OVERLAP * min(area[row], area[other]) for other in kept):
             kept.append(row)
     return kept

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from finetune.data.glyph_scenes import draw_scene, make_scene
 from llm_bridge import (
     PictureContext,
     RegionBridgeConfig,
@@ -17,6 +18,7 @@ from llm_bridge import (
     grid_points,
     region_features,
 )
+from llm_bridge.picture_context import find_objects
 from tap_tokenizer import TapRegionTokenizer
 
 
@@ -35,6 +37,12 @@ def finding(tiny_tokenizer: TapRegionTokenizer, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("llm_bridge.picture_context.find_objects", find)
     return tiny_tokenizer
+
+
+def box_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    shared = (torch.minimum(a[:, None, 2:], b[:, 2:]) - torch.maximum(a[:, None, :2], b[:, :2])).clamp(min=0).prod(-1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (a, b)]
+    return shared / (areas[0][:, None] + areas[1] - shared)
 
 
 def test_found_regions_are_box_tokens_largest_first_and_empty_slots_follow(
@@ -74,6 +82,23 @@ def test_a_grid_shows_a_point_token_for_each_cell(tiny_tokenizer: TapRegionToken
     assert points == [[[15.0, 10.0]], [[45.0, 10.0]], [[15.0, 30.0]], [[45.0, 30.0]]]
     regions = tiny_tokenizer.encode(picture, points=points, point_labels=labels)
     torch.testing.assert_close(rows, region_features(regions, "routed", is_context=True).flatten(0, 1))
+
+
+def test_objects_of_a_scene_are_found_whole_and_once() -> None:
+    tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
+    right = found_boxes = objects = 0
+    for number in range(4):
+        scene = make_scene(number, "val", 0)
+        drawn = draw_scene(scene, 512)
+        found = find_objects(tokenizer, tokenizer.embed_image([drawn.image])[0])
+        truth = torch.as_tensor(drawn.boxes[drawn.masks.any(axis=(1, 2))]).float()
+        hits = box_iou(truth, found.boxes.float()) >= 0.5
+        assert (hits.sum(dim=1) <= 1).all(), "an object was found twice"
+        right, objects, found_boxes = right + int(hits.any(dim=1).sum()), objects + len(truth), found_boxes + len(found)
+    assert right >= 0.8 * objects
+    assert right >= 0.8 * found_boxes
+    nothing = np.full((300, 400, 3), 200, np.uint8)
+    assert len(find_objects(tokenizer, tokenizer.embed_image([nothing])[0])) == 0
 
 
 def test_words_for_each_kind() -> None:
