@@ -1,7 +1,8 @@
-"""TAP's own training, three stages of one accelerate loop: dense patches, then prompts, then captions.
+"""TAP's own training, stages of one accelerate loop: dense patches, then prompts, then the concept head, then captions.
 
     accelerate launch -m finetune.pretrain_tap --config tap_tiny_dense
     accelerate launch -m finetune.pretrain_tap --config tap_tiny_prompt
+    accelerate launch -m finetune.pretrain_tap --config tap_tiny_concept
     accelerate launch -m finetune.pretrain_tap --config tap_tiny_caption
 
 `dense` gives a fresh encoder a cheap start, as MAE gave the original's: every patch says what object it shows, where
@@ -35,7 +36,7 @@ from .arguments import RECIPES, knob, parse_arguments, run_command, save_argumen
 from .data.glyph_language import build_text_tokenizer, concept_banks
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
 from .loop import MeanWindow, RunLog, StopRequest, load_last_state, mean_of, rate_share, save_state, seed_step
-from .losses import mask_iou, prompted_losses
+from .losses import concept_loss, mask_iou, prompted_losses
 from .optimizers import OptimizerName, build_optimizers, param_groups
 from .prompt_sampling import PromptSampler, TrainingPrompts
 
@@ -46,7 +47,9 @@ from .prompt_sampling import PromptSampler, TrainingPrompts
 class PretrainArguments:
     """Train TAP on pictures whose regions have masks, concepts and captions."""
 
-    stage: Literal["dense", "prompt", "caption"] = knob(help="what to train: patches, prompts, or the caption decoder")
+    stage: Literal["dense", "prompt", "concept", "caption"] = knob(
+        help="what to train: patches, prompts, the concept head, or the caption decoder"
+    )
     output_dir: str = knob(help="folder of checkpoints, log and the trained model")
     init_from: str | None = knob(
         default=None, help="folder of the region tokenizer to start from; default: a fresh one"
@@ -78,6 +81,10 @@ class PretrainArguments:
         default=0.0,
         help="in stage prompt: hold semantic tokens near those of `init_from`, so that a bridge and the caption decoder "
         "still read them; weight of their squared distance, relative to their size; the concept head is frozen then",
+    )
+    recolour_probability: float = knob(
+        default=0.5,
+        help="in stage concept: chance that a token is moved to another colour, as if its object had that one",
     )
     regions_per_picture: int = knob(
         default=0, help="in stage prompt: at most this many on average, drawn anew each step; 0: all"
@@ -248,28 +255,85 @@ class PromptStage(nn.Module):
         return losses, nearest, output.pred_masks.detach()
 
 
+class FrozenTokens:
+    """Routed semantic tokens of a model that does not learn: of a box or a point, as the expert that answers it gives them."""
+
+    def __init__(self, model: TapModel, arguments: PretrainArguments) -> None:
+        self.model, self.seed = model, arguments.seed
+        self.sampler = PromptSampler(model.config.image_size, arguments.box_probability, arguments.max_points)
+
+    @torch.no_grad()
+    def __call__(self, batch: MaskedBatch, step: int) -> tuple[Tensor, Tensor]:
+        """Tokens (R, D) of a batch's regions, prompted as this step draws it, and their experts (R,)."""
+        self.sampler.reseed(self.seed * 1_000_003 + step)
+        for part in (self.model.image_encoder, self.model.prompt_encoder, self.model.image_decoder):
+            part.eval()
+        prompts = self.sampler.first(batch.masks > 0.5, batch.boxes)
+        output = self.model(
+            batch.pixel_values, input_points=prompts.points, input_labels=prompts.labels,
+            image_index=batch.image_index, output_masks=False,
+        )  # fmt: skip
+        return output.semantic_tokens[torch.arange(len(output.expert)), output.expert].float(), output.expert
+
+
+class Recolouring(nn.Module):
+    """Tokens moved from their colour to another by the difference of the two colours' mean tokens.
+
+    Means are of all tokens seen so far, for each expert by itself. What a kind looks like in a colour that it never came
+    in is thereby said without a picture of it.
+    """
+
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, bank: ConceptBank, num_experts: int, size: int, probability: float) -> None:
+        super().__init__()
+        self.bank, self.probability = bank, probability
+        self.register_buffer("sums", torch.zeros(num_experts, len(bank), size))
+        self.register_buffer("counts", torch.zeros(num_experts, len(bank)))
+
+    def forward(self, tokens: Tensor, experts: Tensor, concepts: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (R, D) and what they should say, concept vectors (R, E), some of both moved."""
+        old = self.bank.scores(concepts).argmax(dim=1)
+        self.sums.index_put_((experts, old), tokens, accumulate=True)
+        self.counts.index_put_((experts, old), torch.ones_like(tokens[:, 0]), accumulate=True)
+        new = torch.randint(len(self.bank), old.shape, device=old.device)
+        moved = (torch.rand(old.shape, device=old.device) < self.probability) & (self.counts[experts, new] > 0)
+        new = torch.where(moved, new, old)
+        means = self.sums / self.counts.clamp(min=1)[..., None]
+        directions = F.normalize(self.bank.weights.to(concepts.device).T, dim=-1)
+        share = (concepts * directions[old]).sum(dim=1, keepdim=True)
+        return (
+            tokens + means[experts, new] - means[experts, old],
+            concepts + share * (directions[new] - directions[old]),
+        )
+
+
+class ConceptStage(nn.Module):
+    """The concept head on tokens of the frozen rest, in the colours that they have and in others."""
+
+    def __init__(self, model: TapModel, banks: list[ConceptBank], arguments: PretrainArguments) -> None:
+        super().__init__()
+        self.semantic_head = model.image_decoder.semantic_head
+        self.tokens, self.banks = FrozenTokens(model, arguments), banks
+        config = model.config.image_decoder_config
+        self.recolouring = Recolouring(banks[1], config.num_experts, config.hidden_size, arguments.recolour_probability)
+
+    def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
+        tokens, concepts = self.recolouring(*self.tokens(batch, step), batch.concepts)
+        return {"concept": concept_loss(self.semantic_head(tokens), concepts, self.banks).mean()}
+
+
 class CaptionStage(nn.Module):
-    """The caption decoder on tokens of the frozen rest: of a box or a point, as the expert that answers it gives them."""
+    """The caption decoder on tokens of the frozen rest."""
 
     def __init__(self, model: TapModel, tokenizer: PreTrainedTokenizerBase, arguments: PretrainArguments) -> None:
         super().__init__()
-        self.text_decoder = model.text_decoder
-        self.frozen = [model]  # in a list: not a submodule, so never in training mode and never saved
-        self.tokenizer, self.seed = tokenizer, arguments.seed
-        self.sampler = PromptSampler(model.config.image_size, arguments.box_probability, arguments.max_points)
+        self.text_decoder, self.tokenizer = model.text_decoder, tokenizer
+        self.tokens = FrozenTokens(model, arguments)
 
     def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
-        self.sampler.reseed(self.seed * 1_000_003 + step)
-        model = self.frozen[0]
-        for part in (model.image_encoder, model.prompt_encoder, model.image_decoder):
-            part.eval()
-        with torch.no_grad():
-            prompts = self.sampler.first(batch.masks > 0.5, batch.boxes)
-            output = model(
-                batch.pixel_values, input_points=prompts.points, input_labels=prompts.labels,
-                image_index=batch.image_index, output_masks=False,
-            )  # fmt: skip
-            tokens = output.semantic_tokens[torch.arange(len(output.expert)), output.expert]
+        tokens, _ = self.tokens(batch, step)
         config = self.text_decoder.config
         rows = [
             [config.bos_token_id, *self.tokenizer(text, add_special_tokens=False)["input_ids"], config.eos_token_id]
@@ -366,7 +430,8 @@ def _stage(arguments: PretrainArguments, tokenizer: TapRegionTokenizer, banks: l
         if tokenizer.text_tokenizer is None:
             raise ValueError(f"{arguments.init_from} has no caption vocabulary, which stage caption trains on.")
         return CaptionStage(tokenizer.model, tokenizer.text_tokenizer, arguments)
-    return {"dense": DenseStage, "prompt": PromptStage}[arguments.stage](tokenizer.model, banks, arguments)
+    stages = {"dense": DenseStage, "prompt": PromptStage, "concept": ConceptStage}
+    return stages[arguments.stage](tokenizer.model, banks, arguments)
 
 
 def _optimizers(stage: nn.Module, arguments: PretrainArguments) -> list[torch.optim.Optimizer]:

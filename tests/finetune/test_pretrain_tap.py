@@ -7,16 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
 
-from finetune.data.glyph_language import CONCEPT_SIZE, build_text_tokenizer, caption, concept_banks
-from finetune.data.glyph_scenes import draw_scene, make_scene
+from finetune.data.glyph_language import CONCEPT_SIZE, build_text_tokenizer, caption, concept_banks, concept_vector
+from finetune.data.glyph_scenes import COLOURS, KINDS, draw_scene, make_scene
 from finetune.data.masked_pictures import GlyphPictures, MaskedPictures, boxes_of, collate
-from finetune.pretrain_tap import DenseTargets, TokenAnchor, main
+from finetune.pretrain_tap import DenseTargets, Recolouring, TokenAnchor, main
 from finetune.prompt_sampling import PromptSampler
 from tap_tokenizer import TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer
 
@@ -100,6 +101,13 @@ def test_all_stages_in_order(tmp_path: Path, model_config: Path) -> None:
     assert {"focal", "dice", "iou", "concept"} <= set(prompt[0])
     assert {"val_iou_box", "val_iou_point", "val_kind_box", "val_colour_point"} <= set(prompt[-1])
     before = weights(tmp_path / "prompt")
+    named = train(tmp_path / "concept", "concept", 40, "--init_from", str(tmp_path / "prompt" / "model"))
+    losses = [line["loss"] for line in named if "loss" in line]
+    assert sum(losses[-10:]) < sum(losses[:10])
+    assert "val_kind_box" in named[-1]
+    after = weights(tmp_path / "concept")
+    for name in before:  # so are concepts
+        assert torch.equal(before[name], after[name]) != ("semantic_head" in name), name
     spoken = train(tmp_path / "caption", "caption", 12, "--init_from", str(tmp_path / "prompt" / "model"))
     assert spoken[-2]["loss"] < spoken[0]["loss"]
     assert "val_caption_box" in spoken[-1]
@@ -109,6 +117,29 @@ def test_all_stages_in_order(tmp_path: Path, model_config: Path) -> None:
     one = TapRegionTokenizer.from_pretrained(tmp_path / "prompt" / "model")
     other = TapRegionTokenizer.from_pretrained(tmp_path / "caption" / "model")
     assert one.fingerprint == other.fingerprint
+
+
+def test_tokens_are_recoloured_as_their_truth_is() -> None:
+    _, colours, _ = concept_banks()
+    names = list(COLOURS)
+    phrases = [(kind, colour) for kind in list(KINDS)[:3] for colour in names[:2]]
+    truth = torch.from_numpy(np.stack([concept_vector(f"small {colour} {kind}") for kind, colour in phrases]))
+    tokens = truth[:, :16] * 3 + 1  # a world in which colours do add up
+    experts = torch.tensor([0, 0, 1, 1, 0, 0])
+    recolouring = Recolouring(colours, 2, 16, probability=1.0)
+    torch.manual_seed(0)
+    moved, said = recolouring(tokens, experts, truth)
+    now = colours.scores(said).argmax(dim=1)
+    assert set(now.tolist()) == {0, 1}  # no colour that this expert has not seen
+    assert (now != torch.tensor([names.index(colour) for _, colour in phrases])).any()
+    wanted = torch.from_numpy(
+        np.stack([concept_vector(f"small {names[int(new)]} {kind}") for new, (kind, _) in zip(now, phrases)])
+    )
+    torch.testing.assert_close(said, wanted)
+    torch.testing.assert_close(moved, wanted[:, :16] * 3 + 1)
+    still, same = Recolouring(colours, 2, 16, probability=0.0)(tokens, experts, truth)
+    torch.testing.assert_close(still, tokens)
+    torch.testing.assert_close(same, truth)
 
 
 @pytest.mark.slow
