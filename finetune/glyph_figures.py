@@ -84,8 +84,8 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
     figure.savefig(path, dpi=70)
 
 
-_STAGES = ("dense", "prompt", "masks", "caption", "anchored", "language", "full", "more", "most", "lora", "tokens", "kinds",
-           "settled", "context", "context-more")  # fmt: skip
+_STAGES = ("dense", "prompt", "masks", "caption", "anchored", "longer", "concept", "language", "full", "more", "most", "lora",
+           "tokens", "kinds", "settled", "talks", "context", "last", "context-last")  # fmt: skip
 
 
 def _began(log: Path) -> int:

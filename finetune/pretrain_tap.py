@@ -209,7 +209,8 @@ class PromptStage(nn.Module):
         self.image_encoder = model.image_encoder
         self.prompt_encoder = model.prompt_encoder
         self.image_decoder = model.image_decoder
-        self.dense_head = DenseHead(model.config.image_encoder_config.output_size, banks, cells=4)
+        width = model.config.image_encoder_config.output_size
+        self.dense_head = DenseHead(width, banks, cells=4) if arguments.dense_weight else None
         self.dense_weight, self.regions_per_picture = arguments.dense_weight, arguments.regions_per_picture
         self.weights = (20.0, arguments.dice_weight, 1.0, 1.0)
         self.banks, self.image_size, self.seed = banks, model.config.image_size, arguments.seed
@@ -231,7 +232,7 @@ class PromptStage(nn.Module):
         answer = masks[torch.arange(len(nearest)), nearest] > 0
         second, _, _ = self._ask(embeddings, self.sampler.refine(prompts, target, answer), asked, old)
         losses = {name: (first[name] + second[name]) / 2 for name in first}
-        if self.dense_weight:
+        if self.dense_head is not None:
             targets = DenseTargets(batch, self.banks, embeddings.shape[-1], self.image_size)
             for name, value in self.dense_head(embeddings, targets).items():
                 losses[name] = value if name.endswith("accuracy") else self.dense_weight * value

@@ -92,9 +92,10 @@ class TapModel(TapPreTrainedModel):
 
     @property
     def is_fast(self) -> bool:
-        """Whether a call made now takes `fast_inference`: in evaluation mode, without gradients, not with "eager"."""
+        """Whether a call made now takes `fast_inference`: in evaluation mode, without gradients or autocast, not with "eager"."""
         asks_for_formula = self.is_plain or self.config._attn_implementation == "eager"
-        return not (self.training or torch.is_grad_enabled() or asks_for_formula)
+        learns = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(self.device.type)
+        return not (learns or asks_for_formula)
 
     def get_image_embeddings(self, pixel_values: Tensor) -> Tensor:
         """Pixel values (B, 3, S, S) from `TapImageProcessor` → image embeddings (B, D, G, G)."""

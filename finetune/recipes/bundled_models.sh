@@ -70,7 +70,7 @@ bridge region_chat_tiny_more region_chat_tiny_more
 bridge region_chat_tiny_most region_chat_tiny_most
 bridge region_chat_tiny region_chat_tiny_lora
 
-# Then it learns to read the tokens of the finished region tokenizer. The caches hold picture context, too, which this stage does
+# Then it learns to read the tokens of the better region tokenizer. The caches hold picture context, too, which this stage does
 # not read.
 all=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,same_kind,larger,side
 all=$all,nearest,nearest,farthest,farthest,count_colour,count_colour,count_kind,count_kind
@@ -82,24 +82,10 @@ for name in train48 packed64 val_context; do
 done
 bridge region_chat_tiny_tokens region_chat_tiny_tokens
 
-# Another bridge goes on from there with the objects around a region in its context.
-all=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,larger,side
-all=$all,nearest,nearest,nearest,nearest,farthest,farthest,farthest
-all=$all,count_colour,count_colour,count_colour,count_kind,count_kind,count_kind
-records train75 --split train --seed 5 --scenes 2560 --turns 75 --all_regions true --families $all
-records packed75 --split train-packed --seed 5 --scenes 1280 --turns 75 --all_regions true --families $all
-records val75 --split val --scenes 256 --turns 8 --all_regions true --families $all
-cache train75 runs/tap_tiny --variants exact,jitter --image_regions 16 --context_from annotated
-cache packed75 runs/tap_tiny --variants exact,jitter --image_regions 16 --context_from annotated
-cache val75 runs/tap_tiny --image_regions 16 --context_from annotated
-bridge region_context_tiny region_context_tiny
-bridge region_context_tiny_more region_context_tiny_more
-
-# The region tokenizer goes on, its tokens held near those that the bridges read, and the bridges are told whose tokens they read now.
+# The region tokenizer goes on, its tokens held near those that the bridge reads, and the bridge is told whose tokens it reads now.
 tap tap_tiny_anchored
 half runs/tap_tiny_anchored/model runs/tap_tiny_final
 adopt runs/region_chat_tiny_tokens/model runs/tap_tiny_final runs/region_chat_tiny_adopted
-adopt runs/region_context_tiny_more/model runs/tap_tiny_final runs/region_context_tiny_final
 
 # The bridge learns to compare kinds, and then to speak in conversations again.
 known=kind,colour,size,place,caption,caption_place,same_colour,larger,side
@@ -115,3 +101,33 @@ cache pairs_val runs/tap_tiny_final
 bridge region_chat_tiny_kinds region_chat_tiny_kinds
 bridge region_chat_tiny_settled region_chat_tiny_settled
 mix runs/region_chat_tiny_adopted 0.3 runs/region_chat_tiny_settled/model runs/region_chat_tiny_final
+
+# More conversations; and another bridge goes on from there with the objects around a region in its context.
+all=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,same_kind,larger,side
+talks=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,larger,side
+all=$all,nearest,nearest,farthest,count_colour,count_colour,count_kind,count_kind
+counts=nearest,farthest,count_colour,count_colour,count_kind,count_kind
+records counts_val --split val --seed 11 --scenes 320 --turns 2 --all_regions true --families $counts
+records talks_val --split val --seed 12 --scenes 320 --turns 6 --all_regions true --families $talks
+records mixed_packed --split train-packed --seed 11 --scenes 1500 --turns 80 --all_regions true --families $all
+records mixed_train --split train --seed 11 --scenes 3600 --turns 30 --all_regions true --families $all
+context="--image_regions 24 --context_from annotated --shard_size 256"
+cache counts_val runs/tap_tiny_final $context
+cache talks_val runs/tap_tiny_final $context
+cache mixed_packed runs/tap_tiny_final --variants exact,jitter $context
+cache mixed_train runs/tap_tiny_final --variants exact,jitter $context
+bridge region_chat_tiny_talks region_chat_tiny_talks
+bridge region_context_tiny region_context_tiny
+
+# The region tokenizer's masks for longer, then its concept head; and both bridges on the tokens of that.
+tap tap_tiny_longer
+tap tap_tiny_concept
+half runs/tap_tiny_concept/model runs/tap_tiny_named
+records last_packed --split train-packed --seed 13 --scenes 900 --turns 80 --all_regions true --families $all
+records last_train --split train --seed 13 --scenes 2000 --turns 30 --all_regions true --families $all
+cache counts_val@named runs/tap_tiny_named $context
+cache talks_val@named runs/tap_tiny_named $context
+cache last_packed runs/tap_tiny_named --variants exact,jitter $context
+cache last_train runs/tap_tiny_named --variants exact,jitter $context
+bridge region_chat_tiny_last region_chat_tiny_last
+bridge region_context_tiny_last region_context_tiny_last

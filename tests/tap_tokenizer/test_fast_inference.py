@@ -147,11 +147,14 @@ def test_weights_that_change_are_noticed(make_tap: Callable[..., TapModel]) -> N
 
 
 def test_where_it_is_used(make_tap: Callable[..., TapModel]) -> None:
-    """Never where gradients are asked for, in training mode, or where the formula itself is wanted."""
+    """Never where gradients are asked for, in training mode or autocast, or where the formula itself is wanted."""
     model = make_tap()
     assert not model.is_fast
     with torch.no_grad():
         assert model.is_fast
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not model.is_fast
+            ask(model, plain=False)
         assert not model.train().is_fast
         model.eval().set_attn_implementation("eager")
         assert not model.is_fast
