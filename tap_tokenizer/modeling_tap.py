@@ -92,7 +92,7 @@ class TapModel(TapPreTrainedModel):
 
     @property
     def is_fast(self) -> bool:
-        """Whether a call made now takes `fast_inference`: in evaluation mode, without gradients or autocast, not with "eager"."""
+        """Whether a call made now takes `fast_inference`: in evaluation mode, not with gradients, autocast or "eager"."""
         asks_for_formula = self.is_plain or self.config._attn_implementation == "eager"
         learns = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(self.device.type)
         return not (learns or asks_for_formula)
