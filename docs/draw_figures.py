@@ -1,7 +1,7 @@
-"""The figures of the documentation, drawn by the bundled models: `python docs/draw_figures.py`.
+"""The figures of the documentation and of README, drawn by the bundled models: `python docs/draw_figures.py`.
 
 What is shown is what they computed: masks, scores, the numbers of the tokens, the words of the answer. Knows the public
-doors of the packages and matplotlib.
+doors of the packages, GlyphScenes and matplotlib.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
 import llm_bridge
+import tap_tokenizer
+from finetune.data.glyph_scenes import draw_scene, make_scene
 from llm_bridge import RegionChat
-from tap_tokenizer import RegionTokens, draw_regions
+from tap_tokenizer import RegionTokens, TapRegionTokenizer, draw_regions
 
 FIGURES = Path(__file__).parent / "figures"
 DEMO = Path(llm_bridge.__file__).parent / "pretrained" / "region-chat-tiny"
+EXAMPLE = Path(tap_tokenizer.__file__).parent / "pretrained" / "tap-tiny" / "example.png"
 GREY, RED, BLUE = "#5b6270", "#c8384a", "#2f5fb3"
 
 
@@ -114,5 +117,17 @@ def _box(canvas: Axes, x: float, y: float, wide: float, high: float, words: str,
     canvas.text(x + wide / 2, y + high / 2, words, ha="center", va="center", fontsize=9.5, color=colour)
 
 
+def draw_example(path: Path) -> None:
+    """All objects of the demo's scene with the masks that their boxes get and the captions of TAP's own decoder."""
+    scene = json.loads((DEMO / "demo.json").read_text())["scene"]
+    drawn = draw_scene(make_scene(**scene), 512)
+    tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
+    regions = tokenizer.encode(drawn.image, boxes=drawn.boxes.tolist(), with_masks=True)
+    partial = path.with_name(path.name + ".partial")
+    draw_regions(drawn.image, regions, labels=tokenizer.caption(regions)).save(partial, format="png")
+    partial.replace(path)
+
+
 if __name__ == "__main__":
     draw_region_tokens(FIGURES / "region_tokens.png")
+    draw_example(EXAMPLE)
