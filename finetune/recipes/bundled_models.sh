@@ -131,3 +131,6 @@ cache last_packed runs/tap_tiny_named --variants exact,jitter $context
 cache last_train runs/tap_tiny_named --variants exact,jitter $context
 bridge region_chat_tiny_last region_chat_tiny_last
 bridge region_context_tiny_last region_context_tiny_last
+
+# What the package holds: runs/tap_tiny_named as tap-tiny, and the last two as region-chat-tiny and, in float16,
+# region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.
