@@ -256,7 +256,8 @@ def test_filters_drop_and_suppression_thins(bundled: TapRegionTokenizer) -> None
     thinned = bundled.encode_everything(image, **options, crops_nms_thresh=0.5)
     assert 0 < len(thinned) < len(every)
     assert mask_nms(thinned.masks, thinned.scores, 0.55).tolist() == list(range(len(thinned)))
-    nothing = bundled.encode_everything(image, **{**options, "pred_iou_thresh": 1.0})
+    strict = {"stability_score_thresh": 1.0, "stability_score_offset": 1000.0}  # no logit is above 1000
+    nothing = bundled.encode_everything(image, **{**options, **strict})
     assert len(nothing) == 0
     assert nothing.masks.shape == (0, image.height, image.width)
     assert nothing.coco_rle() == []
