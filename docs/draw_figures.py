@@ -21,6 +21,7 @@ import tap_tokenizer
 from finetune.data.glyph_scenes import draw_scene, make_scene
 from llm_bridge import RegionChat
 from tap_tokenizer import RegionTokens, TapRegionTokenizer, draw_regions
+from tap_tokenizer.command_line import save_picture
 
 FIGURES = Path(__file__).parent / "figures"
 DEMO = Path(llm_bridge.__file__).parent / "pretrained" / "region-chat-tiny"
@@ -123,9 +124,7 @@ def draw_example(path: Path) -> None:
     drawn = draw_scene(make_scene(**scene), 512)
     tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
     regions = tokenizer.encode(drawn.image, boxes=drawn.boxes.tolist(), with_masks=True)
-    partial = path.with_name(path.name + ".partial")
-    draw_regions(drawn.image, regions, labels=tokenizer.caption(regions)).save(partial, format="png")
-    partial.replace(path)
+    save_picture(draw_regions(drawn.image, regions, labels=tokenizer.caption(regions)), path)
 
 
 if __name__ == "__main__":

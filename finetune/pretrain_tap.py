@@ -267,10 +267,11 @@ class FrozenTokens:
     def __call__(self, batch: MaskedBatch, step: int) -> tuple[Tensor, Tensor]:
         """Tokens (R, D) of a batch's regions, prompted as this step draws it, and their experts (R,)."""
         self.sampler.reseed(self.seed * 1_000_003 + step)
-        for part in (self.model.image_encoder, self.model.prompt_encoder, self.model.image_decoder):
+        model = self.model.to(batch.pixel_values.device)
+        for part in (model.image_encoder, model.prompt_encoder, model.image_decoder):
             part.eval()
         prompts = self.sampler.first(batch.masks > 0.5, batch.boxes)
-        output = self.model(
+        output = model(
             batch.pixel_values, input_points=prompts.points, input_labels=prompts.labels,
             image_index=batch.image_index, output_masks=False,
         )  # fmt: skip

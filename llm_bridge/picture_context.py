@@ -17,6 +17,7 @@ from torch import Tensor
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
 from .configuration_bridge import POSITION_SIZE
+from .description import box_iou
 from .region_features import region_features
 
 SEARCH = {"points_per_crop": 8, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.4}
@@ -127,11 +128,8 @@ def find_objects(tokenizer: TapRegionTokenizer, features: ImageFeatures) -> Regi
 
 def _fit(regions: RegionTokens) -> Tensor:
     """How well box-prompted regions seem to hold one object each, (R,): predicted IoU × √(IoU of box and mask's box)."""
-    asked, around = regions.boxes.float().cpu(), _around(regions.masks).cpu()
-    corners = torch.maximum(asked[:, :2], around[:, :2]), torch.minimum(asked[:, 2:], around[:, 2:])
-    shared = (corners[1] - corners[0]).clamp(min=0).prod(dim=1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(dim=1) for boxes in (asked, around)]
-    return regions.scores.float().cpu() * (shared / (areas[0] + areas[1] - shared)).sqrt()
+    boxes = zip(regions.boxes.tolist(), _around(regions.masks).tolist())
+    return regions.scores.float().cpu() * torch.tensor([box_iou(*pair) for pair in boxes]).sqrt()
 
 
 def _around(masks: Tensor) -> Tensor:

@@ -94,8 +94,9 @@ class TapModel(TapPreTrainedModel):
     def is_fast(self) -> bool:
         """Whether a call made now takes `fast_inference`: in evaluation mode, not with gradients, autocast or "eager"."""
         asks_for_formula = self.is_plain or self.config._attn_implementation == "eager"
-        learns = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(self.device.type)
-        return not (learns or asks_for_formula)
+        kind = self.device.type
+        is_mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        return not (self.training or torch.is_grad_enabled() or is_mixed or asks_for_formula)
 
     def get_image_embeddings(self, pixel_values: Tensor) -> Tensor:
         """Pixel values (B, 3, S, S) from `TapImageProcessor` → image embeddings (B, D, G, G)."""

@@ -161,6 +161,7 @@ def test_where_it_is_used(make_tap: Callable[..., TapModel]) -> None:
         model.set_attn_implementation("sdpa")
         model.is_plain = True
         assert not model.is_fast
+        assert make_tap().to("meta").is_fast  # a device that knows no autocast
 
 
 def test_the_door_uses_it(
