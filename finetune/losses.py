@@ -39,6 +39,13 @@ def mask_iou(predicted: Tensor, target: Tensor) -> Tensor:
     return torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
 
 
+def enlarged(logits: Tensor, side: int) -> Tensor:
+    """Mask logits (R, K, M, M) → (R, K, `side`, `side`), bilinear, as masks are brought to a picture's size."""
+    if logits.shape[-1] == side:
+        return logits
+    return F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
+
+
 def concept_loss(semantic_embeds: Tensor, target: Tensor, banks: Sequence[ConceptBank]) -> Tensor:
     """KL from the target vectors' distribution over concepts to the embeddings', (R, E) each → (R,).
 
@@ -65,7 +72,8 @@ def prompted_losses(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """All four losses of R prompted regions, averaged, and the expert that each one trained, (R,).
 
-    pred_masks (R, K, M, M) and semantic_embeds (R, K, E) of all experts; masks (R, M, M) as cover 0 … 1.
+    pred_masks (R, K, M, M) and semantic_embeds (R, K, E) of all experts; masks (R, N, N) as cover 0 … 1. Where N is not M,
+    logits are enlarged to it, as they are for the user's mask, and that is what is judged.
     A box trains expert 0. A point trains, of the others, the one whose mask is nearest (as SAM does with its three), so
     that they specialise; the IoU scores of all that might have answered are trained.
     """
@@ -73,12 +81,12 @@ def prompted_losses(
     may_answer[:, 0] = is_box
     may_answer[:, 1:] = ~is_box[:, None]
     with torch.no_grad():  # who learns is settled first, so that gradients are kept for that expert alone
-        target = masks[:, None].expand_as(pred_masks)
+        target = F.adaptive_avg_pool2d(masks, pred_masks.shape[-2:])[:, None].expand_as(pred_masks)
         distance = weights[0] * focal_loss(pred_masks, target) + weights[1] * dice_loss(pred_masks, target)
         nearest = distance.masked_fill(~may_answer, torch.inf).argmin(dim=1)
-        true_iou = mask_iou(pred_masks > 0, target > 0.5)
+        true_iou = mask_iou(enlarged(pred_masks, masks.shape[-1]) > 0, masks[:, None] > 0.5)
     row = torch.arange(len(masks), device=masks.device)
-    chosen = pred_masks[row, nearest]
+    chosen = enlarged(pred_masks[row, nearest][:, None], masks.shape[-1])[:, 0]
     squared = (iou_scores - true_iou).square() * may_answer
     losses = {
         "focal": weights[0] * focal_loss(chosen, masks).mean(),

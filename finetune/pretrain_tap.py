@@ -36,7 +36,7 @@ from .arguments import RECIPES, knob, parse_arguments, run_command, save_argumen
 from .data.glyph_language import build_text_tokenizer, concept_banks
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
 from .loop import MeanWindow, RunLog, StopRequest, load_last_state, mean_of, rate_share, save_state, seed_step
-from .losses import concept_loss, mask_iou, prompted_losses
+from .losses import concept_loss, enlarged, mask_iou, prompted_losses
 from .optimizers import OptimizerName, build_optimizers, param_groups
 from .prompt_sampling import PromptSampler, TrainingPrompts
 
@@ -74,7 +74,14 @@ class PretrainArguments:
     box_probability: float = knob(default=0.5, help="chance that a prompt begins as a box rather than a point")
     max_points: int = knob(default=9, help="points of a prompt, both stages together")
     dice_weight: float = knob(
-        default=1.0, help="in stage prompt: of the dice loss, beside 20 of focal and 1 of IoU and concept"
+        default=1.0, help="in stage prompt: of the dice loss, beside 20 of focal and 1 of concept"
+    )
+    iou_weight: float = knob(default=1.0, help="in stage prompt: of the squared error of predicted IoUs")
+    mask_enlargement: int = knob(
+        default=1, help="in stage prompt: masks are judged at this many times the side of the model's mask grid"
+    )
+    refined_share: float = knob(
+        default=1.0, help="in stage prompt: share of the regions that are asked again where the first answer was wrong"
     )
     dense_weight: float = knob(default=0.0, help="in stage prompt: weight of the dense loss kept beside the others")
     anchor_weight: float = knob(
@@ -109,15 +116,16 @@ class DenseTargets:
     least_cover = 0.15
 
     def __init__(self, batch: MaskedBatch, banks: list[ConceptBank], grid: int, image_size: int) -> None:
-        pictures, cells = len(batch.pixel_values), batch.masks.shape[-1] // grid
-        cover = F.avg_pool2d(batch.masks, cells)
+        pictures, cells = len(batch.pixel_values), 4
+        masks = F.adaptive_avg_pool2d(batch.masks, grid * cells)
+        cover = F.avg_pool2d(masks, cells)
         classes = [bank.scores(batch.concepts).argmax(dim=1) for bank in banks]
         device = batch.masks.device
         self.labels = [torch.full((pictures, grid, grid), len(bank), device=device) for bank in banks]
         self.cells = torch.zeros(pictures, cells * cells, grid, grid, device=device)
         self.edges = torch.zeros(pictures, 4, grid, grid, device=device)
         best = torch.full((pictures, grid, grid), self.least_cover, device=device)
-        fine = F.pixel_unshuffle(batch.masks[:, None], cells)
+        fine = F.pixel_unshuffle(masks[:, None], cells)
         centre = (torch.arange(grid, device=device) + 0.5) * image_size / grid
         for region, picture in enumerate(batch.image_index.tolist()):
             owned = cover[region] > best[picture]
@@ -212,7 +220,8 @@ class PromptStage(nn.Module):
         width = model.config.image_encoder_config.output_size
         self.dense_head = DenseHead(width, banks, cells=4) if arguments.dense_weight else None
         self.dense_weight, self.regions_per_picture = arguments.dense_weight, arguments.regions_per_picture
-        self.weights = (20.0, arguments.dice_weight, 1.0, 1.0)
+        self.refined_share = arguments.refined_share
+        self.weights = (20.0, arguments.dice_weight, arguments.iou_weight, 1.0)
         self.banks, self.image_size, self.seed = banks, model.config.image_size, arguments.seed
         self.sampler = PromptSampler(self.image_size, arguments.box_probability, arguments.max_points)
         self.anchor_weight = arguments.anchor_weight
@@ -229,9 +238,12 @@ class PromptStage(nn.Module):
         target = asked.masks > 0.5
         prompts = self.sampler.first(target, asked.boxes)
         first, nearest, masks = self._ask(embeddings, prompts, asked, old)
-        answer = masks[torch.arange(len(nearest)), nearest] > 0
-        second, _, _ = self._ask(embeddings, self.sampler.refine(prompts, target, answer), asked, old)
-        losses = {name: (first[name] + second[name]) / 2 for name in first}
+        answer = enlarged(masks[torch.arange(len(nearest)), nearest][:, None], target.shape[-1])[:, 0] > 0
+        again = self.sampler.some(len(target), max(1, round(self.refined_share * len(target))))
+        prompts = self.sampler.refine(prompts.select(again), target[again], answer[again])
+        second, _, _ = self._ask(embeddings, prompts, asked.select(again), old)
+        share = len(again) / (len(target) + len(again))
+        losses = {name: (1 - share) * first[name] + share * second[name] for name in first}
         if self.dense_head is not None:
             targets = DenseTargets(batch, self.banks, embeddings.shape[-1], self.image_size)
             for name, value in self.dense_head(embeddings, targets).items():
@@ -362,11 +374,20 @@ def main(argv: list[str] | None = None) -> None:
             f"anchor_weight {arguments.anchor_weight} with stage {arguments.stage} and init_from {arguments.init_from}: "
             "there is nothing to hold on to. Give stage prompt and init_from, a trained region tokenizer."
         )
+    if not 0 < arguments.refined_share <= 1:
+        raise ValueError(f"refined_share {arguments.refined_share}: expected a share above 0 and up to 1.")
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     set_seed(arguments.seed)
+    tokenizer = _starting_point(arguments)
+    sizes = tokenizer.model.config.image_encoder_config
+    most = sizes.image_size // (4 * sizes.grid_size)
+    if not 1 <= arguments.mask_enlargement <= most:
+        raise ValueError(
+            f"mask_enlargement {arguments.mask_enlargement}: expected 1 to {most}, which brings masks of "
+            f"{4 * sizes.grid_size}² to the model frame of {sizes.image_size}²."
+        )
     output = Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    tokenizer = _starting_point(arguments)
     model = tokenizer.model.requires_grad_(True)
     banks = concept_banks()
     stage = _stage(arguments, tokenizer, banks)
@@ -456,9 +477,10 @@ def _batches(
 ) -> DataLoader[MaskedBatch]:
     processor: TapImageProcessor = tokenizer.processor.image_processor
     grid = tokenizer.model.config.image_encoder_config.grid_size
+    enlargement = arguments.mask_enlargement if arguments.stage == "prompt" else 1
     source = GlyphPictures(tuple(splits.split(",")), arguments.seed, processor.image_size)
     return DataLoader(
-        MaskedPictures(source, indices, processor, mask_size=4 * grid),
+        MaskedPictures(source, indices, processor, mask_size=4 * grid * enlargement),
         batch_size=arguments.batch_size,
         collate_fn=collate,
         num_workers=arguments.workers,
@@ -505,9 +527,8 @@ def _evaluate_prompts(
         )
         rows = torch.arange(len(output.expert))
         embeds = output.semantic_embeds[rows, output.expert]
-        line = {
-            f"val_iou_{name}": mask_iou(output.pred_masks[rows, output.expert] > 0, batch.masks > 0.5).mean().item()
-        }
+        masks = enlarged(output.pred_masks[rows, output.expert][:, None], batch.masks.shape[-1])[:, 0] > 0
+        line = {f"val_iou_{name}": mask_iou(masks, batch.masks > 0.5).mean().item()}
         for bank, what in zip(banks, ("kind", "colour", "size")):
             line[f"val_{what}_{name}"] = _is_named(embeds, batch, bank).float().mean().item()
         if arguments.stage == "caption":

@@ -27,6 +27,10 @@ class TrainingPrompts:
     labels: Tensor
     is_box: Tensor
 
+    def select(self, regions: Tensor) -> TrainingPrompts:
+        """The prompts of these regions (N,) alone."""
+        return TrainingPrompts(self.points[regions], self.labels[regions], self.is_box[regions])
+
 
 class PromptSampler:
     """Draws prompts from masks (R, M, M) and boxes (R, 4) with a generator of its own, so that a run can be repeated."""

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("accelerate")
 
-from finetune.losses import concept_loss, dice_loss, focal_loss, mask_iou, prompted_losses
+from finetune.losses import concept_loss, dice_loss, enlarged, focal_loss, mask_iou, prompted_losses
 from tap_tokenizer import ConceptBank
 
 
@@ -69,3 +69,23 @@ def test_boxes_train_expert_0_and_points_their_nearest() -> None:
     ]
     assert (scores.grad != 0).tolist() == [[True, False, False, False], [False, True, True, True]]
     assert (embeds.grad.abs().sum(dim=2) > 0).tolist() == [[True, False, False, False], [False, False, True, False]]
+
+
+def test_masks_are_judged_at_the_size_of_the_truth() -> None:
+    target = torch.zeros(1, 8, 8)
+    target[:, 2:6, 2:6] = 1
+    logits = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    logits[0, 1] = 4 * (2 * target[0, ::2, ::2] - 1)
+    scores, embeds = torch.full((1, 4), 0.5), torch.zeros(1, 4, 3)
+    bank = ConceptBank.from_vectors(["a", "b", "c"], torch.eye(3), 5.0)
+    losses, nearest = prompted_losses(
+        logits, scores, embeds, torch.tensor([False]), target, torch.eye(3)[:1], [bank], (1.0, 1.0, 1.0, 1.0)
+    )
+    assert nearest.tolist() == [1]
+    large = torch.nn.functional.interpolate(logits, (8, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(enlarged(logits, 8), large)
+    torch.testing.assert_close(losses["focal"], focal_loss(large[0, 1], target[0]))
+    torch.testing.assert_close(losses["dice"], dice_loss(large[0, 1], target[0]))
+    wanted = mask_iou(large[0, 1:] > 0, target.expand(3, -1, -1) > 0.5)
+    torch.testing.assert_close(losses["iou"], (0.5 - wanted).square().mean())
+    assert enlarged(logits, 4) is logits

@@ -227,6 +227,27 @@ def test_a_step_down_the_anchors_gradient_leads_back() -> None:
     torch.testing.assert_close(anchor.embed(batch.pixel_values), old, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("refined_share", "0"), ("refined_share", "1.5"), ("mask_enlargement", "0"), ("mask_enlargement", "3")],
+)
+def test_what_cannot_be_is_refused_before_training(tmp_path: Path, model_config: Path, flag: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{flag} {value}"):
+        train(tmp_path / "out", "prompt", 1, "--model_config", str(model_config), f"--{flag}", value)
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_masks_at_the_size_of_the_frame_and_fewer_refined(tmp_path: Path, model_config: Path) -> None:
+    common = ["--model_config", str(model_config), "--refined_share", "0.3", "--iou_weight", "10"]
+    small = train(tmp_path / "small", "prompt", 1, *common)[0]
+    large = train(tmp_path / "large", "prompt", 1, *common, "--mask_enlargement", "2", "--dense_weight", "1")
+    assert large[0]["dice"] != small["dice"]
+    assert large[0]["loss"] > 0
+    light = train(tmp_path / "light", "prompt", 1, *common, "--iou_weight", "1")[0]
+    assert small["iou"] == pytest.approx(10 * light["iou"], rel=1e-3)
+
+
 def test_pictures_in_the_model_frame() -> None:
     processor = TapImageProcessor(image_size=64)
     data = MaskedPictures(GlyphPictures(("train", "val"), 0, 64), range(4), processor, mask_size=32)
