@@ -80,7 +80,7 @@ class GlyphEvaluationArguments:
         default=40, help="of these, how many are asked about with each control, too, rounded up to whole batches"
     )
     context_scenes: int = knob(
-        default=24, help="of these, how many the context_model is asked about, rounded up to whole batches"
+        default=40, help="of these, how many the context_model is asked about, rounded up to whole batches"
     )
     batch_size: int = knob(default=8, help="scenes at a time")
     workers: int = knob(

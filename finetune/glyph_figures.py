@@ -85,7 +85,8 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
 
 
 _STAGES = ("dense", "prompt", "masks", "caption", "anchored", "longer", "concept", "language", "full", "more", "most", "lora",
-           "tokens", "kinds", "settled", "talks", "context", "last", "context-last")  # fmt: skip
+           "tokens", "kinds", "settled", "talks", "context", "last", "context-last", "sharper", "sharper-concept",
+           "chat-sharper", "context-sharper")  # fmt: skip
 
 
 def _began(log: Path) -> int:

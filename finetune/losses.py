@@ -81,7 +81,7 @@ def prompted_losses(
     may_answer[:, 0] = is_box
     may_answer[:, 1:] = ~is_box[:, None]
     with torch.no_grad():  # who learns is settled first, so that gradients are kept for that expert alone
-        target = F.adaptive_avg_pool2d(masks, pred_masks.shape[-2:])[:, None].expand_as(pred_masks)
+        target = F.adaptive_avg_pool2d(masks, pred_masks.shape[-1])[:, None].expand_as(pred_masks)
         distance = weights[0] * focal_loss(pred_masks, target) + weights[1] * dice_loss(pred_masks, target)
         nearest = distance.masked_fill(~may_answer, torch.inf).argmin(dim=1)
         true_iou = mask_iou(enlarged(pred_masks, masks.shape[-1]) > 0, masks[:, None] > 0.5)

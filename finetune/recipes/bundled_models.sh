@@ -132,5 +132,21 @@ cache last_train runs/tap_tiny_named --variants exact,jitter $context
 bridge region_chat_tiny_last region_chat_tiny_last
 bridge region_context_tiny_last region_context_tiny_last
 
-# What the package holds: runs/tap_tiny_named as tap-tiny, and the last two as region-chat-tiny and, in float16,
+# All four once more: masks judged at the frame's size, kinds counted.
+tap tap_tiny_sharper
+tap tap_tiny_sharper_concept
+half runs/tap_tiny_sharper_concept/model runs/tap_tiny_sharpened
+next=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,same_kind,larger,side
+next=$next,nearest,nearest,nearest,farthest,farthest,count_colour,count_colour
+next=$next,count_kind,count_kind,count_kind,count_kind,count_kind,count_kind
+records next_packed --split train-packed --seed 15 --scenes 1800 --turns 110 --all_regions true --families $next
+records next_train --split train --seed 15 --scenes 1500 --turns 36 --all_regions true --families $next
+cache counts_val@sharpened runs/tap_tiny_sharpened $context
+cache talks_val@sharpened runs/tap_tiny_sharpened $context
+cache next_packed runs/tap_tiny_sharpened --variants exact,jitter $context
+cache next_train runs/tap_tiny_sharpened --variants exact,jitter $context
+bridge region_chat_tiny_sharper region_chat_tiny_sharper
+bridge region_context_tiny_sharper region_context_tiny_sharper
+
+# What the package holds: runs/tap_tiny_sharpened as tap-tiny, and the last two as region-chat-tiny and, in float16,
 # region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.

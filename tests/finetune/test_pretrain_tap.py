@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -246,6 +249,23 @@ def test_masks_at_the_size_of_the_frame_and_fewer_refined(tmp_path: Path, model_
     assert large[0]["loss"] > 0
     light = train(tmp_path / "light", "prompt", 1, *common, "--iou_weight", "1")[0]
     assert small["iou"] == pytest.approx(10 * light["iou"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_train_prompts(tmp_path: Path, model_config: Path) -> None:
+    """What the losses do not reach (without a dense loss, some parameters) must not stop their exchange of gradients."""
+    flags = ["--stage", "prompt", "--model_config", str(model_config), "--output_dir", str(tmp_path / "two"), "--steps", "2",
+             "--batch_size", "1", "--workers", "0", "--log_steps", "1", "--eval_steps", "2", "--eval_scenes", "1"]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*command, "-m", "finetune.pretrain_tap", *flags], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 2]
+    assert "val_iou_point" in lines[-1]
+    assert weights(tmp_path / "two")
 
 
 def test_pictures_in_the_model_frame() -> None:
