@@ -66,6 +66,13 @@ def run_command(main: Callable[[], None]) -> int:
     return 0
 
 
+def check_counts(arguments: Any, *names: str, least: int = 1) -> None:
+    """Refuse numbers that are lower than they can be."""
+    if low := [name for name in names if getattr(arguments, name) < least]:
+        values = ", ".join(f"{name} {getattr(arguments, name)}" for name in low)
+        raise ValueError(f"Got {values}: expected at least {least}.")
+
+
 def refuse_other_arguments(arguments: Any, path: Path, free: Sequence[str]) -> None:
     """Refuse to go on with a run whose saved arguments were others, but for those that may change (`free`)."""
     if not path.is_file():

@@ -44,6 +44,15 @@ def save_checkpoint(
     wait()
 
 
+def save_whole(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Have `fill` write a folder, a trained model say, and give it its name when all is there; one by that name is replaced."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    fill(partial)
+    _publish(partial, folder)
+
+
 def _publish(partial: Path, final: Path) -> None:
     """Give a filled folder its name."""
     _flush(partial)

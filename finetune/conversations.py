@@ -19,6 +19,7 @@ from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcess
 from .data.collator import CachedSample, ConversationCollator
 from .data.mixture import Mixture
 from .data.sample import cut_turns, load_samples
+from .loop import ignore_ctrl_c
 from .region_cache import RegionCache
 from .train_arguments import TrainArguments
 
@@ -84,6 +85,7 @@ def make_loader(
         batch_size=arguments.batch_size,
         collate_fn=ConversationCollator(processor, arguments.max_length),
         num_workers=arguments.workers,
+        worker_init_fn=ignore_ctrl_c,
     )
 
 

@@ -5,9 +5,10 @@
 
 Masks, concepts and native captions of every object that can be seen; answers of the bridge to the benchmark's questions
 (`data/glyph_benchmark.py`), each in a conversation of its own. Controls, on the first scenes of each seed: the regions, and
-the picture, of another scene; no regions at all; regions without their position; the true objects as picture context, if the
-bridge reads found ones; the question as a follow-up, after each of its regions, and then another, was described; and a plain
-language model, by default the one that became the bridge, that is told in words what TAP sees of the regions.
+the picture, of another scene; no regions at all; regions without their position, and objects besides in an order of chance;
+the true objects as picture context, if the bridge reads found ones; the question as a follow-up, after each of its regions,
+and then another, was described; and a plain language model, by default the one that became the bridge, that is told in words
+what TAP sees of the regions.
 
 Writes into `output`, one part for each split and seed, whole or not at all, so that a run that was stopped goes on:
 `parts/*.jsonl`, a line for each region and question; `metrics.json`; `table.md`; and figures.
@@ -44,6 +45,7 @@ from .data.glyph_language import caption, concept_banks
 from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, Question
 from .data.glyph_records import number_regions
 from .data.glyph_scenes import SPLITS, VERSION, GlyphPicture, GlyphScene, draw_scene, make_scene
+from .evaluation.loading import fingerprint
 from .glyph_figures import draw_curves, draw_figures
 from .glyph_report import VIEWS, as_tables, summarise
 
@@ -87,6 +89,7 @@ class GlyphEvaluationArguments:
         default=0,
         help="processes that share the splits and seeds; 0: one for each CPU core, at most four, or one on a GPU",
     )
+    device: str = knob(default="cpu", help="where to run: cpu, cuda, mps")
     output: str | None = knob(default=None, help="folder of the results; default: they are only printed")
 
 
@@ -105,12 +108,15 @@ class _Models:
 
     @classmethod
     def load(cls, arguments: GlyphEvaluationArguments) -> _Models:
-        tokenizer = TapRegionTokenizer.from_pretrained(arguments.region_tokenizer)
+        device = arguments.device
+        tokenizer = TapRegionTokenizer.from_pretrained(arguments.region_tokenizer, device=device)
         models = cls(tokenizer)
         if arguments.model != "none":
-            models.chat = RegionChat.from_pretrained(arguments.model, region_tokenizer=tokenizer)
+            models.chat = RegionChat.from_pretrained(arguments.model, region_tokenizer=tokenizer, device=device)
         if arguments.context_model not in (None, "none"):
-            models.context = RegionChat.from_pretrained(arguments.context_model, region_tokenizer=tokenizer)
+            models.context = RegionChat.from_pretrained(
+                arguments.context_model, region_tokenizer=tokenizer, device=device
+            )
             if not models.context.processor.context.slots:
                 raise ValueError(
                     f"context_model {arguments.context_model} has no picture context (image_regions and image_grid are 0): "
@@ -118,7 +124,7 @@ class _Models:
                 )
         if arguments.described_model not in (None, "none"):
             models.described = RegionChat.from_pretrained(
-                arguments.described_model, mode="described", region_tokenizer=tokenizer
+                arguments.described_model, mode="described", region_tokenizer=tokenizer, device=device
             )
         return models
 
@@ -143,7 +149,7 @@ class _Batch:
 
 @dataclass
 class _Asked:
-    """A question about scene number `scene` of a batch: its words, its regions' features, its picture's context."""
+    """A question about scene number `scene` of a batch: its words, its regions' features, its picture's context and size."""
 
     scene: int
     question: Question
@@ -151,6 +157,7 @@ class _Asked:
     objects: list[int]
     features: Tensor
     context: Tensor | None
+    size: tuple[int, int]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -186,7 +193,12 @@ def _measure(models: _Models, arguments: GlyphEvaluationArguments, output: Path)
         "benchmark": f"GlyphScenes {VERSION}, questions {BENCHMARK_VERSION}",
         "decoding": "greedy",
         "region_tokenizer_fingerprint": models.tokenizer.fingerprint,
-        **{key: value for key, value in asdict(arguments).items() if key not in ("output", "batch_size", "workers")},
+        **{
+            f"{name}_fingerprint": fingerprint(chat.model)
+            for name, chat in (("model", models.chat), ("context", models.context), ("described", models.described))
+            if chat is not None
+        },
+        **{key: value for key, value in asdict(arguments).items() if key not in ("output", "device", "workers")},
     }
     parts = output / "parts"
     parts.mkdir(parents=True, exist_ok=True)
@@ -395,7 +407,8 @@ def _asked(chat: RegionChat, batch: _Batch, questions: Sequence[Sequence[Questio
             order: list[int] = []
             text, _ = number_regions(question, order)
             features = region_features(batch.by_box[batch.rows(number, order)], processor.experts)
-            found.append(_Asked(number, question, text, order, features, contexts[number]))
+            height, width = batch.pictures[number].image.shape[:2]
+            found.append(_Asked(number, question, text, order, features, contexts[number], (height, width)))
     return found
 
 
@@ -403,27 +416,25 @@ def _answers(
     chat: RegionChat, batch: _Batch, asked: list[_Asked], view: str, regions: Sequence[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """The bridge's answers, all in one batch, with the model given what `view` says; beside them what TAP alone says."""
+    shown = asked
+    if view == "shuffled":
+        asked, shown = _shuffled(asked)
     if not asked:
         return
-    texts, rows = [one.text for one in asked], [one.features for one in asked]
-    contexts = [one.context for one in asked]
+    texts, rows = [one.text for one in asked], [one.features for one in shown]
+    contexts, sizes = [one.context for one in shown], [one.size for one in shown]
     before: list[list[str]] = [[] for _ in asked]
-    if view == "shuffled":
-        rows, contexts = _shuffled(asked)
-    elif view == "follow-up":
+    if view == "follow-up":
         before, rows = _conversations_before(chat, batch, asked)
     elif view == "question only":
         texts = [text.replace("<", "").replace(">", "") for text in texts]
         rows, contexts = [row[:0] for row in rows], [None] * len(rows)
-    elif view == "no position":
-        rows = [_without_position(chat, row) for row in rows]
-        contexts = [None if context is None else _without_position(chat, context) for context in contexts]
     elif view == "objects given":
         given = [batch.by_box.of_image(number) for number in range(len(batch.scenes))]
         contexts = [chat.processor.context.of_regions(given[one.scene]) for one in asked]
     native = {(line["scene"], line["object"]): line for line in regions}
     turns = [[*earlier, text] for earlier, text in zip(before, texts)]
-    for one, answer in zip(asked, _generate(chat, turns, rows, contexts)):
+    for one, answer in zip(asked, _generate(chat, turns, rows, contexts, sizes, blind=view == "no position")):
         scene, question = batch.scenes[one.scene], one.question
         line = _line(scene, question, view, answer)
         if question.family in ("kind", "colour", "size", "caption"):
@@ -445,22 +456,26 @@ def _line(scene: GlyphScene, question: Question, view: str, answer: str) -> dict
     }
 
 
-def _shuffled(asked: list[_Asked]) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Regions and context of another question each, with as many regions, of another scene where there is one."""
-    rows, contexts = [], []
+def _shuffled(asked: list[_Asked]) -> tuple[list[_Asked], list[_Asked]]:
+    """Questions, and for each another one with as many regions, of another scene; those for which a batch has none are out."""
+    kept, found = [], []
     for i, one in enumerate(asked):
-        others = [o for o in asked if len(o.features) == len(one.features) and o.scene != one.scene] or [one]
-        other = others[(7 * i) % len(others)]
-        rows.append(other.features)
-        contexts.append(other.context)
-    return rows, contexts
+        others = [o for o in asked if len(o.features) == len(one.features) and o.scene != one.scene]
+        if others:
+            kept.append(one)
+            found.append(others[(7 * i) % len(others)])
+    return kept, found
 
 
 def _without_position(chat: RegionChat, features: Tensor) -> Tensor:
-    """Features (..., F) with box and area set to zero."""
+    """Features (B, S, F) with boxes and areas at zero, and the objects of each picture's context in an order of chance."""
     start = chat.model.config.token_size + chat.model.config.embed_size
     blind = features.clone()
     blind[..., start : start + 5] = 0
+    for row in blind:
+        context = (row[:, -1] == 1).nonzero()[:, 0]
+        order = np.random.RandomState([223, len(context)]).permutation(len(context))
+        row[context] = row[context[torch.from_numpy(order)]]
     return blind
 
 
@@ -474,12 +489,13 @@ def _conversations_before(chat: RegionChat, batch: _Batch, asked: list[_Asked]) 
     features = region_features(
         batch.by_box[[row for scene, i in described for row in batch.rows(scene, [i])]], chat.processor.experts
     )
-    contexts = {one.scene: one.context for one in asked}
+    seen = {one.scene: one for one in asked}
     answers = _generate(
         chat,
         [["Describe <region1>."]] * len(described),
         list(features.split(1)),
-        [contexts[scene] for scene, _ in described],
+        [seen[scene].context for scene, _ in described],
+        [seen[scene].size for scene, _ in described],
     )
     words, row_of = dict(zip(described, answers)), {place: row for row, place in enumerate(described)}
     before, rows = [], []
@@ -492,14 +508,25 @@ def _conversations_before(chat: RegionChat, batch: _Batch, asked: list[_Asked]) 
 
 @torch.no_grad()
 def _generate(
-    chat: RegionChat, turns: Sequence[Sequence[str]], rows: list[Tensor], contexts: list[Tensor | None]
+    chat: RegionChat,
+    turns: Sequence[Sequence[str]],
+    rows: list[Tensor],
+    contexts: list[Tensor | None],
+    sizes: list[tuple[int, int]],
+    blind: bool = False,
 ) -> list[str]:
-    """Answers to the last of the turns of each conversation, which are the user's and the assistant's in alternation."""
+    """Answers to the last of the turns of each conversation, which are the user's and the assistant's in alternation.
+
+    blind: hide where regions and objects are.
+    """
     conversations = []
     for texts, context in zip(turns, contexts):
         shown = [f"<image>\n{texts[0]}", *texts[1:]] if context is not None else texts
         conversations.append([{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(shown)])
-    return _continue(chat, chat.processor.chat_batch(conversations, rows, contexts))
+    inputs = chat.processor.chat_batch(conversations, rows, contexts, sizes)
+    if blind and "region_features" in inputs:
+        inputs["region_features"] = _without_position(chat, inputs["region_features"])
+    return _continue(chat, inputs)
 
 
 def _continue(chat: RegionChat, inputs: BatchFeature) -> list[str]:

@@ -44,14 +44,17 @@ class RunLog:
         self.accelerator.log(numbers, step=int(values["step"]))  # trackers, if the run has any
 
     def read(self) -> list[dict[str, float]]:
-        """All lines so far."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        """All lines so far; a last one that a full disk or a kill left torn is not among them."""
+        lines = self.path.read_text().split("\n")[:-1] if self.path.exists() else []
+        return [json.loads(line) for line in lines]
 
     def forget_after(self, step: int) -> None:
         """Drop lines of steps after the last checkpoint: they are about to be run again."""
         if self.accelerator.is_main_process and self.path.exists():
             kept = [json.dumps(line) for line in self.read() if line["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            partial = self.path.with_name(self.path.name + ".partial")
+            partial.write_text("".join(line + "\n" for line in kept))
+            partial.replace(self.path)
 
 
 class StopRequest:
@@ -85,6 +88,11 @@ class StopRequest:
         """End the run, as Ctrl+C does, once its last step is saved."""
         if self.wanted:
             raise KeyboardInterrupt
+
+
+def ignore_ctrl_c(worker: int) -> None:
+    """For a loader's workers, which a terminal's Ctrl+C reaches as well: batches come until the main process stops."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class MeanWindow:
@@ -124,11 +132,16 @@ def save_state(accelerator: Accelerator, folder: Path, step: int) -> None:
     )
 
 
-def load_last_state(accelerator: Accelerator, folder: Path) -> int:
-    """Load the newest checkpoint and give its step; 0 if there is none."""
+def load_last_state(accelerator: Accelerator, folder: Path, steps: int) -> int:
+    """Load the newest checkpoint and give its step; 0 if there is none. Refused if it lies after the run's last of `steps`."""
     found = list_checkpoints(folder)
     if not found:
         return 0
+    if step_of(found[-1]) > steps:
+        raise ValueError(
+            f"{found[-1]} lies after the last of {steps} steps, and its rates have not fallen: give more steps, or another "
+            "output_dir."
+        )
     try:
         accelerator.load_state(str(found[-1]))
     except Exception as error:  # every kind of file in it fails in its own way

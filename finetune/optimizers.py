@@ -41,8 +41,7 @@ def build_optimizers(
         if not hasattr(torch.optim, "Muon"):
             raise RuntimeError(f"optimizer is muon, which PyTorch {torch.__version__} lacks: use adamw or PyTorch 2.9.")
         chosen = [p for named, _ in groups for _, p in named if id(p) in taken]
-        if chosen[0].device.type == "cpu":
-            _orthogonalize_in_float32()
+        _orthogonalize_in_float32_on_cpu()
         found.append(torch.optim.Muon(chosen, muon_learning_rate, adjust_lr_fn="match_rms_adamw", **options))
     return found
 
@@ -52,15 +51,23 @@ def param_groups(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, 
     return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
-def _orthogonalize_in_float32() -> None:
+def _orthogonalize_in_float32_on_cpu() -> None:
     """Let Muon work in float32 on a CPU that has no bfloat16 products, where PyTorch's own way takes many times as long.
 
-    Replaces the step inside PyTorch for the whole process; a PyTorch that has no such step by that name keeps its own.
+    Replaces the step inside PyTorch for the whole process, for gradients that lie on the CPU; a PyTorch that has no such
+    step by that name keeps its own.
     """
     muon: Any = getattr(torch.optim, "_muon", None)
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)()
-    if not fast and hasattr(muon, "_zeropower_via_newtonschulz"):
-        muon._zeropower_via_newtonschulz = orthogonalized
+    plain = getattr(muon, "_zeropower_via_newtonschulz", None)
+    if fast or plain is None or hasattr(plain, "plain"):
+        return
+
+    def by_device(gradient: Tensor, *options: Any) -> Tensor:
+        return (orthogonalized if gradient.device.type == "cpu" else plain)(gradient, *options)
+
+    by_device.plain = plain  # type: ignore[attr-defined]
+    muon._zeropower_via_newtonschulz = by_device
 
 
 def orthogonalized(

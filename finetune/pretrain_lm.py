@@ -35,12 +35,23 @@ from transformers import (
 
 from llm_bridge import RegionDescription, describe_regions
 
-from .arguments import RECIPES, knob, parse_arguments, run_command, save_arguments
+from .arguments import RECIPES, check_counts, knob, parse_arguments, refuse_other_arguments, run_command, save_arguments
+from .checkpoints import list_checkpoints, save_whole
 from .data.glyph_language import caption
 from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, draw_question
 from .data.glyph_records import number_regions
 from .data.glyph_scenes import KINDS, GlyphScene, make_scene
-from .loop import MeanWindow, RunLog, StopRequest, load_last_state, mean_of, rate_share, save_state, seed_step
+from .loop import (
+    MeanWindow,
+    RunLog,
+    StopRequest,
+    ignore_ctrl_c,
+    load_last_state,
+    mean_of,
+    rate_share,
+    save_state,
+    seed_step,
+)
 from .optimizers import OptimizerName, build_optimizers, param_groups
 
 CHAT_TEMPLATE = (
@@ -49,6 +60,8 @@ CHAT_TEMPLATE = (
     "{% else %}{{ 'Q: ' + message['content'] }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
 )
+FREE = ("output_dir", "steps", "workers", "save_steps", "log_steps", "eval_steps", "eval_texts")
+"""What a run that goes on may do otherwise than when it began; with other `steps`, the rates of those that are left change."""
 LONG_SIDE = 512
 """Pictures are described as if they had this many pixels."""
 
@@ -70,7 +83,7 @@ class LanguageArguments:
     optimizer: OptimizerName = knob(default="adamw", help="muon: for the matrices of attention and MLPs")
     learning_rate: float = knob(default=2e-3, help="peak, of AdamW")
     muon_learning_rate: float = knob(default=5e-3, help="peak, of Muon")
-    weight_decay: float = knob(default=0.05, help="of AdamW")
+    weight_decay: float = knob(default=0.05, help="of both optimizers")
     warmup_steps: int = knob(default=100, help="linear rise of the learning rate")
     decay_fraction: float = knob(default=0.5, help="last part of the run, over which the rate falls to zero")
     max_grad_norm: float = knob(default=1.0, help="gradients are clipped to this norm")
@@ -165,6 +178,7 @@ class _Conversations(Dataset[list[dict[str, str]]]):
 def main(argv: list[str] | None = None) -> None:
     """Read the arguments, train, and write the model with its tokenizer to `output_dir`."""
     arguments = parse_arguments(LanguageArguments, argv, description=__doc__)
+    check_counts(arguments, "steps", "batch_size", "turns", "save_steps", "log_steps", "eval_steps", "eval_texts")
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     set_seed(arguments.seed)
     output = Path(arguments.output_dir)
@@ -181,7 +195,9 @@ def main(argv: list[str] | None = None) -> None:
     model, *optimizers = accelerator.prepare(model, *optimizers)
     peaks = [group["lr"] for group in param_groups(optimizers)]  # before a checkpoint brings the rates of its step
     checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
-    start = load_last_state(accelerator, checkpoints)
+    if list_checkpoints(checkpoints):
+        refuse_other_arguments(arguments, output / "arguments.yaml", FREE)
+    start = load_last_state(accelerator, checkpoints, arguments.steps)
     log.forget_after(start)
     if accelerator.is_main_process:
         save_arguments(arguments, output / "arguments.yaml")
@@ -219,8 +235,8 @@ def main(argv: list[str] | None = None) -> None:
                 save_state(accelerator, checkpoints, done)
             stop.stop_if_wanted()
     if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_pretrained(output / "model")
-        tokenizer.save_pretrained(output / "model")
+        trained = accelerator.unwrap_model(model)
+        save_whole(output / "model", lambda folder: [part.save_pretrained(folder) for part in (trained, tokenizer)])
     accelerator.print(f"wrote {output / 'model'}")
 
 
@@ -258,7 +274,13 @@ def _loader(
         return {**inputs, "labels": inputs["input_ids"].masked_fill(~answers, -100)}
 
     conversations = _Conversations(split, arguments.seed, arguments.turns, numbers)
-    return DataLoader(conversations, batch_size=arguments.batch_size, collate_fn=collate, num_workers=arguments.workers)
+    return DataLoader(
+        conversations,
+        batch_size=arguments.batch_size,
+        collate_fn=collate,
+        num_workers=arguments.workers,
+        worker_init_fn=ignore_ctrl_c,
+    )
 
 
 @torch.no_grad()

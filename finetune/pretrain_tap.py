@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,13 +32,27 @@ from transformers import PreTrainedTokenizerBase
 
 from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer
 
-from .arguments import RECIPES, knob, parse_arguments, run_command, save_arguments
+from .arguments import RECIPES, check_counts, knob, parse_arguments, refuse_other_arguments, run_command, save_arguments
+from .checkpoints import list_checkpoints, save_whole
 from .data.glyph_language import build_text_tokenizer, concept_banks
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
-from .loop import MeanWindow, RunLog, StopRequest, load_last_state, mean_of, rate_share, save_state, seed_step
+from .loop import (
+    MeanWindow,
+    RunLog,
+    StopRequest,
+    ignore_ctrl_c,
+    load_last_state,
+    mean_of,
+    rate_share,
+    save_state,
+    seed_step,
+)
 from .losses import concept_loss, enlarged, mask_iou, prompted_losses
 from .optimizers import OptimizerName, build_optimizers, param_groups
 from .prompt_sampling import PromptSampler, TrainingPrompts
+
+FREE = ("output_dir", "steps", "workers", "save_steps", "log_steps", "eval_steps", "eval_scenes", "compile_encoder")
+"""What a run that goes on may do otherwise than when it began; with other `steps`, the rates of those that are left change."""
 
 # --- what can be chosen -----------------------------------------------------------------------------------------------
 
@@ -229,7 +243,7 @@ class PromptStage(nn.Module):
         self.image_decoder.semantic_head.requires_grad_(self.anchor is None)
 
     def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
-        self.sampler.reseed(self.seed * 1_000_003 + step)
+        self.sampler.reseed(_number_of_draws(self.seed, step))
         embeddings = self.image_encoder(batch.pixel_values)
         old = None if self.anchor is None else self.anchor.embed(batch.pixel_values)
         asked = batch
@@ -268,6 +282,11 @@ class PromptStage(nn.Module):
         return losses, nearest, output.pred_masks.detach()
 
 
+def _number_of_draws(seed: int, step: int) -> int:
+    """What the prompts of a step are drawn with: another number for every step, and for each of several processes."""
+    return seed * 1_000_003 + step + 7_919_000_003 * PartialState().process_index
+
+
 class FrozenTokens:
     """Routed semantic tokens of a model that does not learn: of a box or a point, as the expert that answers it gives them."""
 
@@ -278,7 +297,7 @@ class FrozenTokens:
     @torch.no_grad()
     def __call__(self, batch: MaskedBatch, step: int) -> tuple[Tensor, Tensor]:
         """Tokens (R, D) of a batch's regions, prompted as this step draws it, and their experts (R,)."""
-        self.sampler.reseed(self.seed * 1_000_003 + step)
+        self.sampler.reseed(_number_of_draws(self.seed, step))
         model = self.model.to(batch.pixel_values.device)
         for part in (model.image_encoder, model.prompt_encoder, model.image_decoder):
             part.eval()
@@ -293,8 +312,8 @@ class FrozenTokens:
 class Recolouring(nn.Module):
     """Tokens moved from their colour to another by the difference of the two colours' mean tokens.
 
-    Means are of all tokens seen so far, for each expert by itself. What a kind looks like in a colour that it never came
-    in is thereby said without a picture of it.
+    Means are of all tokens that the (first) process has seen so far, for each expert by itself. What a kind looks like in
+    a colour that it never came in is thereby said without a picture of it.
     """
 
     sums: Tensor
@@ -374,6 +393,8 @@ def main(argv: list[str] | None = None) -> None:
             f"anchor_weight {arguments.anchor_weight} with stage {arguments.stage} and init_from {arguments.init_from}: "
             "there is nothing to hold on to. Give stage prompt and init_from, a trained region tokenizer."
         )
+    check_counts(arguments, "steps", "batch_size", "save_steps", "log_steps", "eval_steps", "eval_scenes")
+    check_counts(arguments, "max_points", least=2)
     if not 0 < arguments.refined_share <= 1:
         raise ValueError(f"refined_share {arguments.refined_share}: expected a share above 0 and up to 1.")
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
@@ -398,7 +419,9 @@ def main(argv: list[str] | None = None) -> None:
     peaks = [group["lr"] for group in param_groups(optimizers)]  # before a checkpoint brings the rates of its step
 
     checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
-    start = load_last_state(accelerator, checkpoints)
+    if list_checkpoints(checkpoints):
+        refuse_other_arguments(arguments, output / "arguments.yaml", FREE)
+    start = load_last_state(accelerator, checkpoints, arguments.steps)
     log.forget_after(start)
     if accelerator.is_main_process:
         save_arguments(arguments, output / "arguments.yaml")
@@ -435,7 +458,7 @@ def main(argv: list[str] | None = None) -> None:
                 save_state(accelerator, checkpoints, done)
             stop.stop_if_wanted()
     if accelerator.is_main_process:
-        tokenizer.save_pretrained(output / "model")
+        save_whole(output / "model", tokenizer.save_pretrained)
     accelerator.print(f"wrote {output / 'model'}")
 
 
@@ -484,6 +507,7 @@ def _batches(
         batch_size=arguments.batch_size,
         collate_fn=collate,
         num_workers=arguments.workers,
+        worker_init_fn=ignore_ctrl_c,
         prefetch_factor=4 if arguments.workers else None,
     )
 

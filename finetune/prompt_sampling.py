@@ -98,7 +98,8 @@ class PromptSampler:
         cells = torch.multinomial(weights, number, replacement=True, generator=self.generator)
         side = masks.shape[-1]
         xy = torch.stack([cells % side, cells // side], dim=-1).float()
-        return ((xy + self._uniform(*xy.shape)) * self.image_size / side - 0.5).clamp(min=0).to(masks.device)
+        inside = (xy + self._uniform(*xy.shape)).minimum(xy + 1 - 2**-10)  # a sum near the next cell rounds into it
+        return (inside * self.image_size / side - 0.5).clamp(min=0).to(masks.device)
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self.generator)

@@ -30,6 +30,7 @@ from llm_bridge import RegionBridgeProcessor, add_lora, count_parameters, has_ad
 
 from .arguments import parse_arguments, refuse_other_arguments, run_command, save_arguments
 from .bridge_setup import check_data, check_sharding, load_bridge, make_optimizers
+from .checkpoints import list_checkpoints, save_whole
 from .conversations import evaluate, make_loader, summed_loss
 from .environment import describe_environment, in_words, record_environment
 from .loop import MeanWindow, RunLog, StopRequest, load_last_state, rate_share, save_state, seed_step
@@ -71,9 +72,9 @@ def main(argv: list[str] | None = None) -> None:
     peaks = [group["lr"] for group in param_groups(optimizers)]  # before a checkpoint brings the rates of its step
 
     checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
-    start = load_last_state(accelerator, checkpoints)
-    if start:
+    if list_checkpoints(checkpoints):
         refuse_other_arguments(arguments, output / "arguments.yaml", FREE)
+    start = load_last_state(accelerator, checkpoints, arguments.steps)
     log.forget_after(start)
     best = BestWeights(output / "best", arguments.best_metric, start)
     if accelerator.is_main_process:
@@ -147,8 +148,12 @@ def _finish(
         if arguments.mode == "full":
             bridge.config.language_model = None  # it is now another one than the name stands for
         by_reference = bridge.config.language_model is not None and not arguments.merge
-        bridge.save_pretrained(folder, whole=not by_reference, **({} if state is None else {"state_dict": state}))
-        processor.save_pretrained(folder)
+
+        def fill(partial: Path) -> None:
+            bridge.save_pretrained(partial, whole=not by_reference, **({} if state is None else {"state_dict": state}))
+            processor.save_pretrained(partial)
+
+        save_whole(folder, fill)
     accelerator.print(f"wrote {folder}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .arguments import knob
+from .arguments import check_counts, knob
 from .optimizers import OptimizerName
 
 FREE = ("output_dir", "workers", "save_steps", "log_steps", "eval_data", "eval_cache", "eval_steps", "eval_records",
@@ -67,7 +67,7 @@ class TrainArguments:
     muon_learning_rate: float = knob(default=5e-3, help="peak, of Muon")
     learning_rate: float = knob(default=2e-4, help="peak, of the language model or its adapter")
     projector_learning_rate: float = knob(default=1e-3, help="peak, of the projector")
-    weight_decay: float = knob(default=0.0, help="of AdamW")
+    weight_decay: float = knob(default=0.0, help="of both optimizers")
     warmup_steps: int = knob(default=50, help="linear rise of the learning rates")
     decay_fraction: float = knob(default=1.0, help="last part of the run, over which the rates fall to zero")
     max_grad_norm: float = knob(default=1.0, help="gradients are clipped to this norm")
@@ -123,5 +123,4 @@ def check_arguments(arguments: TrainArguments) -> None:
         "eval_steps",
         "eval_records",
     )
-    if low := [name for name in counts if getattr(arguments, name) < 1]:
-        raise ValueError(f"Got {', '.join(f'{name} {getattr(arguments, name)}' for name in low)}: expected at least 1.")
+    check_counts(arguments, *counts)

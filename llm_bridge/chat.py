@@ -63,8 +63,10 @@ class _Asked:
 
     inputs: Any
     picture: np.ndarray | None
-    turn: dict[str, Any]
-    new: list[dict[str, Any]]
+    messages: list[dict[str, Any]]
+    """The conversation up to the question and with it; without what was said of another picture."""
+    regions: list[dict[str, Any]]
+    """All regions of that conversation."""
 
 
 class RegionChat:
@@ -205,9 +207,7 @@ class RegionChat:
         """
         if isinstance(questions, str) or not len(questions):
             raise ValueError(f"questions is {questions!r}, expected a list of at least one question.")
-        state = self.image, self.messages, self._regions
         asked = [self._prepare(question, image, boxes, points, point_labels, masks, False) for question in questions]
-        self.image, self.messages, self._regions = state
         rows = [one.inputs["input_ids"][0] for one in asked]
         longest = max(asked, key=lambda one: one.inputs["input_ids"].shape[1]).inputs
         options = self._options(longest, max_new_tokens, generate_options)
@@ -249,30 +249,32 @@ class RegionChat:
     def _prepare(
         self, question: str, image: Any, boxes: Any, points: Any, point_labels: Any, masks: Any, thinking: bool
     ) -> _Asked:
-        """A question with what came with it → the next turn and the model's inputs; a new picture forgets the old."""
+        """A question and what came with it → the model's inputs and the conversation to come; a new picture begins anew."""
         new = deepcopy(prompts_by_region(boxes, points, point_labels, masks))  # what is remembered is as it was asked
         opened = None if image is None else open_picture(image).copy()
-        if opened is not None and (self.image is None or not np.array_equal(opened, self.image)):
-            self.reset()
-        picture = opened if self.image is None else self.image
+        image_before, messages, regions = self.image, self.messages, self._regions
+        if opened is not None and (image_before is None or not np.array_equal(opened, image_before)):
+            image_before, messages, regions = None, [], []
+        picture = opened if image_before is None else image_before
         if new and picture is None:
             raise ValueError("Got regions but no picture: give image=… with the first question.")
-        if picture is not None and not new and not self._regions and not self._sees_pictures():
+        if picture is not None and not new and not regions and not self._sees_pictures():
             raise ValueError(
                 "Got a picture but no region, and this bridge sees pictures through their regions alone: give boxes, points "
                 "or masks, and <region> in the question."
             )
-        shown = picture if self.image is None else None  # a picture is shown in the first turn that has it
-        turn = {"role": "user", "content": user_content(question, new, shown, known=len(self._regions))}
+        shown = picture if image_before is None else None  # a picture is shown in the first turn that has it
+        turn = {"role": "user", "content": user_content(question, new, shown, known=len(regions))}
+        messages = [*messages, turn]
         inputs = self.processor.apply_chat_template(
-            [*self.messages, turn],
+            messages,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             add_generation_prompt=True,
             enable_thinking=thinking,
         ).to(self.model.device)
-        return _Asked(inputs, picture, turn, new)
+        return _Asked(inputs, picture, messages, [*regions, *new])
 
     def _sees_pictures(self) -> bool:
         """Whether a picture without a region says anything to the model: through context tokens, or in words."""
@@ -330,9 +332,8 @@ class RegionChat:
         if self.messages is not before:
             logger.warning("The conversation went on while an answer was streaming: that answer is not remembered.")
             return
-        self.image = asked.picture
-        self._regions = [*self._regions, *asked.new]
-        self.messages = [*self.messages, asked.turn, {"role": "assistant", "content": answer}]
+        self.image, self._regions = asked.picture, asked.regions
+        self.messages = [*asked.messages, {"role": "assistant", "content": answer}]
 
     # --- what TAP itself says -----------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
@@ -74,14 +75,14 @@ class PictureContext:
         padded[:, -1] = 1.0
         return padded
 
-    def beside(self, context: Tensor, regions: Tensor, num_experts: int) -> Tensor:
+    def beside(self, context: Tensor, regions: Tensor, num_experts: int, size: tuple[int, int]) -> Tensor:
         """Context features (slots, F) of a picture as they stand beside `regions`, features (R, F) of the same picture.
 
         The objects that the regions show already leave (boxes whose IoU is above one half), so that a picture's objects
-        are in a prompt once. The others stand by the distance of their centres from the first region's, in shares of the
-        picture's width and height, with free slots in the middle: the nearest is always first and the farthest last, so
-        that a token's place says what would else be worked out from all positions. Without regions, and of a grid, all
-        stays as it is.
+        are in a prompt once. The others stand by the distance of their centres from the first region's, in pixels of the
+        picture, whose `size` is (height, width), with free slots in the middle: the nearest is always first and the
+        farthest last, so that a token's place says what would else be worked out from all positions. Without regions,
+        and of a grid, all stays as it is.
         """
         if self.grid or not len(regions):
             return context
@@ -94,7 +95,7 @@ class PictureContext:
         apart = (shared <= 0.5 * (sizes[0][:, None] + sizes[1] - shared)).all(dim=1)
         kept = (apart & (sizes[0] > 0)).nonzero()[:, 0]
         centres = (shown[:, :2] + shown[:, 2:]) / 2, (hidden[:1, :2] + hidden[:1, 2:]) / 2
-        distance = (centres[0][kept] - centres[1]).norm(dim=1)
+        distance = ((centres[0][kept] - centres[1]) * context.new_tensor([size[1], size[0]])).norm(dim=1)
         near, far = context[kept[distance.argsort(stable=True)]].tensor_split([(len(kept) + 1) // 2])
         free = torch.zeros_like(context[len(kept) :])
         free[:, -1] = 1.0
@@ -144,13 +145,18 @@ def _around(masks: Tensor) -> Tensor:
 
 def _apart(masks: Tensor, fit: Tensor) -> list[int]:
     """Rows of masks (R, H, W), the best fit first, that share little with any better one."""
-    flat = masks.flatten(1).float()
+    flat = torch.stack([_small(mask).flatten() for mask in masks]) if len(masks) else masks.flatten(1).float()
     shared, area = flat @ flat.T, flat.sum(dim=1)
     kept: list[int] = []
     for row in fit.argsort(descending=True, stable=True).tolist():
         if all(shared[row, other] <= MOST_OVERLAP * min(area[row], area[other]) for other in kept):
             kept.append(row)
     return kept
+
+
+def _small(mask: Tensor) -> Tensor:
+    """A mask (H, W) as floats, of a picture whose long side is over 512 at half its size, a third, …: what overlaps needs."""
+    return F.avg_pool2d(mask[None].float(), max(1, max(mask.shape) // 512), ceil_mode=True)[0]
 
 
 def _boxes(features: Tensor, num_experts: int) -> Tensor:

@@ -58,6 +58,11 @@ class _Seen:
     regions: RegionTokens
     rows: dict[tuple[int, int], int]
 
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """(height, width) of each picture, by its key."""
+        keys = dict.fromkeys(key for own in self.keys for key in own)
+        return {key: (height, width) for key, (height, width) in zip(keys, self.features.original_sizes.tolist())}
+
 
 class RegionBridgeProcessor(ProcessorMixin):
     """Text, pictures and regions → what `RegionBridgeForConditionalGeneration` reads.
@@ -263,6 +268,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         conversations: Sequence[Sequence[dict[str, Any]]],
         regions: Sequence[Tensor],
         grids: Sequence[Tensor | None],
+        sizes: Sequence[tuple[int, int]],
         *,
         return_assistant_tokens_mask: bool = False,
         **text_options: Any,
@@ -270,7 +276,8 @@ class RegionBridgeProcessor(ProcessorMixin):
         """Conversations whose content is text with markers, and ready-made features, → the batch of `apply_chat_template`.
 
         regions: features (R, slots, F) of each conversation's regions, from `region_features`; grids: context features
-        (slots, F) of its picture, shown by `<image>`, or None. Models that can think are asked not to.
+        (slots, F) of its picture, shown by `<image>`, or None; sizes: (height, width) of its picture, in pixels, by which
+        objects of a context are ordered. Models that can think are asked not to.
         """
         texts, orders, spans = self._chat_texts(
             conversations,
@@ -283,8 +290,8 @@ class RegionBridgeProcessor(ProcessorMixin):
             with_spans=return_assistant_tokens_mask,
         )
         rows: list[Tensor | None] = []
-        for order, own, grid in zip(orders, regions, grids):
-            context = None if grid is None else self._context_beside(grid, own)
+        for order, own, grid, size in zip(orders, regions, grids, sizes):
+            context = None if grid is None else self._context_beside(grid, own, size)
             parts = [context if kind == "image" else own[number] for kind, number in order]
             rows.append(torch.cat([part for part in parts if part is not None]) if parts else None)
         return self.pack(texts, rows, spans=spans, **{"add_special_tokens": False, **text_options})
@@ -400,7 +407,7 @@ class RegionBridgeProcessor(ProcessorMixin):
             return [None] * len(samples)
         seen = self._see(samples)
         regions = region_features(seen.regions, self.experts)
-        grids = self._grids(seen) if self.context.slots else {}
+        grids, sizes = self._grids(seen) if self.context.slots else {}, seen.sizes()
         rows: list[Tensor | None] = []
         for i, (sample, order) in enumerate(zip(samples, orders)):
             own = {
@@ -408,7 +415,7 @@ class RegionBridgeProcessor(ProcessorMixin):
                 for n in range(len(sample.images))
             }
             parts = [
-                self._context_beside(grids[seen.keys[i][number]], regions[own[number]])
+                self._context_beside(grids[seen.keys[i][number]], regions[own[number]], sizes[seen.keys[i][number]])
                 if kind == "image"
                 else regions[seen.rows[i, number]]
                 for kind, number in order
@@ -416,10 +423,10 @@ class RegionBridgeProcessor(ProcessorMixin):
             rows.append(torch.cat(parts) if parts else None)
         return rows
 
-    def _context_beside(self, context: Tensor, regions: Tensor) -> Tensor:
-        """Context features (slots, F) of a picture as they stand beside features (R, slots, F) of its regions."""
+    def _context_beside(self, context: Tensor, regions: Tensor, size: tuple[int, int]) -> Tensor:
+        """Context features (slots, F) of a picture of a (height, width) beside features (R, slots, F) of its regions."""
         experts = self._region_tokenizer().model.config.image_decoder_config.num_experts
-        return self.context.beside(context, regions[:, 0], experts)
+        return self.context.beside(context, regions[:, 0], experts, size)
 
     def _see(self, samples: Sequence[Sample]) -> _Seen:
         """Encode all pictures and regions of some samples, each picture once and all regions in one go."""
@@ -449,9 +456,9 @@ class RegionBridgeProcessor(ProcessorMixin):
     def encode_sample(self, sample: Sample) -> tuple[RegionTokens, list[tuple[int, int]]]:
         """Region tokens of one sample's regions in their order, and the (height, width) of its pictures."""
         seen = self._see([sample])
-        sizes = dict(zip(dict.fromkeys(seen.keys[0]), seen.features.original_sizes.tolist()))
+        sizes = seen.sizes()
         regions = seen.regions[[seen.rows[0, n] for n in range(len(sample.regions))]]
-        return regions, [(sizes[key][0], sizes[key][1]) for key in seen.keys[0]]
+        return regions, [sizes[key] for key in seen.keys[0]]
 
     def _grids(self, seen: _Seen) -> dict[str, Tensor]:
         """Context features (slots, F) of each picture; computed once per picture."""

@@ -69,6 +69,7 @@ class ConversationCollator:
             [self._messages(item.sample) for item in items],
             [self._features(item) for item in items],
             [item.grid if self.processor.context.slots else None for item in items],
+            [picture_size(item.regions) for item in items],
             **options,
         )
 
@@ -81,6 +82,13 @@ class ConversationCollator:
         if self.processor.context.slots and messages:
             messages[0]["content"] = "<image>\n" + messages[0]["content"]
         return messages
+
+
+def picture_size(regions: RegionTokens) -> tuple[int, int]:
+    """(height, width), in pixels, of the picture that all of some regions belong to."""
+    number = int(regions.image_index[0]) if len(regions) else 0
+    height, width = regions.image_sizes[number].tolist()
+    return height, width
 
 
 def regions_named(sample: Sample) -> int:

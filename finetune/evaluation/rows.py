@@ -18,6 +18,7 @@ from torch import Tensor
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat, region_features
 from tap_tokenizer import ConceptBank, RegionTokens, TapRegionTokenizer
 
+from ..data.collator import picture_size
 from ..data.sample import decode_mask
 from .benchmarks import Task
 from .items import REGION_NAME, Seen, named_regions
@@ -169,9 +170,10 @@ class BridgeRow(Row):
     def answer(self, seen: Sequence[Seen], task: Task) -> list[dict[str, Any]]:
         rows: list[Tensor] = [region_features(item.regions, self.processor.experts) for item in seen]
         grids = [item.grid for item in seen]
+        sizes = [picture_size(item.regions) for item in seen]
         swapped = [True] * len(seen)
         if self.view == "shuffled":
-            rows, grids, swapped = _swap(seen, rows, grids)
+            rows, grids, sizes, swapped = _swap(seen, rows, grids, sizes)
         conversations = []
         for i, item in enumerate(seen):
             turns = [{k: t[k] for k in ("role", "content")} for t in item.item.sample["conversations"]]
@@ -186,30 +188,38 @@ class BridgeRow(Row):
         said: list[str] = []
         for start in range(0, len(seen), self.batch_size):
             part = slice(start, start + self.batch_size)
-            said += self._ask(conversations[part], rows[part], grids[part])
+            said += self._ask(conversations[part], rows[part], grids[part], sizes[part])
         lines = [{"answer": words, **_score(item, task)} for words, item in zip(said, seen)]
         return [
             line if ok else {**line, "problem": "no other picture to swap with"} for line, ok in zip(lines, swapped)
         ]
 
     @torch.no_grad()
-    def _ask(self, conversations: list[Any], rows: list[Tensor], grids: list[Tensor | None]) -> list[str]:
-        inputs = self.processor.chat_batch(conversations, rows, grids, padding_side="left").to(self.bridge.device)
+    def _ask(
+        self,
+        conversations: list[Any],
+        rows: list[Tensor],
+        grids: list[Tensor | None],
+        sizes: list[tuple[int, int]],
+    ) -> list[str]:
+        inputs = self.processor.chat_batch(conversations, rows, grids, sizes, padding_side="left").to(
+            self.bridge.device
+        )
         ids = self.bridge.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         texts = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
 
 def _swap(
-    seen: Sequence[Seen], rows: list[Tensor], grids: list[Tensor | None]
-) -> tuple[list[Tensor], list[Tensor | None], list[bool]]:
+    seen: Sequence[Seen], rows: list[Tensor], grids: list[Tensor | None], sizes: list[tuple[int, int]]
+) -> tuple[list[Tensor], list[Tensor | None], list[tuple[int, int]], list[bool]]:
     """Each item's features replaced by those of another picture's item with as many regions; and whether there was one."""
-    new_rows, new_grids, found = list(rows), list(grids), []
+    new_rows, new_grids, new_sizes, found = list(rows), list(grids), list(sizes), []
     for i, item in enumerate(seen):
         picture = item.item.sample["image"]
         others = [j for j, o in enumerate(seen) if len(rows[j]) == len(rows[i]) and o.item.sample["image"] != picture]
         found.append(bool(others))
         if others:
             j = others[(7 * i) % len(others)]
-            new_rows[i], new_grids[i] = rows[j], grids[j]
-    return new_rows, new_grids, found
+            new_rows[i], new_grids[i], new_sizes[i] = rows[j], grids[j], sizes[j]
+    return new_rows, new_grids, new_sizes, found

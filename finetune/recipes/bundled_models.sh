@@ -27,27 +27,35 @@ cache() { # cache NAME TOKENIZER FLAG …
     --region_tokenizer "$tokenizer" --output "runs/caches/$name" "$@"
 }
 half() { # half FROM TO: the same region tokenizer in float16
-  stage "$2" "$PYTHON" -c "from tap_tokenizer import TapRegionTokenizer as T; T.from_pretrained('$1', dtype='float16').save_pretrained('$2')"
+  stage "$2" "$PYTHON" -c "
+from finetune.checkpoints import save_whole
+from pathlib import Path
+from tap_tokenizer import TapRegionTokenizer as T
+save_whole(Path('$2'), T.from_pretrained('$1', dtype='float16').save_pretrained)"
 }
 adopt() { # adopt FROM TOKENIZER TO: a bridge that reads another region tokenizer's tokens, its weights as they are
   stage "$3" "$PYTHON" -c "
+from finetune.checkpoints import save_whole
+from pathlib import Path
 from llm_bridge import RegionBridgeForConditionalGeneration as Bridge, RegionBridgeProcessor as Processor
 from tap_tokenizer import TapRegionTokenizer
 tokenizer = TapRegionTokenizer.from_pretrained('$2')
 bridge, words = Bridge.from_pretrained('$1'), Processor.from_pretrained('$1', region_tokenizer=tokenizer).tokenizer
 bridge.config.fingerprint = tokenizer.fingerprint
-for part in (bridge, Processor.for_bridge(bridge.config, tokenizer=words, region_tokenizer=tokenizer)):
-    part.save_pretrained('$3')"
+parts = bridge, Processor.for_bridge(bridge.config, tokenizer=words, region_tokenizer=tokenizer)
+save_whole(Path('$3'), lambda folder: [part.save_pretrained(folder) for part in parts])"
 }
 
 mix() { # mix BEFORE SHARE AFTER TO: a bridge whose weights are those of another with a share of what they were before
   stage "$4" "$PYTHON" -c "
+from finetune.checkpoints import save_whole
+from pathlib import Path
 from llm_bridge import RegionBridgeForConditionalGeneration as Bridge, RegionBridgeProcessor as Processor
 before, bridge = Bridge.from_pretrained('$1').state_dict(), Bridge.from_pretrained('$3')
 for name, weight in bridge.named_parameters():
     weight.data.copy_($2 * before[name].double() + (1 - $2) * weight.double())
-bridge.save_pretrained('$4')
-Processor.from_pretrained('$3').save_pretrained('$4')"
+parts = bridge, Processor.from_pretrained('$3')
+save_whole(Path('$4'), lambda folder: [part.save_pretrained(folder) for part in parts])"
 }
 
 # The region tokenizer.
@@ -65,7 +73,7 @@ records val --split val --scenes 128 --turns 8 --families "$first"
 cache train24 runs/tap_tiny_first --variants exact,jitter
 cache val runs/tap_tiny_first
 stage runs/region_chat_tiny_lm/model "$PYTHON" -m finetune.pretrain_lm --config region_chat_tiny_lm
-bridge region_chat_tiny_full region_chat_tiny_full --region_tokenizer runs/tap_tiny_first
+bridge region_chat_tiny_full region_chat_tiny_full
 bridge region_chat_tiny_more region_chat_tiny_more
 bridge region_chat_tiny_most region_chat_tiny_most
 bridge region_chat_tiny region_chat_tiny_lora

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("accelerate")
@@ -47,6 +49,40 @@ def test_every_control_answers_the_same_questions(evaluated: Path) -> None:
     assert all(asked == views["full"] for asked in views.values())
 
 
+def test_other_weights_are_another_evaluation(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()}
+    monkeypatch.setattr(evaluate_glyphs, "fingerprint", lambda model: "another")
+    with pytest.raises(ValueError, match="other model_fingerprint, described_fingerprint"):
+        main([*FLAGS, "--output", str(evaluated)])
+    assert {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()} == before
+
+
+def test_no_position_hides_boxes_and_order_alone() -> None:
+    config = SimpleNamespace(token_size=3, embed_size=2)
+    features = torch.rand(2, 6, 3 + 2 + 5 + 1 + 4 + 1)
+    features[..., -1] = torch.tensor([1.0, 1, 1, 1, 0, 0])
+    blind = evaluate_glyphs._without_position(SimpleNamespace(model=SimpleNamespace(config=config)), features)  # type: ignore[arg-type]
+    assert not blind[..., 5:10].any()
+    torch.testing.assert_close(blind[:, 4:, :5], features[:, 4:, :5])  # the regions themselves stay where they are
+    assert not torch.equal(blind[:, :4, :5], features[:, :4, :5])
+    for row, old in zip(blind, features):
+        assert sorted(row[:4, 0].tolist()) == sorted(old[:4, 0].tolist())
+
+
+def test_shuffled_questions_see_another_scene() -> None:
+    def asked(scene: int, regions: int) -> Any:
+        return evaluate_glyphs._Asked(scene, None, "", [], torch.zeros(regions, 1, 4), None, (1, 1))  # type: ignore[arg-type]
+
+    questions = [asked(0, 1), asked(0, 2), asked(1, 1), asked(1, 1)]
+    kept, shown = evaluate_glyphs._shuffled(questions)
+    assert [next(i for i, o in enumerate(questions) if o is one) for one in kept] == [
+        0,
+        2,
+        3,
+    ]  # nothing else has two regions
+    assert [one.scene for one in shown] == [1, 0, 0]
+
+
 def test_a_follow_up_shows_its_regions_again_after_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The last region that was described before the question is none of the question's."""
     from llm_bridge import RegionBridgeProcessor
@@ -75,8 +111,8 @@ def test_surroundings_are_asked_of_the_bridge_that_sees_them(monkeypatch: pytest
     seen: list[tuple[bool, str]] = []
     plain = evaluate_glyphs._generate
 
-    def spy(chat: RegionChat, turns: Any, rows: Any, contexts: Any) -> list[str]:
-        answers = plain(chat, turns, rows, contexts)
+    def spy(chat: RegionChat, turns: Any, rows: Any, contexts: Any, *rest: Any, **options: Any) -> list[str]:
+        answers = plain(chat, turns, rows, contexts, *rest, **options)
         seen.extend((context is not None, answer) for context, answer in zip(contexts, answers))
         return answers
 

@@ -20,10 +20,13 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytest.importorskip("peft")
 
+from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader, Dataset
 
 from finetune import train
-from finetune.checkpoints import list_checkpoints
+from finetune.checkpoints import list_checkpoints, save_whole
+from finetune.loop import RunLog, ignore_ctrl_c
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
@@ -199,3 +202,45 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     assert [path.name for path in list_checkpoints(tmp_path / "full" / "checkpoints")] == ["step-2", "step-4"]
     train.main(flags(stage, tmp_path / "full"))
     assert_same(tmp_path / "full", tmp_path / "whole")
+
+
+def test_a_torn_line_of_the_log_is_no_end(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, Accelerator(cpu=True))
+    for step in (1, 2, 3):
+        log.write({"step": step, "loss": 0.5})
+    with log.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [line["step"] for line in log.read()] == [1, 2, 3]
+    log.forget_after(2)
+    log.write({"step": 3, "loss": 0.25})
+    assert [(line["step"], line["loss"]) for line in log.read()] == [(1, 0.5), (2, 0.5), (3, 0.25)]
+
+
+def test_a_result_is_whole_or_not_there(tmp_path: Path) -> None:
+    def torn(folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        save_whole(tmp_path / "model", torn)
+    assert not (tmp_path / "model").exists()
+    save_whole(tmp_path / "model", lambda folder: (folder / "config.json").write_text("one"))
+    save_whole(tmp_path / "model", lambda folder: (folder / "other.json").write_text("two"))
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["other.json"]
+    assert not (tmp_path / "model.partial").exists()
+
+
+def test_the_workers_of_a_loader_do_not_hear_ctrl_c() -> None:
+    loader = DataLoader(_Signals(), num_workers=1, worker_init_fn=ignore_ctrl_c)
+    assert [int(handler) for handler in loader] == [int(signal.SIG_IGN)] * 2
+
+
+class _Signals(Dataset[int]):
+    """What the process that is asked does on Ctrl+C."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        handler = signal.getsignal(signal.SIGINT)
+        return int(handler) if isinstance(handler, int) else -1

@@ -25,7 +25,8 @@ def test_float32_gives_what_bfloat16_gives_but_for_its_rounding(shape: tuple[int
     values = torch.linalg.svdvals(got)
     assert 0.6 < values.min() <= values.max() < 1.3
     plain = muon.__dict__.get("_zeropower_via_newtonschulz")
-    if plain is not orthogonalized:
+    plain = getattr(plain, "plain", plain)  # an earlier optimizer of this process may have replaced it
+    if plain is not None:
         torch.testing.assert_close(got, plain(matrix, COEFFICIENTS, 5, 1e-7).float(), rtol=0, atol=0.05)
 
 

@@ -232,12 +232,35 @@ def test_a_step_down_the_anchors_gradient_leads_back() -> None:
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("refined_share", "0"), ("refined_share", "1.5"), ("mask_enlargement", "0"), ("mask_enlargement", "3")],
+    [
+        ("max_points", "1"),
+        ("eval_steps", "0"),
+        ("refined_share", "0"),
+        ("refined_share", "1.5"),
+        ("mask_enlargement", "0"),
+        ("mask_enlargement", "3"),
+    ],
 )
 def test_what_cannot_be_is_refused_before_training(tmp_path: Path, model_config: Path, flag: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{flag} {value}"):
         train(tmp_path / "out", "prompt", 1, "--model_config", str(model_config), f"--{flag}", value)
     assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_as_it_began_or_not_at_all(tmp_path: Path, model_config: Path) -> None:
+    flags = ["--model_config", str(model_config)]
+    train(tmp_path / "run", "prompt", 4, *flags)
+    saved = (tmp_path / "run" / "arguments.yaml").read_bytes()
+    for stage, steps, more, message in (
+        ("prompt", 6, ["--seed", "1"], "seed 0, now 1"),
+        ("dense", 6, [], "stage 'prompt', now 'dense'"),
+        ("prompt", 2, [], "after the last of 2 steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(tmp_path / "run", stage, steps, *flags, *more)
+    assert (tmp_path / "run" / "arguments.yaml").read_bytes() == saved
+    assert train(tmp_path / "run", "prompt", 6, *flags)[-1]["step"] == 6
 
 
 @pytest.mark.slow

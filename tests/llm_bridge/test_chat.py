@@ -119,7 +119,19 @@ def test_refused_questions_leave_no_trace(chat: RegionChat, picture: Image.Image
         chat.ask("<region>", boxes=[[0, 0, 900, 900]])
     with pytest.raises(ValueError, match="begin a new conversation, or lower max_new_tokens"):
         chat.ask("where is it", max_new_tokens=500)
+    other = picture.rotate(180)
+    with pytest.raises(ValueError, match="Found 2 <region> placeholders but 1 regions"):
+        chat.ask("is <region> on <region>", image=other, boxes=BOXES[1:])
+    with pytest.raises(ValueError, match="Found 2 <region> placeholders but 1 regions"):
+        chat.ask_each(["what is <region>", "is <region> on <region>"], image=other, boxes=BOXES[1:])
+    with pytest.raises(ValueError, match="temperature"):
+        chat.ask("<region>", image=other, boxes=BOXES[:1], do_sample=True, temperature=-1.0)
+    chat.ask("<region>", image=other, boxes=BOXES[:1], stream=True, **SHORT).close()  # type: ignore[union-attr]
     assert chat.history == before
+    assert len(chat.regions()) == 1
+    assert np.array_equal(chat.image, np.asarray(picture))  # type: ignore[arg-type]
+    chat.ask("what is <region>", image=other, boxes=BOXES[:1], **SHORT)
+    assert len(chat.history) == 2
     with pytest.raises(ValueError, match="Got regions but no picture"):
         RegionChat(chat.model, chat.processor).ask("<region>", boxes=BOXES[:1])
     with pytest.raises(ValueError, match="No region was asked about yet"):

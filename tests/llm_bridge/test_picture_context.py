@@ -131,13 +131,13 @@ def test_regions_that_are_asked_about_leave_the_context(finding: TapRegionTokeni
     context = PictureContext(regions=5)
     (rows,) = context.encode(finding, finding.embed_image([picture]))
     nearly = region_features(finding.encode(picture, boxes=[[21.0, 10.0, 40.0, 31.0], [0.0, 0.0, 5.0, 5.0]]), "routed")
-    left = context.beside(rows, nearly[:, 0], 4)
+    left = context.beside(rows, nearly[:, 0], 4, (40, 60))
     assert sorted(left[[0, -1]].tolist()) == sorted(rows[[0, 2]].tolist())  # the second of three went
     torch.testing.assert_close(left[1:-1], rows[[3, 3, 3]])
-    assert context.beside(rows, nearly[1:, 0], 4)[:, :-1].any(dim=1).sum() == 3  # too far from any
-    torch.testing.assert_close(context.beside(rows, nearly[:0, 0], 4), rows)
+    assert context.beside(rows, nearly[1:, 0], 4, (40, 60))[:, :-1].any(dim=1).sum() == 3  # too far from any
+    torch.testing.assert_close(context.beside(rows, nearly[:0, 0], 4, (40, 60)), rows)
     torch.testing.assert_close(
-        PictureContext(grid=2).beside(rows[:4], nearly[:, 0], 4), rows[:4]
+        PictureContext(grid=2).beside(rows[:4], nearly[:, 0], 4, (40, 60)), rows[:4]
     )  # places, not objects
 
 
@@ -156,7 +156,19 @@ def test_the_nearest_to_the_first_region_stands_first_and_the_farthest_last(
         (asked.flip(0), [1, 4, 4, 4, 4, 2]),
         (asked[:1], [2, 1, 4, 4, 4, 3]),
     ):
-        torch.testing.assert_close(PictureContext(regions=6).beside(rows, regions, 4), features[order])
+        torch.testing.assert_close(PictureContext(regions=6).beside(rows, regions, 4, (40, 60)), features[order])
+
+
+def test_distance_is_measured_in_pixels(finding: TapRegionTokenizer) -> None:
+    """Of a picture twice as wide as high, 40 pixels to the right are more than 25 down, though less as shares of its sides."""
+    wide = np.zeros((100, 200, 3), np.uint8)
+    encoded = finding.encode(wide, boxes=[[5.0, 5.0, 15.0, 15.0], [45.0, 5.0, 55.0, 15.0], [5.0, 30.0, 15.0, 40.0]])
+    features = region_features(encoded, "routed", is_context=True)[:, 0]
+    shown = PictureContext(regions=3).beside(features, features[:1], 4, (100, 200))
+    torch.testing.assert_close(shown[0], features[2])
+    torch.testing.assert_close(shown[2], features[1])
+    as_square = PictureContext(regions=3).beside(features, features[:1], 4, (100, 100))
+    torch.testing.assert_close(as_square[0], features[1])
 
 
 def test_every_way_to_a_batch_shows_an_object_once(
@@ -171,7 +183,7 @@ def test_every_way_to_a_batch_shows_an_object_once(
     inputs = processor("what is <region> ?", picture, boxes=[box])
     torch.testing.assert_close(inputs["region_features"][0], expected)
     content = "<image> what is <region1> ?"
-    inputs = processor.chat_batch([[{"role": "user", "content": content}]], [asked], [rows])
+    inputs = processor.chat_batch([[{"role": "user", "content": content}]], [asked], [rows], [picture.shape[:2]])
     torch.testing.assert_close(inputs["region_features"][0], expected)
     two = [
         {"type": "image", "image": picture},
