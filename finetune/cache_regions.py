@@ -27,7 +27,7 @@ from tap_tokenizer import RegionTokens, TapRegionTokenizer
 
 from .arguments import knob, parse_arguments, run_command
 from .data.sample import Sample, decode_mask, load_samples, open_image
-from .region_cache import CachePlan, file_checksum, shard_is_whole, write_manifest, write_shard
+from .region_cache import CachePlan, data_checksum, shard_is_whole, write_manifest, write_shard
 from .region_encoding import encode_regions
 
 PLAN = "plan.json"
@@ -67,7 +67,8 @@ class _Pictures(Dataset[tuple[Sample, np.ndarray]]):
     """Records with their pictures open."""
 
     def __init__(self, data: Path, rows: range) -> None:
-        self.samples, self.root, self.rows = load_samples(data), data.parent, rows
+        self.samples, self.rows = load_samples(data), rows
+        self.root = data if data.is_dir() else data.parent
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         _prepare(folder, plan)
     state.wait_for_everyone()
     todo = [shard for shard in range(plan.shards) if not shard_is_whole(folder, shard)]
+    state.wait_for_everyone()  # all have looked before anyone writes, so all share the same list
     mine = todo[state.process_index :: state.num_processes]
     with tqdm(total=sum(len(plan.rows(s)) for s in mine), desc="encoding", unit="picture",
               disable=not state.is_local_main_process) as progress:  # fmt: skip
@@ -109,7 +111,7 @@ def _plan(arguments: CacheArguments, tokenizer: TapRegionTokenizer) -> CachePlan
     data = Path(arguments.data)
     return CachePlan(
         data=data.name,
-        data_checksum=file_checksum(data) if data.is_file() else "",
+        data_checksum=data_checksum(data),
         samples=len(load_samples(data)),
         region_tokenizer=tokenizer.source,
         fingerprint=tokenizer.fingerprint,

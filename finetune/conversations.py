@@ -125,7 +125,7 @@ def evaluate(
         )
         words = int((batch["labels"][:, 1:] != -100).sum())
         sums += torch.tensor([float(summed_loss(bridge, batch)), words, right, len(part)], dtype=torch.float64)
-    loss, words, right, answers = accelerator.reduce(sums.to(accelerator.device)).tolist()
+    loss, words, right, answers = accelerator.reduce(sums.float().to(accelerator.device)).tolist()  # MPS has no doubles
     return {"val_loss": loss / max(words, 1), "val_answer": right / max(answers, 1)}
 
 

@@ -47,7 +47,7 @@ from .evaluation.running import (
 )
 from .evaluation.scoring import score_masks, score_prompts, score_row
 from .evaluation.text_files import read_json_lines
-from .region_cache import file_checksum
+from .region_cache import data_checksum, file_checksum
 
 IMAGE_TASKS = ("masks", "prompts")
 """Tasks in which a model draws and says nothing."""
@@ -208,7 +208,7 @@ def _about(
     source = next((Path(p) for p in (arguments.data, arguments.annotations) if p is not None), None)
     about = {
         "version": benchmark.version, "question": question, "history": history,
-        "data_checksum": file_checksum(source) if source is not None and source.is_file() else "",
+        "data_checksum": data_checksum(source) if source is not None and source.exists() else "",
     }  # fmt: skip
     if arguments.boxes is not None:
         about["boxes_checksum"] = file_checksum(Path(arguments.boxes))

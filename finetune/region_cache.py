@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens
 
+_COLUMNS = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "boxes")
 MANIFEST = "manifest.json"
 VERSION = 1
 
@@ -69,7 +71,7 @@ def write_shard(
         "counts": torch.tensor([len(regions) for regions in first]),
         "image_sizes": torch.cat([regions.image_sizes for regions in first]),
     }
-    for name in ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "boxes"):
+    for name in _COLUMNS:
         columns = [torch.cat([getattr(regions, name).cpu() for regions in variant]) for variant in variants]
         stacked = torch.stack(columns)
         tensors[name] = stacked.to(dtype) if name.startswith("semantic") else stacked
@@ -95,6 +97,15 @@ def shard_is_whole(folder: Path, shard: int) -> bool:
     """Whether a shard is there, as it was written."""
     checksum = shard_checksum(folder, shard)
     return checksum is not None and file_checksum(shard_path(folder, shard)) == checksum
+
+
+def data_checksum(data: Path) -> str:
+    """SHA-256 of a file of records, or over those of a folder's files in order."""
+    if data.is_file():
+        return file_checksum(data)
+    parts = [path for path in sorted(data.rglob("*")) if path.suffix in (".parquet", ".jsonl", ".json")]
+    told = "".join(f"{path.relative_to(data)} {file_checksum(path)}\n" for path in parts)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def file_checksum(path: Path) -> str:
@@ -124,7 +135,7 @@ def write_manifest(folder: Path, plan: CachePlan) -> None:
 class RegionCache:
     """A finished cache, read shard by shard as records are asked for."""
 
-    def __init__(self, folder: str | Path, open_shards: int = 8) -> None:
+    def __init__(self, folder: str | Path, open_shards: int = 256) -> None:
         self.folder = Path(folder)
         manifest = self.folder / MANIFEST
         if not manifest.is_file():
@@ -136,8 +147,13 @@ class RegionCache:
             )
         self.checksums: list[str] = values.pop("checksums")
         self.plan = CachePlan(**values)
-        self._open: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+        self._open: OrderedDict[int, _Shard] = OrderedDict()
         self._open_shards = open_shards
+        self._whole: set[int] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files, which stay with their process."""
+        return {**vars(self), "_open": OrderedDict()}
 
     def __len__(self) -> int:
         return self.plan.samples
@@ -149,7 +165,7 @@ class RegionCache:
                 f"{self.folder} holds tokens of the tokenizer {self.plan.fingerprint}, the bridge reads those of "
                 f"{fingerprint}: make the cache with the bridge's tokenizer."
             )
-        if data.is_file() and self.plan.data_checksum != file_checksum(data):
+        if data.exists() and self.plan.data_checksum != data_checksum(data):
             raise ValueError(f"{self.folder} was made from other records than {data} now holds: make the cache again.")
         own = PictureContext.of(self.plan)
         if context.slots and own != context:  # a bridge that reads none has no use for it
@@ -161,36 +177,59 @@ class RegionCache:
     def regions(self, index: int, variant: int = 0) -> RegionTokens:
         """Region tokens of a record, as prompted in a variant."""
         shard, row = self._shard(index)
-        start = int(shard["counts"][:row].sum())
-        rows = slice(start, start + int(shard["counts"][row]))
+        columns = shard.columns(row, variant)
         return RegionTokens(
-            semantic_tokens=shard["semantic_tokens"][variant, rows].float(),
-            semantic_embeds=shard["semantic_embeds"][variant, rows].float(),
-            iou_scores=shard["iou_scores"][variant, rows],
-            expert=shard["expert"][variant, rows],
-            boxes=shard["boxes"][variant, rows],
-            image_index=torch.zeros(rows.stop - rows.start, dtype=torch.long),
-            image_sizes=shard["image_sizes"][row : row + 1],
+            semantic_tokens=columns["semantic_tokens"].float(),
+            semantic_embeds=columns["semantic_embeds"].float(),
+            iou_scores=columns["iou_scores"],
+            expert=columns["expert"],
+            boxes=columns["boxes"],
+            image_index=torch.zeros(len(columns["expert"]), dtype=torch.long),
+            image_sizes=shard.image_sizes[row : row + 1],
             fingerprint=self.plan.fingerprint,
         )
 
     def grid(self, index: int) -> Tensor | None:
         """Context features (slots, F) of a record's picture, or None if the cache has no picture context."""
         shard, row = self._shard(index)
-        return shard["grids"][row].float() if "grids" in shard else None
+        grid = shard.grid(row)
+        return None if grid is None else grid.float()
 
-    def _shard(self, index: int) -> tuple[dict[str, Tensor], int]:
+    def _shard(self, index: int) -> tuple[_Shard, int]:
         if not 0 <= index < self.plan.samples:
             raise IndexError(f"Got record {index} of {self.plan.samples}.")
         number, row = divmod(index, self.plan.shard_size)
         if number not in self._open:
             path = shard_path(self.folder, number)
-            if not path.is_file() or file_checksum(path) != self.checksums[number]:
+            if not path.is_file() or (number not in self._whole and file_checksum(path) != self.checksums[number]):
                 raise ValueError(
                     f"{path} is missing or damaged: delete it and run cache_regions again, which makes it anew."
                 )
-            self._open[number] = load_file(path)
+            self._whole.add(number)
+            self._open[number] = _Shard(path)
             while len(self._open) > self._open_shards:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
         return self._open[number], row
+
+
+class _Shard:
+    """One shard's file, open: of a record only its own rows are read, so that records can be asked for in any order."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, "pt")
+        counts = self._file.get_tensor("counts")
+        self.image_sizes = self._file.get_tensor("image_sizes")
+        self._ends = [0, *counts.cumsum(0).tolist()]
+        self._has_grids = "grids" in self._file.keys()  # noqa: SIM118, which is no dictionary
+
+    def columns(self, row: int, variant: int) -> dict[str, Tensor]:
+        """All that is kept of the regions of a record, as prompted in a variant."""
+        start, end = self._ends[row], self._ends[row + 1]
+        if start == end:  # a slice cannot be empty there
+            return {name: self._file.get_tensor(name)[variant, :0] for name in _COLUMNS}
+        return {name: self._file.get_slice(name)[variant : variant + 1, start:end][0] for name in _COLUMNS}
+
+    def grid(self, row: int) -> Tensor | None:
+        """Context features (slots, F) of a record's picture, if the shard has any."""
+        return self._file.get_slice("grids")[row : row + 1][0] if self._has_grids else None

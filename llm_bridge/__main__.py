@@ -158,6 +158,8 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
     """One question of every picture of a table, about all its regions."""
     from tap_tokenizer import PictureRegions, read_region_table, write_records
 
+    from .region_prompt import user_content
+
     if arguments.json or arguments.save is not None or arguments.regions:
         raise ValueError(
             "--json, --save, --box, --point and --mask are for one picture: a folder is written to --output."
@@ -173,6 +175,10 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
                 f"The question has {each} <region> and {picture.image} has {len(picture.regions)} regions in the table: "
                 "write one <region>, to ask of each, or as many as every picture has."
             )
+        try:
+            user_content(arguments.question, [{}] if each == 1 else [{}] * len(picture.regions))
+        except ValueError as error:
+            raise ValueError(f"{picture.image} has {len(picture.regions)} regions in the table: {error}") from None
     chat = _load(arguments)
 
     def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:

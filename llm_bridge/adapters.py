@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file, is_peft_available
 
 from .configuration_bridge import RegionBridgeConfig, bundled_or_given
-from .modeling_bridge import RegionBridgeForConditionalGeneration
+from .modeling_bridge import HUB_OPTIONS, RegionBridgeForConditionalGeneration
 from .picture_context import PictureContext
 
 TrainingMode = Literal["projector", "lora", "full"]
@@ -215,6 +215,14 @@ def save_adapter_folder(
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, target)
     shutil.rmtree(partial)
+    if not has_adapter(bridge):
+        shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)  # of a bridge that was here before
+
+
+def forget_adapter(folder: Path) -> None:
+    """Take from a folder what made it an adapter folder, once a whole bridge lies there."""
+    (folder / PROJECTOR_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)
 
 
 def find_adapter(source: str | Path, **hub: Any) -> Path | None:
@@ -249,6 +257,7 @@ def load_adapter_folder(
         raise ValueError(f"{folder} does not say which language model it belongs to: give language_model=….")
     if isinstance(source, (str, Path)):
         try:
+            options.pop("revision", None)  # which is the adapter's, not its language model's
             source = _load_language_model(bridge_class, str(source), dtype=dtype or "auto", **options)
         except OSError as error:
             raise OSError(
@@ -273,7 +282,8 @@ def _load_language_model(
 ) -> PreTrainedModel:
     """A causal language model by name or folder, or the one inside a bridge that was saved whole."""
     source = bundled_or_given(source)
-    if AutoConfig.from_pretrained(source).model_type == RegionBridgeConfig.model_type:
+    hub = {key: options[key] for key in HUB_OPTIONS if key in options}
+    if AutoConfig.from_pretrained(source, **hub).model_type == RegionBridgeConfig.model_type:
         return bridge_class.from_pretrained(source, **options).language_model
     return AutoModelForCausalLM.from_pretrained(source, **options)
 

@@ -40,7 +40,7 @@ from tap_tokenizer import (
 )
 
 from .configuration_bridge import RegionBridgeConfig, bundled_or_given
-from .modeling_bridge import RegionBridgeForConditionalGeneration, check_context
+from .modeling_bridge import HUB_OPTIONS, RegionBridgeForConditionalGeneration, check_context
 from .processing_bridge import RegionBridgeProcessor, open_picture
 from .processing_described import DescribedRegionProcessor
 from .region_prompt import prompt_columns, prompts_by_region, user_content
@@ -119,17 +119,18 @@ class RegionChat:
             raise ValueError('mode "described" needs a region tokenizer: give region_tokenizer=….')
         check_device(device)
         _check_source(path, mode, kwargs)
+        hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         with damage_told(path):
             if mode == "tokens":
                 model = RegionBridgeForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto", **kwargs)
                 processor = RegionBridgeProcessor.from_pretrained(
-                    path, region_tokenizer=region_tokenizer, device=device
+                    path, region_tokenizer=region_tokenizer, device=device, **hub
                 )
             else:
                 if isinstance(region_tokenizer, str):
                     region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer, device=device)
                 model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **kwargs)
-                processor = DescribedRegionProcessor(AutoTokenizer.from_pretrained(path), region_tokenizer)
+                processor = DescribedRegionProcessor(AutoTokenizer.from_pretrained(path, **hub), region_tokenizer)
         return cls(model.to(device) if device is not None else model, processor)
 
     @property
@@ -178,10 +179,7 @@ class RegionChat:
         Nothing is remembered of a question that was refused or whose answer broke off. An iterator that is closed before
         its end stops the generation.
         """
-        if generate_options.get("num_return_sequences", 1) != 1:
-            raise ValueError(
-                "num_return_sequences asks for several answers, expected one: ask again, with do_sample=True."
-            )
+        _refuse_several(generate_options)
         asked = self._prepare(question, image, boxes, points, point_labels, masks, thinking)
         inputs, options = asked.inputs, self._options(asked.inputs, max_new_tokens, generate_options)
         pieces = self._stream(inputs, options) if stream else self._answer(inputs, options)
@@ -205,6 +203,7 @@ class RegionChat:
         What their prompts have in common from the beginning, the conversation so far among it, is read once; then all are
         answered in one batch. Arguments as for `ask`; pictures and regions are the same for every question.
         """
+        _refuse_several(generate_options)
         if isinstance(questions, str) or not len(questions):
             raise ValueError(f"questions is {questions!r}, expected a list of at least one question.")
         asked = [self._prepare(question, image, boxes, points, point_labels, masks, False) for question in questions]
@@ -212,6 +211,8 @@ class RegionChat:
         longest = max(asked, key=lambda one: one.inputs["input_ids"].shape[1]).inputs
         options = self._options(longest, max_new_tokens, generate_options)
         shared = min(_common_length(rows), min(map(len, rows)) - 1)  # of every prompt, something is left to read
+        if (options.get("num_beams") or self.model.generation_config.num_beams or 1) > 1:
+            shared = 0  # beams are copies of whole prompts
         inputs = _joined(rows, shared, self.model.generation_config.pad_token_id or 0)
         features = [one.inputs["region_features"][0] if "region_features" in one.inputs else None for one in asked]
         if any(row is not None for row in features):
@@ -359,6 +360,11 @@ class _StopWhenSet(StoppingCriteria):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
         return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+def _refuse_several(generate_options: dict[str, Any]) -> None:
+    if generate_options.get("num_return_sequences", 1) != 1:
+        raise ValueError("num_return_sequences asks for several answers, expected one: ask again, with do_sample=True.")
 
 
 def _common_length(rows: Sequence[Tensor]) -> int:

@@ -168,7 +168,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         whole: by default, a bridge with an adapter on its language model is saved as a folder, any other whole. A folder
         holds the projector, peft's files if there is an adapter, the config and a model card.
         """
-        from .adapters import has_adapter, save_adapter_folder
+        from .adapters import forget_adapter, has_adapter, save_adapter_folder
 
         if not (not has_adapter(self) if whole is None else whole):
             save_adapter_folder(self, Path(save_directory), kwargs.get("state_dict"))
@@ -178,6 +178,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "The language model has an adapter on it: merge_lora(bridge) first, or save with whole=False."
             )
         super().save_pretrained(save_directory, **kwargs)
+        forget_adapter(Path(save_directory))
 
     def push_to_hub(
         self, repo_id: str, *, max_shard_size: int | str | None = "50GB", whole: bool | None = None, **options: Any

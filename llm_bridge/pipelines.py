@@ -41,6 +41,8 @@ class _RegionPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
     _pipeline_calls_generate = True
+    _of_results: tuple[str, ...] = ()
+    """Options of the results; all others are generation's."""
 
     def __init__(
         self,
@@ -50,6 +52,11 @@ class _RegionPipeline(Pipeline):
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, **kwargs)
+        self._generate_options = dict(
+            getattr(self, "_generate_kwargs", {})
+        )  # transformers takes them out before all else
+        of_results = {key: self._generate_options.pop(key) for key in self._of_results if key in self._generate_options}
+        self._postprocess_params: dict[str, Any] = {**self._postprocess_params, **of_results}
         name = self.model.config.name_or_path
         if processor is None and name and isinstance(self.model, RegionBridgeForConditionalGeneration):
             processor = name
@@ -76,12 +83,14 @@ class _RegionPipeline(Pipeline):
             )
         return given
 
-    def __call__(self, images: Any, *, batch_size: int = 8, **kwargs: Any) -> Any:
+    def __call__(self, images: Any, *, batch_size: int | None = None, **kwargs: Any) -> Any:
         """One picture with its prompts, or a list of pictures with a list of prompts for each.
 
-        boxes, points, point_labels, masks: as for `TapRegionTokenizer.encode`. batch_size: pictures at once.
+        boxes, points, point_labels, masks: as for `TapRegionTokenizer.encode`. batch_size: pictures at once, by
+        default as the pipeline was made with, or 8.
         images may also be a dictionary of all these, a list of such, or an iterator, which gives an iterator of results.
         """
+        batch_size = batch_size or self._batch_size or 8
         if isinstance(images, Iterator):
             return self._stream(images, batch_size, kwargs)
         if isinstance(images, dict) or (isinstance(images, (list, tuple)) and images and isinstance(images[0], dict)):
@@ -121,8 +130,12 @@ class _RegionPipeline(Pipeline):
             yield from self._of_dictionaries(batch, batch_size, kwargs)
 
     def _run(self, items: list[dict[str, Any]], batch_size: int, kwargs: dict[str, Any]) -> list[Any]:
-        """Results of items, some at once."""
+        """Results of items, some at once; what the pipeline was made with holds where the call does not say otherwise."""
         preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
+        preprocess, postprocess = {**self._preprocess_params, **preprocess}, {**self._postprocess_params, **postprocess}
+        made_with = {**self._generate_options, **self._forward_params.get("generate", {})}
+        generate = {**made_with, **forward.get("generate", {})}
+        forward = {"generate": generate} if generate else {}
         results: list[Any] = []
         for start in range(0, len(items), batch_size):
             inputs = self.preprocess(items[start : start + batch_size], **preprocess)
@@ -130,7 +143,7 @@ class _RegionPipeline(Pipeline):
         return results
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        post = {"top_k": kwargs.pop("top_k")} if "top_k" in kwargs else {}
+        post = {name: kwargs.pop(name) for name in self._of_results if name in kwargs}
         generate = {**kwargs.pop("generate_kwargs", {}), **kwargs}
         if generate.get("num_return_sequences", 1) != 1:
             raise ValueError("num_return_sequences asks for several answers, expected one for each text.")
@@ -166,6 +179,8 @@ class RegionCaptioningPipeline(_RegionPipeline):
 
     Gives for each picture a list with a dictionary per region: box, caption, and the `top_k` best concepts.
     """
+
+    _of_results = ("top_k",)
 
     def preprocess(self, inputs: list[dict[str, Any]], **_: Any) -> dict[str, Any]:
         prompts = [prompts_by_region(*(item.get(name) for name in _PROMPTS)) for item in inputs]

@@ -218,6 +218,11 @@ def _check_nesting(name: str, value: Any, nesting: tuple[int, str]) -> None:
             f"{name} is a {type(value).__name__}, expected a list with an entry for each region: {example}."
         )
     first = next((entry for entry in value if entry is not None), None)
+    if isinstance(value, dict) or isinstance(first, dict):
+        raise ValueError(
+            f"{name} holds a dictionary, expected a list with an entry for each region: {example}. A mask is an array "
+            "(H, W); pycocotools decodes an RLE to one."
+        )
     found = 1
     while first is not None and not isinstance(first, (str, int, float)) and found < depth:
         shape = getattr(first, "shape", None)

@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ..arguments import knob
-from .sample import Sample
+from .sample import Sample, upright_size
 from .source import LABEL_QUESTION, PictureSource, groups, record
 
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -90,7 +90,7 @@ class BoxesCsvSource(PictureSource):
     def _records(self, image: str, rows: list[tuple[Any, ...]]) -> Iterator[Sample]:
         try:
             with Image.open(Path(self.images) / image) as picture:
-                size = (picture.height, picture.width)
+                width, height = upright_size(picture)
         except (OSError, UnidentifiedImageError) as error:
             raise ValueError(f"{self.boxes} names {image}, which cannot be opened in {self.images}: {error}") from None
         for some in groups(rows, self.regions_per_record):
@@ -103,4 +103,4 @@ class BoxesCsvSource(PictureSource):
                 ]
             regions = [{"box": list(row[:4])} for row in some]
             name = self.source or Path(self.boxes).name
-            yield record(self.picture(image), size, regions, turns, name, self.license)
+            yield record(self.picture(image), (height, width), regions, turns, name, self.license)

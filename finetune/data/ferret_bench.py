@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..arguments import knob
 from .json_stream import iter_items
-from .sample import Sample
+from .sample import Sample, upright_size
 from .source import PictureSource, corners, literal, number_regions, record
 
 
@@ -27,7 +27,7 @@ class FerretBenchSource(PictureSource):
         self.require(self.annotations)
         for entry in iter_items(self.annotations):
             with Image.open(Path(self.images) / entry["image"]) as picture:
-                width, height = picture.size
+                width, height = upright_size(picture)
             annotation = literal(entry["annotation"])
             region = {"box": corners(annotation["bbox"], width, height), "mask": annotation["segmentation"]}
             turns = [{"role": "user", "content": number_regions(entry["text"])[0]}]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from .sample import GLYPH_SCHEME, PROMPT_KEYS, Sample, decode_mask, iterate, load_samples
+from .sample import GLYPH_SCHEME, PROMPT_KEYS, Sample, decode_mask, iterate, load_samples, upright_size
 
 RECORD_KEYS = {"image", "width", "height", "regions", "conversations", "source", "license"}
 NEEDED_KEYS = ("image", "width", "height", "regions", "conversations")
@@ -87,7 +87,7 @@ def _picture_problems(sample: Sample, root: Path, pictures: Pictures) -> list[tu
         return [("wrong type", f"image is a {type(image).__name__}, expected a path or a picture")]
     try:
         with Image.open(source) as picture:
-            size = picture.size
+            size = upright_size(picture)
             if pictures == "decode":
                 picture.load()
     except Exception as error:  # PIL raises many kinds for files that are no pictures or torn
@@ -141,12 +141,13 @@ def _point_problems(points: Any, labels: Any, size: tuple[int, int]) -> Iterator
         return
     if ((array < 0) | (array > np.array([size[1], size[0]]))).any():
         yield "point outside", f"{points} leaves the picture of {size[1]} × {size[0]}"
-    if labels is not None and (len(labels) != len(array) or not set(labels) <= {0, 1}):
+    fits = isinstance(labels, list) and len(labels) == len(array) and all(n in (0, 1) for n in labels)
+    if labels is not None and not fits:
         yield "wrong point labels", f"{labels} for {len(array)} points, expected a 0 or 1 for each"
 
 
 def _mask_problems(mask: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
-    if isinstance(mask, dict) and list(mask.get("size", [])) != list(size):
+    if isinstance(mask, dict) and _numbers(mask.get("size"), (2,)) is not None and list(mask["size"]) != list(size):
         yield "wrong mask size", f"{mask.get('size')}, the picture has [{size[0]}, {size[1]}]"
         return
     try:

@@ -103,13 +103,10 @@ def _questions(sample: Sample, benchmark: Benchmark, history: str, problems: Pro
         if fault := _answer_fault(turns[i + 1 : i + 2], benchmark):
             problems.add(fault, key)
             continue
-        if history == "none":
-            cut, rows = cut_turns(sample, place, 1)
-            cut = {**cut, "conversations": cut["conversations"][:-1]}
-            truth = cut_turns(sample, place, 1)[0]["conversations"][-1]["content"]
-        else:
-            cut = {**sample, "conversations": list(turns[: i + 1])}
-            rows, truth = list(range(len(sample["regions"]))), turns[i + 1]["content"]
+        cut, rows = cut_turns(sample, place, 1) if history == "none" else cut_turns(sample, 0, place + 1)
+        last = max(n for n, turn in enumerate(cut["conversations"]) if turn["role"] == "user")
+        truth = cut["conversations"][last + 1]["content"]
+        cut = {**cut, "conversations": cut["conversations"][: last + 1]}
         kind = turns[i].get("type") or sample.get("source") or "records"
         items.append(Item(key, cut, rows, [truth], kind, turns[i].get("options") or []))
     return items

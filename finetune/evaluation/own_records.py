@@ -65,9 +65,12 @@ def reference_of(records: list[Sample]) -> dict[str, Any]:
                 continue
             region["category_id"] = numbers[region["label"]]
             x1, y1, x2, y2 = box
+            area = (x2 - x1) * (y2 - y1)
+            if region.get("mask"):  # COCO's size classes go by it
+                area = int(decode_mask(region["mask"], size).sum())
             annotations.append(
                 {"id": len(annotations) + 1, "image_id": sample["image_id"], "category_id": numbers[region["label"]],
-                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0,
+                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "iscrowd": 0,
                  **({"segmentation": region["mask"]} if region.get("mask") else {})}
             )  # fmt: skip
     images = [{"id": s["image_id"], "height": s["height"], "width": s["width"]} for s in records]

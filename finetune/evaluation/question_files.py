@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from ..data.gar_bench import GarBenchSource
-from ..data.sample import Sample
+from ..data.sample import Sample, upright_size
 from ..data.source import literal
 from .coco_reading import mask_fault
 from .problems import Problems
@@ -69,7 +69,7 @@ def read_pope(path: Path, root: Path, title: str, problems: Problems) -> Iterato
         if not isinstance(label, str) or label.strip().lower() not in ("yes", "no"):
             problems.add("question whose label is neither yes nor no", str(number))
             continue
-        width, height = upright_size(root / entry["image"])
+        width, height = _size_of(root / entry["image"])
         yield {
             "image": entry["image"], "image_id": number, "width": width, "height": height,
             "regions": [{"id": str(number), "box": [0, 0, width, height]}], "source": title,
@@ -80,15 +80,10 @@ def read_pope(path: Path, root: Path, title: str, problems: Problems) -> Iterato
         }  # fmt: skip
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture as it is seen, turned as its EXIF says; 1 × 1 if it does not open.
-
-    Whoever opens it then names it.
-    """
+def _size_of(path: Path) -> tuple[int, int]:
+    """Width and height of a picture as it is seen; 1 × 1 if it does not open, for whoever opens it then names it."""
     try:
         with Image.open(path) as picture:
-            width, height = picture.size
-            is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return upright_size(picture)
     except UNREADABLE:
         return 1, 1
-    return (height, width) if is_turned else (width, height)

@@ -185,14 +185,22 @@ class BridgeRow(Row):
             elif self.processor.context.slots:
                 turns[0] = {**turns[0], "content": "<image>\n" + turns[0]["content"]}
             conversations.append(turns)
+        problems = {i: "no other picture to swap with" for i, ok in enumerate(swapped) if not ok}
         said: list[str] = []
         for start in range(0, len(seen), self.batch_size):
             part = slice(start, start + self.batch_size)
-            said += self._ask(conversations[part], rows[part], grids[part], sizes[part])
+            try:
+                said += self._ask(conversations[part], rows[part], grids[part], sizes[part])
+            except ValueError:  # one of them cannot be asked, a conversation that is too long say: which one?
+                for i in range(len(seen))[part]:
+                    one = slice(i, i + 1)
+                    try:
+                        said += self._ask(conversations[one], rows[one], grids[one], sizes[one])
+                    except ValueError as error:
+                        said.append("")
+                        problems[i] = str(error)
         lines = [{"answer": words, **_score(item, task)} for words, item in zip(said, seen)]
-        return [
-            line if ok else {**line, "problem": "no other picture to swap with"} for line, ok in zip(lines, swapped)
-        ]
+        return [{**line, "problem": problems[i]} if i in problems else line for i, line in enumerate(lines)]
 
     @torch.no_grad()
     def _ask(

@@ -205,6 +205,47 @@ def test_merged_bridges_are_saved_whole(pair: Pair, picture: Image.Image, tmp_pa
         RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "whole", language_model="x")
 
 
+def test_the_last_that_was_saved_into_a_folder_is_what_it_holds(
+    pair: Pair, picture: Image.Image, tmp_path: Path
+) -> None:
+    """An adapter folder, then one with the projector alone, then a whole bridge, all in one place."""
+    bridge, processor = pair
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    add_lora(bridge, r=2)
+    set_trainable(bridge, "lora")
+    steps(bridge, inputs)
+    bridge.save_pretrained(tmp_path / "here")
+    remove_lora(bridge)
+    bridge.save_pretrained(tmp_path / "here", whole=False)
+    loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "here")
+    assert torch.equal(logits(loaded, inputs), logits(bridge, inputs))
+    add_lora(loaded, r=2)
+    set_trainable(loaded, "lora")
+    steps(loaded, inputs)
+    merge_lora(loaded).save_pretrained(tmp_path / "here")
+    again = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "here")
+    assert torch.equal(logits(again, inputs), logits(loaded, inputs))
+    assert not torch.equal(logits(again, inputs), logits(bridge, inputs))
+
+
+def test_an_adapters_revision_is_not_its_language_models(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm_bridge import adapters
+
+    pair[0].save_pretrained(tmp_path / "a", whole=False)
+    asked: list[dict[str, Any]] = []
+    load = adapters._load_language_model
+
+    def spy(bridge_class: Any, source: str, **options: Any) -> Any:
+        asked.append(options)
+        return load(bridge_class, source, **options)
+
+    monkeypatch.setattr(adapters, "_load_language_model", spy)
+    RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a", revision="v2", local_files_only=True)
+    assert asked == [{"dtype": "auto", "local_files_only": True}]
+
+
 def test_an_interrupted_save_leaves_the_earlier_folder(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

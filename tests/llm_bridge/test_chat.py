@@ -465,6 +465,24 @@ def test_many_questions_with_regions_of_their_own(chat: RegionChat, picture: Ima
     assert chat.ask_each(questions, **given, max_new_tokens=8) == one_by_one(chat, questions, **given)
 
 
+def test_many_questions_by_beams(chat: RegionChat, picture: Image.Image) -> None:
+    chat.ask("what is <region> ?", image=picture, boxes=BOXES[:1], **SHORT)
+    beams = {"num_beams": 3, "max_new_tokens": 5}
+    alone = []
+    for question in MANY:
+        other = RegionChat(chat.model, chat.processor)
+        other.image, other.messages, other._regions = chat.image, chat.messages, chat._regions
+        alone.append(other.ask(question, **beams))
+    assert chat.ask_each(MANY, **beams) == alone
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        chat.ask_each(MANY, num_return_sequences=2, do_sample=True)
+
+
+def test_a_mask_in_the_form_of_records_is_refused_with_a_word(chat: RegionChat, picture: Image.Image) -> None:
+    with pytest.raises(ValueError, match=r"masks holds a dictionary, expected a list .* decodes an RLE"):
+        chat.ask("<region> ?", image=picture, masks=[{"size": [60, 90], "counts": [5400]}])
+
+
 def test_what_many_questions_share_is_read_once(
     chat: RegionChat, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:

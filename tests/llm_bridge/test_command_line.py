@@ -181,6 +181,7 @@ def test_what_the_page_cannot_be_is_refused_before_a_model_is_loaded(
 def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert "--port 0: expected 1 to 65535" in refused(capsys, "app", "--port", 0)
     pictures, table, output = folder / "pictures", folder / "boxes.csv", folder / "o.jsonl"
+    (folder / "one.csv").write_text("image,x1,y1,x2,y2\na.png,1,1,90,90\n")
     for message, arguments in (
         ("no image file", ["ask", folder / "none.png", "what", *FLAGS]),
         ("<region> placeholders but 2 regions", ["ask", DEMO, "What is <region>?", *FLAGS]),
@@ -194,6 +195,20 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
         ("needs its regions", ["ask", pictures, "what", "--output", output]),
         ("exists", ["ask", pictures, "what", "--boxes", table, "--output", table, "--model", "not-asked-for"]),
         ("are for one picture", ["ask", pictures, "what", "--boxes", table, "--output", output, "--json"]),
+        (
+            "a.png has 1 regions",
+            [
+                "ask",
+                pictures,
+                "Is <region1> like <region2>?",
+                "--boxes",
+                folder / "one.csv",
+                "--output",
+                output,
+                "--model",
+                "not-asked-for",
+            ],
+        ),
         ("--max_new_tokens is 0", ["ask", DEMO, "what", *FLAGS, "--max_new_tokens", 0]),
         ("no folder at", ["ask", DEMO, "what", *FLAGS, "--model", folder / "none"]),
         ("needs a region tokenizer", ["ask", DEMO, "what", *FLAGS, "--mode", "described", "--model", "some/model"]),

@@ -131,6 +131,31 @@ def test_dictionaries_and_iterators(make_bridge: Callable[..., Pair], picture: I
         pipe([items[0], {"image": picture, "box": BOXES[0]}])
 
 
+def test_what_a_pipeline_was_made_with_holds(
+    make_bridge: Callable[..., Pair], picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge, processor = make_bridge()
+    asked: list[tuple[int, dict[str, Any]]] = []
+    generate = type(bridge).generate
+
+    def spy(self: Any, **options: Any) -> Any:
+        names = ("max_new_tokens", "do_sample", "top_k")
+        asked.append((len(options["input_ids"]), {name: options[name] for name in names if name in options}))
+        return generate(self, **options)
+
+    monkeypatch.setattr(type(bridge), "generate", spy)
+    pipe = pipeline("region-text-generation", model=bridge, processor=processor, max_new_tokens=3, batch_size=2)
+    given = {"text": "what is <region>", "boxes": [BOXES[:1]] * 3}
+    pipe([picture] * 3, **given)
+    pipe([picture] * 3, **given, batch_size=3, max_new_tokens=1, do_sample=True, top_k=5)
+    plain = {"max_new_tokens": 3, "do_sample": False}
+    captioning = pipeline("region-captioning", model=bridge, processor=processor, max_new_tokens=3, top_k=1)
+    (region,) = captioning(picture, boxes=BOXES[:1])
+    assert len(region["concepts"]) == 1
+    assert asked.pop() == (1, plain)
+    assert asked == [(2, plain), (1, plain), (3, {"max_new_tokens": 1, "do_sample": True, "top_k": 5})]
+
+
 def test_bad_input_is_refused(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
     bridge, processor = make_bridge()
     pipe = pipeline("region-text-generation", model=bridge, processor=processor)

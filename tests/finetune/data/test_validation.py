@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import ExifTags, Image
 
 pytest.importorskip("datasets")
 
 from small_files import SQUARE, write_picture
 
 from finetune.data.__main__ import main
+from finetune.data.boxes_csv import BoxesCsvSource
 from finetune.data.validation import problems_of
 
 
@@ -52,10 +54,12 @@ FAULTS = {
     "box outside": [region(box=[1, 2, 70, 20])],
     "wrong points": [region(points=[]), region(points=[[1, 2, 3]])],
     "point outside": [region(points=[[70, 3]])],
-    "wrong point labels": [region(points=[[7, 3]], point_labels=[1, 1]), region(points=[[7, 3]], point_labels=[2])],
+    "wrong point labels": [region(points=[[7, 3]], point_labels=[1, 1]), region(points=[[7, 3]], point_labels=[2]),
+        region(points=[[7, 3]], point_labels=1), region(points=[[7, 3]], point_labels=[[1]])],
     "wrong mask size": [region(mask={"size": [60, 40], "counts": [2400]})],
     "wrong mask": [region(mask=[[1, 2]]), region(mask={"size": [40, 60], "counts": "x"}),
-        region(mask={"size": [40, 60]}), region(mask={"size": [40, 60], "counts": [100, 9999]}), region(mask=7)],
+        region(mask={"size": [40, 60]}), region(mask={"size": [40, 60], "counts": [100, 9999]}), region(mask=7),
+        region(mask={"size": None, "counts": [2400]}), region(mask={"size": 5, "counts": [2400]})],
     "empty mask": [region(mask=EMPTY), region(mask=[[100, 100, 120, 100, 120, 120]])],
     "wrong turn": [talk("a dog", "What is <region1>?", start=1), good(conversations=["hello"])],
     "empty text": [talk("What is <region1>?", " ")],
@@ -82,6 +86,20 @@ def test_faults_are_named(folder: Path, kind: str) -> None:
 def test_whole_records_pass(folder: Path) -> None:
     for sample in (good(), region(points=[[1, 2]]), region(mask=SQUARE), good(regions=[], conversations=[])):
         assert problems_of(sample, folder, "decode") == []
+
+
+def test_pictures_are_as_large_as_they_are_seen(folder: Path) -> None:
+    """A camera held upright writes a lying picture and says so in its EXIF."""
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (60, 40)).save(folder / "turned.jpg", exif=turned)
+    upright = {"width": 40, "height": 60, "regions": [{"box": [1, 2, 30, 55]}]}
+    assert not problems_of(good(image="turned.jpg", **upright), folder)
+    assert [kind for kind, _ in problems_of(good(image="turned.jpg"), folder)] == ["wrong size"]
+    (folder / "mine.csv").write_text("image,x1,y1,x2,y2,answer\nturned.jpg,1,2,30,55,a cup\n")
+    source = BoxesCsvSource(boxes=str(folder / "mine.csv"), images=str(folder), output=str(folder / "o.jsonl"))
+    (sample,) = source.records()
+    assert not problems_of(sample, folder)
 
 
 def test_torn_pictures_are_found_when_decoded(folder: Path) -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("inflect")
 from finetune.evaluation.benchmarks import BENCHMARKS
 from finetune.evaluation.items import Seen, items_of, named_regions
 from finetune.evaluation.problems import Problems
-from finetune.evaluation.rows import CaptionRow, ConceptRow, DescribedRow
+from finetune.evaluation.rows import BridgeRow, CaptionRow, ConceptRow, DescribedRow
 from tap_tokenizer import ConceptBank, RegionTokens
 
 TURNS = [
@@ -63,6 +63,40 @@ def test_own_words_are_of_the_first_region_in_the_question(
     bank = SimpleNamespace(scores=lambda embeds: embeds, names=["region 1", "region 2", "region 3"])
     named = ConceptRow(cast(ConceptBank, bank)).answer(seen(history), "questions")
     assert [line["words"] for line in named] == expected
+
+
+def test_regions_may_be_asked_about_in_any_order() -> None:
+    """A conversation that begins with its second region is cut after each question, and numbered by what it then shows."""
+    turns = [("What is <region2>?", "a cup"), ("And <region1>, beside region2?", "region1 is a lid")]
+    sample = {
+        "image": "a.png", "image_id": 0, "width": 8, "height": 8, "regions": [{"id": "0/0"}, {"id": "0/1"}],
+        "conversations": [
+            {"role": role, "content": words} for pair in turns for role, words in zip(("user", "assistant"), pair)
+        ],
+    }  # fmt: skip
+    one, two = items_of(cast(Any, sample), BENCHMARKS["answers"], "", "true", Problems())
+    assert (one.rows, [turn["content"] for turn in one.sample["conversations"]]) == ([1], ["What is <region1>?"])
+    assert two.rows == [1, 0]
+    assert [turn["content"] for turn in two.sample["conversations"]] == [
+        "What is <region1>?", "a cup", "And <region2>, beside region1?",
+    ]  # fmt: skip
+    assert two.references == ["region2 is a lid"]
+
+
+def test_what_cannot_be_asked_does_not_stop_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(self: BridgeRow, conversations: Any, rows: Any, grids: Any, sizes: Any) -> list[str]:
+        if any("<region3>" in turns[-1]["content"] for turns in conversations):
+            raise ValueError("has 900 tokens, more than 512")
+        return ["yes"] * len(conversations)
+
+    monkeypatch.setattr(BridgeRow, "_ask", ask)
+    monkeypatch.setattr("finetune.evaluation.rows.region_features", lambda *_: torch.zeros(3, 1, 4))
+    monkeypatch.setattr("finetune.evaluation.rows.picture_size", lambda _: (8, 8))
+    processor = SimpleNamespace(experts="routed", context=SimpleNamespace(slots=0))
+    lines = BridgeRow(cast(Any, None), cast(Any, processor), 4, 3).answer(seen("true"), "questions")
+    problems = [line.get("problem") for line in lines]
+    assert [line["answer"] for line in lines] == ["" if problem else "yes" for problem in problems]
+    assert problems.count("has 900 tokens, more than 512") == sum("<region3>" in q for q, _ in TURNS) > 0
 
 
 def test_a_described_question_shows_every_region_that_it_names() -> None:
