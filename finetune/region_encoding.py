@@ -23,5 +23,5 @@ def encode_regions(
     columns: dict[str, Any] = {
         kind: [p.get(kind) or [None] * n for p, n in zip(prompts, count)] for kind in sorted(kinds)
     }
-    regions = tokenizer.encode(features=features, **columns).to("cpu")
+    regions = tokenizer.encode(features=features, **columns).without_masks().to("cpu")
     return (regions.of_image(i) for i in range(len(samples)))

@@ -117,7 +117,7 @@ def _describe(arguments: argparse.Namespace) -> int:
             found["regions"] = [{**given, **own} for given, own in zip(picture.regions, found["regions"])]
             return found
 
-        unread = write_records(arguments.output, pictures, _settings(tokenizer), record)
+        unread = write_records(arguments.output, pictures, _settings(tokenizer), record, _options(tokenizer, arguments))
         return tell_folder(arguments.output, pictures, unread)
     if arguments.boxes is not None or arguments.output is not None:
         raise ValueError(
@@ -149,7 +149,8 @@ def _everything(arguments: argparse.Namespace) -> int:
         def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
             return _record(tokenizer, tokenizer.encode_everything(pixels, **options), arguments)
 
-        unread = write_records(arguments.output, pictures, {**_settings(tokenizer), "search": options}, record)
+        settings = {**_settings(tokenizer), "search": options}
+        unread = write_records(arguments.output, pictures, settings, record, _options(tokenizer, arguments))
         return tell_folder(arguments.output, pictures, unread)
     if arguments.output is not None:
         raise ValueError("--output is for a folder of pictures: print --json for one picture.")
@@ -196,6 +197,13 @@ def _check_flags(arguments: argparse.Namespace) -> None:
 
 def _settings(tokenizer: TapRegionTokenizer) -> dict[str, Any]:
     return {"region_tokenizer": tokenizer.fingerprint}
+
+
+def _options(tokenizer: TapRegionTokenizer, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a record depends on besides: the banks and the numbers that were asked for."""
+    concepts = tokenizer.concepts.digest if tokenizer.concepts is not None else None
+    asked = {name: getattr(arguments, name) for name in ("top_k", "masks", "dtype", "text_tokenizer")}
+    return {"concepts": concepts, **{name: None if value is None else str(value) for name, value in asked.items()}}
 
 
 def _record(tokenizer: TapRegionTokenizer, regions: RegionTokens, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -117,10 +117,14 @@ class ConceptBank:
                     "(100 for most CLIP models)."
                 )
             logit_scale = float(own.detach().exp())
+        kind = getattr(getattr(text_encoder, "config", None), "model_type", "")
+        padding = (
+            "max_length" if kind.startswith("siglip") else True
+        )  # SigLIP reads the last position of its full length
         vectors = []
         for start in tqdm(range(0, len(names), batch_size), desc="concepts", disable=len(names) <= batch_size):
             texts = [template.format(name) for name in names[start : start + batch_size]]
-            inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(text_encoder.device)
+            inputs = tokenizer(texts, padding=padding, truncation=True, return_tensors="pt").to(text_encoder.device)
             vectors.append(_text_features(text_encoder, inputs).float().cpu())
         return cls.from_vectors(names, torch.cat(vectors), logit_scale)
 

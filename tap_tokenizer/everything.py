@@ -44,7 +44,7 @@ def mask_nms(masks: Sequence[Tensor] | Tensor, scores: Tensor, threshold: float)
     """Rows of boolean masks, each (h, w), to keep, best score first: of any two with an IoU over `threshold`, the better.
 
     Two masks are laid over each other only where their boxes and areas leave room for such an IoU, and only there, so
-    that many masks of a large picture need little time and no more memory than they have already.
+    that many masks of a large picture need little time; beside the masks, memory for a few numbers of each two.
     """
     device = scores.device
     if not len(masks):

@@ -69,6 +69,10 @@ class FastImageEncoder:
         self._biases: list[Tensor] = []
         self._state: object = None
 
+    def forget(self) -> None:
+        """Prepare anew at the next call: weights may have changed."""
+        self._biases, self._state = [], None
+
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """Pixel values (B, 3, S, S) → image embeddings (B, D, G, G)."""
         _keep_freed_memory()
@@ -110,6 +114,10 @@ class FastImageDecoder:
         self.prompt_encoder = prompt_encoder
         self._plan: _Plan | None = None
         self._state: object = None
+
+    def forget(self) -> None:
+        """Prepare anew at the next call: weights may have changed."""
+        self._plan, self._state = None, None
 
     def __call__(
         self,
@@ -374,7 +382,10 @@ def _centred(rows: Tensor) -> Tensor:
 
 
 def _state_of(weights: Iterable[Tensor]) -> object:
-    """Changes when a weight is moved, cast, loaded or trained: its place in memory, or its count of changes, does."""
+    """Changes when a weight is moved, cast, loaded or trained: its place in memory, or its count of changes, does.
+
+    Fused optimizers, and edits through `.data`, do not count; `TapModel.train` forgets for them.
+    """
     return [(weight.data_ptr(), weight._version, weight.dtype) for weight in weights]
 
 
@@ -388,6 +399,10 @@ class FastCaptions:
 
     def __getstate__(self) -> dict[str, Any]:  # packed weights can be neither copied nor pickled
         return {"decoder": self.decoder, "_packed": {}, "_state": None}
+
+    def forget(self) -> None:
+        """Prepare anew at the next call: weights may have changed."""
+        self._packed, self._state = {}, None
 
     def __call__(self, region_tokens: Tensor, max_length: int) -> Tensor:
         """Region tokens (R, D) → ids (R, max_length): bos first, padded after eos."""

@@ -170,7 +170,15 @@ def _array_to_pil(array: np.ndarray) -> Image.Image:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Any mode → RGB; transparent pixels show white, 16-bit greys keep their upper byte."""
+    """Any mode → RGB; transparent pixels show white, 16-bit greys keep their upper byte; no other numbers are guessed at."""
+    if image.mode in ("F", "I"):
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() >= 1 << 16:
+            raise ValueError(
+                f"Got a picture of {pixels.dtype} from {pixels.min()} to {pixels.max()}, expected bytes (0 to 255) or 16 bits: "
+                "scale and cast it first."
+            )
+        image = Image.fromarray((pixels >> 8 if pixels.max() > 255 else pixels).astype(np.uint8))
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:

@@ -90,6 +90,13 @@ class TapModel(TapPreTrainedModel):
         self._fast_captions = FastCaptions(self.text_decoder)
         self.post_init()
 
+    def train(self, mode: bool = True) -> TapModel:
+        """As every module; training may change weights unseen, so what evaluation has prepared is prepared anew after it."""
+        if mode:
+            for fast in (self._fast_encoder, self._fast_decoder, self._fast_captions):
+                fast.forget()
+        return super().train(mode)
+
     @property
     def is_fast(self) -> bool:
         """Whether a call made now takes `fast_inference`: in evaluation mode, not with gradients, autocast or "eager"."""
@@ -163,12 +170,16 @@ class TapModel(TapPreTrainedModel):
         return self.config.fingerprint or self.compute_fingerprint()
 
     def compute_fingerprint(self) -> str:
-        """SHA-256, 16 hex digits, over names, dtypes and bytes of all weights but the caption decoder's."""
+        """SHA-256, 16 hex digits, over names, shapes and values of all weights but the caption decoder's.
+
+        Values count as float32: weights that are loaded in a wider dtype than they were saved in are the same.
+        """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             if not name.startswith("text_decoder."):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+                digest.update(f"{name} {tuple(tensor.shape)};".encode())
+                values = tensor.detach().cpu().float() if tensor.is_floating_point() else tensor.detach().cpu()
+                digest.update(values.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def set_attn_implementation(self, attn_implementation: str, **kwargs: Any) -> None:

@@ -7,6 +7,7 @@ the picture; further columns are passed on. Knows files; what is asked of a regi
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -149,6 +150,7 @@ def write_records(
     pictures: Sequence[PictureRegions],
     settings: dict[str, Any],
     record: Callable[[PictureRegions, np.ndarray], dict[str, Any]],
+    options: Any = None,
 ) -> dict[str, str]:
     """Write one JSON line per picture, with what `record` gives for it and its pixels (H, W, 3).
 
@@ -156,12 +158,13 @@ def write_records(
     a call that comes after an interruption goes on there. A picture that cannot be read is passed over: its name is in the
     dictionary that comes back, with the reason, and `output` is not there before it is mended or taken out.
 
-    Each line begins with the picture's name and `settings`; a partial file of other settings or pictures is refused, and so
-    is an `output` that exists.
+    Each line begins with the picture's name and `settings`; what else `record` depends on is `options`, which are not
+    written. A partial file of other settings, options, pictures or regions is refused, and so is an `output` that exists.
     """
     check_new(output)
     partial = output.with_name(output.name + ".partial")
-    written = _written(partial, pictures, settings)
+    given = {picture.image: _digest([settings, options, picture.regions]) for picture in pictures}
+    written = _written(partial, given)
     there = set(written)
     waiting = [picture for picture in pictures if picture.image not in there]
     unread: dict[str, str] = {}
@@ -172,33 +175,40 @@ def write_records(
             except ValueError as error:
                 unread[picture.image] = str(error)
                 continue
-            line = {"image": picture.image, **settings, **record(picture, pixels)}
+            line = {_GIVEN: given[picture.image], "image": picture.image, **settings, **record(picture, pixels)}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             written.append(picture.image)
     if not unread:
-        _sort(partial, written, [picture.image for picture in pictures])
-        partial.replace(output)
+        _finish(partial, output, written, [picture.image for picture in pictures])
     return unread
 
 
-def _written(partial: Path, pictures: Sequence[PictureRegions], settings: dict[str, Any]) -> list[str]:
+_GIVEN = "given"
+"""In a partial file, what a line was made from: a digest of settings, options and the picture's regions."""
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _written(partial: Path, given: dict[str, str]) -> list[str]:
     """The pictures whose lines a partial file holds; a line that was cut off is taken out of it."""
     if not partial.exists():
         return []
     content = partial.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    known = {picture.image for picture in pictures}
     names = []
     for i, text in enumerate(whole.splitlines(), start=1):
         try:
             line = json.loads(text)
-            as_begun = line["image"] in known and all(line[name] == value for name, value in settings.items())
+            as_begun = given[line["image"]] == line[_GIVEN]
         except (ValueError, TypeError, KeyError):
             as_begun = False
         if not as_begun:
             raise ValueError(
-                f"{partial} was begun with other pictures, models or questions (line {i}): go on as it began, or remove it."
+                f"{partial} was begun with other pictures, regions, models, options or questions (line {i}): go on as it "
+                "began, or remove it."
             )
         names.append(line["image"])
     if len(whole) < len(content):
@@ -207,11 +217,16 @@ def _written(partial: Path, pictures: Sequence[PictureRegions], settings: dict[s
     return names
 
 
-def _sort(partial: Path, written: list[str], wanted: list[str]) -> None:
-    """Bring lines into the order of the pictures, if mended ones came later."""
-    if written == wanted:
-        return
-    lines = dict(zip(written, partial.read_bytes().splitlines(keepends=True)))
+def _finish(partial: Path, output: Path, written: list[str], wanted: list[str]) -> None:
+    """Lines in the order of the pictures, for mended ones came later, and without what only a partial file needs."""
+    begin = len(json.dumps({_GIVEN: "0" * 16})) - 1
     sorted_lines = partial.with_name(partial.name + ".sorted")
-    sorted_lines.write_bytes(b"".join(lines[name] for name in wanted))
-    sorted_lines.replace(partial)
+    with open(partial, "rb") as lines, open(sorted_lines, "wb") as file:
+        starts, place = {}, 0
+        for name, line in zip(written, lines):
+            starts[name], place = place, place + len(line)
+        for name in wanted:
+            lines.seek(starts[name])
+            file.write(b"{" + lines.readline()[begin + 2 :])
+    sorted_lines.replace(output)
+    partial.unlink()

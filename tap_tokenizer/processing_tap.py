@@ -240,7 +240,8 @@ def _check_points(
 
 def _mask_prompt(value: Any, size: tuple[int, int], place: str) -> Prompt:
     if isinstance(value, Image.Image):
-        value = value.convert("1")
+        plain = value.mode in ("1", "L", "P") or value.mode.startswith("I")  # numbers, of which 0 is no region
+        value = np.asarray(value) if plain else np.asarray(value.convert("L")) >= 128
     mask = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
     if mask.shape != size:
         raise ValueError(f"{place}: mask has shape {mask.shape}, expected the picture's (height, width) {size}.")

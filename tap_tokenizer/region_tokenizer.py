@@ -203,7 +203,10 @@ class TapRegionTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Which weights make the tokens; equal for equal checkpoints, whatever the dtype they are loaded in."""
+        """Which weights make the tokens; equal for equal checkpoints, whatever the dtype they are loaded in.
+
+        A checkpoint that was saved in half precision holds other numbers, and has a fingerprint of its own.
+        """
         if self._fingerprint is None:
             self._fingerprint = self.model.fingerprint
         return self._fingerprint
@@ -265,8 +268,7 @@ class TapRegionTokenizer:
             prepared = self.processor.prepare_prompts(sizes, is_batch=is_batch, **prompts)
             features = self.embed_image(pictures)
         else:
-            if features.fingerprint != self.fingerprint:
-                raise ValueError("These image features come from another tokenizer: embed the pictures with this one.")
+            self._check_features(features)
             prepared = self.processor.prepare_prompts(features.original_sizes, is_batch=features.is_batch, **prompts)
         return self._decode(features, prepared, with_masks)
 
@@ -288,6 +290,8 @@ class TapRegionTokenizer:
             raise ValueError("Got several pictures, expected one: search them one at a time.")
         if features is not None and search.crops_n_layers:
             raise ValueError("Got features and crops_n_layers: features are of the whole picture, give the picture.")
+        if features is not None:
+            self._check_features(features)
         picture = None if image is None else load_rgb(image)
         whole = self.embed_image(picture) if features is None else features  # type: ignore[arg-type]
         size = (int(whole.original_sizes[0, 0]), int(whole.original_sizes[0, 1]))
@@ -401,7 +405,7 @@ class TapRegionTokenizer:
         longest = int(mask.sum(dim=1).max()) if len(rows) else mask.shape[1]
         mask = mask[:, :longest]
         return self.model(
-            image_embeddings=features.embeddings,
+            image_embeddings=features.embeddings.to(self.device, self.dtype),  # the model may have moved since
             input_points=prepared["input_points"][rows, :longest].to(self.device),
             input_labels=prepared["input_labels"][rows, :longest].to(self.device),
             prompt_mask=None if bool(mask.all()) else mask.to(self.device),
@@ -528,6 +532,10 @@ class TapRegionTokenizer:
             )
         self._check_origin(regions)
         return bank.top(regions.embeds, min(top_k, len(bank)) if top_k > 0 else top_k)
+
+    def _check_features(self, features: ImageFeatures) -> None:
+        if features.fingerprint != self.fingerprint:
+            raise ValueError("These image features come from another tokenizer: embed the pictures with this one.")
 
     def _check_origin(self, regions: RegionTokens) -> None:
         if regions.fingerprint != self.fingerprint:

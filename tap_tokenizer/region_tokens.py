@@ -130,10 +130,12 @@ class RegionTokens:
         for places in pending.values():
             parts = [part for part in (self.mask_parts[i] for i in places) if isinstance(part, PendingMask)]
             for i, mask in zip(places, parts[0].source([part.row for part in parts])):
-                self.mask_parts[i] = mask
+                self.mask_parts[i] = mask.to(self.boxes.device)
 
     def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor | np.ndarray) -> RegionTokens:
         """Some of the regions, as `RegionTokens` again; a single number gives one region."""
+        if not isinstance(index, (int, slice)) and np.ndim(index) == 0:
+            index = int(index)  # type: ignore[arg-type]  # a number of NumPy's or torch's
         if isinstance(index, int):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"Got region {index} of {len(self)}.")
@@ -182,6 +184,14 @@ class RegionTokens:
             moved[name] = moved[name].to(dtype=dtype)
         masks = [part.to(device=device) if isinstance(part, Tensor) else part for part in self.mask_parts]
         return replace(self, **moved, mask_parts=masks)
+
+    def without_masks(self) -> RegionTokens:
+        """The same regions, without their masks and without what would compute them: the picture's embeddings and the model."""
+        return replace(self, mask_parts=[None] * len(self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process or a file: masks that were computed, not the model that would compute the others."""
+        return {**vars(self), "mask_parts": [part if isinstance(part, Tensor) else None for part in self.mask_parts]}
 
     def save(self, path: str | Path, *, with_masks: bool = False) -> None:
         """Write one safetensors file, whole or not at all; masks, packed to bits, only if asked for."""

@@ -50,7 +50,8 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _STAND_INS[module, name]
+            found = _STAND_INS[module, name]
+            return found if found in (set, frozenset, OrderedDict) else _StandIn(found)
         except KeyError:
             raise _RefusedError(
                 f"refused to load {module}.{name}: expected arrays, torch tensors and plain containers only. "
@@ -59,6 +60,21 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> NoReturn:
         raise _RefusedError(f"refused a persistent id ({str(pid)[:80]}): expected a self-contained pickle.")
+
+
+class _StandIn:
+    """Passes calls on to a stand-in and keeps nothing: a pickle that would set attributes on it is refused."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.call(*arguments)
+
+    def __setstate__(self, state: Any) -> NoReturn:
+        raise _RefusedError("refused to change a function: expected arrays and plain containers only.")
 
 
 class _DataType:
@@ -136,6 +152,8 @@ def _rebuild_tensor(
         raise _RefusedError("refused a tensor without a storage.")
     if offset < 0 or len(size) != len(stride) or min((*size, *stride), default=0) < 0:
         raise _RefusedError("refused a tensor of negative size.")
+    if math.prod(size) > storage.size():
+        raise _RefusedError("refused a tensor that is larger than its storage.")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     if math.prod(size) and last >= storage.size():
         raise _RefusedError("refused a tensor that reaches beyond its storage.")
@@ -167,8 +185,11 @@ for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2 write different nam
     _STAND_INS[f"{_core}.numeric", "_frombuffer"] = _from_buffer
 
 
-def _resolve(value: Any) -> Any:
-    """Replace stand-ins by the arrays they became, inside containers."""
+def _resolve(value: Any, known: dict[int, Any] | None = None) -> Any:
+    """Replace stand-ins by the arrays they became, inside containers; what is referred to twice is looked at once."""
+    known = {} if known is None else known
+    if id(value) in known:
+        return known[id(value)]
     if isinstance(value, _Array):
         if value.value is None:
             raise _RefusedError("got an array without its content.")
@@ -176,7 +197,7 @@ def _resolve(value: Any) -> Any:
     if isinstance(value, (_DataType, type)) or callable(value):
         raise _RefusedError("refused a bare type or function: expected arrays and plain containers only.")
     if isinstance(value, dict):
-        return type(value)((_resolve(k), _resolve(v)) for k, v in dict.items(value))
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return type(value)(_resolve(item) for item in value)
-    return value
+        known[id(value)] = type(value)((_resolve(k, known), _resolve(v, known)) for k, v in dict.items(value))
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        known[id(value)] = type(value)(_resolve(item, known) for item in value)
+    return known.get(id(value), value)

@@ -146,6 +146,26 @@ def test_weights_that_change_are_noticed(make_tap: Callable[..., TapModel]) -> N
     torch.testing.assert_close(changed.semantic_tokens, ask(model, plain=True).semantic_tokens, **CLOSE)
 
 
+def test_training_unseen_is_noticed(make_tap: Callable[..., TapModel]) -> None:
+    """A fused optimizer changes weights in place, and counts no change."""
+    model = with_weights_that_matter(make_tap())
+    ask(model, plain=False)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    optimizer.step()
+    model.eval()
+    fast, plain = (ask(model, plain=is_plain) for is_plain in (False, True))
+    torch.testing.assert_close(fast.semantic_tokens, plain.semantic_tokens, rtol=1e-4, atol=1e-4)
+    pictures = torch.randn(1, 3, model.config.image_size, model.config.image_size)
+    with torch.no_grad():
+        seen = []
+        for model.is_plain in (False, True):
+            seen.append(model.get_image_embeddings(pictures))
+    torch.testing.assert_close(seen[0], seen[1], rtol=1e-4, atol=1e-3)
+
+
 def test_where_it_is_used(make_tap: Callable[..., TapModel]) -> None:
     """Never where gradients are asked for, in training mode or autocast, or where the formula itself is wanted."""
     model = make_tap()

@@ -53,6 +53,19 @@ def test_grey_palette_and_sixteen_bit(picture: Image.Image) -> None:
     assert np.array_equal(load_rgb(deep)[..., 0], grey)
 
 
+def test_greys_of_32_bits(picture: Image.Image) -> None:
+    bytes_, wide = (
+        picture.convert("L").convert("I"),
+        Image.fromarray(np.asarray(picture.convert("L")).astype(np.int32) << 8),
+    )
+    want = np.asarray(load_rgb(picture.convert("L")))
+    assert np.array_equal(load_rgb(bytes_), want)
+    assert np.array_equal(load_rgb(wide), want)
+    for numbers in (np.full((4, 5), 70_000, np.int32), np.full((4, 5), -1, np.int32), np.full((4, 5), 0.5, np.float32)):
+        with pytest.raises(ValueError, match="expected bytes"):
+            load_rgb(Image.fromarray(numbers))
+
+
 def test_transparency_is_shown_over_white() -> None:
     clear = Image.new("RGBA", (2, 2), (200, 10, 10, 0))
     assert load_rgb(clear).tolist() == [[[255] * 3] * 2] * 2

@@ -37,6 +37,13 @@ def test_an_interrupted_folder_goes_on(folder: Path) -> None:
         write_records(output, pictures, {"model": "another"}, record)
     with pytest.raises(ValueError, match="begun with other"):
         write_records(output, pictures[1:], {"model": "m"}, record)
+    with pytest.raises(ValueError, match="begun with other"):
+        write_records(output, pictures, {"model": "m"}, record, {"top_k": 3})
+    before = pictures[0].regions
+    pictures[0].regions = before[:1]
+    with pytest.raises(ValueError, match="begun with other"):
+        write_records(output, pictures, {"model": "m"}, record)
+    pictures[0].regions = before
     write_records(output, pictures, {"model": "m"}, record)
     assert asked == ["a.png", "sub/b.jpg", "sub/b.jpg"]
     assert [json.loads(line) for line in output.read_text().splitlines()] == [

@@ -75,6 +75,19 @@ def test_a_mask_becomes_its_box_and_points_inside(processor: TapProcessor) -> No
             assert mask[int(y), int(x)]
 
 
+@pytest.mark.parametrize("value", [1, 15, 128, 255])
+@pytest.mark.parametrize("mode", ["L", "P", "I"])
+def test_a_mask_as_a_picture_is_as_its_numbers(processor: TapProcessor, mode: str, value: int) -> None:
+    numbers = np.zeros((16, 32), np.uint8)
+    numbers[3:12, 5:25] = value
+    picture = Image.fromarray(numbers)
+    picture = picture.convert("I") if mode == "I" else picture
+    if mode == "P":
+        picture.putpalette([0, 0, 0, *[200, 10, 10] * 255])
+    want = processor(PICTURE, masks=[numbers > 0])
+    torch.testing.assert_close(processor(PICTURE, masks=[picture])["input_points"], want["input_points"])
+
+
 def test_interior_points_lie_deep_and_apart() -> None:
     bell = np.zeros((100, 300), bool)
     bell[:, :100] = bell[:, 200:] = True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +262,30 @@ def test_moving_keeps_the_fingerprint(make_tokenizer: Callable[..., TapRegionTok
     tokenizer = make_tokenizer()
     before = make_tokenizer().fingerprint
     assert tokenizer.to(dtype=torch.bfloat16).fingerprint == before
+
+
+def test_features_of_another_tokenizer_are_refused(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
+    features = replace(tiny_tokenizer.embed_image(picture), fingerprint="another")
+    for see in (tiny_tokenizer.encode_everything, lambda features: tiny_tokenizer.encode(features=features, boxes=[])):
+        with pytest.raises(ValueError, match="another tokenizer"):
+            see(features=features)
+
+
+def test_features_follow_the_model(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
+    """What was seen in one precision is decoded in another, and masks that were waiting come, too."""
+    tokenizer = TapRegionTokenizer(deepcopy(tiny_tokenizer.model))
+    features = tokenizer.embed_image(picture)
+    waiting = tokenizer.encode(features=features, boxes=[[5, 5, 40, 30]])
+    tokenizer.to(dtype=torch.bfloat16)
+    assert tokenizer.encode(features=features, boxes=[[5, 5, 40, 30]]).tokens.dtype == torch.bfloat16
+    assert waiting.masks.shape == (1, picture.height, picture.width)
+
+
+def test_a_fingerprint_is_of_the_values(tiny_tokenizer: TapRegionTokenizer, tmp_path: Path) -> None:
+    half = TapRegionTokenizer(deepcopy(tiny_tokenizer.model).to(torch.float16))
+    half.save_pretrained(tmp_path / "half")
+    wide = TapRegionTokenizer.from_pretrained(tmp_path / "half")
+    assert wide.dtype == torch.float32
+    before = wide.fingerprint
+    wide.save_pretrained(tmp_path / "wide")
+    assert TapRegionTokenizer.from_pretrained(tmp_path / "wide").fingerprint == before != tiny_tokenizer.fingerprint

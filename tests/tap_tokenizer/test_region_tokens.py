@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ def test_routed_values(regions: RegionTokens) -> None:
         ([], []),
         (-1, [2]),
         (1, [1]),
+        (np.int64(1), [1]),
+        (torch.tensor(2), [2]),
     ],
 )
 def test_indexing(regions: RegionTokens, index: object, want: list[int]) -> None:
@@ -78,6 +81,21 @@ def test_strangers_are_not_joined(regions: RegionTokens) -> None:
 
     with pytest.raises(ValueError, match="tokens of different tokenizers"):
         RegionTokens.concatenate([regions, replace(regions, fingerprint="other")])
+
+
+def test_tokens_travel_without_the_model(regions: RegionTokens) -> None:
+    """What was computed goes along; what the model would compute does not, nor does the model."""
+    packed = pickle.dumps(regions)
+    assert len(packed) < 20 * sum(getattr(regions, name).nbytes for name in ("semantic_tokens", "semantic_embeds"))
+    there = pickle.loads(packed)
+    assert torch.equal(there.semantic_tokens, regions.semantic_tokens)
+    with pytest.raises(ValueError, match="kept without masks"):
+        _ = there.masks
+    masks = regions.masks
+    assert torch.equal(pickle.loads(pickle.dumps(regions)).masks, masks)
+    with pytest.raises(ValueError, match="kept without masks"):
+        _ = regions.without_masks().masks
+    assert torch.equal(regions.masks, masks)
 
 
 def test_moving(regions: RegionTokens) -> None:

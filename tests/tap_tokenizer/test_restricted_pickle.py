@@ -219,3 +219,24 @@ def test_endless_nesting_is_refused(tmp_path: Path) -> None:
     selfish.append(selfish)
     with pytest.raises(pickle.UnpicklingError):
         read_pickle(written(tmp_path / "y.pkl", selfish))
+
+
+def test_what_is_shared_is_read_once(tmp_path: Path) -> None:
+    """Thirty lists that each hold the one before twice: 2³⁰ ways to it, which nobody walks."""
+    nested: Any = [1]
+    for _ in range(30):
+        nested = [nested, nested]
+    (tmp_path / "shared.pkl").write_bytes(pickle.dumps(nested))
+    found = read_pickle(tmp_path / "shared.pkl")
+    for _ in range(30):
+        assert found[0] is found[1]
+        found = found[0]
+    assert found == [1]
+
+
+def test_the_reader_cannot_be_changed(tmp_path: Path) -> None:
+    """A state for a function, by which pickles set attributes."""
+    change = b"\x80\x02c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__X\x04\x00\x00\x00utf8\x85s\x86b0K\x01."
+    (tmp_path / "change.pkl").write_bytes(change)
+    with pytest.raises(pickle.UnpicklingError, match="refused to change a function"):
+        read_pickle(tmp_path / "change.pkl")
