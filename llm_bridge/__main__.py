@@ -385,8 +385,11 @@ def _app(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"Port {arguments.port or 'from 7860 on'} of {arguments.host} cannot be had: give another --port."
         ) from None
-    print(f"The page is at {address} (Ctrl+C ends it).", flush=True)
-    page.block_thread()
+    try:
+        print(f"The page is at {address} (Ctrl+C ends it).", flush=True)
+        page.block_thread()  # which hears Ctrl+C itself
+    except KeyboardInterrupt:  # a moment before
+        page.close(verbose=False)
 
 
 def _check_address(host: str, port: int | None) -> None:
