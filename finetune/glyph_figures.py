@@ -86,7 +86,7 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
 
 _STAGES = ("dense", "prompt", "masks", "caption", "anchored", "longer", "concept", "language", "full", "more", "most", "lora",
            "tokens", "kinds", "settled", "talks", "context", "last", "context-last", "sharper", "sharper-concept",
-           "chat-sharper", "context-sharper")  # fmt: skip
+           "chat-sharper", "context-sharper", "context-even")  # fmt: skip
 
 
 def _began(log: Path) -> int:

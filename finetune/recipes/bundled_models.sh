@@ -155,6 +155,7 @@ cache next_packed runs/tap_tiny_sharpened --variants exact,jitter $context
 cache next_train runs/tap_tiny_sharpened --variants exact,jitter $context
 bridge region_chat_tiny_sharper region_chat_tiny_sharper
 bridge region_context_tiny_sharper region_context_tiny_sharper
+bridge region_context_tiny_even region_context_tiny_even
 
 # What the package holds: runs/tap_tiny_sharpened as tap-tiny, and the last two as region-chat-tiny and, in float16,
 # region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.
