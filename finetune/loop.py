@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from .arguments import refuse_other_arguments
 from .checkpoints import list_checkpoints, save_checkpoint, step_of
 
 
@@ -132,15 +133,20 @@ def save_state(accelerator: Accelerator, folder: Path, step: int) -> None:
     )
 
 
-def load_last_state(accelerator: Accelerator, folder: Path, steps: int) -> int:
-    """Load the newest checkpoint and give its step; 0 if there is none. Refused if it lies after the run's last of `steps`."""
-    found = list_checkpoints(folder)
+def load_last_state(accelerator: Accelerator, output: Path, arguments: Any, free: Sequence[str]) -> int:
+    """Load a run's newest checkpoint and give its step; 0 if there is none.
+
+    Refused before anything is loaded: other arguments than those it began with, but for the `free` ones, and fewer steps
+    than it has made.
+    """
+    found = list_checkpoints(output / "checkpoints")
     if not found:
         return 0
-    if step_of(found[-1]) > steps:
+    refuse_other_arguments(arguments, output / "arguments.yaml", free)
+    if step_of(found[-1]) > arguments.steps:
         raise ValueError(
-            f"{found[-1]} lies after the last of {steps} steps, and its rates have not fallen: give more steps, or another "
-            "output_dir."
+            f"{found[-1]} lies after the last of {arguments.steps} steps, and its rates have not fallen: give more "
+            "steps, or another output_dir."
         )
     try:
         accelerator.load_state(str(found[-1]))

@@ -35,8 +35,8 @@ from transformers import (
 
 from llm_bridge import RegionDescription, describe_regions
 
-from .arguments import RECIPES, check_counts, knob, parse_arguments, refuse_other_arguments, run_command, save_arguments
-from .checkpoints import list_checkpoints, save_whole
+from .arguments import RECIPES, check_counts, knob, parse_arguments, run_command, save_arguments
+from .checkpoints import save_whole
 from .data.glyph_language import caption
 from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, draw_question
 from .data.glyph_records import number_regions
@@ -195,9 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     model, *optimizers = accelerator.prepare(model, *optimizers)
     peaks = [group["lr"] for group in param_groups(optimizers)]  # before a checkpoint brings the rates of its step
     checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
-    if list_checkpoints(checkpoints):
-        refuse_other_arguments(arguments, output / "arguments.yaml", FREE)
-    start = load_last_state(accelerator, checkpoints, arguments.steps)
+    start = load_last_state(accelerator, output, arguments, FREE)
     log.forget_after(start)
     if accelerator.is_main_process:
         save_arguments(arguments, output / "arguments.yaml")

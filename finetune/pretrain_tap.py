@@ -32,8 +32,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer
 
-from .arguments import RECIPES, check_counts, knob, parse_arguments, refuse_other_arguments, run_command, save_arguments
-from .checkpoints import list_checkpoints, save_whole
+from .arguments import RECIPES, check_counts, knob, parse_arguments, run_command, save_arguments
+from .checkpoints import save_whole
 from .data.glyph_language import build_text_tokenizer, concept_banks
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
 from .loop import (
@@ -243,7 +243,7 @@ class PromptStage(nn.Module):
         self.image_decoder.semantic_head.requires_grad_(self.anchor is None)
 
     def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
-        self.sampler.reseed(_number_of_draws(self.seed, step))
+        self.sampler.reseed(_seed_of_draws(self.seed, step))
         embeddings = self.image_encoder(batch.pixel_values)
         old = None if self.anchor is None else self.anchor.embed(batch.pixel_values)
         asked = batch
@@ -282,8 +282,8 @@ class PromptStage(nn.Module):
         return losses, nearest, output.pred_masks.detach()
 
 
-def _number_of_draws(seed: int, step: int) -> int:
-    """What the prompts of a step are drawn with: another number for every step, and for each of several processes."""
+def _seed_of_draws(seed: int, step: int) -> int:
+    """The seed that the prompts of a step are drawn with: another for every step, and for each of several processes."""
     return seed * 1_000_003 + step + 7_919_000_003 * PartialState().process_index
 
 
@@ -297,7 +297,7 @@ class FrozenTokens:
     @torch.no_grad()
     def __call__(self, batch: MaskedBatch, step: int) -> tuple[Tensor, Tensor]:
         """Tokens (R, D) of a batch's regions, prompted as this step draws it, and their experts (R,)."""
-        self.sampler.reseed(_number_of_draws(self.seed, step))
+        self.sampler.reseed(_seed_of_draws(self.seed, step))
         model = self.model.to(batch.pixel_values.device)
         for part in (model.image_encoder, model.prompt_encoder, model.image_decoder):
             part.eval()
@@ -419,9 +419,7 @@ def main(argv: list[str] | None = None) -> None:
     peaks = [group["lr"] for group in param_groups(optimizers)]  # before a checkpoint brings the rates of its step
 
     checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
-    if list_checkpoints(checkpoints):
-        refuse_other_arguments(arguments, output / "arguments.yaml", FREE)
-    start = load_last_state(accelerator, checkpoints, arguments.steps)
+    start = load_last_state(accelerator, output, arguments, FREE)
     log.forget_after(start)
     if accelerator.is_main_process:
         save_arguments(arguments, output / "arguments.yaml")

@@ -28,9 +28,9 @@ from tqdm.auto import tqdm
 
 from llm_bridge import RegionBridgeProcessor, add_lora, count_parameters, has_adapter, merge_lora, set_trainable
 
-from .arguments import parse_arguments, refuse_other_arguments, run_command, save_arguments
+from .arguments import parse_arguments, run_command, save_arguments
 from .bridge_setup import check_data, check_sharding, load_bridge, make_optimizers
-from .checkpoints import list_checkpoints, save_whole
+from .checkpoints import save_whole
 from .conversations import evaluate, make_loader, summed_loss
 from .environment import describe_environment, in_words, record_environment
 from .loop import MeanWindow, RunLog, StopRequest, load_last_state, rate_share, save_state, seed_step
@@ -72,9 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     peaks = [group["lr"] for group in param_groups(optimizers)]  # before a checkpoint brings the rates of its step
 
     checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
-    if list_checkpoints(checkpoints):
-        refuse_other_arguments(arguments, output / "arguments.yaml", FREE)
-    start = load_last_state(accelerator, checkpoints, arguments.steps)
+    start = load_last_state(accelerator, output, arguments, FREE)
     log.forget_after(start)
     best = BestWeights(output / "best", arguments.best_metric, start)
     if accelerator.is_main_process:

@@ -157,5 +157,5 @@ bridge region_chat_tiny_sharper region_chat_tiny_sharper
 bridge region_context_tiny_sharper region_context_tiny_sharper
 bridge region_context_tiny_even region_context_tiny_even
 
-# What the package holds: runs/tap_tiny_sharpened as tap-tiny, and the last two as region-chat-tiny and, in float16,
-# region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.
+# What the package holds: runs/tap_tiny_sharpened as tap-tiny, region_chat_tiny_sharper as region-chat-tiny and, in float16,
+# region_context_tiny_even as region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.
