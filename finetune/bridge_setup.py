@@ -113,6 +113,8 @@ def check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGene
         raise ValueError(
             f"Got turns {arguments.turns} for {len(arguments.data)} data: give a number for each, or none."
         )
+    if arguments.same_region and not arguments.turns:
+        raise ValueError("Got same_region without turns: give turns, how many questions are taken from each record.")
     if arguments.questions and len(arguments.questions) != len(arguments.data):
         raise ValueError(
             f"Got {len(arguments.questions)} questions for {len(arguments.data)} data: give a regular expression for each, "

@@ -6,6 +6,9 @@ Knows records and caches, not how a bridge is trained.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +34,7 @@ class Conversations(Dataset[CachedSample]):
         self.samples = [load_samples(path).remove_columns("image") for path in arguments.data]
         self.caches = [RegionCache(path) for path in arguments.caches]
         self.mixture, self.positions = mixture, positions
-        self.seed, self.turns = arguments.seed, arguments.turns
+        self.seed, self.turns, self.same_region = arguments.seed, arguments.turns, arguments.same_region
         self.questions = [re.compile(pattern) for pattern in arguments.questions]
 
     def __len__(self) -> int:
@@ -46,29 +49,51 @@ class Conversations(Dataset[CachedSample]):
         random = np.random.RandomState([self.seed, 3, self.positions[place] % 2**32])
         if self.questions:
             item = _only(item, self.questions[source])
-        return _cut(item, turns, random)
+        return _cut(item, turns, random, self.same_region)
 
 
 def _only(item: CachedSample, pattern: re.Pattern[str]) -> CachedSample:
     """A conversation's questions in which `pattern` is found; all of them if that is none."""
-    turns = item.sample["conversations"]
-    asked = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
-    ends = [*asked[1:], len(turns)]
-    chosen = [turn for i, end in zip(asked, ends) if pattern.search(turns[i]["content"]) for turn in turns[i:end]]
-    if not chosen or len(chosen) == len(turns):
-        return item
-    system = [turn for turn in turns[: asked[0]] if turn["role"] == "system"]
-    count = sum(turn["role"] == "user" for turn in chosen)
-    sample, rows = cut_turns({**item.sample, "conversations": [*system, *chosen]}, 0, count)
-    return CachedSample(sample, item.regions[rows], item.grid)
+    asked = _questions(item)
+    return _of(item, [i for i, turns in enumerate(asked) if pattern.search(turns[0]["content"])] or range(len(asked)))
 
 
-def _cut(item: CachedSample, turns: int, random: np.random.RandomState) -> CachedSample:
-    """`turns` questions in a row of a conversation that has more, from a random one on."""
-    questions = sum(turn["role"] == "user" for turn in item.sample["conversations"])
-    if not turns or questions <= turns:
+def _cut(item: CachedSample, turns: int, random: np.random.RandomState, same_region: bool = False) -> CachedSample:
+    """`turns` questions in a row of a conversation that has more, from a random one on.
+
+    same_region: instead of those that follow it, random ones that name the same regions, as many as there are.
+    """
+    asked = _questions(item)
+    if not turns or not asked or (len(asked) <= turns and not same_region):
         return item
-    sample, rows = cut_turns(item.sample, random.randint(questions - turns + 1), turns)
+    if not same_region:
+        start = random.randint(len(asked) - turns + 1)
+        return _of(item, range(start, start + turns))
+    named = [frozenset(re.findall(r"region(\d+)", turns[0]["content"])) for turns in asked]
+    first = random.randint(len(asked))
+    others = [i for i, regions in enumerate(named) if regions == named[first] and i != first]
+    return _of(item, sorted([first, *random.permutation(others)[: turns - 1].tolist()]))
+
+
+def _questions(item: CachedSample) -> list[list[dict[str, Any]]]:
+    """The turns of a conversation by the question that they belong to."""
+    found: list[list[dict[str, Any]]] = []
+    for turn in item.sample["conversations"]:
+        if turn["role"] == "user":
+            found.append([])
+        if found:
+            found[-1].append(turn)
+    return found
+
+
+def _of(item: CachedSample, chosen: Sequence[int]) -> CachedSample:
+    """A conversation of some of its questions, and of the regions that they name."""
+    asked = _questions(item)
+    if len(chosen) == len(asked):
+        return item
+    before = takewhile(lambda turn: turn["role"] == "system", item.sample["conversations"])
+    turns = [*before, *(turn for i in chosen for turn in asked[i])]
+    sample, rows = cut_turns({**item.sample, "conversations": turns}, 0, len(chosen))
     return CachedSample(sample, item.regions[rows], item.grid)
 
 
@@ -114,6 +139,7 @@ def evaluate(
                 CachedSample(samples[i], cache.regions(i), cache.grid(i)),
                 max(arguments.turns, default=0),
                 np.random.RandomState([arguments.seed, 4, i]),
+                arguments.same_region,
             )
             for i in mine[start : start + arguments.batch_size]
         ]

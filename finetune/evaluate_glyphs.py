@@ -81,6 +81,11 @@ class GlyphEvaluationArguments:
     control_scenes: int = knob(
         default=40, help="of these, how many are asked about with each control, too, rounded up to whole batches"
     )
+    shuffled_scenes: int = knob(
+        default=120,
+        help="of these, how many are asked about with the regions of another scene, rounded up to whole batches: of 40, "
+        "where one of two answers is right, a score would lie within .09 of chance only",
+    )
     context_scenes: int = knob(
         default=40, help="of these, how many the context_model is asked about, rounded up to whole batches"
     )
@@ -310,14 +315,19 @@ def _evaluate(
         regions = list(_regions(tokenizer, batch))
         yield from regions
         questions = [balance.questions(scene, seen) for scene, seen in zip(batch.scenes, batch.visible)]
+        views = [
+            view
+            for view in CONTROLS
+            if start < (arguments.shuffled_scenes if view == "shuffled" else arguments.control_scenes)
+        ]
         if chat is not None:
             own = (
                 questions if models.context is None else _of_families(questions, set(FAMILIES) - set(CONTEXT_FAMILIES))
             )
-            yield from _bridge_lines(chat, batch, own, regions, start < arguments.control_scenes)
+            yield from _bridge_lines(chat, batch, own, regions, views)
         if models.context is not None and start < arguments.context_scenes:
             own = _of_families(questions, set(CONTEXT_FAMILIES))
-            yield from _bridge_lines(models.context, batch, own, regions, start < arguments.control_scenes)
+            yield from _bridge_lines(models.context, batch, own, regions, views)
         if described is not None and start < arguments.control_scenes:
             yield from _described_answers(described, batch, questions)
         count(len(indices))
@@ -386,12 +396,12 @@ def _bridge_lines(
     batch: _Batch,
     questions: Sequence[Sequence[Question]],
     regions: Sequence[dict[str, Any]],
-    with_controls: bool,
+    controls: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
-    """A line for the bridge's answer to each question about a batch, and then for each with each control."""
+    """A line for the bridge's answer to each question about a batch, and then for each with each of the controls."""
     asked = _asked(chat, batch, questions)
     yield from _answers(chat, batch, asked, "full", regions)
-    for view in CONTROLS if with_controls else ():
+    for view in controls:
         if view != "objects given" or chat.processor.context.regions:
             yield from _answers(chat, batch, asked, view, regions)
 

@@ -99,8 +99,8 @@ def as_tables(metrics: dict[str, Any]) -> str:
     parts = [head, _overview(metrics, splits)]
     if any(f"full: {family}" in metrics[split] for split in splits for family in FAMILIES):
         note = (
-            f"Controls (no position … described) are of the first {of['control_scenes']} scenes of each seed, rounded up to "
-            "whole batches."
+            f"Controls (no position … described) are of the first {of['control_scenes']} scenes of each seed, shuffled "
+            f"regions of the first {of['shuffled_scenes']}, rounded up to whole batches."
         )
         if of["context_model"] != "none":
             families = ", ".join(CONTEXT_FAMILIES)

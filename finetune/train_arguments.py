@@ -80,6 +80,11 @@ class TrainArguments:
         help="of each of the data: a regular expression; a conversation is asked only the questions in which it is found, if "
         "there are any. Like turns, for questions that stand alone",
     )
+    same_region: bool = knob(
+        default=False,
+        help="turns are taken from the questions of a record that name the same regions: a picture's context, which stands by "
+        "the distance from the region named first, then stands right for all of them",
+    )
     max_length: int | None = knob(
         default=None,
         help="longest conversation in tokens, a longer one loses its last questions; default: the model's context",

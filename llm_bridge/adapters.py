@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file, is_peft_available
 
-from .configuration_bridge import RegionBridgeConfig, bundled_or_given
-from .modeling_bridge import HUB_OPTIONS, RegionBridgeForConditionalGeneration
+from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
+from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .picture_context import PictureContext
 
 TrainingMode = Literal["projector", "lora", "full"]

@@ -39,8 +39,8 @@ from tap_tokenizer import (
     damage_told,
 )
 
-from .configuration_bridge import RegionBridgeConfig, bundled_or_given
-from .modeling_bridge import HUB_OPTIONS, RegionBridgeForConditionalGeneration, check_context
+from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
+from .modeling_bridge import RegionBridgeForConditionalGeneration, check_context
 from .processing_bridge import RegionBridgeProcessor, open_picture
 from .processing_described import DescribedRegionProcessor
 from .region_prompt import prompt_columns, prompts_by_region, user_content

@@ -15,6 +15,9 @@ REGION_TOKEN = "<|region|>"
 BUNDLED = Path(__file__).parent / "pretrained"
 """Where the bridges that come with the package lie, by name."""
 
+HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
+"""Options of `from_pretrained` that say how files come from a model hub."""
+
 POSITION_SIZE = 6
 """Numbers of the position code: x1, y1, x2, y2 as shares of the picture's width and height, area share, IoU score."""
 

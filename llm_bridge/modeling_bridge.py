@@ -28,6 +28,7 @@ from transformers.utils import ModelOutput
 from tap_tokenizer import TapRegionTokenizer
 
 from .configuration_bridge import (
+    HUB_OPTIONS,
     REGION_TOKEN,
     RegionBridgeConfig,
     bundled_or_given,
@@ -396,7 +397,6 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
 
 
-HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
 CONFIG_OPTIONS = ("experts", "use_semantic_embeds", "use_position", "image_grid", "image_regions", "projector_hidden_size",
                   "position_frequencies", "accept_any_tokenizer")  # fmt: skip
 """Fields of the config that whoever builds a bridge may choose."""

@@ -24,13 +24,12 @@ from transformers.utils import cached_file
 
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, load_rgb
 
-from .configuration_bridge import RegionBridgeConfig, bundled_or_given, fingerprint_number, region_token_id
+from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given, fingerprint_number, region_token_id
 from .picture_context import PictureContext
 from .region_features import region_features
 from .region_prompt import Layout, MarkerExpander, flatten_chat, prompt_columns, with_image_markers, with_labels
 
 CONFIG_FILE = "processor_config.json"
-_HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
 REGION_TOKENIZER_FOLDER = "region_tokenizer"
 
 DEFAULT_CHAT_TEMPLATE = (
@@ -533,7 +532,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         region_tokenizer: use this one (or load it from there) instead of the one that was saved. device: where it runs.
         """
         pretrained_model_name_or_path = bundled_or_given(pretrained_model_name_or_path)
-        hub: dict[str, Any] = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
+        hub: dict[str, Any] = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         path = cached_file(pretrained_model_name_or_path, CONFIG_FILE, **hub)
         values = json.loads(Path(path).read_text())
         entry = values.get("region_tokenizer")

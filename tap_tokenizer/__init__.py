@@ -26,7 +26,7 @@ if not help_is_wanted():
     from .concept_projector import ConceptBank
     from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
     from .everything import mask_to_rle
-    from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb
+    from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb, upright_size
     from .modeling_tap import TapModel, TapOutput
     from .picture_folders import PictureRegions, read_region_table, write_records
     from .pretrained_files import check_hub
@@ -81,5 +81,6 @@ __all__ = [
     "run_command",
     "save_picture",
     "tell_folder",
+    "upright_size",
     "write_records",
 ]

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import BaseImageProcessor, BatchFeature
@@ -137,6 +137,13 @@ def load_rgb(image: ImageInput) -> np.ndarray:
         return np.asarray(_opaque(upright))
     except Exception as error:  # decoders raise whatever damaged bytes make them stumble over
         raise ValueError(f"The image{name} cannot be decoded: {error}. The file may be truncated.") from None
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height of an open picture as `load_rgb` gives it, turned as its EXIF says; its pixels are not read."""
+    width, height = picture.size
+    is_turned = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (height, width) if is_turned else (width, height)
 
 
 def _opened(path: str | Path) -> Image.Image:

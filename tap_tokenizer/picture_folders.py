@@ -20,12 +20,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from .command_line import check_new
-from .image_processing_tap import load_rgb
+from .image_processing_tap import load_rgb, upright_size
 
 CORNERS, POINT = ("x1", "y1", "x2", "y2"), ("x", "y")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-ROTATED = (5, 6, 7, 8)
-"""EXIF orientations in which a picture is seen with width and height exchanged."""
 
 
 @dataclass
@@ -111,8 +109,7 @@ def _seen_size(path: Path, where: str) -> tuple[int, int] | None:
         raise ValueError(f"{where}: there is no picture {path}.")
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(0x0112) in ROTATED else (width, height)
+            return upright_size(image)
     except Exception:  # whatever Pillow stumbles over: `write_records` names the picture when its turn has come
         return None
 

@@ -20,8 +20,10 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from tap_tokenizer import upright_size
+
 from ..arguments import knob
-from .sample import Sample, upright_size
+from .sample import Sample
 from .source import LABEL_QUESTION, PictureSource, groups, record
 
 CORNERS = ("x1", "y1", "x2", "y2")

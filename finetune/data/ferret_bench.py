@@ -11,9 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from tap_tokenizer import upright_size
+
 from ..arguments import knob
 from .json_stream import iter_items
-from .sample import Sample, upright_size
+from .sample import Sample
 from .source import PictureSource, corners, literal, number_regions, record
 
 

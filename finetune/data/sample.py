@@ -25,7 +25,7 @@ from datasets import Dataset, Features, IterableDataset, Json, List, Value, load
 from datasets import Image as Picture
 from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError
-from PIL import ExifTags, Image
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tap_tokenizer import load_rgb
@@ -90,13 +90,6 @@ def open_image(sample: Sample, root: str | Path) -> np.ndarray:
     if isinstance(image, dict):  # a datasets.Image that is not decoded
         image = Image.open(BytesIO(image["bytes"])) if image.get("bytes") else Path(root) / image["path"]
     return load_rgb(image)
-
-
-def upright_size(picture: Image.Image) -> tuple[int, int]:
-    """Width and height of an open picture as it is seen, turned as its EXIF says; its pixels are not read."""
-    width, height = picture.size
-    is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return (height, width) if is_turned else (width, height)
 
 
 def region_prompts(sample: Sample) -> dict[str, list[Any]]:

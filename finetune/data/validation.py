@@ -16,7 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from .sample import GLYPH_SCHEME, PROMPT_KEYS, Sample, decode_mask, iterate, load_samples, upright_size
+from tap_tokenizer import upright_size
+
+from .sample import GLYPH_SCHEME, PROMPT_KEYS, Sample, decode_mask, iterate, load_samples
 
 RECORD_KEYS = {"image", "width", "height", "regions", "conversations", "source", "license"}
 NEEDED_KEYS = ("image", "width", "height", "regions", "conversations")

@@ -12,8 +12,10 @@ from typing import Any
 
 from PIL import Image
 
+from tap_tokenizer import upright_size
+
 from ..data.gar_bench import GarBenchSource
-from ..data.sample import Sample, upright_size
+from ..data.sample import Sample
 from ..data.source import literal
 from .coco_reading import mask_fault
 from .problems import Problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,24 @@ def test_only_questions_of_a_kind(stage: Path) -> None:
     assert shortened
 
 
+def test_questions_about_the_same_regions(stage: Path) -> None:
+    several = 0
+    for seed in range(8):
+        picked = conversations(stage, "cache", turns=[2], same_region=True, seed=seed)
+        for whole, part in zip(conversations(stage, "cache", seed=seed), picked):  # type: ignore[call-overload]
+            asked = questions(part.sample)
+            named = [set(re.findall(r"region\d+", question)) for question in asked]
+            assert all(names == named[0] for names in named)
+            assert len(part.sample["regions"]) == len(named[0]) == len(part.regions)
+            several += len(asked) == 2
+            assert len(asked) <= 2
+            for region, box in zip(part.sample["regions"], part.regions.boxes):
+                assert torch.equal(whole.regions.boxes[whole.sample["regions"].index(region)], box)
+    assert several > 5
+
+
 @pytest.mark.parametrize(("flags", "words"), [
+    (["--same_region", "true", "--image_grid", "2"], "same_region"),
     (["--questions", "(", "--image_grid", "2"], "no regular expression"),
     (["--questions", "a", "b", "--image_grid", "2"], "2 questions for 1 data"),
 ])  # fmt: skip

@@ -118,7 +118,8 @@ def test_surroundings_are_asked_of_the_bridge_that_sees_them(monkeypatch: pytest
 
     monkeypatch.setattr(evaluate_glyphs, "_generate", spy)
     main(["--splits", "test", "--seeds", "0", "--scenes", "4", "--batch_size", "2", "--context_scenes", "2",
-          "--control_scenes", "0", "--described_model", "none", "--output", str(tmp_path)])  # fmt: skip
+          "--control_scenes", "0", "--shuffled_scenes", "0", "--described_model", "none",
+          "--output", str(tmp_path)])  # fmt: skip
     questions = [line for line in lines_of(tmp_path) if line["task"] == "question"]
     around = [q["family"] in CONTEXT_FAMILIES for q in questions]
     assert any(around)
@@ -227,7 +228,7 @@ def test_numbers_are_means_over_seeds_of_shares() -> None:
     assert found["majority: side"] == 0.75
     assert (found["full: kind"], found["tap alone: kind"]) == (0.0, 1.0)
     assert found["n: side"] == 3
-    of = {"benchmark": "b", "scenes": 1, "control_scenes": 1, "seeds": "0,1", "region_tokenizer": "t",
+    of = {"benchmark": "b", "scenes": 1, "control_scenes": 1, "shuffled_scenes": 1, "seeds": "0,1", "region_tokenizer": "t",
           "region_tokenizer_fingerprint": "f", "model": "m", "context_model": "c", "context_scenes": 1}  # fmt: skip
     tables = as_tables({"of": of, **summarise(lines)})
     assert "| side | 3 | 0.750 |" in tables
