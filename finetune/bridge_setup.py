@@ -27,6 +27,8 @@ def load_bridge(
 ) -> tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]:
     """The bridge to train: one that was saved, or a fresh one on a language model."""
     options: dict[str, Any] = {"dtype": getattr(torch, arguments.language_model_dtype)}
+    if arguments.attn_implementation is not None:
+        options["attn_implementation"] = arguments.attn_implementation
     if arguments.quantize != "no":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=arguments.quantize == "4bit",

@@ -124,6 +124,22 @@ def test_gradient_checkpointing_changes_memory_alone(stage: Path, tmp_path: Path
     assert [line["loss"] for line in thrifty] == pytest.approx([line["loss"] for line in plain], abs=1e-5)
 
 
+def test_attention_is_computed_as_asked(stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    plain = train.set_trainable
+
+    def spy(bridge: Any, mode: Any) -> None:
+        seen.add(bridge.language_model.config._attn_implementation)
+        plain(bridge, mode)
+
+    fused = run(stage, tmp_path / "a", "lora", *fresh(stage))
+    monkeypatch.setattr(train, "set_trainable", spy)
+    eager = run(stage, tmp_path / "b", "lora", *fresh(stage), "--attn_implementation", "eager")
+    run(stage, tmp_path / "c", "lora", "--init_from", str(tmp_path / "b" / "model"), "--attn_implementation", "eager")
+    assert seen == {"eager"}
+    assert [line["loss"] for line in eager] == pytest.approx([line["loss"] for line in fused], abs=1e-4)
+
+
 def test_accumulated_batches_equal_a_large_one(stage: Path, tmp_path: Path) -> None:
     large = run(stage, tmp_path / "a", "lora", *fresh(stage), "--batch_size", "4")
     small = run(stage, tmp_path / "b", "lora", *fresh(stage), "--batch_size", "1", "--gradient_accumulation_steps", "4")
