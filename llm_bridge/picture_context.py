@@ -21,8 +21,12 @@ from .configuration_bridge import POSITION_SIZE
 from .description import box_iou
 from .region_features import region_features
 
-SEARCH = {"points_per_crop": 8, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.4}
-"""How objects are first looked for: a coarse grid and lenient filters, since what is found is looked at again."""
+CELLS = 8
+"""Objects are looked for at the centres of this many cells per side, and then at their corners, where none was found."""
+LEAST_SCORE = 0.3
+"""A point's answer with a lower predicted IoU is not looked at again."""
+MOST_ALIKE = 0.7
+"""Of two points' answers whose boxes have a higher IoU, one is looked at again."""
 ROUNDS = 2
 """How often a found region is asked about again by the box around its mask: parts of an object grow to the whole."""
 LEAST_FIT = 0.5
@@ -112,19 +116,44 @@ def grid_points(side: int, size: tuple[int, int]) -> tuple[list[list[list[float]
 def find_objects(tokenizer: TapRegionTokenizer, features: ImageFeatures) -> RegionTokens:
     """Box-prompted tokens of the objects of one picture that the region tokenizer finds, none within another.
 
-    Each answer is judged by its predicted IoU and by how well its mask fills the box that asked for it: a box that cuts
-    an object, or holds two, gets a mask that ends elsewhere. An answer of any round may stay.
+    Points are asked first, then the boxes around their masks. Each answer to a box is judged by its predicted IoU and by
+    how well its mask fills the box: a box that cuts an object, or holds two, gets a mask that ends elsewhere. An answer of
+    any round may stay.
     """
-    boxes = tokenizer.encode_everything(features=features, **SEARCH).boxes  # type: ignore[arg-type]
-    found: list[RegionTokens] = []
-    for _ in range(ROUNDS):
-        regions = tokenizer.encode(features=features, boxes=[boxes.tolist()], with_masks=True)
-        regions = regions[[i for i, mask in enumerate(regions.mask_parts) if torch.as_tensor(mask).any()]]
-        found.append(regions)
-        boxes = _around(regions.masks)
-    pool = RegionTokens.concatenate(found, same_images=True)
-    fit = _fit(pool)
-    return pool[[i for i in _apart(pool.masks, fit) if fit[i] >= LEAST_FIT]]
+    height, width = features.original_sizes.view(-1, 2)[0].tolist()
+    answers: list[RegionTokens] = []
+    found: RegionTokens | None = None
+    for ticks in ([n + 0.5 for n in range(CELLS)], [float(n) for n in range(1, CELLS)]):
+        points = [(x * width / CELLS, y * height / CELLS) for y in ticks for x in ticks]
+        if found is not None and len(found):
+            covered = found.masks.any(dim=0)
+            points = [(x, y) for x, y in points if not covered[int(y), int(x)]]
+        boxes = _boxes_at(tokenizer, features, points)
+        for _ in range(ROUNDS):
+            regions = tokenizer.encode(features=features, boxes=[boxes.tolist()], with_masks=True)
+            regions = regions[[i for i, mask in enumerate(regions.mask_parts) if torch.as_tensor(mask).any()]]
+            answers.append(regions)
+            boxes = _around(regions.masks)
+        pool = RegionTokens.concatenate(answers, same_images=True)
+        fit = _fit(pool)
+        found = pool[[i for i in _apart(pool.masks, fit) if fit[i] >= LEAST_FIT]]
+    assert found is not None
+    return found
+
+
+def _boxes_at(tokenizer: TapRegionTokenizer, features: ImageFeatures, points: list[tuple[float, float]]) -> Tensor:
+    """Boxes (R, 4) around what points of one picture show, the surest first, none much like a surer one."""
+    regions = tokenizer.encode(
+        features=features, points=[[[list(point)] for point in points]], point_labels=[[[1]] * len(points)]
+    )
+    kept: list[list[float]] = []
+    boxes, scores = regions.boxes.tolist(), regions.scores.tolist()
+    for row in sorted(range(len(regions)), key=lambda row: -scores[row]):
+        box = boxes[row]
+        is_new = all(box_iou(box, other) <= MOST_ALIKE for other in kept)
+        if scores[row] >= LEAST_SCORE and box[2] > box[0] and box[3] > box[1] and is_new:
+            kept.append(box)
+    return torch.tensor(kept).view(-1, 4)
 
 
 def _fit(regions: RegionTokens) -> Tensor:
@@ -155,8 +184,8 @@ def _apart(masks: Tensor, fit: Tensor) -> list[int]:
 
 
 def _small(mask: Tensor) -> Tensor:
-    """A mask (H, W) as floats, of a picture whose long side is over 512 at half its size, a third, …: what overlaps needs."""
-    return F.avg_pool2d(mask[None].float(), max(1, max(mask.shape) // 512), ceil_mode=True)[0]
+    """A mask (H, W) as floats, of a picture whose long side is over 256 at half its size, a third, …: what overlaps needs."""
+    return F.avg_pool2d(mask[None].float(), max(1, max(mask.shape) // 256), ceil_mode=True)[0]
 
 
 def _boxes(features: Tensor, num_experts: int) -> Tensor:

@@ -157,5 +157,16 @@ bridge region_chat_tiny_sharper region_chat_tiny_sharper
 bridge region_context_tiny_sharper region_context_tiny_sharper
 bridge region_context_tiny_even region_context_tiny_even
 
-# What the package holds: runs/tap_tiny_sharpened as tap-tiny, region_chat_tiny_sharper as region-chat-tiny and, in float16,
-# region_context_tiny_even as region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.
+# And again, on other scenes: masks for as long, captions of packed pictures, several questions about one region.
+tap tap_tiny_sharpest
+tap tap_tiny_sharpest_concept
+half runs/tap_tiny_sharpest_concept/model runs/tap_tiny_finished
+cache counts_val@finished runs/tap_tiny_finished $context
+cache talks_val@finished runs/tap_tiny_finished $context
+cache next_packed@finished runs/tap_tiny_finished --variants exact,jitter $context
+cache next_train@finished runs/tap_tiny_finished --variants exact,jitter $context
+bridge region_chat_tiny_finished region_chat_tiny_finished
+bridge region_context_tiny_counted region_context_tiny_counted
+
+# What the package holds: runs/tap_tiny_finished as tap-tiny, region_chat_tiny_finished as region-chat-tiny and, in float16,
+# region_context_tiny_counted as region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.
