@@ -71,22 +71,30 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
     grid = figure.subplots(rows, 4, squeeze=False)
     for axes in grid.flat[len(logs) :]:
         axes.set_axis_off()
+    shown: dict[str, Any] = {}  # of each name its line in the legend, which is one for all: the curves fill their axes
     for axes, log in zip(grid.flat, logs):
         lines = [json.loads(line) for line in log.read_text().splitlines()]
-        evaluated = [line for line in lines if any(name.startswith("val_") for name in line)]
-        for name in dict.fromkeys(name for line in evaluated for name in line if name.startswith("val_")):
-            own = [(line["step"], line[name]) for line in evaluated if name in line]
-            axes.plot(*zip(*own), marker=".", label=name.removeprefix("val_"))
+        for name in dict.fromkeys(name for line in lines for name in line if name.startswith("val_")):
+            own = [(line["step"], line[name]) for line in lines if name in line]
+            colour = shown[name].get_color() if name in shown else _COLOURS[len(shown) % len(_COLOURS)]
+            (curve,) = axes.plot(*zip(*own), marker=".", color=colour, label=name.removeprefix("val_"))
+            shown.setdefault(name, curve)
         axes.set_title(f"{log.parents[1].name}: {log.stem.removesuffix('-log')}", fontsize=9)
         axes.set_xlabel("step")
-        if evaluated:
-            axes.legend(fontsize=7)
+    if shown:
+        figure.legend(handles=list(shown.values()), loc="outside upper center", ncols=8, fontsize=9)
     figure.savefig(path, dpi=70)
+
+
+_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
+            "#000080", "#800000", "#006400", "#b8860b", "#4b0082", "#696969")  # fmt: skip
+"""Of the held-out numbers, one each in all curves."""
 
 
 _STAGES = ("dense", "prompt", "masks", "caption", "anchored", "longer", "concept", "language", "full", "more", "most", "lora",
            "tokens", "kinds", "settled", "talks", "context", "last", "context-last", "sharper", "sharper-concept",
-           "chat-sharper", "context-sharper", "context-even")  # fmt: skip
+           "chat-sharper", "context-sharper", "context-even", "sharpest", "sharpest-concept",
+           "chat-finished", "context-counted")  # fmt: skip
 
 
 def _began(log: Path) -> int:
