@@ -213,8 +213,9 @@ class RegionChat:
         shared = min(_common_length(rows), min(map(len, rows)) - 1)  # of every prompt, something is left to read
         if (options.get("num_beams") or self.model.generation_config.num_beams or 1) > 1:
             shared = 0  # beams are copies of whole prompts
-        inputs = _joined(rows, shared, self.model.generation_config.pad_token_id or 0)
         features = [one.inputs["region_features"][0] if "region_features" in one.inputs else None for one in asked]
+        shared = self._seen_alike(rows[0][:shared], features)
+        inputs = _joined(rows, shared, self.model.generation_config.pad_token_id or 0)
         if any(row is not None for row in features):
             inputs |= {k: v.to(self.model.device) for k, v in self.processor.pad_features(features).items()}
         if shared:
@@ -227,6 +228,15 @@ class RegionChat:
             for row in ids[:, inputs["input_ids"].shape[1] :].tolist()
         ]
         return [self.processor.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+
+    def _seen_alike(self, ids: Tensor, features: Sequence[Tensor | None]) -> int:
+        """How many of the `ids` that prompts begin with show the same, too: context stands around what is asked."""
+        places = (ids == getattr(self.model.config, "region_token_id", -1)).nonzero()[:, 0].tolist()
+        own = [row for row in features if row is not None]
+        for number, place in enumerate(places):
+            if any(not torch.equal(row[number], own[0][number]) for row in own):
+                return place
+        return len(ids)
 
     @torch.no_grad()
     def _read(self, inputs: Any, length: int, copies: int) -> DynamicCache:

@@ -2,8 +2,8 @@
 
 Either a grid: the region token of each of n × n points. Or regions: the tokens of the objects that the region tokenizer
 finds by itself, each asked about again by its box, so that they are tokens of the same kind as the regions one points
-at; those that are pointed at leave the context, and the others stand by their distance. Knows the region tokenizer's
-calls; the text in which the tokens stand is not its business.
+at; those that the last question is about leave the context, and the others stand by their distance from them. Knows
+the region tokenizer's calls; the text in which the tokens stand is not its business.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, load_
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given, fingerprint_number, region_token_id
 from .picture_context import PictureContext
 from .region_features import region_features
-from .region_prompt import Layout, MarkerExpander, flatten_chat, prompt_columns, with_image_markers, with_labels
+from .region_prompt import Layout, MarkerExpander, Shown, flatten_chat, prompt_columns, with_image_markers, with_labels
 
 CONFIG_FILE = "processor_config.json"
 REGION_TOKENIZER_FOLDER = "region_tokenizer"
@@ -197,17 +197,17 @@ class RegionBridgeProcessor(ProcessorMixin):
             if not texts:
                 raise ValueError("Got no texts: give at least one.")
             samples = _as_samples(len(texts), images, prompts)
-        expanded, orders = [], []
+        expanded, shown = [], []
         for i, (words, sample) in enumerate(zip(texts, samples)):
             name = f"Sample {i}" if len(texts) > 1 else "The text"
             expander = self._expander(sample, len(sample.images), len(sample.regions), name)
             expanded.append(
                 expander.expand(with_image_markers(words, len(sample.images)) if self.context.slots else words)
             )
-            orders.append(self._finished(expander, words))
-        return self.pack(expanded, self._feature_rows(samples, orders), **text_options)
+            shown.append(self._finished(expander, words))
+        return self.pack(expanded, self._feature_rows(samples, shown), **text_options)
 
-    def _finished(self, expander: MarkerExpander, words: str) -> list[tuple[str, int]]:
+    def _finished(self, expander: MarkerExpander, words: str) -> Shown:
         if not self.context.slots and "<image>" not in words:
             expander.images = 0  # pictures need no marker if they give no tokens of their own
         return expander.finish()
@@ -246,7 +246,7 @@ class RegionBridgeProcessor(ProcessorMixin):
             "continue_final_message": continue_final_message,
             **template_options,
         }
-        texts, orders, spans = self._chat_texts(
+        texts, shown, spans = self._chat_texts(
             [chat.messages for chat in chats],
             [self._expander(s, len(s.images), len(s.regions), name) for s, name in zip(samples, names)],
             chat_template or self.chat_template,
@@ -259,7 +259,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         if return_tensors not in (None, "auto", "pt"):
             raise ValueError(f"return_tensors is {return_tensors!r}, expected 'pt'.")
         words.pop("return_tensors", None)
-        batch = self.pack(texts, self._feature_rows(samples, orders), spans=spans, **words)
+        batch = self.pack(texts, self._feature_rows(samples, shown), spans=spans, **words)
         return batch if return_dict else batch["input_ids"]
 
     def chat_batch(
@@ -276,9 +276,9 @@ class RegionBridgeProcessor(ProcessorMixin):
 
         regions: features (R, slots, F) of each conversation's regions, from `region_features`; grids: context features
         (slots, F) of its picture, shown by `<image>`, or None; sizes: (height, width) of its picture, in pixels, by which
-        objects of a context are ordered. Models that can think are asked not to.
+        a context's objects are ordered around the regions of the last question. Models that can think are asked not to.
         """
-        texts, orders, spans = self._chat_texts(
+        texts, shown, spans = self._chat_texts(
             conversations,
             [
                 self._expander(None, int(grid is not None), len(rows), f"Conversation {i}")
@@ -289,9 +289,9 @@ class RegionBridgeProcessor(ProcessorMixin):
             with_spans=return_assistant_tokens_mask,
         )
         rows: list[Tensor | None] = []
-        for order, own, grid, size in zip(orders, regions, grids, sizes):
-            context = None if grid is None else self._context_beside(grid, own, size)
-            parts = [context if kind == "image" else own[number] for kind, number in order]
+        for one, own, grid, size in zip(shown, regions, grids, sizes):
+            context = None if grid is None else self._context_beside(grid, own[one.asked], size)
+            parts = [context if kind == "image" else own[number] for kind, number in one.order]
             rows.append(torch.cat([part for part in parts if part is not None]) if parts else None)
         return self.pack(texts, rows, spans=spans, **{"add_special_tokens": False, **text_options})
 
@@ -302,19 +302,19 @@ class RegionBridgeProcessor(ProcessorMixin):
         template: str,
         options: dict[str, Any],
         with_spans: bool,
-    ) -> tuple[list[str], list[list[tuple[str, int]]], list[list[tuple[int, int]]] | None]:
+    ) -> tuple[list[str], list[Shown], list[list[tuple[int, int]]] | None]:
         """Rendered conversations with placeholders, what these stand for, and where the assistant speaks."""
-        texts, orders, spans = [], [], []
+        texts, shown, spans = [], [], []
         for messages, expander in zip(conversations, expanders):
             expanded = [
                 {**m, "content": expander.expand(m["content"], again=m["role"] == "user")} if "content" in m else m
                 for m in messages
             ]
-            orders.append(expander.finish())
+            shown.append(expander.finish())
             texts.append(self._render(expanded, template, options))
             if with_spans:
                 spans.append(self._assistant_spans(expanded, texts[-1], template, options))
-        return texts, orders, spans if with_spans else None
+        return texts, shown, spans if with_spans else None
 
     def _expander(self, sample: Sample | None, images: int, regions: int, name: str) -> MarkerExpander:
         """What replaces the markers of one sample; `sample` is None where features are ready-made."""
@@ -400,30 +400,29 @@ class RegionBridgeProcessor(ProcessorMixin):
         source = torch.full((len(feature_rows),), fingerprint_number(tokenizer.fingerprint, self.experts))
         return {"region_features": features, "region_mask": mask, "region_source": source}
 
-    def _feature_rows(self, samples: list[Sample], orders: list[list[tuple[str, int]]]) -> list[Tensor | None]:
+    def _feature_rows(self, samples: list[Sample], shown: list[Shown]) -> list[Tensor | None]:
         """Feature rows (S, F) of each sample, in the order of its placeholders; each picture is encoded once."""
-        if not any(orders):
+        if not any(one.order for one in shown):
             return [None] * len(samples)
         seen = self._see(samples)
         regions = region_features(seen.regions, self.experts)
         grids, sizes = self._grids(seen) if self.context.slots else {}, seen.sizes()
         rows: list[Tensor | None] = []
-        for i, (sample, order) in enumerate(zip(samples, orders)):
-            own = {
-                n: [seen.rows[i, m] for m, (image, _) in enumerate(sample.regions) if image == n]
-                for n in range(len(sample.images))
+        for i, (sample, one) in enumerate(zip(samples, shown)):
+            asked = {
+                n: [seen.rows[i, m] for m in one.asked if sample.regions[m][0] == n] for n in range(len(sample.images))
             }
             parts = [
-                self._context_beside(grids[seen.keys[i][number]], regions[own[number]], sizes[seen.keys[i][number]])
+                self._context_beside(grids[seen.keys[i][number]], regions[asked[number]], sizes[seen.keys[i][number]])
                 if kind == "image"
                 else regions[seen.rows[i, number]]
-                for kind, number in order
+                for kind, number in one.order
             ]
             rows.append(torch.cat(parts) if parts else None)
         return rows
 
     def _context_beside(self, context: Tensor, regions: Tensor, size: tuple[int, int]) -> Tensor:
-        """Context features (slots, F) of a picture of a (height, width) beside features (R, slots, F) of its regions."""
+        """Context features (slots, F) of a picture of a (height, width) beside features (R, slots, F) of asked regions."""
         experts = self._region_tokenizer().model.config.image_decoder_config.num_experts
         return self.context.beside(context, regions[:, 0], experts, size)
 

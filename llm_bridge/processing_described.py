@@ -16,7 +16,7 @@ from tap_tokenizer import RegionTokens
 from .configuration_bridge import RegionBridgeConfig
 from .description import RegionDescription, describe_regions
 from .processing_bridge import RegionBridgeProcessor, Sample
-from .region_prompt import Layout, MarkerExpander
+from .region_prompt import Layout, MarkerExpander, Shown
 
 
 class DescribedRegionProcessor(RegionBridgeProcessor):
@@ -52,7 +52,7 @@ class DescribedRegionProcessor(RegionBridgeProcessor):
             raise ValueError(f"{name}: regions can only be described from a picture, not from ready-made features.")
         return _DescribingExpander(self, sample, name)
 
-    def _feature_rows(self, samples: list[Sample], orders: list[list[tuple[str, int]]]) -> list[Tensor | None]:
+    def _feature_rows(self, samples: list[Sample], shown: list[Shown]) -> list[Tensor | None]:
         return [None] * len(samples)
 
     def describe(self, sample: Sample) -> tuple[list[RegionDescription], list[tuple[int, int]]]:

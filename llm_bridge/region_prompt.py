@@ -25,6 +25,17 @@ class Layout:
     region_slots: int
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What the placeholders of a sample stand for, ("image", i) or ("region", i), and whom its last question is about.
+
+    asked: the regions that are shown by the last text of the user's that shows any. All counted from 0.
+    """
+
+    order: list[tuple[str, int]]
+    asked: list[int]
+
+
 class MarkerExpander:
     """Replaces markers by names and placeholders, text after text of one sample, and counts them.
 
@@ -36,7 +47,8 @@ class MarkerExpander:
     def __init__(self, layout: Layout, images: int, regions: int, name: str) -> None:
         self.layout, self.images, self.regions, self.name = layout, images, regions, name
         self.order: list[tuple[str, int]] = []
-        """What the placeholders stand for so far: ("image", i) or ("region", i), counted from 0."""
+        """What the placeholders stand for so far."""
+        self._asked: list[int] = []
         self._mentioned: list[int] = []
         self._shown_here: list[int] = []
         self._images_seen = 0
@@ -48,7 +60,10 @@ class MarkerExpander:
             raise ValueError(
                 f"{self.name} holds the placeholder {REGION_TOKEN} itself: write <region> and give its box, points or mask."
             )
-        return MARKER.sub(self._replace, text)
+        words = MARKER.sub(self._replace, text)
+        if again and self._shown_here:
+            self._asked = [number - 1 for number in self._shown_here]
+        return words
 
     def _replace(self, match: re.Match[str]) -> str:
         if match[0].startswith("<image>"):
@@ -66,8 +81,8 @@ class MarkerExpander:
         self.order.append(("region", number - 1))
         return f"region{number} {REGION_TOKEN * self.layout.region_slots}".rstrip()
 
-    def finish(self) -> list[tuple[str, int]]:
-        """What the placeholders stand for, once every image and region that was given has been shown."""
+    def finish(self) -> Shown:
+        """What was shown, once every image and region that was given has been."""
         found = len(self._mentioned)
         if found != self.regions:
             raise ValueError(
@@ -82,7 +97,7 @@ class MarkerExpander:
             raise ValueError(
                 f"{self.name}: Found {self._images_seen} <image> placeholders but {self.images} images: give one per <image>."
             )
-        return self.order
+        return Shown(self.order, self._asked)
 
 
 def with_image_markers(text: str, images: int) -> str:

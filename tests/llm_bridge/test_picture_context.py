@@ -195,3 +195,52 @@ def test_every_way_to_a_batch_shows_an_object_once(
     )
     kept = inputs["region_features"][0, :, :-1].any(dim=1)
     assert kept.tolist() == [True, True, True, False, True, False, False, True, True]
+
+
+def test_context_stands_around_what_the_last_question_is_about(
+    make_bridge: Callable[..., Any], finding: TapRegionTokenizer, picture: np.ndarray
+) -> None:
+    """After another region was spoken of, a question is answered with the context that it would have had alone."""
+    _, processor = make_bridge(region_tokenizer=finding, image_regions=4)
+    (rows,) = processor.context.encode(finding, finding.embed_image([picture]))
+    boxes = [[2, 2, 12, 12], [44, 30, 58, 38]]
+    asked = region_features(finding.encode(picture, boxes=boxes), "routed")
+    words = ["<image>\nwhat is <region1> ?", "a cup", "what is <region2> ?", "a dog", "where is it ?"]
+
+    def context_of(turns: list[str], regions: torch.Tensor) -> torch.Tensor:
+        talk = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]
+        return processor.chat_batch([talk], [regions], [rows], [picture.shape[:2]])["region_features"][0, :4]
+
+    alone = [context_of(["<image>\nwhat is <region1> ?"], asked[n : n + 1]) for n in (0, 1)]
+    assert not torch.equal(*alone)
+    torch.testing.assert_close(context_of(words[:1], asked[:1]), alone[0])
+    torch.testing.assert_close(context_of(words[:3], asked), alone[1])
+    torch.testing.assert_close(context_of(words, asked), alone[1])  # a question that names none goes on with the last
+    parts = [
+        {"type": "image", "image": picture},
+        {"type": "region", "box": boxes[0]},
+        {"type": "text", "text": "what ?"},
+    ]
+    again = [{"type": "region", "box": boxes[1], "image": 0}, {"type": "text", "text": "and that ?"}]
+    talk = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "cup"},
+        {"role": "user", "content": again},
+    ]
+    inputs = processor.apply_chat_template(talk, tokenize=True, return_dict=True)
+    torch.testing.assert_close(inputs["region_features"][0, :4], alone[1])
+
+
+def test_questions_about_several_regions_at_once_are_answered_as_one_by_one(
+    make_bridge: Callable[..., Any], finding: TapRegionTokenizer, picture: np.ndarray
+) -> None:
+    """Their prompts begin with the same words, and with other contexts."""
+    chat = RegionChat(*make_bridge(region_tokenizer=finding, image_regions=4))
+    boxes, options = [[2, 2, 12, 12], [44, 30, 58, 38]], {"max_new_tokens": 4}
+    questions = ["what is <region1> ? <region2> ?", "what is <region2> ? <region1> ?"]
+    together = chat.ask_each(questions, image=picture, boxes=boxes, **options)
+    alone = []
+    for question in questions:
+        chat.reset()
+        alone.append(chat.ask(question, image=picture, boxes=boxes, **options))
+    assert together == alone
