@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,10 +91,13 @@ def test_objects_of_a_scene_are_found_whole_and_once() -> None:
         hits = torch.tensor([[box_iou(box, other) >= 0.5 for other in found.boxes.tolist()] for box in truth])
         assert (hits.sum(dim=1) <= 1).all(), "an object was found twice"
         right, objects, found_boxes = right + int(hits.any(dim=1).sum()), objects + len(truth), found_boxes + len(found)
-    assert right >= 0.8 * objects
-    assert right >= 0.8 * found_boxes
-    nothing = np.full((300, 400, 3), 200, np.uint8)
-    assert len(find_objects(tokenizer, tokenizer.embed_image([nothing])[0])) == 0
+    assert right >= 0.9 * objects
+    assert right >= 0.9 * found_boxes
+    imagined = 0
+    for number in range(4):
+        nothing = draw_scene(replace(make_scene(number, "val", 0), objects=()), 512).image
+        imagined += len(find_objects(tokenizer, tokenizer.embed_image([nothing])[0]))
+    assert imagined <= 1, "objects were found in pictures of backgrounds alone"
 
 
 def test_words_for_each_kind() -> None:
