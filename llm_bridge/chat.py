@@ -406,7 +406,8 @@ def _check_source(path: str, mode: str, hub: dict[str, Any]) -> None:
             raise ValueError(f"Found no folder at {path}: give a folder, a Hub repository, or region-chat-tiny.")
         if mode == "tokens" and "/" not in path:
             raise ValueError(
-                f"Found no bridge {path}: give region-chat-tiny, the folder of a bridge, or a Hub repository as owner/name."
+                f"Found no bridge {path}: give region-chat-tiny or region-context-tiny, the folder of a bridge, or a "
+                "Hub repository as owner/name."
             )
         check_hub(path, "config.json", hub)
         return

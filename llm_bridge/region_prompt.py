@@ -279,6 +279,11 @@ def user_content(
         new = list(range(known + 1, known + len(prompts) + 1))
         content += [{"type": "region", "name": f"region{n}", **prompts[n - known - 1]} for n in new]
     if len(new) != len(prompts):
+        if "<region" not in question:
+            raise ValueError(
+                f"The question speaks of {len(new)} of the {len(prompts)} regions that came with it: give only those that it "
+                "speaks of, or ask about all of them first."
+            )
         raise ValueError(
             f"Found {len(new)} <region> placeholders but {len(prompts)} regions: give one box, points or mask per "
             "<region>, in order."

@@ -217,6 +217,7 @@ def test_numbered_markers_are_that_region(chat: RegionChat, picture: Image.Image
         ("what is region0 ?", None, "Found region0, but there are regions 1 to 3"),
         ("what is region9 ?", None, "Found region9, but there are regions 1 to 3"),
         ("what is <region1> ?", BOXES[:1], "Found 0 <region> placeholders but 1 regions"),
+        ("is region4 left of region1 ?", BOXES[:2], "speaks of 1 of the 2 regions that came with it"),
         ("<image> what ?", None, "<image>"),
         (" ", None, "expected words"),
     ):
