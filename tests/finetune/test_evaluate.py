@@ -141,7 +141,9 @@ def test_every_benchmark_from_its_published_file(name: str, published: Path, tmp
     assert metrics["n"]["pictures"] == (1 if benchmark.layout in ("gar_bench", "pope") else 2)
     assert metrics["protocol"]["version"] == benchmark.version
     assert metrics["fingerprints"]["region tokenizer"]
-    silent = {"language model: empty answer"} if benchmark.layout == "gar_bench" else set()  # a question it never learned
+    silent = (
+        {"language model: empty answer"} if benchmark.layout == "gar_bench" else set()
+    )  # a question it never learned
     assert set(metrics["problems"]) <= silent
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert {line["row"] for line in lines} == set(rows)
