@@ -55,7 +55,9 @@ class Conversations(Dataset[CachedSample]):
 def _only(item: CachedSample, pattern: re.Pattern[str]) -> CachedSample:
     """A conversation's questions in which `pattern` is found; all of them if that is none."""
     asked = _questions(item)
-    return _of(item, [i for i, turns in enumerate(asked) if pattern.search(turns[0]["content"])] or range(len(asked)))
+    return _of(
+        item, asked, [i for i, turns in enumerate(asked) if pattern.search(turns[0]["content"])] or range(len(asked))
+    )
 
 
 def _cut(item: CachedSample, turns: int, random: np.random.RandomState, same_region: bool = False) -> CachedSample:
@@ -68,11 +70,11 @@ def _cut(item: CachedSample, turns: int, random: np.random.RandomState, same_reg
         return item
     if not same_region:
         start = random.randint(len(asked) - turns + 1)
-        return _of(item, range(start, start + turns))
+        return _of(item, asked, range(start, start + turns))
     named = [frozenset(re.findall(r"region(\d+)", turns[0]["content"])) for turns in asked]
     first = random.randint(len(asked))
     others = [i for i, regions in enumerate(named) if regions == named[first] and i != first]
-    return _of(item, sorted([first, *random.permutation(others)[: turns - 1].tolist()]))
+    return _of(item, asked, sorted([first, *random.permutation(others)[: turns - 1].tolist()]))
 
 
 def _questions(item: CachedSample) -> list[list[dict[str, Any]]]:
@@ -86,9 +88,8 @@ def _questions(item: CachedSample) -> list[list[dict[str, Any]]]:
     return found
 
 
-def _of(item: CachedSample, chosen: Sequence[int]) -> CachedSample:
-    """A conversation of some of its questions, and of the regions that they name."""
-    asked = _questions(item)
+def _of(item: CachedSample, asked: list[list[dict[str, Any]]], chosen: Sequence[int]) -> CachedSample:
+    """A conversation of some of its questions, all of which are `asked`, and of the regions that they name."""
     if len(chosen) == len(asked):
         return item
     before = takewhile(lambda turn: turn["role"] == "system", item.sample["conversations"])

@@ -79,7 +79,7 @@ class GlyphEvaluationArguments:
     )
     scenes: int = knob(default=234, help="scenes of each split and seed: the first ones")
     control_scenes: int = knob(
-        default=40, help="of these, how many are asked about with each control, too, rounded up to whole batches"
+        default=40, help="of these, how many are asked about with each other control, too, rounded up to whole batches"
     )
     shuffled_scenes: int = knob(
         default=120,

@@ -27,7 +27,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the placeholders of a sample stand for, ("image", i) or ("region", i), and whom its last question is about.
+    """What the placeholders of a sample stand for, ("image", i) or ("region", i), and what its last question is about.
 
     asked: the regions that are shown by the last text of the user's that shows any. All counted from 0.
     """

@@ -255,9 +255,8 @@ def test_filters_drop_and_suppression_thins(bundled: TapRegionTokenizer) -> None
     assert 0 < len(firm) < len(every)
     thinned = bundled.encode_everything(image, **options, crops_nms_thresh=0.5)
     assert 0 < len(thinned) < len(every)
-    large = thinned[
-        thinned.masks.flatten(1).sum(dim=1) >= 64
-    ]  # masks are compared on the grid, whose cells are 4 × 4 pixels
+    # masks are compared on the model's grid: of specks smaller than a few of its cells the pixels agree by chance
+    large = thinned[thinned.masks.flatten(1).sum(dim=1) >= 64]
     assert len(large) > 5
     assert mask_nms(large.masks, large.scores, 0.55).tolist() == list(range(len(large)))
     strict = {"stability_score_thresh": 1.0, "stability_score_offset": 1000.0}  # no logit is above 1000
