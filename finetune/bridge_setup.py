@@ -115,6 +115,8 @@ def check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGene
         raise ValueError(
             f"Got turns {arguments.turns} for {len(arguments.data)} data: give a number for each, or none."
         )
+    if not 0 <= arguments.same_region <= 1:
+        raise ValueError(f"same_region is {arguments.same_region}, expected a share from 0 to 1.")
     if arguments.same_region and not arguments.turns:
         raise ValueError("Got same_region without turns: give turns, how many questions are taken from each record.")
     if arguments.questions and len(arguments.questions) != len(arguments.data):

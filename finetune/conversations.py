@@ -6,7 +6,8 @@ Knows records and caches, not how a bridge is trained.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm.auto import tqdm
 
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor
 
@@ -28,36 +30,104 @@ from .train_arguments import TrainArguments
 
 
 class Conversations(Dataset[CachedSample]):
-    """The records of a mixture at the positions that are asked for, each with a prompt variant of its own."""
+    """The conversation at each position of a mixture, with a prompt variant of its own."""
 
-    def __init__(self, arguments: TrainArguments, mixture: Mixture, positions: range) -> None:
+    def __init__(self, arguments: TrainArguments) -> None:
         self.samples = [load_samples(path).remove_columns("image") for path in arguments.data]
         self.caches = [RegionCache(path) for path in arguments.caches]
-        self.mixture, self.positions = mixture, positions
-        self.seed, self.turns, self.same_region = arguments.seed, arguments.turns, arguments.same_region
+        self.seed, self.same_region = arguments.seed, arguments.same_region
+        self.turns = arguments.turns or [0] * len(self.samples)
         self.questions = [re.compile(pattern) for pattern in arguments.questions]
+        self.rows = self._rows(arguments)
+        self.mixture = Mixture([len(rows) for rows in self.rows], arguments.weights or None, arguments.seed)
 
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, place: int) -> CachedSample:
-        source, row, visit = self.mixture[self.positions[place]]
-        cache = self.caches[source]
+    def __getitem__(self, position: int) -> CachedSample:
+        source, place, visit = self.mixture[position]
+        row, cache = self.rows[source][place], self.caches[source]
         variant = (row + visit + self.seed) % len(cache.plan.variants)
         item = CachedSample(self.samples[source][row], cache.regions(row, variant), cache.grid(row))
-        turns = self.turns[source] if self.turns else 0
-        random = np.random.RandomState([self.seed, 3, self.positions[place] % 2**32])
+        random = np.random.RandomState([self.seed, 3, position % 2**32])
         if self.questions:
             item = _only(item, self.questions[source])
-        return _cut(item, turns, random, self.same_region)
+        is_same = bool(self.same_region) and random.random_sample() < self.same_region
+        return _cut(item, self.turns[source], random, is_same)
+
+    def length(self, position: int) -> int:
+        """How many questions the conversation at a position has, at most."""
+        source = self.mixture[position][0]
+        return self.turns[source] or len(_questions(self[position].sample["conversations"]))
+
+    def _rows(self, arguments: TrainArguments) -> list[Sequence[int]]:
+        """Which records of each of the data have a question that is wanted of it."""
+        if not self.questions:
+            return [range(len(samples)) for samples in self.samples]
+        found: list[Sequence[int]] = [[] for _ in self.samples]
+        for path in dict.fromkeys(arguments.data):
+            sources = [i for i, other in enumerate(arguments.data) if other == path]
+            rows: list[list[int]] = [[] for _ in sources]
+            columns = self.samples[sources[0]].select_columns("conversations")
+            for row, record in enumerate(tqdm(columns, desc=f"questions of {path}", leave=False)):
+                asked = [_words(turns) for turns in _questions(record["conversations"])]
+                for mine, source in zip(rows, sources):
+                    if any(self.questions[source].search(words) for words in asked):
+                        mine.append(row)
+            for mine, source in zip(rows, sources):
+                found[source] = mine
+        for chosen, pattern, path in zip(found, arguments.questions, arguments.data):
+            if not chosen:
+                raise ValueError(f"No record of {path} has a question in which {pattern!r} is found.")
+        return found
+
+
+class _Steps(Sampler[list[int]]):
+    """The positions of every batch from step `start` to the last one; the same whether or not the run began before.
+
+    With `group_by_length`, conversations of each 8 steps that are about as long come into one step, and these steps in an
+    order of chance.
+    """
+
+    WINDOW = 8
+
+    def __init__(self, data: Conversations, arguments: TrainArguments, start: int, processes: int) -> None:
+        self.data, self.start, self.steps = data, start, arguments.steps
+        self.batch_size, self.drop_last = arguments.batch_size, False
+        self.per_step = arguments.batch_size * arguments.gradient_accumulation_steps * processes
+        self.seed = arguments.seed
+        self._positions = lru_cache(maxsize=1)(self._grouped if arguments.group_by_length else self._in_order)
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * self.per_step // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.steps):
+            window, place = divmod(step, self.WINDOW)
+            mine = self._positions(window)[place]
+            for i in range(0, self.per_step, self.batch_size):
+                yield mine[i : i + self.batch_size]
+
+    def _in_order(self, window: int) -> list[list[int]]:
+        """The positions of each step of a window."""
+        positions = range(window * self.WINDOW * self.per_step, (window + 1) * self.WINDOW * self.per_step)
+        return self._by_step(list(positions))
+
+    def _grouped(self, window: int) -> list[list[int]]:
+        positions = [position for step in self._in_order(window) for position in step]
+        steps = self._by_step(sorted(positions, key=self.data.length))
+        return [steps[i] for i in np.random.RandomState([self.seed, 5, window]).permutation(self.WINDOW)]
+
+    def _by_step(self, positions: list[int]) -> list[list[int]]:
+        return [positions[i : i + self.per_step] for i in range(0, len(positions), self.per_step)]
 
 
 def _only(item: CachedSample, pattern: re.Pattern[str]) -> CachedSample:
-    """A conversation's questions in which `pattern` is found; all of them if that is none."""
-    asked = _questions(item)
-    return _of(
-        item, asked, [i for i, turns in enumerate(asked) if pattern.search(turns[0]["content"])] or range(len(asked))
-    )
+    """A conversation's questions in which, or in whose answers, `pattern` is found."""
+    asked = _questions(item.sample["conversations"])
+    return _of(item, asked, [i for i, turns in enumerate(asked) if pattern.search(_words(turns))])
+
+
+def _words(turns: Sequence[dict[str, Any]]) -> str:
+    """A question and its answer, a line each."""
+    return "\n".join(turn["content"] for turn in turns)
 
 
 def _cut(item: CachedSample, turns: int, random: np.random.RandomState, same_region: bool = False) -> CachedSample:
@@ -65,7 +135,7 @@ def _cut(item: CachedSample, turns: int, random: np.random.RandomState, same_reg
 
     same_region: instead of those that follow it, random ones that name the same regions, as many as there are.
     """
-    asked = _questions(item)
+    asked = _questions(item.sample["conversations"])
     if not turns or not asked or (len(asked) <= turns and not same_region):
         return item
     if not same_region:
@@ -77,10 +147,10 @@ def _cut(item: CachedSample, turns: int, random: np.random.RandomState, same_reg
     return _of(item, asked, sorted([first, *random.permutation(others)[: turns - 1].tolist()]))
 
 
-def _questions(item: CachedSample) -> list[list[dict[str, Any]]]:
+def _questions(conversation: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """The turns of a conversation by the question that they belong to."""
     found: list[list[dict[str, Any]]] = []
-    for turn in item.sample["conversations"]:
+    for turn in conversation:
         if turn["role"] == "user":
             found.append([])
         if found:
@@ -102,14 +172,11 @@ def make_loader(
     arguments: TrainArguments, processor: RegionBridgeProcessor, start: int, processes: int
 ) -> DataLoader[CachedSample]:
     """Batches of the steps that are left; what a position holds does not depend on where the run began."""
-    per_step = arguments.batch_size * arguments.gradient_accumulation_steps * processes
-    sizes = [RegionCache(path).plan.samples for path in arguments.caches]
-    mixture = Mixture(sizes, arguments.weights or None, arguments.seed)
-    positions = range(start * per_step, arguments.steps * per_step)
+    data = Conversations(arguments)
     return DataLoader(
-        Conversations(arguments, mixture, positions),
-        batch_size=arguments.batch_size,
-        collate_fn=ConversationCollator(processor, arguments.max_length),
+        data,
+        batch_sampler=_Steps(data, arguments, start, processes),
+        collate_fn=ConversationCollator(processor, arguments.max_length, arguments.mask_history),
         num_workers=arguments.workers,
         worker_init_fn=ignore_ctrl_c,
     )
@@ -131,7 +198,7 @@ def evaluate(
     bridge = accelerator.unwrap_model(model).eval()
     samples, cache = load_samples(str(arguments.eval_data)), RegionCache(str(arguments.eval_cache))
     chosen = [i for i in range(min(arguments.eval_records, len(samples))) if samples[i]["conversations"]]
-    collator = ConversationCollator(processor, arguments.max_length)
+    collator = ConversationCollator(processor, arguments.max_length, arguments.mask_history)
     sums = torch.zeros(4, dtype=torch.float64)
     mine = chosen[accelerator.process_index :: accelerator.num_processes]
     for start in range(0, len(mine), arguments.batch_size):
@@ -140,7 +207,7 @@ def evaluate(
                 CachedSample(samples[i], cache.regions(i), cache.grid(i)),
                 max(arguments.turns, default=0),
                 np.random.RandomState([arguments.seed, 4, i]),
-                arguments.same_region,
+                arguments.same_region == 1,
             )
             for i in mine[start : start + arguments.batch_size]
         ]

@@ -31,12 +31,11 @@ from llm_bridge import RegionBridgeProcessor, add_lora, count_parameters, has_ad
 from .arguments import parse_arguments, run_command, save_arguments
 from .bridge_setup import check_data, check_sharding, load_bridge, make_optimizers
 from .checkpoints import save_whole
-from .conversations import evaluate, make_loader, summed_loss
+from .conversations import Conversations, evaluate, make_loader, summed_loss
 from .environment import describe_environment, in_words, record_environment
 from .loop import MeanWindow, RunLog, StopRequest, load_last_state, rate_share, save_state, seed_step
 from .loss_plot import draw_losses
 from .optimizers import param_groups
-from .region_cache import RegionCache
 from .train_arguments import FREE, TrainArguments, check_arguments
 from .trained_weights import BestWeights, is_sharded, keep_only_what_learns
 
@@ -81,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     if tracker is not None:
         accelerator.init_trackers(tracker)
     loader = accelerator.prepare(make_loader(arguments, processor, start, accelerator.num_processes))
-    accelerator.print(_passes(arguments, accelerator.num_processes))
+    accelerator.print(_passes(arguments, loader.dataset, accelerator.num_processes))
     began, window = time.perf_counter(), MeanWindow()
     progress = tqdm(range(start, arguments.steps), initial=start, total=arguments.steps, desc=arguments.mode,
                     disable=not accelerator.is_main_process)  # fmt: skip
@@ -157,9 +156,9 @@ def _finish(
     accelerator.end_training()
 
 
-def _passes(arguments: TrainArguments, processes: int) -> str:
+def _passes(arguments: TrainArguments, data: Conversations, processes: int) -> str:
     """How often the run sees its records, in words."""
-    records = sum(RegionCache(path).plan.samples for path in arguments.caches)
+    records = sum(map(len, data.rows))
     drawn = arguments.steps * arguments.batch_size * arguments.gradient_accumulation_steps * processes
     return f"{arguments.steps} steps draw {drawn} of {records} records: {drawn / records:.2f} passes"
 

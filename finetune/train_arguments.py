@@ -83,13 +83,23 @@ class TrainArguments:
     )
     questions: list[str] = knob(
         default_factory=list,
-        help="of each of the data: a regular expression; a conversation is asked only the questions in which it is found, if "
-        "there are any. Like turns, for questions that stand alone",
+        help="of each of the data: a regular expression; only questions are asked in which, or in whose answers on the next "
+        "line, it is found, and records without one are passed over. Like turns, for questions that stand alone",
     )
-    same_region: bool = knob(
+    same_region: float = knob(
+        default=0.0,
+        help="share of the conversations whose turns are taken from the questions of a record that name the same regions: "
+        "what people ask in a row is often about one",
+    )
+    mask_history: bool = knob(
         default=False,
-        help="turns are taken from the questions of a record that name the same regions: a picture's context, which stands by "
-        "the distance from the region named first, then stands right for all of them",
+        help="learn only the last answer of each conversation: a picture's context stands by the distance from the region of "
+        "the last question, so with image_regions the answers before it would be learned beside a context that is not theirs",
+    )
+    group_by_length: bool = knob(
+        default=False,
+        help="put conversations with about as many questions into one step, of each eight steps, so that less is padded; the "
+        "lengths are only known by reading each conversation unless turns says them",
     )
     max_length: int | None = knob(
         default=None,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import BatchFeature
 
@@ -29,11 +30,18 @@ class CachedSample:
 
 
 class ConversationCollator:
-    """Conversations → input_ids, attention_mask, labels and region features; −100 wherever nothing is learned."""
+    """Conversations → input_ids, attention_mask, labels and region features; −100 wherever nothing is learned.
 
-    def __init__(self, processor: RegionBridgeProcessor, max_length: int | None = None) -> None:
+    max_length: in tokens; a longer conversation loses its last questions.
+    mask_history: only the last answer of each conversation is learned.
+    """
+
+    def __init__(
+        self, processor: RegionBridgeProcessor, max_length: int | None = None, mask_history: bool = False
+    ) -> None:
         self.processor = processor
         self.max_length = max_length
+        self.mask_history = mask_history
 
     def __call__(self, items: Sequence[CachedSample]) -> dict[str, Any]:
         batch = self._batch(items, return_assistant_tokens_mask=True, padding_side="right")
@@ -41,6 +49,8 @@ class ConversationCollator:
             fitting = [self._fit(item) for item in items]
             batch = self._batch(fitting, return_assistant_tokens_mask=True, padding_side="right")
         learned = batch.pop("assistant_masks")
+        if self.mask_history:
+            learned = _last_run(learned)
         batch["labels"] = batch["input_ids"].masked_fill(learned == 0, -100)
         return dict(batch)
 
@@ -82,6 +92,14 @@ class ConversationCollator:
         if self.processor.context.slots and messages:
             messages[0]["content"] = "<image>\n" + messages[0]["content"]
         return messages
+
+
+def _last_run(learned: Tensor) -> Tensor:
+    """Of each row (B, L) of zeros and ones, the last unbroken run of ones."""
+    ends = (learned[:, :-1] == 1) & (learned[:, 1:] == 0)
+    later = ends.flip(1).cumsum(dim=1).flip(1)  # runs that end here or further on
+    later = torch.cat([later, torch.zeros_like(later[:, :1])], dim=1)
+    return learned * (later == (learned[:, -1:] == 0).long())
 
 
 def picture_size(regions: RegionTokens) -> tuple[int, int]:

@@ -6,9 +6,10 @@ Knows scenes and questions; the record's form is `sample`'s.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 
 import numpy as np
@@ -28,12 +29,17 @@ class GlyphScenesSource(Source):
 
     split: str = knob(default="train", help=f"one of {', '.join(SPLITS)}")
     seed: int = knob(default=0, help="of the scenes and the questions")
-    scenes: int = knob(default=1000, help="records to write: scenes 0, 1, … of the seed")
+    scenes: int = knob(default=1000, help="scenes to ask about: 0, 1, … of the seed, a record each")
     turns: int = knob(default=6, help="questions of a record, at most")
     families: str = knob(default=",".join(FAMILIES), help="question families, separated by commas")
     long_side: int = knob(default=512, help="of the pictures, in pixels")
     all_regions: bool = knob(
         default=False, help="keep objects that no question is about, as picture context (cache_regions --context_from)"
+    )
+    offering: str = knob(
+        default="",
+        help="only scenes that have one of these questions, as FAMILY=ANSWER with commas between: of count_kind=two, for one, "
+        "there are few",
     )
     workers: int = knob(default=2, help="processes that draw")
 
@@ -46,6 +52,11 @@ class GlyphScenesSource(Source):
             raise ValueError(f"families has {', '.join(unknown)}, expected some of {', '.join(FAMILIES)}.")
         if self.split not in SPLITS:
             raise ValueError(f"split is {self.split}, expected one of {', '.join(SPLITS)}.")
+        wanted = [
+            (family, answer) for family, _, answer in (pair.partition("=") for pair in self.offering.split(",") if pair)
+        ]
+        if strange := [f"{family}={answer}" for family, answer in wanted if family not in families or not answer]:
+            raise ValueError(f"offering has {', '.join(strange)}, expected FAMILY=ANSWER with a family of families.")
         draw = partial(
             glyph_record,
             split=self.split,
@@ -55,12 +66,26 @@ class GlyphScenesSource(Source):
             long_side=self.long_side,
             all_regions=self.all_regions,
         )
-        numbers = range(start, self.scenes if self.limit is None else min(self.scenes, self.limit))
+        numbers: Iterable[int] = range(self.scenes)
+        if wanted:
+            numbers = (index for index in numbers if _offers(index, self.split, self.seed, wanted))
+        numbers = islice(numbers, start, self.limit)
         if self.workers < 2:
             yield from map(draw, numbers)
             return
         with get_context("spawn").Pool(self.workers) as pool:
             yield from pool.imap(draw, numbers, chunksize=8)
+
+
+_TRIES = 24
+"""How often each wanted family is drawn from a scene before it is passed over."""
+
+
+def _offers(index: int, split: str, seed: int, wanted: Sequence[tuple[str, str]]) -> bool:
+    """Whether a scene has a question with one of the wanted (family, answer)."""
+    scene, random = make_scene(index, split, seed), np.random.RandomState([101, seed, index])
+    drawn = (draw_question(scene, family, random) for _ in range(_TRIES) for family, _ in wanted)
+    return any(question is not None and (question.family, question.answer) in wanted for question in drawn)
 
 
 def glyph_record(

@@ -34,6 +34,9 @@ class Mixture:
         self._order = lru_cache(maxsize=4)(self._draw_order)
         self._permutation = lru_cache(maxsize=2 * len(sizes))(self._draw_permutation)
 
+    def __reduce__(self) -> tuple[type[Mixture], tuple[list[int], list[float], int]]:
+        return Mixture, (self.sizes, self.shares.tolist(), self.seed)
+
     def __getitem__(self, position: int) -> tuple[int, int, int]:
         block, place = divmod(position, _BLOCK)
         sources, before = self._order(block)

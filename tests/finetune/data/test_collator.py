@@ -36,3 +36,20 @@ def test_last_questions_go(item: CachedSample) -> None:
     assert (cut["labels"] != -100).any(dim=1).all()
     with pytest.raises(ValueError, match=r"A question about a\.png has \d+ tokens"):
         ConversationCollator(processor, 3)([item])
+
+
+def test_only_the_last_answer_is_learned(item: CachedSample) -> None:
+    processor = RegionBridgeProcessor.from_pretrained("region-chat-tiny")
+    turns = item.sample["conversations"]
+    answers = [{"role": "assistant", "content": text} for text in ("cloud", "a small red umbrella", "star")]
+    several = CachedSample(
+        {**item.sample, "conversations": [turns[0], answers[0], turns[2], answers[1]]}, item.regions[:2]
+    )
+    items = [several, CachedSample({**item.sample, "conversations": [turns[0], answers[2]]}, item.regions[:1])]
+    everything = ConversationCollator(processor)(items)
+    last = ConversationCollator(processor, mask_history=True)(items)
+    assert torch.equal(everything["input_ids"], last["input_ids"])
+    learned = [processor.decode(row[row != -100], skip_special_tokens=True).strip() for row in last["labels"]]
+    assert learned == ["a small red umbrella", "star"]
+    assert torch.equal(everything["labels"][1], last["labels"][1])
+    assert (everything["labels"][0] != -100).sum() > (last["labels"][0] != -100).sum()
