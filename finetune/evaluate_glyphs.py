@@ -46,6 +46,7 @@ from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, Question
 from .data.glyph_records import number_regions
 from .data.glyph_scenes import SPLITS, VERSION, GlyphPicture, GlyphScene, draw_scene, make_scene
 from .evaluation.loading import fingerprint
+from .evaluation.mask_metrics import next_click
 from .glyph_figures import draw_curves, draw_figures
 from .glyph_report import VIEWS, as_tables, summarise
 
@@ -347,14 +348,21 @@ def _encode(tokenizer: TapRegionTokenizer, scenes: list[GlyphScene]) -> _Batch:
 
 
 def _regions(tokenizer: TapRegionTokenizer, batch: _Batch) -> Iterator[dict[str, Any]]:
-    """Masks from a box and from a point, concepts and native captions of all visible objects."""
-    points, labels = [], []
+    """Masks from a box and from a point, concepts and native captions of all visible objects.
+
+    The point is the mask's innermost pixel, as in the single-point evaluation of Segment Anything, or a random pixel.
+    """
+    centres, strays = [], []
     for scene, picture, seen in zip(batch.scenes, batch.pictures, batch.visible):
         random = np.random.RandomState([211, scene.seed, scene.index])
-        chosen = [np.argwhere(picture.masks[i]) for i in seen]
-        points.append([[p[random.randint(len(p))][::-1].tolist()] for p in chosen])
-        labels.append([[1]] * len(seen))
-    by_point = tokenizer.encode(features=batch.features, points=points, point_labels=labels, with_masks=True)
+        pixels = [np.argwhere(picture.masks[i]) for i in seen]
+        strays.append([[p[random.randint(len(p))][::-1].tolist()] for p in pixels])
+        centres.append([[next_click(None, picture.masks[i])[0]] for i in seen])
+    labels = [[[1]] * len(seen) for seen in batch.visible]
+    by_centre, by_stray = (
+        tokenizer.encode(features=batch.features, points=points, point_labels=labels, with_masks=True)
+        for points in (centres, strays)
+    )
     captions = tokenizer.caption(batch.by_box)
     concepts = [[top[0][0] for top in tokenizer.classify(batch.by_box, 1, concepts=bank)] for bank in concept_banks()]
     row = 0
@@ -366,7 +374,8 @@ def _regions(tokenizer: TapRegionTokenizer, batch: _Batch) -> Iterator[dict[str,
                 **_place(scene),
                 "object": i,
                 "iou_box": _iou(batch.by_box.mask_parts[row], picture.masks[i]),
-                "iou_point": _iou(by_point.mask_parts[row], picture.masks[i]),
+                "iou_centre": _iou(by_centre.mask_parts[row], picture.masks[i]),
+                "iou_point": _iou(by_stray.mask_parts[row], picture.masks[i]),
                 "kind": [concepts[0][row], glyph.kind],
                 "colour": [concepts[1][row], glyph.colour],
                 "size": [concepts[2][row], glyph.size],

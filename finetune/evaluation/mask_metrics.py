@@ -13,7 +13,7 @@ import numpy as np
 
 def missing_for_clicks() -> str | None:
     """What keeps clicks from being placed here, in one line; None if nothing does."""
-    return None if find_spec("scipy") else "Clicks need scipy (pip install 'tap-bridge[eval]')"
+    return None if find_spec("scipy") else "Clicks need scipy (pip install 'tap-bridge[train]')"
 
 
 def mask_iou(predicted: np.ndarray, truth: np.ndarray) -> float:

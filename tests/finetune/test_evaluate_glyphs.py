@@ -181,6 +181,7 @@ def test_workers_find_what_one_process_finds(evaluated: Path, tmp_path: Path) ->
         lines_of(tmp_path), [line for line in lines_of(evaluated) if line["task"] == "region"], strict=True
     ):
         assert mine == {**theirs, "iou_box": pytest.approx(theirs["iou_box"], abs=0.01),
+                        "iou_centre": pytest.approx(theirs["iou_centre"], abs=0.01),
                         "iou_point": pytest.approx(theirs["iou_point"], abs=0.01)}  # fmt: skip
 
 
@@ -209,8 +210,9 @@ def question(family: str, truth: str, answer: str, view: str = "full", seed: int
 
 def test_numbers_are_means_over_seeds_of_shares() -> None:
     region = {
-        "task": "region", "split": "test", "seed": 0, "iou_box": 0.5, "iou_point": 0.25, "kind": ["sun", "sun"],
-        "colour": ["red", "blue"], "size": ["small", "small"], "caption": ["a small red sun", "a small blue sun"],
+        "task": "region", "split": "test", "seed": 0, "iou_box": 0.5, "iou_centre": 0.75, "iou_point": 0.25,
+        "kind": ["sun", "sun"], "colour": ["red", "blue"],
+        "size": ["small", "small"], "caption": ["a small red sun", "a small blue sun"],
     }  # fmt: skip
     lines = [
         region, {**region, "seed": 1, "iou_box": 1.0},
@@ -220,6 +222,7 @@ def test_numbers_are_means_over_seeds_of_shares() -> None:
     ]  # fmt: skip
     found = summarise(lines)["test"]
     assert found["mask mIoU from a box"] == 0.75
+    assert (found["mask mIoU from the centre point"], found["mask mIoU from a random point"]) == (0.75, 0.25)
     assert found["spread"]["mask mIoU from a box"] == 0.5
     assert (found["concept top-1 (kind)"], found["concept top-1 (colour)"]) == (1.0, 0.0)
     assert found["full: side"] == 0.75  # the mean of 1/2 and 1
