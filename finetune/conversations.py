@@ -23,10 +23,13 @@ from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcess
 
 from .data.collator import CachedSample, ConversationCollator
 from .data.mixture import Mixture
-from .data.sample import cut_turns, load_samples
+from .data.sample import Sample, cut_turns, load_samples
 from .loop import ignore_ctrl_c
 from .region_cache import RegionCache
 from .train_arguments import TrainArguments
+
+_KEPT = 10_000
+"""Records that a process keeps once it has read them."""
 
 
 class Conversations(Dataset[CachedSample]):
@@ -39,18 +42,32 @@ class Conversations(Dataset[CachedSample]):
         self.turns = arguments.turns or [0] * len(self.samples)
         self.questions = [re.compile(pattern) for pattern in arguments.questions]
         self.rows = self._rows(arguments)
+        self._read: dict[tuple[int, int], tuple[Sample, list[int]]] = {}
         self.mixture = Mixture([len(rows) for rows in self.rows], arguments.weights or None, arguments.seed)
 
     def __getitem__(self, position: int) -> CachedSample:
         source, place, visit = self.mixture[position]
         row, cache = self.rows[source][place], self.caches[source]
         variant = (row + visit + self.seed) % len(cache.plan.variants)
-        item = CachedSample(self.samples[source][row], cache.regions(row, variant), cache.grid(row))
+        sample, regions = self._sample(source, row)
+        item = CachedSample(sample, cache.regions(row, variant)[regions], cache.grid(row))
         random = np.random.RandomState([self.seed, 3, position % 2**32])
-        if self.questions:
-            item = _only(item, self.questions[source])
         is_same = bool(self.same_region) and random.random_sample() < self.same_region
         return _cut(item, self.turns[source], random, is_same)
+
+    def _sample(self, source: int, row: int) -> tuple[Sample, list[int]]:
+        """A record with the questions that are wanted of it, and the numbers of the regions that it keeps."""
+        found = self._read.get((source, row))
+        if found is None:
+            sample = self.samples[source][row]
+            found = sample, list(range(len(sample["regions"])))
+            if self.questions:
+                asked = _questions(sample["conversations"])
+                pattern = self.questions[source]
+                found = _of(sample, asked, [i for i, turns in enumerate(asked) if pattern.search(_words(turns))])
+            if len(self._read) < _KEPT:
+                self._read[source, row] = found
+        return found
 
     def length(self, position: int) -> int:
         """How many questions the conversation at a position has, at most."""
@@ -119,12 +136,6 @@ class _Steps(Sampler[list[int]]):
         return [positions[i : i + self.per_step] for i in range(0, len(positions), self.per_step)]
 
 
-def _only(item: CachedSample, pattern: re.Pattern[str]) -> CachedSample:
-    """A conversation's questions in which, or in whose answers, `pattern` is found."""
-    asked = _questions(item.sample["conversations"])
-    return _of(item, asked, [i for i, turns in enumerate(asked) if pattern.search(_words(turns))])
-
-
 def _words(turns: Sequence[dict[str, Any]]) -> str:
     """A question and its answer, a line each."""
     return "\n".join(turn["content"] for turn in turns)
@@ -140,11 +151,11 @@ def _cut(item: CachedSample, turns: int, random: np.random.RandomState, same_reg
         return item
     if not same_region:
         start = random.randint(len(asked) - turns + 1)
-        return _of(item, asked, range(start, start + turns))
+        return _taken(item, asked, range(start, start + turns))
     named = [frozenset(re.findall(r"region(\d+)", turns[0]["content"])) for turns in asked]
     first = random.randint(len(asked))
     others = [i for i, regions in enumerate(named) if regions == named[first] and i != first]
-    return _of(item, asked, sorted([first, *random.permutation(others)[: turns - 1].tolist()]))
+    return _taken(item, asked, sorted([first, *random.permutation(others)[: turns - 1].tolist()]))
 
 
 def _questions(conversation: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -158,14 +169,19 @@ def _questions(conversation: Sequence[dict[str, Any]]) -> list[list[dict[str, An
     return found
 
 
-def _of(item: CachedSample, asked: list[list[dict[str, Any]]], chosen: Sequence[int]) -> CachedSample:
-    """A conversation of some of its questions, all of which are `asked`, and of the regions that they name."""
+def _taken(item: CachedSample, asked: list[list[dict[str, Any]]], chosen: Sequence[int]) -> CachedSample:
+    """A conversation of some of its questions, all of which are `asked`, with the tokens of the regions that they name."""
+    sample, regions = _of(item.sample, asked, chosen)
+    return CachedSample(sample, item.regions[regions], item.grid)
+
+
+def _of(sample: Sample, asked: list[list[dict[str, Any]]], chosen: Sequence[int]) -> tuple[Sample, list[int]]:
+    """A record of some of its questions, all of which are `asked`, and the numbers of the regions that they name."""
     if len(chosen) == len(asked):
-        return item
-    before = takewhile(lambda turn: turn["role"] == "system", item.sample["conversations"])
+        return sample, list(range(len(sample["regions"])))
+    before = takewhile(lambda turn: turn["role"] == "system", sample["conversations"])
     turns = [*before, *(turn for i in chosen for turn in asked[i])]
-    sample, rows = cut_turns({**item.sample, "conversations": turns}, 0, len(chosen))
-    return CachedSample(sample, item.regions[rows], item.grid)
+    return cut_turns({**sample, "conversations": turns}, 0, len(chosen))
 
 
 def make_loader(
