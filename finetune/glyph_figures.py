@@ -94,7 +94,7 @@ _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#
 _STAGES = ("dense", "prompt", "masks", "caption", "anchored", "longer", "concept", "language", "full", "more", "most", "lora",
            "tokens", "kinds", "settled", "talks", "context", "last", "context-last", "sharper", "sharper-concept",
            "chat-sharper", "context-sharper", "context-even", "sharpest", "sharpest-concept",
-           "chat-finished", "context-counted")  # fmt: skip
+           "chat-finished", "context-counted", "points", "points-concept", "chat-points", "context-balanced")  # fmt: skip
 
 
 def _began(log: Path) -> int:
@@ -144,10 +144,10 @@ def draw_masks(regions: Sequence[dict[str, Any]], path: Path) -> None:
     splits = list(dict.fromkeys(region["split"] for region in regions))
     figure = Figure(figsize=(4.2 * len(splits), 3.4), layout="constrained")
     for axes, split in zip(np.ravel(figure.subplots(1, len(splits), sharey=True)), splits):
-        for prompt in ("box", "point"):
+        for prompt, words in (("box", "a box"), ("centre", "the centre point"), ("point", "a random point")):
             values = [region[f"iou_{prompt}"] for region in regions if region["split"] == split]
             axes.hist(values, bins=40, range=(0, 1), density=True, histtype="step", linewidth=1.6,
-                      label=f"from a {prompt}: mean {np.mean(values):.3f}")  # fmt: skip
+                      label=f"from {words}: mean {np.mean(values):.3f}")  # fmt: skip
         axes.set_title(split)
         axes.set_xlabel("mask IoU")
         axes.legend(loc="upper left", fontsize=8)

@@ -4,7 +4,7 @@
 #
 #   bash finetune/recipes/bundled_models.sh            # all stages; a stage that is through is passed over
 #
-# Each stage goes on where it was when the script is given again after a stop. About fifteen hours on two CPU cores.
+# Each stage goes on where it was when the script is given again after a stop. About seventeen hours on two CPU cores.
 # FLAGS is handed to TAP's own stages, e.g. FLAGS="--mixed_precision bf16" or "--compile_encoder true" (needs a C++ compiler).
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -168,5 +168,23 @@ cache next_train@finished runs/tap_tiny_finished --variants exact,jitter $contex
 bridge region_chat_tiny_finished region_chat_tiny_finished
 bridge region_context_tiny_counted region_context_tiny_counted
 
-# What the package holds: runs/tap_tiny_finished as tap-tiny, region_chat_tiny_finished as region-chat-tiny and, in float16,
-# region_context_tiny_counted as region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.
+# At last, more points, pictures that the bridges have not seen, and every count asked for as often.
+tap tap_tiny_points
+tap tap_tiny_points_concept
+half runs/tap_tiny_points_concept/model runs/tap_tiny_points_half
+few="--offering count_kind=two,count_colour=two"
+records few_val --split val --seed 17 --scenes 2000 --limit 240 --turns 12 --all_regions true $few --families count_colour,count_kind
+records few_train --split train --seed 17 --scenes 9000 --limit 1500 --turns 40 --all_regions true $few \
+  --families nearest,farthest,count_colour,count_kind
+records more_train --split train --seed 18 --scenes 900 --turns 36 --all_regions true --families $next
+records more_packed --split train-packed --seed 17 --scenes 1300 --turns 110 --all_regions true --families $next
+cache talks_val@points runs/tap_tiny_points_half $context
+cache few_val@points runs/tap_tiny_points_half $context
+for name in few_train more_train more_packed; do
+  cache $name@points runs/tap_tiny_points_half --variants exact,jitter $context
+done
+bridge region_chat_tiny_points region_chat_tiny_points
+bridge region_context_tiny_balanced region_context_tiny_balanced
+
+# What the package holds: runs/tap_tiny_points_half as tap-tiny, region_chat_tiny_points as region-chat-tiny and, in float16,
+# region_context_tiny_balanced as region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("datasets")
 
 from finetune.data.glyph_language import caption
 from finetune.data.glyph_questions import (
@@ -23,7 +25,7 @@ from finetune.data.glyph_questions import (
     draw_question,
     place_of,
 )
-from finetune.data.glyph_records import draw_questions, glyph_record, number_regions
+from finetune.data.glyph_records import GlyphScenesSource, draw_questions, glyph_record, number_regions
 from finetune.data.glyph_scenes import SIZES, GlyphObject, GlyphScene, draw_scene, make_scene
 from finetune.data.validation import problems_of
 
@@ -139,3 +141,21 @@ def test_nothing_is_asked_about_what_cannot_be_seen() -> None:
     questions = draw_questions(scene, picture, tuple(FAMILIES), 6, np.random.RandomState(0))
     assert questions
     assert all(set(question.objects) == {0} for question in questions)
+
+
+def test_records_of_scenes_that_offer_an_answer() -> None:
+    options: dict[str, Any] = {
+        "split": "train", "seed": 3, "scenes": 60, "long_side": 64, "turns": 4, "workers": 1, "families": "count_kind,colour"
+    }  # fmt: skip
+    chosen = list(GlyphScenesSource(output="", **options, offering="count_kind=two").records())
+    assert 2 < len(chosen) < 30
+    for record in chosen:
+        _, seed, index, _ = record["image"].rsplit("/", 3)
+        counts = Counter(glyph.kind for glyph in make_scene(int(index), "train", int(seed)).objects)
+        assert 3 in counts.values()
+    everything = {record["image"]: record for record in GlyphScenesSource(output="", **options).records()}
+    assert all(everything[record["image"]] == record for record in chosen)
+    assert list(GlyphScenesSource(output="", **options, offering="count_kind=two", limit=3).limited(1)) == chosen[1:3]
+    for wrong in ("count_kind", "side=yes", "count_kind="):
+        with pytest.raises(ValueError, match=f"offering has {wrong}"):
+            next(GlyphScenesSource(output="", **options, offering=wrong).limited())
