@@ -71,8 +71,11 @@ class Conversations(Dataset[CachedSample]):
 
     def length(self, position: int) -> int:
         """How many questions the conversation at a position has, at most."""
-        source = self.mixture[position][0]
-        return self.turns[source] or len(_questions(self[position].sample["conversations"]))
+        source, place, _ = self.mixture[position]
+        if self.turns[source]:
+            return self.turns[source]
+        sample, _ = self._sample(source, self.rows[source][place])
+        return len(_questions(sample["conversations"]))
 
     def _rows(self, arguments: TrainArguments) -> list[Sequence[int]]:
         """Which records of each of the data have a question that is wanted of it."""
