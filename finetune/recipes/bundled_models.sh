@@ -58,6 +58,17 @@ parts = bridge, Processor.from_pretrained('$3')
 save_whole(Path('$4'), lambda folder: [part.save_pretrained(folder) for part in parts])"
 }
 
+mix_tap() { # mix_tap BEFORE SHARE AFTER TO: the same of a region tokenizer
+  stage "$4" "$PYTHON" -c "
+from finetune.checkpoints import save_whole
+from pathlib import Path
+from tap_tokenizer import TapRegionTokenizer as T
+before, tokenizer = T.from_pretrained('$1').model.state_dict(), T.from_pretrained('$3')
+for name, weight in tokenizer.model.named_parameters():
+    weight.data.copy_($2 * before[name].double() + (1 - $2) * weight.double())
+save_whole(Path('$4'), tokenizer.save_pretrained)"
+}
+
 # The region tokenizer.
 tap tap_tiny_dense
 tap tap_tiny_prompt
@@ -170,6 +181,7 @@ bridge region_context_tiny_counted region_context_tiny_counted
 
 # At last, more points, pictures that the bridges have not seen, and every count asked for as often.
 tap tap_tiny_points
+mix_tap runs/tap_tiny_sharpest_concept/model 0.3 runs/tap_tiny_points/model runs/tap_tiny_points_mixed
 tap tap_tiny_points_concept
 half runs/tap_tiny_points_concept/model runs/tap_tiny_points_half
 few="--offering count_kind=two,count_colour=two"
