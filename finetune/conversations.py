@@ -28,7 +28,7 @@ from .loop import ignore_ctrl_c
 from .region_cache import RegionCache
 from .train_arguments import TrainArguments
 
-_KEPT = 10_000
+_KEPT = 40_000
 """Records that a process keeps once it has read them."""
 
 
