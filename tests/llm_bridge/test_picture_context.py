@@ -94,10 +94,10 @@ def test_objects_of_a_scene_are_found_whole_and_once() -> None:
     assert right >= 0.9 * objects
     assert right >= 0.9 * found_boxes
     imagined = 0
-    for number in range(4):
+    for number in range(12):
         nothing = draw_scene(replace(make_scene(number, "val", 0), objects=()), 512).image
         imagined += len(find_objects(tokenizer, tokenizer.embed_image([nothing])[0]))
-    assert imagined <= 1, "objects were found in pictures of backgrounds alone"
+    assert imagined <= 12 / 4, "objects were found in pictures of backgrounds alone"
 
 
 def test_words_for_each_kind() -> None:
