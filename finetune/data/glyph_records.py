@@ -38,8 +38,8 @@ class GlyphScenesSource(Source):
     )
     offering: str = knob(
         default="",
-        help="only scenes that have one of these questions, as FAMILY=ANSWER with commas between: of count_kind=two, for one, "
-        "there are few",
+        help="only scenes that have a question with one of these answers, as FAMILY=ANSWER with commas between, e.g. "
+        "count_kind=two, of which there are few; their other questions stay",
     )
     workers: int = knob(default=2, help="processes that draw")
 
@@ -56,7 +56,8 @@ class GlyphScenesSource(Source):
             (family, answer) for family, _, answer in (pair.partition("=") for pair in self.offering.split(",") if pair)
         ]
         if strange := [f"{family}={answer}" for family, answer in wanted if family not in families or not answer]:
-            raise ValueError(f"offering has {', '.join(strange)}, expected FAMILY=ANSWER with a family of families.")
+            known = ", ".join(dict.fromkeys(families))
+            raise ValueError(f"offering has {', '.join(strange)}, expected FAMILY=ANSWER, FAMILY one of {known}.")
         draw = partial(
             glyph_record,
             split=self.split,
@@ -68,13 +69,25 @@ class GlyphScenesSource(Source):
         )
         numbers: Iterable[int] = range(self.scenes)
         if wanted:
-            numbers = (index for index in numbers if _offers(index, self.split, self.seed, wanted))
+            numbers = self._offering(wanted)
         numbers = islice(numbers, start, self.limit)
         if self.workers < 2:
             yield from map(draw, numbers)
             return
         with get_context("spawn").Pool(self.workers) as pool:
             yield from pool.imap(draw, numbers, chunksize=8)
+
+    def _offering(self, wanted: Sequence[tuple[str, str]]) -> Iterator[int]:
+        """The scenes that have a question with one of the wanted (family, answer)."""
+        found = 0
+        for index in range(self.scenes):
+            if _offers(index, self.split, self.seed, wanted):
+                found += 1
+                yield index
+        if not found:
+            raise ValueError(
+                f"None of {self.scenes} scenes has a question of offering, {self.offering}: correct its answer."
+            )
 
 
 _TRIES = 24

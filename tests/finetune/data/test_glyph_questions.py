@@ -156,6 +156,8 @@ def test_records_of_scenes_that_offer_an_answer() -> None:
     everything = {record["image"]: record for record in GlyphScenesSource(output="", **options).records()}
     assert all(everything[record["image"]] == record for record in chosen)
     assert list(GlyphScenesSource(output="", **options, offering="count_kind=two", limit=3).limited(1)) == chosen[1:3]
+    with pytest.raises(ValueError, match="None of 60 scenes has a question of offering, count_kind=2"):
+        next(GlyphScenesSource(output="", **options, offering="count_kind=2").limited())
     for wrong in ("count_kind", "side=yes", "count_kind="):
         with pytest.raises(ValueError, match=f"offering has {wrong}"):
             next(GlyphScenesSource(output="", **options, offering=wrong).limited())
