@@ -46,7 +46,7 @@ from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, Question
 from .data.glyph_records import number_regions
 from .data.glyph_scenes import SPLITS, VERSION, GlyphPicture, GlyphScene, draw_scene, make_scene
 from .evaluation.loading import fingerprint
-from .evaluation.mask_metrics import next_click
+from .evaluation.mask_metrics import mask_iou, next_click
 from .glyph_figures import draw_curves, draw_figures
 from .glyph_report import VIEWS, as_tables, summarise
 
@@ -389,8 +389,8 @@ def _place(scene: GlyphScene) -> dict[str, Any]:
 
 
 def _iou(predicted: Any, truth: np.ndarray) -> float:
-    mask = predicted.cpu().numpy()
-    return float((mask & truth).sum() / max((mask | truth).sum(), 1))
+    """IoU of a region's mask, wherever it lies, and the true one (H, W)."""
+    return mask_iou(predicted.cpu().numpy(), truth)
 
 
 # --- what the bridge answers ------------------------------------------------------------------------------------------

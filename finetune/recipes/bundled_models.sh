@@ -46,14 +46,19 @@ parts = bridge, Processor.for_bridge(bridge.config, tokenizer=words, region_toke
 save_whole(Path('$3'), lambda folder: [part.save_pretrained(folder) for part in parts])"
 }
 
+mixed() { # mixed BEFORE SHARE AFTER: Python that gives one module a share of the weights of another
+  echo "
+before = $1.state_dict()
+for name, weight in $3.named_parameters():
+    weight.data.copy_($2 * before[name].double() + (1 - $2) * weight.double())"
+}
 mix() { # mix BEFORE SHARE AFTER TO: a bridge whose weights are those of another with a share of what they were before
   stage "$4" "$PYTHON" -c "
 from finetune.checkpoints import save_whole
 from pathlib import Path
 from llm_bridge import RegionBridgeForConditionalGeneration as Bridge, RegionBridgeProcessor as Processor
-before, bridge = Bridge.from_pretrained('$1').state_dict(), Bridge.from_pretrained('$3')
-for name, weight in bridge.named_parameters():
-    weight.data.copy_($2 * before[name].double() + (1 - $2) * weight.double())
+bridge = Bridge.from_pretrained('$3')
+$(mixed "Bridge.from_pretrained('$1')" "$2" bridge)
 parts = bridge, Processor.from_pretrained('$3')
 save_whole(Path('$4'), lambda folder: [part.save_pretrained(folder) for part in parts])"
 }
@@ -63,9 +68,8 @@ mix_tap() { # mix_tap BEFORE SHARE AFTER TO: the same of a region tokenizer
 from finetune.checkpoints import save_whole
 from pathlib import Path
 from tap_tokenizer import TapRegionTokenizer as T
-before, tokenizer = T.from_pretrained('$1').model.state_dict(), T.from_pretrained('$3')
-for name, weight in tokenizer.model.named_parameters():
-    weight.data.copy_($2 * before[name].double() + (1 - $2) * weight.double())
+tokenizer = T.from_pretrained('$3')
+$(mixed "T.from_pretrained('$1').model" "$2" tokenizer.model)
 save_whole(Path('$4'), tokenizer.save_pretrained)"
 }
 
@@ -179,7 +183,7 @@ cache next_train@finished runs/tap_tiny_finished --variants exact,jitter $contex
 bridge region_chat_tiny_finished region_chat_tiny_finished
 bridge region_context_tiny_counted region_context_tiny_counted
 
-# At last, more points, pictures that the bridges have not seen, and every count asked for as often.
+# At last, more points, pictures that the bridges have not seen, and counts picked by their answers.
 tap tap_tiny_points
 mix_tap runs/tap_tiny_sharpest_concept/model 0.3 runs/tap_tiny_points/model runs/tap_tiny_points_mixed
 tap tap_tiny_points_concept
