@@ -88,7 +88,7 @@ class GlyphEvaluationArguments:
         "where one of two answers is right, a score would lie within .09 of chance only",
     )
     context_scenes: int = knob(
-        default=40, help="of these, how many the context_model is asked about, rounded up to whole batches"
+        default=64, help="of these, how many the context_model is asked about, rounded up to whole batches"
     )
     batch_size: int = knob(default=8, help="scenes at a time")
     workers: int = knob(

@@ -8,7 +8,7 @@ masks and names; questions and captions about them are written in `glyph_languag
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,10 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SIZES: dict[str, tuple[float, float]] = {"small": (0.14, 0.17), "medium": (0.215, 0.26), "large": (0.32, 0.39)}
 """The three sizes: the range of a glyph's longer side before turning, in units of the picture's long side."""
 
+SIZE_BORDERS = {"small": 0.191, "medium": 0.288}
+"""An object that is shown at another scale has the first size that its extent is below the border of, else it is large: the
+geometric means of where one range of `SIZES` ends and the next begins."""
+
 CROWDED_SIZES: dict[str, tuple[float, float]] = {"small": (0.11, 0.15), "medium": (0.19, 0.235)}
 TEXTURES = ("plain", "plain", "stripes", "dots", "gradient")
 BACKGROUNDS = ("gradient", "clouds", "stripes", "checks", "dots", "patches")
@@ -53,13 +57,15 @@ HELD_OUT_PAIRS: frozenset[tuple[str, str]] = frozenset(
 
 @dataclass(frozen=True)
 class Split:
-    """What sets one split apart: how many objects, how large, which pairs, and how tightly they lie."""
+    """What sets one split apart: how many objects, how large, which pairs, how tightly they lie, and the least scale at which
+    its objects are shown."""
 
     code: int
     counts: tuple[int, int] = (3, 8)
     held_out: bool = False
     spacing: float = 0.34
     crowded: bool = False
+    least_scale: float = 1.0
 
 
 SPLITS: dict[str, Split] = {
@@ -69,6 +75,7 @@ SPLITS: dict[str, Split] = {
     "test-compositional": Split(3, held_out=True),
     "test-crowded": Split(4, counts=(9, 14), spacing=0.25, crowded=True),
     "train-packed": Split(5, counts=(30, 30)),  # as train, but full to the brim: more to learn from each picture
+    "train-scaled": Split(6, counts=(30, 30), least_scale=0.7),  # packed ones jittered in scale, as detectors are trained
 }
 
 
@@ -144,6 +151,8 @@ def make_scene(index: int, split: str = "train", seed: int = 0) -> GlyphScene:
             objects.append(GlyphObject(kind, colour, size, *place, extent, **appearance))
     if not rules.crowded:  # small in front of large: nothing is hidden whole
         objects.sort(key=lambda o: -o.extent)
+    if rules.least_scale < 1:
+        objects = _scaled(objects, random, random.uniform(rules.least_scale, 1), width, height)
     return GlyphScene(split, seed, index, width, height, background, background_seed, tuple(objects))
 
 
@@ -159,6 +168,23 @@ def _draw_pair(random: np.random.RandomState, held_out: bool, others: list[Glyph
             colour = model.colour
         if ((kind, colour) in HELD_OUT_PAIRS) == held_out:
             return kind, colour
+
+
+def _scaled(
+    objects: list[GlyphObject], random: np.random.RandomState, scale: float, width: float, height: float
+) -> list[GlyphObject]:
+    """All objects smaller and nearer to each other by the same factor, somewhere in the picture; sizes are named anew."""
+    left, top = random.uniform(0, (1 - scale) * width), random.uniform(0, (1 - scale) * height)
+    return [
+        replace(
+            o,
+            x=left + scale * o.x,
+            y=top + scale * o.y,
+            extent=scale * o.extent,
+            size=next((size for size, border in SIZE_BORDERS.items() if scale * o.extent < border), "large"),
+        )
+        for o in objects
+    ]
 
 
 def _vary_colour(rgb: tuple[int, int, int], random: np.random.RandomState) -> tuple[int, int, int]:

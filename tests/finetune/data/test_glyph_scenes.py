@@ -30,6 +30,7 @@ FIRST_SCENES = {
     "test-crowded": "4beb56f0dbd2e3b8",
     "train": "1f1bf81dbb8e3025",
     "train-packed": "2fc339a4fff86cad",
+    "train-scaled": "37c7237632e5836d",
     "val": "1c8b84ce5c36ee09",
 }
 """Digest of the first three scenes of each split: a change of the generator is a new version of the world."""
@@ -102,6 +103,21 @@ def test_sizes_have_gaps_and_crowds_are_crowded() -> None:
     assert counts["test-crowded"] > 2 * counts["test"]
     seen = [o.size for i in range(300) for o in make_scene(i).objects]
     assert {size: seen.count(size) / len(seen) > 0.25 for size in SIZES} == dict.fromkeys(SIZES, True)
+
+
+def test_scaled_scenes_are_smaller_and_name_their_sizes_anew() -> None:
+    scenes = [make_scene(i, "train-scaled") for i in range(60)]
+    objects = [o for scene in scenes for o in scene.objects]
+    least = min(extent for extent, _ in SIZES.values())
+    assert 0.7 * least <= min(o.extent for o in objects) < 0.9 * least
+    assert max(o.extent for o in objects) <= SIZES["large"][1]
+    for glyph in objects:  # whatever lies in the range of a size is called so
+        named = [size for size, (low, high) in SIZES.items() if low <= glyph.extent <= high]
+        assert named in ([], [glyph.size]), glyph
+    for scene in scenes:
+        for glyph in scene.objects:
+            assert 0.5 * glyph.extent <= glyph.x <= scene.width - 0.5 * glyph.extent
+            assert 0.5 * glyph.extent <= glyph.y <= scene.height - 0.5 * glyph.extent
 
 
 def test_things_are_shared() -> None:
