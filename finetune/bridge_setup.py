@@ -5,7 +5,6 @@ Everything that can be wrong is refused here, before a step is made.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -103,34 +102,6 @@ def check_sharding(arguments: TrainArguments, accelerator: Accelerator) -> None:
 
 def check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGeneration) -> None:
     """Refuse caches that do not belong to the records or to the bridge, before anything is trained."""
-    if not arguments.data or len(arguments.data) != len(arguments.caches):
-        raise ValueError(
-            f"Got {len(arguments.data)} data and {len(arguments.caches)} caches: give a cache for each record file."
-        )
-    if arguments.weights and len(arguments.weights) != len(arguments.data):
-        raise ValueError(
-            f"Got {len(arguments.weights)} weights for {len(arguments.data)} data: give one for each, or none."
-        )
-    if arguments.turns and (len(arguments.turns) != len(arguments.data) or min(arguments.turns) < 0):
-        raise ValueError(
-            f"Got turns {arguments.turns} for {len(arguments.data)} data: give a number for each, or none."
-        )
-    if not 0 <= arguments.same_region <= 1:
-        raise ValueError(f"same_region is {arguments.same_region}, expected a share from 0 to 1.")
-    if arguments.same_region and not arguments.turns:
-        raise ValueError("Got same_region without turns: give turns, how many questions are taken from each record.")
-    if arguments.questions and len(arguments.questions) != len(arguments.data):
-        raise ValueError(
-            f"Got {len(arguments.questions)} questions for {len(arguments.data)} data: give a regular expression for each, "
-            "or none."
-        )
-    for pattern in arguments.questions:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"questions has {pattern!r}, which is no regular expression: {error}.") from None
-    if (arguments.eval_data is None) != (arguments.eval_cache is None):
-        raise ValueError("Got one of eval_data and eval_cache: give both or neither.")
     pairs = list(zip(arguments.data, arguments.caches))
     if arguments.eval_data is not None and arguments.eval_cache is not None:
         pairs.append((arguments.eval_data, arguments.eval_cache))

@@ -52,8 +52,7 @@ class Conversations(Dataset[CachedSample]):
         sample, regions = self._sample(source, row)
         item = CachedSample(sample, cache.regions(row, variant)[regions], cache.grid(row))
         random = np.random.RandomState([self.seed, 3, position % 2**32])
-        is_same = bool(self.same_region) and random.random_sample() < self.same_region
-        return _cut(item, self.turns[source], random, is_same)
+        return _cut(item, self.turns[source], random, self.same_region)
 
     def _sample(self, source: int, row: int) -> tuple[Sample, list[int]]:
         """A record with the questions that are wanted of it, and the numbers of the regions that it keeps."""
@@ -144,15 +143,16 @@ def _words(turns: Sequence[dict[str, Any]]) -> str:
     return "\n".join(turn["content"] for turn in turns)
 
 
-def _cut(item: CachedSample, turns: int, random: np.random.RandomState, same_region: bool = False) -> CachedSample:
+def _cut(item: CachedSample, turns: int, random: np.random.RandomState, same_region: float = 0.0) -> CachedSample:
     """`turns` questions in a row of a conversation that has more, from a random one on.
 
-    same_region: instead of those that follow it, random ones that name the same regions, as many as there are.
+    same_region: how often, instead of those that follow it, random ones that name the same regions, as many as there are.
     """
+    is_same = bool(same_region) and random.random_sample() < same_region
     asked = _questions(item.sample["conversations"])
-    if not turns or not asked or (len(asked) <= turns and not same_region):
+    if not turns or not asked or (len(asked) <= turns and not is_same):
         return item
-    if not same_region:
+    if not is_same:
         start = random.randint(len(asked) - turns + 1)
         return _taken(item, asked, range(start, start + turns))
     named = [frozenset(re.findall(r"region(\d+)", turns[0]["content"])) for turns in asked]
@@ -226,7 +226,7 @@ def evaluate(
                 CachedSample(samples[i], cache.regions(i), cache.grid(i)),
                 max(arguments.turns, default=0),
                 np.random.RandomState([arguments.seed, 4, i]),
-                arguments.same_region == 1,
+                arguments.same_region,
             )
             for i in mine[start : start + arguments.batch_size]
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -135,6 +136,7 @@ def check_arguments(arguments: TrainArguments) -> None:
         raise ValueError(f"merge adds an adapter to the weights, but mode is {arguments.mode}: leave it out.")
     if arguments.load_best and not arguments.eval_data:
         raise ValueError("load_best needs evaluations: give eval_data and eval_cache.")
+    _check_data(arguments)
     counts = (
         "steps",
         "batch_size",
@@ -145,3 +147,35 @@ def check_arguments(arguments: TrainArguments) -> None:
         "eval_records",
     )
     check_counts(arguments, *counts)
+
+
+def _check_data(arguments: TrainArguments) -> None:
+    """Refuse data that lack their caches, and settings of each of the data that are not one for each, or mean nothing."""
+    if not arguments.data or len(arguments.data) != len(arguments.caches):
+        raise ValueError(
+            f"Got {len(arguments.data)} data and {len(arguments.caches)} caches: give a cache for each record file."
+        )
+    if arguments.weights and len(arguments.weights) != len(arguments.data):
+        raise ValueError(
+            f"Got {len(arguments.weights)} weights for {len(arguments.data)} data: give one for each, or none."
+        )
+    if arguments.turns and (len(arguments.turns) != len(arguments.data) or min(arguments.turns) < 0):
+        raise ValueError(
+            f"Got turns {arguments.turns} for {len(arguments.data)} data: give a number for each, or none."
+        )
+    if not 0 <= arguments.same_region <= 1:
+        raise ValueError(f"same_region is {arguments.same_region}, expected a share from 0 to 1.")
+    if arguments.same_region and not arguments.turns:
+        raise ValueError("Got same_region without turns: give turns, how many questions are taken from each record.")
+    if arguments.questions and len(arguments.questions) != len(arguments.data):
+        raise ValueError(
+            f"Got {len(arguments.questions)} questions for {len(arguments.data)} data: give a regular expression for each, "
+            "or none."
+        )
+    for pattern in arguments.questions:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"questions has {pattern!r}, which is no regular expression: {error}.") from None
+    if (arguments.eval_data is None) != (arguments.eval_cache is None):
+        raise ValueError("Got one of eval_data and eval_cache: give both or neither.")

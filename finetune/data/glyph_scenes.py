@@ -57,8 +57,7 @@ HELD_OUT_PAIRS: frozenset[tuple[str, str]] = frozenset(
 
 @dataclass(frozen=True)
 class Split:
-    """What sets one split apart: how many objects, how large, which pairs, how tightly they lie, and the least scale at which
-    its objects are shown."""
+    """What sets one split apart: how many objects, how large, which pairs, how tightly they lie, and at what least scale."""
 
     code: int
     counts: tuple[int, int] = (3, 8)
@@ -75,7 +74,7 @@ SPLITS: dict[str, Split] = {
     "test-compositional": Split(3, held_out=True),
     "test-crowded": Split(4, counts=(9, 14), spacing=0.25, crowded=True),
     "train-packed": Split(5, counts=(30, 30)),  # as train, but full to the brim: more to learn from each picture
-    "train-scaled": Split(6, counts=(30, 30), least_scale=0.7),  # packed ones jittered in scale, as detectors are trained
+    "train-scaled": Split(6, counts=(30, 30), least_scale=0.7),  # train-packed with scale jitter
 }
 
 
