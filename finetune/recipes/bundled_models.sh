@@ -4,7 +4,7 @@
 #
 #   bash finetune/recipes/bundled_models.sh            # all stages; a stage that is through is passed over
 #
-# Each stage goes on where it was when the script is given again after a stop. About seventeen hours on two CPU cores.
+# Each stage goes on where it was when the script is given again after a stop. About nineteen hours on two CPU cores.
 # FLAGS is handed to TAP's own stages, e.g. FLAGS="--mixed_precision bf16" or "--compile_encoder true" (needs a C++ compiler).
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -202,5 +202,27 @@ done
 bridge region_chat_tiny_points region_chat_tiny_points
 bridge region_context_tiny_balanced region_context_tiny_balanced
 
-# What the package holds: runs/tap_tiny_points_half as tap-tiny, region_chat_tiny_points as region-chat-tiny and, in float16,
-# region_context_tiny_balanced as region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.
+# And once more, half of it on objects that are shown smaller; the context bridge on four times as many scenes with three of a kind.
+tap tap_tiny_scaled
+mix_tap runs/tap_tiny_points_concept/model 0.4 runs/tap_tiny_scaled/model runs/tap_tiny_scaled_mixed
+tap tap_tiny_settled
+mix_tap runs/tap_tiny_points_concept/model @SHARE@ runs/tap_tiny_settled/model runs/tap_tiny_settled_mixed
+tap tap_tiny_settled_concept
+half runs/tap_tiny_settled_concept/model runs/tap_tiny_settled_half
+counts=nearest,farthest,count_colour,count_kind
+records many_train --split train --seed 19 --scenes 60000 --limit 6000 --turns 40 --all_regions true $few --families $counts
+records many_packed --split train-packed --seed 19 --scenes 1500 --turns 80 --all_regions true --families $counts
+records more_scaled --split train-scaled --seed 17 --scenes 1000 --turns 110 --all_regions true --families $next
+cache talks_val@settled runs/tap_tiny_settled_half $context
+cache few_val@settled runs/tap_tiny_settled_half $context
+for name in more_train more_packed; do
+  cache $name@settled runs/tap_tiny_settled_half --variants exact,jitter $context
+done
+for name in more_scaled many_train many_packed; do
+  cache $name@settled runs/tap_tiny_settled_half --variants jitter $context
+done
+bridge region_chat_tiny_scaled region_chat_tiny_scaled
+bridge region_context_tiny_many region_context_tiny_many
+
+# What the package holds: runs/tap_tiny_settled_half as tap-tiny, region_chat_tiny_scaled as region-chat-tiny and, in float16,
+# region_context_tiny_many as region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.
