@@ -94,7 +94,8 @@ _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#
 _STAGES = ("dense", "prompt", "masks", "caption", "anchored", "longer", "concept", "language", "full", "more", "most", "lora",
            "tokens", "kinds", "settled", "talks", "context", "last", "context-last", "sharper", "sharper-concept",
            "chat-sharper", "context-sharper", "context-even", "sharpest", "sharpest-concept",
-           "chat-finished", "context-counted", "points", "points-concept", "chat-points", "context-balanced")  # fmt: skip
+           "chat-finished", "context-counted", "points", "points-concept", "chat-points", "context-balanced",
+           "scaled", "settled", "settled-concept", "chat-scaled", "context-many")  # fmt: skip
 
 
 def _began(log: Path) -> int:

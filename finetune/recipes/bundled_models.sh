@@ -206,7 +206,7 @@ bridge region_context_tiny_balanced region_context_tiny_balanced
 tap tap_tiny_scaled
 mix_tap runs/tap_tiny_points_concept/model 0.4 runs/tap_tiny_scaled/model runs/tap_tiny_scaled_mixed
 tap tap_tiny_settled
-mix_tap runs/tap_tiny_points_concept/model @SHARE@ runs/tap_tiny_settled/model runs/tap_tiny_settled_mixed
+mix_tap runs/tap_tiny_points_concept/model 0.2 runs/tap_tiny_settled/model runs/tap_tiny_settled_mixed
 tap tap_tiny_settled_concept
 half runs/tap_tiny_settled_concept/model runs/tap_tiny_settled_half
 counts=nearest,farthest,count_colour,count_kind
