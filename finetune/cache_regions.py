@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(arguments.output)
     plan = _plan(arguments, tokenizer)
     if state.is_main_process:
-        _prepare(folder, plan)
+        prepare(folder, plan)
     state.wait_for_everyone()
     todo = [shard for shard in range(plan.shards) if not shard_is_whole(folder, shard)]
     state.wait_for_everyone()  # all have looked before anyone writes, so all share the same list
@@ -125,7 +125,7 @@ def _plan(arguments: CacheArguments, tokenizer: TapRegionTokenizer) -> CachePlan
     )
 
 
-def _prepare(folder: Path, plan: CachePlan) -> None:
+def prepare(folder: Path, plan: CachePlan) -> None:
     """A new folder, or one that holds the beginning of the same cache."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PLAN
@@ -175,11 +175,12 @@ def _vary(sample: Sample, variant: str, seed: int, index: int) -> Sample:
         return sample
     random = np.random.RandomState([VARIANTS.index(variant), seed, index])
     size = (sample["height"], sample["width"])
-    change = _jittered if variant == "jitter" else _pointed
+    change = jittered if variant == "jitter" else _pointed
     return {**sample, "regions": [change(region, size, random) for region in sample["regions"]]}
 
 
-def _jittered(region: dict[str, object], size: tuple[int, int], random: np.random.RandomState) -> dict[str, object]:
+def jittered(region: dict[str, object], size: tuple[int, int], random: np.random.RandomState) -> dict[str, object]:
+    """A region of a picture of (height, width) `size` whose box's corners are moved by a twentieth of its sides, on average."""
     box = region.get("box")
     if box is None:
         return region

@@ -15,6 +15,7 @@ from multiprocessing import get_context
 import numpy as np
 
 from ..arguments import knob
+from .glyph_language import caption
 from .glyph_questions import FAMILIES, Question, draw_question
 from .glyph_scenes import SPLITS, GlyphPicture, GlyphScene, draw_scene, make_scene
 from .sample import GLYPH_SCHEME, Sample, encode_mask
@@ -135,7 +136,12 @@ def glyph_record(
         "width": width,
         "height": height,
         "regions": [
-            {"box": picture.boxes[i].tolist(), "mask": encode_mask(picture.masks[i]), "label": scene.objects[i].kind}
+            {
+                "box": picture.boxes[i].tolist(),
+                "mask": encode_mask(picture.masks[i]),
+                "label": scene.objects[i].kind,
+                "captions": [caption(scene.objects[i])],
+            }
             for i in shown
         ],
         "conversations": conversation,

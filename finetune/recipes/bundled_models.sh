@@ -202,7 +202,7 @@ done
 bridge region_chat_tiny_points region_chat_tiny_points
 bridge region_context_tiny_balanced region_context_tiny_balanced
 
-# And once more, half of it on objects that are shown smaller; the context bridge on four times as many scenes with three of a kind.
+# And once more, half of it on objects that are shown smaller; the context bridge on more scenes with three of a kind.
 tap tap_tiny_scaled
 mix_tap runs/tap_tiny_points_concept/model 0.4 runs/tap_tiny_scaled/model runs/tap_tiny_scaled_mixed
 tap tap_tiny_settled
@@ -223,6 +223,17 @@ for name in more_scaled many_train many_packed; do
 done
 bridge region_chat_tiny_scaled region_chat_tiny_scaled
 bridge region_context_tiny_many region_context_tiny_many
+# Scenes that are never drawn at their size: their objects have the tokens of others of the same caption.
+made_up="--seed 21 --long_side 128 --all_regions true --families $counts"
+records composed_train --split train --scenes 120000 --limit 12000 --turns 24 $few $made_up
+records composed_packed --split train-packed --scenes 4000 --turns 48 $made_up
+records composed_scaled --split train-scaled --scenes 2500 --turns 48 $made_up
+for name in composed_train composed_packed composed_scaled; do
+  stage "runs/caches/$name@settled/manifest.json" "$PYTHON" -m finetune.compose_regions --data "runs/records/$name.jsonl" \
+    --from_data runs/records/more_{packed,scaled,train}.jsonl --from_caches runs/caches/more_{packed,scaled,train}@settled \
+    --output "runs/caches/$name@settled" --shard_size 256
+done
+bridge region_context_tiny_composed region_context_tiny_composed
 
 # What the package holds: runs/tap_tiny_settled_half as tap-tiny, region_chat_tiny_scaled as region-chat-tiny and, in float16,
-# region_context_tiny_many as region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.
+# region_context_tiny_composed as region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.

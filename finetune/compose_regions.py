@@ -1,0 +1,148 @@
+"""Caches of pictures that were never encoded: each region has the tokens of another one of which the same is true.
+
+    python -m finetune.compose_regions --data composed.jsonl --from_data packed.jsonl --from_caches runs/caches/packed \
+        --output runs/caches/composed
+
+A language model that is asked the same pictures again and again learns their answers by heart. What stands where in a
+picture can be made up, what a region looks like to the region tokenizer cannot: so records whose pictures nobody needs to
+see borrow the tokens of encoded regions with the same first caption (or label, where there are none), another one for each
+region, and keep their own boxes, jittered as in `cache_regions`. The cache is like any other; its picture context, if the
+other caches have some, is of the records' regions. Shards that are whole are passed over when the command is given again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from llm_bridge import PictureContext
+from tap_tokenizer import RegionTokens
+
+from .arguments import knob, parse_arguments, run_command
+from .cache_regions import jittered, prepare
+from .data.sample import Sample, load_samples
+from .region_cache import CachePlan, RegionCache, data_checksum, shard_is_whole, write_manifest, write_shard
+
+
+@dataclass
+class ComposeArguments:
+    """Cache region tokens for records without encoding their pictures."""
+
+    data: str = knob(help="records whose regions have a caption or label, and a box")
+    output: str = knob(help="folder of the cache")
+    from_data: list[str] = knob(default_factory=list, help="record files whose regions lend their tokens")
+    from_caches: list[str] = knob(default_factory=list, help="cache of each of them, in the same order")
+    shard_size: int = knob(default=512, help="records per shard")
+    seed: int = knob(default=0, help="of the choice of tokens and the jitter of boxes")
+
+
+class TokenBank:
+    """Region tokens of cached records, in all their variants, by what is true of the region."""
+
+    def __init__(self, data: list[str], caches: list[str]) -> None:
+        """Read everything; all caches must be of one tokenizer and belong to their records."""
+        if not data or len(data) != len(caches):
+            raise ValueError(
+                f"Got {len(data)} from_data and {len(caches)} from_caches: give a cache for each record file."
+            )
+        opened = [RegionCache(folder) for folder in caches]
+        self.plan = opened[0].plan
+        if self.plan.image_grid:
+            raise ValueError(
+                f"{caches[0]} has picture context: {PictureContext.of(self.plan)}; a grid is of a whole picture and cannot be "
+                "composed. Make the cache with image_regions, or without context."
+            )
+        for path, cache in zip(data, opened):
+            cache.check(Path(path), self.plan.fingerprint, PictureContext.of(self.plan))
+        self.places: dict[str, list[int]] = defaultdict(list)
+        parts: list[RegionTokens] = []
+        count = 0
+        for path, cache in zip(data, opened):
+            for row, sample in enumerate(tqdm(load_samples(path), desc=f"tokens of {path}", leave=False)):
+                words = [words_of(region) for region in sample["regions"]]
+                for variant in range(len(cache.plan.variants)):
+                    parts.append(cache.regions(row, variant))
+                    for place, word in enumerate(words, start=count):
+                        self.places[word].append(place)
+                    count += len(words)
+        self.tokens = RegionTokens.concatenate(parts)
+
+    def lacks(self, samples: list[Sample]) -> list[str]:
+        """What some regions of records are, and no region here is."""
+        wanted = dict.fromkeys(words_of(region) for sample in samples for region in sample["regions"])
+        return [words for words in wanted if words not in self.places]
+
+    def compose(self, sample: Sample, random: np.random.RandomState) -> RegionTokens:
+        """Tokens of a record's regions, each from another region of which the same is true, at their own jittered boxes."""
+        size = sample["height"], sample["width"]
+        places = [self.places[words_of(region)] for region in sample["regions"]]
+        chosen = torch.tensor([own[random.randint(len(own))] for own in places], dtype=torch.long)
+        boxes = [jittered(region, size, random)["box"] for region in sample["regions"]]
+        return RegionTokens(
+            semantic_tokens=self.tokens.semantic_tokens[chosen],
+            semantic_embeds=self.tokens.semantic_embeds[chosen],
+            iou_scores=self.tokens.iou_scores[chosen],
+            expert=self.tokens.expert[chosen],
+            boxes=torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
+            image_index=torch.zeros(len(chosen), dtype=torch.long),
+            image_sizes=torch.tensor([size]),
+            fingerprint=self.tokens.fingerprint,
+        )
+
+
+def words_of(region: dict[str, object]) -> str:
+    """What is true of a region: its first caption, or its label."""
+    captions = region.get("captions")
+    words = captions[0] if isinstance(captions, list) and captions else region.get("label")
+    if not isinstance(words, str) or not words:
+        raise ValueError(f"Got the region {region}, expected captions or a label, by which tokens are found for it.")
+    return words
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the arguments, gather the tokens, fill the cache."""
+    arguments = parse_arguments(ComposeArguments, argv, description=__doc__)
+    data, folder = Path(arguments.data), Path(arguments.output)
+    samples = load_samples(data)
+    bank = TokenBank(arguments.from_data, arguments.from_caches)
+    if lacking := bank.lacks(samples):
+        raise ValueError(
+            f"No region of from_data is {lacking[0]!r}, as one of {data} is (and {len(lacking) - 1} more such words): add "
+            "records that have some, or leave those regions out."
+        )
+    if any("box" not in region for sample in samples for region in sample["regions"]):
+        raise ValueError(f"A region of {data} has no box, expected one of each.")
+    plan = CachePlan(
+        data=data.name,
+        data_checksum=data_checksum(data),
+        samples=len(samples),
+        region_tokenizer=bank.plan.region_tokenizer,
+        fingerprint=bank.plan.fingerprint,
+        dtype=bank.plan.dtype,
+        variants=["composed"],
+        image_grid=0,
+        image_regions=bank.plan.image_regions,
+        context_from="composed",
+        shard_size=arguments.shard_size,
+        seed=arguments.seed,
+    )
+    prepare(folder, plan)
+    context = PictureContext.of(plan)
+    for shard in tqdm(range(plan.shards), desc="composing", unit="shard"):
+        if shard_is_whole(folder, shard):
+            continue
+        composed = [bank.compose(samples[i], np.random.RandomState([11, plan.seed, i])) for i in plan.rows(shard)]
+        grids = [context.of_regions(regions) for regions in composed] if context.slots else []
+        write_shard(folder, shard, [composed], grids, getattr(torch, plan.dtype))
+    write_manifest(folder, plan)
+    print(f"wrote {folder}: {plan.samples} records in {plan.shards} shards")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
