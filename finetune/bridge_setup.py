@@ -1,6 +1,6 @@
 """What `finetune.train` starts from: the bridge and its processor, caches that belong to them, and optimizers.
 
-Everything that can be wrong is refused here, before a step is made.
+What of them does not fit together is refused here, before a step is made; `train_arguments` has looked at the arguments alone.
 """
 
 from __future__ import annotations

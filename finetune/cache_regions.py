@@ -180,7 +180,7 @@ def _vary(sample: Sample, variant: str, seed: int, index: int) -> Sample:
 
 
 def jittered(region: dict[str, object], size: tuple[int, int], random: np.random.RandomState) -> dict[str, object]:
-    """A region of a picture of (height, width) `size` whose box's corners are moved by a twentieth of its sides, on average."""
+    """A region of a picture of (height, width) `size`, its box's corners moved by a twentieth of its sides (one sigma)."""
     box = region.get("box")
     if box is None:
         return region

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -84,15 +84,11 @@ class TokenBank:
         places = [self.places[words_of(region)] for region in sample["regions"]]
         chosen = torch.tensor([own[random.randint(len(own))] for own in places], dtype=torch.long)
         boxes = [jittered(region, size, random)["box"] for region in sample["regions"]]
-        return RegionTokens(
-            semantic_tokens=self.tokens.semantic_tokens[chosen],
-            semantic_embeds=self.tokens.semantic_embeds[chosen],
-            iou_scores=self.tokens.iou_scores[chosen],
-            expert=self.tokens.expert[chosen],
+        return replace(
+            self.tokens[chosen],
             boxes=torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
             image_index=torch.zeros(len(chosen), dtype=torch.long),
             image_sizes=torch.tensor([size]),
-            fingerprint=self.tokens.fingerprint,
         )
 
 
@@ -110,14 +106,14 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(ComposeArguments, argv, description=__doc__)
     data, folder = Path(arguments.data), Path(arguments.output)
     samples = load_samples(data)
+    if any(region.get("box") is None for sample in samples for region in sample["regions"]):
+        raise ValueError(f"A region of {data} has no box, expected one of each.")
     bank = TokenBank(arguments.from_data, arguments.from_caches)
     if lacking := bank.lacks(samples):
         raise ValueError(
             f"No region of from_data is {lacking[0]!r}, as one of {data} is (and {len(lacking) - 1} more such words): add "
             "records that have some, or leave those regions out."
         )
-    if any("box" not in region for sample in samples for region in sample["regions"]):
-        raise ValueError(f"A region of {data} has no box, expected one of each.")
     plan = CachePlan(
         data=data.name,
         data_checksum=data_checksum(data),

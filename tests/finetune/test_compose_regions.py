@@ -86,6 +86,7 @@ def test_what_no_region_is_is_named_before_anything_is_written(folder: Path) -> 
     for change, words in (
         ({"captions": ["a zebra"]}, "'a zebra'"),
         ({"captions": None, "label": ""}, "captions or a label"),
+        ({"box": None, "points": [[5.0, 5.0]]}, "has no box"),
     ):
         sample["regions"][0] |= change
         (folder / "strange.jsonl").write_text(json.dumps(sample) + "\n")
