@@ -114,6 +114,7 @@ class _Models:
 
     @classmethod
     def load(cls, arguments: GlyphEvaluationArguments) -> _Models:
+        torch.set_flush_denormal(True)  # as in training
         device = arguments.device
         tokenizer = TapRegionTokenizer.from_pretrained(arguments.region_tokenizer, device=device)
         models = cls(tokenizer)

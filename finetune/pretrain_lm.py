@@ -181,6 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     check_counts(arguments, "steps", "batch_size", "turns", "save_steps", "log_steps", "eval_steps", "eval_texts")
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     set_seed(arguments.seed)
+    torch.set_flush_denormal(True)  # which a CPU multiplies at a fraction of its speed
     output = Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(arguments)

@@ -29,8 +29,10 @@ MOST_ALIKE = 0.7
 """Of two points' answers whose boxes have a higher IoU, one is looked at again."""
 ROUNDS = 2
 """How often a found region is asked about again by the box around its mask: parts of an object grow to the whole."""
-LEAST_FIT = 0.5
+LEAST_FIT = 0.6
 """Regions that seem to fit less well are no objects."""
+LEAST_PATCHES = 2
+"""Regions whose mask is smaller than so many patches of the image encoder are specks of a texture."""
 MOST_OVERLAP = 0.3
 """Of two regions that share more than this part of the smaller one, only the one that fits better is shown."""
 
@@ -121,6 +123,8 @@ def find_objects(tokenizer: TapRegionTokenizer, features: ImageFeatures) -> Regi
     any round may stay.
     """
     height, width = features.original_sizes.view(-1, 2)[0].tolist()
+    encoder = tokenizer.model.config.image_encoder_config
+    speck = LEAST_PATCHES * (encoder.patch_size * max(height, width) / encoder.image_size) ** 2
     answers: list[RegionTokens] = []
     found: RegionTokens | None = None
     for ticks in ([n + 0.5 for n in range(CELLS)], [float(n) for n in range(1, CELLS)]):
@@ -135,7 +139,7 @@ def find_objects(tokenizer: TapRegionTokenizer, features: ImageFeatures) -> Regi
             answers.append(regions)
             boxes = _around(regions.masks)
         pool = RegionTokens.concatenate(answers, same_images=True)
-        fit = _fit(pool)
+        fit = torch.where(pool.masks.flatten(1).sum(dim=1).cpu() < speck, 0.0, _fit(pool))
         found = pool[[i for i in _apart(pool.masks, fit) if fit[i] >= LEAST_FIT]]
     assert found is not None
     return found

@@ -6,6 +6,7 @@ Knows readers and files, not what a data set holds.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +31,7 @@ def convert(source: Source) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     # what is not yet whole is named after all that shapes it, so that no other run goes on with it
     knobs = {key: value for key, value in asdict(source).items() if key not in ("output", "workers")}
-    files = [Path(value) for value in knobs.values() if isinstance(value, str) and Path(value).is_file()]
+    files = [Path(value) for value in knobs.values() if isinstance(value, str) and os.path.isfile(value)]
     states = [(path.stat().st_size, path.stat().st_mtime_ns) for path in files]  # an edited file is another source
     key = sha256(json.dumps([type(source).__name__, knobs, states], sort_keys=True).encode()).hexdigest()[:12]
     unfinished = output.with_name(f"{output.name}.{key}.partial")

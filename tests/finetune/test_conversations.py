@@ -40,6 +40,14 @@ def by_record(data: Conversations) -> dict[int, CachedSample]:
     return {data.rows[source][place]: data[position] for position, (source, place, _) in enumerate(places)}
 
 
+def test_records_and_caches_that_are_named_twice_are_opened_once(stage: Path) -> None:
+    data = Conversations(
+        TrainArguments(output_dir="", data=[str(stage / "records.jsonl")] * 2, caches=[str(stage / "cache")] * 2)
+    )
+    assert data.samples[0] is data.samples[1]
+    assert data.caches[0] is data.caches[1]
+
+
 def test_only_questions_of_a_kind(stage: Path) -> None:
     everything = by_record(conversations(stage, "cache"))
     chosen = by_record(conversations(stage, "cache", questions=["What|Which"]))

@@ -38,7 +38,7 @@ def test_it_is_taken_only_where_bfloat16_is_slow(monkeypatch: pytest.MonkeyPatch
         return torch.zeros_like(gradient)
 
     monkeypatch.setattr(muon, "_zeropower_via_newtonschulz", untouched)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
     layer = nn.Linear(4, 6)
     before = layer.weight.detach().clone()
     named = [(f"model.layers.0.{name}", parameter) for name, parameter in layer.named_parameters()]

@@ -100,6 +100,15 @@ def test_objects_of_a_scene_are_found_whole_and_once() -> None:
     assert imagined <= 12 / 4, "objects were found in pictures of backgrounds alone"
 
 
+def test_specks_of_a_texture_are_no_objects() -> None:
+    """Points on the stripes of this background are answered by a few pixels here and there."""
+    tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
+    drawn = draw_scene(make_scene(27, "test", 31), 512)
+    found = find_objects(tokenizer, tokenizer.embed_image([drawn.image])[0])
+    assert len(found) == len(drawn.boxes)
+    assert found.masks.flatten(1).sum(dim=1).min() >= 2 * (8 * 512 / 256) ** 2  # two patches
+
+
 def test_words_for_each_kind() -> None:
     assert str(PictureContext()) == "none"
     assert str(PictureContext(grid=4)) == "4 × 4 grid of points"

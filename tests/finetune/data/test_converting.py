@@ -113,6 +113,12 @@ def test_another_source_does_not_go_on_with_what_was_begun(tmp_path: Path) -> No
     assert all("Where" in sample["conversations"][0]["content"] for sample in load_samples(tmp_path / "mine.jsonl"))
 
 
+def test_what_is_too_long_for_a_file_name_is_no_file(tmp_path: Path) -> None:
+    source = boxes(tmp_path, "mine.jsonl")
+    source.question = "Where, in this picture, is <region>?" + " Look closely." * 30
+    assert convert(source) == 4
+
+
 def test_every_format_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     for name in FORMATS:
         with pytest.raises(SystemExit) as end:
