@@ -95,7 +95,8 @@ _STAGES = ("dense", "prompt", "masks", "caption", "anchored", "longer", "concept
            "tokens", "kinds", "settled", "talks", "context", "last", "context-last", "sharper", "sharper-concept",
            "chat-sharper", "context-sharper", "context-even", "sharpest", "sharpest-concept",
            "chat-finished", "context-counted", "points", "points-concept", "chat-points", "context-balanced",
-           "scaled", "scaled-settled", "settled-concept", "chat-scaled", "context-many", "context-composed")  # fmt: skip
+           "scaled", "scaled-settled", "settled-concept", "chat-scaled", "context-many", "context-composed",
+           "context-made")  # fmt: skip
 
 
 def _began(log: Path) -> int:

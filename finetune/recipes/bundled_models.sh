@@ -4,7 +4,7 @@
 #
 #   bash finetune/recipes/bundled_models.sh            # all stages; a stage that is through is passed over
 #
-# Each stage goes on where it was when the script is given again after a stop. About nineteen hours on two CPU cores.
+# Each stage goes on where it was when the script is given again after a stop. About twenty hours on two CPU cores.
 # FLAGS is handed to TAP's own stages, e.g. FLAGS="--mixed_precision bf16" or "--compile_encoder true" (needs a C++ compiler).
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -25,6 +25,11 @@ cache() { # cache NAME TOKENIZER FLAG …
   local name=$1 tokenizer=$2 && shift 2
   stage "runs/caches/$name/manifest.json" "$PYTHON" -m finetune.cache_regions --data "runs/records/${name%@*}.jsonl" \
     --region_tokenizer "$tokenizer" --output "runs/caches/$name" "$@"
+}
+compose() { # compose NAME: the cache of made-up records
+  stage "runs/caches/$1@settled/manifest.json" "$PYTHON" -m finetune.compose_regions --data "runs/records/$1.jsonl" \
+    --from_data runs/records/more_{packed,scaled,train}.jsonl --from_caches runs/caches/more_{packed,scaled,train}@settled \
+    --output "runs/caches/$1@settled" --shard_size 256
 }
 half() { # half FROM TO: the same region tokenizer in float16
   stage "$2" "$PYTHON" -c "
@@ -228,12 +233,19 @@ made_up="--seed 21 --long_side 128 --all_regions true --families $counts"
 records composed_train --split train --scenes 120000 --limit 12000 --turns 24 $few $made_up
 records composed_packed --split train-packed --scenes 4000 --turns 48 $made_up
 records composed_scaled --split train-scaled --scenes 2500 --turns 48 $made_up
-for name in composed_train composed_packed composed_scaled; do
-  stage "runs/caches/$name@settled/manifest.json" "$PYTHON" -m finetune.compose_regions --data "runs/records/$name.jsonl" \
-    --from_data runs/records/more_{packed,scaled,train}.jsonl --from_caches runs/caches/more_{packed,scaled,train}@settled \
-    --output "runs/caches/$name@settled" --shard_size 256
-done
+for name in composed_train composed_packed composed_scaled; do compose $name; done
 bridge region_context_tiny_composed region_context_tiny_composed
 
+# The context bridge on other made-up scenes, which are also talked about.
+mixed=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,larger,side
+mixed=$mixed,nearest,nearest,farthest,farthest,count_colour,count_colour,count_kind,count_kind,count_kind
+made_up="--seed 23 --long_side 128 --all_regions true"
+records made_train --split train --scenes 200000 --limit 20000 --turns 24 $few $made_up --families $counts
+records made_talks --split train --scenes 6000 --turns 36 $made_up --families $mixed
+records made_packed --split train-packed --scenes 4000 --turns 100 $made_up --families $mixed
+records made_scaled --split train-scaled --scenes 4000 --turns 100 $made_up --families $mixed
+for name in made_train made_talks made_packed made_scaled; do compose $name; done
+bridge region_context_tiny_made region_context_tiny_made
+
 # What the package holds: runs/tap_tiny_settled_half as tap-tiny, region_chat_tiny_scaled as region-chat-tiny and, in float16,
-# region_context_tiny_composed as region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.
+# region_context_tiny_made as region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.
