@@ -38,7 +38,10 @@ class Conversations(Dataset[CachedSample]):
     def __init__(self, arguments: TrainArguments) -> None:
         records = {path: load_samples(path).remove_columns("image") for path in dict.fromkeys(arguments.data)}
         caches = {path: RegionCache(path) for path in dict.fromkeys(arguments.caches)}
-        self.samples, self.caches = [records[path] for path in arguments.data], [caches[path] for path in arguments.caches]
+        self.samples, self.caches = (
+            [records[path] for path in arguments.data],
+            [caches[path] for path in arguments.caches],
+        )
         self.seed, self.same_region = arguments.seed, arguments.same_region
         self.turns = arguments.turns or [0] * len(self.samples)
         self.questions = [re.compile(pattern) for pattern in arguments.questions]
