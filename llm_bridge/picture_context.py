@@ -120,7 +120,7 @@ def find_objects(tokenizer: TapRegionTokenizer, features: ImageFeatures) -> Regi
 
     Points are asked first, then the boxes around their masks. Each answer to a box is judged by its predicted IoU and by
     how well its mask fills the box: a box that cuts an object, or holds two, gets a mask that ends elsewhere. An answer of
-    any round may stay.
+    any round may stay, but no mask of a few pixels here and there.
     """
     height, width = features.original_sizes.view(-1, 2)[0].tolist()
     encoder = tokenizer.model.config.image_encoder_config
