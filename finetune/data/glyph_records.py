@@ -32,7 +32,10 @@ class GlyphScenesSource(Source):
     seed: int = knob(default=0, help="of the scenes and the questions")
     scenes: int = knob(default=1000, help="scenes to ask about: 0, 1, … of the seed, a record each")
     turns: int = knob(default=6, help="questions of a record, at most")
-    families: str = knob(default=",".join(FAMILIES), help="question families, separated by commas")
+    families: str = knob(
+        default=",".join(FAMILIES),
+        help="question families, separated by commas; one that is named twice is asked twice as often",
+    )
     long_side: int = knob(default=512, help="of the pictures, in pixels")
     all_regions: bool = knob(
         default=False, help="keep objects that no question is about, as picture context (cache_regions --context_from)"
@@ -50,7 +53,7 @@ class GlyphScenesSource(Source):
     def limited(self, start: int = 0) -> Iterator[Sample]:
         families = tuple(self.families.split(","))
         if unknown := [name for name in families if name not in FAMILIES]:
-            raise ValueError(f"families has {', '.join(unknown)}, expected some of {', '.join(FAMILIES)}.")
+            raise ValueError(f"families has {', '.join(map(repr, unknown))}, expected some of {', '.join(FAMILIES)}.")
         if self.split not in SPLITS:
             raise ValueError(f"split is {self.split}, expected one of {', '.join(SPLITS)}.")
         wanted = [
