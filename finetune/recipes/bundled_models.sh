@@ -237,13 +237,13 @@ for name in composed_train composed_packed composed_scaled; do compose $name; do
 bridge region_context_tiny_composed region_context_tiny_composed
 
 # The context bridge on other made-up scenes, which are also talked about.
-mixed=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,larger,side
-mixed=$mixed,nearest,nearest,farthest,farthest,count_colour,count_colour,count_kind,count_kind,count_kind
+spoken=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,larger,side
+spoken=$spoken,nearest,nearest,farthest,farthest,count_colour,count_colour,count_kind,count_kind,count_kind
 made_up="--seed 23 --long_side 128 --all_regions true"
 records made_train --split train --scenes 200000 --limit 20000 --turns 24 $few $made_up --families $counts
-records made_talks --split train --scenes 6000 --turns 36 $made_up --families $mixed
-records made_packed --split train-packed --scenes 4000 --turns 100 $made_up --families $mixed
-records made_scaled --split train-scaled --scenes 4000 --turns 100 $made_up --families $mixed
+records made_talks --split train --scenes 6000 --turns 36 $made_up --families $spoken
+records made_packed --split train-packed --scenes 4000 --turns 100 $made_up --families $spoken
+records made_scaled --split train-scaled --scenes 4000 --turns 100 $made_up --families $spoken
 for name in made_train made_talks made_packed made_scaled; do compose $name; done
 bridge region_context_tiny_made region_context_tiny_made
 bridge region_context_tiny_settled region_context_tiny_settled
