@@ -126,21 +126,25 @@ def find_objects(tokenizer: TapRegionTokenizer, features: ImageFeatures) -> Regi
     encoder = tokenizer.model.config.image_encoder_config
     speck = LEAST_PATCHES * (encoder.patch_size * max(height, width) / encoder.image_size) ** 2
     answers: list[RegionTokens] = []
+    fits: list[Tensor] = []
+    areas: list[Tensor] = []
     found: RegionTokens | None = None
     for ticks in ([n + 0.5 for n in range(CELLS)], [float(n) for n in range(1, CELLS)]):
         points = [(x * width / CELLS, y * height / CELLS) for y in ticks for x in ticks]
         if found is not None and len(found):
-            covered = found.masks.any(dim=0)
+            covered = found.masks.amax(dim=0)
             points = [(x, y) for x, y in points if not covered[int(y), int(x)]]
         boxes = _boxes_at(tokenizer, features, points)
         for _ in range(ROUNDS):
             regions = tokenizer.encode(features=features, boxes=[boxes.tolist()], with_masks=True)
-            regions = regions[[i for i, mask in enumerate(regions.mask_parts) if torch.as_tensor(mask).any()]]
-            answers.append(regions)
+            regions = regions[regions.masks.amax(dim=(1, 2)).nonzero()[:, 0].tolist()]
             boxes = _around(regions.masks)
-        pool = RegionTokens.concatenate(answers, same_images=True)
-        fit = torch.where(pool.masks.flatten(1).sum(dim=1).cpu() < speck, 0.0, _fit(pool))
-        found = pool[[i for i in _apart(pool.masks, fit) if fit[i] >= LEAST_FIT]]
+            answers.append(regions)
+            fits.append(_fit(regions, boxes, speck))
+            areas.append(_small(regions.masks).flatten(1))
+        fit = torch.cat(fits)
+        best = [i for i in _apart(torch.cat(areas), fit) if fit[i] >= LEAST_FIT]
+        found = RegionTokens.concatenate(answers, same_images=True)[best]
     assert found is not None
     return found
 
@@ -160,16 +164,21 @@ def _boxes_at(tokenizer: TapRegionTokenizer, features: ImageFeatures, points: li
     return torch.tensor(kept).view(-1, 4)
 
 
-def _fit(regions: RegionTokens) -> Tensor:
-    """How well box-prompted regions seem to hold one object each, (R,): predicted IoU × √(IoU of box and mask's box)."""
-    boxes = zip(regions.boxes.tolist(), _around(regions.masks).tolist())
-    return regions.scores.float().cpu() * torch.tensor([box_iou(*pair) for pair in boxes]).sqrt()
+def _fit(regions: RegionTokens, around: Tensor, speck: float) -> Tensor:
+    """How well box-prompted regions seem to hold one object each, (R,): predicted IoU × √(IoU of box and mask's box).
+
+    around (R, 4): the boxes around their masks. Those whose masks have fewer pixels than `speck` do not fit at all.
+    """
+    boxes = zip(regions.boxes.tolist(), around.tolist())
+    fit = regions.scores.float().cpu() * torch.tensor([box_iou(*pair) for pair in boxes]).sqrt()
+    pixels = torch.tensor([int(mask.count_nonzero()) for mask in regions.masks])
+    return torch.where(pixels < speck, 0.0, fit)
 
 
 def _around(masks: Tensor) -> Tensor:
     """Boxes (R, 4) around masks (R, H, W), none of them empty."""
     edges = []
-    for line in (masks.any(dim=1), masks.any(dim=2)):
+    for line in (masks.amax(dim=1), masks.amax(dim=2)):
         place = torch.arange(line.shape[1], device=line.device)
         edges += [torch.where(line, place, line.shape[1]).amin(dim=1), torch.where(line, place + 1, 0).amax(dim=1)]
     x1, x2, y1, y2 = edges
@@ -177,9 +186,8 @@ def _around(masks: Tensor) -> Tensor:
 
 
 def _apart(masks: Tensor, fit: Tensor) -> list[int]:
-    """Rows of masks (R, H, W), the best fit first, that share little with any better one."""
-    flat = torch.stack([_small(mask).flatten() for mask in masks]) if len(masks) else masks.flatten(1).float()
-    shared, area = flat @ flat.T, flat.sum(dim=1)
+    """Rows of masks (R, N), shares of N places, the best fit first, that share little with any better one."""
+    shared, area = masks @ masks.T, masks.sum(dim=1)
     kept: list[int] = []
     for row in fit.argsort(descending=True, stable=True).tolist():
         if all(shared[row, other] <= MOST_OVERLAP * min(area[row], area[other]) for other in kept):
@@ -187,9 +195,10 @@ def _apart(masks: Tensor, fit: Tensor) -> list[int]:
     return kept
 
 
-def _small(mask: Tensor) -> Tensor:
-    """A mask (H, W) as floats, of a picture whose long side is over 256 at half its size, a third, …: what overlaps needs."""
-    return F.avg_pool2d(mask[None].float(), max(1, max(mask.shape) // 256), ceil_mode=True)[0]
+def _small(masks: Tensor) -> Tensor:
+    """Masks (R, H, W) as floats, of a picture whose long side is over 256 at half its size, a third, …: what overlaps needs."""
+    shrink = max(1, max(masks.shape[1:]) // 256)
+    return masks.float() if shrink == 1 else F.avg_pool2d(masks[:, None].float(), shrink, ceil_mode=True)[:, 0]
 
 
 def _boxes(features: Tensor, num_experts: int) -> Tensor:

@@ -337,7 +337,7 @@ class TapRegionTokenizer:
                 passes = (
                     (score >= search.pred_iou_thresh)
                     & (stability_scores(logits, search.stability_score_offset) >= search.stability_score_thresh)
-                    & (logits > 0).flatten(1).any(dim=1)
+                    & (logits > 0).amax(dim=(1, 2))
                     & ~is_cut_off(boxes, crop, size, cell)
                 )
                 values = (
@@ -429,7 +429,7 @@ class TapRegionTokenizer:
         sizes = features.original_sizes[image_index].to(logits.device)
         cell = sizes.amax(dim=1, keepdim=True) / logits.shape[-1]
         present = logits > 0
-        columns, rows = present.any(dim=1), present.any(dim=2)
+        columns, rows = present.amax(dim=1), present.amax(dim=2)
         position = torch.arange(logits.shape[-1], device=logits.device)
         ends = [
             edge
@@ -443,7 +443,7 @@ class TapRegionTokenizer:
         boxes = torch.stack([x1, y1, x2, y2], dim=1) * cell
         limits = sizes.flip(1).repeat(1, 2).to(boxes.dtype)
         whole = torch.cat([torch.zeros_like(limits[:, :2]), limits[:, 2:]], dim=1)
-        return torch.where(present.any(dim=(1, 2))[:, None], torch.minimum(boxes, limits), whole).float()
+        return torch.where(columns.amax(dim=1, keepdim=True), torch.minimum(boxes, limits), whole).float()
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:

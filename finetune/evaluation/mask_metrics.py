@@ -51,4 +51,9 @@ def _depth(error: np.ndarray) -> np.ndarray:
     """How far each pixel of an error lies from its border; the picture's edge is a border, too."""
     from scipy.ndimage import distance_transform_edt
 
-    return np.asarray(distance_transform_edt(np.pad(error, 1)))[1:-1, 1:-1]
+    depth = np.zeros(error.shape)
+    if error.any():  # no border is nearer outside the box around the error than one beside it
+        rows, columns = (np.flatnonzero(error.any(axis=axis)) for axis in (1, 0))
+        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        depth[box] = distance_transform_edt(np.pad(error[box], 1))[1:-1, 1:-1]
+    return depth

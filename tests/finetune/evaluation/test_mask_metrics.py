@@ -42,3 +42,18 @@ def test_clicks_go_into_the_larger_error() -> None:
     edge = np.zeros((10, 10), bool)
     edge[:5, :5] = True
     assert next_click(None, edge) == ([2.0, 2.0], 1)  # the picture's edge is a border
+
+
+def test_a_click_is_the_innermost_pixel_of_the_whole_picture() -> None:
+    """Distances are taken in the box around an error alone, and are those of the picture."""
+    from scipy.ndimage import distance_transform_edt
+
+    random = np.random.RandomState(0)
+    for _ in range(20):
+        truth, seen = (random.rand(9, 12).repeat(6, axis=0).repeat(5, axis=1) < random.rand() for _ in range(2))
+        truth[: random.randint(40)] = seen[:, random.randint(40) :] = False
+        depths = [distance_transform_edt(np.pad(error, 1))[1:-1, 1:-1] for error in (truth & ~seen, seen & ~truth)]
+        (x, y), label = next_click(seen, truth)
+        deepest = max(depth.max() for depth in depths)
+        if deepest:
+            assert depths[1 - label][int(y), int(x)] == deepest
