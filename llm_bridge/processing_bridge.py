@@ -27,7 +27,16 @@ from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, load_
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given, fingerprint_number, region_token_id
 from .picture_context import PictureContext
 from .region_features import region_features
-from .region_prompt import Layout, MarkerExpander, Shown, flatten_chat, prompt_columns, with_image_markers, with_labels
+from .region_prompt import (
+    Layout,
+    MarkerExpander,
+    Shown,
+    flatten_chat,
+    prompt_columns,
+    with_image_markers,
+    with_images_last,
+    with_labels,
+)
 
 CONFIG_FILE = "processor_config.json"
 REGION_TOKENIZER_FOLDER = "region_tokenizer"
@@ -306,6 +315,8 @@ class RegionBridgeProcessor(ProcessorMixin):
         """Rendered conversations with placeholders, what these stand for, and where the assistant speaks."""
         texts, shown, spans = [], [], []
         for messages, expander in zip(conversations, expanders):
+            if self.context.slots:
+                messages = with_images_last(messages)
             expanded = [
                 {**m, "content": expander.expand(m["content"], again=m["role"] == "user")} if "content" in m else m
                 for m in messages

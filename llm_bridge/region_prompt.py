@@ -15,6 +15,7 @@ from typing import Any
 from .configuration_bridge import REGION_TOKEN
 
 MARKER = re.compile(r"<image>(\n?)|<region(\d*)>")
+_IMAGE = re.compile(r"<image>\n?")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,24 @@ class MarkerExpander:
 def with_image_markers(text: str, images: int) -> str:
     """Text that shows its images: as it is if it says where they stand, else with all of them before it."""
     return text if "<image>" in text or not images else "<image>" * images + "\n" + text
+
+
+def with_images_last(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose images are shown by the user's last text: earlier `<image>` markers go before its words, in their order.
+
+    What an image shows is chosen, and stands, around the regions of the last question, which so finds it in the same place
+    however much was said before.
+    """
+    moved = [dict(message) for message in messages]
+    last = max((i for i, m in enumerate(moved) if m["role"] == "user" and "content" in m), default=0)
+    images = 0
+    for message in moved[:last]:
+        if "content" in message:
+            images += message["content"].count("<image>")
+            message["content"] = _IMAGE.sub("", message["content"])
+    if images:
+        moved[last]["content"] = "<image>" * images + "\n" + moved[last]["content"]
+    return moved
 
 
 @dataclass

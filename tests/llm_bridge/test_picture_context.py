@@ -21,6 +21,7 @@ from llm_bridge import (
 )
 from llm_bridge.description import box_iou
 from llm_bridge.picture_context import find_objects
+from llm_bridge.region_prompt import with_images_last
 from tap_tokenizer import TapRegionTokenizer
 
 
@@ -222,26 +223,49 @@ def test_context_stands_around_what_the_last_question_is_about(
 
     def context_of(turns: list[str], regions: torch.Tensor) -> torch.Tensor:
         talk = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]
-        return processor.chat_batch([talk], [regions], [rows], [picture.shape[:2]])["region_features"][0, :4]
+        features = processor.chat_batch([talk], [regions], [rows], [picture.shape[:2]])["region_features"][0]
+        return features[features[:, -1] == 1]
 
     alone = [context_of(["<image>\nwhat is <region1> ?"], asked[n : n + 1]) for n in (0, 1)]
     assert not torch.equal(*alone)
     torch.testing.assert_close(context_of(words[:1], asked[:1]), alone[0])
     torch.testing.assert_close(context_of(words[:3], asked), alone[1])
     torch.testing.assert_close(context_of(words, asked), alone[1])  # a question that names none goes on with the last
+    inputs = processor.apply_chat_template(_talk_of_two(picture, boxes), tokenize=True, return_dict=True)
+    torch.testing.assert_close(inputs["region_features"][0, 1:5], alone[1])
+
+
+def test_context_stands_in_the_turn_of_the_last_question(
+    make_bridge: Callable[..., Any], finding: TapRegionTokenizer, picture: np.ndarray
+) -> None:
+    """What was said before stands in front of it; a bridge without context writes its pictures nowhere."""
+    _, processor = make_bridge(region_tokenizer=finding, image_regions=4)
+    boxes, slot = [[2, 2, 12, 12], [44, 30, 58, 38]], "<|region|>"
+    text = processor.apply_chat_template(_talk_of_two(picture, boxes))
+    before, last = text.split("cup")
+    assert f"region1 {slot} what ?" in before
+    assert before.count(slot) == 1
+    assert f"{slot * 4}\nregion2 {slot} and that ?" in last
+    system = [{"role": "system", "content": "<image>\nbe brief"}, {"role": "user", "content": "a <image> here"}]
+    assert [turn["content"] for turn in with_images_last(system)] == ["be brief", "<image>\na <image> here"]
+    assert with_images_last(system[1:]) == system[1:]
+    _, processor = make_bridge(region_tokenizer=finding)
+    assert f"{slot}\n" not in processor.apply_chat_template(_talk_of_two(picture, boxes))
+
+
+def _talk_of_two(picture: np.ndarray, boxes: list[list[int]]) -> list[dict[str, Any]]:
+    """A question about each of two boxes, the picture in the first, as transformers' chats show it."""
     parts = [
         {"type": "image", "image": picture},
         {"type": "region", "box": boxes[0]},
         {"type": "text", "text": "what ?"},
     ]
     again = [{"type": "region", "box": boxes[1], "image": 0}, {"type": "text", "text": "and that ?"}]
-    talk = [
+    return [
         {"role": "user", "content": parts},
         {"role": "assistant", "content": "cup"},
         {"role": "user", "content": again},
     ]
-    inputs = processor.apply_chat_template(talk, tokenize=True, return_dict=True)
-    torch.testing.assert_close(inputs["region_features"][0, :4], alone[1])
 
 
 def test_questions_about_several_regions_at_once_are_answered_as_one_by_one(
