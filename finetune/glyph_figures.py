@@ -96,7 +96,7 @@ _STAGES = ("dense", "prompt", "masks", "caption", "anchored", "longer", "concept
            "chat-sharper", "context-sharper", "context-even", "sharpest", "sharpest-concept",
            "chat-finished", "context-counted", "points", "points-concept", "chat-points", "context-balanced",
            "scaled", "scaled-settled", "settled-concept", "chat-scaled", "context-many", "context-composed",
-           "context-made", "context-settled")  # fmt: skip
+           "context-made", "context-settled", "context-followed", "context-later")  # fmt: skip
 
 
 def _began(log: Path) -> int:

@@ -247,6 +247,8 @@ records made_scaled --split train-scaled --scenes 4000 --turns 100 $made_up --fa
 for name in made_train made_talks made_packed made_scaled; do compose $name; done
 bridge region_context_tiny_made region_context_tiny_made
 bridge region_context_tiny_settled region_context_tiny_settled
+bridge region_context_tiny_followed region_context_tiny_followed
+bridge region_context_tiny_later region_context_tiny_later
 
 # What the package holds: runs/tap_tiny_settled_half as tap-tiny, region_chat_tiny_scaled as region-chat-tiny and, in float16,
-# region_context_tiny_settled as region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.
+# region_context_tiny_later as region-context-tiny; `region_tokenizer` in their processor_config.json is tap-tiny then.
