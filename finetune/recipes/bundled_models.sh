@@ -4,7 +4,7 @@
 #
 #   bash finetune/recipes/bundled_models.sh            # all stages; a stage that is through is passed over
 #
-# Each stage goes on where it was when the script is given again after a stop. About twenty hours on two CPU cores.
+# Each stage goes on where it was when the script is given again after a stop. About twenty-one hours on two CPU cores.
 # FLAGS is handed to TAP's own stages, e.g. FLAGS="--mixed_precision bf16" or "--compile_encoder true" (needs a C++ compiler).
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
