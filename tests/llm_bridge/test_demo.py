@@ -139,3 +139,28 @@ def test_the_words_model_has_its_card() -> None:
         assert values == pytest.approx(measured, abs=5.1e-4), group
     last = json.loads((folder / "training" / "log.jsonl").read_text().splitlines()[-1])
     assert f"{last['val_answer']:.2f}".lstrip("0") in card
+
+
+def test_what_is_farthest_is_answered_after_other_regions_were_described() -> None:
+    """However much was said before; by chance one in three would be."""
+    pytest.importorskip("matplotlib")
+    from finetune.data.glyph_questions import draw_question
+    from finetune.data.glyph_scenes import draw_scene, make_scene
+
+    chat = RegionChat.from_pretrained("region-context-tiny")
+    right = asked = 0
+    for index in range(12):
+        scene = make_scene(index, "test", 3)
+        picture, question = draw_scene(scene, 512), draw_question(scene, "farthest", np.random.RandomState(index))
+        if question is None:
+            continue
+        (here,) = question.objects
+        other = next(i for i, mask in enumerate(picture.masks) if i != here and mask.any())
+        chat.reset()
+        boxes = picture.boxes[[here, other]].tolist()
+        chat.ask("Describe <region1>.", image=picture.image, boxes=boxes[:1])
+        chat.ask("Describe <region2>.", boxes=boxes[1:])
+        right += chat.ask(question.text) == question.answer
+        asked += 1
+    assert asked >= 5
+    assert right >= asked - 1
