@@ -3,7 +3,7 @@
 #
 #   bash finetune/recipes/ablations.sh            # SEEDS=0 for one seed of every row
 #
-# On one CPU core: about an hour of drawing, caching and pretraining, then two to five minutes a row and seed. Each row begins with a
+# On one CPU core: most of an hour of drawing, caching and pretraining, then two to three minutes a row and seed. Each row begins with a
 # fresh projector on the language model of the bundled bridge; those about the language model's size, on one that knows words alone.
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
