@@ -26,9 +26,7 @@ class TrainArguments:
     init_from: str | None = knob(default=None, help="folder of a bridge to go on from, instead of a fresh one")
     region_tokenizer: str = knob(default="tap-tiny", help="name, folder or repository of the tokenizer of the caches")
     variant: str | None = knob(default=None, help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
-    mode: Literal["projector", "lora", "full"] = knob(
-        default="lora", help="what learns; the projector always does"
-    )
+    mode: Literal["projector", "lora", "full"] = knob(default="lora", help="what learns; the projector always does")
     data: list[str] = knob(default_factory=list, help="record files to learn from")
     caches: list[str] = knob(default_factory=list, help="cache of each record file, in the same order")
     weights: list[float] = knob(default_factory=list, help="how often each is drawn; default: as its size")

@@ -204,7 +204,8 @@ class RegionChat:
         answered in one batch. Arguments as for `ask`; pictures and regions are the same for every question.
         """
         _refuse_several(generate_options)
-        if isinstance(questions, str) or not len(questions):
+        questions = questions if isinstance(questions, str) else list(questions)
+        if isinstance(questions, str) or not questions:
             raise ValueError(f"questions is {questions!r}, expected a list of at least one question.")
         asked = [self._prepare(question, image, boxes, points, point_labels, masks, False) for question in questions]
         rows = [one.inputs["input_ids"][0] for one in asked]

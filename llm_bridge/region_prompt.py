@@ -151,11 +151,12 @@ def flatten_chat(messages: Sequence[dict[str, Any]], sample: str) -> ChatPrompts
     number "image". A region item with a "name" ("region2") is that region; without a prompt, it is spoken of again.
     Others are numbered as they come.
     """
+    _check_messages(messages, sample)
     chat = ChatPrompts([])
     for message in messages:
-        content = message.get("content")
-        if content is None or isinstance(content, str):
-            chat.messages.append(dict(message))
+        content = message.get("content") or ""
+        if isinstance(content, str):
+            chat.messages.append({**message, "content": content})
             continue
         parts: list[str] = []
         for item in content:
@@ -176,6 +177,31 @@ def flatten_chat(messages: Sequence[dict[str, Any]], sample: str) -> ChatPrompts
     return chat
 
 
+def _check_messages(messages: Any, sample: str) -> None:
+    """Refuse what is not a list of messages, each with a role and with words or a list of items."""
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ValueError(f"{sample} is {messages!r:.80}, expected a list of at least one message.")
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError(
+                f"{sample}: message {number} is {message!r:.80}, expected a dictionary with role and content."
+            )
+        content = message.get("content")
+        if isinstance(content, str) or (content is None and "tool_calls" in message):
+            continue
+        if not isinstance(content, (list, tuple)):
+            raise ValueError(
+                f"{sample}: the content of message {number} is {content!r:.80}, expected words or a list of items."
+            )
+        for item in content:
+            if not isinstance(item, dict):
+                raise ValueError(
+                    f'{sample}: content item {item!r:.80}, expected {{"type": "text", "text": …}} or the like.'
+                )
+            if item.get("type") == "text" and not isinstance(item.get("text"), str):
+                raise ValueError(f"{sample}: text item with {item.get('text')!r:.80} as its text, expected words.")
+
+
 def _picture(item: dict[str, Any], sample: str) -> Any:
     for key in ("image", "url", "path", "base64"):
         if item.get(key) is not None:
@@ -187,13 +213,17 @@ def _region_marker(item: dict[str, Any], chat: ChatPrompts, sample: str) -> str:
     prompt = {key: item[key] for key in _REGION_KEYS if item.get(key) is not None}
     if unknown := sorted(set(item) - _ITEM_KEYS):
         raise ValueError(f"{sample}: region item with {', '.join(unknown)}, expected {', '.join(sorted(_ITEM_KEYS))}.")
-    name = re.fullmatch(r"region([1-9]\d*)", item.get("name") or "")
+    name = re.fullmatch(r"region([1-9]\d*)", str(item.get("name") or ""))
+    if item.get("name") and not name:
+        raise ValueError(f"{sample}: region item with the name {item['name']!r}, expected region1, region2, ….")
     if not prompt:
         if name:
             return f"<{name[0]}>"
         raise ValueError(f"{sample}: region item without a prompt, expected 'box', 'points' or 'mask'.")
     image = item.get("image", len(chat.images) - 1)
-    if not isinstance(image, int) or not 0 <= image < len(chat.images):
+    if image == -1 and "image" not in item:
+        raise ValueError(f"{sample}: a region item stands before any image item: give the picture first.")
+    if not isinstance(image, int) or isinstance(image, bool) or not 0 <= image < len(chat.images):
         raise ValueError(f"{sample}: region item for image {image}, but {len(chat.images)} images came before it.")
     number = int(name[1]) if name else max(chat.numbered, default=0) + 1
     if number in chat.numbered:

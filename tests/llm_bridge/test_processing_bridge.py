@@ -310,10 +310,13 @@ def test_bad_batches_are_refused_by_sample(make_bridge: Callable[..., Pair], pic
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([{"type": "region", "box": BOXES[0]}], "region item for image -1, but 0 images came before it"),
+        ([{"type": "region", "box": BOXES[0]}], "a region item stands before any image item"),
         ([{"type": "video", "video": "x"}], "content item of type 'video', expected text, image or region"),
         ([{"type": "image"}], "image item without a picture"),
         ([{"type": "image", "image": "P"}, {"type": "region"}], "region item without a prompt"),
+        ([{"type": "image", "image": "P"}, {"type": "region", "name": "cup"}], "region item with the name 'cup'"),
+        ([{"type": "image", "image": "P"}, {"type": "region", "box": BOXES[0], "image": 1}], "region item for image 1"),
+        ([{"type": "text"}], "text item with None as its text"),
     ],
 )
 def test_bad_chat_is_refused(
@@ -322,6 +325,29 @@ def test_bad_chat_is_refused(
     content = [{k: picture if v == "P" else v for k, v in item.items()} for item in content]
     with pytest.raises(ValueError, match=f"The conversation: {message}"):
         make_bridge()[1].apply_chat_template([{"role": "user", "content": content}], tokenize=True)
+
+
+@pytest.mark.parametrize(
+    ("conversation", "message"),
+    [
+        ([], "The conversation is \\[\\], expected a list of messages"),
+        ({"role": "user", "content": "hi"}, "The conversation is {.*, expected a list of messages"),
+        ([[]], "Conversation 0 is \\[\\], expected a list of at least one message"),
+        (["hi"], "Conversation 0 is 'hi', expected a list of at least one message"),
+        ([{"content": "hi"}], "message 0 is {.*, expected a dictionary with role and content"),
+        ([{"role": "user"}], "the content of message 0 is None, expected words or a list of items"),
+        ([{"role": "user", "content": 3}], "the content of message 0 is 3, expected words or a list of items"),
+        ([{"role": "user", "content": ["hi"]}], "content item 'hi', expected"),
+    ],
+)
+def test_what_is_no_chat_is_refused(make_bridge: Callable[..., Pair], conversation: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_bridge()[1].apply_chat_template(conversation)
+
+
+def test_a_turn_that_only_calls_a_tool_has_no_words(make_bridge: Callable[..., Pair]) -> None:
+    calls = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "tool_calls": []}]
+    assert make_bridge()[1].apply_chat_template(calls)
 
 
 def test_what_does_not_belong_together_is_refused(
