@@ -245,11 +245,9 @@ class RegionBridgeProcessor(ProcessorMixin):
         `return_assistant_tokens_mask` adds assistant_masks (B, L), 1 on the assistant's words and on the token that ends
         its turn. template_options reach the template (enable_thinking, …), processor_kwargs the text tokenizer.
         """
-        if not isinstance(conversation, (list, tuple)) or not conversation:
-            raise ValueError(
-                f"The conversation is {conversation!r:.80}, expected a list of messages, or a list of such lists."
-            )
-        is_batch = not isinstance(conversation[0], dict)
+        is_batch = (
+            isinstance(conversation, (list, tuple)) and bool(conversation) and not isinstance(conversation[0], dict)
+        )
         conversations = list(conversation) if is_batch else [conversation]
         names = [f"Conversation {i}" if is_batch else "The conversation" for i in range(len(conversations))]
         chats = [flatten_chat(messages, name) for messages, name in zip(conversations, names)]

@@ -221,7 +221,7 @@ def _region_marker(item: dict[str, Any], chat: ChatPrompts, sample: str) -> str:
             return f"<{name[0]}>"
         raise ValueError(f"{sample}: region item without a prompt, expected 'box', 'points' or 'mask'.")
     image = item.get("image", len(chat.images) - 1)
-    if image == -1 and "image" not in item:
+    if "image" not in item and not chat.images:
         raise ValueError(f"{sample}: a region item stands before any image item: give the picture first.")
     if not isinstance(image, int) or isinstance(image, bool) or not 0 <= image < len(chat.images):
         raise ValueError(f"{sample}: region item for image {image}, but {len(chat.images)} images came before it.")

@@ -142,7 +142,7 @@ def test_the_words_model_has_its_card() -> None:
 
 
 def test_what_is_farthest_is_answered_after_other_regions_were_described() -> None:
-    """However much was said before; by chance one in three would be."""
+    """As the third question of a conversation; by chance one in three would be."""
     pytest.importorskip("matplotlib")
     from finetune.data.glyph_questions import draw_question
     from finetune.data.glyph_scenes import draw_scene, make_scene

@@ -330,8 +330,9 @@ def test_bad_chat_is_refused(
 @pytest.mark.parametrize(
     ("conversation", "message"),
     [
-        ([], "The conversation is \\[\\], expected a list of messages"),
-        ({"role": "user", "content": "hi"}, "The conversation is {.*, expected a list of messages"),
+        ([], "The conversation is \\[\\], expected a list of at least one message"),
+        ({"role": "user", "content": "hi"}, "The conversation is {.*, expected a list of at least one message"),
+        ("hi", "The conversation is 'hi', expected a list of at least one message"),
         ([[]], "Conversation 0 is \\[\\], expected a list of at least one message"),
         (["hi"], "Conversation 0 is 'hi', expected a list of at least one message"),
         ([{"content": "hi"}], "message 0 is {.*, expected a dictionary with role and content"),
