@@ -30,6 +30,8 @@ smoke: $(VENV)/.train  ## the whole way from records to numbers in miniature, on
 	$(BIN)/python -m finetune.train --config miniature_lora
 	$(BIN)/python -m finetune.evaluate --model $(OUT)/lora/model --data $(OUT)/val.jsonl --cache $(OUT)/val_cache \
 	  --output $(OUT)/evaluation
+	@echo "Everything ran. Scores near zero are expected: this model has seen 24 pictures for a few steps, to show that the"
+	@echo "whole way works. For a model that answers, see finetune/README.md or notebooks/04_finetune_your_own.ipynb."
 
 evaluate-default: $(VENV)/.train  ## the bundled models on the GlyphScenes benchmark, with controls and figures
 	$(BIN)/python -m finetune.evaluate_glyphs --output runs/evaluate-default $(FLAGS)
@@ -61,16 +63,20 @@ clean:  ## remove .venv and what commands left behind
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache out site notebooks/runs
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@echo "Making the environment $(VENV) …"
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.core: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable .
+	@echo "Installing PyTorch and transformers into $(VENV) (once; a few minutes) …"
+	@$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[train]'
+	@echo "Installing what training needs into $(VENV) (once; a few minutes) …"
+	@$(PIP) --editable '.[train]'
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[dev]'
+	@echo "Installing what the tests need into $(VENV) (once; a few minutes) …"
+	@$(PIP) --editable '.[dev]'
 	@touch $@

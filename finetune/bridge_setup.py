@@ -45,6 +45,7 @@ def load_bridge(
                 "that names its language model, as the projector stage writes it."
             )
         bridge = RegionBridgeForConditionalGeneration.from_pretrained(arguments.init_from, **options)
+        bridge.config.limitation = None  # it was true of the bridge before this run
         if is_whole:
             bridge.config.language_model = arguments.init_from  # nothing but this folder holds the language model
         processor = RegionBridgeProcessor.from_pretrained(

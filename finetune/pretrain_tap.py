@@ -464,7 +464,9 @@ def main(argv: list[str] | None = None) -> None:
 def _starting_point(arguments: PretrainArguments) -> TapRegionTokenizer:
     """The region tokenizer to train: one that was saved, or a fresh one with this world's words and concepts."""
     if arguments.init_from is not None:
-        return TapRegionTokenizer.from_pretrained(arguments.init_from)
+        tokenizer = TapRegionTokenizer.from_pretrained(arguments.init_from)
+        tokenizer.model.config.limitation = None  # it was true of the weights before this run
+        return tokenizer
     path = Path(arguments.model_config)
     config = TapConfig.from_json_file(path if path.is_file() else RECIPES / arguments.model_config)
     return TapRegionTokenizer(TapModel(config), text_tokenizer=build_text_tokenizer(), concepts=concept_banks()[0])

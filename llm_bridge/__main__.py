@@ -25,6 +25,7 @@ from tap_tokenizer import (
     run_command,
     save_picture,
     tell_folder,
+    tell_limitation,
 )
 
 if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
@@ -111,13 +112,15 @@ def _load(arguments: argparse.Namespace) -> RegionChat:
 
     if arguments.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens is {arguments.max_new_tokens}, expected 1 or more.")
-    return RegionChat.from_pretrained(
+    chat = RegionChat.from_pretrained(
         arguments.model,
         mode=arguments.mode,
         region_tokenizer=arguments.region_tokenizer,
         device=arguments.device,
         dtype=arguments.dtype,
     )
+    chat.warns_of_limitation = False  # the commands show it beside every answer
+    return chat
 
 
 # --- ask --------------------------------------------------------------------------------------------------------------
@@ -151,6 +154,7 @@ def _ask(arguments: argparse.Namespace) -> int:
         print(json.dumps({**record, **_said(chat, answer)}, ensure_ascii=False))
     else:
         print(answer)
+    tell_limitation(chat.limitation)
     return 0
 
 
@@ -192,8 +196,10 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
             said.append({"regions": group, "answer": answer})
         return {"answers": said}
 
-    unread = write_records(arguments.output, pictures, _settings(chat, arguments), record)
-    return tell_folder(arguments.output, pictures, unread)
+    skip = arguments.skip_unreadable
+    unread = write_records(arguments.output, pictures, _settings(chat, arguments), record, skip_unreadable=skip)
+    tell_limitation(chat.limitation)
+    return tell_folder(arguments.output, pictures, unread, skip)
 
 
 def _settings(chat: RegionChat, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -247,7 +253,8 @@ def _chat(arguments: argparse.Namespace) -> None:
                 )
                 for piece in pieces:
                     print(piece, end="", flush=True)
-                print()
+                print(flush=True)
+                tell_limitation(chat.limitation)
                 regions.clear()
         except (ValueError, OSError) as error:
             print(error)
@@ -332,6 +339,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     check_picture_path(arguments.output, [picture])
     questions = json.loads((folder / "demo.json").read_text())["questions"]
     chat = RegionChat.from_pretrained(DEMO)
+    chat.warns_of_limitation = False  # printed below
     image = Image.open(picture)
     print(f"Picture: {picture} ({image.width} × {image.height})")
     print(

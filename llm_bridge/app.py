@@ -73,6 +73,8 @@ def build_page(chat: RegionChat, limits: PageLimits | None = None) -> gr.Blocks:
                     label="Conversation", height=300, elem_id="said", render_markdown=False, feedback_options=None,
                     buttons=[], placeholder="The answer is written here.", layout="bubble", show_label=False,
                 )  # fmt: skip
+                if chat.limitation is not None:
+                    gr.HTML(f'<p class="limitation">{as_html(chat.limitation)}</p>', elem_id="limitation", **theme)
                 gr.Markdown("### What TAP sees")
                 seen = gr.HTML(table_of([]), elem_id="seen", js_on_load=None, apply_default_css=False, **theme)
                 with gr.Row():

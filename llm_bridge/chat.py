@@ -88,6 +88,8 @@ class RegionChat:
         processor.check_bridge(model.config)
         self.model = model.eval()
         self.processor = processor
+        self.warns_of_limitation = True
+        """Whether the next answer warns of `limitation`: the first one does. Set it to False to show the sentence yourself."""
         self.image: np.ndarray | None = None
         self.messages: list[dict[str, Any]] = []
         self._regions: list[dict[str, Any]] = []
@@ -144,6 +146,11 @@ class RegionChat:
         return self.processor._region_tokenizer()
 
     @property
+    def limitation(self) -> str | None:
+        """What the models cannot do, in a sentence to show beside their answers; None if they come without a warning."""
+        return getattr(self.model.config, "limitation", None) or self.region_tokenizer.limitation
+
+    @property
     def history(self) -> list[tuple[str, str]]:
         """What was said so far, as (role, words); regions by their names."""
         return [(message["role"], words_of(message["content"])) for message in self.messages]
@@ -181,6 +188,7 @@ class RegionChat:
         """
         _refuse_several(generate_options)
         asked = self._prepare(question, image, boxes, points, point_labels, masks, thinking)
+        self._warn_of_limitation()
         inputs, options = asked.inputs, self._options(asked.inputs, max_new_tokens, generate_options)
         pieces = self._stream(inputs, options) if stream else self._answer(inputs, options)
         remembering = self._remembering(_trimmed(pieces), asked, self.messages)
@@ -208,6 +216,7 @@ class RegionChat:
         if isinstance(questions, str) or not questions:
             raise ValueError(f"questions is {questions!r}, expected a list of at least one question.")
         asked = [self._prepare(question, image, boxes, points, point_labels, masks, False) for question in questions]
+        self._warn_of_limitation()
         rows = [one.inputs["input_ids"][0] for one in asked]
         longest = max(asked, key=lambda one: one.inputs["input_ids"].shape[1]).inputs
         options = self._options(longest, max_new_tokens, generate_options)
@@ -287,6 +296,11 @@ class RegionChat:
             enable_thinking=thinking,
         ).to(self.model.device)
         return _Asked(inputs, picture, messages, [*regions, *new])
+
+    def _warn_of_limitation(self) -> None:
+        if self.warns_of_limitation and self.limitation is not None:
+            logger.warning(self.limitation)
+        self.warns_of_limitation = False
 
     def _sees_pictures(self) -> bool:
         """Whether a picture without a region says anything to the model: through context tokens, or in words."""

@@ -47,6 +47,8 @@ class RegionBridgeConfig(PreTrainedConfig):
     """Digest of the region tokenizer's concept bank, for the record."""
     language_model_signature: Any = None
     """A few sums over the language model's input embeddings, by which an adapter folder knows its language model."""
+    limitation: str | None = None
+    """What this bridge cannot do, in a sentence that users see beside its answers; None for a bridge without a warning."""
     accept_any_tokenizer: bool = False
     """Do not refuse tokens of a region tokenizer with another fingerprint."""
 

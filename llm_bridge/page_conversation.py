@@ -123,6 +123,7 @@ class PageConversation:
         """Begin anew with a picture (H, W, 3)."""
         self.stop()
         self.scene = Scene(picture, RegionChat(self.model, self.processor))
+        self.scene.chat.warns_of_limitation = False  # the page shows it below the answers
 
     def forget(self) -> None:
         """Begin anew with the same picture."""

@@ -17,6 +17,7 @@ from .command_line import (
     run_command,
     save_picture,
     tell_folder,
+    tell_limitation,
 )
 from .everything_options import EverythingOptions
 
@@ -81,6 +82,7 @@ __all__ = [
     "run_command",
     "save_picture",
     "tell_folder",
+    "tell_limitation",
     "upright_size",
     "write_records",
 ]

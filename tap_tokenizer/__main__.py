@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from .command_line import (
     run_command,
     save_picture,
     tell_folder,
+    tell_limitation,
 )
 from .everything_options import EverythingOptions
 
@@ -102,7 +104,7 @@ def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.A
 
 def _describe(arguments: argparse.Namespace) -> int:
     from .image_processing_tap import load_rgb
-    from .picture_folders import read_region_table, write_records
+    from .picture_folders import read_region_table
 
     if arguments.image.is_dir():
         _check_folder_flags(arguments)
@@ -117,8 +119,7 @@ def _describe(arguments: argparse.Namespace) -> int:
             found["regions"] = [{**given, **own} for given, own in zip(picture.regions, found["regions"])]
             return found
 
-        unread = write_records(arguments.output, pictures, _settings(tokenizer), record, _options(tokenizer, arguments))
-        return tell_folder(arguments.output, pictures, unread)
+        return _write_folder(tokenizer, pictures, _settings(tokenizer), record, arguments)
     if arguments.boxes is not None or arguments.output is not None:
         raise ValueError(
             "--boxes and --output are for a folder of pictures: give --box, --point or --mask for one picture."
@@ -137,7 +138,7 @@ def _describe(arguments: argparse.Namespace) -> int:
 
 def _everything(arguments: argparse.Namespace) -> int:
     from .image_processing_tap import load_rgb
-    from .picture_folders import pictures_of, write_records
+    from .picture_folders import pictures_of
 
     options = {option.name: getattr(arguments, option.name) for option in fields(EverythingOptions)}
     EverythingOptions(**options)
@@ -150,8 +151,7 @@ def _everything(arguments: argparse.Namespace) -> int:
             return _record(tokenizer, tokenizer.encode_everything(pixels, **options), arguments)
 
         settings = {**_settings(tokenizer), "search": options}
-        unread = write_records(arguments.output, pictures, settings, record, _options(tokenizer, arguments))
-        return tell_folder(arguments.output, pictures, unread)
+        return _write_folder(tokenizer, pictures, settings, record, arguments)
     if arguments.output is not None:
         raise ValueError("--output is for a folder of pictures: print --json for one picture.")
     _check_flags(arguments)
@@ -176,6 +176,22 @@ def _load(arguments: argparse.Namespace) -> TapRegionTokenizer:
 
     names = ("variant", "concepts", "text_tokenizer", "device", "dtype")
     return TapRegionTokenizer.from_pretrained(arguments.model, **{name: getattr(arguments, name) for name in names})
+
+
+def _write_folder(
+    tokenizer: TapRegionTokenizer,
+    pictures: Sequence[PictureRegions],
+    settings: dict[str, Any],
+    record: Callable[[PictureRegions, np.ndarray], dict[str, Any]],
+    arguments: argparse.Namespace,
+) -> int:
+    """Write the records of a folder and say what was written; gives the exit code."""
+    from .picture_folders import write_records
+
+    options, skip = _options(tokenizer, arguments), arguments.skip_unreadable
+    unread = write_records(arguments.output, pictures, settings, record, options, skip_unreadable=skip)
+    tell_limitation(tokenizer.limitation)
+    return tell_folder(arguments.output, pictures, unread, skip)
 
 
 def _check_folder_flags(arguments: argparse.Namespace) -> None:
@@ -231,6 +247,7 @@ def _record(tokenizer: TapRegionTokenizer, regions: RegionTokens, arguments: arg
 def _tell(tokenizer: TapRegionTokenizer, regions: RegionTokens, arguments: argparse.Namespace) -> None:
     """Print what is said of one picture's regions, and draw them if asked."""
     record = _record(tokenizer, regions, arguments)
+    tell_limitation(tokenizer.limitation)
     if arguments.save is not None:
         from .visualization import draw_regions
 

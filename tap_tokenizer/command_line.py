@@ -111,9 +111,25 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="JSONL",
-        help="of a folder: a line per picture. Lines grow in JSONL.partial; the same command goes on there after an "
-        "interruption, or when pictures that could not be read were mended",
+        help="of a folder: a line per picture. Lines grow in JSONL.partial; the same command continues there after an "
+        "interruption, or once pictures that could not be read are repaired",
     )
+
+    parser.add_argument(
+        "--skip_unreadable",
+        type=_true_or_false,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="true|false",
+        help="of a folder: finish without the pictures that cannot be read, which are named and counted (default: false)",
+    )
+
+
+def _true_or_false(word: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"got {word!r}, expected true or false")
+    return word.lower() == "true"
 
 
 def add_conversion_flags(parser: argparse.ArgumentParser) -> None:
@@ -223,15 +239,28 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.stem + ".partial" + path.suffix)
 
 
-def tell_folder(output: Path, pictures: Sequence[PictureRegions], unread: dict[str, str]) -> int:
-    """Say what `write_records` has written and which pictures it could not read; gives the exit code."""
-    if not unread:
-        sys.stdout.write(f"Wrote {output}: {len(pictures)} pictures.\n")
-        return 0
+def tell_folder(
+    output: Path, pictures: Sequence[PictureRegions], unread: dict[str, str], skip_unreadable: bool = False
+) -> int:
+    """Say what `write_records` has written and which pictures it could not read; gives the exit code.
+
+    skip_unreadable: the user has agreed to leave those pictures out, so the output is there without them.
+    """
     for name, reason in unread.items():
         sys.stderr.write(f"{name}: {reason}\n")
-    sys.stderr.write(
-        f"{len(unread)} of {len(pictures)} pictures could not be read. The lines of the others are in {output}.partial: "
-        "mend those pictures, or take them out, and give the same command again; it goes on there.\n"
-    )
-    return LEFT_OUT
+    if unread and not skip_unreadable:
+        sys.stderr.write(
+            f"{len(unread)} of {len(pictures)} pictures could not be read. The lines of the others are in "
+            f"{output}.partial. Repair or remove those pictures and run the same command again, which continues there; or "
+            "add --skip_unreadable true to finish without them.\n"
+        )
+        return LEFT_OUT
+    left_out = f" {len(unread)} of {len(pictures)} could not be read and are left out." if unread else ""
+    sys.stdout.write(f"Wrote {output}: {len(pictures) - len(unread)} pictures.{left_out}\n")
+    return 0
+
+
+def tell_limitation(limitation: str | None) -> None:
+    """Print on the error stream what the models cannot do, beside an answer of theirs."""
+    if limitation is not None:
+        sys.stderr.write(f"Note: {limitation}\n")

@@ -138,6 +138,8 @@ class TapConfig(PreTrainedConfig):
     text_decoder_config: Any = None
     fingerprint: str | None = None
     """Digest of the weights that decide region tokens; written when a model is saved or converted."""
+    limitation: str | None = None
+    """What these weights cannot do, in a sentence that users see beside the answers; None for weights without a warning."""
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -148,12 +148,14 @@ def write_records(
     settings: dict[str, Any],
     record: Callable[[PictureRegions, np.ndarray], dict[str, Any]],
     options: Any = None,
+    skip_unreadable: bool = False,
 ) -> dict[str, str]:
     """Write one JSON line per picture, with what `record` gives for it and its pixels (H, W, 3).
 
     Lines grow in `output` + ".partial", which becomes `output`, in the order of `pictures`, when every picture has its line;
-    a call that comes after an interruption goes on there. A picture that cannot be read is passed over: its name is in the
-    dictionary that comes back, with the reason, and `output` is not there before it is mended or taken out.
+    a call that comes after an interruption goes on there. A picture that cannot be read is passed over, and its name is in
+    the dictionary that comes back, with the reason. `output` is not there before such pictures are repaired or removed,
+    unless `skip_unreadable` says to finish without them.
 
     Each line begins with the picture's name and `settings`; what else `record` depends on is `options`, which are not
     written. A partial file of other settings, options, pictures or regions is refused, and so is an `output` that exists.
@@ -176,8 +178,11 @@ def write_records(
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             written.append(picture.image)
-    if not unread:
-        _finish(partial, output, written, [picture.image for picture in pictures])
+    if skip_unreadable and not written:
+        partial.unlink()
+        raise ValueError(f"None of the {len(pictures)} pictures can be read: {next(iter(unread.values()))}")
+    if not unread or skip_unreadable:
+        _finish(partial, output, written, [picture.image for picture in pictures if picture.image not in unread])
     return unread
 
 

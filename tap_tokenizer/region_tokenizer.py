@@ -153,6 +153,11 @@ class TapRegionTokenizer:
         tokenizer.source = {name: str(value) for name, value in named.items() if isinstance(value, (str, Path))}
         return tokenizer
 
+    @property
+    def limitation(self) -> str | None:
+        """What these weights cannot do, in a sentence for users; None for weights that come without a warning."""
+        return self.model.config.limitation
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model, processor, concept bank and caption vocabulary to a folder that `from_pretrained` reads."""
         folder = Path(folder)

@@ -511,3 +511,18 @@ def test_many_questions_need_one(chat: RegionChat) -> None:
     for wrong in ([], "what is it?"):
         with pytest.raises(ValueError, match="expected a list of at least one question"):
             chat.ask_each(wrong)
+
+
+def test_the_first_answer_warns_of_what_the_models_cannot_do(
+    chat: RegionChat, picture: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert chat.limitation is None
+    chat.ask("what is <region> ?", image=picture, boxes=BOXES[:1], **SHORT)
+    assert "photographs" not in caplog.text
+    chat.model.config.limitation = "It knows drawings alone, and misreads photographs."
+    chat.warns_of_limitation = True
+    for _ in range(2):
+        chat.ask("where is region1 ?", **SHORT)
+    chat.reset()
+    chat.ask("what is <region> ?", image=picture, boxes=BOXES[:1], **SHORT)
+    assert caplog.text.count("misreads photographs") == 1

@@ -239,7 +239,7 @@ def test_help_says_what_a_command_takes(capsys: pytest.CaptureFixture[str]) -> N
         assert "--box and --point together are two regions" in shown[command]
     assert "folder of pictures" not in shown["chat"]
     assert "--boxes CSV" in shown["ask"]
-    assert "goes on there after an interruption" in shown["ask"]
+    assert "continues there after an interruption" in shown["ask"]
 
 
 @pytest.mark.slow
@@ -287,3 +287,14 @@ def begun(line: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+def test_what_the_bundled_models_cannot_do_is_said_beside_every_answer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["ask", str(DEMO), "What is <region>?", "--box", "177", "392", "271", "470"]) == 0
+    assert capsys.readouterr().err.count("it misreads photographs") == 1
+    lines = ["What is <region>?", "What colour is region1?", "/quit"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert main(["chat", str(DEMO), "--box", "177", "392", "271", "470"]) == 0
+    assert capsys.readouterr().err.count("it misreads photographs") == 2

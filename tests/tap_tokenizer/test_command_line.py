@@ -254,3 +254,33 @@ def run(folder: Path, line: str) -> str:
     )
     assert done.returncode == 0, f"{line}: {done.stderr}"
     return done.stdout
+
+
+def test_a_folder_can_be_finished_without_its_unreadable_pictures(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    (folder / "pictures" / "a.png").write_text("torn")
+    command = ["everything", folder / "pictures", *LENIENT, "--output", folder / "out.jsonl"]
+    assert main([str(word) for word in command]) == 3
+    assert "--skip_unreadable true" in capsys.readouterr().err
+    assert main([str(word) for word in (*command, "--skip_unreadable", "true")]) == 0
+    got = capsys.readouterr()
+    assert re.search(r"^a.png: .*a.png", got.err, re.MULTILINE)
+    assert "1 pictures. 1 of 2 could not be read and are left out." in got.out
+    assert [json.loads(line)["image"] for line in (folder / "out.jsonl").read_text().splitlines()] == ["sub/b.jpg"]
+    assert not list(folder.glob("out.jsonl.*"))
+
+
+def test_a_folder_of_unreadable_pictures_gives_no_empty_file(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    for path in (folder / "pictures").rglob("*.*"):
+        path.write_text("torn")
+    command = ["everything", folder / "pictures", "--output", folder / "out.jsonl", "--skip_unreadable"]
+    assert "None of the 2 pictures can be read" in refused(capsys, *command)
+    assert not list(folder.glob("out.jsonl*"))
+
+
+def test_what_the_bundled_model_cannot_do_is_said_beside_its_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["describe", str(DEMO), "--box", "177", "392", "271", "470", "--json"]) == 0
+    got = capsys.readouterr()
+    assert json.loads(got.out)["regions"]
+    assert "it misreads photographs" in got.err
