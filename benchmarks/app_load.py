@@ -1,10 +1,15 @@
 """The page under load: many users at once, each with pictures and questions of their own, on this machine alone.
 
     python benchmarks/app_load.py --users 20 --seconds 120
+    python benchmarks/app_load.py --users 20 --seconds 60 --hostile
 
 Starts the page on the bundled models in a process of its own; then every user loads a picture, asks about a region, asks
-on, and begins again until the time is over, over HTTP as a browser does. Nothing may be lost or mixed up: every question
-must get the answer that the model gives to it alone. Prints a table of latencies; exit code 1 if anything was lost.
+a follow-up, and begins again until the time is over, over HTTP as a browser does. Nothing may be lost or mixed up: every
+question must get the answer that the model gives to it alone. Prints a table of latencies; exit code 1 if anything was lost.
+
+With --hostile everything is done twice more, in turns without and with one more user who asks for as much as the limits
+allow and more: the largest pictures and regions, a full queue, invented sessions, answers that are never read. Prints by how
+much that slows the others down, as a ratio of their questions a second; exit code 1 also if it is by more than a half.
 """
 
 from __future__ import annotations
@@ -21,7 +26,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import httpx
@@ -56,10 +63,17 @@ class Browser:
         functions = httpx.get(f"{address.rstrip('/')}/config", timeout=120).json()["dependencies"]
         self.numbers = {function["api_name"]: function["id"] for function in functions}
 
+    def body(self, name: str, *data: Any) -> dict[str, Any]:
+        """What a request for a handler says."""
+        return {"data": data, "fn_index": self.numbers[name], "session_hash": self.session, "event_data": None}
+
+    def close(self) -> None:
+        """Close its connections, as a tab that is closed does."""
+        self.http.close()
+
     def call(self, name: str, *data: Any) -> Iterator[list[Any]]:
         """The outputs of a handler, once for each step of it; an exception if it was refused or broke."""
-        body = {"data": data, "fn_index": self.numbers[name], "session_hash": self.session, "event_data": None}
-        self.http.post("/queue/join", json=body).raise_for_status()
+        self.http.post("/queue/join", json=self.body(name, *data)).raise_for_status()
         outputs: list[Any] = []
         with self.http.stream("GET", "/queue/data", params={"session_hash": self.session}) as lines:
             for line in lines.iter_lines():
@@ -92,20 +106,105 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120, help="how long users go on beginning conversations")
     parser.add_argument("--pictures", type=int, default=12, help="different pictures among them")
     parser.add_argument("--port", type=int, default=7899)
+    parser.add_argument("--hostile", action="store_true", help="measure how far one hostile user slows the others down")
     arguments = parser.parse_args()
     print(describe_machine())
     tasks = make_tasks(arguments.pictures)
     with served(arguments.port, arguments.users) as address:
         clients = [Browser(address) for _ in range(arguments.users)]
-        start = time.monotonic()
-        with ThreadPoolExecutor(arguments.users) as pool:
-            users = [
-                pool.submit(use, client, tasks[i % len(tasks) :] + tasks[: i % len(tasks)], start + arguments.seconds)
-                for i, client in enumerate(clients)
-            ]
-            tallies = [user.result() for user in users]
-        took = time.monotonic() - start
-    return report(tallies, arguments.users, took)
+        if not arguments.hostile:
+            return report(*crowd(clients, tasks, arguments.seconds), arguments.users)
+        failed, rates = 0, []
+        for is_hostile in (False, True, False, True):
+            print(f"\n## {'With' if is_hostile else 'Without'} a hostile user")
+            end = Event()
+            attackers = [Thread(target=attack, args=(address, end), daemon=True) for attack in ATTACKS if is_hostile]
+            for attacker in attackers:
+                attacker.start()
+            tallies, took = crowd(clients, tasks, arguments.seconds)
+            end.set()
+            for attacker in attackers:
+                attacker.join(timeout=60)
+            failed |= report(tallies, took, arguments.users)
+            rates.append(sum(tally.asked for tally in tallies) / took)
+    ratio = (rates[0] + rates[2]) / (rates[1] + rates[3])
+    print(f"\nBeside a hostile user, the others' questions take {ratio:.2f} times as long.")
+    return failed | int(ratio > 1.5)
+
+
+def crowd(clients: list[Browser], tasks: list[Task], seconds: float) -> tuple[list[Tally], float]:
+    """Users who ask until the time is over; what each has seen, and how long it took."""
+    start = time.monotonic()
+    with ThreadPoolExecutor(len(clients)) as pool:
+        at_work = [
+            pool.submit(use, client, tasks[i % len(tasks) :] + tasks[: i % len(tasks)], start + seconds)
+            for i, client in enumerate(clients)
+        ]
+        tallies = [user.result() for user in at_work]
+    return tallies, time.monotonic() - start
+
+
+# --- one hostile user -------------------------------------------------------------------------------------------------
+
+
+def ask_for_the_most(address: str, end: Event) -> None:
+    """The largest picture, and questions about as many regions of as many points as are allowed, again and again."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (250, 250, 3), np.uint8)
+    Image.fromarray(noise).resize((4000, 4000)).save(file, "JPEG")
+    picture = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    points = [[40.0 * i + 20, 2000.0] for i in range(64)]
+    regions = [{"points": points, "point_labels": [1] * 64}] * 24
+    client = Browser(address)
+    while not end.is_set():
+        for name, data in (("load", [{"upload": picture}]), ("ask", ["What are these?", {"regions": regions}])):
+            try:
+                for _ in client.call(name, *data):
+                    if end.is_set():
+                        return
+            except Exception:  # refused, which is what should happen
+                end.wait(0.05)
+
+
+def fill_the_queue(address: str, end: Event) -> None:
+    """Questions of one session, sent as fast as they are taken, whose answers nobody reads; every tenth is too large."""
+    client = Browser(address)
+    list(client.call("example"))
+    for number in count():
+        if end.is_set():
+            return
+        body = client.body("ask", "What is <region>?", {"regions": [{"box": [1, 1, 500, 500]}] * 24})
+        try:
+            if number % 10:
+                client.http.post("/queue/join", json=body)
+            else:
+                client.http.post("/queue/join", content=(b" " * 2**20 for _ in range(30)))
+        except httpx.HTTPError:  # refused, which is what should happen
+            end.wait(0.05)
+        end.wait(0.01)
+
+
+def invent_sessions(address: str, end: Event) -> None:
+    """A session for every request, each with the example picture and a region of 40,000 points."""
+    while not end.is_set():
+        client = Browser(address)
+        try:
+            list(client.call("example"))
+            points = [[float(i % 500), 5.0] for i in range(40_000)]
+            list(
+                client.call("ask", "What is <region>?", {"regions": [{"points": points, "point_labels": [1] * 40_000}]})
+            )
+        except Exception:  # refused, which is what should happen
+            end.wait(0.05)
+        client.close()
+        end.wait(0.5)
+
+
+ATTACKS = (ask_for_the_most, fill_the_queue, invent_sessions)
+"""What the hostile user does, all at once."""
+
+
+# --- the others -------------------------------------------------------------------------------------------------------
 
 
 def make_tasks(count: int) -> list[Task]:
@@ -186,7 +285,7 @@ def text_of(message: dict[str, Any]) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
-def report(tallies: list[Tally], users: int, took: float) -> int:
+def report(tallies: list[Tally], took: float, users: int) -> int:
     """Print the table; gives 1 if anything was lost."""
     asked = sum(tally.asked for tally in tallies)
     wrong = [words for tally in tallies for words in tally.wrong]

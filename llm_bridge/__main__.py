@@ -76,6 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     app = _command(commands, "app", "serve the web page", "region-chat app --port 7860", exit_codes=APP_CODES)
     app.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: this machine alone)")
     app.add_argument("--port", type=int, help="default: the first free one from 7860")
+    app.add_argument("--allowed_host", action="append", default=[], metavar="NAME",
+                     help="a further name that the page may be asked for by, such as a proxy's; may be repeated")  # fmt: skip
     app.add_argument("--max_file_mb", type=float, default=10, help="of a picture's file (default: %(default)s)")
     app.add_argument("--max_megapixels", type=float, default=16, help="of a picture (default: %(default)s)")
     app.add_argument("--queue", type=int, default=40, help="questions that may wait at once (default: %(default)s)")
@@ -227,7 +229,7 @@ def _said(chat: RegionChat, answer: Any) -> dict[str, Any]:
 
 CHAT_HELP = """Write a question, with <region> for each new region; region1, region2, … are those you asked about before.
   /box X1 Y1 X2 Y2 · /point X Y · /mask PICTURE   a region for the next question · /undo   take it back
-  /save PICTURE   draw the regions · /json FILE   write the conversation · /new   begin anew · /quit"""
+  /save PICTURE   draw the regions · /json FILE   write the conversation · /new   start a new chat · /quit"""
 
 
 def _chat(arguments: argparse.Namespace) -> None:
@@ -388,7 +390,14 @@ def _app(arguments: argparse.Namespace) -> None:
     )
     chat = _load(arguments)
     try:
-        page, address = serve(chat, host=arguments.host, port=arguments.port, limits=limits, block=False)
+        page, address = serve(
+            chat,
+            host=arguments.host,
+            port=arguments.port,
+            limits=limits,
+            allowed_hosts=arguments.allowed_host,
+            block=False,
+        )
     except OSError:
         raise ValueError(
             f"Port {arguments.port or 'from 7860 on'} of {arguments.host} cannot be had: give another --port."

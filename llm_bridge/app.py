@@ -3,25 +3,27 @@
     region-chat app
 
 Wires `page_conversation` to Gradio, which is imported only when a page is built. Pictures and downloads travel inside
-messages, so that nothing is written on the server and no path of it reaches a browser; its doors for files are closed.
+messages, so that nothing is written on the server and no path of it reaches a browser. `page_guard` stands before it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from tap_tokenizer import region_colour
+from tap_tokenizer import load_rgb, region_colour
 
 from .chat import RegionChat
 from .configuration_bridge import BUNDLED
 from .page_conversation import PageConversation, PageConversations, as_html, table_of
-from .page_input import PageLimits
+from .page_guard import Hosts, PageGuard
+from .page_input import PageLimits, read_picture
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -35,14 +37,10 @@ Choose a picture, mark one or more regions, and ask. `<region>` in a question is
 may speak of region1, region2, …"""
 
 
-def build_page(chat: RegionChat, limits: PageLimits | None = None) -> gr.Blocks:
-    """The page as Gradio blocks, with its queue; `conversations` on it holds what is known of its users.
-
-    chat: whose model and processor answer everyone; its own conversation is left alone.
-    """
+def build_page(conversations: PageConversations) -> gr.Blocks:
+    """The page as Gradio blocks, with its queue; `conversations` on it holds what is known of its users."""
     gr = load_gradio()
-    limits = limits or PageLimits()
-    conversations = PageConversations(chat, limits)
+    chat, limits = conversations.chat, conversations.limits
     theme = {"padding": False, "container": False}
     with gr.Blocks(title="Ask about regions", analytics_enabled=False, fill_width=False) as page:
         gr.Markdown(INTRODUCTION)
@@ -63,12 +61,12 @@ def build_page(chat: RegionChat, limits: PageLimits | None = None) -> gr.Blocks:
                 question = gr.Textbox(
                     "What is <region>?", label="Question", info="Enter asks, Shift+Enter begins a new line.",
                     lines=2, max_lines=6, max_length=limits.characters,
-                    placeholder="Ask on about region1, or mark another: What is <region>?", elem_id="question",
+                    placeholder="Ask about region1 again, or mark another: What is <region>?", elem_id="question",
                 )  # fmt: skip
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=80)
                     stop = gr.Button("Stop", elem_id="stop", min_width=80)
-                    again = gr.Button("Begin anew", elem_id="again", min_width=80)
+                    again = gr.Button("New chat", elem_id="again", min_width=80)
                 said = gr.Chatbot(
                     label="Conversation", height=300, elem_id="said", render_markdown=False, feedback_options=None,
                     buttons=[], placeholder="The answer is written here.", layout="bubble", show_label=False,
@@ -90,15 +88,14 @@ def build_page(chat: RegionChat, limits: PageLimits | None = None) -> gr.Blocks:
         asking = {
             "inputs": [question, board],
             "outputs": [*begun, question],
-            "concurrency_id": "model",
-            "concurrency_limit": 1,
+            "concurrency_limit": limits.queue,  # they wait for the model in `Turns`, which is fair
         }
         ask.click(doors.ask, **asking, api_name="ask", show_progress="minimal", show_progress_on=[said])
         stop.click(doors.stop, None, None, queue=False, api_visibility="private")
         json_button.click(doors.save_json, None, saver, api_visibility="private", show_progress="hidden")
         png_button.click(doors.save_png, None, saver, api_visibility="private", show_progress="hidden")
         page.unload(doors.leave)
-    page.queue(max_size=limits.queue, api_open=False)
+    page.queue(max_size=None, api_open=False)  # `Places` counts who waits
     page.conversations = conversations
     return page
 
@@ -109,17 +106,22 @@ def serve(
     host: str = "127.0.0.1",
     port: int | None = None,
     limits: PageLimits | None = None,
+    allowed_hosts: Sequence[str] = (),
     block: bool = True,
 ) -> tuple[gr.Blocks, str]:
     """Serve the page; gives it and its address, at once if not `block`, else when it is interrupted.
 
+    chat: whose model and processor answer everyone; its own conversation is left alone.
     host: the address to listen at; only this machine can reach the default. port: the first free one from 7860 if None.
+    allowed_hosts: names, beside `host` and the loopback names, under which browsers may ask for the page: a proxy's, or this
+    machine's in its network.
     """
     gr = load_gradio()
     from starlette.middleware import Middleware
 
     limits = limits or PageLimits()
-    page = build_page(chat, limits)
+    conversations = PageConversations(chat, limits)
+    page = build_page(conversations)
     plain = ["system-ui", "sans-serif"]
     _, address, _ = page.launch(
         server_name=host,
@@ -132,10 +134,18 @@ def serve(
         enable_monitoring=False,
         ssr_mode=False,
         max_file_size=1,
+        max_threads=limits.queue + 20,
         theme=gr.themes.Default(font=plain, font_mono=["ui-monospace", "monospace"]),
         css=_part("page.css"),
         app_kwargs={
-            "middleware": [Middleware(_ClosedDoors, most_bytes=limits.file_bytes * 4 // 3 + 200_000)],
+            "middleware": [
+                Middleware(
+                    PageGuard,
+                    most_bytes=limits.file_bytes * 4 // 3 + 200_000,
+                    places=conversations.places,
+                    hosts=Hosts(host, allowed_hosts),
+                )
+            ],
             "docs_url": None,
             "redoc_url": None,
         },
@@ -153,24 +163,29 @@ class _Doors:
             handler.__annotations__["request"] = gr.Request  # by which Gradio knows what to hand over
 
     def _mine(self, request: Any) -> PageConversation:
+        """The conversation of a request that has left the queue."""
+        self.conversations.places.begin(request.session_hash)
         return self.conversations.of(request.session_hash)
 
     def _begun(self, mine: PageConversation) -> tuple[Any, Any, Any]:
         return mine.board(), [], table_of([])
 
     def load(self, board: Any, request: Any) -> tuple[Any, Any, Any]:
-        mine = self._mine(request)
-        try:
-            mine.load(board.get("upload") if isinstance(board, dict) else None)
-        except ValueError as error:
-            return {"error": str(error)}, self.gr.skip(), self.gr.skip()
-        return self._begun(mine)
+        address = board.get("upload") if isinstance(board, dict) else None
+        return self._begin_with(lambda: read_picture(address, self.conversations.limits), request)
 
     def example(self, request: Any) -> tuple[Any, Any, Any]:
-        mine = self._mine(request)
-        with Image.open(EXAMPLE) as image:
-            mine.show(np.asarray(image.convert("RGB")))
-        return self._begun(mine)
+        return self._begin_with(lambda: load_rgb(EXAMPLE), request)
+
+    def _begin_with(self, picture: Callable[[], np.ndarray], request: Any) -> tuple[Any, Any, Any]:
+        session, begun = request.session_hash, time.monotonic()
+        self.conversations.places.begin(session)
+        try:
+            return self._begun(self.conversations.show(session, picture()))
+        except Exception as error:
+            return {"error": _told(error)}, self.gr.skip(), self.gr.skip()
+        finally:
+            self.conversations.turns.charge(session, time.monotonic() - begun)
 
     def again(self, request: Any) -> tuple[Any, Any, Any]:
         mine = self._mine(request)
@@ -178,28 +193,35 @@ class _Doors:
         return self._begun(mine)
 
     def ask(self, question: str, board: Any, request: Any) -> Iterator[tuple[Any, ...]]:
-        mine, skip = self._mine(request), self.gr.skip()
-        known, turns = len(mine.looks), mine.turns
+        session, skip = request.session_hash, self.gr.skip()
+        places, turns = self.conversations.places, self.conversations.turns
+        mine, joined = self.conversations.of(session), places.oldest(session) or math.inf
+        known, said = len(mine.looks), mine.turns
+        drawn = board.get("regions", []) if isinstance(board, dict) else []
         board_says: Any = {"sentence": "Answering …"}
         table = None
         try:
-            for messages, looks in mine.ask(question, board.get("regions", []) if isinstance(board, dict) else []):
-                shown = [{"role": role, "content": as_html(words)} for role, words in messages]
-                yield board_says, shown, skip if looks is table else table_of(looks), "" if table is None else skip
-                board_says, table = skip, looks
-        except ValueError as error:
-            yield {"error": str(error)}, skip, skip, skip
+            with mine.asking, turns.turn(session, gives_up=lambda: mine.is_stopped(joined)):
+                places.begin(session)
+                for messages, looks in mine.ask(question, drawn, joined):
+                    shown = [{"role": role, "content": as_html(words)} for role, words in messages]
+                    yield board_says, shown, skip if looks is table else table_of(looks), "" if table is None else skip
+                    board_says, table = skip, looks
+                    if messages[-1][0] == "user":  # TAP is still describing regions, the answer has not begun
+                        turns.give_way(session)
+        except Exception as error:
+            yield {"error": _told(error)}, skip, skip, skip
             return
         if len(mine.looks) > known:
             board_says = mine.board()
-        elif mine.turns > turns:
-            board_says = {"sentence": "Ask on about these regions, or mark more."}
+        elif mine.turns > said:
+            board_says = {"sentence": "Ask more about these regions, or mark others."}
         else:
-            board_says = {"sentence": "Stopped: the question was not taken up, and can be asked again."}
+            board_says = {"sentence": "Stopped: the question was not answered, and can be asked again."}
         yield board_says, skip, skip, skip
 
     def stop(self, request: Any) -> None:
-        self._mine(request).stop()
+        self.conversations.of(request.session_hash).stop()
 
     def save_json(self, request: Any) -> Any:
         return self._file("conversation.json", self._mine(request).record_address)
@@ -218,30 +240,12 @@ class _Doors:
         self.conversations.drop(request.session_hash)
 
 
-class _ClosedDoors:
-    """Refuses requests that are too large, and Gradio's own uploads and files, which the page has no use for."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]], most_bytes: int) -> None:
-        self.app, self.most_bytes = app, most_bytes
-
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        if refusal is None:
-            await self.app(scope, receive, send)
-            return
-        await send({"type": "http.response.start", "status": refusal, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
-
-    def _refusal(self, scope: dict[str, Any]) -> int | None:
-        path = scope["path"]
-        if any(part in path for part in ("/upload", "/file=", "/file/", "/proxy=", "/stream/")):
-            return 404
-        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            return None
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if not length.isdigit():
-            return 411
-        return 413 if int(length) > self.most_bytes else None
+def _told(error: Exception) -> str:
+    """What a user is told of an error; one that no check of ours foresaw is written to the server's log."""
+    if isinstance(error, ValueError):
+        return str(error)
+    logger.error("A request of the page failed.", exc_info=error)
+    return "This did not work, and the server's log says why. Try again, or load the page again."
 
 
 def _part(name: str) -> str:

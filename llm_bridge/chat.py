@@ -279,7 +279,7 @@ class RegionChat:
         picture = opened if image_before is None else image_before
         if new and picture is None:
             raise ValueError("Got regions but no picture: give image=… with the first question.")
-        if picture is not None and not new and not regions and not self._sees_pictures():
+        if picture is not None and not new and not regions and not self.sees_pictures:
             raise ValueError(
                 "Got a picture but no region, and this bridge sees pictures through their regions alone: give boxes, points "
                 "or masks, and <region> in the question."
@@ -302,7 +302,8 @@ class RegionChat:
             logger.warning(self.limitation)
         self.warns_of_limitation = False
 
-    def _sees_pictures(self) -> bool:
+    @property
+    def sees_pictures(self) -> bool:
         """Whether a picture without a region says anything to the model: through context tokens, or in words."""
         return self.mode == "described" or self.processor.context.slots > 0
 

@@ -409,11 +409,15 @@ _QUANTIZATION_ATTRIBUTES = (
 )
 
 
+class ContextFullError(ValueError):
+    """A prompt leaves no room for an answer in the language model's context."""
+
+
 def check_context(config: PreTrainedConfig, length: int, new: int) -> None:
     """Refuse a prompt that leaves no room for an answer in the language model's context."""
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and length + new > longest:
-        raise ValueError(
+        raise ContextFullError(
             f"The prompt has {length} tokens and the answer may have {new}, but the language model reads {longest} in all: "
             "ask about fewer regions, begin a new conversation, or lower max_new_tokens."
         )

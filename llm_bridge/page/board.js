@@ -248,7 +248,7 @@ watch("value", () => {
     Object.assign(state, { image, width: got.width, height: got.height, known: got.known, regions: [], drag: null, corner: null });
     canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
     canvas.setAttribute("aria-label", "Picture of " + got.width + " × " + got.height + " pixels, to mark regions on");
-    changed(got.known ? "Ask on about these regions, or mark more." :
+    changed(got.known ? "Ask more about these regions, or mark others." :
       "Picture of " + got.width + " × " + got.height + " pixels: mark a region.");
   };
   image.src = got.picture;

@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +108,7 @@ def ask(tab: Page, question: str, answers: int = 1) -> str:
     tab.click("#ask")
     replies = tab.locator("#said .bot.message")
     expect(replies).to_have_count(answers, timeout=120_000)
-    expect(tab.locator("#board .status")).to_contain_text("Ask on", timeout=120_000)
+    expect(tab.locator("#board .status")).to_contain_text("Ask more", timeout=120_000)
     return replies.last.inner_text().strip()
 
 
@@ -291,7 +292,7 @@ def test_wrong_questions_are_explained_and_kept(tab: Page) -> None:
     drag(tab, QUESTIONS[0]["boxes"][0])
     tab.fill("#question textarea", "Which is larger, <region> or <region>?")
     tab.click("#ask")
-    expect(status).to_contain_text("Found 2 <region> placeholders but 1 regions")
+    expect(status).to_contain_text("The question has 2 <region>, and 1 new region is marked")
     expect(tab.locator("#question textarea")).to_have_value("Which is larger, <region> or <region>?")
     expect(tab.locator("#board .regions li")).to_have_count(1)
     tab.fill("#board .numbers", "10 10 5 5")
@@ -315,6 +316,79 @@ def test_doors_for_files_are_closed(served: tuple[Any, str]) -> None:
     assert request(address, "GET", f"/file={PICTURE}")[0] == 404
     status, _ = request(address, "POST", "/gradio_api/queue/join", b" " * 3_000_000)
     assert status == 413
+
+
+def test_a_body_longer_than_it_says_is_cut_off(served: tuple[Any, str]) -> None:
+    """Both lengths at once, as in request smuggling: the first says 5 bytes, the second goes on and on."""
+    parts = urlsplit(served[1])
+    lines = ["POST /gradio_api/queue/join HTTP/1.1", f"Host: {parts.netloc}", "Content-Type: application/json",
+             "Content-Length: 5", "Transfer-Encoding: chunked"]  # fmt: skip
+    with socket.create_connection((str(parts.hostname), int(parts.port or 0)), timeout=30) as connection:
+        connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        sent = 0
+        try:
+            while sent < 100_000_000:
+                connection.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
+                sent += 65536
+        except OSError:
+            pass  # the server hung up
+        else:
+            assert connection.recv(100).startswith(b"HTTP/1.1 4")
+    assert sent < 20_000_000
+
+
+def test_a_foreign_name_is_not_answered(served: tuple[Any, str]) -> None:
+    for path in ("/", "/config", "/gradio_api/info"):
+        assert request(served[1], "GET", path, Host="rebound.example:7860")[0] == 421
+        assert request(served[1], "GET", path, Host="localhost")[0] == 200
+
+
+def called(address: str, name: str, *data: Any, session: str = "by-hand") -> Any:
+    """What a handler gives to a request that no browser of ours would send."""
+    functions = json.loads(request(address, "GET", "/config")[1])["dependencies"]
+    number = next(function["id"] for function in functions if function["api_name"] == name)
+    body = json.dumps({"data": data, "fn_index": number, "session_hash": session, "event_data": None})
+    status, said = request(
+        address, "POST", "/gradio_api/queue/join", body.encode(), **{"Content-Type": "application/json"}
+    )
+    assert status == 200, said
+    parts = urlsplit(address)
+    connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=60)
+    connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
+    for line in connection.getresponse():
+        message = json.loads(line[5:]) if line.startswith(b"data:") else {"msg": None}
+        if message["msg"] in ("process_generating", "process_completed"):
+            return message
+    raise AssertionError("no answer came")
+
+
+def test_regions_made_by_hand_get_a_sentence(served: tuple[Any, str]) -> None:
+    address = served[1]
+    assert called(address, "example")["success"]
+    many = [[float(i % 500), 5.0] for i in range(40_000)]
+    for region, words in (
+        ({"points": 5}, "points that cannot be read"),
+        ({"points": many, "point_labels": [1] * 40_000}, "40000 points, expected at most 64"),
+        ({"strokes": [many], "brush": 3}, "expected at most 5000"),
+        ({"box": [1, 2, 3, "x"]}, "expected numbers"),
+        (7, "cannot be read"),
+    ):
+        message = called(address, "ask", "What is <region>?", {"regions": [region]})
+        assert message["success"], region
+        assert words in message["output"]["data"][0]["error"], region
+    for board in (None, 5, {"regions": 5}, {"regions": [{"box": [1, 2, 30, 40]}] * 5}):
+        message = called(address, "ask", "What is <region>?", board)
+        assert message["output"]["data"][0]["error"], board
+
+
+def test_an_error_that_nobody_foresaw_is_said_and_logged(
+    served: tuple[Any, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert called(served[1], "example", session="unforeseen")["success"]
+    monkeypatch.setattr("llm_bridge.page_conversation.read_regions", lambda *_: 1 / 0)
+    message = called(served[1], "ask", "What is <region>?", {"regions": []}, session="unforeseen")
+    assert "This did not work" in message["output"]["data"][0]["error"]
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_no_path_of_the_server_reaches_the_page(served: tuple[Any, str], context: BrowserContext) -> None:
@@ -373,7 +447,7 @@ def test_two_users_at_once(browser: Browser, served: tuple[Any, str], chat: Regi
     for tab in tabs:
         tab.click("#ask")
     for tab, question in zip(tabs, QUESTIONS):
-        expect(tab.locator("#board .status")).to_contain_text("Ask on", timeout=120_000)
+        expect(tab.locator("#board .status")).to_contain_text("Ask more", timeout=120_000)
         expect(tab.locator("#said .bot.message")).to_have_text(
             expected(chat, question["text"], boxes=question["boxes"])
         )

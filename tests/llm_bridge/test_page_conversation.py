@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_refused_questions_change_nothing(talk: PageConversation) -> None:
     for question, drawn, message in (
         ("", [], "no question yet"),
         ("x" * 2001, [], "2001 characters"),
-        ("is <region> on <region>", [BOX], "Found 2 <region> placeholders but 1 regions"),
+        ("is <region> on <region>", [BOX], "2 <region>, and 1 new region is marked"),
         ("what", [BOX] * 3, "at most 3 regions"),
         ("what is <region>", [{"box": [0, 0, 900, 900]}], "leaves the picture"),
     ):
@@ -133,23 +134,111 @@ def test_large_pictures_are_drawn_on_small_ones(make_bridge: Callable[..., Pair]
 
 
 def test_users_are_apart_and_bounded(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
-    chat = RegionChat(*make_bridge())
-    users = PageConversations(chat, PageLimits(new_tokens=2, users=2))
-    users.of("a").load(data_address(picture, "PNG"))
+    chat, pixels = RegionChat(*make_bridge()), np.asarray(picture)
+    users = PageConversations(chat, PageLimits(new_tokens=2, users=2, idle_seconds=0))
+    first = users.show("a", pixels)
     assert users.of("b").scene is None
-    steps = users.of("a").ask("what is <region> ?", [BOX])
+    assert len(users) == 1  # a session without a picture takes no room
+    steps = first.ask("what is <region> ?", [BOX])
     next(steps)
-    first = users.of("a")
-    assert users.of("b") is not first
-    users.of("c")  # the one idle longest goes, and its answer ends
+    assert users.show("b", pixels) is not first
+    users.show("c", pixels)  # the one idle longest goes, and its answer ends
     assert len(users) == 2
     assert first.stopped.is_set()
     assert list(steps)[-1][0][-1][1].endswith("(stopped)")
-    assert users.of("a") is not first
+    with pytest.raises(ValueError, match="had been idle, and others needed the room"):
+        list(users.of("a").ask("what is <region> ?", [BOX]))
+    assert users.show("a", pixels) is not first
     users.drop("a")
     users.drop("never there")
     assert len(users) == 1
     assert chat.history == []
+
+
+def test_invented_sessions_take_no_talk_away(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
+    chat, pixels = RegionChat(*make_bridge()), np.asarray(picture)
+    users = PageConversations(chat, PageLimits(new_tokens=2, users=4))
+    list(users.show("mine", pixels).ask("what is <region> ?", [BOX]))
+    users.show("waiting", pixels)
+    users.places.join("waiting")
+    for i in range(70):
+        users.of(f"idle{i}")  # without a picture, these are nothing
+        users.show(f"invented{i}", pixels)
+    assert len(users) == 4
+    assert users.of("waiting").scene is not None
+    assert users.of("mine").turns == 2
+    for i in range(70):  # and now they ask as well
+        try:
+            list(users.show(f"invented{i}", pixels).ask("what is <region> ?", [BOX]))
+        except ValueError as error:
+            assert "The page is full" in str(error)  # noqa: PT017
+            assert i >= 2
+    assert users.of("mine").turns == 2
+
+
+def test_pictures_of_all_users_fit_into_the_memory(make_bridge: Callable[..., Pair]) -> None:
+    chat = RegionChat(*make_bridge())
+    picture = np.zeros((400, 500, 3), np.uint8)
+    users = PageConversations(chat, PageLimits(memory=4 * picture.nbytes, idle_seconds=0))
+    for i in range(9):
+        users.show(f"user{i}", picture.copy())
+        assert sum(own.scene.memory for own in users._by_session.values() if own.scene) <= 4 * picture.nbytes
+    assert len(users) == 4
+    with pytest.raises(ValueError, match="idle"):
+        list(users.of("user0").ask("what is <region>", [BOX]))
+
+
+def test_masks_take_an_eighth_of_a_byte_a_pixel(make_bridge: Callable[..., Pair]) -> None:
+    talk = PageConversation(RegionChat(*make_bridge()), PageLimits(new_tokens=1))
+    picture = np.full((800, 1000, 3), 90, np.uint8)
+    talk.show(picture)
+    list(talk.ask("what are these ?", [{"box": [10, 10, 300, 200]}] * 8))
+    assert len(scene(talk).masks) == 8
+    assert scene(talk).memory < picture.nbytes + 8 * 800 * 1000 / 8 + 2e6
+    talk.picture_address()
+    talk.record_address()
+
+
+def test_stop_ends_questions_that_wait_and_the_regions_that_are_not_seen_yet(talk: PageConversation) -> None:
+    sent = time.monotonic()
+    talk.stop()
+    messages, looks = list(talk.ask("what is <region> ?", [BOX], joined=sent))[-1]
+    assert messages[-1] == ("assistant", "… (stopped)")
+    assert looks == []
+    seen = []
+    own = scene(talk)
+    own.see, see = lambda columns: seen.append(1) or talk.stop() or see(columns), own.see  # type: ignore[method-assign]
+    talk.limits = PageLimits(new_tokens=4, regions=24)
+    list(talk.ask("what are these ?", [BOX] * 20))
+    assert len(seen) == 1
+    assert own.chat.history == []
+
+
+@pytest.mark.parametrize(
+    ("question", "drawn", "words"),
+    [
+        ("what is <region>", [], "No region is marked yet"),
+        ("what is <region> and <region>", [BOX], "2 <region>, and 1 new region is marked"),
+        ("is <region> big", [BOX, BOX], "2 regions are marked, and the question speaks of 1"),
+        ("what is region7", [BOX], "speaks of region7, but the regions are 1 to 1"),
+        ("what is <region0>", [BOX], "speaks of region0"),
+        ("what is it", [], "No region is marked yet"),
+        ("<image> what is <region>", [BOX], "leave it out"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_the_words_of_the_page(
+    talk: PageConversation, question: str, drawn: list[dict], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words) as refusal:
+        list(talk.ask(question, drawn))
+    for foreign in ("boxes=", "image=", "placeholders", "Got ", "max_new_tokens"):
+        assert foreign not in str(refusal.value)
+
+
+def test_a_conversation_that_is_too_long_says_what_to_do(talk: PageConversation) -> None:
+    talk.limits = PageLimits(new_tokens=100_000)
+    with pytest.raises(ValueError, match="too long for the language model: start a new chat"):
+        list(talk.ask("what is <region> ?", [BOX]))
 
 
 def test_words_are_escaped() -> None:

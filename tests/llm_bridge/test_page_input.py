@@ -93,7 +93,7 @@ def test_marks_become_prompts() -> None:
         {"box": [1, 2, 30, 40], "points": [[9, 9]], "point_labels": [1]},
         {"strokes": [[[10, 10], [20, 10]], [[50, 40]]], "brush": 6},
     ]
-    box, points, both, mask = read_regions(drawn, (60, 90))
+    box, points, both, mask = read_regions(drawn, (60, 90), PageLimits())
     assert box == {"box": [5, 6, 40, 30]}
     assert points == {"points": [[3, 4], [50, 20]], "point_labels": [1, 0]}
     assert both == {"box": [1, 2, 30, 40], "points": [[9, 9]], "point_labels": [1]}
@@ -117,11 +117,35 @@ def test_marks_become_prompts() -> None:
         [{"points": [["a", "b"]]}],
         [{"strokes": [[[1, 2]]], "brush": 1e9}],
         [{"strokes": [[[1, None]]], "brush": 3}],
+        [{"points": 5}],
+        [{"points": [5]}],
+        [{"points": [[1, 2]], "point_labels": 5}],
+        [{"points": [[1, 2]], "point_labels": [1, 0]}],
+        [{"points": [[1, 2], [3, 4, 5]]}],
+        [{"points": []}],
+        [{"points": [[1, 2]] * 65}],
+        [{"points": {"0": [1, 2]}}],
+        [{"box": 5}],
+        [{"box": {"x": 1}}],
+        [{"box": [1, 2, 3, 10**400]}],
+        [{"box": [1, 2, 3, float("nan")]}],
+        [{"box": [True, 2, 3, 4]}],
+        [{"box": [1, 2, 500, 4]}],
+        [{"strokes": 5}],
+        [{"strokes": [5]}],
+        [{"strokes": [[5]]}],
+        [{"strokes": []}],
+        [{"strokes": [[[1, 2]] * 5001], "brush": 3}],
+        [{"strokes": [[[1, 2]]] * 5001, "brush": 3}],
+        [{"strokes": [[[1, 2]]], "brush": "3"}],
+        [{"strokes": [[[1, 2]]], "brush": True}],
+        [{"strokes": [[[1, 2]]], "brush": float("nan")}],
+        [{"box": [1, 2, 30, 40]}] * 25,
     ],
 )
 def test_broken_marks_are_refused(drawn: Any) -> None:
     with pytest.raises(ValueError, match=r"region"):
-        read_regions(drawn, (60, 90))
+        read_regions(drawn, (60, 90), PageLimits())
 
 
 def test_limits_are_checked() -> None:
