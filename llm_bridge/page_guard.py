@@ -91,6 +91,8 @@ class PageGuard:
         status, words = refusal
         body = json.dumps({"detail": words}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if status in (400, 408):  # who sends such requests is not read any further
+            headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -109,15 +111,14 @@ class PageGuard:
             return 411, "The request does not say how long it is: send one Content-Length."
         if any(name == b"transfer-encoding" for name, _ in headers):
             return 400, "The request has both a Content-Length and a Transfer-Encoding: send the first alone."
-        return self._too_large() if int(lengths[0]) > self.most_bytes else None
-
-    def _too_large(self) -> tuple[int, str]:
-        return 413, f"The request is larger than {self.most_bytes / 1e6:.1f} MB: choose a smaller picture."
+        if len(lengths[0]) > 20 or int(lengths[0]) > self.most_bytes:
+            return 413, f"The request is larger than {self.most_bytes / 1e6:.1f} MB: choose a smaller picture."
+        return None
 
     async def _read(self, scope: dict[str, Any], receive: Any) -> tuple[tuple[int, str] | None, Any]:
         """Read a request's body within the limits; gives a refusal or None, and what hands the body on."""
         parts: list[bytes] = []
-        size = 0
+        size, said = 0, int(dict(scope["headers"])[b"content-length"])
         end = time.monotonic() + BODY_SECONDS
         more = True
         try:
@@ -128,8 +129,8 @@ class PageGuard:
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 self._bytes_on_their_way += len(parts[-1])
-                if size > self.most_bytes:
-                    return self._too_large(), receive
+                if size > said:
+                    return (400, f"The request is longer than the {said} bytes that it said."), receive
                 if self._bytes_on_their_way > BODIES * self.most_bytes:
                     return (503, "The page is busy: try again in a moment."), receive
                 more = message.get("more_body", False)
