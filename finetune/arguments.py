@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
+
+from tap_tokenizer import write_whole
 
 Arguments = TypeVar("Arguments")
 
@@ -59,7 +62,7 @@ def run_command(main: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("stopped: the same command goes on from the last state on disk, if there is one", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         name = getattr(sys.modules["__main__"].__spec__, "name", "finetune")
         print(f"python -m {name}: {error}", file=sys.stderr)
         return 2
@@ -77,7 +80,15 @@ def refuse_other_arguments(arguments: Any, path: Path, free: Sequence[str]) -> N
     """Refuse to go on with a run whose saved arguments were others, but for those that may change (`free`)."""
     if not path.is_file():
         return
-    old, new = yaml.safe_load(path.read_text()), asdict(arguments)
+    new = asdict(arguments)
+    try:
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        old = None
+    if not isinstance(old, dict):
+        raise ValueError(
+            f"{path} is damaged, so nobody can tell whether this run is the same: restore it, or use another output_dir."
+        )
     changed = [
         f"{key} {old[key]!r}, now {new[key]!r}"
         for key in new
@@ -91,7 +102,7 @@ def refuse_other_arguments(arguments: Any, path: Path, free: Sequence[str]) -> N
 
 def save_arguments(arguments: Any, path: Path) -> None:
     """Write the resolved values as a recipe, which `--config` reads again."""
-    path.write_text(yaml.safe_dump(asdict(arguments), sort_keys=False, allow_unicode=True))
+    write_whole(path, yaml.safe_dump(asdict(arguments), sort_keys=False, allow_unicode=True))
 
 
 def _read_recipe(name: str, parser: argparse.ArgumentParser, arguments_type: type) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from llm_bridge import PictureContext
-from tap_tokenizer import RegionTokens, TapRegionTokenizer
+from tap_tokenizer import RegionTokens, TapRegionTokenizer, only_writer, write_whole
 
 from .arguments import knob, parse_arguments, run_command
 from .data.sample import Sample, decode_mask, load_samples, open_image
@@ -85,6 +85,13 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = TapRegionTokenizer.from_pretrained(
         arguments.region_tokenizer, variant=arguments.variant, device=arguments.device or state.device
     )
+    with only_writer(arguments.output, state.is_main_process):
+        _fill(arguments, tokenizer, state)
+    state.destroy_process_group()
+
+
+def _fill(arguments: CacheArguments, tokenizer: TapRegionTokenizer, state: PartialState) -> None:
+    """Write the shards that are not there yet, those of this process, and the manifest when all are."""
     folder = Path(arguments.output)
     plan = _plan(arguments, tokenizer)
     if state.is_main_process:
@@ -101,7 +108,6 @@ def main(argv: list[str] | None = None) -> None:
     if state.is_main_process:
         write_manifest(folder, plan)
         print(f"wrote {folder}: {plan.samples} records in {plan.shards} shards")
-    state.destroy_process_group()
 
 
 def _plan(arguments: CacheArguments, tokenizer: TapRegionTokenizer) -> CachePlan:
@@ -129,13 +135,16 @@ def prepare(folder: Path, plan: CachePlan) -> None:
     """A new folder, or one that holds the beginning of the same cache."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PLAN
-    if path.is_file() and json.loads(path.read_text()) != asdict(plan):
-        old = json.loads(path.read_text())
+    try:
+        old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else asdict(plan)
         changed = [key for key, value in asdict(plan).items() if old.get(key) != value]
+    except (ValueError, AttributeError):
+        raise ValueError(f"{path} is damaged: delete {folder}, or choose another output.") from None
+    if changed:
         raise ValueError(
             f"{folder} holds a cache with other {', '.join(changed)}: choose another output, or delete it."
         )
-    path.write_text(json.dumps(asdict(plan), indent=1))
+    write_whole(path, json.dumps(asdict(plan), indent=1))
     room = shutil.disk_usage(folder).free
     if room < 1 << 20:
         raise OSError(f"{folder} has {room} bytes free: make room first.")

@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 _NAME = re.compile(r"step-(\d+)$")
 
@@ -35,7 +38,8 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
     wait()
     partial.mkdir(parents=True, exist_ok=True)
-    fill(partial)
+    with failure_told(final):
+        fill(partial)
     wait()
     if is_main:
         _publish(partial, final)
@@ -49,8 +53,23 @@ def save_whole(folder: Path, fill: Callable[[Path], object]) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    fill(partial)
+    with failure_told(folder):
+        fill(partial)
     _publish(partial, folder)
+
+
+@contextmanager
+def failure_told(folder: Path) -> Iterator[None]:
+    """Around the writing of weights: `OSError` names the folder where a full disk gives each library's own exception."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "writ" not in str(error):
+            raise  # no trouble with the disk
+        raise OSError(
+            f"{folder} could not be written ({str(error).splitlines()[0]}): make room on the disk, and give the same command "
+            "again. It goes on from the last whole checkpoint, if there is one."
+        ) from error
 
 
 def _publish(partial: Path, final: Path) -> None:

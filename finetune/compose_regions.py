@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from llm_bridge import PictureContext
-from tap_tokenizer import RegionTokens
+from tap_tokenizer import RegionTokens, only_writer
 
 from .arguments import knob, parse_arguments, run_command
 from .cache_regions import jittered, prepare
@@ -128,6 +128,13 @@ def main(argv: list[str] | None = None) -> None:
         shard_size=arguments.shard_size,
         seed=arguments.seed,
     )
+    with only_writer(folder):
+        _fill(folder, plan, bank, samples)
+    print(f"wrote {folder}: {plan.samples} records in {plan.shards} shards")
+
+
+def _fill(folder: Path, plan: CachePlan, bank: TokenBank, samples: list[Sample]) -> None:
+    """Write the shards that are not there yet, and the manifest when all are."""
     prepare(folder, plan)
     context = PictureContext.of(plan)
     for shard in tqdm(range(plan.shards), desc="composing", unit="shard"):
@@ -137,7 +144,6 @@ def main(argv: list[str] | None = None) -> None:
         grids = [context.of_regions(regions) for regions in composed] if context.slots else []
         write_shard(folder, shard, [composed], grids, getattr(torch, plan.dtype))
     write_manifest(folder, plan)
-    print(f"wrote {folder}: {plan.samples} records in {plan.shards} shards")
 
 
 if __name__ == "__main__":

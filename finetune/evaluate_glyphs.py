@@ -37,7 +37,7 @@ from transformers import BatchFeature
 import llm_bridge
 import tap_tokenizer
 from llm_bridge import DescribedRegionProcessor, RegionChat, describe_regions, region_features
-from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
+from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, damage_told, only_writer, write_whole
 
 from .arguments import knob, parse_arguments, run_command
 from .data.glyph_benchmark import BENCHMARK_VERSION, EVALUATION_SEEDS, EVALUATION_SPLITS, LONG_SIDE, QuestionBalance
@@ -180,7 +180,8 @@ def main(argv: list[str] | None = None) -> None:
         with TemporaryDirectory() as folder:
             print(_measure(models, arguments, Path(folder)))
     else:
-        print(_measure(models, arguments, Path(arguments.output)))
+        with only_writer(arguments.output):
+            print(_measure(models, arguments, Path(arguments.output)))
 
 
 def _check(arguments: GlyphEvaluationArguments) -> None:
@@ -219,8 +220,8 @@ def _measure(models: _Models, arguments: GlyphEvaluationArguments, output: Path)
     lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     metrics = {"of": about, **summarise(lines)}
     tables = as_tables(metrics)
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    (output / "table.md").write_text(tables)
+    write_whole(output / "metrics.json", json.dumps(metrics, indent=1))
+    write_whole(output / "table.md", tables)
     draw_figures(lines, output)
     trained = [Path(tap_tokenizer.__file__).parent / "pretrained" / arguments.region_tokenizer]
     bridges = [name for name in (arguments.model, arguments.context_model) if name not in (None, "none")]
@@ -232,10 +233,12 @@ def _measure(models: _Models, arguments: GlyphEvaluationArguments, output: Path)
 
 def _refuse_others(note: Path, about: dict[str, Any]) -> None:
     """Refuse a folder that holds results of something else."""
-    if note.is_file() and (old := json.loads(note.read_text())) != about:
+    with damage_told(note):
+        old = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else about
+    if old != about:
         changed = ", ".join(key for key in about if old.get(key) != about[key])
         raise ValueError(f"{note.parent} holds results with other {changed}: choose another output, or delete it.")
-    note.write_text(json.dumps(about, indent=1))
+    write_whole(note, json.dumps(about, indent=1))
 
 
 # --- the parts, one or several at a time ------------------------------------------------------------------------------
@@ -295,10 +298,7 @@ def _write_part(
 ) -> None:
     """The lines of one split and seed into their file, which is there only when it is whole."""
     found = list(_evaluate(models, arguments, split, seed, count))
-    path = _part(folder, split, seed)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in found))
-    partial.replace(path)
+    write_whole(_part(folder, split, seed), "".join(json.dumps(line) + "\n" for line in found))
 
 
 def _part(folder: Path, split: str, seed: int) -> Path:

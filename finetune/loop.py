@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from tap_tokenizer import write_whole
+
 from .arguments import refuse_other_arguments
 from .checkpoints import list_checkpoints, save_checkpoint, step_of
 
@@ -47,15 +49,16 @@ class RunLog:
     def read(self) -> list[dict[str, float]]:
         """All lines so far; a last one that a full disk or a kill left torn is not among them."""
         lines = self.path.read_text().split("\n")[:-1] if self.path.exists() else []
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError:
+            raise ValueError(f"{self.path} is damaged: move it away to go on with a new one.") from None
 
     def forget_after(self, step: int) -> None:
         """Drop lines of steps after the last checkpoint: they are about to be run again."""
         if self.accelerator.is_main_process and self.path.exists():
             kept = [json.dumps(line) for line in self.read() if line["step"] <= step]
-            partial = self.path.with_name(self.path.name + ".partial")
-            partial.write_text("".join(line + "\n" for line in kept))
-            partial.replace(self.path)
+            write_whole(self.path, "".join(line + "\n" for line in kept))
 
 
 class StopRequest:

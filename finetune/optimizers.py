@@ -39,7 +39,7 @@ def build_optimizers(
     ]
     if taken:
         if not hasattr(torch.optim, "Muon"):
-            raise RuntimeError(f"optimizer is muon, which PyTorch {torch.__version__} lacks: use adamw or PyTorch 2.9.")
+            raise ValueError(f"optimizer is muon, which PyTorch {torch.__version__} lacks: use adamw or PyTorch 2.9.")
         chosen = [p for named, _ in groups for _, p in named if id(p) in taken]
         _orthogonalize_in_float32_on_cpu()
         found.append(torch.optim.Muon(chosen, muon_learning_rate, adjust_lr_fn="match_rms_adamw", **options))

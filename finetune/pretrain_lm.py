@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from llm_bridge import RegionDescription, describe_regions
+from tap_tokenizer import only_writer
 
 from .arguments import RECIPES, check_counts, knob, parse_arguments, run_command, save_arguments
 from .checkpoints import save_whole
@@ -183,6 +184,11 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(arguments.seed)
     torch.set_flush_denormal(True)  # which a CPU multiplies at a fraction of its speed
     output = Path(arguments.output_dir)
+    with only_writer(output, accelerator.is_main_process):
+        _train(arguments, accelerator, output)
+
+
+def _train(arguments: LanguageArguments, accelerator: Accelerator, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(arguments)
     model = _model(arguments, tokenizer)

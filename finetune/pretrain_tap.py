@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer
+from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer, only_writer
 
 from .arguments import RECIPES, check_counts, knob, parse_arguments, run_command, save_arguments
 from .checkpoints import save_whole
@@ -409,6 +409,11 @@ def main(argv: list[str] | None = None) -> None:
             f"{4 * sizes.grid_size}² to the model frame of {sizes.image_size}²."
         )
     output = Path(arguments.output_dir)
+    with only_writer(output, accelerator.is_main_process):
+        _train(arguments, accelerator, tokenizer, output)
+
+
+def _train(arguments: PretrainArguments, accelerator: Accelerator, tokenizer: TapRegionTokenizer, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     model = tokenizer.model.requires_grad_(True)
     banks = concept_banks()

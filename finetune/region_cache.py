@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llm_bridge import PictureContext
-from tap_tokenizer import RegionTokens
+from tap_tokenizer import RegionTokens, write_whole
 
 _COLUMNS = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "boxes")
 MANIFEST = "manifest.json"
@@ -82,9 +82,7 @@ def write_shard(
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
     checksum = file_checksum(partial)
     partial.replace(path)
-    mark = path.with_suffix(".sha256.partial")
-    mark.write_text(checksum)
-    mark.replace(path.with_suffix(".sha256"))
+    write_whole(path.with_suffix(".sha256"), checksum)
 
 
 def shard_checksum(folder: Path, shard: int) -> str | None:
@@ -126,10 +124,8 @@ def write_manifest(folder: Path, plan: CachePlan) -> None:
     checksums = [shard_checksum(folder, shard) for shard in range(plan.shards)]
     missing = [shard for shard, checksum in enumerate(checksums) if checksum is None]
     if missing:
-        raise RuntimeError(f"Shards {missing[:5]} of {folder} are missing: run cache_regions again to finish it.")
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps({**asdict(plan), "checksums": checksums}, indent=1))
-    partial.replace(folder / MANIFEST)
+        raise ValueError(f"Shards {missing[:5]} of {folder} are missing: run cache_regions again to finish it.")
+    write_whole(folder / MANIFEST, json.dumps({**asdict(plan), "checksums": checksums}, indent=1))
 
 
 class RegionCache:
@@ -140,7 +136,13 @@ class RegionCache:
         manifest = self.folder / MANIFEST
         if not manifest.is_file():
             raise ValueError(f"{folder} is no finished cache: run cache_regions with this output until it is through.")
-        values = json.loads(manifest.read_text())
+        try:
+            values = json.loads(manifest.read_text(encoding="utf-8"))
+            values["version"], values["checksums"]
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                f"{manifest} is damaged: delete it and run cache_regions again, which writes it anew."
+            ) from None
         if values.get("version") != VERSION:
             raise ValueError(
                 f"{folder} is a cache of version {values.get('version')}, expected {VERSION}: make it again."

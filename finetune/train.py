@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from llm_bridge import RegionBridgeProcessor, add_lora, count_parameters, has_adapter, merge_lora, set_trainable
+from tap_tokenizer import only_writer
 
 from .arguments import parse_arguments, run_command, save_arguments
 from .bridge_setup import check_data, check_sharding, load_bridge, make_optimizers
@@ -50,6 +51,11 @@ def main(argv: list[str] | None = None) -> None:
     check_sharding(arguments, accelerator)
     set_seed(arguments.seed)
     torch.set_flush_denormal(True)  # which a CPU multiplies at a fraction of its speed
+    with only_writer(output, accelerator.is_main_process):
+        _train(arguments, accelerator, output)
+
+
+def _train(arguments: TrainArguments, accelerator: Accelerator, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     bridge, processor = load_bridge(arguments, accelerator)
     check_data(arguments, bridge)
@@ -78,8 +84,8 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         save_arguments(arguments, output / "arguments.yaml")
         record_environment(output, start, environment)
-    if tracker is not None:
-        accelerator.init_trackers(tracker)
+    if arguments.tracker != "none":
+        accelerator.init_trackers(arguments.tracker)
     loader = accelerator.prepare(make_loader(arguments, processor, start, accelerator.num_processes))
     accelerator.print(_passes(arguments, loader.dataset, accelerator.num_processes))
     began, window = time.perf_counter(), MeanWindow()

@@ -15,6 +15,10 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tap_tokenizer import write_whole
+
+from .checkpoints import failure_told
+
 TRAINED_WEIGHTS = "trained.safetensors"
 
 
@@ -31,7 +35,13 @@ class BestWeights:
         self.step, self.value = -1, math.inf if metric == "val_loss" else -math.inf
         note = folder / "best.json"
         if note.is_file():
-            found = json.loads(note.read_text())
+            try:
+                found = json.loads(note.read_text(encoding="utf-8"))
+                found["metric"], found["step"], found["value"]
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(
+                    f"{note} is damaged: delete it to go on, with the best evaluation from then on."
+                ) from None
             if found["metric"] == metric and found["step"] <= start:  # later ones are about to be run again
                 self.step, self.value = found["step"], found["value"]
 
@@ -49,9 +59,10 @@ class BestWeights:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f"{TRAINED_WEIGHTS}.partial"
-        save_file(weights, partial)
+        with failure_told(self.folder):
+            save_file(weights, partial)
         partial.replace(self.folder / TRAINED_WEIGHTS)
-        (self.folder / "best.json").write_text(json.dumps({"step": step, "metric": self.metric, "value": value}))
+        write_whole(self.folder / "best.json", json.dumps({"step": step, "metric": self.metric, "value": value}))
 
     def load(self, bridge: torch.nn.Module) -> None:
         """Put the kept weights into a bridge."""

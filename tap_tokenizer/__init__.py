@@ -29,6 +29,7 @@ if not help_is_wanted():
     from .everything import mask_to_rle
     from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb, upright_size
     from .modeling_tap import TapModel, TapOutput
+    from .output_files import only_writer, write_whole
     from .picture_folders import PictureRegions, read_region_table, write_records
     from .pretrained_files import check_hub
     from .processing_tap import TapProcessor
@@ -74,6 +75,7 @@ __all__ = [
     "inputs_of",
     "load_rgb",
     "mask_to_rle",
+    "only_writer",
     "prompts_of",
     "read_pickle",
     "read_region_table",
@@ -85,4 +87,5 @@ __all__ = [
     "tell_limitation",
     "upright_size",
     "write_records",
+    "write_whole",
 ]

@@ -58,12 +58,13 @@ def run_command(
     arguments = parser.parse_args(argv)
     from pickle import UnpicklingError
 
+    from safetensors import SafetensorError
     from transformers.utils import logging  # here: --help does without it
 
     logging.disable_progress_bar()
     try:
         return commands[arguments.command](arguments) or 0
-    except (ValueError, OSError, ImportError, UnpicklingError) as error:
+    except (ValueError, OSError, ImportError, UnpicklingError, SafetensorError) as error:
         if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
@@ -227,12 +228,15 @@ def check_new(output: Path) -> None:
 
 def save_picture(image: Image.Image, path: Path) -> None:
     """Write a picture, whole or not at all."""
+    from .output_files import only_writer
+
     partial = _partial(path)
-    try:
-        image.save(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with only_writer(path):
+        try:
+            image.save(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _partial(path: Path) -> Path:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .command_line import check_new
 from .image_processing_tap import load_rgb, upright_size
+from .output_files import only_writer
 
 CORNERS, POINT = ("x1", "y1", "x2", "y2"), ("x", "y")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -160,7 +161,19 @@ def write_records(
     Each line begins with the picture's name and `settings`; what else `record` depends on is `options`, which are not
     written. A partial file of other settings, options, pictures or regions is refused, and so is an `output` that exists.
     """
-    check_new(output)
+    with only_writer(output):
+        check_new(output)
+        return _write(output, pictures, settings, record, options, skip_unreadable)
+
+
+def _write(
+    output: Path,
+    pictures: Sequence[PictureRegions],
+    settings: dict[str, Any],
+    record: Callable[[PictureRegions, np.ndarray], dict[str, Any]],
+    options: Any,
+    skip_unreadable: bool,
+) -> dict[str, str]:
     partial = output.with_name(output.name + ".partial")
     given = {picture.image: _digest([settings, options, picture.regions]) for picture in pictures}
     written = _written(partial, given)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,9 +26,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
-from finetune import train
+from finetune import cache_regions, train
 from finetune.checkpoints import list_checkpoints, save_whole
 from finetune.loop import RunLog, ignore_ctrl_c
+from finetune.region_cache import MANIFEST, RegionCache
+from finetune.trained_weights import BestWeights
+from tap_tokenizer import only_writer
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
@@ -192,16 +197,54 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "import finetune.train\n"
+        "from finetune.arguments import run_command\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"  # what a full disk does: writing fails midway
-        f"finetune.train.main({flags(stage, tmp_path / 'full')!r})\n"
+        f"sys.exit(run_command(lambda: finetune.train.main({flags(stage, tmp_path / 'full')!r})))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "File too large" in done.stderr
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.search(r"step-6 could not be written \(.*File too large.*\): make room on the disk", last)
+    assert "Traceback" not in done.stderr
     assert {path: path.read_bytes() for path in kept} == kept
     assert [path.name for path in list_checkpoints(tmp_path / "full" / "checkpoints")] == ["step-2", "step-4"]
     train.main(flags(stage, tmp_path / "full"))
     assert_same(tmp_path / "full", tmp_path / "whole")
+
+
+def test_two_runs_do_not_share_a_folder(stage: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with only_writer(output), pytest.raises(ValueError, match="Another process is writing"):
+        train.main(flags(stage, output))
+    assert not output.exists()
+    cache = ["--data", str(stage / "records.jsonl"), "--region_tokenizer", str(stage / "tap0"), "--output", str(output)]
+    with only_writer(output), pytest.raises(ValueError, match="Another process is writing"):
+        cache_regions.main([*cache, "--workers", "0", "--device", "cpu"])
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("torn", ["", "{", '{"step": 1}', "[]", "null"])
+def test_a_damaged_note_of_the_best_weights_is_named(tmp_path: Path, torn: str) -> None:
+    (tmp_path / "best.json").write_text(torn)
+    with pytest.raises(ValueError, match=r"best\.json is damaged: delete it"):
+        BestWeights(tmp_path, "val_loss", 10)
+
+
+def test_other_damaged_notes_of_a_run_are_named(stage: Path, tmp_path: Path) -> None:
+    train.main(flags(stage, tmp_path / "run", "--steps", "2"))
+    saved = (tmp_path / "run" / "arguments.yaml").read_text()
+    for torn in ("", "steps: [", "just words"):
+        (tmp_path / "run" / "arguments.yaml").write_text(torn)
+        with pytest.raises(ValueError, match=r"arguments\.yaml is damaged"):
+            train.main(flags(stage, tmp_path / "run", "--steps", "2"))
+    (tmp_path / "run" / "arguments.yaml").write_text(saved)
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "loss": 2}\n\0\0\0\n')
+    with pytest.raises(ValueError, match=r"log\.jsonl is damaged"):
+        train.main(flags(stage, tmp_path / "run", "--steps", "2"))
+    shutil.copytree(stage / "cache", tmp_path / "cache")
+    (tmp_path / "cache" / MANIFEST).write_text("{")
+    with pytest.raises(ValueError, match="is damaged: delete it and run cache_regions again"):
+        RegionCache(tmp_path / "cache")
 
 
 def test_a_torn_line_of_the_log_is_no_end(tmp_path: Path) -> None:

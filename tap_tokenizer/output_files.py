@@ -1,0 +1,49 @@
+"""Files that are written: by one process at a time, and whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def only_writer(output: str | Path, wanted: bool = True) -> Iterator[None]:
+    """Hold a file or folder that is written for this process, while the block runs; the folder around it is made.
+
+    Raises `ValueError` if another process holds it. A process that is killed holds nothing any more. wanted: False in all
+    processes but the main one of a run that several share.
+    """
+    if not wanted:
+        yield
+        return
+    output = Path(output)
+    path = output.with_name(output.name + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"Another process is writing {output}: wait until it has ended, or choose another output."
+        ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file: the empty lock stays there
+            path.unlink()
+        lock.release()
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8 that is there whole or not at all; on a full disk, what was there before stays."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

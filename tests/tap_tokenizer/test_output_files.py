@@ -1,0 +1,66 @@
+"""Files that are written: one process at a time, whole or not at all."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tap_tokenizer import only_writer, write_records, write_whole
+from tap_tokenizer.picture_folders import pictures_of
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import sys, time
+from tap_tokenizer.output_files import only_writer
+with only_writer(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(folder: Path) -> None:
+    output = folder / "new" / "out.jsonl"
+    command = [sys.executable, "-c", HOLD, str(output)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=r"Another process is writing .*out\.jsonl"), only_writer(output):
+            pass
+        with pytest.raises(ValueError, match="Another process is writing"):
+            write_records(output, pictures_of(folder / "pictures"), {}, lambda picture, pixels: {})
+        process.send_signal(signal.SIGKILL)
+    write_records(output, pictures_of(folder / "pictures"), {}, lambda picture, pixels: {})
+    assert sorted(path.name for path in output.parent.iterdir()) == ["out.jsonl"]
+
+
+def test_an_output_is_free_again_after_an_error(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), only_writer(tmp_path / "run"):
+            1 / 0  # noqa: B018
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_share_a_run_leave_the_lock_to_the_main_one(tmp_path: Path) -> None:
+    with only_writer(tmp_path / "run"), only_writer(tmp_path / "run", wanted=False):
+        pass
+
+
+def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "best.json"
+    write_whole(path, "é" * 100)
+    code = (
+        "import resource, signal, sys\n"
+        "from tap_tokenizer.output_files import write_whole\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"  # what a full disk does: writing fails midway
+        f"write_whole({str(path)!r}, 'x' * 100_000)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert path.read_text(encoding="utf-8") == "é" * 100
+    assert [found.name for found in tmp_path.iterdir()] == ["best.json"]
