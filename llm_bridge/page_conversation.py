@@ -67,10 +67,10 @@ class Scene:
         return held + (self.features.embeddings.nbytes if self.features is not None else 0)
 
     def see(self, columns: dict[str, Any]) -> RegionTokens:
-        """Regions by their prompts, with masks; the picture is encoded once."""
+        """Regions by their prompts, with masks; the picture was encoded when it was first asked about."""
         tokenizer = self.chat.region_tokenizer
         if self.features is None:
-            self.features = tokenizer.embed_image(self.picture)
+            self.features = self.chat.processor.embed_image(self.picture)
         return tokenizer.encode(features=self.features, with_masks=True, **columns)
 
     def look(self, regions: RegionTokens, first: int) -> list[Look]:

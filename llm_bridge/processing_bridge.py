@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -463,6 +463,12 @@ class RegionBridgeProcessor(ProcessorMixin):
             regions=tokenizer.encode(features=features, **as_batch(list(prompts.values()))),
             rows={name: starts[key] + number for name, (key, number) in place.items()},
         )
+
+    def embed_image(self, image: Any) -> ImageFeatures:
+        """One picture's features; those of the pictures that were shown last are at hand and cost nothing."""
+        picture = open_picture(image)
+        features = self._cache.features(self._region_tokenizer(), {_content_key(picture): picture})
+        return replace(features, is_batch=False)
 
     def encode_sample(self, sample: Sample) -> tuple[RegionTokens, list[tuple[int, int]]]:
         """Region tokens of one sample's regions in their order, and the (height, width) of its pictures."""

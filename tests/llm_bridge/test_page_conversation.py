@@ -68,6 +68,18 @@ def test_it_is_what_the_chat_says(talk: PageConversation, picture: Image.Image) 
     assert messages[-1][1] == alone.ask("what is <region> ?", image=picture, boxes=[BOX["box"]], max_new_tokens=4)
 
 
+def test_a_picture_is_encoded_once(talk: PageConversation, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = talk.processor.region_tokenizer
+    encoded = []
+    embed = type(tokenizer).embed_image
+    monkeypatch.setattr(
+        type(tokenizer), "embed_image", lambda self, images: encoded.append(len(images)) or embed(self, images)
+    )
+    list(talk.ask("what is <region> ?", [BOX]))
+    list(talk.ask("is region1 on <region>", [BOX]))
+    assert encoded == [1]
+
+
 def test_refused_questions_change_nothing(talk: PageConversation) -> None:
     list(talk.ask("what is <region> ?", [BOX]))
     before = scene(talk).record()
