@@ -65,7 +65,7 @@ def test_code_is_code(page: Path) -> None:
         if language == "json":
             json.loads(code)
         if not runs:
-            assert re.search(r"Qwen|BAAI|\.pkl|tap-vit-l|pip install|mine\.csv|add_lora", code), (
+            assert re.search(r"Qwen|BAAI|\.pkl|tap-vit-l|pip install|mine\.csv|add_lora|region-chat app", code), (
                 f"{page.name}: run it\n{code}"
             )
 
