@@ -79,6 +79,9 @@ class ChatTemplate:
         self._prompt_alone = self._lesson_alone = ""
         """What a prompt has before the assistant's words and a lesson has not, and the other way about."""
         self._closing: str | None = None
+        """What stands between the assistant's words and the end of its turn, with the token that ends it."""
+        self._end: str | None = None
+        """That token."""
         self._leaves_turns_open = self._leaves_history_open = False
         self._look()
 
@@ -90,7 +93,7 @@ class ChatTemplate:
     @property
     def end(self) -> str | None:
         """What is appended to a turn that the template leaves open; None if no token is known to end one."""
-        return self._closing or next(iter(self._ends), None)
+        return self._end or next(iter(self._ends), None)
 
     def check_end(self) -> None:
         """Refuse to teach answers that nothing ends; say so, once, if the template leaves ends out."""
@@ -152,8 +155,10 @@ class ChatTemplate:
         found = _find_token(after, tokens)
         self._closing = after[: found.end()] if found else _end_before_next_turn(before, between, tokens)
         if self._closing is not None:
-            end = max((token for token in tokens if self._closing.endswith(token)), key=len)
-            self._ends[end] = tokens[end]
+            self._end = max((token for token in tokens if self._closing.endswith(token)), key=len)
+            self._ends[self._end] = tokens[self._end]
+        if self._is_marked:
+            self._closing = None  # for what stands there may be marked itself
         is_ended = [self._ending(text, text.index(word) + len(word)) > 0 for word in words[1::2]]
         self._leaves_history_open, self._leaves_turns_open = not is_ended[0], not all(is_ended)
 
@@ -275,8 +280,11 @@ class ChatTemplate:
             text, blocks = self._apply(messages, options, marked)
         except _RefusalError as error:
             raise ValueError(f"{name}: the chat template refuses {self._refused(messages, options, error)}") from error
-        is_turn = len(blocks) <= sum(message["role"] == "assistant" for message in messages)  # or only a part of one
-        return text, [_Turn(*block, is_turn or block == blocks[-1]) for block in blocks]
+        others = [(m.get("content") or "").strip() for m in messages if m["role"] != "assistant"]
+        nexts = [start for start, _ in blocks[1:]]
+        between = [text[end:start] for (_, end), start in zip(blocks, nexts)]  # words of others there end a turn
+        ends_turn = [any(words and words in gap for words in others) for gap in between]
+        return text, [_Turn(*block, needs_end) for block, needs_end in zip(blocks, [*ends_turn, True])]
 
     def _refused(self, messages: list[dict[str, Any]], options: dict[str, Any], said: _RefusalError) -> str:
         roles = [message["role"] for message in messages]
