@@ -190,6 +190,11 @@ class ChatTemplate:
         longest_first = sorted(self._ends, key=len, reverse=True)
         return re.compile(rf"\s*?(?:{'|'.join(map(re.escape, longest_first))})")
 
+    @cached_property
+    def _greedy(self) -> tuple[str, ...]:
+        """Tokens that take the white space after them, which is then nobody's to write."""
+        return tuple(token.content for token in self.tokenizer.added_tokens_decoder.values() if token.rstrip)
+
     def _ending(self, text: str, place: int) -> int:
         """How many characters from a place on end a turn there; 0 if nothing does."""
         if self._closing is not None and text.startswith(self._closing, place):
@@ -222,8 +227,11 @@ class ChatTemplate:
         places = None if pieces is None else _between(pieces, text)
         if places is None:
             return None
-        leads = [len(self._lead) * text.endswith(self._lead, 0, start) for start, _ in places]
-        return [_Turn(start - lead, end, True) for (start, end), lead in zip(places, leads)]
+        turns = []
+        for start, end in places:
+            asked = text[:start].removesuffix(self._lead)
+            turns.append(_Turn(start if asked.endswith(self._greedy) else len(asked), end, needs_end=True))
+        return turns
 
     def _with_ends(self, text: str, turns: Sequence[_Turn], *, goes_on: bool, learn: bool) -> tuple[str, list[Span]]:
         """The text in which every turn that needs one has an end, but for a last one that `goes_on`, and all turns in it."""

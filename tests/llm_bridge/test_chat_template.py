@@ -205,6 +205,16 @@ def test_white_space_is_no_end(make_pair: Callable[..., Pair]) -> None:
     assert processor.stop_token_ids == [processor.tokenizer.eos_token_id]
 
 
+def test_white_space_that_the_role_takes_is_not_learned(
+    make_pair: Callable[..., Pair], tiny_tokenizer: TapRegionTokenizer
+) -> None:
+    words = family_tokenizer(FAMILIES["zephyr"])
+    words.add_tokens([AddedToken(f"<|{role}|>", special=True, rstrip=True) for role in ("user", "assistant")])
+    processor = RegionBridgeProcessor(words, tiny_tokenizer)
+    learned = runs(processor.apply_chat_template(TALK, **LEARN))[0]
+    assert [processor.decode(run) for run in learned] == ["a red cat</s>", "left</s>"]
+
+
 def test_several_templates_are_known_by_name(tiny_tokenizer: TapRegionTokenizer) -> None:
     words = family_tokenizer(FAMILIES["command r"])
     words.chat_template = {"default": FAMILIES["command r"].template, "loud": "{{ messages[0]['content'] | upper }}"}
