@@ -51,7 +51,9 @@ def load_bridge(
         processor = RegionBridgeProcessor.from_pretrained(
             arguments.init_from, region_tokenizer=arguments.new_region_tokenizer
         )
-        return bridge, _adapted(bridge, processor, arguments)
+        processor = _adapted(bridge, processor, arguments)
+        processor.attach(bridge)
+        return bridge, processor
     tokenizer = TapRegionTokenizer.from_pretrained(arguments.region_tokenizer, variant=arguments.variant)
     bridge = RegionBridgeForConditionalGeneration.from_language_model(
         str(arguments.language_model),
@@ -83,7 +85,9 @@ def _adapted(
             )
         config.fingerprint = tokenizer.fingerprint
         config.concept_space = tokenizer.concepts.digest if tokenizer.concepts else None
-    return RegionBridgeProcessor.for_bridge(config, tokenizer=processor.tokenizer, region_tokenizer=tokenizer)
+    return RegionBridgeProcessor.for_bridge(
+        config, tokenizer=processor.tokenizer, region_tokenizer=tokenizer, chat_template=processor.chat_template
+    )
 
 
 def check_sharding(arguments: TrainArguments, accelerator: Accelerator) -> None:

@@ -85,7 +85,7 @@ class RegionChat:
     """
 
     def __init__(self, model: PreTrainedModel, processor: RegionBridgeProcessor) -> None:
-        processor.check_bridge(model.config)
+        processor.attach(model)
         self.model = model.eval()
         self.processor = processor
         self.warns_of_limitation = True
@@ -330,7 +330,7 @@ class RegionChat:
         stop = Event()
         given = options.get("stopping_criteria") or []
         options = {**options, "stopping_criteria": StoppingCriteriaList([*given, _StopWhenSet(stop)])}
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = TextIteratorStreamer(self.processor, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []
 
         def run() -> None:

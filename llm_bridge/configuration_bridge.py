@@ -45,6 +45,9 @@ class RegionBridgeConfig(PreTrainedConfig):
     """Which region tokenizer's weights the projector was trained on."""
     concept_space: str | None = None
     """Digest of the region tokenizer's concept bank, for the record."""
+    eos_token_id: Any = None
+    """Tokens on which an answer ends, one or several: those of the language model's generation config, and what ends the
+    assistant's turns in its chat template. The bridge's generation config holds them, too."""
     language_model_signature: Any = None
     """A few sums over the language model's input embeddings, by which an adapter folder knows its language model."""
     limitation: str | None = None

@@ -27,6 +27,7 @@ from transformers.utils import ModelOutput
 
 from tap_tokenizer import TapRegionTokenizer
 
+from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, add_stop_tokens
 from .configuration_bridge import (
     HUB_OPTIONS,
     REGION_TOKEN,
@@ -113,10 +114,16 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         _check_language_model(language_model, text_tokenizer)
         sizes = region_tokenizer.model.config
         attention = language_model.config._attn_implementation
+        template = ChatTemplate(
+            text_tokenizer,
+            text_tokenizer.get_chat_template() if text_tokenizer.chat_template else DEFAULT_CHAT_TEMPLATE,
+            language_model.generation_config.eos_token_id,
+        )
         config = RegionBridgeConfig(
             text_config=deepcopy(language_model.config),
             language_model=name,
             region_token_id=region_token_id(text_tokenizer),
+            eos_token_id=template.stop_token_ids,
             token_size=sizes.image_decoder_config.hidden_size,
             embed_size=sizes.image_decoder_config.semantic_embed_size,
             num_experts=sizes.image_decoder_config.num_experts,
@@ -140,6 +147,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if hasattr(self.language_model, attribute):
                 setattr(self, attribute, getattr(self.language_model, attribute))
         self.generation_config = self.language_model.generation_config
+        add_stop_tokens(self, self.config.eos_token_id)
 
     @classmethod
     def from_pretrained(

@@ -64,7 +64,7 @@ class _RegionPipeline(Pipeline):
             processor = RegionBridgeProcessor.from_pretrained(processor, region_tokenizer=region_tokenizer)
         self.processor = processor
         if processor is not None:
-            processor.check_bridge(self.model.config)
+            processor.attach(self.model)
         self.region_tokenizer = self._find_region_tokenizer(region_tokenizer)
 
     def _find_region_tokenizer(self, given: TapRegionTokenizer | str | None) -> TapRegionTokenizer:

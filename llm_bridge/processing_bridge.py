@@ -18,12 +18,20 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoTokenizer,
+    BatchEncoding,
+    BatchFeature,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.image_utils import load_image
-from transformers.utils import cached_file
+from transformers.utils import cached_file, to_py_obj
 
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, load_rgb
 
+from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, Span, add_stop_tokens, token_ids
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given, fingerprint_number, region_token_id
 from .picture_context import PictureContext
 from .region_features import region_features
@@ -40,13 +48,6 @@ from .region_prompt import (
 
 CONFIG_FILE = "processor_config.json"
 REGION_TOKENIZER_FOLDER = "region_tokenizer"
-
-DEFAULT_CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize + ': ' + message['content'] | trim }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-"""For a language model whose tokenizer has no chat template: "User: …" and "Assistant: …", a turn a line."""
 
 
 @dataclass
@@ -83,7 +84,12 @@ class RegionBridgeProcessor(ProcessorMixin):
     tokenizer: the language model's text tokenizer; it is given the placeholder token.
     region_tokenizer: makes the region tokens; without one, only text and ready-made `RegionTokens` can be processed.
     experts, image_grid and image_regions: as in the bridge's config; `for_bridge` takes them from there.
+    eos_token_id: the tokens on which the language model stops, one or several, by which the ends of the assistant's turns
+    are known; `for_bridge` takes them from the config, and `attach` from the model.
     """
+
+    _is_taught = True
+    """Whether the language model is taught to read what is written here, so that prompts are written as its lessons are."""
 
     def __init__(
         self,
@@ -93,6 +99,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         experts: Literal["routed", "all"] = "routed",
         image_grid: int = 0,
         image_regions: int = 0,
+        eos_token_id: int | Sequence[int] | None = None,
         cached_images: int = 8,
     ) -> None:
         if isinstance(tokenizer, TapRegionTokenizer) or isinstance(region_tokenizer, PreTrainedTokenizerBase):
@@ -102,9 +109,11 @@ class RegionBridgeProcessor(ProcessorMixin):
         self.experts = experts
         self.image_grid, self.image_regions = image_grid, image_regions
         self.context = PictureContext(image_grid, image_regions)
+        self.eos_token_id = token_ids(eos_token_id)
         self.region_token_id = self._placeholder(tokenizer)
         self._give_padding(tokenizer)
         self._cache = _ImageCache(cached_images)
+        self._templates: dict[Any, ChatTemplate] = {}
 
     @classmethod
     def for_bridge(
@@ -120,8 +129,8 @@ class RegionBridgeProcessor(ProcessorMixin):
             if not name:
                 raise ValueError("The language model has no name to find its tokenizer by: give tokenizer=….")
             tokenizer = AutoTokenizer.from_pretrained(name)
-        shown = {name: getattr(config, name) for name in ("experts", "image_grid", "image_regions")}
-        processor = cls(tokenizer, region_tokenizer, **shown, **options)
+        taken = {name: getattr(config, name) for name in ("experts", "image_grid", "image_regions", "eos_token_id")}
+        processor = cls(tokenizer, region_tokenizer, **{**taken, **options})
         processor.check_bridge(config)
         return processor
 
@@ -140,6 +149,36 @@ class RegionBridgeProcessor(ProcessorMixin):
                 f"The bridge was built on the region tokenizer {config.fingerprint}, this is "
                 f"{self.region_tokenizer.fingerprint}: load that one, or set config.accept_any_tokenizer to try all the same."
             )
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Refuse a model that does not read what this processor makes, and let its answers end where its turns end here.
+
+        Wherever a model and a processor meet, this is called; call it after you have changed the chat template. What the
+        model stops on already, it keeps.
+        """
+        self.check_bridge(model.config)
+        stops = token_ids(model.generation_config.eos_token_id)
+        self.eos_token_id = list(dict.fromkeys([*self.eos_token_id, *stops]))
+        add_stop_tokens(model, self.stop_token_ids)
+        if isinstance(model.config, RegionBridgeConfig):
+            model.config.eos_token_id = model.generation_config.eos_token_id
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Every token on which a turn of the assistant's may end: what the chat template writes there, and eos_token_id."""
+        return self._template().stop_token_ids
+
+    def check_turn_ends(self) -> None:
+        """Refuse a text tokenizer from which a model could not learn where its answers end.
+
+        Said once in a warning: if the chat template leaves turns of the assistant's open, so that an end is appended.
+        """
+        if not self.tokenizer.is_fast:
+            raise ValueError(
+                f"{type(self.tokenizer).__name__} does not say which characters its tokens stand for, so the assistant's words "
+                "cannot be told from the others: give a fast tokenizer (a PreTrainedTokenizerFast)."
+            )
+        self._template().check_end()
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -260,7 +299,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         texts, shown, spans = self._chat_texts(
             [chat.messages for chat in chats],
             [self._expander(s, len(s.images), len(s.regions), name) for s, name in zip(samples, names)],
-            chat_template or self.chat_template,
+            self._template(chat_template),
             options,
             with_spans=return_assistant_tokens_mask,
         )
@@ -295,7 +334,7 @@ class RegionBridgeProcessor(ProcessorMixin):
                 self._expander(None, int(grid is not None), len(rows), f"Conversation {i}")
                 for i, (rows, grid) in enumerate(zip(regions, grids))
             ],
-            self.chat_template,
+            self._template(),
             {"add_generation_prompt": not return_assistant_tokens_mask, "enable_thinking": False},
             with_spans=return_assistant_tokens_mask,
         )
@@ -310,12 +349,14 @@ class RegionBridgeProcessor(ProcessorMixin):
         self,
         conversations: Sequence[Sequence[dict[str, Any]]],
         expanders: Sequence[MarkerExpander],
-        template: str,
+        template: ChatTemplate,
         options: dict[str, Any],
         with_spans: bool,
-    ) -> tuple[list[str], list[Shown], list[list[tuple[int, int]]] | None]:
-        """Rendered conversations with placeholders, what these stand for, and where the assistant speaks."""
-        texts, shown, spans = [], [], []
+    ) -> tuple[list[str], list[Shown], list[list[Span]] | None]:
+        """Rendered conversations with placeholders, what these stand for, and what the assistant writes of them."""
+        if with_spans:
+            self.check_turn_ends()
+        chats, shown = [], []
         for messages, expander in zip(conversations, expanders):
             if self.context.slots:
                 messages = with_images_last(messages)
@@ -324,47 +365,56 @@ class RegionBridgeProcessor(ProcessorMixin):
                 for m in messages
             ]
             shown.append(expander.finish())
-            texts.append(self._render(expanded, template, options))
-            if with_spans:
-                spans.append(self._assistant_spans(expanded, texts[-1], template, options))
-        return texts, shown, spans if with_spans else None
+            chats.append(template.write(expanded, options, expander.name, learn=with_spans, as_taught=self._is_taught))
+        return [chat.text for chat in chats], shown, [chat.spans for chat in chats] if with_spans else None
+
+    def _template(self, given: str | None = None) -> ChatTemplate:
+        """The chat template that was given, by its text or by its name among several, or the processor's own."""
+        template = given or self.chat_template
+        if isinstance(self.chat_template, dict):
+            names = ", ".join(self.chat_template)
+            template = self.chat_template.get(given or "default", given)
+            if template is None:
+                raise ValueError(f"The tokenizer has the chat templates {names} and no default: give chat_template=….")
+        words = self.tokenizer
+        key = (template, *self.eos_token_id, words.eos_token_id, len(words))  # the tokenizer may be given new tokens
+        if key not in self._templates:
+            self._templates[key] = ChatTemplate(words, template, self.eos_token_id)
+        return self._templates[key]
 
     def _expander(self, sample: Sample | None, images: int, regions: int, name: str) -> MarkerExpander:
         """What replaces the markers of one sample; `sample` is None where features are ready-made."""
         layout = self.layout if images or regions else Layout(0, 0)  # text alone needs no region tokenizer
         return MarkerExpander(layout, images, regions, name)
 
-    def _render(self, messages: list[dict[str, Any]], template: str, options: dict[str, Any]) -> str:
-        return self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
+    # --- from answers -------------------------------------------------------------------------------------------------
 
-    def _assistant_spans(
-        self, messages: list[dict[str, Any]], text: str, template: str, options: dict[str, Any]
-    ) -> list[tuple[int, int]]:
-        """Where the assistant's words, and the special token that ends each turn, stand in the rendered text.
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> Any:
+        """As the text tokenizer's; tokens that end a turn are skipped with the special ones, for not all of them are such."""
+        ids = self._without_ends(token_ids) if skip_special_tokens else token_ids
+        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **options)
 
-        Each turn is rendered once more with other words; what the two renderings do not share are the words. White space
-        between the generation prompt and the words is the assistant's as well. This needs no marks in the template, and
-        holds for templates that write earlier turns differently.
-        """
-        spans = []
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant" or not message.get("content", "").strip():
-                continue
-            stranger = "\u2063" if not message["content"].strip().startswith("\u2063") else "\u2064"
-            changed = [*messages[:i], {**message, "content": stranger}, *messages[i + 1 :]]
-            other = self._render(changed, template, options)
-            start = _common_prefix(text, other)
-            end = len(text) - (len(other) - start - len(stranger))
-            if other[start : start + len(stranger)] != stranger or text[end:] != other[start + len(stranger) :]:
-                raise ValueError(
-                    "The chat template changes the assistant's words, so they cannot be found in the text."
-                )
-            asked = self._render(messages[:i], template, {**options, "add_generation_prompt": True})
-            if text.startswith(asked) and len(asked) <= start and not text[len(asked) : start].strip():
-                start = len(asked)  # a space between prompt and words is the assistant's to write
-            ending = next((t for t in self.tokenizer.all_special_tokens if t and text.startswith(t, end)), "")
-            spans.append((start, end + len(ending)))
-        return spans
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
+        """`decode` of several."""
+        ids = self._without_ends(sequences) if skip_special_tokens else sequences
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens, **options)
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **options: Any
+    ) -> Any:
+        """The texts of generated sequences, for transformers' image-text-to-text pipeline."""
+        return self.decode(generated_outputs, skip_special_tokens, **options)
+
+    def _without_ends(self, ids: Any) -> list[Any]:
+        """Ids, or lists of them, without those that end a turn."""
+        ends = set(self.stop_token_ids)
+
+        def kept(values: Any) -> list[Any]:
+            nested = [one if isinstance(one, int) else kept(one) for one in values]
+            return [one for one in nested if isinstance(one, list) or one not in ends]
+
+        plain = to_py_obj(ids)
+        return kept([plain] if isinstance(plain, int) else plain)
 
     # --- the batch ----------------------------------------------------------------------------------------------------
 
@@ -373,13 +423,13 @@ class RegionBridgeProcessor(ProcessorMixin):
         texts: Sequence[str],
         feature_rows: Sequence[Tensor | None],
         *,
-        spans: Sequence[Sequence[tuple[int, int]]] | None = None,
+        spans: Sequence[Sequence[Span]] | None = None,
         **text_options: Any,
     ) -> BatchFeature:
         """Texts whose placeholders are in place, and the feature rows (S, F) of each, → a batch.
 
         The last step of `__call__`; called directly where features were computed before. `spans`: characters of each
-        text to be marked in assistant_masks.
+        text to be marked in assistant_masks; a turn's end must be a token on which generation stops.
         """
         options = {"padding": True, "padding_side": "left", **text_options}
         encoded = self.tokenizer(
@@ -395,9 +445,25 @@ class RegionBridgeProcessor(ProcessorMixin):
         data: dict[str, Tensor] = dict(encoded)
         if spans is not None:
             data["assistant_masks"] = _mask_spans(offsets, data["attention_mask"], spans)
+            self._check_ends(encoded, spans)
         if any(rows is not None and len(rows) for rows in feature_rows):
             data |= self.pad_features(feature_rows)
         return BatchFeature(data)
+
+    def _check_ends(self, encoded: BatchEncoding, spans: Sequence[Sequence[Span]]) -> None:
+        """Refuse to teach a turn whose end is not read as the token on which generation stops."""
+        for i, own in enumerate(spans):
+            for span in own:
+                place = encoded.char_to_token(i, span.end - 1)
+                if span.end_id is None or place is None:  # where the text was cut, there is no end to read
+                    continue
+                end, read = self.tokenizer.convert_ids_to_tokens([span.end_id, int(encoded["input_ids"][i, place])])
+                if end != read:
+                    raise ValueError(
+                        f"The text tokenizer reads {end!r}, which ends the assistant's turn, joined with what stands beside "
+                        f"it, as {read!r}, so a model could not learn to stop: make it a token of its own with "
+                        "tokenizer.add_special_tokens."
+                    )
 
     def pad_features(self, feature_rows: Sequence[Tensor | None]) -> dict[str, Tensor]:
         """Features (S, F) of each sample, None for one without regions but not for all, as the batch that the bridge reads."""
@@ -506,7 +572,8 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     def _saved_options(self) -> dict[str, Any]:
         """Arguments that a loaded processor is made with, beside its two tokenizers."""
-        return {"experts": self.experts, "image_grid": self.image_grid, "image_regions": self.image_regions}
+        shown = {"experts": self.experts, "image_grid": self.image_grid, "image_regions": self.image_regions}
+        return {**shown, "eos_token_id": self.eos_token_id} if self.eos_token_id else shown
 
     def _region_tokenizer_entry(self) -> dict[str, str] | None:
         if self.region_tokenizer is None:
@@ -690,14 +757,10 @@ def _as_sample(images: Any, prompts: dict[str, Any], name: str) -> Sample:
     return Sample(pictures, regions)
 
 
-def _common_prefix(a: str, b: str) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-
-
-def _mask_spans(offsets: Tensor, attention_mask: Tensor, spans: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
+def _mask_spans(offsets: Tensor, attention_mask: Tensor, spans: Sequence[Sequence[Span]]) -> Tensor:
     """1 where a token overlaps one of its text's spans."""
     marked = torch.zeros_like(attention_mask)
     for i, own in enumerate(spans):
-        for start, end in own:
+        for start, end, _ in own:
             marked[i] |= ((offsets[i, :, 0] < end) & (offsets[i, :, 1] > start)).long()
     return marked * attention_mask

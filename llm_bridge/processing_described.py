@@ -26,6 +26,8 @@ class DescribedRegionProcessor(RegionBridgeProcessor):
     tokenizer gets no new token. concepts: how many of TAP's concepts are told of each region.
     """
 
+    _is_taught = False  # the language model is taken as it is
+
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, region_tokenizer: Any = None, chat_template: str | None = None,
         concepts: int = 3,

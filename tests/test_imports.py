@@ -37,7 +37,7 @@ LAYERS = {
     ],
     "llm_bridge": [
         {"configuration_bridge", "description", "region_features"},
-        {"projector", "region_prompt", "uploading", "picture_context", "page_input"},
+        {"chat_template", "projector", "region_prompt", "uploading", "picture_context", "page_input"},
         {"modeling_bridge", "processing_bridge"},
         {"adapters", "processing_described"},
         {"chat", "pipelines"},

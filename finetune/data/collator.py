@@ -39,6 +39,7 @@ class ConversationCollator:
     def __init__(
         self, processor: RegionBridgeProcessor, max_length: int | None = None, mask_history: bool = False
     ) -> None:
+        processor.check_turn_ends()
         self.processor = processor
         self.max_length = max_length
         self.mask_history = mask_history

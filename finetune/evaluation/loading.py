@@ -73,7 +73,7 @@ def load_cast(
     if model is not None and benchmark.task not in ("masks", "prompts"):
         bridge = RegionBridgeForConditionalGeneration.from_pretrained(model).to(device).eval()
         processor = RegionBridgeProcessor.from_pretrained(model, region_tokenizer=tokenizer, device=device)
-        processor.check_bridge(bridge.config)
+        processor.attach(bridge)
         tokenizer = processor.region_tokenizer
     elif model is not None and tokenizer is None:
         tokenizer = RegionBridgeProcessor.from_pretrained(model, device=device).region_tokenizer

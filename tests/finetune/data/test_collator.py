@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -53,3 +55,31 @@ def test_only_the_last_answer_is_learned(item: CachedSample) -> None:
     assert learned == ["a small red umbrella", "star"]
     assert torch.equal(everything["labels"][1], last["labels"][1])
     assert (everything["labels"][0] != -100).sum() > (last["labels"][0] != -100).sum()
+
+
+def test_every_answer_ends_with_a_token_that_stops_generation(
+    item: CachedSample, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here with a template that ends no turn: the end is appended, and that is said before the first batch."""
+    type(logging.getLogger()).warning_once.cache_clear()  # type: ignore[attr-defined]
+    processor = RegionBridgeProcessor.from_pretrained("region-chat-tiny")
+    processor.chat_template = (
+        "{% for m in messages %}{{ {'user': 'Q: ', 'assistant': 'A: '}[m['role']] + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'A: ' }}{% endif %}"
+    )
+    end = processor.tokenizer.eos_token_id
+    for mask_history, answers in ((False, 3), (True, 1)):
+        collator = ConversationCollator(processor, mask_history=mask_history)
+        assert "'</s>' is appended to them in training" in caplog.text
+        labels = collator([item])["labels"][0].tolist()
+        assert labels.count(end) == answers
+        ends = [label for label, after in zip(labels, [*labels[1:], -100]) if label != -100 and after == -100]
+        assert ends == [end] * answers
+
+
+def test_a_tokenizer_without_an_end_is_refused_before_the_first_batch() -> None:
+    processor = RegionBridgeProcessor.from_pretrained("region-chat-tiny")
+    processor.tokenizer.eos_token = None
+    processor.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(ValueError, match=r"could not learn to stop: set tokenizer\.eos_token"):
+        ConversationCollator(processor)
