@@ -18,13 +18,23 @@ MAY_IMPORT = {"tap_tokenizer": set(), "llm_bridge": {"tap_tokenizer"}, "finetune
 
 # What each package may import of others when it is imported; commands and optional parts import more inside functions.
 LIBRARIES = {
-    "tap_tokenizer": {"torch", "transformers", "huggingface_hub", "safetensors", "einops", "numpy", "PIL", "tqdm"},
+    "tap_tokenizer": {
+        "torch",
+        "transformers",
+        "huggingface_hub",
+        "safetensors",
+        "einops",
+        "numpy",
+        "PIL",
+        "tqdm",
+        "filelock",
+    },
     "llm_bridge": {"torch", "transformers", "huggingface_hub", "safetensors", "einops", "numpy", "PIL", "tqdm"},
 }
 
 LAYERS = {
     "tap_tokenizer": [
-        {"command_line", "everything_options"},
+        {"command_line", "everything_options", "output_files"},
         {"configuration_tap", "attention", "restricted_pickle", "everything", "weight_files"},
         {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "concept_projector"},
         {"fast_inference"},
@@ -37,9 +47,9 @@ LAYERS = {
     ],
     "llm_bridge": [
         {"configuration_bridge", "description", "region_features"},
-        {"chat_template", "projector", "region_prompt", "uploading", "picture_context", "page_input"},
+        {"chat_template", "projector", "region_prompt", "uploading", "picture_context", "page_input", "page_turns"},
         {"modeling_bridge", "processing_bridge"},
-        {"adapters", "processing_described"},
+        {"adapters", "processing_described", "page_guard"},
         {"chat", "pipelines"},
         {"page_conversation"},
         {"app"},

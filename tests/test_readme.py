@@ -1,4 +1,4 @@
-"""What the README says is so: its tree is the tree, its links lead somewhere."""
+"""What README and CONTRIBUTING say is so: the tree is the tree, links lead somewhere, code runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEXT = (ROOT / "README.md").read_text()
 
 
 def tree() -> str:
-    found = re.search(r"## The tree\n\n```\n(.*?)```", TEXT, re.DOTALL)
+    found = re.search(r"## The tree\n\n```\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     assert found is not None
     return found[1]
 
@@ -33,11 +33,7 @@ def test_the_tree_names_every_module_and_nothing_else() -> None:
 def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
         if not target.startswith(("http", "#")):
-            assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
-
-
-def test_one_screen_of_reading() -> None:
-    assert len(TEXT.splitlines()) <= 200
+            assert ((ROOT / page).parent / target.split("#")[0]).exists(), f"{page} links to {target}"
 
 
 def test_what_its_commands_write_is_not_of_the_project() -> None:
