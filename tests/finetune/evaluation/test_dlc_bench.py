@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 from finetune.evaluation.dlc_bench import (
-    ServerJudge,
+    JUDGE_PROMPT,
+    DlcBench,
     benchmark_scores,
     judge_prompt,
     read_choice,
     read_questions,
-    read_template,
     recognition_question,
     region_scores,
 )
+from finetune.evaluation.judges import ServerJudge, read_template
 
 RECOGNITION = {"question": "Right?", "choices": [["Yes", "correct"], ["No", "incorrect"]], "type": "recognition"}
 POSITIVE = {
@@ -96,7 +97,7 @@ def test_questions_and_prompts(tmp_path: Path) -> None:
     bad = tmp_path / "prompt.txt"
     bad.write_text("Say {question}")
     with pytest.raises(ValueError, match="lacks"):
-        read_template(str(bad))
+        read_template(str(bad), JUDGE_PROMPT, DlcBench.fields)
 
 
 class Handler(BaseHTTPRequestHandler):
