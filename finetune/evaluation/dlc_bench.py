@@ -182,7 +182,10 @@ def recognition_question(class_name: str, template: str = RECOGNITION_QUESTION) 
 
         english = inflect.engine()
         fields["a_class_name"] = english.a(class_name)
-        is_plural = class_name != "bus" and english.singular_noun(class_name) is not False  # inflect takes bus for one
+        # inflect takes bus for a plural, and before 7.6 took "wine glass" for one, as the published prompts do
+        is_plural = class_name != "bus" and (
+            class_name.endswith("ss") or english.singular_noun(class_name) is not False
+        )
         one = several[0] if several and is_plural else one
     question = fill_template(one, fields)
     return {"question": question, "choices": [["Yes", "correct"], ["No", "incorrect"]], "type": "recognition"}

@@ -6,6 +6,7 @@ What keeps a record from being read is refused; a region that a task has no use 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -42,11 +43,13 @@ def read_own(data: str, benchmark: Benchmark, problems: Problems, limit: int | N
 def share_pictures(records: list[Sample]) -> dict[Any, int]:
     """Give records of one picture one `image_id`, the number of its first record, for average precision is a picture's.
 
-    Gives the other names of each picture: the numbers of its records, and its path. Raises `ValueError` if records of one
+    Gives the other names of each picture: the numbers of its records, its path, and its file's name where no other picture
+    has that. Raises `ValueError` if records of one
     picture differ in its size.
     """
     firsts: dict[str, Sample] = {}
     names: dict[Any, int] = {}
+    files: dict[str, set[int]] = defaultdict(set)
     for number, sample in enumerate(records):
         image = sample["image"]
         inside = image.get("bytes") if isinstance(image, dict) else None
@@ -60,7 +63,8 @@ def share_pictures(records: list[Sample]) -> dict[Any, int]:
         names[number] = sample["image_id"] = first["image_id"]
         if isinstance(image, str):
             names[image] = first["image_id"]
-    return names
+            files[Path(image).name].add(first["image_id"])
+    return {**{name: of.pop() for name, of in files.items() if len(of) == 1}, **names}
 
 
 def one_record_a_picture(records: list[Sample], problems: Problems) -> list[Sample]:
