@@ -110,7 +110,7 @@ class Judging:
         """The benchmark's scores of one row; replies that are on disk already are not asked for again."""
         by_id = match_answers(lines, items, row, problems)
         if self.benchmark is None:
-            return {"descriptions": float(len(by_id))}
+            return {"questions": float(len(by_id)), "descriptions": float(len(by_id))}
         wanted = self.benchmark.judged(items, problems)
         answers = {item.id: str(by_id[item.id]["answer"]) for item in wanted}
         if self.verdicts is not None:

@@ -7,6 +7,7 @@ one for each prompt in order, as `judgements.jsonl` here has them. Knows files a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from .items import Item
 from .places import Place
 from .problems import counted
-from .text_files import read_entries, read_json, read_text
+from .text_files import read_entries, read_text
 
 
 @dataclass
@@ -32,8 +33,9 @@ def read_verdicts(path: str, items: Sequence[Item], places: Sequence[Place]) -> 
     verdicts is for an item.
     """
     found: dict[str | None, dict[str, Verdict]] = {}
-    if read_text(path).lstrip().startswith("{") and isinstance(content := _object_or_lines(path), dict):
-        found[None] = {key: _by_region(path, key, entry) for key, entry in content.items() if isinstance(entry, dict)}
+    by_region = _entries_by_region(path)
+    if by_region:
+        found[None] = {key: _by_region(path, key, entry) for key, entry in by_region.items()}
     else:
         _read_entries(path, read_entries(path), items, places, found)
     known = {item.id for item in items}
@@ -42,12 +44,14 @@ def read_verdicts(path: str, items: Sequence[Item], places: Sequence[Place]) -> 
     return found
 
 
-def _object_or_lines(path: str) -> Any:
-    """The object that a file holds; None if it holds lines of objects."""
+def _entries_by_region(path: str) -> dict[str, dict[str, Any]]:
+    """The objects that one object has by region id; {} for a list, or lines, of which there may be a single one."""
+    text = read_text(path)
     try:
-        return read_json(path)
-    except ValueError:
-        return None
+        content = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return {k: v for k, v in content.items() if isinstance(v, dict)} if isinstance(content, dict) else {}
 
 
 def _by_region(path: str, key: str, entry: dict[str, Any]) -> Verdict:
