@@ -15,7 +15,7 @@ import json
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from .evaluation.benchmarks import BENCHMARKS, Benchmark
 from .evaluation.caption_metrics import PROTOCOLS, choose_scorer, missing_for_ptb
 from .evaluation.given import read_boxes, read_predictions
 from .evaluation.items import Item, items_of, refuse_doubles
-from .evaluation.judging import Judging
+from .evaluation.judging import JUDGED, JUDGED_TASKS, Judging
 from .evaluation.loading import Cast, load_cast
 from .evaluation.mask_metrics import missing_for_clicks
 from .evaluation.predicting import Predictor
@@ -64,17 +64,26 @@ class EvaluateArguments:
     annotations: str | None = knob(default=None, help="the benchmark's published file")
     images: str | None = knob(default=None, help="folder of its pictures")
     boxes: str | None = knob(default=None, help="masks: detections in COCO's result format; default: the true boxes")
-    qa: str | None = knob(default=None, help="dlc_bench: qa.json, with class_names.json beside it")
+    qa: str | None = knob(
+        default=None,
+        help="dlc_bench: qa.json, with class_names.json beside it; paradlc_bench: default beside annotations",
+    )
     judge: str | None = knob(
-        default=None, help="dlc_bench: instruct model that judges, or its name on judge_url's server"
+        default=None, help="benchmarks with a judge: instruct model that judges, or its name on judge_url's server"
     )
-    judge_url: str | None = knob(default=None, help="dlc_bench: OpenAI-compatible server, up to and with /v1")
-    judge_key: str | None = knob(default=None, help="dlc_bench: file that holds the server's key")
+    judge_url: str | None = knob(default=None, help="OpenAI-compatible server of the judge, up to and with /v1")
+    judge_key: str | None = knob(default=None, help="file that holds the server's key")
     judge_prompt: str | None = knob(
-        default=None, help="dlc_bench: file with the prompt, for {description} and {question}"
+        default=None, help="file with the judge's prompt, with the fields that EVALUATION.md names for the benchmark"
     )
+    recognition_question: str | None = knob(
+        default=None, help="dlc_bench, paradlc_bench: file with the first question, for {class_name} or {a_class_name}"
+    )
+    verdicts: str | None = knob(default=None, help="a judge's replies from elsewhere, in place of a judge")
     predictions: str | None = knob(
-        default=None, help="score these instead of asking: lines with id and answer; masks: COCO's result format"
+        default=None,
+        help="score these instead of asking: lines with id and answer, or a system's own answer file; masks: COCO's "
+        "result format",
     )
     region_tokenizer: str | None = knob(default=None, help="name, folder or Hub repository; default: the bridge's own")
     variant: str | None = knob(default=None, help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
@@ -108,11 +117,13 @@ def main(argv: list[str] | None = None) -> None:
     began = time.perf_counter()
     state = PartialState(cpu=not torch.cuda.is_available() and arguments.device in (None, "cpu"))
     benchmark = _check(arguments)
+    question = arguments.question or benchmark.question
+    benchmark = replace(benchmark, question=question)
     found = read_set(
         benchmark, data=arguments.data, annotations=arguments.annotations, images=arguments.images,
         limit=arguments.limit, seed=arguments.seed,
     )  # fmt: skip
-    question, history = arguments.question or benchmark.question, arguments.history or benchmark.history
+    history = arguments.history or benchmark.history
     by_record = [items_of(sample, benchmark, question, history, found.problems) for sample in found.records]
     items = [item for some in by_record for item in some]
     device = arguments.device or str(state.device)
@@ -121,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.predictions is not None:
         if not state.is_main_process:
             return
-        cast, lines = None, read_predictions(arguments.predictions, benchmark)
+        cast, lines = None, read_predictions(arguments.predictions, benchmark, found.places)
         about = _about(arguments, benchmark, None, question, history)
         refuse_others(output, about)
         output.mkdir(parents=True, exist_ok=True)
@@ -156,22 +167,35 @@ def _check(arguments: EvaluateArguments) -> Benchmark:
     if arguments.benchmark not in BENCHMARKS:
         raise ValueError(f"benchmark is {arguments.benchmark}, expected one of {', '.join(BENCHMARKS)}.")
     benchmark = BENCHMARKS[arguments.benchmark]
-    only = {"boxes": "masks", "qa": "descriptions", "judge": "descriptions", "judge_url": "descriptions",
-            "judge_key": "descriptions", "judge_prompt": "descriptions", "sentence_encoder": "labels"}  # fmt: skip
-    for name, task in only.items():
-        if getattr(arguments, name) is not None and benchmark.task != task:
-            raise ValueError(f"{name} is given, but {benchmark.name} is not about {task}: leave it out.")
+    judges = ("judge", "judge_url", "judge_key", "judge_prompt", "verdicts")
+    only = {"boxes": ("masks",), "sentence_encoder": ("labels",), "qa": ("descriptions",),
+            "recognition_question": ("descriptions",), **dict.fromkeys(judges, JUDGED_TASKS)}  # fmt: skip
+    for name, tasks in only.items():
+        if getattr(arguments, name) is not None and benchmark.task not in tasks:
+            raise ValueError(f"{name} is given, but {benchmark.name} is not about {tasks[0]}: leave it out.")
     if arguments.cache is not None and (arguments.data is None or benchmark.task in IMAGE_TASKS):
         raise ValueError("cache needs data, the records it was made of, and a task of words.")
     if (arguments.limit is not None and arguments.limit < 1) or arguments.batch_size < 1:
         raise ValueError("limit and batch_size are 1 or more.")
-    if (arguments.judge is None) != (arguments.qa is None):
-        raise ValueError("A judge needs qa=… with the benchmark's questions, and qa a judge=….")
+    _check_judge(arguments, benchmark)
     if benchmark.task == "captions":
         choose_scorer(arguments.caption_scorer)
     if benchmark.task == "prompts" and arguments.predictions is None and (missing := missing_for_clicks()):
         raise ValueError(f"benchmark is {benchmark.name}: {missing}. Install it, or give --predictions made elsewhere.")
     return benchmark
+
+
+def _check_judge(arguments: EvaluateArguments, benchmark: Benchmark) -> None:
+    """Refuse a judge that cannot judge; ParaDLC-Bench's questions lie beside its annotations."""
+    judge, verdicts = arguments.judge, arguments.verdicts
+    if judge is not None and verdicts is not None:
+        raise ValueError("Got judge and verdicts: give a judge to ask, or the file of what one replied.")
+    if benchmark.layout == "paradlc_bench" and arguments.qa is None and arguments.annotations is not None:
+        arguments.qa = str(Path(arguments.annotations).with_name("qa.json"))
+    elif benchmark.task == "descriptions" and (judge is None and verdicts is None) != (arguments.qa is None):
+        raise ValueError("A judge needs qa=… with the benchmark's questions, and qa a judge=… or verdicts=….")
+    if judge is not None and arguments.judge_url is None and JUDGED[benchmark.name].sees:
+        raise ValueError(f"The judge of {benchmark.name} sees pictures: give one behind a server by judge_url=….")
 
 
 def _check_content(
@@ -188,7 +212,7 @@ def _check_content(
     refuse_doubles(items)
     if arguments.boxes is not None:
         found.boxes = read_boxes(arguments.boxes, found)
-    return Judging.of(arguments, items, device) if benchmark.task == "descriptions" else None
+    return Judging.of(arguments, benchmark, items, found, device) if benchmark.task in JUDGED_TASKS else None
 
 
 def _load(arguments: EvaluateArguments, benchmark: Benchmark, found: EvaluationSet, device: str) -> Cast:
@@ -250,14 +274,19 @@ def _metrics(
             rows[row] = score_row(benchmark, row, own, items, problems, scorer=scorer, encoder=encoder, found=found)
     if judging is not None:
         notes.append(judging.note)
-    if benchmark.task == "masks" and arguments.boxes is None:
-        notes.append(
-            "boxes are the true ones, scores the predicted IoU; published rows have a detector's boxes (--boxes)"
+    if benchmark.task == "masks" and cast is not None:
+        boxes = (
+            "the true ones, scores the predicted IoU" if arguments.boxes is None else "a detector's, with its scores"
         )
+        notes.append(f"boxes are {boxes}; published rows have a detector's boxes (--boxes)")
+    if cast is None:
+        notes.append("predictions were given: how they were made, and by what model, is for you to know")
     rules = f"{benchmark.protocol}; {PROTOCOLS[scorer]}" if benchmark.task == "captions" else benchmark.protocol
-    whole, whole_pictures = (benchmark.whole, benchmark.whole_pictures) if arguments.data is None else (None, None)
     pictures = len({sample["image"] for sample in found.records})
     count = len(items) if items else sum(len(s["regions"]) for s in found.records)
+    whole, whole_pictures = benchmark.whole_of(count), benchmark.whole_pictures
+    if arguments.data is not None:
+        whole = whole_pictures = None
     if arguments.data is not None:
         notes.append("records of one's own: published figures are of other data")
     return {
@@ -271,8 +300,8 @@ def _metrics(
         "seed": arguments.seed,
         "question": arguments.question or benchmark.question,
         "history": arguments.history or benchmark.history,
-        "decoding": f"greedy, at most {arguments.max_new_tokens or benchmark.max_new_tokens} tokens",
-        "model": arguments.model, "fingerprints": cast.fingerprints if cast else {},
+        "decoding": f"greedy, at most {arguments.max_new_tokens or benchmark.max_new_tokens} tokens" if cast else None,
+        "model": arguments.model if cast else None, "fingerprints": cast.fingerprints if cast else {},
         "rows": rows, "not_run": cast.not_run if cast else {}, "notes": notes, "problems": problems.as_dict(),
     }  # fmt: skip
 

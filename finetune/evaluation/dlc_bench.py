@@ -1,28 +1,28 @@
-"""DLC-Bench's second step (https://github.com/NVlabs/describe-anything): a judge answers questions about each description.
+"""DLC-Bench (https://github.com/NVlabs/describe-anything): a judge answers questions about each description.
 
 Whether the description names the right thing is asked first; where it does not, every later score is at most 0. A region's
 positive score is the mean over its positive questions, its negative score that over its negative ones, if it has any; reported
-are the means over regions, and the mean of both. The judge's prompt here is ours; the benchmark's own can be given as a file.
-Published numbers come from Llama-3.1-8B-Instruct: another judge, or another prompt, gives numbers that do not compare.
-Knows descriptions and questions, not who described.
+are the means over regions, and the mean of both. The judge's prompt and the first question are ours; the benchmark's own can
+be given as files. Published numbers come from Llama-3.1-8B-Instruct: another judge, or another prompt, gives numbers that do
+not compare.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import numpy as np
 
 from .coco_reading import is_number
-from .problems import counted, first_names
+from .items import Item
+from .judges import JudgedBenchmark, Prompt, fill_template
+from .problems import Problems, counted, first_names
 from .text_files import read_json, read_text
+
+if TYPE_CHECKING:
+    from ..evaluate import EvaluateArguments
 
 JUDGE_PROMPT = """Read the description of an object and answer the question about it.
 Reply with exactly one of the choices, no reasons; where none fits to the word, take the closest.
@@ -34,72 +34,105 @@ Question:
 {question}"""
 """Our wording, version 1."""
 
+RECOGNITION_QUESTION = """\
+Is the object in the description {a_class_name}, or something similar? It need not match to the word.
+Are the objects in the description {class_name}, or something similar? It need not match to the word."""
+"""Our wording, version 1: of one object, and in a second line of several. Without a second line the first is for both."""
+
 LETTERS = "abcde"
 
 
-class Judge(Protocol):
-    """Answers one prompt, always in the same way."""
+class DlcBench(JudgedBenchmark):
+    """What the judge is asked of each region, and what its replies are worth."""
 
-    name: str
+    published = "Llama-3.1-8B-Instruct, its own prompt"
+    judge_prompt = JUDGE_PROMPT
+    fields = (("description", "pred_caption"), ("question", "question_text_str"))
+    recognition = RECOGNITION_QUESTION
+    no_positive: float | None = None
+    """The positive score of a region without a positive question; None: it has no part in the mean."""
+    more_names = False
+    """Whether `class_names.json` may have regions that `qa.json` lacks."""
 
-    def __call__(self, prompt: str) -> str: ...
+    def __init__(self, arguments: EvaluateArguments, items: Sequence[Item]) -> None:
+        super().__init__(arguments, items)
+        given = arguments.recognition_question
+        self.recognition_template = self.recognition if given is None else read_recognition(given)
+        self.questions: dict[str, list[dict[str, Any]]] = {}
+        if arguments.qa is not None:
+            self.questions = read_questions(Path(arguments.qa), self.recognition_template, self.more_names)
+            _check_questions(self.questions, [item.id for item in items])
 
+    def judged(self, items: Sequence[Item], problems: Problems) -> list[Item]:
+        """The regions that have questions."""
+        ids = {item.id for item in items}
+        problems.extend("region without questions in qa", [key for key in ids if key not in self.questions])
+        problems.extend("questions of a region that is not evaluated", [k for k in self.questions if k not in ids])
+        return [item for item in items if item.id in self.questions]
 
-class LocalJudge:
-    """An instruct language model of transformers, greedy."""
+    def replies_to(self, item: Item) -> int:
+        return len(self.questions[item.id])
 
-    def __init__(self, source: str, device: str = "cpu", max_new_tokens: int = 300) -> None:
-        self.name = source
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
-        self.model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").to(device).eval()
-        self.max_new_tokens = max_new_tokens
+    def prompts(self, item: Item, answer: str, picture: Callable[[], np.ndarray]) -> list[Prompt]:
+        return [judge_prompt(answer, question, self.template) for question in self.questions[item.id]]
 
-    @torch.no_grad()
-    def __call__(self, prompt: str) -> str:
-        text: Any = prompt
-        if self.tokenizer.chat_template is not None:
-            turn = [{"role": "user", "content": prompt}]
-            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=text is prompt).to(self.model.device)
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        ids = self.model.generate(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=False, pad_token_id=pad,
-            max_new_tokens=self.max_new_tokens,
-        )  # fmt: skip
-        return str(self.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+    def score(
+        self, replies: Mapping[str, Sequence[str]], items: Sequence[Item], row: str, problems: Problems
+    ) -> dict[str, Any]:
+        scores = []
+        for item in items:
+            questions = self.questions[item.id]
+            said = list(replies.get(item.id, [""] * len(questions)))
+            if item.id in replies and not _answers_recognition(said[0]):
+                problems.add(f"{row}: the judge answered neither yes nor no to recognition, taken as no", item.id)
+            if not _answers_recognition(said[0]):
+                said[0] = "No"
+            found = region_scores(questions, said)
+            scores.append({**found, "positive": self.no_positive} if found["positive"] is None else found)
+        return benchmark_scores(scores)
 
-
-class ServerJudge:
-    """A model behind an OpenAI-compatible server, at temperature 0. url: up to and with /v1. key: bearer token, if any."""
-
-    def __init__(
-        self, url: str, model: str, key: str | None = None, max_tokens: int = 300, timeout: float = 120
-    ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"judge_url is {url}, expected an address such as http://localhost:8000/v1.")
-        self.name, self.url, self.key = model, url.rstrip("/") + "/chat/completions", key
-        self.max_tokens, self.timeout = max_tokens, timeout
-
-    def __call__(self, prompt: str) -> str:
-        content = {
-            "model": self.name, "messages": [{"role": "user", "content": prompt}], "temperature": 0.0, "top_p": 1,
-            "max_tokens": self.max_tokens,
-        }  # fmt: skip
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
-        request = urllib.request.Request(self.url, json.dumps(content).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                return str(json.load(reply)["choices"][0]["message"]["content"]).strip()
-        except (urllib.error.URLError, TimeoutError) as error:
-            raise ValueError(f"The judge at {self.url} gave no answer ({error}): is it running?") from error
-        except (KeyError, IndexError, json.JSONDecodeError) as error:
-            raise ValueError(f"The judge at {self.url} does not answer as an OpenAI-compatible server does.") from error
+    def wordings(self) -> list[tuple[str, bool]]:
+        own = self.recognition_template
+        return [*super().wordings(), (own, own != self.recognition)]
 
 
-def read_questions(path: Path) -> dict[str, list[dict[str, Any]]]:
+def read_recognition(path: str) -> str:
+    """The first question's template from a file. Raises `ValueError` for more than two lines, or one without a field."""
+    text = read_text(path).rstrip("\n")
+    lines = text.split("\n")
+    if len(lines) > 2 or not all("{class_name}" in line or "{a_class_name}" in line for line in lines):
+        raise ValueError(
+            f"{path} is no template of the first question: expected a line for one object and perhaps one for several, "
+            "each with {class_name} or {a_class_name}."
+        )
+    return text
+
+
+def _check_questions(questions: Mapping[str, Sequence[Mapping[str, Any]]], ids: Sequence[str]) -> None:
+    """Raises `ValueError` unless both scores can be measured on the regions that are evaluated."""
+    wanted = [key for key in ids if key in questions]
+    if not wanted:
+        raise ValueError("qa has no question about any region that is evaluated: is it the file of another split?")
+    kinds = {question["type"] for key in wanted for question in questions[key]}
+    if missing := [kind for kind in ("positive", "negative") if kind not in kinds]:
+        raise ValueError(
+            f"None of {counted(len(wanted), 'region')} has a {' or a '.join(missing)} question: is qa.json the benchmark's, "
+            "and is the limit large enough?"
+        )
+
+
+def _answers_recognition(reply: str) -> bool:
+    choice = read_choice(reply, ["Yes", "No"])
+    return choice is not None and choice < 2
+
+
+def read_questions(
+    path: Path, recognition: str = RECOGNITION_QUESTION, more_names: bool = False
+) -> dict[str, list[dict[str, Any]]]:
     """Each region's questions, recognition first, from `qa.json` and the `class_names.json` beside it.
 
-    Raises `ValueError` if one of both has regions that the other lacks, or for a question of another form.
+    more_names: whether the names may be of more regions. Raises `ValueError` if one of both has regions that the other
+    lacks, or for a question of another form.
     """
     names_path = path.with_name("class_names.json")
     for file in (path, names_path):
@@ -109,7 +142,8 @@ def read_questions(path: Path) -> dict[str, list[dict[str, Any]]]:
     for file, content in ((path, asked), (names_path, names)):
         if not isinstance(content, dict):
             raise ValueError(f"{file} holds a {type(content).__name__}, expected an object by region id.")
-    for one, first, other, second in ((path, asked, names_path, names), (names_path, names, path, asked)):
+    pairs = ((path, asked, names_path, names), (names_path, names, path, asked))
+    for one, first, other, second in pairs[:1] if more_names else pairs:
         if alone := [key for key in first if key not in second]:
             raise ValueError(
                 f"{one} has {counted(len(alone), 'region')} that {other} lacks ({first_names(alone)}): "
@@ -123,7 +157,7 @@ def read_questions(path: Path) -> dict[str, list[dict[str, Any]]]:
                 f"{path} has a question of another form for region {key}: expected question, choices with scores, "
                 "and type positive or negative."
             )
-    return {key: [recognition_question(names[key]), *questions] for key, questions in asked.items()}
+    return {key: [recognition_question(names[key], recognition), *questions] for key, questions in asked.items()}
 
 
 def _is_question(question: Any) -> bool:
@@ -136,25 +170,36 @@ def _is_question(question: Any) -> bool:
     )  # fmt: skip
 
 
-def recognition_question(class_name: str) -> dict[str, Any]:
-    """The question that is asked first: whether the description names the region's class."""
-    import inflect
+def recognition_question(class_name: str, template: str = RECOGNITION_QUESTION) -> dict[str, Any]:
+    """The question that is asked first: whether the description names the region's class.
 
-    english = inflect.engine()
-    several = class_name != "bus" and english.singular_noun(class_name) is not False  # inflect takes bus for a plural
-    named = f"Are the objects in the description {class_name}" if several else (
-        f"Is the object in the description {english.a(class_name)}"
-    )  # fmt: skip
-    question = f"{named}, or something similar? It need not match to the word."
+    template: a line with {class_name}, or with {a_class_name}, which has its article; a second line is for plurals.
+    """
+    one, *several = template.split("\n")
+    fields = {"class_name": class_name, "a_class_name": class_name}
+    if several or "{a_class_name}" in template:
+        import inflect
+
+        english = inflect.engine()
+        fields["a_class_name"] = english.a(class_name)
+        # inflect takes bus for a plural, and before 7.6 took "wine glass" for one, as the published prompts do
+        is_plural = class_name != "bus" and (
+            class_name.endswith("ss") or english.singular_noun(class_name) is not False
+        )
+        one = several[0] if several and is_plural else one
+    question = fill_template(one, fields)
     return {"question": question, "choices": [["Yes", "correct"], ["No", "incorrect"]], "type": "recognition"}
 
 
 def judge_prompt(description: str, question: Mapping[str, Any], template: str = JUDGE_PROMPT) -> str:
-    """What the judge is asked: a template with {description} and {question}, choices lettered from A."""
+    """What the judge is asked: a template with {description} and {question}, choices lettered from A.
+
+    {pred_caption} and {question_text_str}, as the benchmark's own script has them, are the same.
+    """
     lines = [f"{letter.upper()}. {words}" for letter, (words, _) in zip(LETTERS, question["choices"])]
-    asked = "\n".join([question["question"], *lines])
-    parts = {"{description}": description, "{question}": asked}
-    return re.sub("{description}|{question}", lambda found: parts[found[0]], template)
+    asked = "\n".join([question["question"], *lines]).strip()
+    fields = {"description": description, "pred_caption": description, "question": asked, "question_text_str": asked}
+    return fill_template(template, fields)
 
 
 def read_choice(reply: str, choices: Sequence[str]) -> int | None:
@@ -222,11 +267,3 @@ def benchmark_scores(regions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     result["average"] = (result["positive"] + result["negative"]) / 2
     result["recognised"] = sum(bool(r["recognised"]) for r in regions) / len(regions)
     return result
-
-
-def read_template(path: str | None) -> str:
-    """The judge's prompt from a file; ours if none is given. Raises `ValueError` if it lacks one of its two fields."""
-    text = JUDGE_PROMPT if path is None else read_text(path)
-    if "{description}" not in text or "{question}" not in text:
-        raise ValueError(f"{path} lacks {{description}} or {{question}}: both are filled in for every question.")
-    return text

@@ -6,15 +6,17 @@ Knows files and the reference they are for, not models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..data.sample import decode_mask, encode_mask
 from .benchmarks import Benchmark, Task
 from .coco_reading import clipped_box, is_number, mask_fault
-from .problems import Problems
+from .places import Place
+from .problems import Problems, counted
 from .reading import EvaluationSet
-from .text_files import read_json, read_json_lines
+from .text_files import read_entries, read_json, read_json_lines
 
 GIVEN = "given predictions"
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -24,29 +26,117 @@ NEEDED: dict[str, tuple[str, ...]] = {
 """What a line has, by task; elsewhere an id, and an answer or, for detections, labels."""
 
 
-def read_predictions(path: str, benchmark: Benchmark) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class RawForm:
+    """A line as another system's script writes it: which key names the item (None: its place), and which is the answer.
+
+    besides: keys that such a line has, too; without: keys that it never has, for with them it is a file of questions.
+    """
+
+    id: str | None
+    answer: str
+    besides: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
+
+    def fits(self, line: dict[str, Any]) -> bool:
+        """Whether a line is of this form."""
+        needed = {self.answer, *self.besides, *([self.id] if self.id else [])}
+        return needed <= set(line) and not self.without & set(line)
+
+
+QUESTION_KEYS = frozenset({"label", "choices", "mask_rles", "mask_rle", "gt_answers"})
+RAW_FORMS = {
+    "GAR": RawForm(None, "model_output"),
+    "GAR on MDVP-Bench": RawForm(None, "caption", frozenset({"gt"})),
+    "Draw-and-Understand": RawForm(None, "prediction", frozenset({"answer"})),
+    "PixelRefer": RawForm(None, "pred", frozenset({"Answer"})),
+    "LLaVA": RawForm("question_id", "text", without=QUESTION_KEYS),
+    "VQA": RawForm("question_id", "answer", without=QUESTION_KEYS),
+    "POPE": RawForm(None, "answer", frozenset({"question"}), without=QUESTION_KEYS),
+    "coco-caption": RawForm("image_id", "caption"),
+}
+"""By whose script writes them; of several that fit, the first."""
+
+
+def read_predictions(path: str, benchmark: Benchmark, places: Sequence[Place] = ()) -> list[dict[str, Any]]:
     """Predictions of someone else, as lines of one row, or of the rows that they name.
 
-    A file of lines, or a JSON list of the same, or one JSON object of answers by id. Raises `ValueError` for lines that
-    lack what the task's score needs.
+    A file of lines, or a JSON list of the same, or one JSON object of answers by id; or the answer file of another
+    system's script (`RAW_FORMS`). places: the items in the order of the published file, for answers without ids. Raises
+    `ValueError` for lines that lack what the task's score needs.
     """
     if not Path(path).is_file():
         raise ValueError(f"Found no predictions at {path}: give a file of lines, or JSON.")
-    lines: list[Any]
-    if path.endswith(".json"):
-        content = read_json(path)
-        lines = [{"id": k, "answer": v} for k, v in content.items()] if isinstance(content, dict) else content
-        if not isinstance(lines, list):
-            raise ValueError(f"{path} holds a {type(content).__name__}, expected a list of predictions.")
-    else:
-        lines = list(read_json_lines(path))
+    lines = _lines_of(path)
     if not lines:
         raise ValueError(f"{path} holds no predictions.")
+    if benchmark.task not in ("masks", "prompts"):
+        lines = _with_ids(path, lines, places)
     for number, line in enumerate(lines, 1):
         if fault := _line_fault(line, benchmark.task):
             raise ValueError(f"{path}, prediction {number} {fault}.")
     rows = {line.get("row", GIVEN) for line in lines}
     return [{**line, "row": line.get("row", GIVEN) if len(rows) > 1 else GIVEN} for line in lines]
+
+
+def _lines_of(path: str) -> list[Any]:
+    """The predictions of a file as they stand there; of an object, a line for each key."""
+    if not path.endswith(".json"):
+        return list(read_entries(path))
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        try:  # lines may have any name
+            return list(read_json_lines(path))
+        except ValueError:
+            raise error from None
+    if isinstance(content, dict):
+        # a benchmark's script puts its judge's replies beside the text, and means at the end
+        judged = any(isinstance(v, dict) and "pred" in v for v in content.values())
+        told = {k: v["pred"] for k, v in content.items() if isinstance(v, dict) and "pred" in v} if judged else content
+        return [{"id": k, "answer": v} for k, v in told.items()]
+    if not isinstance(content, list):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a list of predictions.")
+    return content
+
+
+def _with_ids(path: str, lines: list[Any], places: Sequence[Place]) -> list[Any]:
+    """Lines with id and answer, where they are of a raw form; others as they are, with the whole id of their item.
+
+    The record's number or question_id stands for its only question. Raises `ValueError` for answers without ids that do
+    not fit the file's places.
+    """
+    known = {place.id for place in places}
+    found: list[Any] = []
+    for number, line in enumerate(lines):
+        form = _form_of(line)
+        if form is not None:
+            if form.id is not None:
+                key = line[form.id]
+            elif not places:  # the benchmark's file has no order to go by
+                found.append(line)
+                continue
+            elif len(lines) != len(places):
+                raise ValueError(
+                    f"{path} has {counted(len(lines), 'answer')} without ids, and the benchmark's file "
+                    f"{counted(len(places), 'entry', 'entries')}: expected one for each."
+                )
+            elif fault := places[number].fault(line):
+                raise ValueError(f"{path}, prediction {number + 1} {fault}: is it the file of another split?")
+            else:
+                key = places[number].id
+            line = {"id": key, "answer": line[form.answer]}
+        if isinstance(line, dict) and "id" in line and str(line["id"]) not in known and f"{line['id']}/q0" in known:
+            line = {**line, "id": f"{line['id']}/q0"}
+        found.append(line)
+    return found
+
+
+def _form_of(line: Any) -> RawForm | None:
+    """The form of a line without an id of ours; None for ours, or one that is unknown."""
+    if not isinstance(line, dict) or "id" in line:
+        return None
+    return next((form for form in RAW_FORMS.values() if form.fits(line)), None)
 
 
 def _line_fault(line: Any, task: Task) -> str | None:
@@ -90,6 +180,7 @@ def read_boxes(path: str, found: EvaluationSet) -> dict[Any, list[dict[str, Any]
     for number, d in enumerate(detections, 1):
         if missing := [k for k in ("image_id", "category_id", "bbox", "score") if k not in d]:
             raise ValueError(f"{path}, detection {number} lacks {', '.join(missing)}: expected COCO's result format.")
+        d = {**d, "image_id": found.pictures.get(d["image_id"], d["image_id"])}
         if d["image_id"] not in sizes:
             raise ValueError(f"{path}, detection {number} is of picture {d['image_id']}, which the reference lacks.")
         if d["category_id"] not in categories:
@@ -125,6 +216,7 @@ def usable_masks(
         if line.get("problem"):
             problems.add(f"{row}: {line['problem']}", name)
             continue
+        line = {**line, "image_id": found.pictures.get(line["image_id"], line["image_id"])}
         if line["image_id"] not in sizes:
             raise ValueError(
                 f"Prediction {number} of {row} is of picture {line['image_id']}, which the reference file lacks: is it "

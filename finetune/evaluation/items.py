@@ -14,7 +14,7 @@ from torch import Tensor
 from tap_tokenizer import RegionTokens
 
 from ..data.sample import Sample, cut_turns
-from .benchmarks import Benchmark
+from .benchmarks import QUESTION_TASKS, Benchmark
 from .problems import Problems, counted, first_names
 
 REGION_NAME = re.compile(r"<region(\d+)>|\bregion(\d+)\b")
@@ -71,7 +71,7 @@ class Seen:
 
 def items_of(sample: Sample, benchmark: Benchmark, question: str, history: str, problems: Problems) -> list[Item]:
     """The items of one record for a task; what lacks a truth is named in `problems`."""
-    if benchmark.task in ("questions", "yes_no"):
+    if benchmark.task in QUESTION_TASKS:
         return _questions(sample, benchmark, history, problems)
     items = []
     for row, region in enumerate(sample["regions"]):

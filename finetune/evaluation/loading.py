@@ -14,7 +14,7 @@ import torch
 from llm_bridge import PictureContext, RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat
 from tap_tokenizer import ConceptBank, TapRegionTokenizer
 
-from .benchmarks import Benchmark
+from .benchmarks import QUESTION_TASKS, Benchmark
 from .reading import EvaluationSet
 from .rows import (
     CAPTIONS,
@@ -88,7 +88,7 @@ def load_cast(
     if bridge is not None and processor is not None:
         views = {LANGUAGE: "full", CONTROLS[0]: "question only", CONTROLS[1]: "shuffled"}
         for name, view in views.items():
-            asks = benchmark.task in ("questions", "yes_no")
+            asks = benchmark.task in QUESTION_TASKS
             if name in rows and (name == LANGUAGE or asks):
                 cast.rows.append(BridgeRow(bridge, processor, max_new_tokens, batch_size, view))  # type: ignore[arg-type]
         cast.context = processor.context if processor.context.slots else None

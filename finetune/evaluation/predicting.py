@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from llm_bridge import PictureContext
+from tap_tokenizer import RegionTokens
 
 from ..data.sample import Sample, open_image
 from ..region_cache import RegionCache
@@ -17,7 +18,7 @@ from .benchmarks import Benchmark
 from .items import Item, Seen
 from .loading import Cast
 from .mask_rows import ious_of_prompts, masks_from_boxes, names_of_boxes
-from .question_files import UNREADABLE
+from .picture_files import UNREADABLE
 from .reading import EvaluationSet
 from .rows import MASKS
 
@@ -84,7 +85,7 @@ class Predictor:
         """Items with what is seen of them, and those whose picture does not open with why."""
         numbers = [n for n in numbers if self.items[n]]
         if self.cache is not None:
-            cached = [(n, None, self.cache.regions(n), self.cache.grid(n)) for n in numbers]
+            cached = [(n, None, self._cached(self.cache, n), self.cache.grid(n)) for n in numbers]
             return [Seen(i, picture, r[i.rows], grid) for n, picture, r, grid in cached for i in self.items[n]], []
         opened = {n: self._open(self.found.records[n]) for n in numbers}
         failed = [(item, p) for n, p in opened.items() if isinstance(p, str) for item in self.items[n]]
@@ -100,6 +101,11 @@ class Predictor:
             for (n, picture), own, grid in zip(pictures.items(), regions, grids)
             for item in self.items[n]
         ], failed
+
+    def _cached(self, cache: RegionCache, number: int) -> RegionTokens:
+        """The tokens of a record's regions; those that the task has no use for were left out of the record."""
+        regions, rows = cache.regions(number), self.found.records[number].get("rows")
+        return regions if rows is None else regions[list(rows)]
 
     def _open(self, sample: Sample) -> np.ndarray | str:
         """The picture, or why there is none."""

@@ -31,7 +31,7 @@ _OSPREY = "table 2 of CircleRadon/Osprey"
 
 
 def _osprey(system: str, similarity: float, iou: float) -> Published:
-    return Published(system, {"SS": similarity, "S-IoU (osprey)": iou}, _OSPREY)
+    return Published(system, {"SS (osprey)": similarity, "S-IoU (osprey)": iou}, _OSPREY)
 
 
 def _ap(system: str, values: tuple[float, ...], names: str, source: str = _TAP) -> Published:
@@ -91,6 +91,19 @@ PUBLISHED: dict[str, list[Published]] = {
     "gar_bench": [
         Published("GAR-1B", {"accuracy": 0.479}, "reference outputs of Haochen-Wang409/Grasp-Any-Region; its paper has .506"),
         Published("GAR-8B", {"accuracy": 0.578}, "reference outputs of Haochen-Wang409/Grasp-Any-Region; its paper has .599"),
+    ],
+    "gar_bench_cap_simple": [
+        Published("GAR-1B", {"accuracy": 0.557}, "reference outputs of Haochen-Wang409/Grasp-Any-Region"),
+        Published("GAR-8B", {"accuracy": 0.639}, "reference outputs of Haochen-Wang409/Grasp-Any-Region"),
+    ],
+    "gar_bench_cap_detailed": [
+        Published("GAR-1B", {"accuracy": 0.664}, "reference outputs of Haochen-Wang409/Grasp-Any-Region"),
+        Published("GAR-8B", {"accuracy": 0.692}, "reference outputs of Haochen-Wang409/Grasp-Any-Region"),
+    ],
+    "paradlc_bench": [
+        Published("GAR-8B", {"average": 0.695}, "README of MSALab-PKU/PerceptionDLM"),
+        Published("LLaDA-V-8B", {"average": 0.352}, "README of MSALab-PKU/PerceptionDLM"),
+        Published("PerceptionDLM-8B", {"average": 0.624}, "README of MSALab-PKU/PerceptionDLM"),
     ],
     "pope": [
         Published("Osprey-7B, random", {"F1": 0.8897}, "CircleRadon/Osprey"),

@@ -5,33 +5,23 @@ A question without an answer that can be scored is named. Knows the files' forms
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
-
-from tap_tokenizer import upright_size
 
 from ..data.gar_bench import GarBenchSource
 from ..data.sample import Sample
 from ..data.source import literal
 from .coco_reading import mask_fault
+from .picture_files import size_of
+from .places import Place
 from .problems import Problems
 from .question_metrics import choices_of
-from .text_files import read_json, read_json_lines
-
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises for files that are no pictures, or torn, or would fill all memory."""
 
 
-def read_gar(path: Path, root: Path, problems: Problems) -> Iterator[Sample]:
+def read_gar(content: Sequence[Any], path: Path, root: Path, problems: Problems) -> Iterator[Sample]:
     """GAR-Bench-VQA's questions; their pictures lie under `root`."""
     source = GarBenchSource(output=str(root / "records.jsonl"), images=str(root), annotations=str(path))
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise TypeError(f"expected a list of questions, got a {type(content).__name__}")
     for number, entry in enumerate(content):
         if fault := _gar_fault(entry):
             problems.add(fault, str(number))
@@ -59,10 +49,15 @@ def _gar_fault(entry: dict[str, Any]) -> str | None:
     return None
 
 
-def read_pope(path: Path, root: Path, title: str, problems: Problems) -> Iterator[Sample]:
-    """POPE's lines {question_id, image, text, label}; the region is the whole picture, which lies under `root`."""
+def gar_places(content: Sequence[Any]) -> list[Place]:
+    """GAR-Bench-VQA's items in the file's order."""
+    return [Place(f"{n}/q0", {key: entry.get(key) for key in ("question", "image")}) for n, entry in enumerate(content)]
+
+
+def read_pope(content: Sequence[Any], root: Path, title: str, problems: Problems) -> Iterator[Sample]:
+    """POPE's entries {question_id, image, text, label}; the region is the whole picture, which lies under `root`."""
     seen = set()
-    for entry in read_json_lines(path):
+    for entry in content:
         number, label = entry["question_id"], entry["label"]
         if number in seen:
             problems.add("question given twice, the first counts", str(number))
@@ -71,7 +66,7 @@ def read_pope(path: Path, root: Path, title: str, problems: Problems) -> Iterato
         if not isinstance(label, str) or label.strip().lower() not in ("yes", "no"):
             problems.add("question whose label is neither yes nor no", str(number))
             continue
-        width, height = _size_of(root / entry["image"])
+        height, width = size_of(root / entry["image"])
         yield {
             "image": entry["image"], "image_id": number, "width": width, "height": height,
             "regions": [{"id": str(number), "box": [0, 0, width, height]}], "source": title,
@@ -82,10 +77,9 @@ def read_pope(path: Path, root: Path, title: str, problems: Problems) -> Iterato
         }  # fmt: skip
 
 
-def _size_of(path: Path) -> tuple[int, int]:
-    """Width and height of a picture as it is seen; 1 × 1 if it does not open, for whoever opens it then names it."""
-    try:
-        with Image.open(path) as picture:
-            return upright_size(picture)
-    except UNREADABLE:
-        return 1, 1
+def pope_places(content: Sequence[Any]) -> list[Place]:
+    """POPE's items in the file's order."""
+    return [
+        Place(f"{entry['question_id']}/q0", {"question": entry.get("text"), "image": entry.get("image")})
+        for entry in content
+    ]

@@ -12,6 +12,9 @@ from typing import Any
 
 from ..metrics import accuracy, chance, majority
 
+AS_MEANT = "accuracy (as meant)"
+"""The score that forgives how an answer is written, beside the one that the benchmark's own script gives."""
+
 _CHOICE = re.compile(r"^\(?([A-Z])[.):]\s*(.+)$", re.MULTILINE)
 
 
@@ -32,24 +35,39 @@ def choice_letter(answer: str, choices: dict[str, str]) -> str | None:
 
 
 def yes_or_no(answer: str) -> str | None:
-    """POPE's reading of an answer: "no" if its first sentence holds "no" or "not" as a word, else "yes".
+    """What an answer means: "no" if its first sentence holds "no" or "not" as a word, else "yes".
 
-    None for an answer without a letter or digit, which says neither: POPE's own script would take silence for a yes.
+    None for an answer without a letter or digit, which says neither.
     """
     if not re.search(r"[^\W_]", answer):
         return None
-    words = answer.split(".")[0].replace(",", "").split()
-    return "no" if {"No", "not", "no"} & set(words) else "yes"
+    return "no" if _NO & set(_first_sentence(answer).split()) else "yes"
+
+
+def pope_reading(answer: str) -> str:
+    """What POPE's script makes of an answer: as `yes_or_no`, but words end at blanks alone, and silence is a yes.
+
+    So a "No" with a line's end behind it is a yes, for the script takes it for one word with the next line's first.
+    """
+    return "no" if _NO & set(_first_sentence(answer).split(" ")) else "yes"
+
+
+_NO = {"No", "not", "no"}
+
+
+def _first_sentence(answer: str) -> str:
+    return answer.split(".")[0].replace(",", "")
 
 
 def yes_no_scores(answers: Sequence[str], truths: Sequence[str]) -> dict[str, float]:
-    """Accuracy, precision, recall and F1 of "yes", and the share of yes, with answers read by `yes_or_no` (Li et al., 2023).
+    """POPE's accuracy, precision, recall and F1 of "yes", and the share of yes, by its script (Li et al., 2023).
 
-    "neither": how many answers say neither; each is wrong, whatever is true.
+    "accuracy (as meant)": with answers read by `yes_or_no`, where an answer that says neither is wrong, whatever is true;
+    "neither": how many such answers there are, which the script counts as yes.
     """
     if set(truths) - {"yes", "no"}:
         raise ValueError(f"Got true answers {sorted(set(truths))[:4]}, expected yes and no alone.")
-    said = [yes_or_no(answer) for answer in answers]
+    said, meant = [pope_reading(answer) for answer in answers], [yes_or_no(answer) for answer in answers]
     hits = sum(a == b == "yes" for a, b in zip(said, truths))
     claimed, positive = said.count("yes"), list(truths).count("yes")
     precision, recall = hits / claimed if claimed else 0.0, hits / positive if positive else 0.0
@@ -59,7 +77,8 @@ def yes_no_scores(answers: Sequence[str], truths: Sequence[str]) -> dict[str, fl
         "recall": recall,
         "F1": 2 * precision * recall / (precision + recall) if hits else 0.0,
         "yes": claimed / len(truths),
-        "neither": float(said.count(None)),
+        AS_MEANT: sum(a == b for a, b in zip(meant, truths)) / len(truths),
+        "neither": float(meant.count(None)),
     }
 
 
@@ -75,22 +94,27 @@ def right_answers(lines: Sequence[dict[str, Any]]) -> list[bool]:
     return right
 
 
-def answer_scores(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy of all lines and by their "type", with the commonest answer's share, and chance where choices are listed."""
+def answer_scores(lines: Sequence[dict[str, Any]], letters_alone: bool = False) -> dict[str, Any]:
+    """Accuracy of all lines and by their "type", with the commonest answer's share, and chance where choices are listed.
+
+    letters_alone: only an answer that is the true one, but for capitals, is right, as in GAR-Bench's script; "accuracy (as
+    meant)" then forgives "A." and "A. red".
+    """
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         groups[line["type"]].append(line)
-    return {**_group(lines), "by_type": {name: _group(some) for name, some in sorted(groups.items())}}
+    by_type = {name: _group(some, letters_alone) for name, some in sorted(groups.items())}
+    return {**_group(lines, letters_alone), "by_type": by_type}
 
 
-def _group(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    right = right_answers(lines)
+def _group(lines: Sequence[dict[str, Any]], letters_alone: bool) -> dict[str, float]:
+    meant = sum(right_answers(lines)) / len(lines)
     counts = [len(choices_of(line["asked"])) or line.get("options", 0) for line in lines]
-    scores = {
-        "questions": float(len(lines)),
-        "accuracy": sum(right) / len(right),
-        "majority": majority([line["truth"] for line in lines]),
-    }
+    scores = {"questions": float(len(lines)), "accuracy": meant}
+    if letters_alone:
+        same = sum(line["answer"].lower() == line["truth"].lower() for line in lines)
+        scores |= {"accuracy": same / len(lines), AS_MEANT: meant}
+    scores["majority"] = majority([line["truth"] for line in lines])
     return {**scores, "chance": chance(counts)} if all(counts) else scores
 
 

@@ -20,10 +20,16 @@ from ..data.glyph_scenes import draw_scene, make_scene
 from ..data.sample import GLYPH_SCHEME, Sample, encode_mask, mask_box
 from .benchmarks import Benchmark
 from .coco_reading import mask_fault, read_coco
-from .own_records import read_own, reference_of
+from .gar_bench_cap import places_of as gar_cap_places
+from .gar_bench_cap import read_gar_cap
+from .mdvp_bench import places_of as mdvp_places
+from .mdvp_bench import read_mdvp
+from .own_records import one_record_a_picture, read_own, reference_of, share_pictures
+from .paradlc_bench import read_paradlc
+from .places import Place
 from .problems import Problems
-from .question_files import read_gar, read_pope
-from .text_files import read_json
+from .question_files import gar_places, pope_places, read_gar, read_pope
+from .text_files import read_entries, read_json
 
 GLYPH_SCENES = 200
 """Scenes of the GlyphScenes benchmark, unless `limit` says otherwise."""
@@ -34,7 +40,8 @@ class EvaluationSet:
     """Records to evaluate; `root` is the folder their pictures' paths start from.
 
     reference: COCO's JSON with the truth of all pictures, where average precision needs it. boxes: a detector's, by
-    picture; None for the true ones.
+    picture; None for the true ones. places: items in the order of the published file, where it is one of single questions
+    or of labels. pictures: other names by which predictions may call a picture of one's own records.
     """
 
     records: list[Sample]
@@ -42,6 +49,8 @@ class EvaluationSet:
     problems: Problems = field(default_factory=Problems)
     reference: dict[str, Any] | None = None
     boxes: dict[Any, list[dict[str, Any]]] | None = None
+    places: list[Place] = field(default_factory=list)
+    pictures: dict[Any, int] = field(default_factory=dict)
 
 
 def read_set(
@@ -64,7 +73,10 @@ def read_set(
         found = EvaluationSet([], Path(data) if Path(data).is_dir() else Path(data).parent)
         found.records = read_own(data, benchmark, found.problems, limit)
         if benchmark.task in ("detections", "masks"):
-            found.reference = reference_of(found.records)
+            found.pictures = share_pictures(found.records)
+            if benchmark.task == "masks":
+                found.records = one_record_a_picture(found.records, found.problems)
+            found.reference = reference_of(found.records, found.problems)
     elif benchmark.layout == "glyph_scenes":
         found = EvaluationSet([_glyph_record(i, seed) for i in range(limit or GLYPH_SCENES)], Path())
     elif annotations is None or images is None:
@@ -89,10 +101,14 @@ def read_set(
 
 def _read_published(path: Path, found: EvaluationSet, benchmark: Benchmark, limit: int | None) -> None:
     """Fill in the records of a benchmark's own file, and the reference of a COCO or LVIS file."""
-    if benchmark.layout == "gar_bench":
-        found.records = list(islice(read_gar(path, found.root, found.problems), limit))
-    elif benchmark.layout == "pope":
-        found.records = list(islice(read_pope(path, found.root, benchmark.title, found.problems), limit))
+    if benchmark.layout in ("gar_bench", "gar_bench_cap", "pope", "mdvp_bench"):
+        content = read_entries(path)
+        if not all(isinstance(entry, dict) for entry in content):
+            raise TypeError("expected an object for every question")
+        found.places, records = _questions_of(content, path, found, benchmark)
+        found.records = list(islice(records, limit))
+    elif benchmark.layout == "paradlc_bench":
+        found.records = list(islice(read_paradlc(path, benchmark.title, found.problems), limit))
     elif benchmark.layout == "records":
         raise ValueError(f"{benchmark.name} has no file of its own: give data=… with records.")
     else:
@@ -100,10 +116,34 @@ def _read_published(path: Path, found: EvaluationSet, benchmark: Benchmark, limi
         if isinstance(content, dict):
             found.records, found.reference = read_coco(content, found.root, benchmark, found.problems, limit)
         elif benchmark.layout == "osprey":
+            found.places = _osprey_places(content)
             found.records = list(islice(_osprey_records(content, found, benchmark), limit))
         else:
             kind = type(content).__name__
             raise TypeError(f"expected COCO's object of images, annotations and categories, got a {kind}")
+
+
+def _questions_of(
+    content: list[Any], path: Path, found: EvaluationSet, benchmark: Benchmark
+) -> tuple[list[Place], Iterator[Sample]]:
+    """The items of a file of single questions in its order, and its records."""
+    root, problems = found.root, found.problems
+    if benchmark.layout == "gar_bench":
+        return gar_places(content), read_gar(content, path, root, problems)
+    if benchmark.layout == "gar_bench_cap":
+        return gar_cap_places(content), read_gar_cap(content, benchmark, problems)
+    if benchmark.layout == "mdvp_bench":
+        return mdvp_places(content), read_mdvp(content, root, benchmark.title, problems)
+    return pope_places(content), read_pope(content, root, benchmark.title, problems)
+
+
+def _osprey_places(content: list[Any]) -> list[Place]:
+    """The named masks of Osprey's lists in their order."""
+    return [
+        Place(f"{number}/{i}", {"Answer": name, "image": entry.get("file_name")})
+        for number, entry in enumerate(content)
+        for i, name in enumerate(entry["categories"])
+    ]
 
 
 def _osprey_records(content: list[Any], found: EvaluationSet, benchmark: Benchmark) -> Iterator[Sample]:

@@ -1,4 +1,4 @@
-"""How near a word is to a category's name: semantic IoU in three published normalisations, and semantic similarity.
+"""How near a word is to a category's name: semantic IoU and semantic similarity, each as three published scripts clean words.
 
 Numbers of different normalisations are not comparable, so each has its name. Knows words; the sentence encoder of semantic
 similarity is whatever folder is given.
@@ -14,29 +14,35 @@ import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import cached_file
+
+from .text_files import read_json
 
 
 def _osprey_prediction(text: str) -> str:
-    parts = text.split(":")
+    parts = text.strip().split(":")
     return re.sub("[.:,]", " ", parts[1] if len(parts) > 1 else text)
 
 
 def _pixelrefer(text: str) -> str:
-    return re.sub(r"[_:,.()]", " ", text).strip()
+    return re.sub(r"[_:,.()]", " ", text).strip().lower()
+
+
+def _wow_seg(text: str) -> str:
+    return re.sub("[_:]", " ", text)
 
 
 NORMALISATIONS: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
     "osprey": (_osprey_prediction, lambda name: re.sub("[_:]", " ", name)),
     "pixelrefer": (_pixelrefer, _pixelrefer),
-    "wow-seg": (
-        lambda text: re.sub("[_:]", " ", text),
-        lambda name: re.sub("[_:]", " ", re.sub(r"_?\(.*?\)", "", name)),
-    ),
+    "wow-seg": (_wow_seg, lambda name: _wow_seg(re.sub(r"_\(.*?\)", "", name))),
 }
-"""What becomes of the prediction and of the category's name (with its underscores) before words are compared.
+"""What each script makes of the prediction and of the category's name (with its underscores) before it compares their
+words or their sentence vectors.
 
-osprey: of a prediction with a colon, only what follows it; full stops and commas go; parentheses of names stay.
-pixelrefer: all of _ : , . ( ) go on both sides. wow-seg: a name loses its parentheses with what is in them.
+osprey (lvis_paco_eval.py): of a prediction with a colon, only what follows it; its . : , and the name's _ : become blanks;
+parentheses of names stay. pixelrefer (eval_paco_lvis.py): _ : , . ( ) become blanks on both sides, all in lower case.
+wow-seg (semantic_eval.py): _ : become blanks on both sides, and a name loses its parentheses with what is in them.
 """
 
 
@@ -45,12 +51,16 @@ def semantic_iou(prediction: str, category: str, normalisation: str = "osprey") 
 
     category: the data set's own spelling, such as `apple_(fruit)`.
     """
-    if normalisation not in NORMALISATIONS:
-        raise ValueError(f"normalisation is {normalisation!r}, expected one of {', '.join(NORMALISATIONS)}.")
-    of_prediction, of_name = NORMALISATIONS[normalisation]
+    of_prediction, of_name = _normalisation(normalisation)
     said = set(of_prediction(prediction).lower().split())
     true = set(of_name(category).lower().split())
     return len(said & true) / len(said | true) if said | true else 0.0
+
+
+def _normalisation(name: str) -> tuple[Callable[[str], str], Callable[[str], str]]:
+    if name not in NORMALISATIONS:
+        raise ValueError(f"normalisation is {name!r}, expected one of {', '.join(NORMALISATIONS)}.")
+    return NORMALISATIONS[name]
 
 
 def mean_by_class(values: Sequence[float], categories: Sequence[str]) -> float:
@@ -73,6 +83,9 @@ class SentenceEncoder:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
         self.model = AutoModel.from_pretrained(source).to(device).eval()
+        note = cached_file(source, "sentence_bert_config.json", _raise_exceptions_for_missing_entries=False)
+        longest = None if note is None else read_json(note).get("max_seq_length")
+        self.longest: int | None = longest  # tokens of a sentence; sentence-transformers cuts there, too
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
@@ -80,7 +93,8 @@ class SentenceEncoder:
         rows = []
         for start in tqdm(range(0, len(texts), batch_size), desc="sentences", disable=len(texts) <= batch_size):
             part = [text or " " for text in texts[start : start + batch_size]]
-            inputs = self.tokenizer(part, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
+            inputs = self.tokenizer(part, padding=True, truncation=True, max_length=self.longest, return_tensors="pt")
+            inputs = inputs.to(self.model.device)
             states = self.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
             mask = inputs["attention_mask"].unsqueeze(-1).float()
             mean = (states.last_hidden_state.float() * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
@@ -88,8 +102,18 @@ class SentenceEncoder:
         return torch.cat(rows)
 
 
-def semantic_similarity(predictions: Sequence[str], categories: Sequence[str], encoder: SentenceEncoder) -> list[float]:
-    """Cosine between the sentence vectors of each prediction and its category's name, as both are spelled (Osprey)."""
-    distinct = list(dict.fromkeys([*predictions, *categories]))
+def semantic_similarity(
+    predictions: Sequence[str],
+    categories: Sequence[str],
+    encoder: Callable[[Sequence[str]], torch.Tensor],
+    normalisation: str = "osprey",
+) -> list[float]:
+    """Cosine between the sentence vectors of each prediction and its category's name, cleaned as a script does.
+
+    encoder: N texts → unit vectors (N, E), such as a `SentenceEncoder`.
+    """
+    of_prediction, of_name = _normalisation(normalisation)
+    said, true = [of_prediction(text) for text in predictions], [of_name(name) for name in categories]
+    distinct = list(dict.fromkeys([*said, *true]))
     vectors = dict(zip(distinct, encoder(distinct)))
-    return [float(vectors[said] @ vectors[true]) for said, true in zip(predictions, categories)]
+    return [float(vectors[a] @ vectors[b]) for a, b in zip(said, true)]

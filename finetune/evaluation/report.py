@@ -9,12 +9,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .benchmarks import BENCHMARKS
+from .mdvp_bench import GROUPS
 from .problems import counted, first_names
 from .published import PUBLISHED
+from .question_metrics import AS_MEANT
+from .recognition_metrics import NORMALISATIONS
 
 SHOWN: dict[str, list[str]] = {
     "captions": ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"],
-    "labels": ["SS", "S-IoU (osprey)", "S-IoU (pixelrefer)", "S-IoU (wow-seg)", "S-IoU (osprey), mean of classes"],
+    "labels": [
+        *(f"SS ({name})" for name in NORMALISATIONS),
+        *(f"S-IoU ({name})" for name in NORMALISATIONS),
+        "S-IoU (osprey), mean of classes",
+    ],
     "detections": ["AP", "AP50", "AP75", "APr", "APc", "APf"],
     "masks": ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"],
     "prompts": [
@@ -26,9 +33,10 @@ SHOWN: dict[str, list[str]] = {
         "IoU ≥ 0.85 within 9 clicks",
         "IoU ≥ 0.90 within 9 clicks",
     ],
-    "questions": ["accuracy", "majority", "chance"],
-    "yes_no": ["accuracy", "precision", "recall", "F1", "yes", "neither"],
+    "questions": ["accuracy", AS_MEANT, "majority", "chance"],
+    "yes_no": ["accuracy", "precision", "recall", "F1", "yes", AS_MEANT, "neither"],
     "descriptions": ["positive", "negative", "average", "recognised"],
+    "judged": ["questions", "accuracy", AS_MEANT, *GROUPS, "all"],
 }
 """Columns of each task's table; `metrics.json` has more."""
 

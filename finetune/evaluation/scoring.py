@@ -100,13 +100,14 @@ def score_row(
         return _detection_scores(benchmark, by_id, items, found, problems, row)
     if benchmark.task == "yes_no":
         silent = [item.id for item, words in zip(items, said) if yes_or_no(words) is None]
-        problems.extend(f"{row}: answer that is neither yes nor no, counted as wrong", silent)
+        problems.extend(f"{row}: answer that is neither yes nor no, a yes to the script", silent)
         return dict(yes_no_scores(said, [plain_truth(item.references[0]) for item in items]))
     return answer_scores(
         [
             {"asked": i.asked, "answer": words, "truth": i.references[0], "type": i.type, "options": len(i.options)}
             for i, words in zip(items, said)
-        ]
+        ],
+        letters_alone=benchmark.layout == "gar_bench",
     )
 
 
@@ -114,7 +115,7 @@ def _label_scores(said: list[str], true: list[str], encoder: SentenceEncoder | N
     scores: dict[str, float] = {}
     values = {f"S-IoU ({n})": [semantic_iou(a, b, n) for a, b in zip(said, true)] for n in NORMALISATIONS}
     if encoder is not None:
-        values["SS"] = semantic_similarity(said, true, encoder)
+        values |= {f"SS ({n})": semantic_similarity(said, true, encoder, n) for n in NORMALISATIONS}
     for name, each in values.items():
         scores[name] = float(np.mean(each))
         scores[f"{name}, mean of classes"] = mean_by_class(each, true)

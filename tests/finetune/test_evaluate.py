@@ -454,7 +454,8 @@ def test_files_with_a_byte_order_mark_or_in_latin_1(name: str, published: Path, 
 
 
 def test_silence_is_neither_yes_nor_no(published: Path, tmp_path: Path) -> None:
-    """Not of a model that says nothing, nor of a picture that does not open; nor does a turned picture count as none."""
+    """Not of a model that says nothing, nor of a picture that does not open: POPE's script takes it for a yes, and what was
+    meant stands beside. A turned picture does not count as none."""
     shutil.copytree(published / "images", tmp_path / "images")
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -466,17 +467,19 @@ def test_silence_is_neither_yes_nor_no(published: Path, tmp_path: Path) -> None:
     (tmp_path / "pope.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     flags = ["--benchmark", "pope", "--annotations", str(tmp_path / "pope.jsonl"), "--images", str(tmp_path / "images")]
     metrics = run(tmp_path / "a", *flags, "--rows", "caption decoder")
-    assert metrics["rows"]["caption decoder"] == {
-        "accuracy": pytest.approx(1 / 3), "precision": 0, "recall": 0, "F1": 0, "yes": 0, "neither": 2,
-    }  # fmt: skip
+    assert metrics["rows"]["caption decoder"] == pytest.approx(
+        {"accuracy": 2 / 3, "precision": 1 / 2, "recall": 1, "F1": 2 / 3, "yes": 2 / 3, "accuracy (as meant)": 1 / 3,
+         "neither": 2}
+    )  # fmt: skip
     assert {kind: p["names"] for kind, p in metrics["problems"].items()} == {
-        "caption decoder: answer that is neither yes nor no, counted as wrong": ["1/q0", "2/q0"],
+        "caption decoder: answer that is neither yes nor no, a yes to the script": ["1/q0", "2/q0"],
         "caption decoder: picture does not open": ["1/q0", "2/q0"],
     }
     assert "| caption decoder † |" in (tmp_path / "a" / "table.md").read_text()
     answers = given(tmp_path / "p", [("0/q0", "No."), ("1/q0", ""), ("2/q0", "yes")])
     scores = run(tmp_path / "b", *flags, *answers)["rows"]["given predictions"]
-    assert (scores["yes"], scores["neither"], scores["accuracy"]) == (pytest.approx(1 / 3), 1, pytest.approx(1 / 3))
+    assert (scores["yes"], scores["neither"]) == (pytest.approx(2 / 3), 1)
+    assert (scores["accuracy"], scores["accuracy (as meant)"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
 
 
 def test_a_judges_files_are_checked_before_anything_is_described(published: Path, tmp_path: Path) -> None:

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 
 from finetune.evaluation.dlc_bench import (
-    ServerJudge,
+    JUDGE_PROMPT,
+    DlcBench,
     benchmark_scores,
     judge_prompt,
     read_choice,
     read_questions,
-    read_template,
+    read_recognition,
     recognition_question,
     region_scores,
 )
+from finetune.evaluation.judges import ServerJudge, read_template
 
 RECOGNITION = {"question": "Right?", "choices": [["Yes", "correct"], ["No", "incorrect"]], "type": "recognition"}
 POSITIVE = {
@@ -96,7 +98,48 @@ def test_questions_and_prompts(tmp_path: Path) -> None:
     bad = tmp_path / "prompt.txt"
     bad.write_text("Say {question}")
     with pytest.raises(ValueError, match="lacks"):
-        read_template(str(bad))
+        read_template(str(bad), JUDGE_PROMPT, DlcBench.fields)
+
+
+ONE = "Would you say that this is {a_class_name}?"
+SEVERAL = "Would you say that these are {class_name}?"
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "asked"),
+    [
+        (f"{ONE}\n{SEVERAL}\n", "apple", "Would you say that this is an apple?"),
+        (f"{ONE}\n{SEVERAL}\n", "slippers", "Would you say that these are slippers?"),
+        (f"{ONE}\n{SEVERAL}", "bus", "Would you say that this is a bus?"),
+        # so the published prompts have it, for inflect before 7.6 took -ss for a plural
+        (f"{ONE}\n{SEVERAL}", "wine glass", "Would you say that these are wine glass?"),
+        (ONE, "slippers", "Would you say that this is a slippers?"),
+        ("A {class_name}, and again {class_name}?", "cup", "A cup, and again cup?"),
+    ],
+)
+def test_the_first_question_comes_from_a_template(template: str, name: str, asked: str, tmp_path: Path) -> None:
+    pytest.importorskip("inflect")
+    (tmp_path / "first.txt").write_text(template)
+    assert recognition_question(name, read_recognition(str(tmp_path / "first.txt")))["question"] == asked
+
+
+@pytest.mark.parametrize("template", ["Is it?", f"{ONE}\nAre they?", f"{ONE}\n{SEVERAL}\n{ONE}", ""])
+def test_a_file_that_is_no_template_of_the_first_question_is_refused(template: str, tmp_path: Path) -> None:
+    (tmp_path / "first.txt").write_text(template)
+    with pytest.raises(ValueError, match="is no template of the first question: expected a line for one object"):
+        read_recognition(str(tmp_path / "first.txt"))
+
+
+def test_both_prompts_are_the_templates_to_the_byte(tmp_path: Path) -> None:
+    """A template may have the names of fields that the benchmark's script has, and keeps its line's end."""
+    pytest.importorskip("inflect")
+    (tmp_path / "prompt.txt").write_text("Told:\n{pred_caption}\n\nAsked:\n{question_text_str}\n")
+    template = read_template(str(tmp_path / "prompt.txt"), JUDGE_PROMPT, DlcBench.fields)
+    first = recognition_question("apple", f"{ONE}\n{SEVERAL}")
+    for question, asked in ((first, "Would you say that this is an apple?\nA. Yes\nB. No"),
+                            (HALF, "Lid?\nA. not told\nB. told in part\nC. told")):  # fmt: skip
+        prompt = judge_prompt("a {pred_caption} mug", question, template)
+        assert prompt == f"Told:\na {{pred_caption}} mug\n\nAsked:\n{asked}\n"
 
 
 class Handler(BaseHTTPRequestHandler):

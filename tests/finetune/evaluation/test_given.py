@@ -12,6 +12,7 @@ pytest.importorskip("datasets")
 
 from finetune.evaluation.benchmarks import BENCHMARKS
 from finetune.evaluation.given import GIVEN, read_predictions
+from finetune.evaluation.places import Place
 from finetune.evaluation.problems import Problems
 from finetune.evaluation.reading import EvaluationSet
 from finetune.evaluation.scoring import match_answers, match_lines, score_masks, score_prompts
@@ -60,6 +61,78 @@ def test_a_mark_at_the_beginning_and_an_object_of_answers(tmp_path: Path) -> Non
     path.write_bytes(b'\xef\xbb\xbf{"1": "x", "2": null}')
     lines = read_predictions(str(path), BENCHMARKS["pope"])
     assert lines == [{"id": "1", "answer": "x", "row": GIVEN}, {"id": "2", "answer": None, "row": GIVEN}]
+
+
+PLACES = [Place(f"{n}/q0", {"question": f"Is there a {word} in the image?", "image": f"{n}.jpg"})
+          for n, word in ((11, "dog"), (12, "cup"))]  # fmt: skip
+REPEATED = {"mask_rles": [], "choices": ["A. x", "B. y"], "image_path": "elsewhere/1.jpg", "type": "t"}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [{"id": "11/q0", "answer": "x"}, {"id": "12/q0", "answer": "y"}],
+        [{"id": 11, "answer": "x"}, {"id": "12", "answer": "y"}],  # a record's only question
+        [{"question_id": 12, "prompt": "?", "text": "y", "answer_id": "k", "model_id": "m", "metadata": {}},
+         {"question_id": 11, "prompt": "?", "text": "x"}],
+        [{"question_id": 11, "answer": "x"}, {"question_id": "12", "answer": "y"}],
+        # GAR repeats the entry, whose "answer" is the truth
+        [{**REPEATED, "answer": "A", "question": p.repeats["question"], "image": p.repeats["image"], "model_output": said}
+         for p, said in zip(PLACES, "xy")],
+        [{**REPEATED, "answer": "A", "model_output": said, "eval_result": "True"} for said in "xy"],
+        [{"question": "is there a DOG in the image?", "answer": "x"},
+         {"question": "Is there a cup in the image?", "answer": "y"}],
+        [{"image": "11.jpg", "Answer": "yes", "pred": "x", "region_num": 0}, {"image": "12.jpg", "Answer": "no", "pred": "y"}],
+        [{"image_path": "a", "caption": "x", "gt": "t"}, {"image_path": "b", "caption": "y", "gt": "t"}],
+        [{"image_name": "a", "question_id": 5, "prediction": "x", "answer": "t"},
+         {"image_name": "b", "question_id": 5, "prediction": "y", "answer": "t"}],
+        [{"image_id": "11/q0", "caption": "x"}, {"image_id": "12/q0", "caption": "y"}],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "lines.json"])
+def test_answer_files_of_other_systems_are_read(tmp_path: Path, name: str, lines: list[dict[str, Any]]) -> None:
+    """As a JSON list or as lines, whatever the file's name ends with."""
+    path = tmp_path / name
+    path.write_text("\n".join(map(json.dumps, lines)) if name != "a.json" else json.dumps(lines))
+    found = read_predictions(str(path), BENCHMARKS["pope"], PLACES)
+    assert {line["id"]: line["answer"] for line in found} == {"11/q0": "x", "12/q0": "y"}
+
+
+def test_a_list_in_a_file_of_lines_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps([{"id": 11, "answer": "x"}]))
+    assert read_predictions(str(tmp_path / "a.jsonl"), BENCHMARKS["pope"], PLACES)[0]["id"] == "11/q0"
+
+
+def test_texts_beside_a_judges_replies_are_the_answers(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"7": {"pred": "a cup", "response": ["Yes"]}, "avg_pos": 0.5}))
+    lines = read_predictions(str(tmp_path / "a.json"), BENCHMARKS["dlc_bench"])
+    assert [(line["id"], line["answer"]) for line in lines] == [("7", "a cup")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([{"model_output": "x"}], r"has 1 answer without ids, and the benchmark's file 2 entries: expected one for each"),
+        ([{"question": "Is there a cup in the image?", "answer": "x"}] * 2, "prediction 1 has the question 'Is there a cup"),
+        ([{"image": "9.jpg", "model_output": "x"}] * 2, "prediction 1 has the image '9.jpg', where .* '11.jpg'"),
+        # a file of questions is none of answers
+        ([{**REPEATED, "question": "Is there a dog in the image?", "answer": "A"}] * 2, "prediction 1 lacks id"),
+        ([{"question_id": 11, "image": "11.jpg", "text": "Is there a dog?", "label": "no"}], "prediction 1 lacks id"),
+        ([{"question_id": 1, "image_name": "1.png", "question": "?", "gt_answers": "a"}], "prediction 1 lacks id"),
+    ],
+)  # fmt: skip
+def test_answers_of_another_file_and_questions_are_refused(
+    tmp_path: Path, lines: list[dict[str, Any]], words: str
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(lines))
+    with pytest.raises(ValueError, match=words):
+        read_predictions(str(tmp_path / "a.json"), BENCHMARKS["pope"], PLACES)
+
+
+def test_answers_without_ids_need_a_file_with_an_order(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"model_output": "x"}]')
+    with pytest.raises(ValueError, match="prediction 1 lacks id"):
+        read_predictions(str(tmp_path / "a.json"), BENCHMARKS["coco_classification"])
 
 
 def test_no_answer_is_an_empty_answer() -> None:

@@ -244,6 +244,33 @@ def test_pope_reads_pictures_upright_and_names_labels_that_are_none(tmp_path: Pa
     }
 
 
+@pytest.mark.parametrize("form", ["lines", "list", "indented list"])
+def test_pope_is_read_as_lines_and_as_a_list(tmp_path: Path, form: str) -> None:
+    entries = [{"question_id": n, "image": "1.jpg", "text": f"Is there a dog {n}?", "label": "yes"} for n in (1, 2)]
+    path = tmp_path / "pope.json"
+    text = (
+        "\n".join(map(json.dumps, entries))
+        if form == "lines"
+        else json.dumps(entries, indent=4 if "ind" in form else None)
+    )
+    path.write_text("\ufeff" * (form == "list") + text)
+    found = read_set(BENCHMARKS["pope"], annotations=str(path), images=str(tmp_path))
+    assert [sample["image_id"] for sample in found.records] == [1, 2]
+    assert [place.id for place in found.places] == ["1/q0", "2/q0"]
+    path.write_text('[{"question_id": 1, "image"')
+    with pytest.raises(ValueError, match=r"pope\.json is no JSON .*expected one whole JSON value"):
+        read_set(BENCHMARKS["pope"], annotations=str(path), images=str(tmp_path))
+    path.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="is not the file of pope"):
+        read_set(BENCHMARKS["pope"], annotations=str(path), images=str(tmp_path))
+
+
+def test_every_published_set_of_pope_is_a_whole() -> None:
+    pope = BENCHMARKS["pope"]
+    assert [pope.whole_of(count) for count in (3000, 2910, 2909, 2999)] == [3000, 2910, 3000, 3000]
+    assert BENCHMARKS["refcocog"].whole_of(2910) is None
+
+
 def own(path: Path, *regions: dict[str, Any], answers: tuple[Any, ...] = ()) -> str:
     turns = [{"role": r, "content": c} for a in answers for r, c in (("user", "What is <region1>?"), ("assistant", a))]
     record = {"image": "1.png", "width": 60, "height": 40, "regions": list(regions), "conversations": turns}

@@ -1,0 +1,191 @@
+"""MDVP-Bench (https://github.com/AFeng-x/Draw-and-Understand): answers about marked regions, rated beside the true answer.
+
+A domain's file, such as natural_QA_box.json, is a list of {image_name, question, gt_answers, dataset_name} with a `bbox`
+(x y width height) or `points` for each mark; Grasp-Any-Region's mdvp_caption_mask.json has one mask to an entry, of all
+domains: {image_path, mask_rle, question, caption, dataset_name}. The judge sees the picture with its marks numbered, reads
+the true answer and the answer, and replies with a rating of each in its first line. A domain's score is the mean rating of
+the answers over that of the true ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.sample import Sample, mask_box
+from ..data.source import literal, record, with_all_shown
+from .coco_reading import clipped_box, is_number, mask_fault
+from .items import REGION_NAME, Item
+from .judge_pictures import numbered
+from .judges import JudgedBenchmark, Prompt, fill_template
+from .picture_files import size_of
+from .places import Place
+from .problems import Problems
+
+JUDGE_PROMPT = """Two answers to a question about numbered regions of the picture are to be rated. {context}
+
+Question: {question}
+
+Answer 1: {truth}
+
+Answer 2: {answer}
+
+How helpful, relevant, accurate and detailed is each? Give both a number from 1 to 10, where 10 is best.
+Write the two numbers, answer 1's first, separated by a space and nothing else, into the first line. Then say why.
+Do not mind which answer stands first."""
+"""Our wording, version 1."""
+
+CONTEXTS = {
+    "natural": "The picture is a photograph.",
+    "ocr": "The picture has text in it, and what the text says is what is asked.",
+    "panel": "The picture has several panels.",
+    "android": "The picture is a telephone's screen.",
+    "web": "The picture is a web page.",
+}
+"""What the judge is told of a domain, by a word of its name."""
+
+GROUPS = {"Natural": "natural", "OCR": "ocr", "Multi-Panel": "multipanel", "Screenshot": "android|web"}
+"""Domains of each column; a column is the mean of its domains' scores."""
+
+UNREAD = (-1.0, -1.0)
+"""Ratings of a reply that has none, as the benchmark's script counts it."""
+
+
+def read_mdvp(content: Sequence[Any], root: Path, title: str, problems: Problems) -> Iterator[Sample]:
+    """A record of one question for each entry, numbered from 1; entries that cannot be asked are named by their number.
+
+    root: the folder of the pictures, or the one above their `images`.
+    """
+    counts: Counter[str] = Counter()
+    for number, entry in enumerate(content, 1):
+        domain = entry["dataset_name"]
+        counts[domain] += 1
+        image = _picture(entry, root)
+        size = size_of(root / image)
+        found = list(_regions(entry, size, str(number), problems))
+        regions = [region for region in found if region is not None]
+        truth = entry.get("caption", entry.get("gt_answers"))
+        if not isinstance(truth, str) or not truth.strip():
+            problems.add("question without an answer", str(number))
+        elif not regions or len(regions) < len(found):
+            problems.add("question about a region that cannot be shown", str(number))
+        else:
+            asked = re.sub(r"<(?:Region|Mark) (\d+)>", r"<region\1>", entry["question"])
+            turns = [{"role": "user", "content": asked, "type": domain}, {"role": "assistant", "content": truth}]
+            mark = "Mark" if "points" in entry else "Region"
+            told = {"question": entry["question"], "domain": domain, "mark": mark, "number": counts[domain]}
+            sample = record(image, size, regions, with_all_shown(turns, len(regions)), title, None)
+            yield {**sample, "image_id": number, "judged": told}
+
+
+def places_of(content: Sequence[Any]) -> list[Place]:
+    """The entries' items in the file's order."""
+    return [
+        Place(f"{number}/q0", {"gt": entry.get("caption"), "gt_answers": entry.get("gt_answers"),
+                               "question": entry.get("question"), "image_name": entry.get("image_name")})
+        for number, entry in enumerate(content, 1)
+    ]  # fmt: skip
+
+
+def _picture(entry: dict[str, Any], root: Path) -> str:
+    name = str(entry["image_path"] if "image_path" in entry else entry["image_name"])
+    domain = str(entry["dataset_name"]).removesuffix("_box").removesuffix("_point")
+    places = (name, f"images/{name}", f"{domain}/images/{name}", f"{domain}/{name}")
+    return next((place for place in places if (root / place).is_file()), name)
+
+
+def _regions(
+    entry: dict[str, Any], size: tuple[int, int], name: str, problems: Problems
+) -> Iterator[dict[str, Any] | None]:
+    """An entry's regions; None for one of no place in the picture. A picture that does not open clips nothing."""
+    height, width = size if size != (1, 1) else (10**6, 10**6)
+    if "mask_rle" in entry:
+        mask = entry["mask_rle"]
+        fault = mask_fault(mask, size) if size != (1, 1) else None
+        box = None if fault else mask_box(mask, tuple(mask["size"]))
+        yield None if box is None else {"id": f"{name}/0", "box": box, "mask": mask}
+        return
+    for i, mark in enumerate(literal(entry["points"] if "points" in entry else entry["bbox"])):
+        key = f"{name}/{i}"
+        if "points" in entry:
+            good = (
+                len(mark) == 2 and all(is_number(v) for v in mark) and 0 <= mark[0] <= width and 0 <= mark[1] <= height
+            )
+            yield {"id": key, "points": [list(mark)], "point_labels": [1]} if good else None
+            continue
+        if len(mark) == 4 and all(is_number(v) for v in mark) and min(mark[2:]) < 1:
+            problems.add("box thinner than a pixel, taken as one pixel", key)
+            mark = [*mark[:2], max(mark[2], 1), max(mark[3], 1)]
+        found = clipped_box(mark, width, height)
+        if found is not None and found[1]:
+            problems.add("box beyond its picture's border, clipped", key)
+        yield None if found is None else {"id": key, "box": found[0]}
+
+
+class MdvpBench(JudgedBenchmark):
+    """One prompt for each answer, to which the reply begins with two ratings."""
+
+    sees = True
+    max_tokens = 1024
+    published = "GPT-4o (2024-11-20) or GPT-4V, its own prompt"
+    judge_prompt = JUDGE_PROMPT
+    fields = (("question",), ("truth",), ("answer",))
+
+    def prompts(self, item: Item, answer: str, picture: Callable[[], np.ndarray]) -> list[Prompt]:
+        told = item.sample.get("judged", {})
+        mark = told.get("mark", "Region")
+
+        def renamed(match: re.Match[str]) -> str:
+            number = int(match[1] or match[2])
+            return f"<{mark} {item.rows[number - 1] + 1}>" if 1 <= number <= len(item.rows) else match[0]
+
+        fields = {
+            "context": next((words for name, words in CONTEXTS.items() if name in item.type), ""),
+            "domain": item.type,
+            "question": told.get("question", REGION_NAME.sub(renamed, item.asked)),
+            "truth": REGION_NAME.sub(renamed, item.references[0]),
+            "answer": REGION_NAME.sub(renamed, answer),
+        }
+        order = sorted(range(len(item.rows)), key=lambda row: item.rows[row])
+        shown = numbered(picture(), [item.sample["regions"][row] for row in order])
+        return [[fill_template(self.template, fields), shown]]
+
+    def score(
+        self, replies: Mapping[str, Sequence[str]], items: Sequence[Item], row: str, problems: Problems
+    ) -> dict[str, Any]:
+        ratings: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for item in items:
+            if item.id not in replies:
+                continue
+            rated = read_ratings(replies[item.id][0])
+            if rated == UNREAD:
+                problems.add(f"{row}: the judge gave no two ratings, counted as -1 and -1", item.id)
+            ratings[item.type].append(rated)
+        if not ratings:
+            raise ValueError(f"The judge rated no answer of {row}: there is nothing to score.")
+        domains = {name: relative_score(some) for name, some in sorted(ratings.items())}
+        scores: dict[str, Any] = {"questions": float(sum(map(len, ratings.values()))), "by_domain": domains}
+        for group, words in GROUPS.items():
+            if some := [value for name, value in domains.items() if re.match(words, name)]:
+                scores[group] = float(np.mean(some))
+        return {**scores, "all": relative_score([pair for some in ratings.values() for pair in some])}
+
+
+def read_ratings(reply: str) -> tuple[float, float]:
+    """The true answer's rating and the answer's, from a reply's first line, as the benchmark's script reads it."""
+    words = reply.split("\n")[0].replace(",", " ").split(" ")
+    try:
+        return float(words[0]), float(words[1])
+    except (ValueError, IndexError):
+        return UNREAD
+
+
+def relative_score(ratings: Sequence[tuple[float, float]]) -> float:
+    """Mean rating of the answers over that of the true answers; means are rounded to .001 first, as in the script."""
+    true, said = (round(float(value), 3) for value in np.mean(ratings, axis=0))
+    return said / (true + 1e-6)
