@@ -22,6 +22,8 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 
+from tap_tokenizer import only_writer, write_whole
+
 from .arguments import knob, parse_arguments, run_command
 from .environment import describe_environment
 from .evaluation.benchmarks import BENCHMARKS, Benchmark
@@ -43,7 +45,6 @@ from .evaluation.running import (
     refuse_changed,
     refuse_others,
     run_chunks,
-    write_whole,
 )
 from .evaluation.scoring import score_masks, score_prompts, score_row
 from .evaluation.text_files import read_json_lines
@@ -114,8 +115,13 @@ class EvaluateArguments:
 def main(argv: list[str] | None = None) -> None:
     """Read the arguments, predict, score, report."""
     arguments = parse_arguments(EvaluateArguments, argv, description=__doc__)
-    began = time.perf_counter()
     state = PartialState(cpu=not torch.cuda.is_available() and arguments.device in (None, "cpu"))
+    with only_writer(arguments.output, state.is_main_process):
+        _evaluate(arguments, state)
+
+
+def _evaluate(arguments: EvaluateArguments, state: PartialState) -> None:
+    began = time.perf_counter()
     benchmark = _check(arguments)
     question = arguments.question or benchmark.question
     benchmark = replace(benchmark, question=question)

@@ -16,6 +16,8 @@ from typing import Any
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from tap_tokenizer import write_whole
+
 from ..region_cache import file_checksum
 from .text_files import read_json, read_json_lines
 
@@ -90,10 +92,3 @@ def run_chunks(output: Path, chunks: int, work: Callable[[int], list[dict[str, A
         write_whole(output / PREDICTIONS, text)
         shutil.rmtree(parts)
     state.wait_for_everyone()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A text file that is there as a whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
