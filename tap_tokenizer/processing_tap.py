@@ -39,8 +39,8 @@ class TapProcessor(ProcessorMixin):
     """Pictures and prompts → the inputs of `TapModel`.
 
     Prompts are given per region: `boxes` [x1, y1, x2, y2]; `points` [[x, y], …] with `point_labels` [1 or 0, …] (on or
-    off the region); `masks` as of `as_mask`. A region may have a box and points; `None` marks what a region lacks when others
-    have it. For one picture give a list of regions; for a list of pictures, a list of such lists.
+    off the region); `masks`, in any form that `as_mask` reads. A region may have a box and points; `None` marks what a
+    region lacks when others have it. For one picture give a list of regions; for a list of pictures, a list of such lists.
 
     A mask becomes its box and up to three points well inside it, far apart: TAP has no mask prompt of its own.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as repr_short
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ NOISE = 1 / 16
 
 COUNTED = 32
 """Whole numbers up to this are counts of labels, not shades: each counts, however small its area."""
+
+LONGEST_PATH = 4096
 
 LONGEST_OUTLINE = 1_000_000
 """How long the outlines of one mask's polygons may be in all, in pixels."""
@@ -40,6 +43,11 @@ def as_mask(value: Any, size: tuple[int, int], *, may_be_empty: bool = False) ->
     `may_be_empty`, masks without a pixel. Sizes are checked before pixels are decoded or memory is taken.
     """
     name = "mask"
+    size = (int(size[0]), int(size[1]))
+    if isinstance(value, str) and len(value) > LONGEST_PATH:
+        raise ValueError(
+            f"mask is a text of {len(value):,} characters, expected a path; counts come with their size, as RLE."
+        )
     if isinstance(value, (str, os.PathLike)):
         name, value = f"mask {value}", open_image(Path(value))
     try:
@@ -114,7 +122,7 @@ def _visible(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     others = (_distance(levels.colours, main) > NOISE * 255) & (levels.counts > seen.sum() / 200)
     if not others.any():
         return alpha
-    return (colours * (alpha / np.float32(255))).astype(np.uint8)
+    return (colours.astype(np.uint16) * alpha // 255).astype(np.uint8)
 
 
 def _from_array(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -287,12 +295,14 @@ def _from_runs(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
         raise ValueError(f'is a dictionary of {keys:.80}, expected an RLE: {{"size": [H, W], "counts": …}}.')
     given = _as_numbers(rle["size"])
     if given is None or given.tolist() != list(size):
-        raise ValueError(f"is an RLE of size {rle['size']!r:.60}, expected the picture's [height, width] {list(size)}.")
+        raise ValueError(
+            f"is an RLE of size {repr_short(rle['size'])}, expected the picture's [height, width] {list(size)}."
+        )
     _check_area(size)
     counts = rle["counts"]
     counts = _unpacked(counts) if isinstance(counts, (str, bytes)) else _as_numbers(counts)
     if counts is None or counts.ndim != 1 or counts.dtype.kind not in "iu":
-        raise ValueError(f"has the counts {rle['counts']!r:.60}, expected whole numbers, or COCO's text.")
+        raise ValueError(f"has the counts {repr_short(rle['counts'])}, expected whole numbers, or COCO's text.")
     area = size[0] * size[1]
     if len(counts) and (counts.min() < 0 or counts.max() > area):
         raise ValueError(
@@ -300,7 +310,7 @@ def _from_runs(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
         )
     if counts.sum() != area:
         raise ValueError(f"has counts that add up to {counts.sum()}, expected {area}, as many as its pixels.")
-    runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts.astype(np.int64))
     return np.ascontiguousarray(runs.reshape(size[1], size[0]).T)
 
 
@@ -310,14 +320,13 @@ def _unpacked(text: str | bytes) -> np.ndarray | None:
     A number is written in groups of five bits, the lowest first, one to a character from "0" on, whose sixth bit says that
     more follow; the fifth bit of the last is the sign. From the fourth on, numbers are what a count adds to the one two before.
     """
-    try:
-        groups = (
-            np.frombuffer(text if isinstance(text, bytes) else text.encode("ascii"), np.uint8).astype(np.int64) - 48
-        )
-    except UnicodeEncodeError:
-        return None
+    if isinstance(text, str):
+        if not text.isascii():
+            return None
+        text = text.encode()
+    groups = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(groups < 32)
-    if not len(groups) or groups.min() < 0 or groups.max() > 63 or ends[-1:] != [len(groups) - 1]:
+    if not len(ends) or ends[-1] < len(groups) - 1 or groups.min() < 0 or groups.max() > 63:
         return None
     starts = np.append(0, ends[:-1] + 1)
     lengths = ends - starts + 1
@@ -355,8 +364,10 @@ def _from_polygons(polygons: Any, size: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"has polygons whose outlines are longer than {LONGEST_OUTLINE:,} pixels in all.")
     edges = [_crossings(outline, size) for outline in outlines]
     starts, ends = (np.concatenate([own[side::2] for own in edges]) for side in (0, 1))
-    turns = np.bincount(starts, minlength=height * width + 1) - np.bincount(ends, minlength=height * width + 1)
-    return np.ascontiguousarray((turns[:-1].cumsum() > 0).reshape(width, height).T)
+    places, which = np.unique(np.concatenate([starts, ends]), return_inverse=True)
+    depth = np.bincount(which.ravel(), np.repeat([1, -1], [len(starts), len(ends)]), len(places)).cumsum()
+    filled = np.repeat(np.append(False, depth > 0), np.diff(places, prepend=0, append=height * width))
+    return np.ascontiguousarray(filled.reshape(width, height).T)
 
 
 def _outline(polygon: Any, size: tuple[int, int]) -> np.ndarray:
@@ -365,7 +376,7 @@ def _outline(polygon: Any, size: tuple[int, int]) -> np.ndarray:
     is_flat = numbers is not None and numbers.ndim == 1 and numbers.size % 2 == 0
     if numbers is None or numbers.size < 6 or not (is_flat or (numbers.ndim > 1 and numbers.shape[-1] == 2)):
         raise ValueError(
-            f"has the polygon {polygon!r:.60}, expected x and y of three points or more: [[x1, y1, x2, y2, …], …] or "
+            f"has the polygon {repr_short(polygon)}, expected x and y of three points or more: [[x1, y1, x2, y2, …], …] or "
             "[[x, y], …]."
         )
     points = numbers.astype(np.float64).reshape(-1, 2)

@@ -114,7 +114,7 @@ def decode_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
     """
     if not isinstance(mask, (dict, list)):
         raise ValueError(f"mask is of type {type(mask).__name__}, expected polygons or COCO's RLE.")
-    return as_mask(mask, (int(size[0]), int(size[1])), may_be_empty=True)
+    return as_mask(mask, size, may_be_empty=True)
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def sharp_forms(folder: Path) -> Iterator[tuple[str, Any]]:
     yield "lists of 0 and 1", inside.astype(int).tolist()
     runs = mask_to_rle(inside)
     yield "RLE", runs
-    yield "RLE of an array", {"size": np.array(SIZE), "counts": np.array(runs["counts"])}
+    yield "RLE of arrays", {"size": np.array(SIZE), "counts": np.array(runs["counts"], np.uint64)}
     packed = packed_rle(inside)
     yield "RLE, compressed bytes", packed
     yield "RLE, compressed text", {**packed, "counts": packed["counts"].decode()}

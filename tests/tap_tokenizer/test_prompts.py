@@ -145,6 +145,9 @@ def test_a_photograph_is_no_mask(mode: str) -> None:
         as_mask(picture.convert("RGB").convert(mode), (picture.height, picture.width))
 
 
+NESTED: list[Any] = []
+for _ in range(100_000):
+    NESTED = [NESTED]
 RUNS = {"size": list(SIZE), "counts": [0, 512 * 512]}
 SELF: list[Any] = []
 SELF.append(SELF)
@@ -167,10 +170,12 @@ SELF.append(SELF)
         ({**RUNS, "size": [512, 300]}, "RLE of size"), ({**RUNS, "size": None}, "RLE of size"),
         ({**RUNS, "counts": [-1, 512 * 512 + 1]}, "counts from -1"), ({**RUNS, "counts": [5, 5]}, "add up to 10"),
         ({**RUNS, "counts": [10**30]}, "expected whole numbers"), ({**RUNS, "counts": [0.5]}, "expected whole numbers"),
-        ({**RUNS, "counts": "zz"}, "COCO's text"), ({**RUNS, "counts": "é"}, "COCO's text"),
+        ({**RUNS, "counts": "zz"}, "COCO's text"),
+        ({**RUNS, "counts": "P" * 99}, "COCO's text"), ({**RUNS, "counts": "é"}, "COCO's text"),
         ({**RUNS, "counts": None}, "has the counts None"), ({**RUNS, "counts": [True, 512 * 512]}, "add up|whole numbers"),
         ([], "is an empty list"), ([1, 2, 3, 4, 5, 6], "has the polygon 1, expected"), ([[1, 2, 3, 4]], "has the polygon"),
         ([[1, 2], [3, 4]], "has the polygon"), ([[1, 2, 3, 4, 5, 6, 7]], "has the polygon"), (SELF, "has the polygon"),
+        (NESTED, "has the polygon"), ({"size": NESTED, "counts": NESTED}, "is an RLE of size"), ("0" * 10_000, "is a text of 10,000 characters"),
         ([["a", "b"] * 3], "has the polygon"), ([[0.1, 0.1, 0.9, 0.1, 0.5, 0.9]], "within 0 … 1, expected pixels"),
         ([[1, 2, 3, float("nan"), 4, 5]], "expected finite numbers"), ([[1, 2, 3, 1e12, 4, 5]], "in or near its picture"),
         ([[-900, -900, -800, -900, -800, -800]], "is empty"), ([[0, 0, 5000, 5000] * 3000], "outlines are longer"),
