@@ -236,9 +236,10 @@ def _chat(arguments: argparse.Namespace) -> None:
     from tap_tokenizer import load_rgb
 
     regions = list(arguments.regions or [])
-    region_prompts(regions)
     inputs = inputs_of(arguments)
     picture = load_rgb(arguments.image)
+    size = picture.shape[:2]
+    region_prompts(regions, size)  # refused before a model is loaded
     chat = _load(arguments)
     for region in regions:
         _try_region(chat, picture, region)
@@ -251,7 +252,11 @@ def _chat(arguments: argparse.Namespace) -> None:
                 _obey(line, chat, picture, regions, inputs)
             elif line:
                 pieces = chat.ask(
-                    line, image=picture, stream=True, max_new_tokens=arguments.max_new_tokens, **region_prompts(regions)
+                    line,
+                    image=picture,
+                    stream=True,
+                    max_new_tokens=arguments.max_new_tokens,
+                    **region_prompts(regions, size),
                 )
                 for piece in pieces:
                     print(piece, end="", flush=True)
@@ -321,8 +326,9 @@ def _try_region(chat: RegionChat, picture: np.ndarray, region: tuple[str, Any]) 
     """Refuse a region that no question could be asked about, as the region tokenizer does, before it waits for one."""
     import torch
 
-    size = torch.tensor([picture.shape[:2]])
-    chat.region_tokenizer.processor.prepare_prompts(size, is_batch=False, **region_prompts([region]))
+    height, width = picture.shape[:2]
+    prompts = region_prompts([region], (height, width))
+    chat.region_tokenizer.processor.prepare_prompts(torch.tensor([[height, width]]), is_batch=False, **prompts)
 
 
 # --- demo and app -----------------------------------------------------------------------------------------------------

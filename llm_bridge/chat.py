@@ -34,6 +34,7 @@ from tap_tokenizer import (
     RegionTokens,
     TapConfig,
     TapRegionTokenizer,
+    as_mask,
     check_device,
     check_hub,
     damage_told,
@@ -284,6 +285,9 @@ class RegionChat:
                 "Got a picture but no region, and this bridge sees pictures through their regions alone: give boxes, points "
                 "or masks, and <region> in the question."
             )
+        for prompt in new:
+            if "mask" in prompt and picture is not None:  # read once: its file may be gone at the next question
+                prompt["mask"] = as_mask(prompt["mask"], (picture.shape[0], picture.shape[1]))
         shown = picture if image_before is None else None  # a picture is shown in the first turn that has it
         turn = {"role": "user", "content": user_content(question, new, shown, known=len(regions))}
         messages = [*messages, turn]

@@ -746,6 +746,11 @@ def _as_sample(images: Any, prompts: dict[str, Any], name: str) -> Sample:
     regions = []
     for number in range(len(pictures)):
         lists = {key: value[number] for key, value in prompts.items() if value[number] is not None}
+        for key, value in lists.items():
+            if isinstance(value, (dict, str)) or not hasattr(value, "__len__"):
+                raise ValueError(
+                    f"{name}: {key} is a {type(value).__name__}, expected a list with an entry for each region."
+                )
         counts = {len(value) for value in lists.values()}
         if len(counts) > 1:
             raise ValueError(

@@ -7,6 +7,7 @@ speak of it by name. Knows strings only.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -281,11 +282,14 @@ def _check_nesting(name: str, value: Any, nesting: tuple[int, str]) -> None:
         raise ValueError(
             f"{name} is a {type(value).__name__}, expected a list with an entry for each region: {example}."
         )
+    if isinstance(value, dict):
+        raise ValueError(f"{name} is a dictionary, expected a list with an entry for each region: {example}.")
     first = next((entry for entry in value if entry is not None), None)
-    if isinstance(value, dict) or isinstance(first, dict):
+    if isinstance(first, (dict, str, os.PathLike)):  # an RLE or a mask's path, which are one region's
+        if name == "masks":
+            return
         raise ValueError(
-            f"{name} holds a dictionary, expected a list with an entry for each region: {example}. A mask is an array "
-            "(H, W); pycocotools decodes an RLE to one."
+            f"{name} holds a {type(first).__name__}, expected a list with an entry for each region: {example}."
         )
     found = 1
     while first is not None and not isinstance(first, (str, int, float)) and found < depth:

@@ -34,6 +34,7 @@ if not help_is_wanted():
     from .pretrained_files import check_hub
     from .processing_tap import TapProcessor
     from .prompt_encoder import PointLabel
+    from .prompts import as_mask
     from .region_tokenizer import ImageFeatures, TapRegionTokenizer
     from .region_tokens import RegionTokens
     from .restricted_pickle import read_pickle
@@ -64,6 +65,7 @@ __all__ = [
     "TapTextDecoderConfig",
     "add_output_flags",
     "add_prompt_flags",
+    "as_mask",
     "check_device",
     "check_hub",
     "check_new",

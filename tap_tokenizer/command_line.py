@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -31,9 +30,6 @@ INTERRUPTED = 130
 SCRIPTS = ("tap-tokenizer", "region-chat")
 MODULES = (("-m", "tap_tokenizer"), ("-m", "llm_bridge"))
 """How the commands are started."""
-
-MASK_DARK, MASK_LIGHT, MASK_BETWEEN = 32, 223, 0.05
-"""What is black and white in a picture of a mask, and the share of its pixels that may lie between: a soft outline."""
 
 
 def help_is_wanted() -> bool:
@@ -149,36 +145,30 @@ def add_conversion_flags(parser: argparse.ArgumentParser) -> None:
 
 def prompts_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the flags say, as `TapRegionTokenizer.encode` takes it for one picture; {} if they name no region."""
-    return region_prompts(arguments.regions or [])
+    from .image_processing_tap import open_image, upright_size
+
+    regions = arguments.regions or []
+    if not any(kind == "mask" for kind, _ in regions):
+        return region_prompts(regions, (0, 0))
+    with open_image(arguments.image) as picture:
+        width, height = upright_size(picture)
+    return region_prompts(regions, (height, width))
 
 
-def region_prompts(regions: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Regions as (kind, value), kind being box, point or mask (a picture's path) → the lists that `encode` takes."""
+def region_prompts(regions: Sequence[tuple[str, Any]], size: tuple[int, int]) -> dict[str, Any]:
+    """Regions as (kind, value), kind being box, point or mask (a picture's path) → the lists that `encode` takes.
+
+    size: (height, width) of the picture, which masks must have.
+    """
+    from .prompts import as_mask
+
     columns: dict[str, Any] = {
         "boxes": [value if kind == "box" else None for kind, value in regions],
         "points": [[value] if kind == "point" else None for kind, value in regions],
         "point_labels": [[1] if kind == "point" else None for kind, value in regions],
-        "masks": [read_mask(value) if kind == "mask" else None for kind, value in regions],
+        "masks": [as_mask(value, size) if kind == "mask" else None for kind, value in regions],
     }
     return {name: column for name, column in columns.items() if any(value is not None for value in column)}
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """A mask (H, W) from a picture that is white where the region is and black elsewhere; anything else is refused."""
-    from .image_processing_tap import load_rgb
-
-    pixels = load_rgb(path)
-    darkest, lightest = pixels.min(axis=2), pixels.max(axis=2)
-    between = float(((lightest > MASK_DARK) & (darkest < MASK_LIGHT)).mean())
-    if between > MASK_BETWEEN:
-        raise ValueError(
-            f"{path} is no mask: {between:.0%} of its pixels are neither black nor white. Give a picture that is white "
-            "where the region is and black elsewhere."
-        )
-    mask: np.ndarray = lightest >= 128
-    if not mask.any():
-        raise ValueError(f"{path} is no mask: nothing in it is white, expected white where the region is.")
-    return mask
 
 
 # --- what is written --------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def load_rgb(image: ImageInput) -> np.ndarray:
     name = ""
     if isinstance(image, (str, Path)):
         name = f" {image}"
-        image = _opened(image)
+        image = open_image(image)
     elif isinstance(image, Tensor):
         image = image.detach().cpu().numpy()
     if isinstance(image, np.ndarray):
@@ -146,7 +146,7 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
     return (height, width) if is_turned else (width, height)
 
 
-def _opened(path: str | Path) -> Image.Image:
+def open_image(path: str | Path) -> Image.Image:
     """The picture of a file, its header read."""
     try:
         return Image.open(path)

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 from .image_processing_tap import ImageInput, TapImageProcessor, as_image_list
 from .prompt_encoder import PointLabel
+from .prompts import as_mask
 
 MASK_POINTS = 3
 """How many interior points stand for a mask, beside its box."""
@@ -39,8 +39,8 @@ class TapProcessor(ProcessorMixin):
     """Pictures and prompts → the inputs of `TapModel`.
 
     Prompts are given per region: `boxes` [x1, y1, x2, y2]; `points` [[x, y], …] with `point_labels` [1 or 0, …] (on or
-    off the region); `masks` (H, W). A region may have a box and points; `None` marks what a region lacks when others
-    have it. For one picture give a list of regions; for a list of pictures, a list of such lists.
+    off the region); `masks`, in any form that `as_mask` reads. A region may have a box and points; `None` marks what a
+    region lacks when others have it. For one picture give a list of regions; for a list of pictures, a list of such lists.
 
     A mask becomes its box and up to three points well inside it, far apart: TAP has no mask prompt of its own.
     """
@@ -167,7 +167,8 @@ def _parse_regions(values: dict[str, Any], size: tuple[int, int], where: str) ->
 def _as_region_list(name: str, value: Any, where: str) -> list[Any]:
     if isinstance(value, (np.ndarray, Tensor)):
         dimensions = {"boxes": 2, "points": 3, "point_labels": 2, "masks": 3}[name]
-        if value.ndim != dimensions:
+        has_channel = name == "masks" and value.ndim == 4
+        if value.ndim != dimensions and not has_channel:
             raise ValueError(
                 f"{where}Got {name} of shape {tuple(value.shape)}, expected {dimensions} dimensions: regions come first, "
                 "so give a single region as a list of one."
@@ -239,23 +240,10 @@ def _check_points(
 
 
 def _mask_prompt(value: Any, size: tuple[int, int], place: str) -> Prompt:
-    if isinstance(value, Image.Image):
-        plain = value.mode in ("1", "L", "P") or value.mode.startswith("I")  # numbers, of which 0 is no region
-        value = np.asarray(value) if plain else np.asarray(value.convert("L")) >= 128
-    mask = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
-    if mask.shape != size:
-        raise ValueError(f"{place}: mask has shape {mask.shape}, expected the picture's (height, width) {size}.")
-    if mask.dtype.kind == "f" and np.isnan(mask).any():
-        raise ValueError(f"{place}: mask holds NaN, expected booleans.")
-    if mask.dtype.kind == "f" and not np.isin(mask, (0.0, 1.0, 255.0)).all():
-        raise ValueError(
-            f"{place}: mask holds numbers other than 0 and 1, expected booleans: threshold it first, mask > 0."
-        )
-    if mask.dtype.kind == "i" and (mask < 0).any():
-        raise ValueError(f"{place}: mask holds numbers below 0, expected booleans.")
-    mask = mask.astype(bool)
-    if not mask.any():
-        raise ValueError(f"{place}: mask is empty, expected at least one pixel.")
+    try:
+        mask = as_mask(value, size)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
     points = interior_points(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])

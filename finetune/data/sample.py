@@ -28,7 +28,7 @@ from datasets.table import CastError
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tap_tokenizer import load_rgb
+from tap_tokenizer import as_mask, load_rgb
 
 from .glyph_scenes import draw_scene, make_scene
 
@@ -108,36 +108,13 @@ def region_prompts(sample: Sample) -> dict[str, list[Any]]:
 
 
 def decode_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
-    """COCO's RLE, compressed or not, or a list of polygons, → booleans (H, W) of a picture of (height, width) `size`."""
-    rle: Any
-    if isinstance(mask, list):
-        _check_polygons(mask, size)
-        rle = coco_mask.merge(coco_mask.frPyObjects(mask, *size))
-    elif isinstance(mask["counts"], list):
-        rle = coco_mask.frPyObjects(mask, *mask["size"])
-    else:
-        rle = {
-            "size": mask["size"],
-            "counts": mask["counts"].encode() if isinstance(mask["counts"], str) else mask["counts"],
-        }
-    pixels = coco_mask.decode(rle)
-    if int(pixels.sum()) != int(coco_mask.area(rle)):  # it leaves what broken counts do not reach as memory was
-        raise ValueError(f"The mask's counts do not fill its size {rle['size']}: expected COCO's run lengths.")
-    return pixels.astype(bool)
+    """COCO's RLE, compressed or not, or a list of polygons, → booleans (H, W) of a picture of (height, width) `size`.
 
-
-def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
-    """Refuse what pycocotools would take for a box, or fill all memory with."""
-    for polygon in polygons:
-        numbers = np.asarray(polygon, dtype=float) if isinstance(polygon, list) else np.empty(0)
-        if numbers.ndim != 1 or len(numbers) < 6 or len(numbers) % 2:
-            raise ValueError(
-                f"A polygon is {polygon!r:.40}, expected x y of three points or more, one after the other."
-            )
-        if not (np.abs(numbers) <= 10 * max(size)).all():  # so that NaN is refused, too
-            raise ValueError(
-                f"A polygon leaves its picture of {size[1]} × {size[0]} far behind: expected pixels of it."
-            )
+    Raises `ValueError` for anything else, and for what does not fit the size; see `tap_tokenizer.as_mask`. May be empty.
+    """
+    if not isinstance(mask, (dict, list)):
+        raise ValueError(f"mask is of type {type(mask).__name__}, expected polygons or COCO's RLE.")
+    return as_mask(mask, size, may_be_empty=True)
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:

@@ -154,8 +154,8 @@ def _mask_problems(mask: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]
         return
     try:
         pixels = decode_mask(mask, size)
-    except Exception as error:  # pycocotools raises what it likes
-        yield "wrong mask", f"{type(error).__name__}: {error}; expected polygons or COCO's RLE"
+    except ValueError as error:
+        yield "wrong mask", str(error)
         return
     if not pixels.any():
         yield "empty mask", "no pixel of it is inside the picture"

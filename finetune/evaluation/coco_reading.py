@@ -60,7 +60,7 @@ def mask_fault(mask: Any, size: tuple[int, int]) -> str | None:
         return "mask of another size than its picture"
     try:
         decode_mask(mask, size)
-    except Exception:  # pycocotools raises what it likes
+    except ValueError:
         return "mask with a broken polygon" if isinstance(mask, list) else "mask with broken counts"
     return None
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mask_forms import BOX, sharp_forms, soft_forms
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -479,9 +480,33 @@ def test_many_questions_by_beams(chat: RegionChat, picture: Image.Image) -> None
         chat.ask_each(MANY, num_return_sequences=2, do_sample=True)
 
 
-def test_a_mask_in_the_form_of_records_is_refused_with_a_word(chat: RegionChat, picture: Image.Image) -> None:
-    with pytest.raises(ValueError, match=r"masks holds a dictionary, expected a list .* decodes an RLE"):
-        chat.ask("<region> ?", image=picture, masks=[{"size": [60, 90], "counts": [5400]}])
+def test_masks_are_read_in_every_form_and_once(chat: RegionChat, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (512, 512), (90, 120, 60))
+    for name, form in [*sharp_forms(tmp_path), *soft_forms()]:
+        chat.reset()
+        chat.ask("<region> ?", image=picture, masks=[form], max_new_tokens=1)
+        assert chat.regions().boxes[0].tolist() == pytest.approx(BOX, abs=1), name
+    chat.reset()
+    chat.ask("<region> ?", image=picture, masks=[tmp_path / "mask.png"], max_new_tokens=1)
+    (tmp_path / "mask.png").unlink()
+    chat.ask("is region1 on <region> ?", masks=[[[10, 10, 90, 10, 90, 90, 10, 90]]], max_new_tokens=1)
+    assert chat.regions().boxes.tolist() == [BOX, [10, 10, 90, 90]]
+
+
+def test_a_mask_that_is_none_is_refused_and_not_remembered(chat: RegionChat, picture: Image.Image) -> None:
+    for given, words in (
+        ([{"size": [60, 90], "counts": [5400]}], "mask is empty"),
+        ([{"size": [61, 90], "counts": [5490]}], "RLE of size"),
+        ({"size": [60, 90], "counts": [5400]}, "masks is a dictionary, expected a list"),
+        ("mask.png", "masks is a str, expected a list"),
+        (["none.png"], "Found no image file"),
+        ([np.arange(5400).reshape(60, 90) // 900], "label map with the labels 1, 2, 3, 4, 5"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            chat.ask("<region> ?", image=picture, masks=given)
+    with pytest.raises(ValueError, match="boxes holds a dict, expected a list"):
+        chat.ask("<region> ?", image=picture, boxes=[{"size": [60, 90], "counts": [5400]}])
+    assert chat.history == []
 
 
 def test_what_many_questions_share_is_read_once(

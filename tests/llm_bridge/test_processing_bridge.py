@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mask_forms import ellipse, sharp_forms
 from PIL import Image
 from transformers import AutoProcessor
 
@@ -83,6 +84,29 @@ def test_points_and_masks(make_bridge: Callable[..., Pair], picture: Image.Image
     )
     mixed = processor("<region> <region>", picture, boxes=[BOXES[0], None], points=[None, [[30, 20], [40, 30]]])
     torch.testing.assert_close(mixed["region_features"][0, 1], by_point["region_features"][0, 0], rtol=0, atol=1e-5)
+
+
+def test_masks_in_every_form_are_the_same_region_in_text_and_in_chats(
+    make_bridge: Callable[..., Pair], tmp_path: Path
+) -> None:
+    _, processor = make_bridge()
+    picture = Image.new("RGB", (512, 512), (90, 120, 60))
+    want = processor("is <region> red", picture, masks=[np.asarray(ellipse()) > 0])["region_features"]
+    forms = list(sharp_forms(tmp_path))
+    texts = processor(["is <region> red"] * len(forms), [picture] * len(forms), masks=[[form] for _, form in forms])[
+        "region_features"
+    ]
+    chats = [
+        [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "region", "mask": form}]}]
+        for _, form in forms
+    ]
+    shown = processor.apply_chat_template(chats, tokenize=True, return_dict=True)["region_features"]
+    for number, (name, _) in enumerate(forms):
+        for features in (texts, shown):
+            torch.testing.assert_close(features[number : number + 1], want, rtol=0, atol=1e-4, msg=name)
+    for lone in ({"size": [512, 512], "counts": [512 * 512]}, "mask.png"):
+        with pytest.raises(ValueError, match="expected a list with an entry for each region"):
+            processor("is <region> red", picture, masks=lone)
 
 
 def test_pictures_are_encoded_once(

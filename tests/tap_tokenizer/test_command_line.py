@@ -17,7 +17,6 @@ from PIL import Image, ImageFilter
 
 from tap_tokenizer import TapRegionTokenizer
 from tap_tokenizer.__main__ import main
-from tap_tokenizer.command_line import read_mask
 
 DEMO = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
 BOX = [361, 233, 436, 307]
@@ -177,19 +176,24 @@ def test_names_that_no_picture_can_have(capsys: pytest.CaptureFixture[str], tmp_
         assert message in refused(capsys, "describe", DEMO, "--box", *BOX, "--save", tmp_path / name), name
 
 
-def test_masks_that_are_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_masks_are_files_of_any_kind_and_refused_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mask = Image.new("L", (512, 512))
     mask.paste(255, (180, 395, 268, 467))
     mask.save(tmp_path / "sharp.png")
     mask.filter(ImageFilter.GaussianBlur(1.5)).convert("RGB").save(tmp_path / "soft.jpg")
-    plain, soft = (read_mask(tmp_path / name) for name in ("sharp.png", "soft.jpg"))
-    assert plain.sum() == 88 * 72
-    assert (plain != soft).mean() < 0.002
     mask.point(lambda value: value // 255).save(tmp_path / "ones.png")
-    assert "nothing in it is white" in refused(capsys, "describe", DEMO, "--mask", tmp_path / "ones.png")
-    assert "neither black nor white" in refused(capsys, "describe", DEMO, "--mask", DEMO)
+    for name in ("sharp.png", "soft.jpg", "ones.png"):
+        record = json.loads(said(capsys, "describe", DEMO, "--mask", tmp_path / name, "--json"))
+        assert record["regions"][0]["box"] == pytest.approx([180, 395, 268, 467], abs=1), name
+    monkeypatch.setattr("tap_tokenizer.region_tokenizer.TapRegionTokenizer.from_pretrained", None)
+    mask.point(lambda value: 0).save(tmp_path / "black.png")
     mask.resize((64, 64)).save(tmp_path / "small.png")
+    assert "black.png is empty" in refused(capsys, "describe", DEMO, "--mask", tmp_path / "black.png")
+    assert "neither black nor white" in refused(capsys, "describe", DEMO, "--mask", DEMO)
     assert "expected the picture's" in refused(capsys, "describe", DEMO, "--mask", tmp_path / "small.png")
+    assert "Found no image file" in refused(capsys, "describe", DEMO, "--mask", tmp_path / "none.png")
 
 
 def test_a_torn_picture_is_named_and_the_others_are_done(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mask_forms import BOX, sharp_forms, soft_forms
 from PIL import Image
 from transformers import AutoProcessor
 
@@ -73,6 +74,22 @@ def test_a_mask_becomes_its_box_and_points_inside(processor: TapProcessor) -> No
         assert set(out["input_labels"][0, 2:].tolist()) == {1}
         for x, y in (out["input_points"][0, 2:] / 2).tolist():
             assert mask[int(y), int(x)]
+
+
+def test_masks_in_every_form_have_one_box(processor: TapProcessor, tmp_path: Path) -> None:
+    picture = np.zeros((512, 512, 3), np.uint8)
+    forms = dict([*sharp_forms(tmp_path), *soft_forms()])
+    boxes = processor(picture, masks=list(forms.values()))["prompt_boxes"].tolist()
+    for name, box in zip(forms, boxes):
+        assert box == pytest.approx(BOX, abs=1), name
+
+
+def test_masks_of_all_regions_may_lie_in_one_array(processor: TapProcessor) -> None:
+    mask = np.zeros((16, 32), np.uint8)
+    mask[4:12, 6:30] = 1
+    for form in (mask[None], mask[None, None], mask[None, ..., None]):
+        assert processor(PICTURE, masks=form)["prompt_boxes"].tolist() == [[6.0, 4.0, 30.0, 12.0]]
+        assert processor(PICTURE, masks=torch.from_numpy(form))["prompt_boxes"].tolist() == [[6.0, 4.0, 30.0, 12.0]]
 
 
 @pytest.mark.parametrize("value", [1, 15, 128, 255])

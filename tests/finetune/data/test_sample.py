@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("datasets")
 
-from finetune.data.sample import cut_turns
+from mask_forms import BOX, SIZE, ellipse, packed_rle
+
+from finetune.data.sample import cut_turns, decode_mask, encode_mask, mask_box, region_prompts
+from tap_tokenizer import mask_to_rle
 
 
 def turn(role: str, content: str) -> dict[str, str]:
@@ -53,3 +57,31 @@ def test_a_cut_reaches_the_end_and_not_beyond() -> None:
         cut_turns(SAMPLE, 3, 1)
     with pytest.raises(ValueError, match="Got questions"):
         cut_turns(SAMPLE, 0, 0)
+
+
+def test_masks_of_records_are_run_lengths_or_polygons_and_nothing_else() -> None:
+    mask = np.asarray(ellipse()) > 0
+    packed = packed_rle(mask)
+    for form in (encode_mask(mask), packed, {**packed, "counts": packed["counts"].decode()}, mask_to_rle(mask)):
+        assert np.array_equal(decode_mask(form, SIZE), mask)
+        assert mask_box(form, SIZE) == BOX
+        prompts = region_prompts({"width": 512, "height": 512, "regions": [{"mask": form}]})
+        assert np.array_equal(prompts["masks"][0], mask)
+    assert mask_box([[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]], SIZE) == [10, 10, 30, 30]
+    assert mask_box({"size": [4, 6], "counts": [24]}, (4, 6)) is None
+    for form in ("mask.png", 7, None, mask):
+        with pytest.raises(ValueError, match="expected polygons or COCO's RLE"):
+            decode_mask(form, SIZE)
+
+
+def test_hostile_masks_of_records_are_refused_before_memory_is_taken() -> None:
+    overflowing = [687052810, 1349997713, 974276318, 1601231992]
+    for form, size in (
+        ({"size": [48, 64], "counts": overflowing}, (48, 64)),
+        ({"size": [10**9, 10**9], "counts": [10**18]}, (10**9, 10**9)),
+        ({"size": [10**9, 10**9], "counts": "0"}, (10**9, 10**9)),
+        ([[0, 0, 9, 0, 9, 9]], (10**9, 10**9)),
+        ([[0, 0, 1e300, 0, 9, 9]], (48, 64)),
+    ):
+        with pytest.raises(ValueError, match="mask has "):
+            decode_mask(form, size)

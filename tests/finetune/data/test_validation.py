@@ -59,7 +59,10 @@ FAULTS = {
     "wrong mask size": [region(mask={"size": [60, 40], "counts": [2400]})],
     "wrong mask": [region(mask=[[1, 2]]), region(mask={"size": [40, 60], "counts": "x"}),
         region(mask={"size": [40, 60]}), region(mask={"size": [40, 60], "counts": [100, 9999]}), region(mask=7),
-        region(mask={"size": None, "counts": [2400]}), region(mask={"size": 5, "counts": [2400]})],
+        region(mask={"size": None, "counts": [2400]}), region(mask={"size": 5, "counts": [2400]}),
+        region(mask={"size": [40, 60], "counts": [687052810, 1349997713, 974276318, 1601232375]}),
+        region(mask={"size": [40, 60], "counts": [-5, 2405]}), region(mask="a.jpg"), region(mask={"size": [40, 60]}),
+        region(mask={"size": [40, 60], "counts": "P^o7"}), region(mask=[[1e300, 2, 3, 4, 5, 6]])],
     "empty mask": [region(mask=EMPTY), region(mask=[[100, 100, 120, 100, 120, 120]])],
     "wrong turn": [talk("a dog", "What is <region1>?", start=1), good(conversations=["hello"])],
     "empty text": [talk("What is <region1>?", " ")],
@@ -112,6 +115,15 @@ def test_other_encodings_are_broken_lines(folder: Path, capsys: pytest.CaptureFi
     (folder / "r.jsonl").write_bytes(json.dumps(good(source="caf\xe9"), ensure_ascii=False).encode("latin-1") + b"\n")
     assert main(["validate", "--data", str(folder / "r.jsonl")]) == 1
     assert "record 1: broken line: the line is not UTF-8" in capsys.readouterr().out
+
+
+def test_run_lengths_that_overflow_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_picture(folder / "b.jpg", 64, 48)
+    counts = [687052810, 1349997713, 974276318, 1601231992]
+    sample = good(image="b.jpg", width=64, height=48, regions=[{"mask": {"size": [48, 64], "counts": counts}}])
+    (folder / "r.jsonl").write_text(json.dumps(sample) + "\n")
+    assert main(["validate", "--data", str(folder / "r.jsonl")]) == 1
+    assert "has counts from 687052810 to 1601231992, expected 0 to 3072" in capsys.readouterr().out
 
 
 def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

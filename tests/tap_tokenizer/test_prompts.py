@@ -1,0 +1,304 @@
+"""Masks as people have them: every form is the same region, and what is no mask of one region is refused in a sentence."""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+import subprocess
+import sys
+import textwrap
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mask_forms import BOX, SIZE, box_of, ellipse, packed_rle, palette, rgba, sharp_forms, soft_forms, written
+from PIL import ExifTags, Image, ImageFile, ImageFilter
+
+from tap_tokenizer import as_mask
+
+DEMO = Path(__file__).parents[2] / "tap_tokenizer" / "pretrained" / "tap-tiny" / "example.png"
+ELLIPSE = np.asarray(ellipse()) > 0
+
+
+def test_every_sharp_form_is_the_ellipse_to_the_pixel(tmp_path: Path) -> None:
+    wrong = [name for name, form in sharp_forms(tmp_path) if not np.array_equal(as_mask(form, SIZE), ELLIPSE)]
+    assert not wrong
+
+
+def test_every_soft_form_has_the_ellipses_box_within_a_pixel() -> None:
+    for name, form in soft_forms():
+        assert box_of(as_mask(form, SIZE)) == pytest.approx(BOX, abs=1), name
+
+
+@pytest.mark.parametrize("resample", ["BILINEAR", "BICUBIC", "LANCZOS"])
+@pytest.mark.parametrize("side", [64, 128, 300])
+def test_enlarged_masks_are_cut_where_they_are_half(side: int, resample: str) -> None:
+    way = Image.Resampling[resample]
+    small = ellipse().resize((side, side), Image.Resampling.BOX).resize((512, 512), way)
+    found = box_of(as_mask(small, SIZE))
+    assert found == box_of(np.asarray(small) >= 128)
+    assert found == pytest.approx(BOX, abs=512 / side / 2)
+
+
+@pytest.mark.parametrize("corners", [(60, 60, 450, 450), (101, 103, 300, 332), (3, 3, 20, 500)])
+def test_soft_edges_are_no_labels(corners: tuple[int, int, int, int]) -> None:
+    mask = ellipse(corners)
+    box = Image.new("L", mask.size)
+    box.paste(255, corners)
+    for sharp in (mask, box):
+        true = np.asarray(sharp) > 0
+        softened = [sharp.filter(ImageFilter.GaussianBlur(radius)) for radius in (1, 2, 3)]
+        softened += [written(sharp, "JPEG", quality=quality) for quality in (10, 60, 98)]
+        softened += [written(written(sharp, "JPEG", quality=50).resize((500, 500)), "JPEG").resize((512, 512))]
+        for number, soft in enumerate(softened):
+            for form in (soft, soft.convert("RGB"), np.asarray(soft) / 255):
+                found = as_mask(form, SIZE)
+                assert (found & true).sum() / (found | true).sum() > 0.85, number
+
+
+def test_half_of_the_largest_value_is_the_threshold() -> None:
+    ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (8, 1))
+    for scale in (1.0, 0.3, 255.0):
+        assert np.array_equal(as_mask(ramp * np.float32(scale), (8, 64)), ramp > 0.5)
+    assert as_mask(np.full((4, 6), 7), (4, 6)).all()
+
+
+def test_a_picture_is_turned_as_its_file_says(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    mask = Image.new("L", (90, 60))
+    mask.paste(255, (0, 0, 45, 20))
+    mask.save(tmp_path / "turned.jpg", exif=exif, quality=100)
+    assert box_of(as_mask(tmp_path / "turned.jpg", (90, 60))) == pytest.approx([40, 0, 60, 45], abs=1)
+    with pytest.raises(ValueError, match=r"turned\.jpg is 60 × 90 pixels, expected the picture's 90 × 60"):
+        as_mask(tmp_path / "turned.jpg", (60, 90))
+
+
+# --- what is no mask --------------------------------------------------------------------------------------------------
+
+OTHER = np.zeros(SIZE, bool)
+OTHER[50:110, 60:170] = True
+
+
+def labels(first: int, second: int) -> np.ndarray:
+    return np.where(ELLIPSE, first, np.where(OTHER, second, 0)).astype(np.uint8)
+
+
+def coloured(first: tuple[int, int, int], second: tuple[int, int, int], rest: tuple[int, int, int]) -> np.ndarray:
+    chosen = np.where(ELLIPSE[..., None], first, np.where(OTHER[..., None], second, rest))
+    return chosen.astype(np.uint8)
+
+
+def label_maps() -> Iterator[tuple[str, Any, str]]:
+    """(name, label map, what must be said of it)."""
+    red, green, blue, white, black = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+    ring = np.asarray(ellipse().filter(ImageFilter.MaxFilter(9))) > 0
+    void = np.where(ELLIPSE, 1, np.where(ring, 255, 0)).astype(np.uint8)
+    thin = np.where(ELLIPSE, 1, np.where(np.asarray(ellipse().filter(ImageFilter.MaxFilter(3))) > 0, 255, 0))
+    for pair in ((1, 2), (2, 1), (1, 200), (127, 255), (200, 255), (254, 255), (100, 101)):
+        yield f"labels {pair}", labels(*pair), f"labels {min(pair)}, {max(pair)}"
+        yield f"picture of labels {pair}", Image.fromarray(labels(*pair)), f"labels {min(pair)}, {max(pair)}"
+    yield "int64", labels(1, 2).astype(np.int64), "labels 1, 2"
+    yield "float tensor", torch.from_numpy(labels(1, 2)).float(), "labels 1, 2"
+    yield "a void margin", void, "labels 1, 255, expected one region. 255 often marks"
+    yield "a void margin of one pixel", thin, "labels 1, 255"
+    yield "a void margin in a palette", palette(void, black, red, *[white] * 254), "labels 1, 255"
+    yield "ids of training and void", np.where(OTHER, 18, void), "labels 1, 18, 255"
+    yield "three large labels, none of them 0", np.where(ELLIPSE, 7, np.where(OTHER, 8, 11)), "labels 7, 8, 11"
+    yield "colours of equal brightness", coloured((128, 0, 0), green, black), "(0, 128, 0), (128, 0, 0)"
+    yield "red and blue", coloured(red, red, blue), "(0, 0, 255), (255, 0, 0)"
+    yield "red on white", coloured(red, red, white), "(255, 0, 0), (255, 255, 255)"
+    yield "two colours on transparent", rgba(coloured(red, blue, black), (ELLIPSE | OTHER) * 255), "(255, 0, 0, 255)"
+    yield "a palette", palette(labels(1, 2), black, (128, 0, 0), green), "labels 1, 2"
+    yield (
+        "a tiny second object",
+        np.where(ELLIPSE, 255, OTHER & np.eye(512, dtype=bool).cumsum(0).astype(bool)) * 1,
+        "1",
+    )
+    yield "JPEG", written(Image.fromarray(labels(127, 255)), "JPEG", quality=85), "label map"
+    small = Image.fromarray(labels(127, 255)).resize((300, 300), Image.Resampling.BILINEAR)
+    yield "resized", small.resize((512, 512), Image.Resampling.BILINEAR), "127"
+    cells = np.arange(512) // 16
+    yield "a thousand cells", (cells[:, None] * 32 + cells).astype(np.uint16), "labels 1, 2, 3"
+
+
+def test_label_maps_are_refused_naming_their_labels() -> None:
+    for name, form, words in label_maps():
+        with pytest.raises(ValueError, match="is a label map") as refusal:
+            as_mask(form, SIZE)
+        assert words in str(refusal.value), name
+
+
+def test_one_label_of_a_map_is_a_mask() -> None:
+    assert np.array_equal(as_mask(labels(1, 2) == 1, SIZE), ELLIPSE)
+    assert np.array_equal(as_mask(labels(7, 0), SIZE), ELLIPSE)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_a_photograph_is_no_mask(mode: str) -> None:
+    with Image.open(DEMO) as picture, pytest.raises(ValueError, match=r"neither black nor white|label map"):
+        as_mask(picture.convert("RGB").convert(mode), (picture.height, picture.width))
+
+
+NESTED: list[Any] = []
+for _ in range(100_000):
+    NESTED = [NESTED]
+RUNS = {"size": list(SIZE), "counts": [0, 512 * 512]}
+SELF: list[Any] = []
+SELF.append(SELF)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, "is of type NoneType"), (3, "is of type int"), (b"png", "is of type bytes"), (object(), "type object"),
+        (np.zeros(SIZE, bool), "is empty"), (Image.new("RGBA", SIZE), "is empty"), (rgba(255, 0), "is empty"),
+        (np.zeros((512, 300), bool), r"has shape \(512, 300\), expected the picture's \(height, width\) \(512, 512\)"),
+        (np.zeros((2, 512, 512), bool), "has shape"), (np.zeros(()), "has shape"),
+        (Image.new("L", (300, 512)), "is 300 × 512 pixels, expected the picture's 512 × 512"),
+        (np.where(ELLIPSE, 3.0, -2.0), r"numbers below 0, down to -2: of logits give mask > 0"),
+        (np.where(ELLIPSE, 1, -1), "numbers below 0"), (np.where(ELLIPSE, 1, np.nan), "holds NaN or infinity"),
+        (ELLIPSE.astype(complex), "holds complex128"), (ELLIPSE.astype(str), "holds <U"),
+        (torch.zeros(SIZE, device="meta"), "without numbers"), (torch.zeros(SIZE).to_sparse(), "without numbers"),
+        ("none.png", "Found no image file at none.png"),
+        ({}, "expected an RLE"), ({"segmentation": RUNS}, "is a dictionary of segmentation, expected an RLE"),
+        ({**RUNS, "size": [512, 300]}, "RLE of size"), ({**RUNS, "size": None}, "RLE of size"),
+        ({**RUNS, "counts": [-1, 512 * 512 + 1]}, "counts from -1"), ({**RUNS, "counts": [5, 5]}, "add up to 10"),
+        ({**RUNS, "counts": [10**30]}, "expected whole numbers"), ({**RUNS, "counts": [0.5]}, "expected whole numbers"),
+        ({**RUNS, "counts": "zz"}, "COCO's text"),
+        ({**RUNS, "counts": "P" * 99}, "COCO's text"), ({**RUNS, "counts": "é"}, "COCO's text"),
+        ({**RUNS, "counts": None}, "has the counts None"), ({**RUNS, "counts": [True, 512 * 512]}, "add up|whole numbers"),
+        ([], "is an empty list"), ([1, 2, 3, 4, 5, 6], "has the polygon 1, expected"), ([[1, 2, 3, 4]], "has the polygon"),
+        ([[1, 2], [3, 4]], "has the polygon"), ([[1, 2, 3, 4, 5, 6, 7]], "has the polygon"), (SELF, "has the polygon"),
+        (NESTED, "has the polygon"), ({"size": NESTED, "counts": NESTED}, "is an RLE of size"),
+        ("0" * 10_000, "is a text of 10,000 characters"),
+        ([["a", "b"] * 3], "has the polygon"), ([[0.1, 0.1, 0.9, 0.1, 0.5, 0.9]], "within 0 … 1, expected pixels"),
+        ([[1, 2, 3, float("nan"), 4, 5]], "expected finite numbers"), ([[1, 2, 3, 1e12, 4, 5]], "in or near its picture"),
+        ([[-900, -900, -800, -900, -800, -800]], "is empty"), ([[0, 0, 5000, 5000] * 3000], "outlines are longer"),
+    ],
+)  # fmt: skip
+def test_what_is_no_mask_is_refused_in_a_sentence(given: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as refusal:
+        as_mask(given, SIZE)
+    assert len(str(refusal.value)) < 400
+
+
+def test_an_empty_mask_may_be_asked_for() -> None:
+    assert not as_mask({"size": [4, 6], "counts": [24]}, (4, 6), may_be_empty=True).any()
+
+
+# --- polygons and run lengths -----------------------------------------------------------------------------------------
+
+
+def test_polygons_are_filled_as_pycocotools_fills_them() -> None:
+    coco_mask = pytest.importorskip("pycocotools.mask")
+    random = np.random.default_rng(0)
+    for case in range(2000):
+        size = tuple(int(side) for side in random.integers(3, 80, 2))
+        polygons = []
+        for _ in range(random.integers(1, 4)):
+            points = (random.random((random.integers(3, 12), 2)) * 1.4 - 0.2) * size[::-1]
+            polygons.append(points.round(int(random.integers(0, 3))).ravel().tolist())
+        want = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size)))
+        if np.abs(np.concatenate(polygons)).max() > 1:
+            assert np.array_equal(as_mask(polygons, size, may_be_empty=True), want > 0), case
+
+
+def in_child(code: str, *, megabytes: int, seconds: int) -> str:
+    """What Python code prints in a process of its own, which may take so much memory and time of a processor."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment, preexec_fn=limit
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_thousands_of_random_run_lengths_are_read_or_refused_and_none_crashes() -> None:
+    pytest.importorskip("pycocotools")
+    said = in_child(
+        """
+        import random
+        import numpy as np
+        from pycocotools import mask as coco_mask
+        from tap_tokenizer import as_mask
+
+        draw, pixels = random.Random(0), np.random.default_rng(0)
+        valid = read = refused = 0
+        for case in range(6000):
+            h, w = size = draw.randint(1, 64), draw.randint(1, 64)
+            mask = pixels.random(size) < draw.random()
+            true = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+            if case % 3 == 0:  # what pycocotools writes
+                counts = true["counts"] if draw.random() < 0.5 else true["counts"].decode()
+                assert np.array_equal(as_mask({"size": list(size), "counts": counts}, size, may_be_empty=True), mask)
+                valid += 1
+                continue
+            given_size = draw.choice([[h, w]] * 9 + [[w, h], [h], [10**9, 10**9], [-h, -w], None, "ab", [h, w, 1]])
+            counts = draw.choice([
+                [draw.getrandbits(31) for _ in range(draw.randint(0, 8))],
+                [draw.randint(-h * w, h * w) for _ in range(draw.randint(0, 8))],
+                [draw.choice([0, -1, 2**31, 2**32 - h * w, 2**63, 2**64, 10**40]) for _ in range(4)],
+                [draw.choice([1, 1.5, None, "1", True, [], {}]) for _ in range(draw.randint(1, 4))],
+                bytes(draw.randint(1, 255) for _ in range(draw.randint(0, 40))),
+                "".join(chr(draw.randint(48, 111)) for _ in range(draw.randint(0, 40))),
+                bytes(true["counts"][:draw.randint(0, 20)]) + bytes([draw.randint(40, 120)]) + true["counts"][20:],
+                draw.choice([None, 7, {}, "", b"", "é", "0" * 5000, "o" * 5000]),
+                [h * w],
+            ])
+            try:
+                found = as_mask({"size": given_size, "counts": counts}, size, may_be_empty=True)
+            except ValueError:
+                refused += 1
+                continue
+            assert found.shape == size and found.dtype == bool and given_size == [h, w]
+            read += 1
+        try:
+            as_mask({"size": [10**9, 10**9], "counts": [10**18]}, (10**9, 10**9))
+        except ValueError as error:
+            assert "as of pictures" in str(error), error
+        assert valid == 2000 and read > 100 and refused > 3000, (valid, read, refused)
+        print("done")
+        """,
+        megabytes=6000,
+        seconds=60,
+    )
+    assert said == "done\n"
+
+
+def test_a_mask_of_60000_squared_pixels_is_refused_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    for side in (60000, 9000):
+        head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+        body = chunk(b"IDAT", zlib.compress(bytes(side)))
+        (tmp_path / f"{side}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # nothing may be decoded
+    with pytest.raises(ValueError, match="larger than Pillow opens"):
+        as_mask(tmp_path / "60000.png", SIZE)
+    with pytest.raises(ValueError, match=r"9000\.png is 9000 × 9000 pixels, expected the picture's 512 × 512"):
+        as_mask(tmp_path / "9000.png", SIZE)
+    with Image.open(tmp_path / "9000.png") as picture, pytest.raises(ValueError, match="9000 × 9000 pixels"):
+        as_mask(picture, SIZE)
+
+
+def test_compressed_run_lengths_may_grow_and_shrink() -> None:
+    stripes = np.zeros((300, 40), bool)
+    stripes[::2, ::3] = True
+    stripes[:, 20] = True
+    for counts in (packed_rle(stripes)["counts"], packed_rle(stripes)["counts"].decode()):
+        assert np.array_equal(as_mask({"size": [300, 40], "counts": counts}, (300, 40)), stripes)
