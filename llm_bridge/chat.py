@@ -38,6 +38,7 @@ from tap_tokenizer import (
     check_device,
     check_hub,
     damage_told,
+    mask_to_rle,
 )
 
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
@@ -287,7 +288,7 @@ class RegionChat:
             )
         for prompt in new:
             if "mask" in prompt and picture is not None:  # read once: its file may be gone at the next question
-                prompt["mask"] = as_mask(prompt["mask"], (picture.shape[0], picture.shape[1]))
+                prompt["mask"] = mask_to_rle(as_mask(prompt["mask"], (picture.shape[0], picture.shape[1])))
         shown = picture if image_before is None else None  # a picture is shown in the first turn that has it
         turn = {"role": "user", "content": user_content(question, new, shown, known=len(regions))}
         messages = [*messages, turn]

@@ -62,7 +62,7 @@ class Scene:
     @property
     def memory(self) -> int:
         """How much memory the scene holds, in bytes: the picture, what TAP made of it, and masks."""
-        arrays = [self.picture, self.chat.image, *self.masks, *(p["mask"] for p in self.prompts if "mask" in p)]
+        arrays = [self.picture, self.chat.image, *self.masks]
         held = sum({id(array): array.nbytes for array in arrays if array is not None}.values())
         return held + (self.features.embeddings.nbytes if self.features is not None else 0)
 
@@ -259,6 +259,9 @@ class PageConversation:
             raise ValueError(f"The question has {len(question)} characters, expected at most {self.limits.characters}.")
         height, width = scene.picture.shape[:2]
         prompts = read_regions(drawn, (height, width), self.limits)
+        for prompt in prompts:
+            if "mask" in prompt:  # run lengths take little room for as long as the conversation is kept
+                prompt["mask"] = mask_to_rle(prompt["mask"])
         known, new = len(scene.prompts), len(prompts)
         if known + new > self.limits.regions:
             raise ValueError(f"A conversation has at most {self.limits.regions} regions: start a new one.")

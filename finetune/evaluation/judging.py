@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 from tqdm.auto import tqdm
 
+from tap_tokenizer import write_whole
+
 from ..data.sample import Sample, open_image
 from .benchmarks import Benchmark
 from .dlc_bench import DlcBench
@@ -187,5 +189,5 @@ def _kept(path: Path) -> dict[str, str]:
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
-        path.write_text(whole, encoding="utf-8")
+        write_whole(path, whole)
     return {line["prompt"]: line["reply"] for line in map(json.loads, whole.split("\n")[:-1])}
