@@ -45,8 +45,6 @@ def load_bridge(
                 "that names its language model, as the projector stage writes it."
             )
         bridge = RegionBridgeForConditionalGeneration.from_pretrained(arguments.init_from, **options)
-        if is_whole:
-            bridge.config.language_model = arguments.init_from  # nothing but this folder holds the language model
         processor = RegionBridgeProcessor.from_pretrained(
             arguments.init_from, region_tokenizer=arguments.new_region_tokenizer
         )

@@ -28,6 +28,7 @@ class RegionBridgeConfig(PreTrainedConfig):
 
     model_type = "region_bridge"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     text_config: Any = None
     """The language model's own config."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -64,6 +65,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _can_compile_fullgraph = True
     _skip_keys_device_placement = ["past_key_values"]
     _tied_weights_keys: dict[str, str] = {}  # the language model ties its own
+    _never_saved: set[str] = set()
 
     def __init__(self, config: RegionBridgeConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -151,6 +153,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         from .adapters import find_adapter, load_adapter_folder
 
+        given = str(pretrained_model_name_or_path)
         pretrained_model_name_or_path = bundled_or_given(pretrained_model_name_or_path)
         folder = find_adapter(pretrained_model_name_or_path, **{k: kwargs[k] for k in HUB_OPTIONS if k in kwargs})
         if folder is not None:
@@ -161,13 +164,17 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds its own language model: leave language_model=… out."
             )
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        bridge = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        bridge.config.language_model = given  # which holds the language model, if no one else does
+        return loaded
 
     def save_pretrained(self, save_directory: str | Path, *, whole: bool | None = None, **kwargs: Any) -> None:
         """Save the bridge: whole, or as an adapter folder that names its language model.
 
         whole: by default, a bridge with an adapter on its language model is saved as a folder, any other whole. A folder
-        holds the projector, peft's files if there is an adapter, the config and a model card.
+        holds the projector, peft's files if there is an adapter, the config and a model card, and the language model only
+        if that has no name (`config.language_model`).
         """
         from .adapters import forget_adapter, has_adapter, save_adapter_folder
 
@@ -180,6 +187,25 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         super().save_pretrained(save_directory, **kwargs)
         forget_adapter(Path(save_directory))
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """As PyTorch's; the files of an adapter folder are taken, too, by which transformers' Trainer resumes."""
+        from .adapters import put_adapter_weights
+
+        if put_adapter_weights(self, state_dict):
+            return _IncompatibleKeys([], [])
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        """What transformers' Trainer does not miss in a checkpoint: the language model below an adapter."""
+        from .adapters import frozen_weights, has_adapter
+
+        return frozen_weights(self) if has_adapter(self) else self._never_saved
+
+    @_keys_to_ignore_on_save.setter
+    def _keys_to_ignore_on_save(self, names: set[str]) -> None:
+        self._never_saved = names
 
     def push_to_hub(
         self, repo_id: str, *, max_shard_size: int | str | None = "50GB", whole: bool | None = None, **options: Any
