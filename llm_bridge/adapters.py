@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -271,7 +272,7 @@ def _save_language_model(
     if has_adapter(bridge):
         language_model, prefix = language_model.get_base_model(), "language_model.base_model.model."
     own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix) and ".lora_" not in k}
-    plain = {k.replace(".base_layer.", "."): v for k, v in own.items()}  # peft's name for a layer that it has wrapped
+    plain = {re.sub(r"(\.base_layer)+\.", ".", k): v for k, v in own.items()}  # peft's name for what it has wrapped
     language_model.save_pretrained(folder, state_dict=plain)
 
 

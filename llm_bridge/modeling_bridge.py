@@ -227,6 +227,11 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # --- what transformers asks of a model ----------------------------------------------------------------------------
 
+    @property
+    def base_model(self) -> nn.Module:
+        """The bridge without its output head; trl's losses, which compute no more logits than they need, call it."""
+        return _WithoutHead(self)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
@@ -421,6 +426,29 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"Sample {rows[0]} has {self.config.region_token} placeholders but no region features came with it: give "
                 "all that the processor returned."
             )
+
+
+class _WithoutHead(nn.Module):
+    """Takes what the bridge takes, and gives what its language model's layers give, last_hidden_state (B, L, D) among it."""
+
+    _tp_plan = _pp_plan = None  # transformers asks a base model for them
+
+    def __init__(self, bridge: RegionBridgeForConditionalGeneration) -> None:
+        super().__init__()
+        self._bridge = (bridge,)  # in a tuple, or it would become a submodule of its own part
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (bridge,) = self._bridge
+        language_model = bridge.language_model
+        if hasattr(language_model, "get_base_model"):  # below an adapter
+            language_model = language_model.get_base_model()
+        seen: list[Any] = []
+        hook = language_model.get_decoder().register_forward_hook(lambda _, __, output: seen.append(output))
+        try:
+            type(bridge).forward(bridge, *args, **{**kwargs, "logits_to_keep": 1})
+        finally:
+            hook.remove()
+        return seen[-1]
 
 
 CONFIG_OPTIONS = ("experts", "use_semantic_embeds", "use_position", "image_grid", "image_regions", "projector_hidden_size",
