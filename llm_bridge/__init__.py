@@ -8,6 +8,8 @@ from tap_tokenizer import help_is_wanted
 if not help_is_wanted():
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+    from tap_tokenizer import take_bundled_names
+
     from .adapters import (
         add_lora,
         count_parameters,
@@ -30,6 +32,7 @@ if not help_is_wanted():
     from .projector import RegionProjector
     from .region_features import region_features
 
+    take_bundled_names(RegionBridgeConfig, checked=True)
     AutoConfig.register("region_bridge", RegionBridgeConfig, exist_ok=True)
     AutoModelForImageTextToText.register(RegionBridgeConfig, RegionBridgeForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(RegionBridgeConfig, RegionBridgeProcessor, exist_ok=True)

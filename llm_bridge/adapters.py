@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, is_peft_available
 
+from tap_tokenizer import check_source
+
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .picture_context import PictureContext
@@ -264,9 +266,7 @@ def _sort_modules(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
-def _save_language_model(
-    bridge: RegionBridgeForConditionalGeneration, folder: Path, state: dict[str, Tensor]
-) -> None:
+def _save_language_model(bridge: RegionBridgeForConditionalGeneration, folder: Path, state: dict[str, Tensor]) -> None:
     """Write the language model as it is without its adapters."""
     language_model, prefix = bridge.language_model, "language_model."
     if has_adapter(bridge):
@@ -310,9 +310,8 @@ def put_adapter_weights(bridge: RegionBridgeForConditionalGeneration, state: dic
 
 def find_adapter(source: str | Path, **hub: Any) -> Path | None:
     """The folder of an adapter, downloaded if need be; None if `source` is none."""
+    check_source(source, hub)
     source = bundled_or_given(source)
-    if not Path(source).is_dir() and (Path(source).is_absolute() or str(source).count("/") > 1):
-        raise ValueError(f"Found no folder at {source}: give a folder or a Hub repository.")
     if Path(source).is_dir():
         return Path(source) if (Path(source) / PROJECTOR_FILE).is_file() else None
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}

@@ -35,7 +35,7 @@ from tap_tokenizer import (
     TapConfig,
     TapRegionTokenizer,
     check_device,
-    check_hub,
+    check_source,
     damage_told,
 )
 
@@ -410,7 +410,7 @@ def _check_source(path: str, mode: str, hub: dict[str, Any]) -> None:
                 f"Found no bridge {path}: give region-chat-tiny or region-context-tiny, the folder of a bridge, or a "
                 "Hub repository as owner/name."
             )
-        check_hub(path, "config.json", hub)
+        check_source(path, hub, may_lack_owner=True)
         return
     config = folder / "config.json"
     if not config.is_file():

@@ -16,14 +16,17 @@ A bridge also runs in transformers' own `image-text-to-text`. Knows the pipeline
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import AutoModel, AutoModelForImageTextToText, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from tap_tokenizer import TapModel, TapRegionTokenizer
+from tap_tokenizer import TapModel, TapRegionTokenizer, bundled_or_given, check_source
 
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .processing_bridge import RegionBridgeProcessor, as_batch
@@ -238,12 +241,31 @@ class RegionTextGenerationPipeline(_RegionPipeline):
         return [{"text": text, "generated_text": answer} for text, answer in pairs]
 
 
+def _of_bundled(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """A question of transformers to the Hub, which for a bundled model is put to its folder."""
+    return lambda source, *args, **options: ask(bundled_or_given(source), *args, **options)
+
+
+TASKS = {"region-captioning": RegionCaptioningPipeline, "region-text-generation": RegionTextGenerationPipeline}
+
+
 def register_pipelines() -> None:
-    """Make both tasks known to `transformers.pipeline`."""
-    for task, pipeline_class in (
-        ("region-captioning", RegionCaptioningPipeline),
-        ("region-text-generation", RegionTextGenerationPipeline),
-    ):
+    """Make both tasks, and the names of bundled models, known to `transformers.pipeline`."""
+    plain = transformers.pipelines.pipeline
+
+    @wraps(plain)
+    def pipeline(task: Any = None, model: Any = None, *args: Any, **options: Any) -> Any:
+        if isinstance(model, (str, Path)):
+            if task in TASKS:
+                check_source(model, options)
+            model = bundled_or_given(model)
+        return plain(task, model, *args, **options)
+
+    transformers.pipeline = transformers.pipelines.pipeline = pipeline
+    for name in ("resolve_revision", "find_adapter_config_file"):  # who imported `pipeline` before us has the plain one
+        if ask := getattr(transformers.pipelines, name, None):
+            setattr(transformers.pipelines, name, _of_bundled(ask))
+    for task, pipeline_class in TASKS.items():
         PIPELINE_REGISTRY.register_pipeline(
             task, pipeline_class=pipeline_class, pt_model=(AutoModel, AutoModelForImageTextToText), type="multimodal"
         )
