@@ -133,6 +133,13 @@ class RegionChat:
                 processor = DescribedRegionProcessor(AutoTokenizer.from_pretrained(path, **hub), region_tokenizer)
         return cls(model.to(device) if device is not None else model, processor)
 
+    def __repr__(self) -> str:
+        source = "/".join(Path(self.model.config.name_or_path).parts[-2:]) or type(self.model).__name__
+        picture = "none" if self.image is None else f"{self.image.shape[1]} × {self.image.shape[0]}"
+        questions = sum(message["role"] == "user" for message in self.messages)
+        said = f"picture: {picture}, regions: {len(self._regions)}, questions: {questions}"
+        return f"RegionChat({source!r}, mode={self.mode!r}; {said})"
+
     @property
     def mode(self) -> str:
         """How the model sees regions: "tokens" or "described"."""

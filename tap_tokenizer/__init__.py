@@ -51,8 +51,8 @@ if not help_is_wanted():
     AutoImageProcessor.register(TapConfig, TapImageProcessor, exist_ok=True)
     AutoProcessor.register(TapConfig, TapProcessor, exist_ok=True)
 
-    take_bundled_names(AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText,
-                       AutoProcessor, AutoTokenizer)  # fmt: skip
+    take_bundled_names(AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor,
+                       AutoTokenizer, AutoImageProcessor)  # fmt: skip
     take_bundled_names(TapConfig, TapImageProcessor, TapModel, TapProcessor, checked=True)
 
 __all__ = [
