@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.utils import logging
 
-for _library in ("accelerate", "datasets", "peft"):
-    pytest.importorskip(_library)
+pytest.importorskip("accelerate")
+pytest.importorskip("datasets")
+pytest.importorskip("peft")
 
 from datasets import Dataset
 from PIL import Image
@@ -119,11 +121,13 @@ def test_a_stopped_run_of_the_trainer_goes_on_as_if_it_had_not_been(
     mode: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    logging.enable_propagation()
     whole = train(tmp_path / "whole", processor, cached, mode)
     train(tmp_path / "cut", processor, cached, mode, stop=2)
     resumed = train(tmp_path / "cut", processor, cached, mode, resume=True)
     assert losses(resumed) == losses(whole)
     assert_equal_weights(resumed.model, whole.model)
+    logging.disable_propagation()
     assert "language_model.base_model" not in caplog.text  # the frozen weights are not told to be missing
     checkpoint = tmp_path / "whole" / "checkpoint-4"
     assert (checkpoint / "model.safetensors").exists() == (mode != "lora")
@@ -147,9 +151,7 @@ def test_a_language_model_without_a_name_is_saved_in_each_checkpoint(
     bridge = merge_lora(bridge_for("lora"))
     add_lora(bridge, r=2)
     trainer = train(tmp_path, processor, cached, bridge=bridge, max_steps=1, save_steps=1)
-    assert_equal_weights(
-        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "checkpoint-1"), trainer.model
-    )
+    assert_equal_weights(RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "checkpoint-1"), trainer.model)
 
 
 def test_the_best_checkpoint_is_loaded_at_the_end(
@@ -186,9 +188,8 @@ def test_gradient_checkpointing_changes_no_loss(
     processor: RegionBridgeProcessor, cached: list[CachedSample], tmp_path: Path
 ) -> None:
     plain, thrifty = (
-        train(tmp_path, processor, cached, mode, max_steps=2, save_strategy="no", gradient_checkpointing=thrifty)
-        for mode in ("projector",)
-        for thrifty in (False, True)
+        train(tmp_path, processor, cached, "projector", max_steps=2, save_strategy="no", gradient_checkpointing=is_on)
+        for is_on in (False, True)
     )
     assert losses(thrifty) == pytest.approx(losses(plain), abs=1e-5)
 
@@ -228,7 +229,7 @@ def test_records_need_no_cache(
     assert collator(mixed)["region_mask"].sum(dim=1).tolist() == [0, 1, 1]
     with pytest.raises(ValueError, match=r"p\.png has 90 × 60 pixels, its record says 91 × 60"):
         collator([{**records[0], "width": 91}])
-    with pytest.raises(ValueError, match="Got an item with image, expected a record, .* remove_unused_columns=False"):
+    with pytest.raises(ValueError, match=r"Got an item with image, expected a record, .* remove_unused_columns=False"):
         collator([{"image": "p.png"}])
     with pytest.raises(ValueError, match="without a word of an assistant"):
         collator([{**in_words(), "conversations": in_words()["conversations"][:1]}])
