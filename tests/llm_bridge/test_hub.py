@@ -177,9 +177,7 @@ def test_names_of_bundled_models_are_asked_of_no_hub_and_those_that_it_lacks_onc
         "Found no folder and no bundled model tap-tinny: expected a bundled model (region-chat-tiny, region-context-tiny, "
         "region-words-tiny, tap-tiny), a folder, or a Hub repository as owner/name."
     )
-    assert len(lines) == 25
-    for name, line in zip(asked, lines[22:]):
-        assert line.startswith(f"Found no {name}, here or on the Hub")
-        assert line.endswith(
-            "The bundled models are region-chat-tiny, region-context-tiny, region-words-tiny, tap-tiny."
-        )
+    refused = "\n".join(lines[22:])  # a Hub's own words may have lines
+    assert refused.count("Found no me/nothing, here or on the Hub") == 2
+    assert refused.count("Found no words-tiny here") == 1
+    assert refused.count("The bundled models are region-chat-tiny, region-context-tiny, region-words-tiny, tap-tiny.") == 3
