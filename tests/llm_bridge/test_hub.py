@@ -180,4 +180,6 @@ def test_names_of_bundled_models_are_asked_of_no_hub_and_those_that_it_lacks_onc
     refused = "\n".join(lines[22:])  # a Hub's own words may have lines
     assert refused.count("Found no me/nothing, here or on the Hub") == 2
     assert refused.count("Found no words-tiny here") == 1
-    assert refused.count("The bundled models are region-chat-tiny, region-context-tiny, region-words-tiny, tap-tiny.") == 3
+    assert (
+        refused.count("The bundled models are region-chat-tiny, region-context-tiny, region-words-tiny, tap-tiny.") == 3
+    )
