@@ -46,8 +46,6 @@ def load_bridge(
             )
         bridge = RegionBridgeForConditionalGeneration.from_pretrained(arguments.init_from, **options)
         bridge.config.limitation = None  # it was true of the bridge before this run
-        if is_whole:
-            bridge.config.language_model = arguments.init_from  # nothing but this folder holds the language model
         processor = RegionBridgeProcessor.from_pretrained(
             arguments.init_from, region_tokenizer=arguments.new_region_tokenizer
         )

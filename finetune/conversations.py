@@ -179,7 +179,7 @@ def _questions(conversation: Sequence[dict[str, Any]]) -> list[list[dict[str, An
 def _taken(item: CachedSample, asked: list[list[dict[str, Any]]], chosen: Sequence[int]) -> CachedSample:
     """A conversation of some of its questions, all of which are `asked`, with the tokens of the regions that they name."""
     sample, regions = _of(item.sample, asked, chosen)
-    return CachedSample(sample, item.regions[regions], item.grid)
+    return CachedSample(sample, item.regions if item.regions is None else item.regions[regions], item.grid)
 
 
 def _of(sample: Sample, asked: list[list[dict[str, Any]]], chosen: Sequence[int]) -> tuple[Sample, list[int]]:

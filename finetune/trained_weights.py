@@ -82,6 +82,10 @@ def _put(model: torch.nn.Module, learned: dict[str, Tensor], folder: str | Path)
     if set(learned) != set(named):
         raise ValueError(f"{folder} holds other trained parameters than this run: use another output_dir.")
     for name, parameter in named.items():
+        kept, own = tuple(learned[name].shape), tuple(parameter.shape)
+        if kept != own:
+            raise ValueError(f"{folder} holds {name} of shape {kept}, this run trains {own}: use another output_dir.")
+    for name, parameter in named.items():
         parameter.copy_(learned[name])
 
 

@@ -6,7 +6,9 @@ Importing it registers the bridge with transformers' Auto classes.
 from tap_tokenizer import help_is_wanted
 
 if not help_is_wanted():
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+    from tap_tokenizer import take_bundled_names
 
     from .adapters import (
         add_lora,
@@ -30,7 +32,9 @@ if not help_is_wanted():
     from .projector import RegionProjector
     from .region_features import region_features
 
+    take_bundled_names(RegionBridgeConfig, checked=True)
     AutoConfig.register("region_bridge", RegionBridgeConfig, exist_ok=True)
+    AutoModel.register(RegionBridgeConfig, RegionBridgeForConditionalGeneration, exist_ok=True)
     AutoModelForImageTextToText.register(RegionBridgeConfig, RegionBridgeForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(RegionBridgeConfig, RegionBridgeProcessor, exist_ok=True)
     register_pipelines()

@@ -1,32 +1,43 @@
 """What of a bridge is trained, and how it is kept: LoRA on the language model through peft, the projector in full.
 
 `set_trainable` says, in one place, what a training mode touches. An adapter folder holds the projector, peft's standard
-files, the config and a card, and names the language model by reference. Knows peft; knows no data.
+files, the config and a card, and names the language model by reference; one that has no name lies in it. Knows peft; knows
+no data.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import cached_file, is_peft_available
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, is_peft_available
+
+from tap_tokenizer import check_source
 
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .picture_context import PictureContext
+
+logger = logging.getLogger(__name__)
 
 TrainingMode = Literal["projector", "lora", "full"]
 
 PROJECTOR_FILE = "projector.safetensors"
 ADAPTER_FOLDER = "adapter"
 """Where peft's files lie: beside them in one folder, transformers' Auto classes would take the bridge for a bare adapter."""
+LANGUAGE_MODEL_FOLDER = "language_model"
+"""Where a language model lies that has no name to refer to."""
 _SAME_MODEL = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 
 
@@ -42,10 +53,15 @@ def set_trainable(bridge: RegionBridgeForConditionalGeneration, mode: TrainingMo
         raise ValueError("The bridge has no adapter to train: call add_lora first.")
     active = bridge.language_model.active_adapter if mode == "lora" else None
     for name, parameter in bridge.named_parameters():
-        is_adapter = active is not None and ".lora_" in name and f".{active}." in name
+        is_adapter = active is not None and _is_of_adapter(name, active)
         wanted = name.startswith("projector.") or mode == "full" or is_adapter
         parameter.requires_grad_(wanted and parameter.is_floating_point())
     return [name for name, parameter in bridge.named_parameters() if parameter.requires_grad]
+
+
+def _is_of_adapter(parameter: str, adapter: str) -> bool:
+    """Whether a parameter, by its name in the bridge, belongs to an adapter."""
+    return ".lora_" in parameter and f".{adapter}." in f"{parameter}."
 
 
 def count_parameters(bridge: nn.Module) -> str:
@@ -183,11 +199,15 @@ def _keep_projector(bridge: RegionBridgeForConditionalGeneration) -> None:
 def save_adapter_folder(
     bridge: RegionBridgeForConditionalGeneration, folder: Path, state_dict: dict[str, Tensor] | None = None
 ) -> None:
-    """Write projector, active adapter, config and card; `state_dict` as gathered by a distributed run."""
-    if bridge.config.language_model is None:
+    """Write projector, active adapter, config and card; `state_dict` as gathered by a distributed run.
+
+    A language model without a name is written too, in a folder of its own: nothing else holds it.
+    """
+    reference = bridge.config.language_model
+    if reference is not None and Path(bundled_or_given(reference)).resolve() == folder.resolve():
         raise ValueError(
-            "The language model has no name to refer to: set bridge.config.language_model to the folder or Hub name that "
-            "it can be loaded from, or merge_lora(bridge) and save whole."
+            f"{folder} holds the language model that the adapter belongs to: save it to another folder, or "
+            "merge_lora(bridge) and save whole."
         )
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -205,6 +225,11 @@ def save_adapter_folder(
                 path.replace(partial / ADAPTER_FOLDER / path.name)
             (partial / ADAPTER_FOLDER / active).rmdir()
         (partial / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # the bridge's own card is the one to read
+        _sort_modules(partial / ADAPTER_FOLDER / "adapter_config.json")
+    if reference is None:
+        logger.warning("The language model has no name to refer to: it is saved in %s.", folder / LANGUAGE_MODEL_FOLDER)
+        _save_language_model(bridge, partial / LANGUAGE_MODEL_FOLDER, state)
+    (partial / SAFE_WEIGHTS_INDEX_NAME).write_text(_weights_index(bridge))
     bridge.config.language_model_signature = _signature(bridge.language_model)
     bridge.config.save_pretrained(partial)
     if bridge.generation_config is not None:
@@ -215,21 +240,78 @@ def save_adapter_folder(
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, target)
     shutil.rmtree(partial)
-    if not has_adapter(bridge):
-        shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)  # of a bridge that was here before
+    if not has_adapter(bridge):  # what follows is of a bridge that was here before
+        shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)
+    if reference is not None:
+        shutil.rmtree(folder / LANGUAGE_MODEL_FOLDER, ignore_errors=True)
+    (folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)
 
 
 def forget_adapter(folder: Path) -> None:
     """Take from a folder what made it an adapter folder, once a whole bridge lies there."""
     (folder / PROJECTOR_FILE).unlink(missing_ok=True)
-    shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file() and PROJECTOR_FILE in json.loads(index.read_text())["weight_map"].values():
+        index.unlink()
+    for name in (ADAPTER_FOLDER, LANGUAGE_MODEL_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _sort_modules(path: Path) -> None:
+    """Give the lists that peft writes from sets, whose order changes from process to process, an order of their own."""
+    config = json.loads(path.read_text())
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(config.get(name), list):
+            config[name] = sorted(config[name])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
+def _save_language_model(bridge: RegionBridgeForConditionalGeneration, folder: Path, state: dict[str, Tensor]) -> None:
+    """Write the language model as it is without its adapters."""
+    language_model, prefix = bridge.language_model, "language_model."
+    if has_adapter(bridge):
+        language_model, prefix = language_model.get_base_model(), "language_model.base_model.model."
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix) and ".lora_" not in k}
+    plain = {re.sub(r"(\.base_layer)+\.", ".", k): v for k, v in own.items()}  # peft's name for what it has wrapped
+    language_model.save_pretrained(folder, state_dict=plain)
+
+
+def _weights_index(bridge: RegionBridgeForConditionalGeneration) -> str:
+    """Which of the folder's files holds which weight of the bridge, as transformers' Trainer looks for them on resuming."""
+    files = {name: file for name in bridge.state_dict() if (file := _file_of(bridge, name)) is not None}
+    return json.dumps({"metadata": {}, "weight_map": files}, indent=2)
+
+
+def _file_of(bridge: RegionBridgeForConditionalGeneration, name: str) -> str | None:
+    """The file of an adapter folder that holds a weight of the bridge; None for one that belongs to the language model."""
+    if name.startswith("projector."):
+        return PROJECTOR_FILE
+    is_adapter = has_adapter(bridge) and _is_of_adapter(name, bridge.language_model.active_adapter)
+    return f"{ADAPTER_FOLDER}/adapter_model.safetensors" if is_adapter else None
+
+
+def frozen_weights(bridge: RegionBridgeForConditionalGeneration) -> set[str]:
+    """Names of the weights that an adapter folder does without."""
+    return {name for name in bridge.state_dict() if _file_of(bridge, name) is None}
+
+
+def put_adapter_weights(bridge: RegionBridgeForConditionalGeneration, state: dict[str, Tensor]) -> bool:
+    """Put the weights of one file of an adapter folder, by the names in the file, into a bridge; whether `state` is such."""
+    if state.keys() == bridge.projector.state_dict().keys():
+        bridge.projector.load_state_dict(state)
+        return True
+    if not has_adapter(bridge) or not state or not all(name.startswith("base_model.") for name in state):
+        return False
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(bridge.language_model, state, adapter_name=bridge.language_model.active_adapter)
+    return True
 
 
 def find_adapter(source: str | Path, **hub: Any) -> Path | None:
     """The folder of an adapter, downloaded if need be; None if `source` is none."""
+    check_source(source, hub)
     source = bundled_or_given(source)
-    if not Path(source).is_dir() and (Path(source).is_absolute() or str(source).count("/") > 1):
-        raise ValueError(f"Found no folder at {source}: give a folder or a Hub repository.")
     if Path(source).is_dir():
         return Path(source) if (Path(source) / PROJECTOR_FILE).is_file() else None
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
@@ -239,6 +321,8 @@ def find_adapter(source: str | Path, **hub: Any) -> Path | None:
     peft_files = [f"{ADAPTER_FOLDER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")]
     for name in ("config.json", "generation_config.json", *peft_files):
         cached_file(str(source), name, **quiet, **hub)
+    if RegionBridgeConfig.from_pretrained(Path(found).parent).language_model is None:
+        snapshot_download(str(source), allow_patterns=[f"{LANGUAGE_MODEL_FOLDER}/*"], **hub)
     return Path(found).parent
 
 
@@ -253,6 +337,8 @@ def load_adapter_folder(
     """A bridge from an adapter folder and its language model; options are those of the language model's loading."""
     config = RegionBridgeConfig.from_pretrained(folder)
     source = language_model if language_model is not None else config.language_model
+    if source is None and (folder / LANGUAGE_MODEL_FOLDER).is_dir():
+        source = folder / LANGUAGE_MODEL_FOLDER
     if source is None:
         raise ValueError(f"{folder} does not say which language model it belongs to: give language_model=….")
     if isinstance(source, (str, Path)):

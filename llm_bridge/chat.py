@@ -36,7 +36,7 @@ from tap_tokenizer import (
     TapRegionTokenizer,
     as_mask,
     check_device,
-    check_hub,
+    check_source,
     damage_told,
     mask_to_rle,
 )
@@ -136,6 +136,13 @@ class RegionChat:
                 model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **kwargs)
                 processor = DescribedRegionProcessor(AutoTokenizer.from_pretrained(path, **hub), region_tokenizer)
         return cls(model.to(device) if device is not None else model, processor)
+
+    def __repr__(self) -> str:
+        source = "/".join(Path(self.model.config.name_or_path).parts[-2:]) or type(self.model).__name__
+        picture = "none" if self.image is None else f"{self.image.shape[1]} × {self.image.shape[0]}"
+        questions = sum(message["role"] == "user" for message in self.messages)
+        said = f"picture: {picture}, regions: {len(self._regions)}, questions: {questions}"
+        return f"RegionChat({source!r}, mode={self.mode!r}; {said})"
 
     @property
     def mode(self) -> str:
@@ -430,7 +437,7 @@ def _check_source(path: str, mode: str, hub: dict[str, Any]) -> None:
                 f"Found no bridge {path}: give region-chat-tiny or region-context-tiny, the folder of a bridge, or a "
                 "Hub repository as owner/name."
             )
-        check_hub(path, "config.json", hub)
+        check_source(path, hub, may_lack_owner=True)
         return
     config = folder / "config.json"
     if not config.is_file():

@@ -9,11 +9,15 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from tap_tokenizer import add_bundled
+from tap_tokenizer import bundled_or_given as bundled_or_given
+
 REGION_TOKEN = "<|region|>"
 """The placeholder in the text; each one is filled with one projected region token."""
 
 BUNDLED = Path(__file__).parent / "pretrained"
 """Where the bridges that come with the package lie, by name."""
+add_bundled(BUNDLED)
 
 HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
 """Options of `from_pretrained` that say how files come from a model hub."""
@@ -28,6 +32,7 @@ class RegionBridgeConfig(PreTrainedConfig):
 
     model_type = "region_bridge"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     text_config: Any = None
     """The language model's own config."""
@@ -122,9 +127,3 @@ def region_token_id(text_tokenizer: PreTrainedTokenizerBase) -> int:
 def fingerprint_number(fingerprint: str, experts: str) -> int:
     """A region tokenizer's fingerprint (hex digits) and what a region gives, as a number for a signed 64-bit tensor."""
     return 2 * int(fingerprint[:15], 16) + (experts == "all")
-
-
-def bundled_or_given(source: str | Path) -> str:
-    """The folder of a bundled bridge, or the folder or repository that was named."""
-    folder = BUNDLED / str(source)
-    return str(folder) if folder.is_dir() and not Path(source).is_dir() else str(source)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,7 +26,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from tap_tokenizer import TapRegionTokenizer
+from tap_tokenizer import TapRegionTokenizer, check_source
 
 from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, add_stop_tokens
 from .configuration_bridge import (
@@ -65,6 +66,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _can_compile_fullgraph = True
     _skip_keys_device_placement = ["past_key_values"]
     _tied_weights_keys: dict[str, str] = {}  # the language model ties its own
+    _never_saved: set[str] = set()
 
     def __init__(self, config: RegionBridgeConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -97,6 +99,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         config_options = {name: options.pop(name) for name in CONFIG_OPTIONS if name in options}
         if isinstance(language_model, str):
+            check_source(language_model, options, may_lack_owner=True)
             name: str | None = language_model
             language_model = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto", **options)
         else:
@@ -159,6 +162,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         from .adapters import find_adapter, load_adapter_folder
 
+        given = str(pretrained_model_name_or_path)
         pretrained_model_name_or_path = bundled_or_given(pretrained_model_name_or_path)
         folder = find_adapter(pretrained_model_name_or_path, **{k: kwargs[k] for k in HUB_OPTIONS if k in kwargs})
         if folder is not None:
@@ -169,13 +173,17 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds its own language model: leave language_model=… out."
             )
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        bridge = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        bridge.config.language_model = given  # which holds the language model, if no one else does
+        return loaded
 
     def save_pretrained(self, save_directory: str | Path, *, whole: bool | None = None, **kwargs: Any) -> None:
         """Save the bridge: whole, or as an adapter folder that names its language model.
 
         whole: by default, a bridge with an adapter on its language model is saved as a folder, any other whole. A folder
-        holds the projector, peft's files if there is an adapter, the config and a model card.
+        holds the projector, peft's files if there is an adapter, the config and a model card, and the language model only
+        if that has no name (`config.language_model`).
         """
         from .adapters import forget_adapter, has_adapter, save_adapter_folder
 
@@ -188,6 +196,25 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         super().save_pretrained(save_directory, **kwargs)
         forget_adapter(Path(save_directory))
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """As PyTorch's; the files of an adapter folder are taken, too, by which transformers' Trainer resumes."""
+        from .adapters import put_adapter_weights
+
+        if put_adapter_weights(self, state_dict):
+            return _IncompatibleKeys([], [])
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        """What transformers' Trainer does not miss in a checkpoint: the language model below an adapter."""
+        from .adapters import frozen_weights, has_adapter
+
+        return frozen_weights(self) if has_adapter(self) else self._never_saved
+
+    @_keys_to_ignore_on_save.setter
+    def _keys_to_ignore_on_save(self, names: set[str]) -> None:
+        self._never_saved = names
 
     def push_to_hub(
         self, repo_id: str, *, max_shard_size: int | str | None = "50GB", whole: bool | None = None, **options: Any
@@ -208,6 +235,11 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return push_folder(save, repo_id, card=model_card(self, repo_id, entire), **options)
 
     # --- what transformers asks of a model ----------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The bridge without its output head; trl's losses, which compute no more logits than they need, call it."""
+        return _WithoutHead(self)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -403,6 +435,29 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"Sample {rows[0]} has {self.config.region_token} placeholders but no region features came with it: give "
                 "all that the processor returned."
             )
+
+
+class _WithoutHead(nn.Module):
+    """Takes what the bridge takes, and gives what its language model's layers give, last_hidden_state (B, L, D) among it."""
+
+    _tp_plan = _pp_plan = None  # transformers asks a base model for them
+
+    def __init__(self, bridge: RegionBridgeForConditionalGeneration) -> None:
+        super().__init__()
+        self._bridge = (bridge,)  # in a tuple, or it would become a submodule of its own part
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (bridge,) = self._bridge
+        language_model = bridge.language_model
+        if hasattr(language_model, "get_base_model"):  # below an adapter
+            language_model = language_model.get_base_model()
+        seen: list[Any] = []
+        hook = language_model.get_decoder().register_forward_hook(lambda _, __, output: seen.append(output))
+        try:
+            type(bridge).forward(bridge, *args, **{**kwargs, "logits_to_keep": 1})
+        finally:
+            hook.remove()
+        return seen[-1]
 
 
 CONFIG_OPTIONS = ("experts", "use_semantic_embeds", "use_position", "image_grid", "image_regions", "projector_hidden_size",

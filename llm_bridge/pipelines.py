@@ -11,19 +11,30 @@ be one or a list, with their prompts beside them, or dictionaries that hold both
 
     for answer in pipe({"image": path, "text": "What is <region>?", "boxes": boxes} for path, boxes in mine): …
 
-A bridge also runs in transformers' own `image-text-to-text`. Knows the pipelines' steps; all else is the processors'.
+Models may be named as everywhere: a folder, a Hub repository, or a bundled model ("tap-tiny", "region-chat-tiny").
+
+A bridge also runs in transformers' own `image-text-to-text`, with chats and with plain questions:
+
+    pipe = pipeline("image-text-to-text", model="region-chat-tiny")
+    pipe(images="picture.png", text="What is <region>?", boxes=[[177, 392, 271, 470]])
+
+Knows the pipelines' steps; all else is the processors'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoModel, AutoModelForImageTextToText, Pipeline
+import transformers
+from transformers import AutoModel, AutoModelForImageTextToText, ImageTextToTextPipeline, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils.chat_template_utils import Chat
 
-from tap_tokenizer import TapModel, TapRegionTokenizer
+from tap_tokenizer import TapModel, TapRegionTokenizer, bundled_or_given, check_source
 
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .processing_bridge import RegionBridgeProcessor, as_batch
@@ -40,6 +51,7 @@ class _RegionPipeline(Pipeline):
     _load_image_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
+    _load_video_processor = False
     _pipeline_calls_generate = True
     _of_results: tuple[str, ...] = ()
     """Options of the results; all others are generation's."""
@@ -238,12 +250,75 @@ class RegionTextGenerationPipeline(_RegionPipeline):
         return [{"text": text, "generated_text": answer} for text, answer in pairs]
 
 
+class RegionImageTextToTextPipeline(ImageTextToTextPipeline):
+    """transformers' own task for pictures and text, in which a bridge is asked plain questions in its chat template, too.
+
+    transformers gives a plain text to the processor as it is, which no bridge was trained on: its answer is often empty.
+    A text that holds special tokens is a whole prompt already, and is left as it is; so is all that other models get.
+    """
+
+    def preprocess(self, inputs: Any = None, timeout: float | None = None, **options: Any) -> Any:
+        given = inputs if isinstance(inputs, dict) else {"images": None, "text": inputs}
+        texts = given.get("text")
+        is_one = isinstance(texts, str)
+        if isinstance(inputs, Chat) or not isinstance(self.processor, RegionBridgeProcessor) or not texts:
+            return super().preprocess(inputs, timeout=timeout, **options)
+        marks = [token for token in self.processor.tokenizer.all_special_tokens if token]
+        if any(mark in text for mark in marks for text in ([texts] if is_one else texts)):
+            return super().preprocess(inputs, timeout=timeout, **options)
+        columns = {"images": given.get("images"), **{name: options.pop(name, None) for name in _PROMPTS}}
+        if is_one:
+            columns, texts = {name: [value] for name, value in columns.items()}, [texts]
+        count = len(texts)
+        for name, value in columns.items():
+            if value is None:
+                columns[name] = [None] * count
+            elif not isinstance(value, (list, tuple)) or len(value) != count:
+                raise ValueError(f"Got {count} texts and {name} for another number: give one entry for each text.")
+        conversations = [
+            [{"role": "user", "content": user_content(text, prompts_by_region(*prompts), image)}]
+            for text, image, *prompts in zip(texts, *columns.values())
+        ]
+        model_inputs = self.processor.apply_chat_template(
+            conversations,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            enable_thinking=False,
+            processor_kwargs=options.pop("processor_kwargs", None),
+            **options,
+        )
+        model_inputs["text"] = given["text"]
+        return model_inputs
+
+
+def _of_bundled(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """A question of transformers to the Hub, which for a bundled model is put to its folder."""
+    return lambda source, *args, **options: ask(bundled_or_given(source), *args, **options)
+
+
+TASKS = {"region-captioning": RegionCaptioningPipeline, "region-text-generation": RegionTextGenerationPipeline}
+
+
 def register_pipelines() -> None:
-    """Make both tasks known to `transformers.pipeline`."""
-    for task, pipeline_class in (
-        ("region-captioning", RegionCaptioningPipeline),
-        ("region-text-generation", RegionTextGenerationPipeline),
-    ):
+    """Make both tasks, and the names of bundled models, known to `transformers.pipeline`."""
+    plain = transformers.pipelines.pipeline
+
+    @wraps(plain)
+    def pipeline(task: Any = None, model: Any = None, *args: Any, **options: Any) -> Any:
+        if isinstance(model, (str, Path)):
+            if task in TASKS:
+                check_source(model, options)
+            model = bundled_or_given(model)
+        return plain(task, model, *args, **options)
+
+    transformers.pipeline = transformers.pipelines.pipeline = pipeline
+    for name in ("resolve_revision", "find_adapter_config_file"):  # who imported `pipeline` before us has the plain one
+        if ask := getattr(transformers.pipelines, name, None):
+            setattr(transformers.pipelines, name, _of_bundled(ask))
+    PIPELINE_REGISTRY.supported_tasks["image-text-to-text"]["impl"] = RegionImageTextToTextPipeline
+    for task, pipeline_class in TASKS.items():
         PIPELINE_REGISTRY.register_pipeline(
             task, pipeline_class=pipeline_class, pt_model=(AutoModel, AutoModelForImageTextToText), type="multimodal"
         )

@@ -22,7 +22,15 @@ from .command_line import (
 from .everything_options import EverythingOptions
 
 if not help_is_wanted():
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        AutoTokenizer,
+    )
 
     from .concept_projector import ConceptBank
     from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
@@ -31,7 +39,7 @@ if not help_is_wanted():
     from .modeling_tap import TapModel, TapOutput
     from .output_files import only_writer, write_whole
     from .picture_folders import PictureRegions, read_region_table, write_records
-    from .pretrained_files import check_hub
+    from .pretrained_files import add_bundled, bundled_or_given, check_hub, check_source, take_bundled_names
     from .processing_tap import TapProcessor
     from .prompt_encoder import PointLabel
     from .prompts import as_mask
@@ -45,6 +53,10 @@ if not help_is_wanted():
     AutoModel.register(TapConfig, TapModel, exist_ok=True)
     AutoImageProcessor.register(TapConfig, TapImageProcessor, exist_ok=True)
     AutoProcessor.register(TapConfig, TapProcessor, exist_ok=True)
+
+    take_bundled_names(AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor,
+                       AutoTokenizer, AutoImageProcessor)  # fmt: skip
+    take_bundled_names(TapConfig, TapImageProcessor, TapModel, TapProcessor, checked=True)
 
 __all__ = [
     "ConceptBank",
@@ -63,14 +75,17 @@ __all__ = [
     "TapProcessor",
     "TapRegionTokenizer",
     "TapTextDecoderConfig",
+    "add_bundled",
     "add_output_flags",
     "add_prompt_flags",
     "as_mask",
+    "bundled_or_given",
     "check_device",
     "check_hub",
     "check_new",
     "check_not_read",
     "check_picture_path",
+    "check_source",
     "damage_told",
     "draw_regions",
     "help_is_wanted",
@@ -85,6 +100,7 @@ __all__ = [
     "region_prompts",
     "run_command",
     "save_picture",
+    "take_bundled_names",
     "tell_folder",
     "tell_limitation",
     "upright_size",

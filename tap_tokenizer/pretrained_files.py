@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,6 +43,7 @@ from .weight_files import damage_told
 logger = logging.get_logger(__name__)
 
 BUNDLED = Path(__file__).parent / "pretrained"
+_BUNDLES = [BUNDLED]
 CONCEPTS_FILE = "concepts.safetensors"
 TEXT_TOKENIZER_FOLDER = "text_tokenizer"
 
@@ -56,6 +58,64 @@ LLAMA_TOKENIZER_MD5 = "eeec4125e9c7560836b4873b6f8e3025"
 
 Hub = dict[str, Any]
 """Keyword arguments of every download: revision, cache_dir, token, local_files_only."""
+
+
+# --- names of bundled models ------------------------------------------------------------------------------------------
+
+
+def add_bundled(folder: Path) -> None:
+    """Let the models in the subfolders of a folder be loaded by their names, too."""
+    _BUNDLES.append(folder)
+
+
+def bundled_or_given(source: str | Path) -> str:
+    """The folder of a bundled model, or the folder or repository that was named."""
+    folders = [bundle / str(source) for bundle in _BUNDLES]
+    found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    return str(source) if found is None or Path(source).is_dir() else str(found)
+
+
+def check_source(source: str | Path, hub: Hub, *, may_lack_owner: bool = False) -> None:
+    """Refuse at once, in a sentence, what is neither a bundled model, nor here, nor on a Hub in reach.
+
+    may_lack_owner: whether a repository's name may have no owner, as those of some old language models ("gpt2").
+    Raises `ValueError` for what is no name of a repository, and `OSError` as `check_hub` does.
+    """
+    name = bundled_or_given(source)
+    if Path(name).exists():
+        return
+    bundled = ", ".join(sorted(file.parent.name for bundle in _BUNDLES for file in bundle.glob("*/config.json")))
+    is_repository = name.count("/") == 1 or (may_lack_owner and "/" not in name)
+    if not is_repository or name.startswith((".", "~", "/")):
+        raise ValueError(
+            f"Found no folder and no bundled model {source}: expected a bundled model ({bundled}), a folder, or a Hub "
+            "repository as owner/name."
+        )
+    try:
+        check_hub(name, "config.json", hub)
+    except OSError as error:
+        raise OSError(f"{error} The bundled models are {bundled}.") from None
+
+
+def take_bundled_names(*classes: Any, checked: bool = False) -> None:
+    """Let `from_pretrained` of classes take the names of bundled models, for which it would ask the Hub.
+
+    checked: refuse unknown names at once, for classes that read nothing but models of ours.
+    """
+    for one in classes:
+        plain = one.from_pretrained.__func__
+
+        def from_pretrained(
+            cls: Any, pretrained_model_name_or_path: Any, *args: Any, _plain: Any = plain, **kwargs: Any
+        ) -> Any:
+            source = pretrained_model_name_or_path
+            if isinstance(source, (str, Path)):
+                if checked:
+                    check_source(source, kwargs)
+                source = bundled_or_given(source)
+            return _plain(cls, source, *args, **kwargs)
+
+        one.from_pretrained = classmethod(wraps(plain)(from_pretrained))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Records and their cached region tokens → a training batch of the bridge.
+"""Records, with or without cached region tokens, → a training batch of the bridge, for our loop and for transformers' Trainer.
 
 Knows the processor's door for ready-made features, and that only the assistant's words are learned.
 """
@@ -8,43 +8,63 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from llm_bridge import RegionBridgeProcessor, region_features
+from llm_bridge import RegionBridgeConfig, RegionBridgeProcessor, region_features
 from tap_tokenizer import RegionTokens
 
-from .sample import Sample, cut_turns
+from ..region_encoding import encode_regions
+from .sample import Sample, cut_turns, open_image
 
 
 @dataclass
 class CachedSample:
-    """A record, the region tokens of its regions, and its picture's context features (slots, F) if there are any."""
+    """A record, the region tokens of its regions, and its picture's context features (slots, F) if there are any.
+
+    regions: None for a conversation without a picture.
+    """
 
     sample: Sample
-    regions: RegionTokens
+    regions: RegionTokens | None
     grid: Tensor | None = None
+
+
+Item: TypeAlias = CachedSample | Sample
+"""What a batch is made of: a record with its cached region tokens, or a record alone."""
 
 
 class ConversationCollator:
     """Conversations → input_ids, attention_mask, labels and region features; −100 wherever nothing is learned.
 
+    Items are records with their cached region tokens, or records alone, whose regions are then encoded here, by the
+    processor's region tokenizer, every time that they come: leave the number of a DataLoader's workers at 0 if it is on a
+    GPU. A record without a picture is a conversation in words.
+
     max_length: in tokens; a longer conversation loses its last questions.
     mask_history: only the last answer of each conversation is learned.
+    images: the folder that paths of pictures start from.
     """
 
     def __init__(
-        self, processor: RegionBridgeProcessor, max_length: int | None = None, mask_history: bool = False
+        self,
+        processor: RegionBridgeProcessor,
+        max_length: int | None = None,
+        mask_history: bool = False,
+        images: str | Path = ".",
     ) -> None:
         processor.check_turn_ends()
         self.processor = processor
         self.max_length = max_length
         self.mask_history = mask_history
+        self.images = images
 
-    def __call__(self, items: Sequence[CachedSample]) -> dict[str, Any]:
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        items = self._encoded(items)
         batch = self._batch(items, return_assistant_tokens_mask=True, padding_side="right")
         if self.max_length is not None and batch["input_ids"].shape[1] > self.max_length:
             fitting = [self._fit(item) for item in items]
@@ -52,8 +72,63 @@ class ConversationCollator:
         learned = batch.pop("assistant_masks")
         if self.mask_history:
             learned = _last_run(learned)
+        if not learned.any():
+            raise ValueError("Got conversations without a word of an assistant: there is nothing to learn from them.")
         batch["labels"] = batch["input_ids"].masked_fill(learned == 0, -100)
+        if "region_features" not in batch:
+            batch.update(self._no_regions(len(items)))
         return dict(batch)
+
+    def _encoded(self, items: Sequence[Item]) -> list[CachedSample]:
+        """The items, those that are records alone with the region tokens and context features of their pictures."""
+        for item in items:
+            if not isinstance(item, CachedSample) and "conversations" not in item:
+                raise ValueError(
+                    f"Got an item with {', '.join(map(str, item)) or 'nothing'}, expected a record, with conversations: if a "
+                    "trainer has taken them out, set its remove_unused_columns=False."
+                )
+        seen = [item for item in items if not isinstance(item, CachedSample) and item.get("image") is not None]
+        made = iter(self._cached(seen) if seen else [])
+        return [
+            item
+            if isinstance(item, CachedSample)
+            else CachedSample(item, None)
+            if item.get("image") is None
+            else next(made)
+            for item in items
+        ]
+
+    def _cached(self, records: Sequence[Sample]) -> list[CachedSample]:
+        """Records with what a cache would hold of them; all pictures are encoded at once."""
+        tokenizer, context = self.processor.region_tokenizer, self.processor.context
+        if tokenizer is None:
+            raise ValueError("Records need region tokens: load the processor with its region tokenizer, or cache them.")
+        features = tokenizer.embed_image([open_image(record, self.images) for record in records])
+        sizes = features.original_sizes.tolist()
+        records = [{"width": width, "height": height, **record} for record, (height, width) in zip(records, sizes)]
+        for record, (height, width) in zip(records, sizes):
+            if (record["width"], record["height"]) != (width, height):
+                raise ValueError(
+                    f"{record['image']!s:.80} has {width} × {height} pixels, its record says {record['width']} × "
+                    f"{record['height']}: correct the record."
+                )
+        grids = list(context.encode(tokenizer, features)) if context.slots else [None] * len(records)
+        return list(map(CachedSample, records, encode_regions(tokenizer, features, records), grids))
+
+    def _no_regions(self, count: int) -> dict[str, Tensor]:
+        """Region features of a batch without any region, of which none is read: the projector still takes part.
+
+        Without it, a loss that only the projector is trained for has no gradient, and processes that train together wait
+        for the one that has no region.
+        """
+        if self.processor.region_tokenizer is None:
+            return {}
+        decoder = self.processor.region_tokenizer.model.config.image_decoder_config
+        sizes = RegionBridgeConfig(
+            token_size=decoder.hidden_size, embed_size=decoder.semantic_embed_size, num_experts=decoder.num_experts
+        )
+        features = self.processor.pad_features([torch.zeros(1, sizes.feature_size), *[None] * (count - 1)])
+        return {**features, "region_mask": torch.zeros_like(features["region_mask"])}
 
     def _fit(self, item: CachedSample) -> CachedSample:
         """A conversation without as many of its last questions as are too many for `max_length`."""
@@ -68,29 +143,31 @@ class ConversationCollator:
                     f"max_length {self.max_length}: raise max_length, or shorten the record."
                 )
             sample, rows = cut_turns(item.sample, 0, questions - 1)
-            item = CachedSample(sample, item.regions[rows], item.grid)
+            item = CachedSample(sample, None if item.regions is None else item.regions[rows], item.grid)
         return item
 
-    def prompts(self, items: Sequence[CachedSample]) -> BatchFeature:
+    def prompts(self, items: Sequence[Item]) -> BatchFeature:
         """Conversations that end with a question → inputs of `generate`."""
-        return self._batch(items, padding_side="left")
+        return self._batch(self._encoded(items), padding_side="left")
 
     def _batch(self, items: Sequence[CachedSample], **options: Any) -> BatchFeature:
         return self.processor.chat_batch(
-            [self._messages(item.sample) for item in items],
+            [self._messages(item) for item in items],
             [self._features(item) for item in items],
             [item.grid if self.processor.context.slots else None for item in items],
-            [picture_size(item.regions) for item in items],
+            [(0, 0) if item.regions is None else picture_size(item.regions) for item in items],
             **options,
         )
 
     def _features(self, item: CachedSample) -> Tensor:
         """Features of the regions that the conversation speaks of, which are the first ones of the record."""
+        if item.regions is None:
+            return torch.empty(0, 1, 0)
         return region_features(item.regions[: regions_named(item.sample)], self.processor.experts)
 
-    def _messages(self, sample: Sample) -> list[dict[str, Any]]:
-        messages = [dict(message) for message in sample["conversations"]]
-        if self.processor.context.slots and messages:
+    def _messages(self, item: CachedSample) -> list[dict[str, Any]]:
+        messages = [dict(message) for message in item.sample["conversations"]]
+        if self.processor.context.slots and item.regions is not None and messages:
             messages[0]["content"] = "<image>\n" + messages[0]["content"]
         return messages
 

@@ -91,7 +91,7 @@ def instruct_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-    from llm_bridge.configuration_bridge import bundled_or_given
+    from tap_tokenizer import bundled_or_given
 
     folder = tmp_path_factory.mktemp("instruct")
     words = AutoTokenizer.from_pretrained(bundled_or_given("region-chat-tiny"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -289,10 +290,68 @@ def test_adapters_for_another_language_model_are_refused(
         load_adapter(moved, tmp_path / "elsewhere", "x")
 
 
-def test_a_language_model_without_a_name_has_no_reference(make_bridge: Callable[..., Pair], tmp_path: Path) -> None:
-    bridge, _ = make_bridge()
-    with pytest.raises(ValueError, match=r"has no name to refer to: set bridge\.config\.language_model"):
-        add_lora(bridge, r=2).save_pretrained(tmp_path / "a")
+def test_a_language_model_without_a_name_is_saved_beside_its_adapter(
+    make_bridge: Callable[..., Pair], picture: Image.Image, tmp_path: Path, family: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    bridge, processor = make_bridge(family)
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    add_lora(bridge, r=2)
+    set_trainable(bridge, "lora")
+    steps(bridge, inputs, 2)
+    bridge.save_pretrained(tmp_path / "a")
+    assert "has no name to refer to: it is saved in" in caplog.text
+    loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")
+    assert torch.equal(logits(loaded, inputs), logits(bridge, inputs))
+    merge_lora(loaded).save_pretrained(tmp_path / "a")
+    assert not (tmp_path / "a" / "language_model").exists()
+    whole = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")
+    torch.testing.assert_close(logits(whole, inputs), logits(loaded, inputs))
+
+
+def test_a_bridge_refers_to_where_it_was_loaded_whole_from(
+    make_bridge: Callable[..., Pair], picture: Image.Image, tmp_path: Path
+) -> None:
+    bridge, processor = make_bridge()
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    bridge.save_pretrained(tmp_path / "whole")
+    loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "whole")
+    add_lora(loaded, r=2)
+    set_trainable(loaded, "lora")
+    steps(loaded, inputs, 2)
+    with pytest.raises(ValueError, match="holds the language model that the adapter belongs to"):
+        loaded.save_pretrained(tmp_path / "whole")
+    loaded.save_pretrained(tmp_path / "a")
+    assert not (tmp_path / "a" / "language_model").exists()
+    again = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")
+    assert again.config.language_model == str(tmp_path / "whole")
+    assert torch.equal(logits(again, inputs), logits(loaded, inputs))
+    bundled = RegionBridgeForConditionalGeneration.from_pretrained("region-chat-tiny")
+    assert bundled.config.language_model == "region-chat-tiny"
+
+
+def test_the_same_adapter_is_the_same_files_in_every_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch\n"
+        "from llm_bridge import RegionBridgeForConditionalGeneration as Bridge, add_lora\n"
+        "bridge = Bridge.from_pretrained('region-chat-tiny')\n"
+        "torch.manual_seed(0)\n"
+        "add_lora(bridge, r=2).save_pretrained(sys.argv[1])\n"
+    )
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / seed)], env=environment, timeout=180, check=True)
+    one, other = (
+        {str(path.relative_to(tmp_path / seed)): path.read_bytes() for path in (tmp_path / seed).rglob("*.*")}
+        for seed in ("1", "2")
+    )
+    assert one == other
+    modules = json.loads(one["adapter/adapter_config.json"])["target_modules"]
+    assert modules == sorted(modules)
+    assert len(modules) == 7
+
+
+def test_what_cannot_be_trained_is_refused(make_bridge: Callable[..., Pair], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no adapter to train: call add_lora first"):
         set_trainable(make_bridge()[0], "lora")
     with pytest.raises(ValueError, match="expected one of projector, lora, full"):

@@ -50,6 +50,15 @@ def test_turns_and_names(chat: RegionChat, picture: Image.Image) -> None:
     assert chat.regions().boxes.tolist() == BOXES
 
 
+def test_its_representation_is_short_and_says_what_it_holds(chat: RegionChat, picture: Image.Image) -> None:
+    assert repr(chat).endswith("mode='tokens'; picture: none, regions: 0, questions: 0)")
+    chat.ask("what is <region> on <region>", image=picture, boxes=BOXES, **SHORT)
+    assert repr(chat).endswith("picture: 90 × 60, regions: 2, questions: 1)")
+    bundled = repr(RegionChat.from_pretrained("region-chat-tiny"))
+    assert bundled.startswith("RegionChat('pretrained/region-chat-tiny', mode='tokens'; ")
+    assert len(bundled) < 120
+
+
 def test_an_answer_is_what_the_model_generates(chat: RegionChat, picture: Image.Image) -> None:
     answer = chat.ask("what is <region>", image=picture, boxes=BOXES[:1], **SHORT)
     content = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from local_hub import HubServer, run_with_hub
 from PIL import Image
 
+import llm_bridge
 from tap_tokenizer import TapRegionTokenizer
 
 HEAD = """
@@ -91,6 +93,8 @@ for name, parameter in bridge.named_parameters():
 bridge.push_to_hub("me/adapter")
 processor.push_to_hub("me/adapter", whole=True)
 print(RegionChat(bridge.eval(), processor).ask(**ask))
+bridge.config.language_model = None
+bridge.push_to_hub("me/nameless")
 """, hub, tmp_path / "home")  # fmt: skip
     repository = hub.root / "me" / "adapter"
     assert "LoRA of rank 2" in (repository / "README.md").read_text()
@@ -104,6 +108,78 @@ print(chat.ask(**ask))
 chat.model.push_to_hub("me/adapter")
 model = AutoModelForImageTextToText.from_pretrained("me/adapter")
 print(RegionChat(model, AutoProcessor.from_pretrained("me/adapter")).ask(**ask))
+model = AutoModelForImageTextToText.from_pretrained("me/nameless")
+print(RegionChat(model, AutoProcessor.from_pretrained("me/adapter")).ask(**ask))
 """, hub, tmp_path / "another home")  # fmt: skip
-    assert there == [here[0], here[0]]
+    assert there == [here[0], here[0], here[0]]
+    assert (repository.with_name("nameless") / "language_model" / "model.safetensors").is_file()
     assert "My own words." in (repository / "README.md").read_text()
+
+
+NAMES = """
+from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, pipeline
+import llm_bridge  # after transformers' pipeline was imported
+from tap_tokenizer import TapConfig, TapModel, TapProcessor, TapRegionTokenizer
+from transformers import pipeline as named
+box = [[177, 392, 271, 470]]
+print(pipeline("region-captioning", model="tap-tiny")("p.png", boxes=box)[0]["caption"])
+print(pipeline("region-captioning", model="region-chat-tiny")("p.png", boxes=box)[0]["caption"])
+print(named("region-text-generation", model="region-chat-tiny")("p.png", text="What is <region>?", boxes=box))
+for door, name in (
+    (AutoModel, "tap-tiny"), (AutoModel, "region-chat-tiny"), (AutoProcessor, "tap-tiny"), (TapConfig, "tap-tiny"),
+    (AutoProcessor, "region-context-tiny"), (AutoTokenizer, "region-words-tiny"), (TapProcessor, "tap-tiny"),
+    (AutoModelForCausalLM, "region-words-tiny"), (llm_bridge.RegionBridgeConfig, "region-chat-tiny"),
+):
+    print(type(door.from_pretrained(name)).__name__)
+bridge = llm_bridge.RegionBridgeForConditionalGeneration.from_language_model(
+    "region-words-tiny", region_tokenizer="tap-tiny"
+)
+print(bridge.config.language_model)
+for door in (TapModel, TapConfig, TapProcessor, TapRegionTokenizer, llm_bridge.RegionBridgeConfig,
+             llm_bridge.RegionBridgeForConditionalGeneration, llm_bridge.RegionBridgeProcessor, llm_bridge.RegionChat):
+    try:
+        door.from_pretrained("region-tiny")
+    except ValueError as error:
+        print("region-tiny" in str(error), "-tiny" in str(error).replace("region-tiny", ""))
+try:
+    named("region-captioning", model="tap-tinny")
+except ValueError as error:
+    print(error)
+for load in (
+    lambda: named("region-text-generation", model="me/nothing"),
+    lambda: llm_bridge.RegionBridgeForConditionalGeneration.from_pretrained("me/nothing"),
+    lambda: bridge.from_language_model("words-tiny", region_tokenizer="tap-tiny"),
+):
+    try:
+        load()
+    except OSError as error:
+        print(error)
+"""
+
+
+def test_names_of_bundled_models_are_asked_of_no_hub_and_those_that_it_lacks_once(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    demo = Path(llm_bridge.__file__).parent / "pretrained" / "region-chat-tiny" / "demo.png"
+    shutil.copyfile(demo, tmp_path / "p.png")
+    lines = said(NAMES, hub, tmp_path / "home")
+    asked = [path.split("/resolve/")[0] for method, path in hub.requests if method == "HEAD"]
+    assert asked == ["me/nothing", "me/nothing", "words-tiny"]
+    assert lines[:2] == ["a medium pink cloud", "a medium pink cloud"]
+    assert "'generated_text': 'cloud'" in lines[2]
+    assert lines[3:12] == [
+        "TapModel", "RegionBridgeForConditionalGeneration", "TapProcessor", "TapConfig", "RegionBridgeProcessor",
+        "TokenizersBackend", "TapProcessor", "LlamaForCausalLM", "RegionBridgeConfig",
+    ]  # fmt: skip
+    assert lines[12] == "region-words-tiny"
+    assert lines[13:21] == ["True True"] * 8
+    assert lines[21] == (
+        "Found no folder and no bundled model tap-tinny: expected a bundled model (region-chat-tiny, region-context-tiny, "
+        "region-words-tiny, tap-tiny), a folder, or a Hub repository as owner/name."
+    )
+    refused = "\n".join(lines[22:])  # a Hub's own words may have lines
+    assert refused.count("Found no me/nothing, here or on the Hub") == 2
+    assert refused.count("Found no words-tiny here") == 1
+    assert (
+        refused.count("The bundled models are region-chat-tiny, region-context-tiny, region-words-tiny, tap-tiny.") == 3
+    )

@@ -47,6 +47,43 @@ def test_image_text_to_text(make_bridge: Callable[..., Pair], picture: Image.Ima
         assert [row[0]["generated_text"].strip() for row in many] == want
 
 
+def test_image_text_to_text_puts_plain_questions_into_the_chat_template(
+    make_bridge: Callable[..., Pair], picture: Image.Image, other_picture: Image.Image
+) -> None:
+    bridge, processor = make_bridge()
+    pipe = pipeline("image-text-to-text", model=bridge, processor=processor)
+    chat = RegionChat(bridge, processor)
+    want = []
+    for image, box in ((picture, BOXES[:1]), (other_picture, [[1, 2, 30, 70]])):
+        chat.reset()
+        want.append(chat.ask("what is <region>", image=image, boxes=box, **SHORT))
+    new = {"return_full_text": False, **SHORT}
+    (one,) = pipe(images=picture, text="what is <region>", boxes=BOXES[:1], **new)
+    assert (one["input_text"], one["generated_text"].strip()) == ("what is <region>", want[0])
+    (full,) = pipe(images=picture, text="what is <region>", boxes=BOXES[:1], **SHORT)
+    assert full["generated_text"].startswith("what is <region>")
+    two = pipe(
+        images=[picture, other_picture],
+        text=["what is <region>"] * 2,
+        boxes=[BOXES[:1], [[1, 2, 30, 70]]],
+        **new,
+    )
+    assert [row["generated_text"].strip() for row in two] == want
+    chat.reset()
+    assert pipe(text="where is it", **new)[0]["generated_text"].strip() == chat.ask("where is it", **SHORT)
+    with pytest.raises(ValueError, match="Got 2 texts and boxes for another number"):
+        pipe(images=[picture] * 2, text=["what is <region>"] * 2, boxes=[BOXES[:1]], **new)
+
+
+def test_image_text_to_text_leaves_whole_prompts_as_they_are(make_bridge: Callable[..., Pair]) -> None:
+    bridge, processor = make_bridge()
+    pipe = pipeline("image-text-to-text", model=bridge, processor=processor)
+    prompt = processor.apply_chat_template([{"role": "user", "content": "where is it"}], add_generation_prompt=True)
+    (answer,) = pipe(text=prompt, return_tensors=True, **SHORT)
+    own = processor(prompt)["input_ids"][0].tolist()
+    assert answer["generated_token_ids"].tolist()[: len(own)] == own
+
+
 def test_region_text_generation(
     make_bridge: Callable[..., Pair], picture: Image.Image, other_picture: Image.Image
 ) -> None:
