@@ -22,6 +22,8 @@ from torch import Tensor
 from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens
 
+from .data.json_text import read_json
+
 _COLUMNS = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "boxes")
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -140,7 +142,7 @@ class RegionCache:
         manifest = self.folder / MANIFEST
         if not manifest.is_file():
             raise ValueError(f"{folder} is no finished cache: run cache_regions with this output until it is through.")
-        values = json.loads(manifest.read_text())
+        values = read_json(manifest)
         if values.get("version") != VERSION:
             raise ValueError(
                 f"{folder} is a cache of version {values.get('version')}, expected {VERSION}: make it again."

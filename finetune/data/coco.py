@@ -40,6 +40,7 @@ DRAWN_SHARE = 1 / 3
 """Of COCO's own annotations about one in 80 is a crowd. Where so many are marked, a tool has marked every mask that was
 drawn: CVAT and Datumaro write `iscrowd` for all that are no polygons."""
 
+DRAWN = "marked iscrowd, as tools mark whatever was drawn as a mask; --keep_crowds false leaves them out"
 CROWD = "crowd: many objects drawn as one, marked iscrowd; --keep_crowds true keeps them"
 
 
@@ -61,8 +62,8 @@ class ListedPicturesSource(PictureSource):
             with self.left_out.entry(self.annotations, name):
                 found = self.picture(self.file_name(image)), size_of(image), image, annotations
             if found is not None:
-                yield found
                 self.left_out.unwanted["picture without annotations"] += not annotations
+                yield found
                 continue
             for key in annotations:
                 with self.left_out.entry(self.annotations, key):
@@ -90,15 +91,17 @@ class CocoSource(ListedPicturesSource):
         self.require(self.annotations)
         with AnnotationIndex(self.annotations, self.left_out) as index:
             names = self._names(index)
-            keep = index.crowd_share() >= DRAWN_SHARE if self.keep_crowds is None else self.keep_crowds
+            drawn = index.crowd_share() >= DRAWN_SHARE
             for path, size, _, annotations in self.pictures(index):
                 regions = []
                 for key, annotation in annotations.items():
-                    if is_crowd(annotation) and not (keep or (self.keep_crowds is None and _is_of_cvat(annotation))):
+                    is_drawn = self.keep_crowds is None and (drawn or _is_of_cvat(annotation))
+                    if is_crowd(annotation) and not (is_drawn or self.keep_crowds):
                         self.left_out.unwanted[CROWD] += 1
                         continue
                     with self.left_out.entry(self.annotations, key):
                         regions.append(self.region(annotation, size, names))
+                        self.left_out.doubtful[DRAWN] += is_crowd(annotation) and is_drawn
                 for some in groups(regions, self.regions_per_record):
                     turns = ask_each(self.question, [region["label"] for region in some])
                     yield record(path, size, list(some), turns, self.name, LICENSE)
@@ -162,6 +165,7 @@ class CocoPanopticSource(ListedPicturesSource):
         self, key: str, annotation: dict[str, Any], size: tuple[int, int], categories: dict[str, dict[str, Any]]
     ) -> list[dict[str, Any]]:
         segments = listed(annotation, "segments_info")
+        self.left_out.unwanted["picture without segments"] += not segments
         numbers = self._numbers(text(annotation, "file_name"), size)
         regions = []
         for place, segment in enumerate(segments, 1):
@@ -184,7 +188,7 @@ class CocoPanopticSource(ListedPicturesSource):
         number = identity(segment, "id")
         mask = numbers == (int(number) if number.isdecimal() and len(number) < 10 else -1)
         if not mask.any():
-            raise EntryError("empty mask", f"no pixel of its PNG has its number, {number:.60}")
+            raise EntryError("empty mask", f"no pixel of its PNG has its number, {number!r:.60}")
         box = box_of(needed(segment, "bbox"), size)
         name = answer(category, "name").replace("-other", "").replace("-merged", "").replace("-stuff", "")
         return sound_region({"box": box, "mask": encode_mask(mask), "label": name}, size)

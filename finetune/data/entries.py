@@ -32,7 +32,7 @@ class LeftOut:
     """Entries of which there is no record, counted by reason.
 
     faults: those that cannot be used; named: a sentence about each, of at most `NAMED` of a reason unless `show_all`.
-    unwanted: those that nothing is wrong with, but that were not asked for.
+    unwanted: those that nothing is wrong with, but that were not asked for. doubtful: those that were taken all the same.
     """
 
     def __init__(self, *, strict: bool = False, show_all: bool = False) -> None:
@@ -43,6 +43,7 @@ class LeftOut:
         """Begin to count anew."""
         self.faults: Counter[str] = Counter()
         self.unwanted: Counter[str] = Counter()
+        self.doubtful: Counter[str] = Counter()
         self.named: list[str] = []
 
     @contextmanager
@@ -59,11 +60,15 @@ class LeftOut:
                 self.named.append(sentence)
 
     def summary(self) -> list[str]:
-        """Lines that say how many entries were left out and why; none if all were taken."""
+        """Lines that say how many entries were left out and why; none if all were taken without a doubt."""
         lines = []
-        for counts, words in ((self.faults, "left out, for they cannot be used"), (self.unwanted, "passed over")):
+        for words, counts in (
+            ("left out as faulty", self.faults),
+            ("passed over", self.unwanted),
+            ("taken, though in doubt", self.doubtful),
+        ):
             if counts.total():
-                lines.append(f"{counts.total()} entries {words}:" if counts.total() > 1 else f"1 entry {words}:")
+                lines.append(f"{counts.total()} {'entry' if counts.total() == 1 else 'entries'} {words}:")
                 lines += [f"{count:>8} × {reason}" for reason, count in counts.most_common() if count]
         return lines
 
@@ -77,7 +82,7 @@ def shown(value: Any) -> str:
 def _outline(value: Any) -> str:
     if isinstance(value, list) and len(value) <= 8 and all(isinstance(v, (str, int, float, type(None))) for v in value):
         return f"[{', '.join(shown(v) for v in value)}]"
-    kinds = {list: "a list", dict: "an object"}
+    kinds: dict[type, str] = {list: "a list", dict: "an object"}
     return (
         f"{kinds.get(type(value), type(value).__name__)} of {len(value)}" if hasattr(value, "__len__") else repr(value)
     )
@@ -89,10 +94,10 @@ def entry_name(entry: Any, number: int, *keys: str) -> str:
     return f"entry number {number}{found}"
 
 
-def mapping(value: Any) -> dict[str, Any]:
-    """An entry that is an object. Like all that follow, raises `EntryError` for anything else."""
+def mapping(value: Any, name: str = "it") -> dict[str, Any]:
+    """An entry, or what it has under a name, that is an object. Like all that follow, raises `EntryError` for others."""
     if not isinstance(value, dict):
-        raise EntryError("no object", f"it is {shown(value)}, expected an object")
+        raise EntryError("no object", f"{name} is {shown(value)}, expected an object")
     return value
 
 
@@ -207,8 +212,10 @@ def box_of(box_xywh: Any, size: tuple[int, int], key: str = "bbox") -> list[floa
 
 def mask_of(segmentation: Any) -> Any:
     """A segmentation as a record holds it: COCO's RLE as it is, and a polygon alone, or as points, as a list of polygons."""
-    if not isinstance(segmentation, list) or not segmentation:
+    if isinstance(segmentation, dict):
         return segmentation
+    if not isinstance(segmentation, list) or not segmentation:
+        raise EntryError("wrong mask", f"the mask is {shown(segmentation)}, expected polygons or COCO's RLE")
     if all(isinstance(v, (int, float)) for v in segmentation):
         return [segmentation]  # as VIA writes it
     if all(isinstance(v, list) and len(v) == 2 and not isinstance(v[0], list) for v in segmentation):
@@ -230,6 +237,8 @@ def sound_talk(conversations: Sequence[dict[str, str]], regions: int) -> None:
 
 
 def sound(sample: Sample) -> Sample:
-    """A record whose turns `validate` finds no fault with."""
+    """A record whose regions and turns `validate` finds no fault with."""
+    for region in sample["regions"]:
+        sound_region(region, (sample["height"], sample["width"]))
     sound_talk(sample["conversations"], len(sample["regions"]))
     return sample

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arguments import knob
-from .entries import box_of, entry_name, mapping, mask_of, needed, sound, sound_region, text
+from .entries import box_of, entry_name, mapping, mask_of, needed, sound, text
 from .json_stream import iter_items
 from .sample import Sample
 from .source import PictureSource, literal, number_regions, record
@@ -31,11 +31,11 @@ class FerretBenchSource(PictureSource):
     def _record(self, entry: dict[str, Any]) -> Sample:
         picture = text(entry, "image")
         size = self.size_on_disk(picture)
-        annotation = mapping(literal(needed(entry, "annotation")))
+        annotation = mapping(literal(needed(entry, "annotation")), "annotation")
         region = {
             "box": box_of(needed(annotation, "bbox"), size),
             "mask": mask_of(needed(annotation, "segmentation")),
         }
         turns = [{"role": "user", "content": number_regions(text(entry, "text"))[0]}]
         source = f"Ferret-Bench {text(entry, 'category')}"
-        return sound(record(self.picture(picture), size, [sound_region(region, size)], turns, source, "CC BY-NC 4.0"))
+        return sound(record(self.picture(picture), size, [region], turns, source, "CC BY-NC 4.0"))

@@ -143,7 +143,7 @@ class AnnotationIndex:
         query = "SELECT place, id, image FROM annotation WHERE image NOT IN (SELECT id FROM image) ORDER BY place"
         for place, key, image in self._database.execute(query):
             with self.left_out.entry(self.path, _annotation_name({"id": key}, place)):
-                raise EntryError("picture not listed", f'its picture, {image}, is not among the file\'s "images"')
+                raise EntryError("picture not listed", f'its picture, {image!r:.60}, is not among the file\'s "images"')
 
     def crowd_share(self) -> float:
         """The share of annotations that are marked iscrowd."""

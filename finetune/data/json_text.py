@@ -49,6 +49,14 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds. Raises `ValueError` with the file's name where it is no JSON."""
+    try:
+        return parse_json(Path(path).read_bytes())
+    except JsonError as error:
+        raise ValueError(f"{path} is {error}.") from None
+
+
 class JsonFile:
     """A JSON file that is read value by value: as much of it is in memory as its largest value takes.
 

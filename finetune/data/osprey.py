@@ -49,7 +49,9 @@ class OspreySource(PictureSource):
     def _record(self, entry: dict[str, Any], number: int, kind: Kind) -> Sample:
         name = text(entry, "file_name") if kind == "lvis_positive_negative" else text(entry, "file_name").split("_")[-1]
         size = size_of(entry)
-        masks = [mask_of(needed(mapping(a), "segmentation")) for a in listed(entry, "annotation")]
+        masks = [
+            mask_of(needed(mapping(a, "one of its annotation"), "segmentation")) for a in listed(entry, "annotation")
+        ]
         regions = [with_box({"mask": mask}, size) for mask in masks]
         described = kind == "detail_description"
         turns = _detailed(listed(entry, "description"), number) if described else talk(listed(entry, "conversations"))

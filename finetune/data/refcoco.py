@@ -83,7 +83,7 @@ class RefCocoSource(PictureSource):
         for name, reference in references.items():
             with self.left_out.entry(self.references, name):
                 if image is None:
-                    words = f"{self.annotations} lacks picture {reference['image_id']!s:.60}: give the file that came with it"
+                    words = f"{self.annotations} lacks picture {reference['image_id']!r:.60}: give the file that came with it"
                     raise EntryError("picture not listed", words)
                 picture, size = self.picture(text(image, "file_name")), size_of(image)
                 found.append(self._region(name, reference, size, index))
@@ -101,14 +101,14 @@ class RefCocoSource(PictureSource):
         key = identity(reference, "ann_id")
         annotation = index.annotation(key)
         if annotation is None:
-            raise EntryError("annotation not listed", f"{self.annotations} lacks annotation {key:.60}")
+            raise EntryError("annotation not listed", f"{self.annotations} lacks annotation {key!r:.60}")
         expressions = []
         for place, sentence in enumerate(listed(reference, "sentences"), 1):
             with self.left_out.entry(self.references, f"{name}, sentence number {place}"):
                 expressions.append(answer(mapping(sentence), "sent"))
         if not expressions:
             raise EntryError("no expression", "none of its sentences says anything")
-        region = {"box": box_of(needed(annotation, "bbox"), size), "mask": mask_of(annotation.get("segmentation"))}
-        if not region["mask"]:
-            del region["mask"]
+        region: dict[str, Any] = {"box": box_of(needed(annotation, "bbox"), size)}
+        if annotation.get("segmentation"):
+            region["mask"] = mask_of(annotation["segmentation"])
         return sound_region({**region, "captions": expressions}, size)

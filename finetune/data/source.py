@@ -21,9 +21,9 @@ from PIL import Image
 from tap_tokenizer import upright_size
 
 from ..arguments import knob
-from .entries import NAMED, EntryError, LeftOut, box_of, mapping, sound_region, text
+from .entries import NAMED, EntryError, LeftOut, box_of, mapping, text
 from .sample import Sample, mask_box
-from .validation import UNREADABLE
+from .validation import UNREADABLE, region_problems
 
 LABEL_QUESTION = "What is <region>?"
 ROLES = {"human": "user", "gpt": "assistant"}
@@ -159,8 +159,11 @@ def with_all_shown(turns: Sequence[dict[str, str]], regions: int) -> list[dict[s
 
 
 def with_box(region: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """A region with its mask's box. Raises `EntryError` for a mask that is broken or empty."""
-    box = mask_box(sound_region(region, size)["mask"], size)
+    """A region with its mask's box; as it was if the mask is empty. Raises `EntryError` for a mask that is broken."""
+    for kind, words in region_problems(region, size):
+        if kind != "empty mask":
+            raise EntryError(kind, f"{kind}: {words}")
+    box = mask_box(region["mask"], size)
     return region if box is None else {"box": box, **region}
 
 
@@ -168,7 +171,7 @@ def talk(conversations: list[Any]) -> list[dict[str, str]]:
     """LLaVA's turns ("from", "value") → ours; picture tokens go, for the record's picture is never in question."""
     turns = []
     for turn in conversations:
-        speaker = text(mapping(turn), "from")
+        speaker = text(mapping(turn, "a turn"), "from")
         if speaker not in ROLES:
             raise EntryError("wrong turn", f"a turn is from {speaker!r:.60}, expected {' or '.join(ROLES)}")
         said = re.sub(r"<(?:image|video)>\s*", "", text(turn, "value")).strip()

@@ -143,7 +143,14 @@ def _box_problems(box: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
         yield "wrong box", f"{box!s:.80}, expected four finite numbers x1 y1 x2 y2"
         return
     x1, y1, x2, y2 = array.tolist()
-    if x2 <= x1 or y2 <= y1:
+    if x1 < x2 and y1 < y2 and min(x2 - x1, y2 - y1) < 1:
+        looks = (
+            "; it looks like shares of the picture, 0 … 1: expected pixels"
+            if min(x1, y1) >= 0 and max(x2, y2) <= 1
+            else ""
+        )
+        yield "thin box", f"{box!s:.80} is thinner than a pixel{looks}"
+    elif x2 <= x1 or y2 <= y1:
         yield "empty box", f"{box!s:.80} has no area; expected x1 < x2 and y1 < y2"
     elif min(x1, y1) < -BORDER or x2 > size[1] + BORDER or y2 > size[0] + BORDER:
         yield "box outside", f"{box!s:.80} leaves the picture of {size[1]} × {size[0]}"

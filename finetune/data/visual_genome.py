@@ -69,8 +69,8 @@ class VisualGenomeSource(DescriptionSource):
         for number, entry in enumerate(iter_items(self.annotations), 1):
             name = entry_name(entry, number, "id", "image_id")
             with self.left_out.entry(self.annotations, name):
-                regions = [mapping(region) for region in listed(mapping(entry), "regions")]
-                key = identity(regions[0] if regions else entry, "image_id" if regions else "id")
+                regions = listed(mapping(entry), "regions")
+                key = _picture_of(entry, regions)
                 if wanted is not None and key not in wanted:
                     self.left_out.unwanted[f"picture of another split than {self.split}"] += 1
                     continue
@@ -79,7 +79,7 @@ class VisualGenomeSource(DescriptionSource):
                     continue
                 if key not in pictures:
                     raise EntryError(
-                        "picture not listed", f"{self.image_data} lacks picture {key:.60}, or has it wrong"
+                        "picture not listed", f"{self.image_data} lacks picture {key!r:.60}, or has it wrong"
                     )
                 if key in seen:
                     raise EntryError("picture described twice", f"picture {key:.60} came before: the first counts")
@@ -96,18 +96,27 @@ class VisualGenomeSource(DescriptionSource):
                 found[identity(entry, "image_id")] = self.picture(name), size_of(entry)
         return found
 
-    def _regions(self, name: str, described: list[dict[str, Any]], size: tuple[int, int]) -> list[dict[str, Any]]:
+    def _regions(self, name: str, described: list[Any], size: tuple[int, int]) -> list[dict[str, Any]]:
         regions = []
         for place, r in enumerate(described, 1):
             with self.left_out.entry(self.annotations, f"{name}, {_region_name(r, place)}"):
-                box = box_of([needed(r, side) for side in ("x", "y", "width", "height")], size, "x y width height")
+                box = box_of(
+                    [needed(mapping(r), side) for side in ("x", "y", "width", "height")], size, "x y width height"
+                )
                 label = answer(r, "phrase")
                 regions.append(sound_region({"box": box, "label": label}, size))
         return regions
 
 
-def _region_name(region: dict[str, Any], place: int) -> str:
-    return f"region {region['region_id']!s:.60}" if "region_id" in region else f"region number {place}"
+def _picture_of(entry: dict[str, Any], regions: list[Any]) -> str:
+    """The id of an entry's picture: as its regions have it, or else its own."""
+    named = next((r for r in regions if isinstance(r, dict) and r.get("image_id") is not None), None)
+    return identity(entry, "id") if named is None else identity(named, "image_id")
+
+
+def _region_name(region: Any, place: int) -> str:
+    is_named = isinstance(region, dict) and "region_id" in region
+    return f"region {region['region_id']!s:.60}" if is_named else f"region number {place}"
 
 
 @dataclass(kw_only=True)
