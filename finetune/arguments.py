@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 Arguments = TypeVar("Arguments")
 
@@ -45,6 +46,8 @@ def parse_arguments(
     )
     parser.add_argument("--config", metavar="RECIPE", help="YAML file, or name of a shipped recipe; flags override it")
     for action in parser._actions:
+        if action.type is string_to_bool:
+            action.nargs, action.const = "?", True  # a bare flag says true, also where the default is neither
         if action.default not in (None, argparse.SUPPRESS, MISSING, []) and "default" not in (action.help or ""):
             action.help = f"{action.help} (default: {str(action.default).replace('%', '%%')})"
     recipe = _read_recipe(config.config, parser, arguments_type) if config.config else {}

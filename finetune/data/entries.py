@@ -48,7 +48,7 @@ class LeftOut:
 
     @contextmanager
     def entry(self, file: str | Path, name: str) -> Iterator[None]:
-        """Around the reading of one entry: a `EntryError` is counted and named; if `strict`, it is raised as `ValueError`."""
+        """Around the reading of one entry: an `EntryError` is counted and named; if `strict`, it is raised as `ValueError`."""
         try:
             yield
         except EntryError as fault:

@@ -21,7 +21,7 @@ from PIL import Image
 from tap_tokenizer import upright_size
 
 from ..arguments import knob
-from .entries import NAMED, EntryError, LeftOut, box_of, mapping, text
+from .entries import NAMED, EntryError, LeftOut, mapping, text
 from .sample import Sample, mask_box
 from .validation import UNREADABLE, region_problems
 
@@ -106,14 +106,6 @@ def inside(folder: Path, name: str, follow_links: bool = False) -> Path:
                 f"{name!r:.80} is a link to a file outside {folder}: --follow_links true takes it",
             )
     return Path(path)
-
-
-def corners(box_xywh: Sequence[float], width: int, height: int) -> list[float] | None:
-    """A box given as corner and size → xyxy inside the picture; None if nothing of it is inside."""
-    try:
-        return box_of(list(box_xywh), (height, width))
-    except EntryError:
-        return None
 
 
 def ask_each(question: str, answers: Sequence[str]) -> list[dict[str, str]]:

@@ -31,8 +31,8 @@ TURN_KEYS = {"role", "content", "type", "options"}
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for files that are no pictures, or torn, or would fill all memory."""
 
-MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-"""Pillow opens no picture of more, so no record is of one."""
+MOST_PIXELS = 178_956_970
+"""Pillow opens no picture of more unless it is told to, so no record is of one."""
 
 Pictures = Literal["skip", "header", "decode"]
 

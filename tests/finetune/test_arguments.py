@@ -26,6 +26,7 @@ class Knobs:
     flag: bool = knob(default=False, help="whether")
     paths: list[str] = knob(default_factory=list, help="several")
     other: str | None = knob(default=None, help="maybe")
+    either: bool | None = knob(default=None, help="whether, if it is said")
 
 
 def test_recipe_then_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +39,11 @@ def test_recipe_then_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert lines["kind"].endswith("(flag)")
     assert lines["rate"].endswith(f"({recipe})")
     assert lines["other"].endswith("(default)") or lines["other"].endswith(f"({recipe})")
+
+
+@pytest.mark.parametrize(("flags", "said"), [([], None), (["--either"], True), (["--either", "false"], False)])
+def test_what_may_be_said_or_not_is_said_as_any_other(flags: list[str], said: bool | None) -> None:
+    assert parse_arguments(Knobs, ["--name", "x", *flags]).either is said
 
 
 def test_saved_arguments_are_a_recipe(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Boxes and turns that every reader makes."""
+"""Turns that every reader makes, and the pictures that it may name."""
 
 from __future__ import annotations
 
@@ -11,15 +11,7 @@ pytest.importorskip("datasets")
 from small_files import write_picture
 
 from finetune.data.entries import EntryError
-from finetune.data.source import ask_each, corners, groups, inside, literal, number_regions, talk, with_all_shown
-
-
-def test_corners() -> None:
-    assert corners((10, 5, 20, 15), 60, 40) == [10, 5, 30, 20]
-    assert corners((-10, 30, 20, 15), 60, 40) == [0, 30, 10, 40]
-    assert corners((60, 0, 5, 5), 60, 40) is None
-    assert corners((1, 1, 0, 5), 60, 40) is None
-    assert corners((float("nan"), 1, 2, 5), 60, 40) is None
+from finetune.data.source import ask_each, groups, inside, literal, number_regions, talk, with_all_shown
 
 
 def test_turns() -> None:
