@@ -170,8 +170,9 @@ def _given(option: str, flags: Sequence[str]) -> bool:
 
 
 def _show(arguments: Any, recipe: dict[str, Any], named: set[str], source: str | None) -> None:
-    width = max(len(f.name) for f in fields(arguments))
+    shown = [f for f in fields(arguments) if f.init]
+    width = max(len(f.name) for f in shown)
     print("arguments:")
-    for f in fields(arguments):
+    for f in shown:
         origin = "flag" if f.name in named else source if f.name in recipe else "default"
         print(f"  {f.name:<{width}}  {getattr(arguments, f.name)!r:<32} ({origin})")

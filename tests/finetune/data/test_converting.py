@@ -174,6 +174,7 @@ def test_the_last_lines_say_what_was_left_out(tmp_path: Path, capsys: pytest.Cap
     assert main(command(tmp_path, "mine.jsonl")) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[-2:]] == [["7", "×", "missing", "picture"], ["1", "×", "empty", "box"]]
+    assert not any(line.strip().startswith("left_out") for line in lines)  # it is no argument
     assert lines[-4:-2] == [f"wrote {tmp_path / 'mine.jsonl'}: 2 records", "8 entries left out as faulty:"]
     assert sum(line.startswith("left out: ") for line in lines) == 6
     assert (

@@ -28,24 +28,7 @@ from finetune.data.entries import (
 )
 from finetune.data.validation import problems_of
 
-NASTY = [
-    None,
-    True,
-    "",
-    "x",
-    0,
-    -1,
-    float("nan"),
-    10**400,
-    [],
-    {},
-    [[]],
-    "\ud800",
-    "../../x",
-    "a\0b",
-    "<region7>",
-    {"0": 5},
-]
+NASTY = [None, True, "", -1, float("nan"), 10**400, [], {}, "\ud800", "../../x", "<region7>"]
 
 
 @pytest.mark.parametrize("name", READERS)
