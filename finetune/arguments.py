@@ -15,12 +15,16 @@ from typing import Any, TypeVar
 import yaml
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from tap_tokenizer import write_whole
 
 Arguments = TypeVar("Arguments")
 
 RECIPES = Path(__file__).parent / "recipes"
+
+MAX_RECIPE = 100_000
+"""Bytes of a recipe, which is read by a slow parser. The longest that ships has about a thousand."""
 
 
 def knob(*, help: str, default: Any = MISSING, default_factory: Any = MISSING) -> Any:
@@ -45,6 +49,8 @@ def parse_arguments(
     )
     parser.add_argument("--config", metavar="RECIPE", help="YAML file, or name of a shipped recipe; flags override it")
     for action in parser._actions:
+        if action.type is string_to_bool:
+            action.nargs, action.const = "?", True  # a bare flag says true, also where the default is neither
         if action.default not in (None, argparse.SUPPRESS, MISSING, []) and "default" not in (action.help or ""):
             action.help = f"{action.help} (default: {str(action.default).replace('%', '%%')})"
     recipe = _read_recipe(config.config, parser, arguments_type) if config.config else {}
@@ -82,13 +88,12 @@ def refuse_other_arguments(arguments: Any, path: Path, free: Sequence[str]) -> N
         return
     new = asdict(arguments)
     try:
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        old = None
-    if not isinstance(old, dict):
+        old = _read_mapping(path)
+    except ValueError as error:
         raise ValueError(
-            f"{path} is damaged, so nobody can tell whether this run is the same: restore it, or use another output_dir."
-        )
+            f"{path} is damaged, so nobody can tell whether this run is the same ({error}): restore it, or use another "
+            "output_dir."
+        ) from None
     changed = [
         f"{key} {old[key]!r}, now {new[key]!r}"
         for key in new
@@ -112,13 +117,51 @@ def _read_recipe(name: str, parser: argparse.ArgumentParser, arguments_type: typ
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         parser.error(f"found no recipe {name}: give a YAML file or one of {shipped}")
-    values = yaml.safe_load(path.read_text())
-    if not isinstance(values, dict):
-        parser.error(f"{path} holds a {type(values).__name__}, expected a mapping of names to values")
-    unknown = sorted(set(values) - {f.name for f in fields(arguments_type)})
+    try:
+        values = _read_mapping(path)
+    except ValueError as error:
+        parser.error(str(error))
+    unknown = sorted(map(str, set(values) - {f.name for f in fields(arguments_type)}))
     if unknown:
         parser.error(f"{path} has unknown names {', '.join(unknown)}: see --help for those that exist")
     return values
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file of names with plain values or lists of them.
+
+    Raises `ValueError` for any other, before it is unfolded: aliases inside of lists can make terabytes of a few lines.
+    """
+    if path.stat().st_size > MAX_RECIPE:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, expected a recipe of at most {MAX_RECIPE:,}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        line = _nested_line(text)
+        values = yaml.safe_load(text) if line is None else None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is no YAML that can be read: {' '.join(str(error).split())}.") from None
+    if line is not None:
+        raise ValueError(f"{path}, line {line}: expected a plain value, or a list of plain values.")
+    if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
+        raise ValueError(f"{path} holds a {type(values).__name__}, expected a mapping of names to plain values.")
+    return values
+
+
+def _nested_line(text: str) -> int | None:
+    """The line of YAML in which anything but a plain value lies inside a value, itself or by its alias."""
+    depth = 0
+    collections = set()
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            if depth > 1 or (depth and isinstance(event, yaml.MappingStartEvent)):
+                return int(event.start_mark.line) + 1
+            collections.add(event.anchor)
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent) and depth > 1 and event.anchor in collections:
+            return int(event.start_mark.line) + 1
+    return None
 
 
 def _as_flags(recipe: dict[str, Any]) -> list[str]:
@@ -137,8 +180,9 @@ def _given(option: str, flags: Sequence[str]) -> bool:
 
 
 def _show(arguments: Any, recipe: dict[str, Any], named: set[str], source: str | None) -> None:
-    width = max(len(f.name) for f in fields(arguments))
+    shown = [f for f in fields(arguments) if f.init]
+    width = max(len(f.name) for f in shown)
     print("arguments:")
-    for f in fields(arguments):
+    for f in shown:
         origin = "flag" if f.name in named else source if f.name in recipe else "default"
         print(f"  {f.name:<{width}}  {getattr(arguments, f.name)!r:<32} ({origin})")

@@ -9,7 +9,6 @@ model of transformers instead.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -42,6 +41,7 @@ from .data.glyph_language import caption
 from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, draw_question
 from .data.glyph_records import number_regions
 from .data.glyph_scenes import KINDS, GlyphScene, make_scene
+from .data.json_text import read_json
 from .loop import (
     MeanWindow,
     RunLog,
@@ -255,7 +255,7 @@ def _tokenizer(arguments: LanguageArguments) -> PreTrainedTokenizerFast:
 
 def _model(arguments: LanguageArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     path = Path(arguments.model_config)
-    values = json.loads((path if path.is_file() else RECIPES / arguments.model_config).read_text())
+    values = read_json(path if path.is_file() else RECIPES / arguments.model_config)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = AutoConfig.for_model(values.pop("model_type"), vocab_size=len(tokenizer), **ids, **values)
     return AutoModelForCausalLM.from_config(config)

@@ -22,6 +22,8 @@ from torch import Tensor
 from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens, write_whole
 
+from .data.json_text import read_json
+
 _COLUMNS = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "boxes")
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -137,7 +139,7 @@ class RegionCache:
         if not manifest.is_file():
             raise ValueError(f"{folder} is no finished cache: run cache_regions with this output until it is through.")
         try:
-            values = json.loads(manifest.read_text(encoding="utf-8"))
+            values = read_json(manifest)
             values["version"], values["checksums"]
         except (ValueError, TypeError, KeyError):
             raise ValueError(

@@ -5,7 +5,8 @@
     python -m finetune.data show --data runs/mine.jsonl --output runs/mine.png
 
 `convert FORMAT --help` shows what a format needs. Conversion goes on where it was stopped, and its output has its name
-only when it is whole.
+only when it is whole. Entries that cannot be used are left out, named, and counted in the last lines; with `--strict true`
+the first one stops it.
 """
 
 from __future__ import annotations
@@ -103,8 +104,14 @@ def _convert(argv: Sequence[str]) -> int:
     if not argv or argv[0] not in FORMATS:
         raise ValueError(f"the format is {argv[0] if argv else 'missing'}, expected one of {', '.join(FORMATS)}.")
     source = parse_arguments(FORMATS[argv[0]], argv[1:])
-    count = convert(source)
+    try:
+        count = convert(source)
+    finally:
+        for sentence in source.left_out.named:
+            print(f"left out: {sentence}")
     print(f"wrote {source.output}: {count} records")
+    for line in source.left_out.summary():
+        print(line)
     return 0
 
 

@@ -10,7 +10,6 @@ may lie anywhere in the table.
 from __future__ import annotations
 
 import csv
-import math
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,11 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
-from tap_tokenizer import upright_size
-
 from ..arguments import knob
+from .entries import EntryError, number, shown, sound_region, sound_talk, text
 from .sample import Sample
 from .source import LABEL_QUESTION, PictureSource, groups, record
 
@@ -46,7 +42,7 @@ class BoxesCsvSource(PictureSource):
             self._fill(table)
             for (image,) in table.execute("SELECT image FROM row GROUP BY image ORDER BY MIN(line)"):
                 rows = table.execute(
-                    "SELECT x1, y1, x2, y2, answer, question FROM row WHERE image = ? ORDER BY line", (image,)
+                    "SELECT line, x1, y1, x2, y2, answer, question FROM row WHERE image = ? ORDER BY line", (image,)
                 )
                 yield from self._records(image, rows.fetchall())
 
@@ -74,35 +70,38 @@ class BoxesCsvSource(PictureSource):
                     "optional), separated by commas: rename them in the first line."
                 )
             for row in reader:
-                if None in row or not row["image"]:
-                    wrong = "more cells than columns" if None in row else "no image"
-                    raise ValueError(f"{self.boxes}, line {reader.line_num}: {wrong}, expected {', '.join(names)}.")
-                try:
-                    corners = [float(row[name]) for name in CORNERS]
-                    if not all(map(math.isfinite, corners)):
-                        raise ValueError
-                except (TypeError, ValueError):
-                    raise ValueError(
-                        f"{self.boxes}, line {reader.line_num}: the box is {[row[name] for name in CORNERS]}, expected "
-                        "four numbers in pixels."
-                    ) from None
-                values = (reader.line_num, row["image"], *corners, row["answer"], row.get("question") or self.question)
-                table.execute("INSERT INTO row VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+                with self.left_out.entry(self.boxes, f"line {reader.line_num}"):
+                    table.execute("INSERT INTO row VALUES (?, ?, ?, ?, ?, ?, ?, ?)", self._values(row, reader.line_num))
+
+    def _values(self, row: dict[str, Any], line: int) -> tuple[Any, ...]:
+        if None in row:
+            raise EntryError("more cells than columns", f"more cells than columns, which are {len(row) - 1}")
+        if not row["image"]:
+            raise EntryError("no image", "no image, whose column is empty")
+        corners = [number(row[name]) for name in CORNERS]
+        if None in corners:
+            words = f"the box is {shown([row[name] for name in CORNERS])}, expected four numbers in pixels"
+            raise EntryError("wrong box", words)
+        return line, row["image"], *corners, text(row, "answer"), row.get("question") or self.question
 
     def _records(self, image: str, rows: list[tuple[Any, ...]]) -> Iterator[Sample]:
-        try:
-            with Image.open(Path(self.images) / image) as picture:
-                width, height = upright_size(picture)
-        except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(f"{self.boxes} names {image}, which cannot be opened in {self.images}: {error}") from None
-        for some in groups(rows, self.regions_per_record):
-            turns = []
-            for number, (*_, answer, question) in enumerate(some, 1):
-                asked = question if "<region>" in question else f"<region>: {question}"
-                turns += [
-                    {"role": "user", "content": asked.replace("<region>", f"<region{number}>")},
-                    {"role": "assistant", "content": answer},
-                ]
-            regions = [{"box": list(row[:4])} for row in some]
-            name = self.source or Path(self.boxes).name
-            yield record(self.picture(image), (height, width), regions, turns, name, self.license)
+        found: list[tuple[dict[str, Any], str, str]] = []
+        size = (0, 0)
+        for line, *box, answer, question in rows:
+            with self.left_out.entry(self.boxes, f"line {line}"):
+                size = size if found else self.size_on_disk(image)
+                region = sound_region({"box": box}, size)
+                sound_talk(_turns(question, answer, 1), 1)
+                found.append((region, question, answer))
+        name = self.source or Path(self.boxes).name
+        for some in groups(found, self.regions_per_record):
+            turns = [turn for place, (_, asked, said) in enumerate(some, 1) for turn in _turns(asked, said, place)]
+            yield record(self.picture(image), size, [region for region, *_ in some], turns, name, self.license)
+
+
+def _turns(question: str, answer: str, place: int) -> list[dict[str, str]]:
+    asked = question if "<region>" in question else f"<region>: {question}"
+    return [
+        {"role": "user", "content": asked.replace("<region>", f"<region{place}>")},
+        {"role": "assistant", "content": answer},
+    ]

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-
-from PIL import Image
-
-from tap_tokenizer import upright_size
+from typing import Any
 
 from ..arguments import knob
+from .entries import box_of, entry_name, mapping, mask_of, needed, sound, text
 from .json_stream import iter_items
 from .sample import Sample
-from .source import PictureSource, corners, literal, number_regions, record
+from .source import PictureSource, literal, number_regions, record
 
 
 @dataclass(kw_only=True)
@@ -27,11 +24,18 @@ class FerretBenchSource(PictureSource):
 
     def records(self) -> Iterator[Sample]:
         self.require(self.annotations)
-        for entry in iter_items(self.annotations):
-            with Image.open(Path(self.images) / entry["image"]) as picture:
-                width, height = upright_size(picture)
-            annotation = literal(entry["annotation"])
-            region = {"box": corners(annotation["bbox"], width, height), "mask": annotation["segmentation"]}
-            turns = [{"role": "user", "content": number_regions(entry["text"])[0]}]
-            source = f"Ferret-Bench {entry['category']}"
-            yield record(self.picture(entry["image"]), (height, width), [region], turns, source, "CC BY-NC 4.0")
+        for number, entry in enumerate(iter_items(self.annotations), 1):
+            with self.left_out.entry(self.annotations, entry_name(entry, number, "question_id")):
+                yield self._record(mapping(entry))
+
+    def _record(self, entry: dict[str, Any]) -> Sample:
+        picture = text(entry, "image")
+        size = self.size_on_disk(picture)
+        annotation = mapping(literal(needed(entry, "annotation")), "annotation")
+        region = {
+            "box": box_of(needed(annotation, "bbox"), size),
+            "mask": mask_of(needed(annotation, "segmentation")),
+        }
+        turns = [{"role": "user", "content": number_regions(text(entry, "text"))[0]}]
+        source = f"Ferret-Bench {text(entry, 'category')}"
+        return sound(record(self.picture(picture), size, [region], turns, source, "CC BY-NC 4.0"))

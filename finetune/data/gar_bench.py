@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arguments import knob
+from .entries import EntryError, entry_name, mapping, mask_of, needed, shown, size_of_rle, sound, text
 from .json_stream import iter_items
 from .sample import Sample
 from .source import PictureSource, literal, record, with_all_shown, with_box
@@ -24,18 +25,22 @@ class GarBenchSource(PictureSource):
 
     def records(self) -> Iterator[Sample]:
         self.require(self.annotations)
-        for entry in iter_items(self.annotations):
-            yield self.record_of(entry)
+        for number, entry in enumerate(iter_items(self.annotations), 1):
+            with self.left_out.entry(self.annotations, entry_name(entry, number, "id", "image")):
+                yield sound(self.record_of(mapping(entry)))
 
     def record_of(self, entry: dict[str, Any]) -> Sample:
-        """One question of the file as a record."""
-        masks, choices = literal(entry["mask_rles"]), literal(entry["choices"])
-        size = tuple(masks[0]["size"])
-        regions = [with_box({"mask": mask}, size) for mask in masks]
-        question = "\n".join([entry["question"], *choices, "Answer with the letter of the right choice."])
+        """One question of the file as a record. Raises `EntryError`."""
+        masks, choices = literal(needed(entry, "mask_rles")), literal(needed(entry, "choices"))
+        size = size_of_rle(masks, "mask_rles")
+        if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+            raise EntryError("wrong choices", f"choices is {shown(choices)}, expected a list of texts")
+        regions = [with_box({"mask": mask_of(mask)}, size) for mask in masks]
+        question = "\n".join([text(entry, "question"), *choices, "Answer with the letter of the right choice."])
         turns = [
-            {"role": "user", "content": re.sub(r"<Prompt(\d+)>", lambda m: f"<region{int(m[1]) + 1}>", question)},
-            {"role": "assistant", "content": entry["answer"]},
+            {"role": "user", "content": re.sub(r"<Prompt(\d{1,9})>", lambda m: f"<region{int(m[1]) + 1}>", question)},
+            {"role": "assistant", "content": text(entry, "answer")},
         ]
-        source = f"GAR-Bench-VQA {entry['type']}"
-        return record(self.picture(entry["image"]), size, regions, with_all_shown(turns, len(regions)), source, None)
+        source = f"GAR-Bench-VQA {text(entry, 'type')}"
+        picture = self.picture(text(entry, "image"))
+        return record(picture, size, regions, with_all_shown(turns, len(regions)), source, None)

@@ -12,44 +12,99 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import ijson
 from tqdm.auto import tqdm
+
+from .entries import EntryError, LeftOut, identity, is_crowd, mapping
+from .json_text import JsonFile
 
 
 def iter_items(path: str | Path, prefix: str = "item") -> Iterator[Any]:
-    """Items of an array inside a JSON file: "item" for an array at the top, "images.item" for one under a name."""
-    with Path(path).open("rb") as file:
-        try:
-            yield from ijson.items(file, prefix, use_float=True)
-        except ijson.JSONError as error:
-            raise ValueError(f"{path} is no whole JSON file: {error}") from None
+    """Items of a list inside a JSON file: "item" for a list at the top, "images.item" for one under a name.
+
+    Raises `ValueError` for a file that is no JSON, or has no such list.
+    """
+    name = prefix.removesuffix("item").removesuffix(".")
+    with closing(JsonFile(path)) as file:
+        if not name:
+            if file.peek() != "[":
+                raise ValueError(f"{path} holds {_kind(file)}, expected a list of entries: is it the right file?")
+            yield from file.items()
+        else:
+            yield from _items_under(name, file)
+        file.end()
+
+
+def _items_under(name: str, file: JsonFile) -> Iterator[Any]:
+    if file.peek() != "{":
+        raise ValueError(f'{file.path} holds {_kind(file)}, expected an object with "{name}", in the layout of COCO.')
+    found = False
+    for member in file.members():
+        is_wanted = member == name
+        if is_wanted and file.peek() != "[":
+            raise ValueError(f'{file.path} holds {_kind(file)} for "{name}", expected a list.')
+        found |= is_wanted
+        if file.peek() != "[":
+            file.value()
+            continue
+        for item in file.items():
+            if is_wanted:
+                yield item
+    if not found:
+        raise ValueError(f'{file.path} holds no "{name}": expected a file in the layout of COCO.')
+
+
+def _kind(file: JsonFile) -> str:
+    kinds = {"{": "an object", "[": "a list", '"': "a text", "": "nothing", "n": "null", "t": "true", "f": "false"}
+    return kinds.get(file.peek(), "a number")
 
 
 class AnnotationIndex:
-    """Pictures and annotations of a COCO-style file, in a temporary database on disk instead of in memory."""
+    """Pictures and annotations of a COCO-style file, in a temporary database on disk instead of in memory.
 
-    def __init__(self, path: str | Path) -> None:
+    Ids are compared as text, so that 7 and "7" are the same. Entries that have none, or that are double, go to `left_out`;
+    without it they are refused.
+    """
+
+    def __init__(self, path: str | Path, left_out: LeftOut | None = None) -> None:
         self.path = Path(path)
+        self.left_out = left_out or LeftOut(strict=True)
         self._database = sqlite3.connect("")  # an unnamed database lies in a file that vanishes with the connection
-        self._database.execute("CREATE TABLE image (place INTEGER PRIMARY KEY, id TEXT, content TEXT)")
-        self._database.execute("CREATE TABLE annotation (place INTEGER PRIMARY KEY, image TEXT, id TEXT, content TEXT)")
-        self._fill("image", "images.item", ("id",))
-        self._fill("annotation", "annotations.item", ("image_id", "id"))
-        self._database.execute("CREATE INDEX image_id ON image (id)")
+        self._database.execute("CREATE TABLE image (place INTEGER PRIMARY KEY, id TEXT UNIQUE, content TEXT)")
+        self._database.execute(
+            "CREATE TABLE annotation (place INTEGER PRIMARY KEY, image TEXT, id TEXT, crowd INTEGER, content TEXT)"
+        )
+        try:
+            self._fill_images()
+            self._fill_annotations()
+        except BaseException:
+            self.close()
+            raise
         self._database.execute("CREATE INDEX annotation_image ON annotation (image)")
         self._database.execute("CREATE INDEX annotation_id ON annotation (id)")
-        if not self._database.execute("SELECT COUNT(*) FROM image").fetchone()[0]:
-            self.close()
-            raise ValueError(f'{path} holds no "images": expected a file in the layout of COCO.')
 
-    def _fill(self, table: str, prefix: str, keys: tuple[str, ...]) -> None:
-        items = tqdm(iter_items(self.path, prefix), desc=f"reading {prefix.split('.')[0]}", unit="", leave=False)
-        marks = ", ".join("?" for _ in range(len(keys) + 1))
-        columns = {"image_id": "image", "id": "id"}
-        names = ", ".join([*(columns[key] for key in keys), "content"])
-        with closing(self._database.cursor()) as cursor:
-            rows = ((*(str(item.get(key)) for key in keys), json.dumps(item)) for item in items)
-            cursor.executemany(f"INSERT INTO {table} ({names}) VALUES ({marks})", rows)
+    def _fill_images(self) -> None:
+        count = 0
+        for count, item in enumerate(self._items("images"), 1):
+            with self.left_out.entry(self.path, f"picture number {count}"):
+                key = identity(mapping(item), "id")
+                row = (count, key, json.dumps(item))
+                if not self._database.execute("INSERT OR IGNORE INTO image VALUES (?, ?, ?)", row).rowcount:
+                    raise EntryError("picture listed twice", f"its id, {key}, was given before: the first counts")
+        if not count:
+            raise ValueError(f'{self.path} holds no "images": expected a file in the layout of COCO.')
+
+    def _fill_annotations(self) -> None:
+        self._database.executemany("INSERT INTO annotation VALUES (?, ?, ?, ?, ?)", self._annotation_rows())
+
+    def _annotation_rows(self) -> Iterator[tuple[int, str, str | None, bool, str]]:
+        for place, item in enumerate(self._items("annotations"), 1):
+            with self.left_out.entry(self.path, _annotation_name(item, place)):
+                image = identity(mapping(item), "image_id")
+                key = None if item.get("id") is None else identity(item, "id")
+                yield place, image, key, is_crowd(item), json.dumps(item)
+
+    def _items(self, name: str) -> Iterator[Any]:
+        yield from tqdm(iter_items(self.path, f"{name}.item"), desc=f"reading {name}", unit="", leave=False)
 
     def images(self) -> Iterator[dict[str, Any]]:
         """The pictures' entries, in the order of the file."""
@@ -62,20 +117,55 @@ class AnnotationIndex:
 
     def annotations(self, image: Any) -> list[dict[str, Any]]:
         """The annotations of the picture with this id, in the order of the file."""
-        rows = self._database.execute("SELECT content FROM annotation WHERE image = ? ORDER BY place", (str(image),))
-        return [json.loads(content) for (content,) in rows]
+        return list(self.named_annotations(image).values())
+
+    def named_annotations(self, image: Any) -> dict[str, dict[str, Any]]:
+        """The same, each by what it is called when something is wrong with it; of those that are equal, the first."""
+        query = "SELECT place, content FROM annotation WHERE image = ? ORDER BY place"
+        found: dict[str, dict[str, Any]] = {}
+        seen: set[str] = set()
+        for place, content in self._database.execute(query, (identity({"id": image}, "id"),)):
+            annotation = json.loads(content)
+            name = _annotation_name(annotation, place)
+            with self.left_out.entry(self.path, name):
+                if content in seen:
+                    raise EntryError("annotation given twice", "another is equal to it in everything: the first counts")
+                seen.add(content)
+                found[name if name not in found else f"{name}, number {place} in the list"] = annotation
+        return found
 
     def annotation(self, number: Any) -> dict[str, Any] | None:
         """The annotation with this id."""
         return self._one("SELECT content FROM annotation WHERE id = ?", number)
 
+    def name_strays(self) -> None:
+        """Leave out, by name, the annotations of pictures that are not listed."""
+        query = "SELECT place, id, image FROM annotation WHERE image NOT IN (SELECT id FROM image) ORDER BY place"
+        for place, key, image in self._database.execute(query):
+            with self.left_out.entry(self.path, _annotation_name({"id": key}, place)):
+                raise EntryError("picture not listed", f'its picture, {image!r:.60}, is not among the file\'s "images"')
+
+    def crowd_share(self) -> float:
+        """The share of annotations that are marked iscrowd."""
+        crowds, count = self._database.execute("SELECT TOTAL(crowd), COUNT(*) FROM annotation").fetchone()
+        return float(crowds / max(count, 1))
+
     def _one(self, query: str, key: Any) -> dict[str, Any] | None:
-        row = self._database.execute(query, (str(key),)).fetchone()
+        row = self._database.execute(query, (identity({"id": key}, "id"),)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def categories(self) -> dict[Any, dict[str, Any]]:
-        """Categories by id."""
-        return {item["id"]: item for item in iter_items(self.path, "categories.item")}
+        """Categories by id, as the file writes it; of two with one id, the first."""
+        found: dict[Any, dict[str, Any]] = {}
+        seen: set[str] = set()
+        for number, item in enumerate(self._items("categories"), 1):
+            with self.left_out.entry(self.path, f"category number {number}"):
+                key = identity(mapping(item), "id")
+                if key in seen:
+                    raise EntryError("category listed twice", f"its id, {key}, was given before: the first counts")
+                seen.add(key)
+                found[item["id"]] = item
+        return found
 
     def close(self) -> None:
         """Let go of the database."""
@@ -86,3 +176,8 @@ class AnnotationIndex:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _annotation_name(annotation: Any, place: int) -> str:
+    key = annotation.get("id") if isinstance(annotation, dict) else None
+    return f"annotation number {place} in the list" if key is None else f"annotation {key!s:.60}"

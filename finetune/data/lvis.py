@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .coco import CocoSource
+from .entries import answer, text
 
 
 @dataclass(kw_only=True)
@@ -19,7 +20,7 @@ class LvisSource(CocoSource):
     name = "LVIS"
 
     def file_name(self, image: dict[str, Any]) -> str:
-        return "/".join(image["coco_url"].split("/")[-2:])
+        return "/".join(text(image, "coco_url").split("/")[-2:])
 
     def label(self, category: dict[str, Any]) -> str:
-        return str(category["name"]).replace("_", " ")
+        return answer(category, "name").replace("_", " ")

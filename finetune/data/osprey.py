@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ..arguments import knob
+from .entries import entry_name, listed, mapping, mask_of, needed, size_of, sound, text
 from .json_stream import iter_items
 from .sample import Sample
 from .source import PictureSource, record, talk, with_all_shown, with_box
@@ -42,21 +43,28 @@ class OspreySource(PictureSource):
         if kind is None:
             raise ValueError(f"{self.annotations} has none of {', '.join(KINDS)} in its name: say which by --kind.")
         for number, entry in enumerate(iter_items(self.annotations)):
-            name = entry["file_name"] if kind == "lvis_positive_negative" else entry["file_name"].split("_")[-1]
-            size = (int(entry["height"]), int(entry["width"]))
-            regions = [with_box({"mask": a["segmentation"]}, size) for a in entry["annotation"]]
-            described = kind == "detail_description"
-            turns = _detailed(entry["description"], number) if described else talk(entry["conversations"])
-            if kind in ("short_form", "part_level"):
-                turns = [{**t, "content": f"{t['content']} {BRIEF}"} if t["role"] == "user" else t for t in turns]
-            source = f"Osprey-724K {kind}"
-            yield record(self.picture(name), size, regions, with_all_shown(turns, len(regions)), source, "CC BY-NC 4.0")
+            with self.left_out.entry(self.annotations, entry_name(entry, number + 1, "id", "file_name")):
+                yield self._record(mapping(entry), number, kind)
+
+    def _record(self, entry: dict[str, Any], number: int, kind: Kind) -> Sample:
+        name = text(entry, "file_name") if kind == "lvis_positive_negative" else text(entry, "file_name").split("_")[-1]
+        size = size_of(entry)
+        masks = [
+            mask_of(needed(mapping(a, "one of its annotation"), "segmentation")) for a in listed(entry, "annotation")
+        ]
+        regions = [with_box({"mask": mask}, size) for mask in masks]
+        described = kind == "detail_description"
+        turns = _detailed(listed(entry, "description"), number) if described else talk(listed(entry, "conversations"))
+        if kind in ("short_form", "part_level"):
+            turns = [{**t, "content": f"{t['content']} {BRIEF}"} if t["role"] == "user" else t for t in turns]
+        source, turns = f"Osprey-724K {kind}", with_all_shown(turns, len(regions))
+        return sound(record(self.picture(name), size, regions, turns, source, "CC BY-NC 4.0"))
 
 
-def _detailed(descriptions: list[str], number: int) -> list[dict[str, str]]:
+def _detailed(descriptions: list[Any], number: int) -> list[dict[str, str]]:
     turns = []
-    for i, text in enumerate(descriptions):
+    for i, description in enumerate(descriptions):
         question = DETAIL_QUESTIONS[(number + i) % len(DETAIL_QUESTIONS)].replace("<region>", f"<region{i + 1}>")
-        answer = re.sub(r"^\s*<[^>]*>:\s*", "", text).strip()
+        answer = re.sub(r"^\s*<[^>]*>:\s*", "", text({"description": description}, "description")).strip()
         turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return turns

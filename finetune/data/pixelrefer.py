@@ -1,14 +1,17 @@
 """PixelRefer's image instructions (https://github.com/DAMO-NLP-SG/PixelRefer): talk with a `<region>` for each mask.
 
-Entries of videos are passed over: a record is one picture.
+VideoRefer's layout is read, too, which has `annotation` in place of `masks`: of each object, its frames with their masks. A
+record is one picture, so entries of videos are passed over, and an object of a picture has one frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..arguments import knob
+from .entries import EntryError, entry_name, listed, mapping, mask_of, needed, shown, size_of, size_of_rle, sound, text
 from .json_stream import iter_items
 from .sample import Sample
 from .source import PictureSource, number_regions, record, talk, with_all_shown, with_box
@@ -16,22 +19,47 @@ from .source import PictureSource, number_regions, record, talk, with_all_shown,
 
 @dataclass(kw_only=True)
 class PixelReferSource(PictureSource):
-    """PixelRefer's JSON lists."""
+    """PixelRefer's and VideoRefer's JSON lists."""
 
-    annotations: str = knob(help="JSON list of entries with image, conversations and masks")
+    annotations: str = knob(help="JSON list of entries with image, conversations, and masks or annotation")
 
     def records(self) -> Iterator[Sample]:
         self.require(self.annotations)
-        for entry in iter_items(self.annotations):
-            if "image" not in entry:
-                continue
-            masks = entry["masks"]
-            rle = next((mask for mask in masks if isinstance(mask, dict)), None)
-            size = tuple(rle["size"]) if rle is not None else (entry["height"], entry["width"])
-            turns, count = [], 0
-            for turn in talk(entry["conversations"]):
-                text, count = number_regions(turn["content"], count)
-                turns.append({**turn, "content": text})
-            regions = [with_box({"mask": mask}, size) for mask in masks]
-            turns = with_all_shown(turns, len(regions))
-            yield record(self.picture(entry["image"]), size, regions, turns, "PixelRefer", None)
+        for number, entry in enumerate(iter_items(self.annotations), 1):
+            with self.left_out.entry(self.annotations, entry_name(entry, number, "id", "image", "video")):
+                if mapping(entry).get("image") is None and entry.get("video") is not None:
+                    self.left_out.unwanted["video, for a record is one picture"] += 1
+                else:
+                    yield self._record(entry)
+
+    def _record(self, entry: dict[str, Any]) -> Sample:
+        picture = self.picture(text(entry, "image"))
+        is_of_videorefer = entry.get("masks") is None and entry.get("annotation") is not None
+        masks = [_mask(value) for value in listed(entry, "annotation" if is_of_videorefer else "masks")]
+        if entry.get("height") is not None and entry.get("width") is not None:
+            size = size_of(entry)
+        elif any(isinstance(mask, dict) for mask in masks):
+            size = size_of_rle(masks, "masks")
+        else:
+            size = self.size_on_disk(text(entry, "image"))
+        turns, count = [], 0
+        for turn in talk(listed(entry, "conversations")):
+            content, count = number_regions(turn["content"], count)
+            turns.append({**turn, "content": content})
+        regions = [with_box({"mask": mask}, size) for mask in masks]
+        return sound(record(picture, size, regions, with_all_shown(turns, len(regions)), "PixelRefer", None))
+
+
+def _mask(value: Any) -> Any:
+    """A mask as PixelRefer writes it, or inside VideoRefer's object: {frame: {"segmentation": mask}}."""
+    if value is None:
+        raise EntryError("no mask", "one of its masks is null")
+    if not isinstance(value, dict) or "counts" in value:
+        return mask_of(value)
+    if "segmentation" in value:
+        return _mask(value["segmentation"])
+    if len(value) != 1 or not all(isinstance(frame, dict) for frame in value.values()):
+        raise EntryError(
+            "wrong mask", f"one of its masks is {shown(value)}, expected a mask, or one frame with its segmentation"
+        )
+    return _mask(needed(next(iter(value.values())), "segmentation"))

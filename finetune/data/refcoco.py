@@ -6,7 +6,6 @@ Expressions come as a pickle, which is read without running anything in it; boxe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,9 +13,23 @@ from typing import Any, Literal
 from tap_tokenizer import read_pickle
 
 from ..arguments import knob
-from .json_stream import AnnotationIndex
+from .entries import (
+    EntryError,
+    answer,
+    box_of,
+    entry_name,
+    identity,
+    listed,
+    mapping,
+    mask_of,
+    needed,
+    size_of,
+    sound_region,
+    text,
+)
+from .json_stream import AnnotationIndex, iter_items
 from .sample import Sample
-from .source import PictureSource, ask_each, corners, groups, record
+from .source import PictureSource, ask_each, groups, record
 
 QUESTION = "Describe <region> so that it cannot be taken for anything else in the picture."
 
@@ -37,44 +50,65 @@ class RefCocoSource(PictureSource):
 
     def records(self) -> Iterator[Sample]:
         self.require(self.references, self.annotations)
-        by_image: dict[Any, list[dict[str, Any]]] = {}
-        everything = self._references()
-        for reference in everything:
-            if reference["split"] == self.split:
-                by_image.setdefault(reference["image_id"], []).append(reference)
-        if not by_image:
-            raise ValueError(f"split is {self.split}, expected one of {sorted({r['split'] for r in everything})}.")
-        with AnnotationIndex(self.annotations) as index:
-            for number, references in by_image.items():
-                image = index.image(number)
-                if image is None:
-                    raise ValueError(f"{self.annotations} lacks picture {number}: give the file that came with it.")
-                yield from self._records(image, references, index)
+        by_image: dict[str, dict[str, dict[str, Any]]] = {}
+        splits: set[str] = set()
+        for number, reference in enumerate(self._references(), 1):
+            name = entry_name(reference, number, "ref_id")
+            with self.left_out.entry(self.references, name):
+                split = text(mapping(reference), "split")
+                splits.add(split)
+                if split == self.split:
+                    by_image.setdefault(identity(reference, "image_id"), {})[name] = reference
+                else:
+                    self.left_out.unwanted[f"reference of another split than {self.split}"] += 1
+        if not by_image and splits:
+            raise ValueError(f"split is {self.split}, expected one of {sorted(splits)}.")
+        with AnnotationIndex(self.annotations, self.left_out) as index:
+            for image, references in by_image.items():
+                yield from self._records(index.image(image), references, index)
 
-    def _references(self) -> list[dict[str, Any]]:
+    def _references(self) -> Iterator[Any]:
         if self.references.endswith(".json"):
-            with open(self.references, encoding="utf-8") as file:
-                return list(json.load(file))
-        return list(read_pickle(self.references))
+            yield from iter_items(self.references)
+            return
+        found = read_pickle(self.references)
+        if not isinstance(found, (list, tuple)):
+            raise ValueError(f"{self.references} holds a {type(found).__name__}, expected a list of references.")
+        yield from found
 
     def _records(
-        self, image: dict[str, Any], references: list[dict[str, Any]], index: AnnotationIndex
+        self, image: dict[str, Any] | None, references: dict[str, dict[str, Any]], index: AnnotationIndex
     ) -> Iterator[Sample]:
-        found: list[tuple[dict[str, Any], list[str]]] = []
-        for reference in references:
-            annotation = index.annotation(reference["ann_id"])
-            box = None if annotation is None else corners(annotation["bbox"], image["width"], image["height"])
-            expressions = [" ".join(s["sent"].split()) for s in reference["sentences"] if s["sent"].strip()]
-            if annotation is not None and box is not None and expressions:
-                region = {"box": box, "mask": annotation["segmentation"], "captions": expressions}
-                found.append((region, expressions))
-        rounds = max((len(expressions) for _, expressions in found), default=0)
+        found: list[dict[str, Any]] = []
+        for name, reference in references.items():
+            with self.left_out.entry(self.references, name):
+                if image is None:
+                    words = f"{self.annotations} lacks picture {reference['image_id']!r:.60}: give the file that came with it"
+                    raise EntryError("picture not listed", words)
+                picture, size = self.picture(text(image, "file_name")), size_of(image)
+                found.append(self._region(name, reference, size, index))
+        rounds = max((len(region["captions"]) for region in found), default=0)
         for k in range(rounds if self.sentences == "each" else min(rounds, 1)):
-            having = [(region, expressions[k]) for region, expressions in found if k < len(expressions)]
+            having = [region for region in found if k < len(region["captions"])]
             for some in groups(having, self.regions_per_record):
-                turns = ask_each(self.question, [words for _, words in some])
-                size = (image["height"], image["width"])
-                yield record(
-                    self.picture(image["file_name"]), size, [region for region, _ in some], turns, "RefCOCO",
-                    "pictures: Flickr, see COCO",
-                )  # fmt: skip
+                turns = ask_each(self.question, [region["captions"][k] for region in some])
+                yield record(picture, size, list(some), turns, "RefCOCO", "pictures: Flickr, see COCO")
+
+    def _region(
+        self, name: str, reference: dict[str, Any], size: tuple[int, int], index: AnnotationIndex
+    ) -> dict[str, Any]:
+        """The region that a reference singles out, with its expressions for captions."""
+        key = identity(reference, "ann_id")
+        annotation = index.annotation(key)
+        if annotation is None:
+            raise EntryError("annotation not listed", f"{self.annotations} lacks annotation {key!r:.60}")
+        expressions = []
+        for place, sentence in enumerate(listed(reference, "sentences"), 1):
+            with self.left_out.entry(self.references, f"{name}, sentence number {place}"):
+                expressions.append(answer(mapping(sentence), "sent"))
+        if not expressions:
+            raise EntryError("no expression", "none of its sentences says anything")
+        region: dict[str, Any] = {"box": box_of(needed(annotation, "bbox"), size)}
+        if annotation.get("segmentation"):
+            region["mask"] = mask_of(annotation["segmentation"])
+        return sound_region({**region, "captions": expressions}, size)

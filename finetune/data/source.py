@@ -1,7 +1,7 @@
 """What every reader of a data set shares: where its pictures lie, and turns of a conversation made from plain answers.
 
-A reader is a dataclass of knobs with `records()`, which yields records one by one in an order that does not change. Knows
-the record's form; each data set's own form is known to its file.
+A reader is a dataclass of knobs with `records()`, which yields records one by one in an order that does not change, and
+tells `left_out` of every entry that gives none. Knows the record's form; each data set's own form is known to its file.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from PIL import Image
+
+from tap_tokenizer import upright_size
 
 from ..arguments import knob
+from .entries import NAMED, EntryError, LeftOut, mapping, text
 from .sample import Sample, mask_box
+from .validation import UNREADABLE, region_problems
 
 LABEL_QUESTION = "What is <region>?"
 ROLES = {"human": "user", "gpt": "assistant"}
@@ -32,6 +36,8 @@ class Source(ABC):
 
     output: str = knob(help="file to write: .jsonl, pictures by path; or .parquet, pictures inside")
     limit: int | None = knob(default=None, help="records to write at most")
+    left_out: LeftOut = field(default_factory=LeftOut, init=False, repr=False, compare=False)
+    """What `records` has given no record of so far."""
 
     @abstractmethod
     def records(self) -> Iterator[Sample]:
@@ -47,10 +53,29 @@ class PictureSource(Source):
     """Knobs of readers whose pictures are files."""
 
     images: str = knob(help="folder of the pictures")
+    strict: bool = knob(default=False, help="stop at the first entry that cannot be used, instead of leaving it out")
+    show_all: bool = knob(default=False, help=f"name every entry that is left out instead of {NAMED} of each reason")
+    follow_links: bool = knob(default=False, help="take pictures to which links lead out of their folder, too")
+
+    def __post_init__(self) -> None:
+        self.left_out = LeftOut(strict=self.strict, show_all=self.show_all)
 
     def picture(self, name: str) -> str:
-        """A picture's path as a record holds it: from the folder of the output."""
-        return Path(os.path.relpath(Path(self.images) / name, Path(self.output).parent)).as_posix()
+        """A picture's path as a record holds it: from the folder of the output. Raises `EntryError` as `inside` does."""
+        path = inside(Path(self.images), name, self.follow_links)
+        return Path(os.path.relpath(path, Path(self.output).parent)).as_posix()
+
+    def size_on_disk(self, name: str) -> tuple[int, int]:
+        """Height and width of a picture's file, upright. Raises `EntryError` where there is none that opens."""
+        path = inside(Path(self.images), name, self.follow_links)
+        if not os.path.isfile(path):
+            raise EntryError("missing picture", f"found no file {name!r:.80} in {self.images}")
+        try:
+            with Image.open(path) as picture:
+                width, height = upright_size(picture)
+        except UNREADABLE as error:
+            raise EntryError("unreadable picture", f"{name!r:.80} cannot be opened: {error}") from None
+        return height, width
 
     def require(self, *paths: str) -> None:
         """Refuse, before work starts, files and folders that are not there."""
@@ -59,13 +84,28 @@ class PictureSource(Source):
                 raise ValueError(f"Found nothing at {path}: give the file or folder that the data set's page offers.")
 
 
-def corners(box_xywh: Sequence[float], width: int, height: int) -> list[float] | None:
-    """A box given as corner and size → xyxy inside the picture; None if nothing of it is inside."""
-    x, y, w, h = (float(v) for v in box_xywh)
-    if not np.isfinite([x, y, w, h]).all():
-        return None
-    box = [max(0.0, x), max(0.0, y), min(float(width), x + w), min(float(height), y + h)]
-    return [round(v, 2) for v in box] if box[2] > box[0] and box[3] > box[1] else None
+def inside(folder: Path, name: str, follow_links: bool = False) -> Path:
+    """The file of a name that a data set gives, which must lie inside its folder: a foreign file may name any.
+
+    Backslashes part folders where no file has them in its name. Raises `EntryError` for a name that leads out, by itself
+    or, unless `follow_links`, by a symbolic link.
+    """
+    if "\0" in name:
+        raise EntryError("wrong file name", f"{name!r:.80} holds a zero byte")
+    root = os.path.abspath(folder)
+    path = os.path.abspath(folder / name)
+    if "\\" in name and not os.path.exists(path):
+        path = os.path.abspath(folder / name.replace("\\", "/"))
+    if not path.startswith(os.path.join(root, "")):
+        raise EntryError("picture outside its folder", f"{name!r:.80} does not lie inside {folder}")
+    if not follow_links:
+        real_root = os.path.join(os.path.realpath(root), "")
+        if not os.path.realpath(path).startswith(real_root):
+            raise EntryError(
+                "link out of the folder",
+                f"{name!r:.80} is a link to a file outside {folder}: --follow_links true takes it",
+            )
+    return Path(path)
 
 
 def ask_each(question: str, answers: Sequence[str]) -> list[dict[str, str]]:
@@ -111,22 +151,34 @@ def with_all_shown(turns: Sequence[dict[str, str]], regions: int) -> list[dict[s
 
 
 def with_box(region: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """A region with its mask's box; as it was if the mask is empty, which `validate` then names."""
+    """A region with its mask's box; as it was if the mask is empty. Raises `EntryError` for a mask that is broken."""
+    for kind, words in region_problems(region, size):
+        if kind != "empty mask":
+            raise EntryError(kind, f"{kind}: {words}")
     box = mask_box(region["mask"], size)
     return region if box is None else {"box": box, **region}
 
 
-def talk(conversations: list[dict[str, str]]) -> list[dict[str, str]]:
+def talk(conversations: list[Any]) -> list[dict[str, str]]:
     """LLaVA's turns ("from", "value") → ours; picture tokens go, for the record's picture is never in question."""
-    return [
-        {"role": ROLES[turn["from"]], "content": re.sub(r"<(?:image|video)>\s*", "", turn["value"]).strip()}
-        for turn in conversations
-    ]
+    turns = []
+    for turn in conversations:
+        speaker = text(mapping(turn, "a turn"), "from")
+        if speaker not in ROLES:
+            raise EntryError("wrong turn", f"a turn is from {speaker!r:.60}, expected {' or '.join(ROLES)}")
+        said = re.sub(r"<(?:image|video)>\s*", "", text(turn, "value")).strip()
+        turns.append({"role": ROLES[speaker], "content": said})
+    return turns
 
 
 def literal(value: Any) -> Any:
     """A list or mapping that some files hold as Python text."""
-    return ast.literal_eval(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        raise EntryError("wrong text", f"{value!r:.60} is no list or mapping as Python writes it") from None
 
 
 def record(

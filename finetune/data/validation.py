@@ -6,9 +6,10 @@ record's form; repairs nothing.
 
 from __future__ import annotations
 
-import json
+import os
 import re
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from PIL import Image
 
 from tap_tokenizer import upright_size
 
+from .json_text import JsonError, parse_json
 from .sample import GLYPH_SCHEME, PROMPT_KEYS, Sample, decode_mask, iterate, load_samples
 
 RECORD_KEYS = {"image", "width", "height", "regions", "conversations", "source", "license"}
@@ -26,6 +28,11 @@ REGION_KEYS = {*PROMPT_KEYS, "point_labels", "label", "captions"}
 BORDER = 0.5
 """Pixels that a box may lie beyond its picture's border by rounding."""
 TURN_KEYS = {"role", "content", "type", "options"}
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for files that are no pictures, or torn, or would fill all memory."""
+
+MOST_PIXELS = 178_956_970
+"""Pillow opens no picture of more unless it is told to, so no record is of one."""
 
 Pictures = Literal["skip", "header", "decode"]
 
@@ -38,14 +45,14 @@ def read_raw(path: Path) -> Iterator[Sample | str]:
     if not path.is_file():
         raise ValueError(f"Found no records at {path}: give a JSONL or parquet file.")
     with path.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file):
             try:
-                sample = json.loads(line.decode("utf-8"))
+                sample = parse_json(line if number == 0 else line.decode("utf-8"))  # a byte-order mark stands first
             except UnicodeDecodeError as error:
                 yield f"the line is not UTF-8: {error.reason} at byte {error.start}"
                 continue
-            except json.JSONDecodeError as error:
-                yield f"the line is no JSON: {error}"
+            except JsonError as error:
+                yield f"the line is {error}"
                 continue
             yield (
                 sample if isinstance(sample, dict) else f"the line holds a {type(sample).__name__}, expected an object"
@@ -64,14 +71,16 @@ def problems_of(sample: Sample | str, root: Path, pictures: Pictures = "header")
     wrong = [key for key, kind in shapes.items() if not isinstance(sample[key], kind) or sample[key] is True]
     if wrong or min(sample["width"], sample["height"]) < 1:
         return [*found, ("wrong type", f"{', '.join(wrong) or 'width or height'} is not what a record holds there")]
+    if sample["width"] * sample["height"] > MOST_PIXELS:
+        return [*found, ("wrong size", f"{sample['width']} × {sample['height']} has more than {MOST_PIXELS:,} pixels")]
     found += _picture_problems(sample, root, pictures)
     for number, region in enumerate(sample["regions"], 1):
         if not isinstance(region, dict):
             found.append(("wrong type", f"region {number} is a {type(region).__name__}, expected an object"))
             continue
-        for kind, words in _region_problems(region, (sample["height"], sample["width"])):
+        for kind, words in region_problems(region, (sample["height"], sample["width"])):
             found.append((kind, f"region {number}: {words}"))
-    return [*found, *_talk_problems(sample)]
+    return [*found, *talk_problems(sample["conversations"], len(sample["regions"]))]
 
 
 def _picture_problems(sample: Sample, root: Path, pictures: Pictures) -> list[tuple[str, str]]:
@@ -79,12 +88,15 @@ def _picture_problems(sample: Sample, root: Path, pictures: Pictures) -> list[tu
     if pictures == "skip" or (isinstance(image, str) and image.startswith(GLYPH_SCHEME)):
         return []
     if isinstance(image, str):
-        path = root / image
-        if not path.is_file():
-            return [("missing picture", f"found no file at {path}")]
-        source: Any = path
-    elif isinstance(image, dict) and (image.get("bytes") or image.get("path")):
-        source = BytesIO(image["bytes"]) if image.get("bytes") else root / image["path"]
+        source: Any = root / image
+        if not os.path.isfile(source):  # which says no to names that no file can have, too
+            return [("missing picture", f"found no file at {source!s:.200}")]
+    elif isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
+        source = BytesIO(image["bytes"])
+    elif isinstance(image, dict) and isinstance(image.get("path"), str):
+        source = root / image["path"]
+        if not os.path.isfile(source):
+            return [("missing picture", f"found no file at {source!s:.200}")]
     else:
         return [("wrong type", f"image is a {type(image).__name__}, expected a path or a picture")]
     try:
@@ -92,7 +104,7 @@ def _picture_problems(sample: Sample, root: Path, pictures: Pictures) -> list[tu
             size = upright_size(picture)
             if pictures == "decode":
                 picture.load()
-    except Exception as error:  # PIL raises many kinds for files that are no pictures or torn
+    except UNREADABLE as error:
         return [("unreadable picture", f"{image if isinstance(image, str) else 'the picture inside'}: {error}")]
     if size != (sample["width"], sample["height"]):
         said = f"{sample['width']} × {sample['height']}"
@@ -100,7 +112,8 @@ def _picture_problems(sample: Sample, root: Path, pictures: Pictures) -> list[tu
     return []
 
 
-def _region_problems(region: dict[str, Any], size: tuple[int, int]) -> Iterator[tuple[str, str]]:
+def region_problems(region: dict[str, Any], size: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    """(kind, words) of all that is wrong with a region of a picture of (height, width) `size`."""
     for key in sorted(set(region) - REGION_KEYS):
         yield "unknown key", repr(key)
     given = [key for key in PROMPT_KEYS if region.get(key) is not None]
@@ -118,7 +131,7 @@ def _numbers(value: Any, shape: tuple[int | None, ...]) -> np.ndarray | None:
     """An array of finite numbers of a shape (None: any length from 1), or None."""
     try:
         array = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     fits = array.ndim == len(shape) and all(n > 0 and w in (None, n) for n, w in zip(array.shape, shape))
     return array if fits and np.isfinite(array).all() else None
@@ -127,30 +140,37 @@ def _numbers(value: Any, shape: tuple[int | None, ...]) -> np.ndarray | None:
 def _box_problems(box: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
     array = _numbers(box, (4,))
     if array is None:
-        yield "wrong box", f"{box}, expected four finite numbers x1 y1 x2 y2"
+        yield "wrong box", f"{box!s:.80}, expected four finite numbers x1 y1 x2 y2"
         return
     x1, y1, x2, y2 = array.tolist()
-    if x2 <= x1 or y2 <= y1:
-        yield "empty box", f"{box} has no area; expected x1 < x2 and y1 < y2"
+    if x1 < x2 and y1 < y2 and min(x2 - x1, y2 - y1) < 1:
+        looks = (
+            "; it looks like shares of the picture, 0 … 1: expected pixels"
+            if min(x1, y1) >= 0 and max(x2, y2) <= 1
+            else ""
+        )
+        yield "thin box", f"{box!s:.80} is thinner than a pixel{looks}"
+    elif x2 <= x1 or y2 <= y1:
+        yield "empty box", f"{box!s:.80} has no area; expected x1 < x2 and y1 < y2"
     elif min(x1, y1) < -BORDER or x2 > size[1] + BORDER or y2 > size[0] + BORDER:
-        yield "box outside", f"{box} leaves the picture of {size[1]} × {size[0]}"
+        yield "box outside", f"{box!s:.80} leaves the picture of {size[1]} × {size[0]}"
 
 
 def _point_problems(points: Any, labels: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
     array = _numbers(points, (None, 2))
     if array is None:
-        yield "wrong points", f"{points}, expected a list of x y"
+        yield "wrong points", f"{points!s:.80}, expected a list of x y"
         return
     if ((array < 0) | (array > np.array([size[1], size[0]]))).any():
-        yield "point outside", f"{points} leaves the picture of {size[1]} × {size[0]}"
+        yield "point outside", f"{points!s:.80} leaves the picture of {size[1]} × {size[0]}"
     fits = isinstance(labels, list) and len(labels) == len(array) and all(n in (0, 1) for n in labels)
     if labels is not None and not fits:
-        yield "wrong point labels", f"{labels} for {len(array)} points, expected a 0 or 1 for each"
+        yield "wrong point labels", f"{labels!s:.80} for {len(array)} points, expected a 0 or 1 for each"
 
 
 def _mask_problems(mask: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
     if isinstance(mask, dict) and _numbers(mask.get("size"), (2,)) is not None and list(mask["size"]) != list(size):
-        yield "wrong mask size", f"{mask.get('size')}, the picture has [{size[0]}, {size[1]}]"
+        yield "wrong mask size", f"{mask.get('size')!s:.80}, the picture has [{size[0]}, {size[1]}]"
         return
     try:
         pixels = decode_mask(mask, size)
@@ -161,10 +181,11 @@ def _mask_problems(mask: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]
         yield "empty mask", "no pixel of it is inside the picture"
 
 
-def _talk_problems(sample: Sample) -> Iterator[tuple[str, str]]:
+def talk_problems(conversations: Sequence[Any], regions: int) -> Iterator[tuple[str, str]]:
+    """(kind, words) of all that is wrong with turns about so many regions."""
     shown: set[int] = set()
     last = None
-    for i, turn in enumerate(sample["conversations"], 1):
+    for i, turn in enumerate(conversations, 1):
         if not isinstance(turn, dict) or not isinstance(turn.get("content"), str) or "role" not in turn:
             yield "wrong turn", f"turn {i} is {turn!r:.60}, expected role and content"
             return
@@ -178,15 +199,15 @@ def _talk_problems(sample: Sample) -> Iterator[tuple[str, str]]:
             yield "empty text", f"turn {i} says nothing"
         if "<region>" in turn["content"]:
             yield "unnumbered region", f"turn {i} has <region>, expected <region1>, <region2>, …"
-        numbers = {int(n) for n in re.findall(r"<region(\d+)>", turn["content"])}
+        numbers = {int(n[:18]) for n in re.findall(r"<region(\d+)>", turn["content"])}  # longer ones name none, either
         if turn["role"] == "assistant" and numbers - shown:
             names = ", ".join(f"<region{n}>" for n in sorted(numbers - shown))
             yield "unseen region", f"turn {i} answers with {names}, which no question has shown"
         shown |= numbers
         last = turn["role"]
-    expected_numbers = set(range(1, len(sample["regions"]) + 1))
+    expected_numbers = set(range(1, regions + 1))
     context = set(range(max(shown, default=len(expected_numbers)) + 1, len(expected_numbers) + 1))
-    if sample["conversations"] and shown | context != expected_numbers:  # the last ones may be there as context alone
+    if conversations and shown | context != expected_numbers:  # the last ones may be there as context alone
         extra, unused = sorted(shown - expected_numbers), sorted(expected_numbers - shown - context)
         words = (
             [f"the text has region{'s' if len(extra) > 1 else ''} {extra} of {len(expected_numbers)}"] if extra else []

@@ -11,9 +11,25 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..arguments import knob
+from .coco import ListedPicturesSource
+from .entries import (
+    EntryError,
+    answer,
+    box_of,
+    entry_name,
+    identity,
+    is_crowd,
+    listed,
+    mapping,
+    mask_of,
+    needed,
+    size_of,
+    sound_region,
+    text,
+)
 from .json_stream import AnnotationIndex, iter_items
 from .sample import Sample
-from .source import CAPTION_QUESTION, PictureSource, ask_each, corners, groups, record
+from .source import CAPTION_QUESTION, PictureSource, ask_each, groups, record
 
 LICENSE = "CC BY 4.0"
 
@@ -45,40 +61,87 @@ class VisualGenomeSource(DescriptionSource):
 
     def records(self) -> Iterator[Sample]:
         self.require(self.annotations, self.image_data, *([self.splits] if self.splits else []))
-        wanted = set(iter_items(self.splits, f"{self.split}.item")) if self.splits else None
-        pictures = {
-            entry["image_id"]: ("/".join(entry["url"].split("/")[-2:]), (entry["height"], entry["width"]))
-            for entry in iter_items(self.image_data)
-        }
-        for entry in iter_items(self.annotations):
-            number = entry["regions"][0]["image_id"] if entry["regions"] else entry.get("id")
-            if number not in pictures or (wanted is not None and number not in wanted):
-                continue
-            name, size = pictures[number]
-            regions = []
-            for r in entry["regions"]:
-                box = corners((r["x"], r["y"], r["width"], r["height"]), size[1], size[0])  # some leave the picture
-                if box is not None and r["phrase"].strip():
-                    regions.append({"box": box, "label": " ".join(r["phrase"].split())})
-            yield from self.described(self.picture(name), size, regions, "Visual Genome")
+        wanted = None
+        if self.splits:
+            wanted = {identity({"id": key}, "id") for key in iter_items(self.splits, f"{self.split}.item")}
+        pictures = self._pictures()
+        seen: set[str] = set()
+        for number, entry in enumerate(iter_items(self.annotations), 1):
+            name = entry_name(entry, number, "id", "image_id")
+            with self.left_out.entry(self.annotations, name):
+                regions = listed(mapping(entry), "regions")
+                key = _picture_of(entry, regions)
+                if wanted is not None and key not in wanted:
+                    self.left_out.unwanted[f"picture of another split than {self.split}"] += 1
+                    continue
+                if not regions:
+                    self.left_out.unwanted["picture without descriptions"] += 1
+                    continue
+                if key not in pictures:
+                    raise EntryError(
+                        "picture not listed", f"{self.image_data} lacks picture {key!r:.60}, or has it wrong"
+                    )
+                if key in seen:
+                    raise EntryError("picture described twice", f"picture {key:.60} came before: the first counts")
+                seen.add(key)
+                path, size = pictures[key]
+                yield from self.described(path, size, self._regions(name, regions, size), "Visual Genome")
+
+    def _pictures(self) -> dict[str, tuple[str, tuple[int, int]]]:
+        """Path and (height, width) of each picture, by id."""
+        found = {}
+        for number, entry in enumerate(iter_items(self.image_data), 1):
+            with self.left_out.entry(self.image_data, entry_name(entry, number, "image_id")):
+                name = "/".join(text(mapping(entry), "url").split("/")[-2:])
+                found[identity(entry, "image_id")] = self.picture(name), size_of(entry)
+        return found
+
+    def _regions(self, name: str, described: list[Any], size: tuple[int, int]) -> list[dict[str, Any]]:
+        regions = []
+        for place, r in enumerate(described, 1):
+            with self.left_out.entry(self.annotations, f"{name}, {_region_name(r, place)}"):
+                box = box_of(
+                    [needed(mapping(r), side) for side in ("x", "y", "width", "height")], size, "x y width height"
+                )
+                label = answer(r, "phrase")
+                regions.append(sound_region({"box": box, "label": label}, size))
+        return regions
+
+
+def _picture_of(entry: dict[str, Any], regions: list[Any]) -> str:
+    """The id of an entry's picture: as its regions have it, or else its own."""
+    named = next((r for r in regions if isinstance(r, dict) and r.get("image_id") is not None), None)
+    return identity(entry, "id") if named is None else identity(named, "image_id")
+
+
+def _region_name(region: Any, place: int) -> str:
+    is_named = isinstance(region, dict) and "region_id" in region
+    return f"region {region['region_id']!s:.60}" if is_named else f"region number {place}"
 
 
 @dataclass(kw_only=True)
-class GritSource(DescriptionSource):
+class GritSource(DescriptionSource, ListedPicturesSource):
     """COCO-style files whose annotations have a caption, masks optional: GRiT's train.json and test.json, and others."""
 
     annotations: str = knob(help="train.json or test.json")
 
     def records(self) -> Iterator[Sample]:
         self.require(self.annotations)
-        with AnnotationIndex(self.annotations) as index:
-            for image in index.images():
+        with AnnotationIndex(self.annotations, self.left_out) as index:
+            for path, size, _, annotations in self.pictures(index):
                 regions = []
-                for a in index.annotations(image["id"]):
-                    box = corners(a["bbox"], image["width"], image["height"])
-                    if box is None or a.get("iscrowd") or a.get("ignore") or not a["caption"].strip():
+                for name, annotation in annotations.items():
+                    if is_crowd(annotation) or annotation.get("ignore"):
+                        self.left_out.unwanted["annotation marked iscrowd or ignore"] += 1
                         continue
-                    region = {"box": box, "label": " ".join(a["caption"].split())}
-                    regions.append({**region, "mask": a["segmentation"]} if a.get("segmentation") else region)
-                size = (image["height"], image["width"])
-                yield from self.described(self.picture(image["file_name"]), size, regions, "region captions")
+                    with self.left_out.entry(self.annotations, name):
+                        regions.append(_captioned(annotation, size))
+                yield from self.described(path, size, regions, "region captions")
+
+
+def _captioned(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    label = answer(annotation, "caption")
+    region = {"box": box_of(needed(annotation, "bbox"), size), "label": label}
+    if annotation.get("segmentation"):
+        region["mask"] = mask_of(annotation["segmentation"])
+    return sound_region(region, size)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.entries import EntryError
 from ..data.glyph_questions import FAMILIES, draw_question
 from ..data.glyph_records import number_regions
 from ..data.glyph_scenes import draw_scene, make_scene
@@ -90,7 +91,7 @@ def read_set(
         found = EvaluationSet([], Path(images))
         try:
             _read_published(Path(annotations), found, benchmark, limit)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, EntryError) as error:
             raise ValueError(f"{annotations} is not the file of {benchmark.name}: {error!r}.") from error
     if not found.records:
         raise ValueError(

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..data.json_text import JsonError, parse_json
+
 
 def read_text(path: str | Path) -> str:
     """A file's text. Raises `ValueError` with the file's name where it is missing, or no UTF-8."""
@@ -26,9 +28,9 @@ def read_text(path: str | Path) -> str:
 def read_json(path: str | Path) -> Any:
     """What a JSON file holds. Raises `ValueError` with the file's name where it is no JSON."""
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error}), expected one whole JSON value: is it torn?") from None
+        return parse_json(read_text(path))
+    except JsonError as error:
+        raise ValueError(f"{path} is {error}, expected one whole JSON value: is it torn?") from None
 
 
 def read_entries(path: str | Path) -> list[Any]:

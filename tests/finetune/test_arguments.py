@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("accelerate")
 
-from finetune.arguments import RECIPES, knob, parse_arguments, save_arguments
+from finetune.arguments import RECIPES, knob, parse_arguments, refuse_other_arguments, save_arguments
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Knobs:
     flag: bool = knob(default=False, help="whether")
     paths: list[str] = knob(default_factory=list, help="several")
     other: str | None = knob(default=None, help="maybe")
+    either: bool | None = knob(default=None, help="whether, if it is said")
 
 
 def test_recipe_then_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +39,11 @@ def test_recipe_then_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert lines["kind"].endswith("(flag)")
     assert lines["rate"].endswith(f"({recipe})")
     assert lines["other"].endswith("(default)") or lines["other"].endswith(f"({recipe})")
+
+
+@pytest.mark.parametrize(("flags", "said"), [([], None), (["--either"], True), (["--either", "false"], False)])
+def test_what_may_be_said_or_not_is_said_as_any_other(flags: list[str], said: bool | None) -> None:
+    assert parse_arguments(Knobs, ["--name", "x", *flags]).either is said
 
 
 def test_saved_arguments_are_a_recipe(tmp_path: Path) -> None:
@@ -104,3 +110,36 @@ def test_bad_input_ends_with_one_line(tmp_path: Path) -> None:
         f"python -m finetune.cache_regions: Found no records at {tmp_path / 'none.jsonl'}: give a JSONL or parquet file."
     )
     assert "Traceback" not in done.stderr
+
+
+def bomb(line: str) -> str:
+    """YAML whose aliases unfold to more than any memory holds, each line in nine of the line before it."""
+    first = "paths: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    return first + "".join(f"n{i}: &a{i} " + line.format(", ".join([f"*a{i - 1}"] * 9)) + "\n" for i in range(1, 30))
+
+
+@pytest.mark.parametrize("text", [
+    bomb("[{}]"), bomb("{{<<: [{}]}}"), bomb("{{k: [{}]}}"), "paths: &a [x, *a]", "&a\nname: *a", "name: &a {b: *a}",
+    "name: " + "[" * 50_000, "name: " + "{a: " * 20_000, "\n".join(" " * i + "name:" for i in range(300)), "paths: [[x]]",
+    "name: {a: 1}", "- name", "", "steps: " + "9" * 5000, "name: 2020-13-45", "name: [x", "name: x\n---\nname: y",
+    "name: !!python/object/apply:os.system [ls]", "? [a]\n: b", "name: " + "x" * 200_000, "7: x", "name: \x07",
+])  # fmt: skip
+def test_no_recipe_unfolds_or_ends_in_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as end:
+        parse_arguments(Knobs, ["--config", str(path)])
+    assert end.value.code == 2
+    assert str(path) in (said := capsys.readouterr().err)
+    assert len(said) < 3000
+    if text != "7: x":
+        with pytest.raises(ValueError, match=r"r\.yaml"):
+            refuse_other_arguments(Knobs(name="x"), path, [])
+
+
+def test_plain_values_may_be_named_and_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xef\xbb\xbfname: &n x\npaths: &p [*n, y]\nother: *n\n")
+    assert parse_arguments(Knobs, ["--config", str(path)]) == Knobs(name="x", paths=["x", "y"], other="x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from small_files import read_whole, talk_of, write_picture
 from finetune.data.boxes_csv import BoxesCsvSource
 
 
-def source(folder: Path, text: str, **knobs: str) -> BoxesCsvSource:
+def source(folder: Path, text: str, **knobs: Any) -> BoxesCsvSource:
     for name in ("a.jpg", "b b.jpg"):
         write_picture(folder / "pictures" / name)
     (folder / "mine.csv").write_text(text, encoding="utf-8-sig")
@@ -44,11 +45,27 @@ def test_questions_of_ones_own(tmp_path: Path) -> None:
     ("image;x1;y1;x2;y2;answer\n", "separated by commas"),
     ("image,x1,y1,x2,y2,answer\na.jpg,1,2,nan,9,x\n", "line 2: the box is"),
     ('image,x1,y1,x2,y2,answer\na.jpg,1,2,9,9,"x\n', "is no CSV"),
-    (" Image,X1,y1,x2,y2,answer\nnone.jpg,1,2,30,20,x\n", "none.jpg"),
+    (" Image,X1,y1,x2,y2,answer\nnone.jpg,1,2,30,20,x\n", "line 2: found no file 'none.jpg'"),
 ])  # fmt: skip
 def test_bad_tables_are_refused(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        list(source(tmp_path, text).records())
+        list(source(tmp_path, text, strict=True).records())
+
+
+def test_bad_rows_are_left_out_by_their_lines(tmp_path: Path) -> None:
+    rows = [
+        "a.jpg,1,2,30,20,a cup", "a.jpg,1,2,thirty,20,x", ",1,2,9,9,x", "a.jpg,1,2,9,9,x,y", "a.jpg,1,2,9",
+        "none.jpg,1,2,9,9,x", "none.jpg,1,2,9,9,y", "../mine.csv,1,2,9,9,x", "a.jpg,1,2,9,9, ", "a.jpg,9,2,1,9,x",
+        "a.jpg,70,2,90,9,x", "a.jpg,.1,.2,.3,.9,x", "text.jpg,1,2,9,9,x", "a.jpg,1,2,1e999,9,x", "a.jpg,1,2,9,9,<region3>",
+        "b b.jpg,0,0,60,40,a wall",
+    ]  # fmt: skip
+    made = source(tmp_path, "image,x1,y1,x2,y2,answer\n" + "\n".join(rows) + "\n")
+    (tmp_path / "pictures" / "text.jpg").write_text("no picture")
+    first, second = read_whole(made, tmp_path)
+    assert (talk_of(first)[1::2], talk_of(second)[1::2]) == (["a cup"], ["a wall"])
+    named = "\n".join(made.left_out.named)
+    assert all(f"mine.csv, line {line}: " in named for line in range(3, 17))
+    assert sum(made.left_out.faults.values()) == 14
 
 
 def test_other_encodings_are_refused(tmp_path: Path) -> None:

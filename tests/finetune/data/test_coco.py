@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("datasets")
-pytest.importorskip("ijson")
 
 from PIL import Image
 from small_files import SQUARE, read_whole, talk_of, write_json, write_picture
 
+from finetune.data.__main__ import main
 from finetune.data.coco import CocoPanopticSource, CocoSource
 from finetune.data.sample import decode_mask
 
@@ -75,6 +76,123 @@ def test_panoptic(tmp_path: Path, pictures: Path) -> None:
         assert np.array_equal(decode_mask(region["mask"], (40, 60)), numbers == number)
     (things,) = read_whole(CocoPanopticSource(**common, things_only=True), tmp_path)
     assert talk_of(things)[1::2] == ["dog"]
+
+
+RLE = {"size": [40, 60], "counts": [100, 50, 2250]}
+
+
+def thing(number: int, **changes: Any) -> dict[str, Any]:
+    whole = {
+        "id": number,
+        "image_id": 7,
+        "category_id": 1,
+        "bbox": [10, 10, 20, 20],
+        "segmentation": SQUARE,
+        "iscrowd": 0,
+    }
+    return {**whole, **changes}
+
+
+def source(
+    folder: Path, annotations: list[Any], images: Any = None, categories: Any = None, **knobs: Any
+) -> CocoSource:
+    content = {"images": images or IMAGES, "annotations": annotations, "categories": categories or CATEGORIES}
+    path = write_json(folder / "instances.json", content)
+    return CocoSource(annotations=path, images=str(folder / "pictures"), output=str(folder / "o.jsonl"), **knobs)
+
+
+def regions_of(made: CocoSource, folder: Path) -> list[int]:
+    return [len(sample["regions"]) for sample in read_whole(made, folder)]
+
+
+def test_ids_as_text_lose_nothing(tmp_path: Path, pictures: Path) -> None:
+    annotations = [thing(1, category_id="0"), thing(2, category_id=0), thing(3, image_id="7"), thing(4, image_id=9.0)]
+    made = source(tmp_path, annotations, categories=[{"id": 0, "name": "dog"}, {"id": "1", "name": "cat"}])
+    assert [talk_of(s)[1::2] for s in read_whole(made, tmp_path)] == [["dog", "dog", "cat"], ["cat"]]
+    assert made.left_out.summary() == []
+
+
+@pytest.mark.parametrize("drawn", [
+    [thing(1, iscrowd=1, segmentation=RLE), thing(2, iscrowd="1", segmentation=RLE)],
+    [thing(1, iscrowd=1, segmentation=RLE), thing(2), thing(3, iscrowd=True, segmentation=RLE), thing(4)],
+    [thing(1, iscrowd=1, segmentation=RLE, attributes={"occluded": False}), *map(thing, range(2, 9))],
+])  # fmt: skip
+def test_masks_that_a_tool_marks_as_crowds_are_kept_and_counted(
+    tmp_path: Path, pictures: Path, drawn: list[Any]
+) -> None:
+    marked = sum(a["iscrowd"] != 0 for a in drawn)
+    made = source(tmp_path, drawn)
+    assert regions_of(made, tmp_path) == [len(drawn)]
+    assert list(made.left_out.doubtful.values()) == [marked]
+    assert "--keep_crowds false" in made.left_out.summary()[-1]
+    made = source(tmp_path, [*drawn, thing(99, image_id=9)], keep_crowds=False)
+    assert sum(regions_of(made, tmp_path)) == len(drawn) + 1 - marked
+    assert [count for count in made.left_out.unwanted.values() if count] == [marked]
+
+
+def test_crowds_of_many_objects_are_passed_over_and_counted(tmp_path: Path, pictures: Path) -> None:
+    made = source(tmp_path, [*map(thing, range(5)), thing(9, iscrowd=1, segmentation=RLE), thing(10, image_id=9)])
+    assert regions_of(made, tmp_path) == [5, 1]
+    assert made.left_out.summary()[0] == "1 entry passed over:"
+    assert "--keep_crowds true keeps them" in made.left_out.summary()[1]
+
+
+def test_every_lost_annotation_is_named(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faulty = [
+        thing(1, category_id=5), thing(2, category_id=None), thing(3, bbox=None), thing(4, bbox={"x": 1}), thing(5, bbox=[]),
+        thing(6, bbox=["x", 1, 2, 3]), thing(7, bbox=[70, 1, 2, 3]), thing(8, bbox=[1, 1, 0, 5]),
+        thing(9, bbox=[1, 1, 0.4, 0.4]),
+        thing(10, segmentation={"size": [40, 60], "counts": [2400]}), thing(11, segmentation=[[1, 2, 3, 4]]),
+        thing(12, segmentation="x"), thing(13, image_id=8), thing(14, image_id=None), thing(15, bbox=[float("nan"), 1, 2, 3]),
+        thing(16, bbox=[1, 1, 10**400, 5]), thing(17, segmentation={"size": [60, 40], "counts": [100, 50, 2250]}),
+    ]  # fmt: skip
+    made = source(tmp_path, [*faulty, thing(18, image_id=9)])
+    flags = ["--annotations", made.annotations, "--images", made.images, "--output", made.output, "--show_all", "true"]
+    assert main(["convert", "coco", *flags]) == 0
+    said = capsys.readouterr().out
+    assert all(f"left out: {made.annotations}, annotation {a['id']}: " in said for a in faulty)
+    assert "17 entries left out as faulty:" in said
+    assert f"wrote {made.output}: 1 records" in said
+    Path(made.output).unlink()
+    assert main(["convert", "coco", *flags, "--strict", "true"]) == 2
+    assert "annotation 14: image_id is null" in capsys.readouterr().err
+
+
+def test_pictures_that_cannot_be_are_named_with_what_they_take_along(tmp_path: Path, pictures: Path) -> None:
+    images = [*IMAGES, {"id": 1, "file_name": "a.jpg", "width": None, "height": 40}, {"id": 2, "width": 60, "height": 40},
+              {"id": "7", "file_name": "a.jpg", "width": 60, "height": 40}, {**IMAGES[0], "id": 3, "file_name": "../o.jsonl"},
+              {**IMAGES[0], "id": 4, "width": 10**9, "height": 10**9}]  # fmt: skip
+    made = source(tmp_path, [thing(i, image_id=image["id"]) for i, image in enumerate(images)], images=images)
+    assert regions_of(made, tmp_path) == [2, 1]  # the two of picture 7 are not doubled
+    assert made.left_out.faults == {"picture listed twice": 1, "no width": 1, "no file_name": 1, "wrong size": 1,
+                                    "picture outside its folder": 1, "picture left out": 4}  # fmt: skip
+
+
+def test_doubled_annotations_are_named(tmp_path: Path, pictures: Path) -> None:
+    made = source(tmp_path, [thing(1), thing(1), thing(1, bbox=[11, 10, 20, 20])])
+    assert regions_of(made, tmp_path) == [2]  # some tools begin to count anew: an id alone is no double
+    assert made.left_out.faults == {"annotation given twice": 1}
+
+
+def test_other_tools_files_are_read(tmp_path: Path, pictures: Path) -> None:
+    Image.new("RGB", (60, 40)).save(pictures / "ünï code", format="PNG")
+    images = [{"id": "x-1", "file_name": "ünï code", "width": "60", "height": 40.0}]
+    whole = {"image_id": "x-1", "category_id": 1, "bbox": [10, 10, 20, 20]}
+    annotations = [
+        {**whole, "bbox": ["10", 10, 20.0, 20], "segmentation": SQUARE[0], "area": 0},
+        {**whole, "segmentation": [[10, 10], [30, 10], [30, 30]]},
+        {**whole, "segmentation": None},
+        whole,
+    ]
+    (sample,) = read_whole(source(tmp_path, annotations, images=images), tmp_path)
+    assert [len(region.get("mask", [])) for region in sample["regions"]] == [1, 1, 0, 0]
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path, pictures: Path) -> None:
+    made = source(tmp_path, [thing(1)])
+    path = Path(made.annotations)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert regions_of(made, tmp_path) == [1]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real files of ../shared/data")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -78,12 +81,13 @@ def test_bad_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "convert" in capsys.readouterr().err
 
 
-def boxes(folder: Path, output: str, pictures: int = 4) -> BoxesCsvSource:
+def boxes(folder: Path, output: str, pictures: int = 4, **knobs: bool) -> BoxesCsvSource:
     rows = [f"{i}.png,1,2,30,20,answer {i}" for i in range(pictures)]
     for i in range(pictures):
         write_picture(folder / "pictures" / f"{i}.png", 60 + i, 40)
     (folder / "mine.csv").write_text("image,x1,y1,x2,y2,answer\n" + "\n".join(rows) + "\n")
-    return BoxesCsvSource(boxes=str(folder / "mine.csv"), images=str(folder / "pictures"), output=str(folder / output))
+    common = {"boxes": str(folder / "mine.csv"), "images": str(folder / "pictures"), "output": str(folder / output)}
+    return BoxesCsvSource(**common, **knobs)  # type: ignore[arg-type]
 
 
 def test_parquet_holds_the_pictures(tmp_path: Path) -> None:
@@ -100,7 +104,7 @@ def test_parquet_holds_the_pictures(tmp_path: Path) -> None:
 
 
 def test_another_source_does_not_go_on_with_what_was_begun(tmp_path: Path) -> None:
-    source = boxes(tmp_path, "mine.jsonl")
+    source = boxes(tmp_path, "mine.jsonl", strict=True)
     read_whole(source, tmp_path)
     (tmp_path / "pictures" / "2.png").unlink()
     with pytest.raises(ValueError, match=r"2\.png"):
@@ -145,7 +149,7 @@ def test_files_that_hold_no_records_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_edited_table_begins_anew(tmp_path: Path) -> None:
-    source = boxes(tmp_path, "mine.jsonl")
+    source = boxes(tmp_path, "mine.jsonl", strict=True)
     (tmp_path / "pictures" / "3.png").unlink()
     with pytest.raises(ValueError, match=r"3\.png"):
         convert(source)
@@ -154,3 +158,118 @@ def test_an_edited_table_begins_anew(tmp_path: Path) -> None:
     write_picture(tmp_path / "pictures" / "3.png")
     convert(source)
     assert load_samples(tmp_path / "mine.jsonl")[0]["conversations"][1]["content"] == "a kettle"
+
+
+def command(folder: Path, output: str, *flags: str) -> list[str]:
+    return ["convert", "boxes_csv", "--boxes", str(folder / "mine.csv"), "--images", str(folder / "pictures"),
+            "--output", str(folder / output), *flags]  # fmt: skip
+
+
+def test_the_last_lines_say_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    boxes(tmp_path, "mine.jsonl", pictures=9)
+    for i in range(7):
+        (tmp_path / "pictures" / f"{i}.png").unlink()
+    with (tmp_path / "mine.csv").open("a") as file:
+        file.write("8.png,1,2,1,20,flat\n")
+    assert main(command(tmp_path, "mine.jsonl")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[-2:]] == [["7", "×", "missing", "picture"], ["1", "×", "empty", "box"]]
+    assert not any(line.strip().startswith("left_out") for line in lines)  # it is no argument
+    assert lines[-4:-2] == [f"wrote {tmp_path / 'mine.jsonl'}: 2 records", "8 entries left out as faulty:"]
+    assert sum(line.startswith("left out: ") for line in lines) == 6
+    assert (
+        f"left out: {tmp_path / 'mine.csv'}, line 11: empty box: [1.0, 2.0, 1.0, 20.0] has no area; expected x1 < x2"
+        in "".join(lines)
+    )
+    assert main(command(tmp_path, "all.jsonl", "--show_all", "true")) == 0
+    assert capsys.readouterr().out.count("left out: ") == 8
+
+
+def test_strict_stops_and_the_same_command_without_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes(tmp_path, "mine.jsonl")
+    (tmp_path / "pictures" / "1.png").unlink()
+    assert main(command(tmp_path, "mine.jsonl", "--strict", "true")) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'mine.csv'}, line 3: found no file '1.png'" in said
+    (partial,) = tmp_path.glob("mine.jsonl*.partial")
+    assert len(partial.read_text().splitlines()) == 1
+    assert main(command(tmp_path, "mine.jsonl")) == 0
+    assert [path.name for path in tmp_path.glob("mine.jsonl*")] == ["mine.jsonl"]
+    assert len(load_samples(tmp_path / "mine.jsonl")) == 3
+
+
+def test_what_a_stopped_run_left_out_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = boxes(tmp_path, "mine.jsonl", pictures=6)
+    for i in (0, 3, 5):
+        (tmp_path / "pictures" / f"{i}.png").unlink()
+    records = BoxesCsvSource.records
+
+    def stop(self: BoxesCsvSource) -> Iterator[object]:
+        for number, sample in enumerate(records(self)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield sample
+
+    monkeypatch.setattr(BoxesCsvSource, "records", stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source)
+    monkeypatch.setattr(BoxesCsvSource, "records", records)
+    for _ in range(2):
+        assert convert(source) == 3
+        assert source.left_out.faults == {"missing picture": 3}
+        assert len(source.left_out.named) == 3
+        (tmp_path / "mine.jsonl").unlink()
+
+
+def test_where_all_is_left_out_the_error_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    boxes(tmp_path, "mine.jsonl")
+    for path in (tmp_path / "pictures").iterdir():
+        path.unlink()
+    for output in ("mine.jsonl", "mine.parquet"):
+        assert main(command(tmp_path, output)) == 2
+        said = capsys.readouterr().err
+        assert "gives no record. 4 entries left out as faulty: 4 × missing picture" in said
+        assert "line 2: found no file '0.png'" in said
+        assert not list(tmp_path.glob("mine.jsonl*")) + list(tmp_path.glob("mine.parquet*"))
+
+
+def test_a_parquet_file_leaves_out_pictures_that_are_not_there(tmp_path: Path) -> None:
+    source = boxes(tmp_path, "mine.parquet")
+    open_ = BoxesCsvSource.size_on_disk
+    source.size_on_disk = lambda name: open_(source, "0.png")  # type: ignore[method-assign]
+    (tmp_path / "pictures" / "2.png").unlink()
+    assert convert(source) == 3
+    assert source.left_out.faults == {"missing picture": 1}
+    assert "mine.parquet, record 3: found none at" in source.left_out.named[0]
+    assert len(load_samples(tmp_path / "mine.parquet")) == 3
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import finetune.data.converting as converting
+from finetune.data.__main__ import main
+written = converting.ParquetWriter.write
+def write(self, example, *rest):
+    written(self, example, *rest)
+    self.write_examples_on_file()
+    if example["width"] == 62:
+        os.kill(os.getpid(), 9)
+converting.ParquetWriter.write = write
+main(sys.argv[1:])
+"""
+
+
+def test_a_kill_while_pictures_are_packed_leaves_no_folder_of_them(tmp_path: Path) -> None:
+    boxes(tmp_path, "mine.parquet")
+    flags = command(tmp_path, "mine.parquet")
+    killed = subprocess.run([sys.executable, "-c", KILLED, *flags], capture_output=True, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    left = {path.name for path in tmp_path.iterdir()} - {"mine.csv", "pictures"}
+    assert len(left) == 2
+    assert all(name.startswith("mine.parquet.") and name.endswith(".partial") for name in left)
+    assert main(flags) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.csv", "pictures", "mine.parquet"}
+    assert len(load_samples(tmp_path / "mine.parquet")) == 4

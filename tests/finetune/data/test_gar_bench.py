@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("datasets")
-pytest.importorskip("ijson")
 
 from small_files import read_whole, talk_of, write_json, write_picture
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("datasets")
-pytest.importorskip("ijson")
 
 from small_files import SQUARE, read_whole, talk_of, write_json, write_picture
 
@@ -58,3 +57,18 @@ def test_bad_input_is_refused(tmp_path: Path, common: dict[str, str]) -> None:
     (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([Evil()]))
     with pytest.raises(pickle.UnpicklingError):
         list(RefCocoSource(**common).records())
+
+
+def test_references_that_cannot_be_are_named(tmp_path: Path, common: dict[str, str]) -> None:
+    good = reference(1, "train", "dog on the left", " ")
+    wrong: list[object] = [7, {**good, "ref_id": 2, "ann_id": 99}, {**good, "ref_id": 3, "sentences": None},
+                           {**good, "ref_id": 4, "image_id": 5}, {**good, "ref_id": 5, "split": None},
+                           {**good, "ref_id": 6, "sentences": [{"sent": 7}]}]  # fmt: skip
+    source = RefCocoSource(**{**common, "references": write_json(tmp_path / "refs.json", [good, *wrong])})
+    (sample,) = read_whole(source, tmp_path)
+    assert talk_of(sample)[1::2] == ["dog on the left"]
+    assert source.left_out.faults == {"no object": 1, "annotation not listed": 1, "no sentences": 1, "picture not listed": 1,
+                                      "no split": 1, "no sent": 1, "wrong sent": 1, "no expression": 1}  # fmt: skip
+    (tmp_path / "refs.p").write_bytes(pickle.dumps({"refs": []}))
+    with pytest.raises(ValueError, match="holds a dict, expected a list of references"):
+        list(RefCocoSource(**{**common, "references": str(tmp_path / "refs.p")}).records())

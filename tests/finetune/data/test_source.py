@@ -1,20 +1,17 @@
-"""Boxes and turns that every reader makes."""
+"""Turns that every reader makes, and the pictures that it may name."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("datasets")
 
-from finetune.data.source import ask_each, corners, groups, number_regions, with_all_shown
+from small_files import write_picture
 
-
-def test_corners() -> None:
-    assert corners((10, 5, 20, 15), 60, 40) == [10, 5, 30, 20]
-    assert corners((-10, 30, 20, 15), 60, 40) == [0, 30, 10, 40]
-    assert corners((60, 0, 5, 5), 60, 40) is None
-    assert corners((1, 1, 0, 5), 60, 40) is None
-    assert corners((float("nan"), 1, 2, 5), 60, 40) is None
+from finetune.data.entries import EntryError
+from finetune.data.source import ask_each, groups, inside, literal, number_regions, talk, with_all_shown
 
 
 def test_turns() -> None:
@@ -26,3 +23,45 @@ def test_turns() -> None:
         with_all_shown(turns, 3)[0]["content"] == "The picture has <region1>, <region2>, <region3>.\nWhat is <region1>?"
     )
     assert [list(some) for some in groups([1, 2, 3], 2)] == [[1, 2], [3]]
+
+
+def test_a_picture_lies_inside_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    inner = write_picture(folder / "train" / "a.jpg")
+    outer = write_picture(tmp_path / "mine" / "secret.jpg")
+    write_picture(tmp_path / "pictures of mine" / "b.jpg")
+    (folder / "link.jpg").symlink_to(outer)
+    (folder / "own.jpg").symlink_to(inner)
+    (folder / "mine").symlink_to(outer.parent)
+    for name in ("train/a.jpg", "train//../train/./a.jpg", str(inner), "train\\a.jpg", "not yet there.jpg"):
+        assert inside(folder, name).parent in (inner.parent, folder)
+    assert inside(folder, "own.jpg") == folder / "own.jpg"
+    for name in ("../mine/secret.jpg", "train/../../mine/secret.jpg", str(outer), "..\\mine\\secret.jpg", "..", "", ".",
+                 "../pictures of mine/b.jpg", "link.jpg", "mine/secret.jpg", "mine/new.jpg", "a\0.jpg"):  # fmt: skip
+        with pytest.raises(EntryError):
+            inside(folder, name)
+    for name in ("link.jpg", "mine/secret.jpg"):
+        assert inside(folder, name, follow_links=True) == folder / name
+    (tmp_path / "linked").symlink_to(folder)  # the folder itself may be a link
+    assert inside(tmp_path / "linked", "train/a.jpg") == tmp_path / "linked" / "train" / "a.jpg"
+
+
+def test_a_backslash_may_belong_to_a_name(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a\\b.png")
+    assert inside(tmp_path, "a\\b.png") == tmp_path / "a\\b.png"
+
+
+@pytest.mark.parametrize("value", ["[[" * 5000, "__import__('os')", "[1", "{1: [2}", "a\0b", "{" * 150])
+def test_python_text_that_is_no_list_is_a_bad_entry(value: str) -> None:
+    with pytest.raises(EntryError):
+        literal(value)
+    assert literal("[1, {'a': 2}]") == [1, {"a": 2}]
+
+
+@pytest.mark.parametrize("turn", [
+    None, "hello", {}, {"from": "human"}, {"from": "robot", "value": "x"}, {"from": [], "value": "x"},
+    {"from": "human", "value": 7}, {"from": "human", "value": " "},
+])  # fmt: skip
+def test_turns_of_another_form_are_bad_entries(turn: object) -> None:
+    with pytest.raises(EntryError):
+        talk([turn])

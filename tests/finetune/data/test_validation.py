@@ -15,6 +15,7 @@ from small_files import SQUARE, write_picture
 
 from finetune.data.__main__ import main
 from finetune.data.boxes_csv import BoxesCsvSource
+from finetune.data.sample import load_samples
 from finetune.data.validation import problems_of
 
 
@@ -44,13 +45,16 @@ EMPTY = {"size": [40, 60], "counts": [2400]}
 FAULTS = {
     "unknown key": [good(colour=1), region(box=[1, 2, 3, 4], lable="dog")],
     "missing key": [{"image": "a.jpg"}],
-    "wrong type": [good(width="60"), good(regions=["box"]), good(width=-3)],
-    "missing picture": [good(image="none.jpg")],
+    "wrong type": [good(width="60"), good(regions=["box"]), good(width=-3), good(image=7), good(image={"bytes": "a"}),
+        good(image={"bytes": None})],
+    "missing picture": [good(image="none.jpg"), good(image="a\0b"), good(image="x" * 5000), good(image={"path": "none"})],
     "unreadable picture": [good(image="text.jpg")],
-    "wrong size": [good(width=61)],
+    "wrong size": [good(width=61), good(width=10**9, height=10**9)],
     "no prompt": [region(label="dog")],
-    "wrong box": [region(box=[1, 2, 3]), region(box=[1, 2, float("nan"), 4]), region(box="1 2 3 4")],
+    "wrong box": [region(box=[1, 2, 3]), region(box=[1, 2, float("nan"), 4]), region(box="1 2 3 4"),
+        region(box=[1, 2, 10**400, 4]), region(box={"x": 1}), region(box=[[1, 2, 3, 4]])],
     "empty box": [region(box=[30, 2, 1, 20])],
+    "thin box": [region(box=[0.1, 0.2, 0.5, 0.9]), region(box=[1, 2, 1.9, 20])],
     "box outside": [region(box=[1, 2, 70, 20])],
     "wrong points": [region(points=[]), region(points=[[1, 2, 3]])],
     "point outside": [region(points=[[70, 3]])],
@@ -68,7 +72,8 @@ FAULTS = {
     "empty text": [talk("What is <region1>?", " ")],
     "unnumbered region": [talk("What is <region>, <region1>?", "a dog")],
     "unseen region": [talk("What is there?", "<region1>")],
-    "regions do not match": [talk("What is <region2>?", "a dog"), talk("Hello?", "yes"), good(regions=[])],
+    "regions do not match": [talk("What is <region2>?", "a dog"), talk("What is <region0>?", "a dog"),
+        talk(f"What is <region{'1' * 5000}>?", "a dog"), talk("Hello?", "yes"), good(regions=[])],
     "broken line": ["the line is no JSON"],
 }  # fmt: skip
 
@@ -137,3 +142,24 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "--data", str(folder / "kept.jsonl")]) == 0
     assert main(["validate", "--data", str(folder / "none.jsonl")]) == 2
     assert main(["validate", "--data", str(folder / "r.jsonl"), "--keep", str(folder / "kept.jsonl")]) == 2
+
+
+def test_every_door_reads_a_byte_order_mark(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = json.dumps(good()).encode()
+    (folder / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\n" + line + b"\n")
+    assert main(["validate", "--data", str(folder / "bom.jsonl"), "--keep", str(folder / "kept.jsonl")]) == 0
+    assert "2 of 2 records are whole" in capsys.readouterr().out
+    assert main(["show", "--data", str(folder / "bom.jsonl"), "--output", str(folder / "bom.png")]) == 0
+    assert len(load_samples(folder / "bom.jsonl")) == len(load_samples(folder / "kept.jsonl")) == 2
+
+
+def test_lines_that_no_parser_survives_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deep = json.dumps(good(source="DEEP")).replace('"DEEP"', "[" * 10_000 + "]" * 10_000)
+    lines = [json.dumps(good()), deep, json.dumps(good()) + " x", json.dumps(region(box=[float("nan")] * 4))]
+    (folder / "r.jsonl").write_text("\n".join([*lines, json.dumps(good())]))
+    assert main(["validate", "--data", str(folder / "r.jsonl")]) == 1
+    said = capsys.readouterr().out
+    assert "record 2: broken line: the line is nested more than 100 deep" in said
+    assert "record 3: broken line: the line is no JSON: it goes on after its end" in said
+    assert "record 4: wrong box" in said
+    assert "2 of 5 records are whole" in said

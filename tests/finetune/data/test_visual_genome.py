@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("datasets")
-pytest.importorskip("ijson")
 
 from small_files import read_whole, talk_of, write_json, write_picture
 
@@ -53,6 +52,26 @@ def test_grit_layout(tmp_path: Path) -> None:
     source = GritSource(annotations=path, images=str(tmp_path), output=str(tmp_path / "o.jsonl"))
     (sample,) = read_whole(source, tmp_path)
     assert talk_of(sample) == ["Describe <region1> in a few words.", "a red door"]
+
+
+def test_pictures_that_are_not_listed_or_come_twice_are_named(tmp_path: Path) -> None:
+    write_picture(tmp_path / "VG_100K" / "1.jpg")
+    region = {"region_id": 5, "image_id": "1", "phrase": "a clock", "x": 10, "y": 5, "width": 20, "height": 15}
+    described = [{"id": 1, "regions": [7, {**region, "x": None}, region]}, {"id": 1, "regions": [region]},
+                 {"id": 9, "regions": [{**region, "image_id": 9}]}, {"id": 3, "regions": []}]  # fmt: skip
+    url = "https://cs.stanford.edu/people/rak248/VG_100K/1.jpg"
+    images = [{"image_id": 1, "width": 60, "height": 40, "url": url}, {"image_id": 2, "width": 60, "url": url}]
+    source = VisualGenomeSource(
+        annotations=write_json(tmp_path / "region_descriptions.json", described),
+        image_data=write_json(tmp_path / "image_data.json", images),
+        images=str(tmp_path),
+        output=str(tmp_path / "o.jsonl"),
+    )
+    (sample,) = read_whole(source, tmp_path)
+    assert talk_of(sample)[1::2] == ["a clock"]
+    assert source.left_out.faults == {"no height": 1, "no object": 1, "no x": 1, "picture described twice": 1,
+                                      "picture not listed": 1}  # fmt: skip
+    assert source.left_out.unwanted == {"picture without descriptions": 1}
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real files of ../shared/data")

@@ -1,0 +1,244 @@
+"""Entries of a data set's file, read one by one: what is wrong with one is named and counted, and the rest goes on.
+
+Knows plain values (an id, a text, a size, a box, a mask), not the form of any file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .sample import Sample
+from .validation import MOST_PIXELS, region_problems, talk_problems
+
+NAMED = 5
+"""Entries that are named of each reason, unless all are asked for."""
+
+
+class EntryError(ValueError):
+    """What is wrong with an entry: `reason` is its kind, by which entries are counted; the words tell this one."""
+
+    def __init__(self, reason: str, words: str) -> None:
+        super().__init__(words)
+        self.reason = reason
+
+
+class LeftOut:
+    """Entries of which there is no record, counted by reason.
+
+    faults: those that cannot be used; named: a sentence about each, of at most `NAMED` of a reason unless `show_all`.
+    unwanted: those that nothing is wrong with, but that were not asked for. doubtful: those that were taken all the same.
+    """
+
+    def __init__(self, *, strict: bool = False, show_all: bool = False) -> None:
+        self.strict, self.show_all = strict, show_all
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin to count anew."""
+        self.faults: Counter[str] = Counter()
+        self.unwanted: Counter[str] = Counter()
+        self.doubtful: Counter[str] = Counter()
+        self.named: list[str] = []
+
+    @contextmanager
+    def entry(self, file: str | Path, name: str) -> Iterator[None]:
+        """Around the reading of one entry: an `EntryError` is counted and named; if `strict`, it is raised as `ValueError`."""
+        try:
+            yield
+        except EntryError as fault:
+            sentence = f"{file}, {name}: {fault}"
+            if self.strict:
+                raise ValueError(f"{sentence}. Correct it, or leave it out by --strict false.") from None
+            self.faults[fault.reason] += 1
+            if self.show_all or self.faults[fault.reason] <= NAMED:
+                self.named.append(sentence)
+
+    def summary(self) -> list[str]:
+        """Lines that say how many entries were left out and why; none if all were taken without a doubt."""
+        lines = []
+        for words, counts in (
+            ("left out as faulty", self.faults),
+            ("passed over", self.unwanted),
+            ("taken, though in doubt", self.doubtful),
+        ):
+            if counts.total():
+                lines.append(f"{counts.total()} {'entry' if counts.total() == 1 else 'entries'} {words}:")
+                lines += [f"{count:>8} × {reason}" for reason, count in counts.most_common() if count]
+        return lines
+
+
+def shown(value: Any) -> str:
+    """A value as an error quotes it: short."""
+    words = f"{value!r:.61}" if isinstance(value, (str, int, float, bool, type(None))) else _outline(value)
+    return words if len(words) <= 60 else words[:59] + "…"
+
+
+def _outline(value: Any) -> str:
+    if isinstance(value, list) and len(value) <= 8 and all(isinstance(v, (str, int, float, type(None))) for v in value):
+        return f"[{', '.join(shown(v) for v in value)}]"
+    kinds: dict[type, str] = {list: "a list", dict: "an object"}
+    return (
+        f"{kinds.get(type(value), type(value).__name__)} of {len(value)}" if hasattr(value, "__len__") else repr(value)
+    )
+
+
+def entry_name(entry: Any, number: int, *keys: str) -> str:
+    """What an entry of a list is called: its number, from 1, and the first of these that it has, which identifies it."""
+    found = next((f" ({key} {shown(entry[key])})" for key in keys if isinstance(entry, dict) and key in entry), "")
+    return f"entry number {number}{found}"
+
+
+def mapping(value: Any, name: str = "it") -> dict[str, Any]:
+    """An entry, or what it has under a name, that is an object. Like all that follow, raises `EntryError` for others."""
+    if not isinstance(value, dict):
+        raise EntryError("no object", f"{name} is {shown(value)}, expected an object")
+    return value
+
+
+def needed(entry: dict[str, Any], key: str) -> Any:
+    """What an entry has under a name."""
+    if entry.get(key) is None:
+        raise EntryError(f"no {key}", f"{key} is null" if key in entry else f"it lacks {key}")
+    return entry[key]
+
+
+def listed(entry: dict[str, Any], key: str) -> list[Any]:
+    """A list of an entry."""
+    value = needed(entry, key)
+    if not isinstance(value, list):
+        raise EntryError(f"wrong {key}", f"{key} is {shown(value)}, expected a list")
+    return value
+
+
+def text(entry: dict[str, Any], key: str) -> str:
+    """A text of an entry that says something."""
+    value = needed(entry, key)
+    if not isinstance(value, str) or not value.strip():
+        raise EntryError(
+            f"no {key}" if isinstance(value, str) else f"wrong {key}", f"{key} is {shown(value)}, expected a text"
+        )
+    return _unicode(value, key)
+
+
+def _unicode(value: str, key: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can write one half of a pair
+        raise EntryError(f"wrong {key}", f"{key} is {shown(value)}, which has half a character in it") from None
+    return value
+
+
+def answer(entry: dict[str, Any], key: str) -> str:
+    """A text of an entry that can answer a question: with single spaces, and without names of regions."""
+    words = " ".join(text(entry, key).split())
+    if re.search(r"<region\d*>", words):
+        raise EntryError("region in an answer", f"{key} is {shown(words)}, which names a region that no question shows")
+    return words
+
+
+def identity(entry: dict[str, Any], key: str) -> str:
+    """An id as text, so that 7, 7.0 and "7" are the same."""
+    value = needed(entry, key)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise EntryError(f"wrong {key}", f"{key} is {shown(value)}, expected a number or a text")
+    return _unicode(str(value), key)
+
+
+def is_crowd(annotation: dict[str, Any]) -> bool:
+    """Whether COCO's mark of a crowd is set."""
+    return str(annotation.get("iscrowd", 0)).strip().lower() in ("1", "1.0", "true")
+
+
+def number(value: Any) -> float | None:
+    """A finite number, which may stand as text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def size_of(entry: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of an entry's picture."""
+    size = []
+    for key in ("height", "width"):
+        value = number(needed(entry, key))
+        if value is None or value < 1 or value != int(value):
+            raise EntryError(f"wrong {key}", f"{key} is {shown(entry[key])}, expected a whole number of pixels")
+        size.append(int(value))
+    if size[0] * size[1] > MOST_PIXELS:
+        raise EntryError("wrong size", f"it is {size[1]} × {size[0]}, more than {MOST_PIXELS:,} pixels")
+    return size[0], size[1]
+
+
+def size_of_rle(masks: Any, key: str) -> tuple[int, int]:
+    """Height and width of the first mask of a list that is COCO's RLE, which says them."""
+    if not isinstance(masks, list) or not masks:
+        raise EntryError(
+            f"no {key}" if masks == [] else f"wrong {key}", f"{key} is {shown(masks)}, expected a list of masks"
+        )
+    rle = next((mask for mask in masks if isinstance(mask, dict)), None)
+    if rle is None:
+        raise EntryError("no size", f"none of its {key} says the picture's height and width, as COCO's RLE does")
+    size = rle.get("size")
+    if not isinstance(size, list) or len(size) != 2:
+        raise EntryError("wrong mask size", f"the size of a mask is {shown(size)}, expected height and width")
+    return size_of({"height": size[0], "width": size[1]})
+
+
+def box_of(box_xywh: Any, size: tuple[int, int], key: str = "bbox") -> list[float]:
+    """A box given as corner and size → xyxy inside a picture of (height, width) `size`."""
+    values = [number(v) for v in box_xywh] if isinstance(box_xywh, (list, tuple)) else []
+    if len(values) != 4 or None in values:
+        raise EntryError(f"wrong {key}", f"{key} is {shown(box_xywh)}, expected four numbers x y width height")
+    x, y, w, h = (v for v in values if v is not None)
+    if w <= 0 or h <= 0:
+        raise EntryError("empty box", f"{key} is {shown(box_xywh)}, which has no area")
+    box = [max(0.0, x), max(0.0, y), min(float(size[1]), x + w), min(float(size[0]), y + h)]
+    if box[2] <= box[0] or box[3] <= box[1]:
+        raise EntryError("box outside", f"{key} is {shown(box_xywh)}, outside its picture of {size[1]} × {size[0]}")
+    return [round(v, 2) for v in box]
+
+
+def mask_of(segmentation: Any) -> Any:
+    """A segmentation as a record holds it: COCO's RLE as it is, and a polygon alone, or as points, as a list of polygons."""
+    if isinstance(segmentation, dict):
+        return segmentation
+    if not isinstance(segmentation, list) or not segmentation:
+        raise EntryError("wrong mask", f"the mask is {shown(segmentation)}, expected polygons or COCO's RLE")
+    if all(isinstance(v, (int, float)) for v in segmentation):
+        return [segmentation]  # as VIA writes it
+    if all(isinstance(v, list) and len(v) == 2 and not isinstance(v[0], list) for v in segmentation):
+        return [[v for point in segmentation for v in point]]
+    return segmentation
+
+
+def sound_region(region: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """A region that `validate` finds no fault with, on a picture of (height, width) `size`."""
+    for kind, words in region_problems(region, size):
+        raise EntryError(kind, f"{kind}: {words}")
+    return region
+
+
+def sound_talk(conversations: Sequence[dict[str, str]], regions: int) -> None:
+    """Refuse turns about so many regions that `validate` finds fault with."""
+    for kind, words in talk_problems(conversations, regions):
+        raise EntryError(kind, f"{kind}: {words}")
+
+
+def sound(sample: Sample) -> Sample:
+    """A record whose regions and turns `validate` finds no fault with."""
+    for region in sample["regions"]:
+        sound_region(region, (sample["height"], sample["width"]))
+    sound_talk(sample["conversations"], len(sample["regions"]))
+    return sample
