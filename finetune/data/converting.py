@@ -15,6 +15,8 @@ from datasets import Image as Picture
 from datasets.arrow_writer import ParquetWriter
 from tqdm.auto import tqdm
 
+from tap_tokenizer import only_writer
+
 from .entries import EntryError, LeftOut
 from .sample import FEATURES, GLYPH_SCHEME, Sample
 from .source import Source
@@ -33,7 +35,11 @@ def convert(source: Source) -> int:
         raise ValueError(f"output is {output.name}, expected a name that ends in .jsonl or .parquet.")
     if output.exists():
         raise ValueError(f"{output} exists already: choose another output, or delete it.")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(output):
+        return _convert(source, output)
+
+
+def _convert(source: Source, output: Path) -> int:
     # what is not yet whole is named after all that shapes it, so that no other run goes on with it
     knobs = {key: value for key, value in asdict(source).items() if key not in _SHAPELESS}
     files = [Path(value) for value in knobs.values() if isinstance(value, str) and os.path.isfile(value)]
@@ -50,7 +56,7 @@ def convert(source: Source) -> int:
         if not count:
             raise _no_record(source.left_out)
     finally:
-        if not unfinished.stat().st_size:
+        if unfinished.is_file() and not unfinished.stat().st_size:
             unfinished.unlink()  # nothing to go on with
     if output.suffix == ".parquet":
         count = _pack(unfinished, output, source.left_out)

@@ -5,7 +5,6 @@ Knows files, not what they say.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,9 +48,9 @@ def _objects(path: str | Path, text: str) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is no JSON: {error}.") from None
+            found = parse_json(line)
+        except JsonError as error:
+            raise ValueError(f"{path}, line {number} is {error}.") from None
         if not isinstance(found, dict):
             raise ValueError(f"{path}, line {number} holds a {type(found).__name__}, expected an object.")
         yield found

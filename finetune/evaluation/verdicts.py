@@ -7,11 +7,11 @@ one for each prompt in order, as `judgements.jsonl` here has them. Knows files a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.json_text import JsonError, parse_json
 from .items import Item
 from .places import Place
 from .problems import counted
@@ -48,8 +48,8 @@ def _entries_by_region(path: str) -> dict[str, dict[str, Any]]:
     """The objects that one object has by region id; {} for a list, or lines, of which there may be a single one."""
     text = read_text(path)
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError:
+        content = parse_json(text)
+    except JsonError:
         return {}
     return {k: v for k, v in content.items() if isinstance(v, dict)} if isinstance(content, dict) else {}
 

@@ -19,6 +19,7 @@ from finetune.data.boxes_csv import BoxesCsvSource
 from finetune.data.converting import convert
 from finetune.data.glyph_records import GlyphScenesSource
 from finetune.data.sample import load_samples, open_image, region_prompts
+from tap_tokenizer import only_writer
 
 
 def arguments(output: Path, scenes: int = 5, **changes: object) -> GlyphScenesSource:
@@ -267,9 +268,28 @@ def test_a_kill_while_pictures_are_packed_leaves_no_folder_of_them(tmp_path: Pat
     flags = command(tmp_path, "mine.parquet")
     killed = subprocess.run([sys.executable, "-c", KILLED, *flags], capture_output=True, text=True, check=False)
     assert killed.returncode == -9, killed.stderr
-    left = {path.name for path in tmp_path.iterdir()} - {"mine.csv", "pictures"}
+    left = {path.name for path in tmp_path.iterdir()} - {"mine.csv", "pictures", "mine.parquet.lock"}
     assert len(left) == 2
     assert all(name.startswith("mine.parquet.") and name.endswith(".partial") for name in left)
     assert main(flags) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"mine.csv", "pictures", "mine.parquet"}
     assert len(load_samples(tmp_path / "mine.parquet")) == 4
+
+
+def test_two_conversions_do_not_share_an_output(tmp_path: Path) -> None:
+    output = tmp_path / "records.jsonl"
+    source = GlyphScenesSource(output=str(output), scenes=1, long_side=96, workers=1)
+    with only_writer(output), pytest.raises(ValueError, match="Another process is writing"):
+        convert(source)
+    assert not list(tmp_path.iterdir())
+    assert convert(source) == 1
+
+
+def test_a_folder_that_is_read_only_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, mode: str = "r", **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    source = GlyphScenesSource(output=str(tmp_path / "records.jsonl"), scenes=1, long_side=96, workers=1)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        convert(source)
