@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, is_peft_available
 
-from tap_tokenizer import check_source
+from tap_tokenizer import check_findable
 
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
 from .modeling_bridge import RegionBridgeForConditionalGeneration
@@ -310,7 +310,7 @@ def put_adapter_weights(bridge: RegionBridgeForConditionalGeneration, state: dic
 
 def find_adapter(source: str | Path, **hub: Any) -> Path | None:
     """The folder of an adapter, downloaded if need be; None if `source` is none."""
-    check_source(source, hub)
+    check_findable(source, hub)
     source = bundled_or_given(source)
     if Path(source).is_dir():
         return Path(source) if (Path(source) / PROJECTOR_FILE).is_file() else None

@@ -36,7 +36,7 @@ from tap_tokenizer import (
     TapRegionTokenizer,
     as_mask,
     check_device,
-    check_source,
+    check_findable,
     damage_told,
     mask_to_rle,
 )
@@ -437,7 +437,7 @@ def _check_source(path: str, mode: str, hub: dict[str, Any]) -> None:
                 f"Found no bridge {path}: give region-chat-tiny or region-context-tiny, the folder of a bridge, or a "
                 "Hub repository as owner/name."
             )
-        check_source(path, hub, may_lack_owner=True)
+        check_findable(path, hub, may_lack_owner=True)
         return
     config = folder / "config.json"
     if not config.is_file():

@@ -26,7 +26,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from tap_tokenizer import TapRegionTokenizer, check_source
+from tap_tokenizer import TapRegionTokenizer, check_findable
 
 from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, add_stop_tokens
 from .configuration_bridge import (
@@ -99,7 +99,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         config_options = {name: options.pop(name) for name in CONFIG_OPTIONS if name in options}
         if isinstance(language_model, str):
-            check_source(language_model, options, may_lack_owner=True)
+            check_findable(language_model, options, may_lack_owner=True)
             name: str | None = language_model
             language_model = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto", **options)
         else:

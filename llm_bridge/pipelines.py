@@ -34,7 +34,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, ImageTextToText
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.chat_template_utils import Chat
 
-from tap_tokenizer import TapModel, TapRegionTokenizer, bundled_or_given, check_source
+from tap_tokenizer import TapModel, TapRegionTokenizer, bundled_or_given, check_findable
 
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .processing_bridge import RegionBridgeProcessor, as_batch
@@ -309,7 +309,7 @@ def register_pipelines() -> None:
     def pipeline(task: Any = None, model: Any = None, *args: Any, **options: Any) -> Any:
         if isinstance(model, (str, Path)):
             if task in TASKS:
-                check_source(model, options)
+                check_findable(model, options)
             model = bundled_or_given(model)
         return plain(task, model, *args, **options)
 

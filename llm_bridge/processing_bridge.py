@@ -29,7 +29,7 @@ from transformers import (
 from transformers.image_utils import load_image
 from transformers.utils import cached_file, to_py_obj
 
-from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, check_source, load_rgb
+from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, check_findable, load_rgb
 
 from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, Span, add_stop_tokens, token_ids
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given, fingerprint_number, region_token_id
@@ -617,7 +617,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         region_tokenizer: use this one (or load it from there) instead of the one that was saved. device: where it runs.
         """
         hub: dict[str, Any] = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
-        check_source(pretrained_model_name_or_path, hub)
+        check_findable(pretrained_model_name_or_path, hub)
         pretrained_model_name_or_path = bundled_or_given(pretrained_model_name_or_path)
         path = cached_file(pretrained_model_name_or_path, CONFIG_FILE, **hub)
         values = json.loads(Path(path).read_text())

@@ -39,7 +39,7 @@ if not help_is_wanted():
     from .modeling_tap import TapModel, TapOutput
     from .output_files import only_writer, write_whole
     from .picture_folders import PictureRegions, read_region_table, write_records
-    from .pretrained_files import add_bundled, bundled_or_given, check_hub, check_source, take_bundled_names
+    from .pretrained_files import add_bundled, bundled_or_given, check_findable, check_hub, take_bundled_names
     from .processing_tap import TapProcessor
     from .prompt_encoder import PointLabel
     from .prompts import as_mask
@@ -81,11 +81,11 @@ __all__ = [
     "as_mask",
     "bundled_or_given",
     "check_device",
+    "check_findable",
     "check_hub",
     "check_new",
     "check_not_read",
     "check_picture_path",
-    "check_source",
     "damage_told",
     "draw_regions",
     "help_is_wanted",

@@ -75,7 +75,7 @@ def bundled_or_given(source: str | Path) -> str:
     return str(source) if found is None or Path(source).is_dir() else str(found)
 
 
-def check_source(source: str | Path, hub: Hub, *, may_lack_owner: bool = False) -> None:
+def check_findable(source: str | Path, hub: Hub, *, may_lack_owner: bool = False) -> None:
     """Refuse at once, in a sentence, what is neither a bundled model, nor here, nor on a Hub in reach.
 
     may_lack_owner: whether a repository's name may have no owner, as those of some old language models ("gpt2").
@@ -111,7 +111,7 @@ def take_bundled_names(*classes: Any, checked: bool = False) -> None:
             source = pretrained_model_name_or_path
             if isinstance(source, (str, Path)):
                 if checked:
-                    check_source(source, kwargs)
+                    check_findable(source, kwargs)
                 source = bundled_or_given(source)
             return _plain(cls, source, *args, **kwargs)
 
