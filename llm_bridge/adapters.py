@@ -7,6 +7,7 @@ files, the config and a card, and names the language model by reference. Knows p
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any, Literal, get_args
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import cached_file, is_peft_available
 
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
+from .language_model import differing_weights, embedding_sums, load_language_model, text_side, weight_sums
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .picture_context import PictureContext
 
@@ -27,6 +29,8 @@ TrainingMode = Literal["projector", "lora", "full"]
 PROJECTOR_FILE = "projector.safetensors"
 ADAPTER_FOLDER = "adapter"
 """Where peft's files lie: beside them in one folder, transformers' Auto classes would take the bridge for a bare adapter."""
+_BARE = ""
+"""What stands for no adapter among the names of adapters."""
 _SAME_MODEL = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 
 
@@ -81,8 +85,9 @@ def add_lora(
     _require_peft()
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
-    if r < 1 or (alpha is not None and alpha <= 0) or "/" in name:
-        raise ValueError(f"Got r {r}, alpha {alpha}, name {name!r}: expected r and alpha above 0, and a plain name.")
+    if r < 1 or (alpha is not None and alpha <= 0):
+        raise ValueError(f"Got r {r} and alpha {alpha}: expected r and alpha above 0.")
+    _check_new_name(bridge, name)
     config = LoraConfig(
         r=r,
         lora_alpha=2 * r if alpha is None else alpha,
@@ -90,8 +95,8 @@ def add_lora(
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type=TaskType.CAUSAL_LM,
     )
+    _keep_projector(bridge)
     if has_adapter(bridge):
-        _keep_projector(bridge)
         bridge.language_model.add_adapter(name, config)
         bridge.language_model.set_adapter(name)
         _name_base(bridge, name)
@@ -109,6 +114,19 @@ def _require_peft() -> None:
         raise ImportError('Adapters need peft: pip install "peft>=0.20", or this package with its extra "bridge".')
 
 
+def _check_new_name(bridge: RegionBridgeForConditionalGeneration, name: str) -> None:
+    """Refuse a name that an adapter has, or that no part of a module and no folder can have."""
+    if has_adapter(bridge) and name in bridge.language_model.peft_config:
+        raise ValueError(f"There is an adapter {name!r} already: choose another name.")
+    parts = {part for path, _ in bridge.language_model.named_parameters() for part in path.split(".")}
+    taken = hasattr(nn.ModuleDict(), name) or name in parts or "lora_" in name
+    if taken or not re.fullmatch(r"\w([\w -]*\w)?", name):
+        raise ValueError(
+            f"An adapter cannot be named {name!r}: give letters, digits, '_', '-' and spaces, and no name that a part of the "
+            "language model has."
+        )
+
+
 def _name_base(bridge: RegionBridgeForConditionalGeneration, name: str) -> None:
     """peft's own files name the language model too."""
     bridge.language_model.peft_config[name].base_model_name_or_path = bridge.config.language_model
@@ -119,8 +137,7 @@ def load_adapter(bridge: RegionBridgeForConditionalGeneration, folder: str | Pat
     path = find_adapter(folder)
     if path is None or not (path / ADAPTER_FOLDER).is_dir():
         raise ValueError(f"{folder} is no adapter folder of a bridge: give one that a LoRA run has saved.")
-    if has_adapter(bridge) and name in bridge.language_model.peft_config:
-        raise ValueError(f"There is an adapter {name!r} already: choose another name.")
+    _check_new_name(bridge, name)
     _check_same_model(RegionBridgeConfig.from_pretrained(path), bridge.language_model, path)
     _require_peft()
     _keep_projector(bridge)
@@ -153,28 +170,31 @@ def merge_lora(bridge: RegionBridgeForConditionalGeneration) -> RegionBridgeForC
     if has_adapter(bridge):
         bridge.language_model = bridge.language_model.merge_and_unload()
         bridge.config.language_model = None  # it is now another one than the name stands for
+        _projectors(bridge).clear()
     return bridge
 
 
 def remove_lora(bridge: RegionBridgeForConditionalGeneration) -> RegionBridgeForConditionalGeneration:
-    """Take all adapters off; the language model is then what it was before."""
+    """Take all adapters off; language model and projector are then what they were before the first, or as loaded with it."""
     if has_adapter(bridge):
         bridge.language_model = bridge.language_model.unload()
+        if own := _projectors(bridge).get(_BARE):
+            bridge.projector.load_state_dict(own)
+        _projectors(bridge).clear()
     return bridge
 
 
 def _projectors(bridge: RegionBridgeForConditionalGeneration) -> dict[str, dict[str, Tensor]]:
-    """The projector weights of each adapter that was active once."""
+    """The projector weights of each adapter that was active once, and those of the bridge without any."""
     if not hasattr(bridge, "_projector_of_adapter"):
         bridge._projector_of_adapter = {}
     return bridge._projector_of_adapter
 
 
 def _keep_projector(bridge: RegionBridgeForConditionalGeneration) -> None:
-    """Remember the present projector as the active adapter's."""
-    if has_adapter(bridge):
-        state = {key: value.detach().clone() for key, value in bridge.projector.state_dict().items()}
-        _projectors(bridge)[bridge.language_model.active_adapter] = state
+    """Remember the present projector as the active adapter's, or as the bridge's own where there is none."""
+    state = {key: value.detach().clone() for key, value in bridge.projector.state_dict().items()}
+    _projectors(bridge)[bridge.language_model.active_adapter if has_adapter(bridge) else _BARE] = state
 
 
 # --- adapter folders --------------------------------------------------------------------------------------------------
@@ -205,7 +225,8 @@ def save_adapter_folder(
                 path.replace(partial / ADAPTER_FOLDER / path.name)
             (partial / ADAPTER_FOLDER / active).rmdir()
         (partial / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # the bridge's own card is the one to read
-    bridge.config.language_model_signature = _signature(bridge.language_model)
+    bridge.config.language_model_signature = embedding_sums(bridge.language_model)
+    bridge.config.language_model_weights = weight_sums(bridge.language_model)
     bridge.config.save_pretrained(partial)
     if bridge.generation_config is not None:
         bridge.generation_config.save_pretrained(partial)
@@ -264,6 +285,7 @@ def load_adapter_folder(
                 f"{folder} belongs to the language model {source}, which could not be loaded: {error}. If it lies "
                 "elsewhere, give language_model=…."
             ) from error
+    source = text_side(source)
     _check_same_model(config, source, folder)
     bridge = bridge_class(config, source)
     config.text_config = source.config
@@ -273,6 +295,7 @@ def load_adapter_folder(
         _require_peft()
         from peft import PeftModel
 
+        _keep_projector(bridge)
         bridge.language_model = PeftModel.from_pretrained(bridge.language_model, str(folder / ADAPTER_FOLDER))
     return bridge.eval()
 
@@ -285,7 +308,7 @@ def _load_language_model(
     hub = {key: options[key] for key in HUB_OPTIONS if key in options}
     if AutoConfig.from_pretrained(source, **hub).model_type == RegionBridgeConfig.model_type:
         return bridge_class.from_pretrained(source, **options).language_model
-    return AutoModelForCausalLM.from_pretrained(source, **options)
+    return load_language_model(source, **options)
 
 
 def _read_projector(folder: Path) -> dict[str, Tensor]:
@@ -301,24 +324,16 @@ def _check_same_model(config: RegionBridgeConfig, language_model: Any, folder: s
         if getattr(got, name, None) != getattr(wanted, name, None)
     ]
     if not differing and config.language_model_signature is not None:
-        kept, found = torch.tensor(config.language_model_signature), torch.tensor(_signature(language_model))
+        kept, found = torch.tensor(config.language_model_signature), torch.tensor(embedding_sums(language_model))
         if float((kept - found).abs().max()) > 0.1 * float(kept.abs().max()):  # far beyond any rounding of dtypes
             differing = ["other weights"]
+    if not differing and (changed := differing_weights(language_model, config.language_model_weights or {})):
+        differing = [f"other weights in {changed[0]}" + f" and {len(changed) - 1} more places" * (len(changed) > 1)]
     if differing:
         raise ValueError(
             f"{folder} was made for another language model ({config.language_model}): this one has {', '.join(differing)}. "
             "Give the one that it was trained on."
         )
-
-
-@torch.no_grad()
-def _signature(language_model: Any) -> list[float]:
-    """Sums over sixteen rows of the input embeddings with alternating signs: the same up to rounding in every dtype."""
-    embeddings = language_model.get_input_embeddings()
-    rows = torch.linspace(0, min(embeddings.weight.shape[0], 4096) - 1, 16).long()
-    found = embeddings(rows.to(embeddings.weight.device)).float().cpu()
-    signs = 1 - 2 * (torch.arange(found.shape[1]) % 2)
-    return [round(value, 4) for value in (found * signs).sum(dim=1).tolist()]
 
 
 def model_card(

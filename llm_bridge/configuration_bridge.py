@@ -47,6 +47,8 @@ class RegionBridgeConfig(PreTrainedConfig):
     """Digest of the region tokenizer's concept bank, for the record."""
     language_model_signature: Any = None
     """A few sums over the language model's input embeddings, by which an adapter folder knows its language model."""
+    language_model_weights: Any = None
+    """Four sums over a few rows of each of many weights across the language model's depth, by name, for the same purpose."""
     accept_any_tokenizer: bool = False
     """Do not refuse tokens of a region tokenizer with another fingerprint."""
 
@@ -67,6 +69,13 @@ class RegionBridgeConfig(PreTrainedConfig):
     """Octaves of sine and cosine by which the position code is spread out."""
     embedding_scale: float | int = 1.0
     """Root mean square of the language model's input embeddings, at which projected tokens start."""
+    embedding_size: int | None = None
+    """Width of the language model's input embeddings; default: that of its layers, from which some models' differs."""
+    reads_ids: bool = False
+    """Whether the language model looks at the ids of a prompt beside their embeddings (embeddings of every layer, experts
+    chosen by word). It is then given ids, and regions take the place of rows of its embedding table."""
+    reads_padding: bool = True
+    """Whether the language model passes over padding in front of a prompt; one that does not takes prompts of one length."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict):
@@ -94,7 +103,7 @@ class RegionBridgeConfig(PreTrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Width of the language model's input embeddings."""
-        return int(self.text_config.hidden_size)
+        return int(self.embedding_size or self.text_config.get_text_config().hidden_size)
 
     @property
     def slots_per_region(self) -> int:
