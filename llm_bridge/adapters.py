@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import cached_file, is_peft_available
 
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
-from .language_model import differing_weights, embedding_sums, load_language_model, text_side, weight_sums
+from .language_model import differing_weights, embedding_sums, load_language_model, plain, text_side, weight_sums
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .picture_context import PictureContext
 
@@ -78,7 +78,8 @@ def add_lora(
 ) -> RegionBridgeForConditionalGeneration:
     """Put a LoRA adapter on the language model's linear layers, in place, and make it the active one.
 
-    alpha defaults to 2 · r. targets: peft's `target_modules`; "all-linear" is every linear layer but the output head.
+    alpha defaults to 2 · r. targets: peft's `target_modules`; "all-linear" is every linear layer but the output head, and but
+    those that peft refuses (the last ones of Mamba's layers).
     name: several adapters may stand side by side; each keeps a projector of its own, and `use_adapter` changes between
     them. A language model loaded in 4 or 8 bit is prepared for training first (QLoRA).
     """
@@ -95,6 +96,11 @@ def add_lora(
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type=TaskType.CAUSAL_LM,
     )
+    refused = _layers_that_peft_refuses(bridge.language_model, config)
+    if targets == "all-linear":
+        config.exclude_modules = refused or None
+    elif not isinstance(targets, str) and (wrong := sorted(set(targets).intersection(refused))):
+        raise ValueError(f"peft puts no adapter on {', '.join(wrong)} of this language model: leave it out of targets.")
     _keep_projector(bridge)
     if has_adapter(bridge):
         bridge.language_model.add_adapter(name, config)
@@ -107,6 +113,19 @@ def add_lora(
     bridge.language_model = get_peft_model(bridge.language_model, config, adapter_name=name)
     _name_base(bridge, name)
     return bridge
+
+
+def _layers_that_peft_refuses(language_model: Any, config: Any) -> list[str]:
+    """Names of linear layers that peft would stop at, midway, for the layers around them read their weights themselves."""
+    from peft.tuners.lora import LoraModel
+
+    refused = []
+    for name in sorted({p.rpartition(".")[2] for p, m in language_model.named_modules() if isinstance(m, nn.Linear)}):
+        try:
+            LoraModel._check_target_module_compatiblity(None, config, plain(language_model), name)
+        except ValueError:
+            refused.append(name)
+    return refused
 
 
 def _require_peft() -> None:

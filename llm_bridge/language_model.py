@@ -1,4 +1,4 @@
-"""The language model of a bridge: found by name, taken out of a checkpoint that also sees, and tried out before it is used.
+"""The language model of a bridge: loaded by name, taken out of a model that sees, and tried out before it is used.
 
 Knows what a causal language model must do, and no architecture by name: whatever differs between them is asked of them.
 """
@@ -29,7 +29,13 @@ _CAUSAL = AutoModelForCausalLM._model_mapping
 _SEEING = AutoModelForImageTextToText._model_mapping
 _BY_SIGNATURE = ("attention_mask", "position_ids", "logits_to_keep")
 """Arguments that transformers' `generate` gives a model only if its forward names them."""
-QUANTIZATION_ATTRIBUTES = ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit", "hf_quantizer", "quantization_method")
+QUANTIZATION_ATTRIBUTES = (
+    "is_quantized",
+    "is_loaded_in_4bit",
+    "is_loaded_in_8bit",
+    "hf_quantizer",
+    "quantization_method",
+)
 """What peft and transformers look for on the outermost model of a quantized one."""
 _WORDS, _PADDING = 16, 5
 """Lengths of the prompt by which a language model is tried out, and of the padding in front of a part of it."""
@@ -53,35 +59,38 @@ class Manner:
 
 
 def load_language_model(source: str, **options: Any) -> PreTrainedModel:
-    """A causal language model by name or folder; `options` are those of its `from_pretrained`."""
-    hub = {key: options[key] for key in HUB_OPTIONS if key in options}
-    config = AutoConfig.from_pretrained(source, **hub)
-    sees = type(config) in _SEEING and type(config) not in _CAUSAL
-    loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    return text_side(loader.from_pretrained(source, **options))
+    """A causal language model by name or folder, or the one inside a model that sees; options are those of loading."""
+    options = {"trust_remote_code": False, **options}
+    shared = {key: options[key] for key in (*HUB_OPTIONS, "trust_remote_code") if key in options}
+    config = AutoConfig.from_pretrained(source, **shared)
+    if type(config) in _CAUSAL or "AutoModelForCausalLM" in getattr(config, "auto_map", {}):
+        return text_side(AutoModelForCausalLM.from_pretrained(source, **options))
+    if type(config) not in _SEEING or config.is_encoder_decoder:
+        raise ValueError(
+            f"{source} is a {config.model_type}, not a causal language model: give one for AutoModelForCausalLM."
+        )
+    _text_config(config, source)  # before the weights are loaded
+    return text_side(AutoModelForImageTextToText.from_pretrained(source, **options))
 
 
 def text_side(model: PreTrainedModel) -> PreTrainedModel:
-    """The causal language model inside one that reads pictures, too, on the same weights; any other model as it is."""
-    text_config = model.config.get_text_config(decoder=True)
-    if text_config is model.config or model.config.is_encoder_decoder:
+    """The causal language model inside one that sees, on the same weights; any other model as it is."""
+    text_config = _text_config(model.config, type(model).__name__)
+    if text_config is model.config:
         return model
-    name = type(model).__name__
-    if type(text_config) not in _CAUSAL:
-        raise ValueError(
-            f"{name} reads pictures by itself, and transformers has no causal language model for its text side "
-            f"({text_config.model_type}): give a language model that reads text alone."
-        )
-    with torch.device("meta"):
-        text = AutoModelForCausalLM.from_config(text_config)
     decoder, head = model.get_decoder(), model.get_output_embeddings()
-    if type(decoder) is not type(text.base_model) or head is None:
-        raise ValueError(
-            f"{name} reads pictures by itself, and its text side is no {type(text).__name__}: give a language model that "
-            "reads text alone."
-        )
-    setattr(text, text.base_model_prefix, decoder)
-    text.set_output_embeddings(head)
+    if isinstance(decoder, _CAUSAL[type(text_config)]):
+        text = decoder
+    else:
+        with torch.device("meta"):
+            text = AutoModelForCausalLM.from_config(text_config)
+        if type(decoder) is not type(text.base_model) or head is None:
+            raise ValueError(
+                f"{type(model).__name__} sees, and its text side is no {type(text).__name__}: give a language model that reads "
+                "text alone."
+            )
+        setattr(text, text.base_model_prefix, decoder)
+        text.set_output_embeddings(head)
     text.generation_config = model.generation_config
     for attribute in QUANTIZATION_ATTRIBUTES:
         if hasattr(model, attribute):
@@ -90,6 +99,19 @@ def text_side(model: PreTrainedModel) -> PreTrainedModel:
         text.config.quantization_config = model.config.quantization_config
     text.config.name_or_path = model.config.name_or_path
     return text.train(model.training)
+
+
+def _text_config(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
+    """The config of a model's text side, which is the model's own unless it sees."""
+    if config.is_encoder_decoder or config.get_text_config(decoder=True) is config:
+        return config
+    text_config = config.get_text_config(decoder=True)
+    if type(text_config) not in _CAUSAL or text_config.is_encoder_decoder:
+        raise ValueError(
+            f"{name} sees, and transformers has no causal language model for its text side ({text_config.model_type}): give a "
+            "language model that reads text alone."
+        )
+    return text_config
 
 
 # --- what it takes ----------------------------------------------------------------------------------------------------
@@ -105,6 +127,13 @@ def forward_arguments(language_model: Any, **arguments: Any) -> dict[str, Any]:
     named = inspect.signature(plain(language_model).forward).parameters
     left_out = [name for name in _BY_SIGNATURE if name not in named and "input_ids" in named]
     return {name: value for name, value in arguments.items() if value is not None and name not in left_out}
+
+
+def can_read_ahead(language_model: Any) -> bool:
+    """Whether it can read a prompt's beginning once into a `DynamicCache`, from which several prompts go on."""
+    model = plain(language_model)
+    knows_cache = "past_key_values" in inspect.signature(model.forward).parameters
+    return knows_cache and model._supports_default_dynamic_cache() and not model._is_stateful
 
 
 def filler_id(config: PreTrainedConfig) -> int:
@@ -174,7 +203,7 @@ def try_out(language_model: PreTrainedModel) -> Manner:
     try:
         prompt = language_model.prepare_inputs_for_generation(whole, use_cache=False)["input_ids"]
         alone = _read(language_model, whole, input_ids=whole)
-        causal = torch.equal(prompt, whole) and _same(language_model, alone[0, :-1], alone[1, :-1])
+        causal = torch.equal(prompt, whole) and _same(language_model, alone[0, :-1], alone[1, :-1], 1e-5, 0.05)
         reads_ids = False
         try:
             embeddings = table(padded).masked_scatter(at_the_end.unsqueeze(-1), no_word)
@@ -210,10 +239,12 @@ def _read(language_model: PreTrainedModel, ids: Tensor, **prompt: Tensor) -> Ten
     return language_model(**prompt, **arguments).logits.float()
 
 
-def _same(language_model: PreTrainedModel, found: Tensor, wanted: Tensor) -> bool:
-    """Whether logits are the same, as far as their precision can tell: what they must not be is those of other words."""
-    precise = language_model.dtype in (torch.float32, torch.float64) and not getattr(language_model, "is_quantized", False)
-    return float((found - wanted).abs().max()) <= (1e-3 if precise else 0.2) * float(wanted.abs().max())
+def _same(
+    language_model: PreTrainedModel, found: Tensor, wanted: Tensor, precise: float = 1e-3, rough: float = 0.2
+) -> bool:
+    """Whether logits are the same, by a share of the largest: `rough` for half precision and packed weights."""
+    is_rough = language_model.dtype in (torch.float16, torch.bfloat16) or getattr(language_model, "is_quantized", False)
+    return float((found - wanted).abs().max()) <= (rough if is_rough else precise) * float(wanted.abs().max())
 
 
 # --- which one it is --------------------------------------------------------------------------------------------------
@@ -246,7 +277,8 @@ def differing_weights(language_model: Any, kept: dict[str, list[float]]) -> list
         for name, totals in kept.items()
         if name in weights
         and any(
-            abs(found - total) > 0.008 * size + 1e-6  # rounding to bfloat16 moves such a sum by about 0.001 of that size
+            abs(found - total)
+            > 0.008 * size + 1e-6  # rounding to bfloat16 moves such a sum by about 0.001 of that size
             for total, (found, size) in zip(totals, _sums(weights[name]))
         )
     ]
@@ -258,7 +290,13 @@ def _weights(language_model: Any) -> dict[str, Tensor]:
     for name, weight in plain(language_model).named_parameters():
         name = name.replace(".base_layer.", ".").replace(".original_module.", ".")
         readable = weight.dtype in (torch.float32, torch.bfloat16, torch.float16) and type(weight) is nn.Parameter
-        if readable and weight.numel() and not weight.is_meta and ".lora_" not in name and ".modules_to_save." not in name:
+        if (
+            readable
+            and weight.numel()
+            and not weight.is_meta
+            and ".lora_" not in name
+            and ".modules_to_save." not in name
+        ):
             weights[name] = weight
     return weights
 

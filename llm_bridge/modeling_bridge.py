@@ -235,6 +235,10 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_output_embeddings(value)
 
+    def is_custom_code(self) -> bool:  # type: ignore[override]
+        """Whether what was loaded must be kept from `_init_weights`, which would skip some buffers of a language model."""
+        return bool(self.language_model.is_custom_code())  # ours keeps from it by itself
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):  # the projector's: the language model sees to its own
@@ -450,7 +454,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not self.config.reads_padding and attention_mask is not None and not bool(attention_mask[:, 0].all()):
             raise ValueError(
                 f"{type(plain(self.language_model)).__name__} reads the padding in front of a prompt as words, so an answer "
-                "would depend on the others of its batch: give one prompt at a time, or prompts of one length."
+                "would depend on the others of its batch: give one prompt at a time."
             )
 
     def _check_text_only(self, input_ids: Tensor) -> None:
