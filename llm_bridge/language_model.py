@@ -119,7 +119,7 @@ def _text_config(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
 
 def plain(language_model: Any) -> PreTrainedModel:
     """The language model under a peft adapter, if it wears one."""
-    return language_model.get_base_model() if hasattr(language_model, "peft_config") else language_model
+    return language_model.get_base_model() if hasattr(language_model, "get_base_model") else language_model
 
 
 def forward_arguments(language_model: Any, **arguments: Any) -> dict[str, Any]:

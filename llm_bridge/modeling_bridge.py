@@ -235,9 +235,9 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_output_embeddings(value)
 
-    def is_custom_code(self) -> bool:  # type: ignore[override]
-        """Whether what was loaded must be kept from `_init_weights`, which would skip some buffers of a language model."""
-        return bool(self.language_model.is_custom_code())  # ours keeps from it by itself
+    def is_custom_code(self) -> bool:
+        """As of the language model: for custom code, transformers would leave some of its buffers empty on loading."""
+        return bool(self.language_model.is_custom_code())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -451,7 +451,9 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _check_padding(self, attention_mask: Tensor | None) -> None:
         """Refuse padding in front of a prompt where the language model would read it as words."""
-        if not self.config.reads_padding and attention_mask is not None and not bool(attention_mask[:, 0].all()):
+        if self.config.reads_padding or attention_mask is None or attention_mask.ndim != 2:
+            return
+        if not bool(attention_mask[:, 0].all()):
             raise ValueError(
                 f"{type(plain(self.language_model)).__name__} reads the padding in front of a prompt as words, so an answer "
                 "would depend on the others of its batch: give one prompt at a time."
