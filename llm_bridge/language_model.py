@@ -124,16 +124,20 @@ def plain(language_model: Any) -> PreTrainedModel:
 
 def forward_arguments(language_model: Any, **arguments: Any) -> dict[str, Any]:
     """The arguments that are given, without those that `generate` would not give this language model."""
-    named = inspect.signature(plain(language_model).forward).parameters
-    left_out = [name for name in _BY_SIGNATURE if name not in named and "input_ids" in named]
+    left_out = [name for name in _BY_SIGNATURE if not _takes(plain(language_model), name)]
     return {name: value for name, value in arguments.items() if value is not None and name not in left_out}
 
 
 def can_read_ahead(language_model: Any) -> bool:
     """Whether it can read a prompt's beginning once into a `DynamicCache`, from which several prompts go on."""
     model = plain(language_model)
-    knows_cache = "past_key_values" in inspect.signature(model.forward).parameters
-    return knows_cache and model._supports_default_dynamic_cache() and not model._is_stateful
+    return _takes(model, "past_key_values") and model._supports_default_dynamic_cache() and not model._is_stateful
+
+
+def _takes(model: PreTrainedModel, argument: str) -> bool:
+    """Whether a model's forward names an argument, or has been wrapped so that it names none."""
+    named = inspect.signature(model.forward).parameters
+    return argument in named or "input_ids" not in named
 
 
 def filler_id(config: PreTrainedConfig) -> int:
