@@ -37,7 +37,7 @@ LAYERS = {
     ],
     "llm_bridge": [
         {"configuration_bridge", "description", "region_features"},
-        {"projector", "region_prompt", "uploading", "picture_context", "page_input"},
+        {"projector", "region_prompt", "uploading", "picture_context", "page_input", "language_model"},
         {"modeling_bridge", "processing_bridge"},
         {"adapters", "processing_described"},
         {"chat", "pipelines"},
