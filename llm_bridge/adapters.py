@@ -20,12 +20,13 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, is_peft_available
 
 from tap_tokenizer import check_findable
 
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
+from .language_model import differing_weights, embedding_sums, load_language_model, plain, text_side, weight_sums
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .picture_context import PictureContext
 
@@ -38,6 +39,8 @@ ADAPTER_FOLDER = "adapter"
 """Where peft's files lie: beside them in one folder, transformers' Auto classes would take the bridge for a bare adapter."""
 LANGUAGE_MODEL_FOLDER = "language_model"
 """Where a language model lies that has no name to refer to."""
+_BARE = ""
+"""What stands for no adapter among the names of adapters."""
 _SAME_MODEL = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 
 
@@ -90,15 +93,17 @@ def add_lora(
 ) -> RegionBridgeForConditionalGeneration:
     """Put a LoRA adapter on the language model's linear layers, in place, and make it the active one.
 
-    alpha defaults to 2 · r. targets: peft's `target_modules`; "all-linear" is every linear layer but the output head.
+    alpha defaults to 2 · r. targets: peft's `target_modules`; "all-linear" is every linear layer but the output head, and but
+    those that peft refuses (the last ones of Mamba's layers).
     name: several adapters may stand side by side; each keeps a projector of its own, and `use_adapter` changes between
     them. A language model loaded in 4 or 8 bit is prepared for training first (QLoRA).
     """
     _require_peft()
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
-    if r < 1 or (alpha is not None and alpha <= 0) or "/" in name:
-        raise ValueError(f"Got r {r}, alpha {alpha}, name {name!r}: expected r and alpha above 0, and a plain name.")
+    if r < 1 or (alpha is not None and alpha <= 0):
+        raise ValueError(f"Got r {r} and alpha {alpha}: expected r and alpha above 0.")
+    _check_new_name(bridge, name)
     config = LoraConfig(
         r=r,
         lora_alpha=2 * r if alpha is None else alpha,
@@ -106,8 +111,13 @@ def add_lora(
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type=TaskType.CAUSAL_LM,
     )
+    refused = _layers_that_peft_refuses(bridge.language_model, config)
+    if targets == "all-linear":
+        config.exclude_modules = refused or None
+    elif not isinstance(targets, str) and (wrong := sorted(set(targets).intersection(refused))):
+        raise ValueError(f"peft puts no adapter on {', '.join(wrong)} of this language model: leave it out of targets.")
+    _keep_projector(bridge)
     if has_adapter(bridge):
-        _keep_projector(bridge)
         bridge.language_model.add_adapter(name, config)
         bridge.language_model.set_adapter(name)
         _name_base(bridge, name)
@@ -120,9 +130,35 @@ def add_lora(
     return bridge
 
 
+def _layers_that_peft_refuses(language_model: Any, config: Any) -> list[str]:
+    """Names of linear layers that peft would stop at, midway, for the layers around them read their weights themselves."""
+    from peft.tuners.lora import LoraModel
+
+    refused = []
+    for name in sorted({p.rpartition(".")[2] for p, m in language_model.named_modules() if isinstance(m, nn.Linear)}):
+        try:
+            LoraModel._check_target_module_compatiblity(None, config, plain(language_model), name)
+        except ValueError:
+            refused.append(name)
+    return refused
+
+
 def _require_peft() -> None:
     if not is_peft_available():
         raise ImportError('Adapters need peft: pip install "peft>=0.20", or this package with its extra "bridge".')
+
+
+def _check_new_name(bridge: RegionBridgeForConditionalGeneration, name: str) -> None:
+    """Refuse a name that an adapter has, or that no part of a module and no folder can have."""
+    if has_adapter(bridge) and name in bridge.language_model.peft_config:
+        raise ValueError(f"There is an adapter {name!r} already: choose another name.")
+    parts = {part for path, _ in bridge.language_model.named_parameters() for part in path.split(".")}
+    taken = hasattr(nn.ModuleDict(), name) or name in parts or "lora_" in name
+    if taken or not re.fullmatch(r"\w([\w -]*\w)?", name):
+        raise ValueError(
+            f"An adapter cannot be named {name!r}: give letters, digits, '_', '-' and spaces, and no name that a part of the "
+            "language model has."
+        )
 
 
 def _name_base(bridge: RegionBridgeForConditionalGeneration, name: str) -> None:
@@ -135,8 +171,7 @@ def load_adapter(bridge: RegionBridgeForConditionalGeneration, folder: str | Pat
     path = find_adapter(folder)
     if path is None or not (path / ADAPTER_FOLDER).is_dir():
         raise ValueError(f"{folder} is no adapter folder of a bridge: give one that a LoRA run has saved.")
-    if has_adapter(bridge) and name in bridge.language_model.peft_config:
-        raise ValueError(f"There is an adapter {name!r} already: choose another name.")
+    _check_new_name(bridge, name)
     _check_same_model(RegionBridgeConfig.from_pretrained(path), bridge.language_model, path)
     _require_peft()
     _keep_projector(bridge)
@@ -169,28 +204,31 @@ def merge_lora(bridge: RegionBridgeForConditionalGeneration) -> RegionBridgeForC
     if has_adapter(bridge):
         bridge.language_model = bridge.language_model.merge_and_unload()
         bridge.config.language_model = None  # it is now another one than the name stands for
+        _projectors(bridge).clear()
     return bridge
 
 
 def remove_lora(bridge: RegionBridgeForConditionalGeneration) -> RegionBridgeForConditionalGeneration:
-    """Take all adapters off; the language model is then what it was before."""
+    """Take all adapters off; language model and projector are then what they were before the first, or as loaded with it."""
     if has_adapter(bridge):
         bridge.language_model = bridge.language_model.unload()
+        if own := _projectors(bridge).get(_BARE):
+            bridge.projector.load_state_dict(own)
+        _projectors(bridge).clear()
     return bridge
 
 
 def _projectors(bridge: RegionBridgeForConditionalGeneration) -> dict[str, dict[str, Tensor]]:
-    """The projector weights of each adapter that was active once."""
+    """The projector weights of each adapter that was active once, and those of the bridge without any."""
     if not hasattr(bridge, "_projector_of_adapter"):
         bridge._projector_of_adapter = {}
     return bridge._projector_of_adapter
 
 
 def _keep_projector(bridge: RegionBridgeForConditionalGeneration) -> None:
-    """Remember the present projector as the active adapter's."""
-    if has_adapter(bridge):
-        state = {key: value.detach().clone() for key, value in bridge.projector.state_dict().items()}
-        _projectors(bridge)[bridge.language_model.active_adapter] = state
+    """Remember the present projector as the active adapter's, or as the bridge's own where there is none."""
+    state = {key: value.detach().clone() for key, value in bridge.projector.state_dict().items()}
+    _projectors(bridge)[bridge.language_model.active_adapter if has_adapter(bridge) else _BARE] = state
 
 
 # --- adapter folders --------------------------------------------------------------------------------------------------
@@ -230,7 +268,8 @@ def save_adapter_folder(
         logger.warning("The language model has no name to refer to: it is saved in %s.", folder / LANGUAGE_MODEL_FOLDER)
         _save_language_model(bridge, partial / LANGUAGE_MODEL_FOLDER, state)
     (partial / SAFE_WEIGHTS_INDEX_NAME).write_text(_weights_index(bridge))
-    bridge.config.language_model_signature = _signature(bridge.language_model)
+    bridge.config.language_model_signature = embedding_sums(bridge.language_model)
+    bridge.config.language_model_weights = weight_sums(bridge.language_model)
     bridge.config.save_pretrained(partial)
     if bridge.generation_config is not None:
         bridge.generation_config.save_pretrained(partial)
@@ -350,6 +389,7 @@ def load_adapter_folder(
                 f"{folder} belongs to the language model {source}, which could not be loaded: {error}. If it lies "
                 "elsewhere, give language_model=…."
             ) from error
+    source = text_side(source)
     _check_same_model(config, source, folder)
     bridge = bridge_class(config, source)
     config.text_config = source.config
@@ -359,6 +399,7 @@ def load_adapter_folder(
         _require_peft()
         from peft import PeftModel
 
+        _keep_projector(bridge)
         bridge.language_model = PeftModel.from_pretrained(bridge.language_model, str(folder / ADAPTER_FOLDER))
     return bridge.eval()
 
@@ -371,7 +412,7 @@ def _load_language_model(
     hub = {key: options[key] for key in HUB_OPTIONS if key in options}
     if AutoConfig.from_pretrained(source, **hub).model_type == RegionBridgeConfig.model_type:
         return bridge_class.from_pretrained(source, **options).language_model
-    return AutoModelForCausalLM.from_pretrained(source, **options)
+    return load_language_model(source, **options)
 
 
 def _read_projector(folder: Path) -> dict[str, Tensor]:
@@ -387,24 +428,16 @@ def _check_same_model(config: RegionBridgeConfig, language_model: Any, folder: s
         if getattr(got, name, None) != getattr(wanted, name, None)
     ]
     if not differing and config.language_model_signature is not None:
-        kept, found = torch.tensor(config.language_model_signature), torch.tensor(_signature(language_model))
+        kept, found = torch.tensor(config.language_model_signature), torch.tensor(embedding_sums(language_model))
         if float((kept - found).abs().max()) > 0.1 * float(kept.abs().max()):  # far beyond any rounding of dtypes
             differing = ["other weights"]
+    if not differing and (changed := differing_weights(language_model, config.language_model_weights or {})):
+        differing = [f"other weights in {changed[0]}" + f" and {len(changed) - 1} more places" * (len(changed) > 1)]
     if differing:
         raise ValueError(
             f"{folder} was made for another language model ({config.language_model}): this one has {', '.join(differing)}. "
             "Give the one that it was trained on."
         )
-
-
-@torch.no_grad()
-def _signature(language_model: Any) -> list[float]:
-    """Sums over sixteen rows of the input embeddings with alternating signs: the same up to rounding in every dtype."""
-    embeddings = language_model.get_input_embeddings()
-    rows = torch.linspace(0, min(embeddings.weight.shape[0], 4096) - 1, 16).long()
-    found = embeddings(rows.to(embeddings.weight.device)).float().cpu()
-    signs = 1 - 2 * (torch.arange(found.shape[1]) % 2)
-    return [round(value, 4) for value in (found * signs).sum(dim=1).tolist()]
 
 
 def model_card(

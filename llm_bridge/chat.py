@@ -42,6 +42,7 @@ from tap_tokenizer import (
 )
 
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
+from .language_model import can_read_ahead
 from .modeling_bridge import RegionBridgeForConditionalGeneration, check_context
 from .processing_bridge import RegionBridgeProcessor, open_picture
 from .processing_described import DescribedRegionProcessor
@@ -230,8 +231,12 @@ class RegionChat:
         longest = max(asked, key=lambda one: one.inputs["input_ids"].shape[1]).inputs
         options = self._options(longest, max_new_tokens, generate_options)
         shared = min(_common_length(rows), min(map(len, rows)) - 1)  # of every prompt, something is left to read
+        if not getattr(self.model.config, "reads_padding", True):  # then none can stand beside longer ones
+            return ["".join(_trimmed(self._answer(one.inputs, options))) for one in asked]
         if (options.get("num_beams") or self.model.generation_config.num_beams or 1) > 1:
             shared = 0  # beams are copies of whole prompts
+        if not can_read_ahead(getattr(self.model, "language_model", self.model)):
+            shared = 0
         features = [one.inputs["region_features"][0] if "region_features" in one.inputs else None for one in asked]
         shared = self._seen_alike(rows[0][:shared], features)
         inputs = _joined(rows, shared, self.model.generation_config.pad_token_id or 0)

@@ -55,6 +55,8 @@ class RegionBridgeConfig(PreTrainedConfig):
     assistant's turns in its chat template. The bridge's generation config holds them, too."""
     language_model_signature: Any = None
     """A few sums over the language model's input embeddings, by which an adapter folder knows its language model."""
+    language_model_weights: Any = None
+    """Four sums over a few rows of each of many weights across the language model's depth, by name, for the same purpose."""
     limitation: str | None = None
     """What this bridge cannot do, in a sentence that users see beside its answers; None for a bridge without a warning."""
     accept_any_tokenizer: bool = False
@@ -77,6 +79,13 @@ class RegionBridgeConfig(PreTrainedConfig):
     """Octaves of sine and cosine by which the position code is spread out."""
     embedding_scale: float | int = 1.0
     """Root mean square of the language model's input embeddings, at which projected tokens start."""
+    embedding_size: int | None = None
+    """Width of the language model's input embeddings; default: that of its layers, from which some models' differs."""
+    reads_ids: bool = False
+    """Whether the language model looks at the ids of a prompt beside their embeddings (embeddings of every layer, experts
+    chosen by word). It is then given ids, and regions take the place of rows of its embedding table."""
+    reads_padding: bool = True
+    """Whether the language model passes over padding in front of a prompt; one that does not takes one prompt at a time."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict):
@@ -104,7 +113,7 @@ class RegionBridgeConfig(PreTrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Width of the language model's input embeddings."""
-        return int(self.text_config.hidden_size)
+        return int(self.embedding_size or self.text_config.get_text_config().hidden_size)
 
     @property
     def slots_per_region(self) -> int:

@@ -1,7 +1,7 @@
 """`RegionBridgeForConditionalGeneration`: any causal language model that reads projected region tokens in its prompt.
 
 Takes ids with placeholders and region features, never pictures: the region tokenizer lives in the processor. No line
-names an architecture; `generate`, caches, beams and streamers are transformers' own.
+names an architecture: `generate` is transformers' own loop, and what a step reads and keeps is left to the language model.
 """
 
 from __future__ import annotations
@@ -37,12 +37,26 @@ from .configuration_bridge import (
     fingerprint_number,
     region_token_id,
 )
+from .language_model import (
+    QUANTIZATION_ATTRIBUTES,
+    check_kind,
+    filler_id,
+    forward_arguments,
+    load_language_model,
+    plain,
+    replaced_embeddings,
+    text_side,
+    try_out,
+)
 from .projector import RegionProjector
 
 
 @dataclass
 class RegionBridgeOutput(ModelOutput):
-    """What the language model returned: loss if labels were given, logits (B, L, V), cache, and hidden states if asked."""
+    """What the language model returned: loss if labels were given, logits (B, L, V), cache, and hidden states if asked.
+
+    What else it returned (a cache under a name of its own, router logits) stands beside them under its own name.
+    """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -87,7 +101,8 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> RegionBridgeForConditionalGeneration:
         """A bridge with a fresh projector from a causal language model and a region tokenizer.
 
-        language_model: a Hub name, a folder, or a loaded model, which is used as it is and not copied.
+        language_model: a Hub name, a folder, or a loaded model, which is used as it is and not copied. Of a model that reads
+        pictures, too, the text side is taken.
         region_tokenizer: the region tokenizer, or where to load it from.
         text_tokenizer: its tokenizer; default: the one saved under the language model's name.
         options: fields of `RegionBridgeConfig` (experts, use_position, image_grid, …), or, for a language model that is
@@ -101,7 +116,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if isinstance(language_model, str):
             check_findable(language_model, options, may_lack_owner=True)
             name: str | None = language_model
-            language_model = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto", **options)
+            language_model = load_language_model(language_model, dtype=dtype or "auto", **options)
         else:
             name = language_model.config.name_or_path or None
             if options:
@@ -114,7 +129,11 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             text_tokenizer = AutoTokenizer.from_pretrained(name)
         if isinstance(region_tokenizer, str):
             region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer)
-        _check_language_model(language_model, text_tokenizer)
+        if isinstance(language_model, cls):
+            raise ValueError("The language model is a bridge already: give bridge.language_model, or load the bridge.")
+        language_model = text_side(language_model)
+        check_kind(language_model, text_tokenizer)
+        manner = try_out(language_model)
         sizes = region_tokenizer.model.config
         attention = language_model.config._attn_implementation
         template = ChatTemplate(
@@ -132,7 +151,10 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_experts=sizes.image_decoder_config.num_experts,
             fingerprint=region_tokenizer.fingerprint,
             concept_space=region_tokenizer.concepts.digest if region_tokenizer.concepts else None,
-            embedding_scale=_embedding_scale(language_model),
+            embedding_scale=manner.scale,
+            embedding_size=manner.size,
+            reads_ids=manner.reads_ids,
+            reads_padding=manner.reads_padding,
             **config_options,
         )
         bridge = cls(config, language_model)
@@ -146,7 +168,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.projector.to(self.language_model.device)
         if not getattr(self.language_model, "is_quantized", False):
             self.projector.to(self.language_model.dtype)
-        for attribute in _QUANTIZATION_ATTRIBUTES:  # peft and transformers look for these on the outermost model
+        for attribute in QUANTIZATION_ATTRIBUTES:  # peft and transformers look for these on the outermost model
             if hasattr(self.language_model, attribute):
                 setattr(self, attribute, getattr(self.language_model, attribute))
         self.generation_config = self.language_model.generation_config
@@ -253,6 +275,10 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_output_embeddings(value)
 
+    def is_custom_code(self) -> bool:
+        """As of the language model: for custom code, transformers would leave some of its buffers empty on loading."""
+        return bool(self.language_model.is_custom_code())
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):  # the projector's: the language model sees to its own
@@ -280,14 +306,25 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         region_positions (B, L): where the placeholders are, if `input_ids` do not show it.
         region_source (B,): fingerprints of the tokenizers that made the features, as numbers.
         """
+        positions, projected = self._project(input_ids, region_features, region_mask, region_positions, region_source)
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(positions, 0))
+        return embeddings.masked_scatter(positions.unsqueeze(-1), projected.to(embeddings.device, embeddings.dtype))
+
+    def _project(
+        self,
+        input_ids: Tensor,
+        region_features: Tensor,
+        region_mask: Tensor,
+        region_positions: Tensor | None = None,
+        region_source: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Where the placeholders are (B, L), and what comes to stand there (N, hidden_size)."""
         positions = input_ids == self.config.region_token_id if region_positions is None else region_positions
         region_mask = region_mask.bool()
         if not torch.compiler.is_compiling():
             _check_counts(positions, region_mask)
             self._check_features(region_features, region_source)
-        embeddings = self.get_input_embeddings()(input_ids.masked_fill(positions, 0))
-        projected = self.projector(region_features[region_mask]).to(embeddings.device, embeddings.dtype)
-        return embeddings.masked_scatter(positions.unsqueeze(-1), projected)
+        return positions, self.projector(region_features[region_mask])
 
     def forward(
         self,
@@ -309,33 +346,39 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Without region features the language model gets exactly what was given. `labels` (B, L) are its own labels.
         """
+        if not torch.compiler.is_compiling() and not self._is_generating:
+            self._check_padding(attention_mask)
+        arguments = forward_arguments(
+            self.language_model,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            labels=labels,
+            **kwargs,
+        )
         if region_features is not None and inputs_embeds is None:
             if input_ids is None or region_mask is None:
                 raise ValueError(
                     "Got region_features without input_ids or region_mask: give what the processor returned."
                 )
-            inputs_embeds = self.embed(input_ids, region_features, region_mask, region_positions, region_source)
-            input_ids = None
-        elif input_ids is not None and not self._is_generating and not torch.compiler.is_compiling():
-            self._check_text_only(input_ids)
-        output = self.language_model(
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            labels=labels,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
-        return RegionBridgeOutput(
-            loss=output.get("loss"),
-            logits=output.logits,
-            past_key_values=output.get("past_key_values"),
-            hidden_states=output.get("hidden_states"),
-            attentions=output.get("attentions"),
-        )
+            regions = (region_features, region_mask, region_positions, region_source)
+            if self.config.reads_ids:
+                positions, projected = self._project(input_ids, *regions)
+                filled = input_ids.masked_fill(positions, filler_id(self.config))
+                with replaced_embeddings(self.get_input_embeddings(), positions, projected):
+                    output = self.language_model(input_ids=filled, **arguments)
+            else:
+                output = self.language_model(inputs_embeds=self.embed(input_ids, *regions), **arguments)
+        else:
+            if input_ids is not None and not self._is_generating and not torch.compiler.is_compiling():
+                self._check_text_only(input_ids)
+            output = self.language_model(input_ids=input_ids, inputs_embeds=inputs_embeds, **arguments)
+        result = RegionBridgeOutput()
+        for name, value in output.items():
+            result[name] = value
+        return result
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -353,8 +396,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         _check_counts(positions, kwargs["region_mask"].bool())
         self._check_features(kwargs["region_features"], kwargs.get("region_source"))
         check_context(self.config, input_ids.shape[1], kwargs.get("max_new_tokens") or 1)
-        filler = self.generation_config.pad_token_id or 0
-        filled = input_ids.masked_fill(positions, filler)
+        filled = input_ids.masked_fill(positions, filler_id(self.config))
         output = self._generate(filled, *args, region_positions=positions, **kwargs)
         sequences = output if isinstance(output, Tensor) else output.sequences
         prompt = sequences[:, : input_ids.shape[1]]
@@ -363,11 +405,28 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _generate(self, input_ids: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         """transformers' own; the placeholder's id, should the language model come to write it, is then just a word."""
+        self._check_padding(kwargs.get("attention_mask"))
         self._is_generating = True
         try:
             return super().generate(input_ids, *args, **kwargs)
         finally:
             self._is_generating = False
+
+    # transformers' loop asks the following of a model. Each is the language model's own: it knows its cache and its steps.
+
+    @property
+    def _is_stateful(self) -> bool:
+        return self.language_model._is_stateful
+
+    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> None:
+        self.language_model._prepare_cache_for_generation(*args, **kwargs)
+
+    def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self.language_model._update_model_kwargs_for_generation(*args, **kwargs)
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        own = {name: value for name, value in model_kwargs.items() if not name.startswith("region_")}
+        self.language_model._validate_model_kwargs(own)
 
     def prepare_inputs_for_generation(
         self,
@@ -379,8 +438,10 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         region_source: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As transformers prepares them; regions join whenever the prompt itself is read."""
-        prepared = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        """What the language model reads next; regions join whenever that is of the prompt."""
+        if inputs_embeds is not None:
+            kwargs["inputs_embeds"] = inputs_embeds
+        prepared = self.language_model.prepare_inputs_for_generation(input_ids, **kwargs)
         ids = prepared.get("input_ids")
         if region_features is None or ids is None:
             return prepared
@@ -428,6 +489,16 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "bridge was built on: encode with that one, or set config.accept_any_tokenizer to try all the same."
             )
 
+    def _check_padding(self, attention_mask: Tensor | None) -> None:
+        """Refuse padding in front of a prompt where the language model would read it as words."""
+        if self.config.reads_padding or attention_mask is None or attention_mask.ndim != 2:
+            return
+        if not bool(attention_mask[:, 0].all()):
+            raise ValueError(
+                f"{type(plain(self.language_model)).__name__} reads the padding in front of a prompt as words, so an answer "
+                "would depend on the others of its batch: give one prompt at a time."
+            )
+
     def _check_text_only(self, input_ids: Tensor) -> None:
         rows = (input_ids == self.config.region_token_id).any(dim=1).nonzero().flatten().tolist()
         if rows:
@@ -463,13 +534,6 @@ class _WithoutHead(nn.Module):
 CONFIG_OPTIONS = ("experts", "use_semantic_embeds", "use_position", "image_grid", "image_regions", "projector_hidden_size",
                   "position_frequencies", "accept_any_tokenizer")  # fmt: skip
 """Fields of the config that whoever builds a bridge may choose."""
-_QUANTIZATION_ATTRIBUTES = (
-    "is_quantized",
-    "is_loaded_in_4bit",
-    "is_loaded_in_8bit",
-    "hf_quantizer",
-    "quantization_method",
-)
 
 
 class ContextFullError(ValueError):
@@ -496,26 +560,3 @@ def _check_counts(positions: Tensor, region_mask: Tensor) -> None:
             f"Sample {row} has {int(found[row])} {REGION_TOKEN} placeholders but {int(given[row])} region features: give "
             "one region per <region> in its text, in order, and do not cut the text."
         )
-
-
-def _check_language_model(language_model: PreTrainedModel, text_tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse what is no causal language model, and a text tokenizer that is not its own."""
-    name = type(language_model).__name__
-    if isinstance(language_model, RegionBridgeForConditionalGeneration):
-        raise ValueError("The language model is a bridge already: give bridge.language_model, or load the bridge.")
-    if language_model.config.is_encoder_decoder or not language_model.can_generate():
-        raise ValueError(f"{name} is no causal language model: give one that AutoModelForCausalLM loads.")
-    rows = language_model.get_input_embeddings().weight.shape[0]
-    if text_tokenizer.vocab_size > rows:
-        raise ValueError(
-            f"The text tokenizer has {text_tokenizer.vocab_size} tokens, {name} embeds {rows}: give the tokenizer that belongs "
-            "to the language model."
-        )
-
-
-@torch.no_grad()
-def _embedding_scale(language_model: PreTrainedModel) -> float:
-    """Root mean square of the input embeddings of a language model's first few thousand words."""
-    embeddings = language_model.get_input_embeddings()
-    words = torch.arange(min(4096, language_model.config.get_text_config().vocab_size), device=language_model.device)
-    return float(embeddings(words).float().square().mean().sqrt())

@@ -48,7 +48,16 @@ LAYERS = {
     ],
     "llm_bridge": [
         {"configuration_bridge", "description", "region_features"},
-        {"chat_template", "projector", "region_prompt", "uploading", "picture_context", "page_input", "page_turns"},
+        {
+            "chat_template",
+            "language_model",
+            "projector",
+            "region_prompt",
+            "uploading",
+            "picture_context",
+            "page_input",
+            "page_turns",
+        },
         {"modeling_bridge", "processing_bridge"},
         {"adapters", "processing_described", "page_guard"},
         {"chat", "pipelines"},

@@ -166,6 +166,73 @@ def test_removing_gives_the_language_model_back(pair: Pair, picture: Image.Image
     assert torch.equal(logits(bridge, text), before)
 
 
+def test_removing_gives_the_bridges_own_projector_back(pair: Pair, picture: Image.Image, tmp_path: Path) -> None:
+    bridge, processor = pair
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    own = logits(bridge, inputs)
+    bridge.save_pretrained(tmp_path / "own", whole=False)
+    add_lora(bridge, r=2)
+    set_trainable(bridge, "lora")
+    steps(bridge, inputs)
+    trained = logits(bridge, inputs)
+    bridge.save_pretrained(tmp_path / "a")
+    assert torch.equal(logits(remove_lora(bridge), inputs), own)
+    bare = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "own")
+    for name in ("first", "second"):
+        load_adapter(bare, tmp_path / "a", name)
+        assert torch.equal(logits(bare, inputs), trained)
+    assert torch.equal(logits(remove_lora(bare), inputs), own)
+    load_adapter(bare, tmp_path / "a", "again")
+    assert torch.equal(logits(merge_lora(bare), inputs).argmax(-1), trained.argmax(-1))  # the adapter's projector stays
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "v1.0",
+        "",
+        "..",
+        " ",
+        "a/b",
+        "a\\b",
+        "a\nb",
+        "end ",
+        "keys",
+        "train",
+        "model",
+        "layers",
+        "0",
+        "q_proj",
+        "weight",
+        "lora_A",
+    ],
+)
+def test_names_that_no_adapter_can_have_are_refused(pair: Pair, tmp_path: Path, name: str) -> None:
+    bridge, _ = pair
+    names = [n for n, _ in bridge.named_parameters()]
+    with pytest.raises(ValueError, match=r"An adapter cannot be named .*: give letters, digits"):
+        add_lora(bridge, r=2, name=name)
+    assert [n for n, _ in bridge.named_parameters()] == names
+    add_lora(bridge, r=2).save_pretrained(tmp_path / "a")
+    with pytest.raises(ValueError, match="An adapter cannot be named"):
+        load_adapter(bridge, tmp_path / "a", name)
+
+
+def test_names_may_have_spaces_accents_and_other_scripts(pair: Pair, picture: Image.Image, tmp_path: Path) -> None:
+    bridge, processor = pair
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    for name in ("été 2", "v1-0", "_x", "语言"):
+        add_lora(bridge, r=2, name=name)
+        learning = set_trainable(bridge, "lora")
+        assert all(f".{name}." in n or n.startswith("projector.") for n in learning)
+        steps(bridge, inputs, 1)
+        bridge.save_pretrained(tmp_path / name)
+        loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / name)
+        assert torch.equal(logits(loaded, inputs), logits(bridge, inputs))
+    with pytest.raises(ValueError, match="There is an adapter 'v1-0' already"):
+        add_lora(bridge, r=2, name="v1-0")
+
+
 def test_adapters_side_by_side(pair: Pair, picture: Image.Image, tmp_path: Path) -> None:
     bridge, processor = pair
     inputs = processor("is <region> red", picture, boxes=BOXES)
@@ -276,6 +343,13 @@ def test_adapters_for_another_language_model_are_refused(
         stranger.get_input_embeddings().weight.copy_(torch.randn_like(stranger.get_input_embeddings().weight))
     with pytest.raises(ValueError, match="this one has other weights"):
         RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a", language_model=stranger)
+    for part in ("layers.0.mlp.up_proj", "layers.1.self_attn.k_proj", "layers.1.input_layernorm"):  # same embeddings
+        tuned = type(stranger).from_pretrained(tmp_path / "lm")
+        with torch.no_grad():
+            weight = tuned.get_parameter(f"model.{part}.weight")
+            weight.mul_(1 + 0.1 * torch.randn_like(weight))
+        with pytest.raises(ValueError, match=f"this one has other weights in model.{part}.weight. Give the one"):
+            RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a", language_model=tuned)
     half = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a", dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="There is an adapter 'default' already"):
         load_adapter(half, tmp_path / "a", "default")
@@ -351,6 +425,19 @@ def test_the_same_adapter_is_the_same_files_in_every_process(tmp_path: Path) -> 
     assert len(modules) == 7
 
 
+def test_folders_from_before_weights_were_kept_still_load(pair: Pair, picture: Image.Image, tmp_path: Path) -> None:
+    bridge, processor = pair
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    add_lora(bridge, r=2).save_pretrained(tmp_path / "a")
+    path = tmp_path / "a" / "config.json"
+    config = json.loads(path.read_text())
+    for field in ("language_model_weights", "embedding_size", "reads_ids", "reads_padding"):
+        del config[field]
+    path.write_text(json.dumps(config))
+    loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")
+    assert torch.equal(logits(loaded, inputs), logits(bridge, inputs))
+
+
 def test_what_cannot_be_trained_is_refused(make_bridge: Callable[..., Pair], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no adapter to train: call add_lora first"):
         set_trainable(make_bridge()[0], "lora")
@@ -401,4 +488,7 @@ def test_qlora_on_cpu(
         tmp_path / "q", quantization_config=BitsAndBytesConfig(**quantization)
     )
     torch.testing.assert_close(logits(loaded, inputs), want, rtol=1e-2, atol=1e-2)
+    assert RegionBridgeForConditionalGeneration.from_pretrained(
+        tmp_path / "q"
+    ).language_model.peft_config  # in full precision
     assert bridge.generate(**inputs, max_new_tokens=3, do_sample=False).shape[0] == 1

@@ -1,0 +1,317 @@
+"""The language model of a bridge: loaded by name, taken out of a model that sees, and tried out before it is used.
+
+Knows what a causal language model must do, and no architecture by name: whatever differs between them is asked of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .configuration_bridge import HUB_OPTIONS
+
+_CAUSAL = AutoModelForCausalLM._model_mapping
+_SEEING = AutoModelForImageTextToText._model_mapping
+_BY_SIGNATURE = ("attention_mask", "position_ids", "logits_to_keep")
+"""Arguments that transformers' `generate` gives a model only if its forward names them."""
+QUANTIZATION_ATTRIBUTES = (
+    "is_quantized",
+    "is_loaded_in_4bit",
+    "is_loaded_in_8bit",
+    "hf_quantizer",
+    "quantization_method",
+)
+"""What peft and transformers look for on the outermost model of a quantized one."""
+_WORDS, _PADDING = 16, 5
+"""Lengths of the prompt by which a language model is tried out, and of the padding in front of a part of it."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a language model takes a prompt, as `try_out` found it.
+
+    size: width of its input embeddings. scale: their root mean square. reads_ids: it reads the ids of a prompt beside their
+    embeddings. reads_padding: a prompt with padding in front of it gets the logits that it gets alone.
+    """
+
+    size: int
+    scale: float
+    reads_ids: bool
+    reads_padding: bool
+
+
+# --- where it comes from ----------------------------------------------------------------------------------------------
+
+
+def load_language_model(source: str, **options: Any) -> PreTrainedModel:
+    """A causal language model by name or folder, or the one inside a model that sees; options are those of loading."""
+    options = {"trust_remote_code": False, **options}
+    shared = {key: options[key] for key in (*HUB_OPTIONS, "trust_remote_code") if key in options}
+    config = AutoConfig.from_pretrained(source, **shared)
+    if type(config) in _CAUSAL or "AutoModelForCausalLM" in getattr(config, "auto_map", {}):
+        return text_side(AutoModelForCausalLM.from_pretrained(source, **options))
+    if type(config) not in _SEEING or config.is_encoder_decoder:
+        raise ValueError(
+            f"{source} is a {config.model_type}, not a causal language model: give one for AutoModelForCausalLM."
+        )
+    _text_config(config, source)  # before the weights are loaded
+    return text_side(AutoModelForImageTextToText.from_pretrained(source, **options))
+
+
+def text_side(model: PreTrainedModel) -> PreTrainedModel:
+    """The causal language model inside one that sees, on the same weights; any other model as it is."""
+    text_config = _text_config(model.config, type(model).__name__)
+    if text_config is model.config:
+        return model
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    if isinstance(decoder, _CAUSAL[type(text_config)]):
+        text = decoder
+    else:
+        with torch.device("meta"):
+            text = AutoModelForCausalLM.from_config(text_config)
+        if type(decoder) is not type(text.base_model) or head is None:
+            raise ValueError(
+                f"{type(model).__name__} sees, and its text side is no {type(text).__name__}: give a language model that reads "
+                "text alone."
+            )
+        setattr(text, text.base_model_prefix, decoder)
+        text.set_output_embeddings(head)
+    text.generation_config = model.generation_config
+    for attribute in QUANTIZATION_ATTRIBUTES:
+        if hasattr(model, attribute):
+            setattr(text, attribute, getattr(model, attribute))
+    if hasattr(model.config, "quantization_config"):
+        text.config.quantization_config = model.config.quantization_config
+    text.config.name_or_path = model.config.name_or_path
+    return text.train(model.training)
+
+
+def _text_config(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
+    """The config of a model's text side, which is the model's own unless it sees."""
+    if config.is_encoder_decoder or config.get_text_config(decoder=True) is config:
+        return config
+    text_config = config.get_text_config(decoder=True)
+    if type(text_config) not in _CAUSAL or text_config.is_encoder_decoder:
+        raise ValueError(
+            f"{name} sees, and transformers has no causal language model for its text side ({text_config.model_type}): give a "
+            "language model that reads text alone."
+        )
+    return text_config
+
+
+# --- what it takes ----------------------------------------------------------------------------------------------------
+
+
+def plain(language_model: Any) -> PreTrainedModel:
+    """The language model under a peft adapter, if it wears one."""
+    return language_model.get_base_model() if hasattr(language_model, "get_base_model") else language_model
+
+
+def forward_arguments(language_model: Any, **arguments: Any) -> dict[str, Any]:
+    """The arguments that are given, without those that `generate` would not give this language model."""
+    left_out = [name for name in _BY_SIGNATURE if not _takes(plain(language_model), name)]
+    return {name: value for name, value in arguments.items() if value is not None and name not in left_out}
+
+
+def can_read_ahead(language_model: Any) -> bool:
+    """Whether it can read a prompt's beginning once into a `DynamicCache`, from which several prompts go on."""
+    model = plain(language_model)
+    return _takes(model, "past_key_values") and model._supports_default_dynamic_cache() and not model._is_stateful
+
+
+def _takes(model: PreTrainedModel, argument: str) -> bool:
+    """Whether a model's forward names an argument, or has been wrapped so that it names none."""
+    named = inspect.signature(model.forward).parameters
+    return argument in named or "input_ids" not in named
+
+
+def filler_id(config: PreTrainedConfig) -> int:
+    """The id that stands at a placeholder where a language model looks at ids: its padding, if that is a word of its."""
+    text = config.get_text_config()
+    pad = getattr(text, "pad_token_id", None)
+    return pad if isinstance(pad, int) and 0 <= pad < text.vocab_size else 0
+
+
+@contextmanager
+def replaced_embeddings(table: nn.Module, positions: Tensor, rows: Tensor) -> Iterator[None]:
+    """Within, `table` gives `rows` (N, D) for the ids at the N `positions` (B, L), in this thread."""
+    thread, asked = get_ident(), 0
+
+    def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
+        nonlocal asked
+        if get_ident() != thread:
+            return None
+        asked += 1
+        if asked > 1 or output.shape[:-1] != positions.shape:
+            raise ValueError("The language model looks its words up more than once, or others than it was given.")
+        return output.masked_scatter(positions.unsqueeze(-1), rows.to(output.device, output.dtype))
+
+    handle = table.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# --- whether it can serve ---------------------------------------------------------------------------------------------
+
+
+def check_kind(language_model: PreTrainedModel, text_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse what is no causal language model by its class, and a text tokenizer that is not its own."""
+    name = type(language_model).__name__
+    if language_model.config.is_encoder_decoder or not language_model.can_generate():
+        raise ValueError(f"{name} is no causal language model: give one that AutoModelForCausalLM loads.")
+    rows = language_model.get_input_embeddings().weight.shape[0]
+    if text_tokenizer.vocab_size > rows:
+        raise ValueError(
+            f"The text tokenizer has {text_tokenizer.vocab_size} tokens, {name} embeds {rows}: give the tokenizer that belongs "
+            "to the language model."
+        )
+
+
+@torch.no_grad()
+def try_out(language_model: PreTrainedModel) -> Manner:
+    """Read a few words in several ways, and refuse a language model that no region could be shown to.
+
+    It must write from left to right, and give words in front of an embedding that is no word's the logits that they have
+    among words: by its `inputs_embeds`, or where its embedding table gives that embedding for an id.
+    """
+    name, table = type(language_model).__name__, language_model.get_input_embeddings()
+    rows, device = table.weight.shape[0], table.weight.device
+    known = table(torch.arange(min(4096, rows), device=device)).float()
+    size, scale = known.shape[-1], float(known.square().mean().sqrt())
+    words = torch.linspace(min(4096, rows) // 4, min(4096, rows) - 1, _WORDS + 1, device=device).long()
+    pad = torch.full((_PADDING,), filler_id(language_model.config), device=device)
+    whole = torch.stack([words[:-1], torch.cat([words[:-2], words[-1:]])])  # they differ in the last word
+    padded = torch.stack([words[:-1], torch.cat([pad, words[: _WORDS - _PADDING]])])
+    at_the_end = torch.zeros_like(padded, dtype=torch.bool)
+    at_the_end[:, -1] = True
+    no_word = (table(padded[:, -1]) + table(whole[:, -1])).mul(0.5)
+    training = language_model.training
+    language_model.eval()
+    try:
+        prompt = language_model.prepare_inputs_for_generation(whole, use_cache=False)["input_ids"]
+        alone = _read(language_model, whole, input_ids=whole)
+        causal = torch.equal(prompt, whole) and _same(language_model, alone[0, :-1], alone[1, :-1], 1e-5, 0.05)
+        reads_ids = False
+        try:
+            embeddings = table(padded).masked_scatter(at_the_end.unsqueeze(-1), no_word)
+            shown = _read(language_model, padded, inputs_embeds=embeddings)
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            reads_ids = True  # without which it cannot read
+        if causal and (reads_ids or not _same(language_model, shown[0, :-1], alone[0, :-1])):
+            reads_ids = True
+            with replaced_embeddings(table, at_the_end, no_word):
+                shown = _read(language_model, padded, input_ids=padded)
+            causal = _same(language_model, shown[0, :-1], alone[0, :-1])
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} cannot be shown a region, for it does not read a prompt as one embedding for each word: {error}"
+        ) from error
+    finally:
+        language_model.train(training)
+    if not causal:
+        raise ValueError(
+            f"{name} does not write from left to right, for what follows a word changes how it is read: give a causal language "
+            "model."
+        )
+    reads_padding = _same(language_model, shown[1, _PADDING:-1], alone[0, : _WORDS - _PADDING - 1])
+    return Manner(size, scale, reads_ids, reads_padding)
+
+
+def _read(language_model: PreTrainedModel, ids: Tensor, **prompt: Tensor) -> Tensor:
+    """Logits of two prompts; the second one has padding in front if their first words differ."""
+    mask = torch.ones_like(ids)
+    mask[1, :_PADDING] = int(ids[0, 0] == ids[1, 0])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    arguments = forward_arguments(language_model, attention_mask=mask, position_ids=positions, use_cache=False)
+    return language_model(**prompt, **arguments).logits.float()
+
+
+def _same(
+    language_model: PreTrainedModel, found: Tensor, wanted: Tensor, precise: float = 1e-3, rough: float = 0.2
+) -> bool:
+    """Whether logits are the same, by a share of the largest: `rough` for half precision and packed weights."""
+    is_rough = language_model.dtype in (torch.float16, torch.bfloat16) or getattr(language_model, "is_quantized", False)
+    return float((found - wanted).abs().max()) <= (rough if is_rough else precise) * float(wanted.abs().max())
+
+
+# --- which one it is --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def embedding_sums(language_model: Any) -> list[float]:
+    """Sums over sixteen rows of the input embeddings with alternating signs: the same up to rounding in every dtype."""
+    embeddings = language_model.get_input_embeddings()
+    rows = torch.linspace(0, min(embeddings.weight.shape[0], 4096) - 1, 16).long()
+    found = embeddings(rows.to(embeddings.weight.device)).float().cpu()
+    return [round(value, 4) for value in (found * _signs(found.shape[1])).sum(dim=1).tolist()]
+
+
+@torch.no_grad()
+def weight_sums(language_model: Any) -> dict[str, list[float]]:
+    """Four such sums over a few rows of each of up to 96 weights across the depth, by name; packed weights are left out."""
+    weights = _weights(language_model)
+    names = list(weights)
+    chosen = torch.linspace(0, len(names) - 1, min(len(names), 96)).long().tolist()
+    return {names[i]: [float(f"{total:.6g}") for total, _ in _sums(weights[names[i]])] for i in chosen}
+
+
+@torch.no_grad()
+def differing_weights(language_model: Any, kept: dict[str, list[float]]) -> list[str]:
+    """Names of weights whose sums differ from those `kept` by more than rounding does; unknown names are passed over."""
+    weights = _weights(language_model)
+    return [
+        name
+        for name, totals in kept.items()
+        if name in weights
+        and any(
+            abs(found - total)
+            > 0.008 * size + 1e-6  # rounding to bfloat16 moves such a sum by about 0.001 of that size
+            for total, (found, size) in zip(totals, _sums(weights[name]))
+        )
+    ]
+
+
+def _weights(language_model: Any) -> dict[str, Tensor]:
+    """The language model's own weights that can be read as numbers, by the names that they have without an adapter."""
+    weights = {}
+    for name, weight in plain(language_model).named_parameters():
+        name = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        readable = weight.dtype in (torch.float32, torch.bfloat16, torch.float16) and type(weight) is nn.Parameter
+        if (
+            readable
+            and weight.numel()
+            and not weight.is_meta
+            and ".lora_" not in name
+            and ".modules_to_save." not in name
+        ):
+            weights[name] = weight
+    return weights
+
+
+def _sums(weight: Tensor) -> list[tuple[float, float]]:
+    """Sums over the quarters of eight rows with alternating signs, each beside the size that random signs would give it."""
+    rows = weight.reshape(-1, weight.shape[-1]) if weight.ndim else weight.reshape(1, 1)
+    chosen = torch.linspace(0, len(rows) - 1, min(len(rows), 8)).long().to(rows.device)
+    quarters = rows[chosen].float().cpu().flatten().tensor_split(4)
+    return [(float((part * _signs(len(part))).sum()), float(part.norm())) for part in quarters]
+
+
+def _signs(count: int) -> Tensor:
+    return 1 - 2 * (torch.arange(count) % 2)

@@ -1,0 +1,411 @@
+"""Any causal language model: one law for every family that transformers can build small, and refusals for what is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat, add_lora, remove_lora
+from llm_bridge.language_model import differing_weights, filler_id, forward_arguments, text_side, try_out, weight_sums
+from tap_tokenizer import TapRegionTokenizer
+
+Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
+BOXES = [[5, 5, 40, 30], [20, 10, 85, 55]]
+TEXTS = ["what is <region> on the left of <region> ?", "is <region> red", "where is it"]
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 48, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2, "sliding_window": 16, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 48,
+    "rotary_dim": 8, "ffn_dim": 48, "d_model": 32, "n_layers": 2, "n_heads": 4, "num_layers": 2, "num_heads": 4,
+    "max_seq_len": 128, "word_embed_proj_dim": 16, "ffn_hidden_size": 48, "attention_heads": 4, "decoder_layers": 2,
+    "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "encoder_layers": 2,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
+    "moe_k": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "n_group": 1, "topk_group": 1,
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "state_size": 8, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_expand": 2,
+    "mamba_dt_rank": 4, "mamba_chunk_size": 16, "chunk_size": 16, "block_size": 16, "lru_width": 32,
+    "attention_window_size": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 48,
+}  # fmt: skip
+"""Sizes by the names that configs have for them; each takes those that it knows."""
+
+_LATENT = {"num_key_value_heads": 4}
+_MIXED = ["sliding_attention", "full_attention"] * 2
+FAMILIES: dict[str, dict[str, Any]] = {
+    # attention with rotary, learned, linear or no positions
+    **{name: {} for name in (
+        "llama", "qwen2", "qwen3", "mistral", "ministral", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "olmo", "olmo2",
+        "olmo3", "cohere", "cohere2", "glm", "glm4", "granite", "starcoder2", "stablelm", "smollm3", "exaone4", "nemotron",
+        "helium", "ernie4_5", "seed_oss", "apertus", "persimmon", "opt", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "codegen",
+        "bloom", "mpt", "biogpt", "xglm", "openai-gpt", "modernbert-decoder", "hunyuan_v1_dense", "diffllama",
+    )},
+    "falcon": {"head_dim": None},
+    "gpt_neo": {"num_hidden_layers": None, "attention_types": [[["global", "local"], 1]], "window_size": 8},
+    # mixtures of experts, and keys and values in few dimensions
+    **{name: {} for name in (
+        "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss", "phimoe", "glm4_moe", "llama4_text",
+    )},
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
+    # states and caches of their own
+    **{name: {} for name in ("mamba", "falcon_mamba", "rwkv", "recurrent_gemma", "minimax", "lfm2", "qwen3_next")},
+    "mamba2": {"head_dim": 16, "expand": 2, "n_groups": 1},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "n_mamba_heads": 4, "num_key_value_heads": 4, "head_dim": None},
+    # what is read from the ids beside their embeddings
+    "gemma3n_text": {
+        "layer_types": _MIXED, "num_kv_shared_layers": 2, "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 4,
+    },
+    "gemma4_text": {"layer_types": _MIXED, "num_kv_shared_layers": 2, "global_head_dim": 8, "head_dim": None},
+    "deepseek_v4": {},
+    # halves of translators
+    "bart": {},
+}  # fmt: skip
+"""Decoder-only families by model type, with what one needs beside `SIZES`; None takes a size away."""
+READ_IDS = {"gemma3n_text", "gemma4_text", "deepseek_v4"}
+READ_PADDING_AS_WORDS = {"rwkv", "recurrent_gemma", "deepseek_v4", "bart"}
+
+
+def build(family: str) -> PreTrainedModel:
+    """A small random language model of a family, none of whose weights are zero."""
+    if family not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {family}")
+    own, default = FAMILIES[family], CONFIG_MAPPING[family]()
+    sizes = {name: size for name, size in SIZES.items() if name not in own and hasattr(default, name)}
+    sizes |= {name: size for name, size in own.items() if size is not None}
+    torch.manual_seed(0)
+    return speaking(AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**sizes)))
+
+
+def speaking(model: Any) -> Any:
+    """Weights large enough that a random model says different things."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4 if "emb" not in name else 2)
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    return model.eval()
+
+
+@pytest.fixture
+def bridge_on(
+    tiny_tokenizer: TapRegionTokenizer, text_tokenizer: Callable[..., PreTrainedTokenizerFast]
+) -> Callable[..., Pair]:
+    def make(language_model: Any, **options: Any) -> Pair:
+        torch.manual_seed(1)
+        words = text_tokenizer()
+        bridge = RegionBridgeForConditionalGeneration.from_language_model(
+            language_model, region_tokenizer=tiny_tokenizer, text_tokenizer=words, **options
+        )
+        return bridge, RegionBridgeProcessor.for_bridge(bridge.config, words, tiny_tokenizer)
+
+    return make
+
+
+def answer(model: Any, inputs: Any, **options: Any) -> list[list[int]]:
+    out = model.generate(**inputs, **{"max_new_tokens": 4, "do_sample": False, **options})
+    return out[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def regions(inputs: Any) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in inputs.items() if name.startswith("region_")}
+
+
+def greedy_loop(language_model: PreTrainedModel, embeddings: torch.Tensor, ends: set[int], **first: Any) -> list[int]:
+    """The best word, four times, each time with all that came before read anew."""
+    said: list[int] = []
+    while len(said) < 4 and not ends & set(said):
+        said.append(int(language_model(inputs_embeds=embeddings, use_cache=False, **first).logits[0, -1].argmax()))
+        word = language_model.get_input_embeddings()(torch.tensor([said[-1:]]))
+        embeddings = torch.cat([embeddings, word], dim=1)
+    return said
+
+
+# --- the law ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_causal_language_model_reads_regions(
+    bridge_on: Callable[..., Pair], picture: Image.Image, family: str
+) -> None:
+    plain = build(family)
+    bridge, processor = bridge_on(plain)
+    assert bridge.config.reads_ids == (family in READ_IDS)
+    assert bridge.config.reads_padding == (family not in READ_PADDING_AS_WORDS)
+    boxes = [BOXES, BOXES[:1]]
+    singles = [processor(text, picture, boxes=given) for text, given in zip(TEXTS, boxes)] + [processor(TEXTS[2])]
+    answers = [answer(bridge, inputs)[0] for inputs in singles]
+
+    # generate equals a greedy loop over the language model's own inputs_embeds
+    ends = {2}
+    if family not in READ_IDS and family != "bart":  # which is made to end at the last word
+        for inputs, said in zip(singles[:2], answers):
+            assert said == greedy_loop(plain, bridge.embed(inputs["input_ids"], **regions(inputs)), ends)
+
+    # words before a region have the plain language model's logits
+    ids, logits = singles[0]["input_ids"], bridge(**singles[0]).logits
+    positions = ids == bridge.config.region_token_id
+    before = int(positions[0].nonzero()[0])
+    own = plain(input_ids=ids.masked_fill(positions, filler_id(bridge.config))).logits
+    has_experts = any("experts" in name for name, _ in plain.named_modules())  # which take words together, and round so
+    torch.testing.assert_close(logits[:, :before], own[:, :before], rtol=0, atol=2e-6 if has_experts else 0)
+    swapped = {**singles[0], "region_features": singles[0]["region_features"].flip(1)}
+    assert not torch.allclose(bridge(**swapped).logits[:, -1], logits[:, -1])
+
+    # a prompt of text alone is the bare language model's
+    text = singles[2]
+    assert torch.equal(bridge(**text).logits, plain(**forward_arguments(plain, **text)).logits)
+    assert answers[2] == answer(plain, text)[0]
+
+    # a batch equals single calls
+    batch = processor(TEXTS, [picture, picture, None], boxes=[*boxes, None])
+    if family in READ_PADDING_AS_WORDS:
+        for call in (bridge, bridge.generate):
+            with pytest.raises(
+                ValueError, match=f"{type(plain).__name__} reads the padding in front of a prompt as words"
+            ):
+                call(**batch)
+        return
+    for row, said in zip(answer(bridge, batch), answers):
+        assert row[: len(said)] == said
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["mamba", "minimax", "qwen3_next", "gemma3n_text", "gemma4_text", "openai-gpt"])
+def test_ways_of_generating_are_the_language_models_own(
+    bridge_on: Callable[..., Pair], picture: Image.Image, family: str
+) -> None:
+    bridge, processor = bridge_on(build(family))
+    inputs = processor(TEXTS[0], picture, boxes=BOXES)
+    want = answer(bridge, inputs)
+    assert answer(bridge, inputs, use_cache=False) == want
+    assert answer(bridge, inputs, num_beams=1, num_return_sequences=2, do_sample=True, top_k=1) == want * 2
+    beams = answer(bridge, inputs, num_beams=2)
+    assert beams == answer(bridge, inputs, num_beams=2, use_cache=False)
+    out = bridge.generate(**inputs, max_new_tokens=2, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    assert torch.equal(out.sequences[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
+    torch.testing.assert_close(out.logits[0], bridge(**inputs).logits[:, -1], rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
+def test_embeddings_of_every_layer_are_those_of_padding_at_a_region(
+    bridge_on: Callable[..., Pair], picture: Image.Image, family: str
+) -> None:
+    """As the families' own models that see have it."""
+    plain = build(family)
+    bridge, processor = bridge_on(plain)
+    inputs = processor(TEXTS[0], picture, boxes=BOXES)
+    filled = inputs["input_ids"].masked_fill(inputs["input_ids"] == bridge.config.region_token_id, 0)
+    embeddings = bridge.embed(inputs["input_ids"], **regions(inputs))
+    own = plain(inputs_embeds=embeddings, per_layer_inputs=plain.model.get_per_layer_inputs(filled)).logits
+    assert torch.equal(bridge(**inputs).logits, own)
+
+
+@pytest.mark.parametrize("family", ["rwkv", "mamba", "gemma3n_text", "qwen3_next", "llama"])
+def test_many_questions_are_answered_as_if_each_were_alone(
+    bridge_on: Callable[..., Pair], picture: Image.Image, family: str
+) -> None:
+    """With caches that cannot be read ahead into, and where padding would be read as words."""
+    chat = RegionChat(*bridge_on(build(family)))
+    questions = ["what is <region>", "is <region> on the left", "where is <region> ?"]
+    given: dict[str, Any] = {"image": picture, "boxes": BOXES[:1], "max_new_tokens": 4}
+    alone = []
+    for question in questions:
+        alone.append(chat.ask(question, **given))
+        chat.reset()
+    assert chat.ask_each(questions, **given) == alone
+
+
+def test_an_adapter_leaves_out_the_layers_that_peft_refuses(bridge_on: Callable[..., Pair]) -> None:
+    bridge, _ = bridge_on(build("mamba"))
+    with pytest.raises(ValueError, match="peft puts no adapter on out_proj"):
+        add_lora(bridge, targets=["in_proj", "out_proj"])
+    assert not any("lora" in name for name, _ in bridge.named_parameters())
+    add_lora(bridge)
+    adapted = {name.split(".")[-4] for name, _ in bridge.named_parameters() if ".lora_A." in name}
+    assert adapted == {"in_proj", "x_proj", "dt_proj"}
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "mamba", "falcon_h1"])
+def test_unusual_families_train_with_an_adapter_and_come_back(
+    bridge_on: Callable[..., Pair], picture: Image.Image, tmp_path: Path, family: str
+) -> None:
+    build(family).save_pretrained(tmp_path / "lm")
+    bridge, processor = bridge_on(str(tmp_path / "lm"))
+    inputs = processor(TEXTS[1], picture, boxes=BOXES[:1])
+    bridge.save_pretrained(tmp_path / "whole")
+    whole = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "whole")
+    assert torch.equal(whole(**inputs).logits, bridge(**inputs).logits)
+    add_lora(bridge, r=2)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == bridge.config.region_token_id, -100)
+    bridge(**inputs, labels=labels).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in bridge.projector.parameters())
+    bridge.save_pretrained(tmp_path / "adapter")
+    loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "adapter")
+    assert loaded.config.reads_ids == (family == "gemma3n_text")
+    assert torch.equal(loaded(**inputs).logits, bridge(**inputs).logits)
+    assert answer(loaded, inputs) == answer(bridge, inputs)
+
+
+# --- language models inside models that see ---------------------------------------------------------------------------
+
+TEXT = {name: SIZES[name] for name in (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id",
+)}  # fmt: skip
+SIGHT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+         "patch_size": 14}  # fmt: skip
+OWN_SIGHT = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
+SEEING: dict[str, dict[str, Any]] = {
+    "gemma3": {"text_config": TEXT, "vision_config": SIGHT, "mm_tokens_per_image": 4},
+    "llava": {
+        "text_config": {**TEXT, "model_type": "llama"}, "vision_config": {**SIGHT, "model_type": "clip_vision_model"},
+    },
+    "llama4": {
+        "text_config": {**TEXT, "num_local_experts": 2, "intermediate_size_mlp": 48},
+        "vision_config": {**SIGHT, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
+    },
+    "qwen2_5_vl": {"text_config": {**TEXT, **SECTIONS}, "vision_config": {**OWN_SIGHT, "fullatt_block_indexes": [0]}},
+    "qwen3_vl": {"text_config": {**TEXT, **SECTIONS}, "vision_config": {**OWN_SIGHT, "deepstack_visual_indexes": [0]}},
+}  # fmt: skip
+
+
+def seeing(family: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return speaking(AutoModelForImageTextToText.from_config(CONFIG_MAPPING[family](**SEEING[family])))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gemma3", "llava", "llama4"])
+def test_the_text_side_of_a_model_that_sees_is_taken(
+    bridge_on: Callable[..., Pair], picture: Image.Image, family: str
+) -> None:
+    whole = seeing(family)
+    bridge, processor = bridge_on(whole)
+    text = processor(TEXTS[2])
+    assert torch.equal(bridge(**text).logits, whole(**text).logits)
+    assert not any("vision" in name for name, _ in bridge.named_parameters())
+    assert bridge.get_input_embeddings() is whole.get_input_embeddings()
+    inputs = processor(TEXTS[0], picture, boxes=BOXES)
+    embeddings = bridge.embed(inputs["input_ids"], **regions(inputs))
+    assert answer(bridge, inputs)[0] == greedy_loop(bridge.language_model, embeddings, {2})
+
+
+def test_a_model_that_sees_is_loaded_by_name_with_an_adapter_too(
+    bridge_on: Callable[..., Pair], picture: Image.Image, tmp_path: Path
+) -> None:
+    for family in ("gemma3", "llava"):
+        seeing(family).save_pretrained(tmp_path / family)
+        bridge, processor = bridge_on(str(tmp_path / family))
+        assert bridge.config.language_model == str(tmp_path / family)
+        inputs = processor(TEXTS[0], picture, boxes=BOXES)
+        add_lora(bridge, r=2).save_pretrained(tmp_path / "adapter")
+        loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "adapter")
+        assert torch.equal(loaded(**inputs).logits, bridge(**inputs).logits)
+        remove_lora(bridge).save_pretrained(tmp_path / "whole")
+        loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "whole")
+        assert torch.equal(loaded(**inputs).logits, bridge(**inputs).logits)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_model_that_sees_without_a_causal_text_side_is_refused(
+    bridge_on: Callable[..., Pair], tmp_path: Path, family: str
+) -> None:
+    whole = seeing(family)
+    whole.save_pretrained(tmp_path)
+    for source in (whole, str(tmp_path)):
+        with pytest.raises(ValueError, match=r"sees, and transformers has no causal language model for its text side"):
+            bridge_on(source)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_write_from_left_to_right_is_refused(bridge_on: Callable[..., Pair]) -> None:
+    for family, sizes in {
+        "bert": {},
+        "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
+        "xlm": {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "causal": True},  # it ends every prompt with a mask
+    }.items():
+        known = {
+            name: TEXT[name] for name in TEXT if family == "bert" and name not in ("head_dim", "num_key_value_heads")
+        }
+        config = CONFIG_MAPPING[family](**{"vocab_size": 48, **known, **sizes})
+        with pytest.raises(ValueError, match=r"does not write from left to right.*give a causal language model"):
+            bridge_on(AutoModelForCausalLM.from_config(config))
+
+
+def test_what_reads_more_than_a_row_of_embeddings_is_refused(bridge_on: Callable[..., Pair]) -> None:
+    class TwoTables(type(build("llama"))):  # type: ignore[misc]
+        """Which looks its words up twice, and takes no embeddings."""
+
+        def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+            embeddings = self.get_input_embeddings()(input_ids) + self.get_input_embeddings()(input_ids.flip(0)).flip(0)
+            return super().forward(inputs_embeds=embeddings, **kwargs)
+
+    with pytest.raises(ValueError, match=r"TwoTables cannot be shown a region.*looks its words up more than once"):
+        bridge_on(TwoTables(build("llama").config))
+
+
+@pytest.mark.parametrize("kind", ["t5", "diffusion_gemma", "clip"])
+def test_names_of_other_models_are_refused_before_they_are_loaded(
+    bridge_on: Callable[..., Pair], tmp_path: Path, kind: str
+) -> None:
+    if kind not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {kind}")
+    CONFIG_MAPPING[kind]().save_pretrained(tmp_path)  # a config without weights
+    with pytest.raises(ValueError, match=f"is a {kind}, not a causal language model|{tmp_path} sees"):
+        bridge_on(str(tmp_path))
+
+
+def test_a_language_model_is_left_as_it_was(bridge_on: Callable[..., Pair]) -> None:
+    plain = build("gemma3n_text").train()
+    try_out(plain)
+    assert plain.training
+    assert not plain.get_input_embeddings()._forward_hooks
+    assert text_side(plain) is plain
+
+
+def test_the_width_of_embeddings_may_differ_from_that_of_layers(bridge_on: Callable[..., Pair]) -> None:
+    bridge, _ = bridge_on(build("opt"))
+    assert bridge.config.hidden_size == 16
+    assert bridge.config.text_config.hidden_size == 32
+
+
+# --- which one it is --------------------------------------------------------------------------------------------------
+
+
+def test_sums_over_weights_tell_language_models_apart() -> None:
+    plain = build("llama")
+    kept = weight_sums(plain)
+    assert len(kept) > 20
+    assert not differing_weights(plain, kept)
+    assert not differing_weights(build("llama").to(torch.bfloat16), kept)
+    assert not differing_weights(build("llama").to(torch.float16), kept)
+    for part in ("layers.2.self_attn.v_proj", "layers.1.mlp.gate_proj", "layers.3.post_attention_layernorm", "norm"):
+        other = build("llama")
+        with torch.no_grad():
+            weight = other.get_parameter(f"model.{part}.weight")
+            weight.mul_(1 + 0.1 * torch.randn_like(weight))
+        assert differing_weights(other, kept) == [f"model.{part}.weight"]
+    assert differing_weights(build("llama"), {"an unknown name": [1.0, 1.0, 1.0, 1.0]}) == []
