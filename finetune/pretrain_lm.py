@@ -9,7 +9,6 @@ model of transformers instead.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -34,6 +33,7 @@ from transformers import (
 )
 
 from llm_bridge import RegionDescription, describe_regions
+from tap_tokenizer import check_config, model_from_config, read_json_object
 
 from .arguments import RECIPES, check_counts, knob, parse_arguments, run_command, save_arguments
 from .checkpoints import save_whole
@@ -249,10 +249,11 @@ def _tokenizer(arguments: LanguageArguments) -> PreTrainedTokenizerFast:
 
 def _model(arguments: LanguageArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     path = Path(arguments.model_config)
-    values = json.loads((path if path.is_file() else RECIPES / arguments.model_config).read_text())
+    values = read_json_object(path if path.is_file() else RECIPES / arguments.model_config)
+    check_config(values, arguments.model_config)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = AutoConfig.for_model(values.pop("model_type"), vocab_size=len(tokenizer), **ids, **values)
-    return AutoModelForCausalLM.from_config(config)
+    return model_from_config(AutoModelForCausalLM, config)
 
 
 def _loader(

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from tap_tokenizer import check_config
+
 REGION_TOKEN = "<|region|>"
 """The placeholder in the text; each one is filled with one projected region token."""
 
@@ -20,6 +22,12 @@ HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
 
 POSITION_SIZE = 6
 """Numbers of the position code: x1, y1, x2, y2 as shares of the picture's width and height, area share, IoU score."""
+
+_LIMITS = {
+    "token_size": 1 << 16, "embed_size": 1 << 16, "num_experts": 256, "projector_hidden_size": 1 << 17,
+    "position_frequencies": 64,
+}  # fmt: skip
+"""Sizes of a projector, at most: a file that says more is damaged, or meant to fill memory."""
 
 
 @strict
@@ -70,6 +78,7 @@ class RegionBridgeConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict):
+            check_config(self.text_config, "text_config")
             values = dict(self.text_config)
             self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
         elif self.text_config is None:
@@ -83,10 +92,10 @@ class RegionBridgeConfig(PreTrainedConfig):
             raise ValueError(
                 f"Got image_grid {self.image_grid} and image_regions {self.image_regions}: choose one picture context."
             )
-        for name in ("projector_hidden_size", "position_frequencies"):
+        for name, limit in _LIMITS.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1.")
+            if value is not None and not 1 <= value <= limit:
+                raise ValueError(f"{name} is {value:.6g}, expected 1 to {limit}.")
         super().__post_init__(**kwargs)
         # peft reads this from the top level when it merges adapters of a language model with tied embeddings
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))

@@ -25,7 +25,14 @@ from transformers import (
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from tap_tokenizer import TapRegionTokenizer
+from tap_tokenizer import (
+    TapRegionTokenizer,
+    check_model_size,
+    check_source,
+    load_pretrained,
+    misfits_told,
+    model_from_config,
+)
 
 from .configuration_bridge import (
     HUB_OPTIONS,
@@ -67,7 +74,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: RegionBridgeConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model or model_from_config(AutoModelForCausalLM, config.text_config)
         self.projector = RegionProjector(config)
         self._is_generating = False
         self.post_init()
@@ -80,6 +87,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         region_tokenizer: TapRegionTokenizer | str,
         text_tokenizer: PreTrainedTokenizerBase | None = None,
         dtype: torch.dtype | str | None = None,
+        trust_remote_code: bool = False,
         **options: Any,
     ) -> RegionBridgeForConditionalGeneration:
         """A bridge with a fresh projector from a causal language model and a region tokenizer.
@@ -87,6 +95,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         language_model: a Hub name, a folder, or a loaded model, which is used as it is and not copied.
         region_tokenizer: the region tokenizer, or where to load it from.
         text_tokenizer: its tokenizer; default: the one saved under the language model's name.
+        trust_remote_code: run the Python code that lies beside a language model which needs it; never run otherwise.
         options: fields of `RegionBridgeConfig` (experts, use_position, image_grid, …), or, for a language model that is
         loaded here, arguments of its `from_pretrained` (quantization_config, device_map, …).
 
@@ -97,7 +106,13 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         config_options = {name: options.pop(name) for name in CONFIG_OPTIONS if name in options}
         if isinstance(language_model, str):
             name: str | None = language_model
-            language_model = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto", **options)
+            language_model = load_pretrained(
+                AutoModelForCausalLM,
+                language_model,
+                dtype=dtype or "auto",
+                trust_remote_code=trust_remote_code,
+                **options,
+            )
         else:
             name = language_model.config.name_or_path or None
             if options:
@@ -107,7 +122,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if text_tokenizer is None:
             if name is None:
                 raise ValueError("The language model has no name to find its tokenizer by: give text_tokenizer=….")
-            text_tokenizer = AutoTokenizer.from_pretrained(name)
+            text_tokenizer = load_pretrained(AutoTokenizer, name, trust_remote_code=trust_remote_code)
         if isinstance(region_tokenizer, str):
             region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer)
         _check_language_model(language_model, text_tokenizer)
@@ -148,11 +163,14 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Load a bridge that was saved whole, or an adapter folder, whose language model is loaded from where it came.
 
         language_model: for an adapter folder, another name, folder or loaded copy of the same language model.
+        trust_remote_code=True: run the Python code that lies beside the language model of an adapter folder, if it needs any;
+        what a folder itself says of that is not listened to.
         """
         from .adapters import find_adapter, load_adapter_folder
 
         pretrained_model_name_or_path = bundled_or_given(pretrained_model_name_or_path)
-        folder = find_adapter(pretrained_model_name_or_path, **{k: kwargs[k] for k in HUB_OPTIONS if k in kwargs})
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        folder = find_adapter(pretrained_model_name_or_path, **hub)
         if folder is not None:
             for name in ("config", "adapter_kwargs"):  # which the Auto classes add
                 kwargs.pop(name, None)
@@ -161,7 +179,11 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds its own language model: leave language_model=… out."
             )
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        path = pretrained_model_name_or_path
+        check_source(path, **hub)
+        check_model_size(path, lambda: cls(RegionBridgeConfig.from_pretrained(path)))
+        with misfits_told(path):
+            return super().from_pretrained(path, *args, use_safetensors=True, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, *, whole: bool | None = None, **kwargs: Any) -> None:
         """Save the bridge: whole, or as an adapter folder that names its language model.

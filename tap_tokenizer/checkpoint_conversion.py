@@ -100,7 +100,9 @@ def load_original_concepts(path: str | Path) -> ConceptBank:
     weights, names = content
     if not isinstance(weights, (np.ndarray, Tensor)):
         raise ValueError(f"{path} starts with a {type(weights).__name__}, expected the weights (E, N).")
-    return ConceptBank(tuple(str(name) for name in names), torch.as_tensor(weights))
+    if not isinstance(names, (list, tuple, np.ndarray)) or any(not isinstance(name, str) for name in names):
+        raise ValueError(f"{path} has names that are not all text, expected [weights, names]: give a concept file.")
+    return ConceptBank(tuple(map(str, names)), torch.as_tensor(weights))
 
 
 def rename(name: str) -> str:

@@ -75,9 +75,13 @@ def check_config(values: Any, source: str | Path) -> None:
     for name, value in values.items():
         limit = next((limit for word, limit in _LIMITS.items() if word in str(name)), None)
         if limit is not None and isinstance(value, (int, float)) and value > limit:
-            raise ValueError(f"{source} has {name} {value:.6g}, expected at most {limit}: it is no model that was trained.")
+            raise ValueError(
+                f"{source} has {name} {value:.6g}, expected at most {limit}: it is no model that was trained."
+            )
         if str(name).endswith("attn_implementation") and "/" in str(value):
-            raise ValueError(f"{source} asks for the attention {str(value)[:80]!r}, which is code from elsewhere: remove it.")
+            raise ValueError(
+                f"{source} asks for the attention {str(value)[:80]!r}, which is code from elsewhere: remove it."
+            )
         check_config(value, source)
 
 

@@ -38,7 +38,7 @@ from .foreign_files import check_folder, check_regular_file, load_pretrained, mi
 from .image_processing_tap import TapImageProcessor
 from .modeling_tap import TapModel
 from .processing_tap import TapProcessor
-from .weight_files import check_weights, damage_told
+from .weight_files import check_weights, damage_told, weight_shapes
 
 logger = logging.get_logger(__name__)
 
@@ -85,9 +85,11 @@ class TokenizerFiles:
         with damage_told(self.folder), misfits_told(self.folder):
             with torch.device("meta"):
                 expected = TapModel(TapConfig.from_pretrained(self.folder)).state_dict()
-            check_weights(self.folder, expected)
+            check_weights(weight_shapes(self.folder.glob("model*.safetensors")), expected, self.folder, "a TAP")
             model = TapModel.from_pretrained(self.folder, dtype=dtype, use_safetensors=True, **options)
-            processor = TapProcessor(TapImageProcessor.from_pretrained(self.folder))  # no Auto class, which may ask for code
+            processor = TapProcessor(
+                TapImageProcessor.from_pretrained(self.folder)
+            )  # no Auto class, which may ask for code
         return model, processor
 
     def load_concepts(self) -> ConceptBank | None:

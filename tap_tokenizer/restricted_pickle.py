@@ -99,7 +99,7 @@ class _DataType:
         order = state[1] if type(state) is tuple and len(state) > 1 else None
         if type(order) is not str or order not in ("<", ">", "|", "="):
             raise _RefusedError(f"refused an array type with byte order {_told(order)}.")
-        self.value = self.value.newbyteorder(order)
+        self.value = self.value.newbyteorder(order)  # type: ignore[arg-type]  # one of NumPy's
 
 
 class _Array:
@@ -125,7 +125,9 @@ class _Name:
 
 def _told(value: Any) -> str:
     """A value in a message: itself if it is short and plain, else its type."""
-    return repr(value)[:80] if type(value) in (str, bytes, int, float, bool, type(None)) else f"({type(value).__name__})"
+    return (
+        repr(value)[:80] if type(value) in (str, bytes, int, float, bool, type(None)) else f"({type(value).__name__})"
+    )
 
 
 def _check_sizes(what: str, *tuples: Any) -> None:

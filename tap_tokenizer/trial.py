@@ -77,10 +77,20 @@ def _conversations() -> Iterator[dict[str, Any]]:
     """Arguments of a template: conversations of every shape that we use, with and without what a template may ask for."""
     tool = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {
         "type": "object", "properties": {"at": {"type": "string"}}, "required": ["at"]}}}  # fmt: skip
-    user, answer = {"role": "user", "content": "What is region1 <|region|>?"}, {"role": "assistant", "content": "A cat."}
+    user, answer = (
+        {"role": "user", "content": "What is region1 <|region|>?"},
+        {"role": "assistant", "content": "A cat."},
+    )
     parts = {"role": "user", "content": [{"type": "text", "text": "What is it?"}]}
     system = {"role": "system", "content": "You see regions."}
-    talks = [[user], [user, answer], [system, user], [system, user, answer, user], [parts], [user, answer] * 10 + [user]]
+    talks = [
+        [user],
+        [user, answer],
+        [system, user],
+        [system, user, answer, user],
+        [parts],
+        [user, answer] * 10 + [user],
+    ]
     for messages, prompt, thinking in itertools.product(talks, (True, False), (True, False)):
         special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
         yield {"messages": messages, "add_generation_prompt": prompt, "enable_thinking": thinking, **special}

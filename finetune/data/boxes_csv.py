@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
-from tap_tokenizer import upright_size
+from tap_tokenizer import open_image, upright_size
 
 from ..arguments import knob
 from .sample import Sample
@@ -91,9 +89,9 @@ class BoxesCsvSource(PictureSource):
 
     def _records(self, image: str, rows: list[tuple[Any, ...]]) -> Iterator[Sample]:
         try:
-            with Image.open(Path(self.images) / image) as picture:
+            with open_image(Path(self.images) / image) as picture:
                 width, height = upright_size(picture)
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{self.boxes} names {image}, which cannot be opened in {self.images}: {error}") from None
         for some in groups(rows, self.regions_per_record):
             turns = []

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from tap_tokenizer import open_image
 
 from ..arguments import knob
 from .json_stream import AnnotationIndex
@@ -88,7 +89,7 @@ class CocoPanopticSource(PictureSource):
     def _regions(
         self, annotation: dict[str, Any], image: dict[str, Any], categories: dict[Any, dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        with Image.open(Path(self.segments) / annotation["file_name"]) as picture:
+        with open_image(Path(self.segments) / annotation["file_name"]) as picture:
             red, green, blue = np.moveaxis(np.asarray(picture.convert("RGB"), dtype=np.int64), -1, 0)
         numbers = red + 256 * green + 65536 * blue
         regions = []

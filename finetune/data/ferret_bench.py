@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from tap_tokenizer import upright_size
+from tap_tokenizer import open_image, upright_size
 
 from ..arguments import knob
 from .json_stream import iter_items
@@ -28,7 +26,7 @@ class FerretBenchSource(PictureSource):
     def records(self) -> Iterator[Sample]:
         self.require(self.annotations)
         for entry in iter_items(self.annotations):
-            with Image.open(Path(self.images) / entry["image"]) as picture:
+            with open_image(Path(self.images) / entry["image"]) as picture:
                 width, height = upright_size(picture)
             annotation = literal(entry["annotation"])
             region = {"box": corners(annotation["bbox"], width, height), "mask": annotation["segmentation"]}

@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
-from tap_tokenizer import upright_size
+from tap_tokenizer import open_image, upright_size
 
 from .sample import GLYPH_SCHEME, PROMPT_KEYS, Sample, decode_mask, iterate, load_samples
 
@@ -84,11 +82,11 @@ def _picture_problems(sample: Sample, root: Path, pictures: Pictures) -> list[tu
             return [("missing picture", f"found no file at {path}")]
         source: Any = path
     elif isinstance(image, dict) and (image.get("bytes") or image.get("path")):
-        source = BytesIO(image["bytes"]) if image.get("bytes") else root / image["path"]
+        source = image["bytes"] if image.get("bytes") else root / image["path"]
     else:
         return [("wrong type", f"image is a {type(image).__name__}, expected a path or a picture")]
     try:
-        with Image.open(source) as picture:
+        with open_image(source) as picture:
             size = upright_size(picture)
             if pictures == "decode":
                 picture.load()

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from tap_tokenizer import upright_size
+from tap_tokenizer import open_image, upright_size
 
 from ..data.gar_bench import GarBenchSource
 from ..data.sample import Sample
@@ -85,7 +85,7 @@ def read_pope(path: Path, root: Path, title: str, problems: Problems) -> Iterato
 def _size_of(path: Path) -> tuple[int, int]:
     """Width and height of a picture as it is seen; 1 × 1 if it does not open, for whoever opens it then names it."""
     try:
-        with Image.open(path) as picture:
+        with open_image(path) as picture:
             return upright_size(picture)
     except UNREADABLE:
         return 1, 1

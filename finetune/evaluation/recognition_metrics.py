@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
+from tap_tokenizer import load_pretrained
+
 
 def _osprey_prediction(text: str) -> str:
     parts = text.split(":")
@@ -69,10 +71,10 @@ class SentenceEncoder:
 
     def __init__(self, source: str, device: str = "cpu") -> None:
         self.source = source
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        self.tokenizer = load_pretrained(AutoTokenizer, source)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
-        self.model = AutoModel.from_pretrained(source).to(device).eval()
+        self.model = load_pretrained(AutoModel, source).to(device).eval()
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
