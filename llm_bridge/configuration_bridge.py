@@ -80,6 +80,8 @@ class RegionBridgeConfig(PreTrainedConfig):
         if isinstance(self.text_config, dict):
             check_config(self.text_config, "text_config")
             values = dict(self.text_config)
+            if not isinstance(values.get("model_type"), str) or values["model_type"] == self.model_type:
+                raise ValueError(f"text_config has model_type {values.get('model_type')!r:.40}, expected a language model's.")
             self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
         elif self.text_config is None:
             self.text_config = AutoConfig.for_model("llama")
@@ -95,7 +97,7 @@ class RegionBridgeConfig(PreTrainedConfig):
         for name, limit in _LIMITS.items():
             value = getattr(self, name)
             if value is not None and not 1 <= value <= limit:
-                raise ValueError(f"{name} is {value:.6g}, expected 1 to {limit}.")
+                raise ValueError(f"{name} is {value!r:.20}, expected 1 to {limit}.")
         super().__post_init__(**kwargs)
         # peft reads this from the top level when it merges adapters of a language model with tied embeddings
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -577,6 +578,8 @@ class RegionBridgeProcessor(ProcessorMixin):
             **hub,
         )
         options = {key: value for key, value in values.items() if key not in ("processor_class", "region_tokenizer")}
+        if unknown := sorted(set(options) - set(inspect.signature(cls).parameters)):
+            raise ValueError(f"{path} has {', '.join(unknown)[:200]}, which a {cls.__name__} does not know: copy it again.")
         if isinstance(options.get("chat_template"), str):
             check_chat_template(options["chat_template"], str(path))
         with misfits_told(path):

@@ -196,7 +196,7 @@ def _check_sizes(config: PreTrainedConfig, **limits: int) -> None:
     for name, limit in limits.items():
         value = getattr(config, name)
         if not 1 <= value <= limit:
-            raise ValueError(f"{name} is {value:.6g}, expected 1 to {limit}.")
+            raise ValueError(f"{name} is {value!r:.20}, expected 1 to {limit}.")
 
 
 def _check_heads(width: int, heads: int) -> None:

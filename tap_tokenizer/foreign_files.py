@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, cached_file
@@ -76,7 +77,7 @@ def check_config(values: Any, source: str | Path) -> None:
         limit = next((limit for word, limit in _LIMITS.items() if word in str(name)), None)
         if limit is not None and isinstance(value, (int, float)) and value > limit:
             raise ValueError(
-                f"{source} has {name} {value:.6g}, expected at most {limit}: it is no model that was trained."
+                f"{source} has {name} {value!r:.20}, expected at most {limit}: it is no model that was trained."
             )
         if str(name).endswith("attn_implementation") and "/" in str(value):
             raise ValueError(
@@ -108,6 +109,12 @@ def check_source(source: str | Path, **hub: Any) -> None:
         check_config(read_json_object(found), source)
 
 
+_MISFITS = (
+    RuntimeError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, AssertionError, StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises when a configuration has values that it does not expect, or weights that it does not fit."""
+
+
 @contextmanager
 def misfits_told(source: str | Path) -> Iterator[None]:
     """Around the making of a model from a configuration and weights: `ValueError` names `source` if they make none."""
@@ -122,11 +129,11 @@ def misfits_told(source: str | Path) -> Iterator[None]:
             f"{source} needs Python code of its own, which is not run: use a model that transformers knows. For a language "
             "model whose code you have read and trust, give trust_remote_code=True in Python."
         ) from None
-    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, AssertionError) as error:
-        reason = "sizes differ" if "ignore_mismatched_sizes" in str(error) else f"{type(error).__name__}: {error}"
+    except _MISFITS as error:
+        sizes = "the weights have other sizes than the configuration says"
+        reason = sizes if "ignore_mismatched_sizes" in str(error) else f"{type(error).__name__}: {str(error)[:300]}"
         raise ValueError(
-            f"{source} cannot be loaded: its weights and its configuration do not fit together ({reason}). Copy or download "
-            "it again."
+            f"{source} cannot be loaded ({reason}): its files are damaged, or do not belong together. Copy or download it again."
         ) from error
 
 

@@ -72,8 +72,8 @@ class _Allowance:
     """How much a file may make of itself: instructions, containers and bytes of arrays, each spent as it is used."""
 
     def __init__(self, file_size: int) -> None:
-        self.instructions = 2_000_000 + file_size // 2
-        self.left = {"containers": 1_000_000 + file_size // 32, "bytes of arrays": 65_536 + 4 * file_size}
+        self.instructions = 1_000_000 + file_size // 2
+        self.left = {"containers": 500_000 + file_size // 32, "bytes of arrays": 65_536 + 4 * file_size}
 
     def spend(self, what: str, number: int = 1) -> None:
         self.left[what] -= number
