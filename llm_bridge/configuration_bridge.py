@@ -81,7 +81,9 @@ class RegionBridgeConfig(PreTrainedConfig):
             check_config(self.text_config, "text_config")
             values = dict(self.text_config)
             if not isinstance(values.get("model_type"), str) or values["model_type"] == self.model_type:
-                raise ValueError(f"text_config has model_type {values.get('model_type')!r:.40}, expected a language model's.")
+                raise ValueError(
+                    f"text_config has model_type {values.get('model_type')!r:.40}, expected a language model's."
+                )
             self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
         elif self.text_config is None:
             self.text_config = AutoConfig.for_model("llama")

@@ -579,7 +579,9 @@ class RegionBridgeProcessor(ProcessorMixin):
         )
         options = {key: value for key, value in values.items() if key not in ("processor_class", "region_tokenizer")}
         if unknown := sorted(set(options) - set(inspect.signature(cls).parameters)):
-            raise ValueError(f"{path} has {', '.join(unknown)[:200]}, which a {cls.__name__} does not know: copy it again.")
+            raise ValueError(
+                f"{path} has {', '.join(unknown)[:200]}, which a {cls.__name__} does not know: copy it again."
+            )
         if isinstance(options.get("chat_template"), str):
             check_chat_template(options["chat_template"], str(path))
         with misfits_told(path):

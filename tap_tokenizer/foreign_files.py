@@ -35,8 +35,11 @@ MAX_EXPERTS = 4096
 LARGEST_CONFIG = 16_000_000
 """Bytes of a JSON file that is no vocabulary."""
 
-_LIMITS = {"layer": MAX_LAYERS, "block": MAX_LAYERS, "expert": MAX_EXPERTS, "num_labels": 1_000_000}
-"""What words in the name of a number say of it: these numbers are loops in the making of a model."""
+_LIMITS = {
+    "layer": MAX_LAYERS, "block": MAX_LAYERS, "expert": MAX_EXPERTS, "num_labels": 1_000_000, "beam": 256,
+    "return_sequences": 256,
+}  # fmt: skip
+"""What words in the name of a number say of it: these numbers are loops in the making of a model, or copies in its use."""
 
 
 def check_regular_file(path: str | Path) -> None:
@@ -133,7 +136,8 @@ def misfits_told(source: str | Path) -> Iterator[None]:
         sizes = "the weights have other sizes than the configuration says"
         reason = sizes if "ignore_mismatched_sizes" in str(error) else f"{type(error).__name__}: {str(error)[:300]}"
         raise ValueError(
-            f"{source} cannot be loaded ({reason}): its files are damaged, or do not belong together. Copy or download it again."
+            f"{source} cannot be loaded ({reason}): its files are damaged, or do not belong together. Copy or download it "
+            "again."
         ) from error
 
 

@@ -11,7 +11,9 @@ from PIL import Image
 from llm_bridge.region_prompt import Layout, MarkerExpander
 
 
-@pytest.mark.parametrize("marker", ["<region0>", "<region00>", "<region٠>", "<region1000000000>", f"<region{'9' * 5000}>"])
+@pytest.mark.parametrize(
+    "marker", ["<region0>", "<region00>", "<region٠>", "<region1000000000>", f"<region{'9' * 5000}>"]
+)
 def test_regions_are_numbered_from_one(marker: str) -> None:
     expander = MarkerExpander(Layout(0, 1), 0, 1, "The conversation")
     with pytest.raises(ValueError, match=r"^The conversation: Found <region.{1,40}, but regions are numbered from 1"):

@@ -13,11 +13,11 @@ TAP = ROOT / "tap_tokenizer" / "pretrained" / "tap-tiny"
 BRIDGE = ROOT / "llm_bridge" / "pretrained" / "region-chat-tiny"
 WORDS = ROOT / "llm_bridge" / "pretrained" / "region-words-tiny"
 
-AUTO_MAP = {
-    name: "evil.Evil"
-    for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoProcessor",
-                 "AutoImageProcessor", "AutoFeatureExtractor")
-} | {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}  # fmt: skip
+_CLASSES = (
+    "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoProcessor", "AutoImageProcessor",
+    "AutoFeatureExtractor",
+)  # fmt: skip
+AUTO_MAP = {name: "evil.Evil" for name in _CLASSES} | {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}  # noqa: C420
 
 
 def copied(folder: Path, target: Path) -> Path:
@@ -94,7 +94,9 @@ def _reference(folder: Path) -> None:
 
 
 KINDS: dict[str, dict[str, Callable[[Path], None]]] = {
-    "tap": {f.__name__: f for f in (_tap_words, _tap_words_config, _tap_config, _tap_processor, _tap_pictures, _kernel)},
+    "tap": {
+        f.__name__: f for f in (_tap_words, _tap_words_config, _tap_config, _tap_processor, _tap_pictures, _kernel)
+    },
     "bridge": {f.__name__: f for f in (_words, _config, _known_config, _text_config, _processor, _reference, _kernel)},
     "words": {f.__name__: f for f in (_words, _config, _known_config, _kernel)},
 }

@@ -28,7 +28,12 @@ class Outcome:
 
 
 def run_limited(
-    command: Sequence[str], *, stdin: str | None = "", cpu_seconds: int = 30, memory: int = 3 * GIGABYTE, wait: int = 240
+    command: Sequence[str],
+    *,
+    stdin: str | None = "",
+    cpu_seconds: int = 30,
+    memory: int = 3 * GIGABYTE,
+    wait: int = 240,
 ) -> Outcome:
     """Run a command. stdin: what it can read, or None for a pipe that stays open and says nothing."""
 

@@ -59,6 +59,7 @@ def test_json_that_is_no_object_is_refused(tmp_path: Path, content: str) -> None
     [
         {"num_hidden_layers": 10**6}, {"n_layer": 10**9}, {"text_config": {"num_layers": 1e300}}, {"num_experts": 10**7},
         {"a": [{"encoder_layers": 10**5}]}, {"num_labels": 10**9}, {"num_hidden_layers": 10**400},
+        {"num_beams": 10**6}, {"num_return_sequences": 10**7},
         {"_attn_implementation": "someone/kernel"}, {"attn_implementation": {"": "someone/kernel"}},
     ],
 )  # fmt: skip
@@ -156,9 +157,10 @@ def test_weights_that_a_pickle_packs_are_refused(tmp_path: Path) -> None:
     torch.save({"x": torch.zeros(1 << 20)}, tmp_path / "plain.bin")
     import zipfile
 
-    with zipfile.ZipFile(tmp_path / "plain.bin") as plain, zipfile.ZipFile(
-        folder / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED
-    ) as packed:
+    with (
+        zipfile.ZipFile(tmp_path / "plain.bin") as plain,
+        zipfile.ZipFile(folder / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
     with pytest.raises(ValueError, match="is compressed, as torch writes no weights"):
@@ -181,6 +183,8 @@ def test_auto_classes_are_asked_through_one_door() -> None:
                 called = ast.unparse(node.func)
                 if re.fullmatch(r"Auto\w+\.from_(pretrained|config)", called):
                     given = {word.arg: ast.unparse(word.value) for word in node.keywords}
-                    assert given.get("trust_remote_code") == "False" or given.get(None) == "no_code", f"{path}: {called}"
+                    assert given.get("trust_remote_code") == "False" or given.get(None) == "no_code", (
+                        f"{path}: {called}"
+                    )
             if isinstance(node, ast.Constant) and node.value == "trust_remote_code":
                 assert path.name in ("foreign_files.py", "chat.py", "adapters.py", "processing_bridge.py"), path

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("datasets")
 
-from finetune.data.sample import cut_turns
+from finetune.data.sample import cut_turns, open_image
 
 
 def turn(role: str, content: str) -> dict[str, str]:
@@ -53,3 +54,13 @@ def test_a_cut_reaches_the_end_and_not_beyond() -> None:
         cut_turns(SAMPLE, 3, 1)
     with pytest.raises(ValueError, match="Got questions"):
         cut_turns(SAMPLE, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["test/0/0/40000", "test/0/0/0", "test/0/0/999999999", "test/0/0/-5", f"test/0/{'9' * 5000}/64", "test/0/64", ""],
+)
+def test_scenes_without_measure_are_not_drawn(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected (1 to 4096|glyph-scene:SPLIT/SEED/INDEX/LONG_SIDE)"):
+        open_image({**SAMPLE, "image": f"glyph-scene:{address}"}, tmp_path)
+    assert open_image({**SAMPLE, "image": "glyph-scene:test/0/0/64"}, tmp_path).shape[2] == 3
