@@ -352,7 +352,7 @@ from tap_tokenizer import read_pickle
 path, seed, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 content = {"a": np.arange(20.0), "b": ["x", 2, (3.5, None, True)], "c": torch.zeros(5), "d": {1, 2}, "e": b"bytes"}
 whole = [pickle.dumps(content, protocol) for protocol in range(6)]
-opcodes = b"()0 1 2].NIJKLMQRSTUVXabcdefghijlopqrstu}" b"\x80\x81\x82\x85\x86\x87\x88\x8a\x8b\x8c\x8e\x8f\x90\x91\x92\x93\x94\x95\x96"
+opcodes = b"()0 1 2].NIJKLMQRSTUVXabcdefghijlopqrstu}" + bytes([*range(0x80, 0x83), *range(0x85, 0x97)])
 random = np.random.RandomState(seed)
 read = 0
 for number in range(count):
