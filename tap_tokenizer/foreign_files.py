@@ -63,7 +63,9 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # JSON, UTF-8 or a number that are damaged, brackets without end
-        raise ValueError(f"{path} holds JSON that is damaged ({error}): copy or download it again.") from None
+        raise ValueError(
+            f"{Path(path).parent} holds a {Path(path).name} of damaged JSON ({error}): copy or download it again."
+        ) from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} is no JSON object: copy or download it again.")
     return values
@@ -145,6 +147,8 @@ def load_pretrained(auto_class: Any, source: str | Path, *, trust_remote_code: b
     """What `auto_class.from_pretrained` makes of a folder or a Hub repository.
 
     trust_remote_code: run Python code that lies there. A model that needs it is refused (`ValueError`) otherwise.
+    Weights are read from safetensors; with `use_safetensors=False` from torch's pickles, of which a hostile one can end the
+    process.
     """
     check_source(source, **{name: options[name] for name in HUB_OPTIONS if name in options})
     if auto_class in (AutoModel, AutoModelForCausalLM) and not trust_remote_code:
@@ -152,6 +156,8 @@ def load_pretrained(auto_class: Any, source: str | Path, *, trust_remote_code: b
         check_model_size(
             source, lambda: auto_class.from_config(AutoConfig.from_pretrained(source, **no_code), **no_code)
         )
+    if auto_class in (AutoModel, AutoModelForCausalLM):
+        options.setdefault("use_safetensors", True)
     with misfits_told(source):
         loaded = auto_class.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
     if isinstance(loaded, PreTrainedTokenizerBase):

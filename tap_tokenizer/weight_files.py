@@ -39,7 +39,7 @@ def weight_shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights in safetensors files, from their headers."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
-        with damage_told(path), safe_open(path, framework="pt") as file:
+        with damage_told(path.parent), safe_open(path, framework="pt") as file:
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return shapes
 

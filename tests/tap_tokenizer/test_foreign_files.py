@@ -167,6 +167,15 @@ def test_weights_that_a_pickle_packs_are_refused(tmp_path: Path) -> None:
         load_pretrained(AutoModelForCausalLM, folder)
 
 
+def test_weights_that_are_a_pickle_are_left_alone(tmp_path: Path) -> None:
+    """torch's own reader goes down with the whole process at a key of 300,000 tuples."""
+    folder = copied(WORDS, tmp_path / "words")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.")
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        load_pretrained(AutoModelForCausalLM, folder)
+
+
 def test_what_is_sound_loads() -> None:
     assert load_pretrained(AutoTokenizer, WORDS).chat_template
     model = load_pretrained(AutoModelForCausalLM, WORDS)
