@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from llm_bridge import RegionDescription, describe_regions
-from tap_tokenizer import only_writer
+from tap_tokenizer import check_config, model_from_config, only_writer, read_json_object
 
 from .arguments import RECIPES, check_counts, knob, parse_arguments, run_command, save_arguments
 from .checkpoints import save_whole
@@ -41,7 +41,6 @@ from .data.glyph_language import caption
 from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, draw_question
 from .data.glyph_records import number_regions
 from .data.glyph_scenes import KINDS, GlyphScene, make_scene
-from .data.json_text import read_json
 from .loop import (
     MeanWindow,
     RunLog,
@@ -255,10 +254,11 @@ def _tokenizer(arguments: LanguageArguments) -> PreTrainedTokenizerFast:
 
 def _model(arguments: LanguageArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     path = Path(arguments.model_config)
-    values = read_json(path if path.is_file() else RECIPES / arguments.model_config)
+    values = read_json_object(path if path.is_file() else RECIPES / arguments.model_config)
+    check_config(values, arguments.model_config)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = AutoConfig.for_model(values.pop("model_type"), vocab_size=len(tokenizer), **ids, **values)
-    return AutoModelForCausalLM.from_config(config)
+    return model_from_config(AutoModelForCausalLM, config)
 
 
 def _loader(

@@ -23,12 +23,23 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, is_peft_available
 
-from tap_tokenizer import check_findable
+from tap_tokenizer import (
+    check_findable,
+    check_folder,
+    check_patterns,
+    check_regular_file,
+    check_weights,
+    load_pretrained,
+    misfits_told,
+    read_json_object,
+    weight_shapes,
+)
 
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
 from .language_model import differing_weights, embedding_sums, load_language_model, plain, text_side, weight_sums
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .picture_context import PictureContext
+from .projector import RegionProjector
 
 logger = logging.getLogger(__name__)
 
@@ -172,8 +183,12 @@ def load_adapter(bridge: RegionBridgeForConditionalGeneration, folder: str | Pat
     if path is None or not (path / ADAPTER_FOLDER).is_dir():
         raise ValueError(f"{folder} is no adapter folder of a bridge: give one that a LoRA run has saved.")
     _check_new_name(bridge, name)
-    _check_same_model(RegionBridgeConfig.from_pretrained(path), bridge.language_model, path)
+    check_folder(path)
     _require_peft()
+    with misfits_told(path):
+        _check_same_model(RegionBridgeConfig.from_pretrained(path), bridge.language_model, path)
+        projector = _read_projector(path, bridge.projector)
+    _check_adapter(path / ADAPTER_FOLDER, bridge.language_model)
     _keep_projector(bridge)
     if has_adapter(bridge):
         bridge.language_model.load_adapter(str(path / ADAPTER_FOLDER), adapter_name=name)
@@ -184,7 +199,7 @@ def load_adapter(bridge: RegionBridgeForConditionalGeneration, folder: str | Pat
         bridge.language_model = PeftModel.from_pretrained(
             bridge.language_model, str(path / ADAPTER_FOLDER), adapter_name=name
         )
-    bridge.projector.load_state_dict(_read_projector(path))
+    bridge.projector.load_state_dict(projector)
     _keep_projector(bridge)
 
 
@@ -374,7 +389,9 @@ def load_adapter_folder(
     **options: Any,
 ) -> RegionBridgeForConditionalGeneration:
     """A bridge from an adapter folder and its language model; options are those of the language model's loading."""
-    config = RegionBridgeConfig.from_pretrained(folder)
+    check_folder(folder)
+    with misfits_told(folder):
+        config = RegionBridgeConfig.from_pretrained(folder)
     source = language_model if language_model is not None else config.language_model
     if source is None and (folder / LANGUAGE_MODEL_FOLDER).is_dir():
         source = folder / LANGUAGE_MODEL_FOLDER
@@ -390,16 +407,20 @@ def load_adapter_folder(
                 "elsewhere, give language_model=…."
             ) from error
     source = text_side(source)
-    _check_same_model(config, source, folder)
+    with misfits_told(folder):
+        _check_same_model(config, source, folder)
+        with torch.device("meta"):
+            projector = _read_projector(folder, RegionProjector(config))
     bridge = bridge_class(config, source)
     config.text_config = source.config
-    bridge.projector.load_state_dict(_read_projector(folder))
+    bridge.projector.load_state_dict(projector)
     bridge.adopt_language_model()
     if (folder / ADAPTER_FOLDER).is_dir():
         _require_peft()
         from peft import PeftModel
 
         _keep_projector(bridge)
+        _check_adapter(folder / ADAPTER_FOLDER, bridge.language_model)
         bridge.language_model = PeftModel.from_pretrained(bridge.language_model, str(folder / ADAPTER_FOLDER))
     return bridge.eval()
 
@@ -410,13 +431,58 @@ def _load_language_model(
     """A causal language model by name or folder, or the one inside a bridge that was saved whole."""
     source = bundled_or_given(source)
     hub = {key: options[key] for key in HUB_OPTIONS if key in options}
-    if AutoConfig.from_pretrained(source, **hub).model_type == RegionBridgeConfig.model_type:
+    trusted = {"trust_remote_code": options.get("trust_remote_code", False)}
+    if load_pretrained(AutoConfig, source, **hub, **trusted).model_type == RegionBridgeConfig.model_type:
         return bridge_class.from_pretrained(source, **options).language_model
     return load_language_model(source, **options)
 
 
-def _read_projector(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / PROJECTOR_FILE)
+def _read_projector(folder: Path, projector: RegionProjector) -> dict[str, Tensor]:
+    """The projector's weights, which must have the names and shapes of `projector`'s."""
+    path = folder / PROJECTOR_FILE
+    check_regular_file(path)
+    check_weights(weight_shapes([path]), projector.state_dict(), path)
+    return load_file(path)
+
+
+_LORA_FIELDS = {
+    "alpha_pattern", "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out", "inference_mode",
+    "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_bias", "lora_dropout",
+    "modules_to_save", "peft_type", "peft_version", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_dora",
+    "use_rslora",
+}  # fmt: skip
+"""What an adapter's configuration may say; peft's other fields copy layers, import modules, or start computations."""
+
+
+def _check_adapter(folder: Path, language_model: nn.Module) -> None:
+    """Refuse (`ValueError`) an adapter that is no LoRA, says what a LoRA need not, or has patterns without end."""
+    from peft import LoraConfig
+
+    path, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    values = read_json_object(path)
+    check_regular_file(weights)
+    if values.get("peft_type") != "LORA":
+        raise ValueError(f"{path} has peft_type {values.get('peft_type')!r:.40}, expected LORA.")
+    usual = LoraConfig().to_dict()
+    if strange := [name for name in usual if name not in _LORA_FIELDS and values.get(name) not in (usual[name], None)]:
+        raise ValueError(f"{path} sets {', '.join(strange)[:200]}, which no adapter of a bridge needs: leave them out.")
+    ranks = [values.get("r"), *_table(values, "rank_pattern", path).values()]
+    largest = max((shape[0] for name, shape in weight_shapes([weights]).items() if ".lora_A." in name), default=0)
+    if any(type(rank) is not int or not 1 <= rank <= largest for rank in ranks):
+        raise ValueError(f"{path} has ranks {ranks!r:.80}, expected 1 to {largest}, the largest among its weights.")
+    patterns = [*_table(values, "rank_pattern", path), *_table(values, "alpha_pattern", path)]
+    patterns = [rf"(.*\.)?({pattern})$" for pattern in patterns]
+    patterns += [v for v in (values.get("target_modules"), values.get("exclude_modules")) if isinstance(v, str)]
+    layers = values.get("layers_pattern") or []
+    patterns += [rf".*\.{pattern}\.(\d+)\." for pattern in ([layers] if isinstance(layers, str) else layers)]
+    check_patterns(patterns, [name for name, _ in language_model.named_modules()], str(path))
+
+
+def _table(values: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    table = values.get(name) or {}
+    if not isinstance(table, dict):
+        raise ValueError(f"{path} has {name} {table!r:.40}, expected a table.")
+    return table
 
 
 def _check_same_model(config: RegionBridgeConfig, language_model: Any, folder: str | Path) -> None:

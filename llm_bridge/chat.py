@@ -6,7 +6,6 @@ Holds a model, its processor and what has been said; knows no more about models 
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -38,7 +37,9 @@ from tap_tokenizer import (
     check_device,
     check_findable,
     damage_told,
+    load_pretrained,
     mask_to_rle,
+    read_json_object,
 )
 
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
@@ -115,7 +116,8 @@ class RegionChat:
         region_tokenizer: use this one, or load it from there, instead of the one that was saved with the bridge; in mode
         "described" it is needed.
         dtype: of the language model; the region tokenizer keeps float32. device: of both. kwargs: of the language
-        model's `from_pretrained` (quantization_config, device_map, …).
+        model's `from_pretrained` (quantization_config, device_map, …; trust_remote_code=True runs the Python code that lies
+        beside a language model, which is refused otherwise).
         """
         if mode not in ("tokens", "described"):
             raise ValueError(f'mode is {mode!r}, expected "tokens" or "described".')
@@ -134,8 +136,10 @@ class RegionChat:
             else:
                 if isinstance(region_tokenizer, str):
                     region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer, device=device)
-                model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **kwargs)
-                processor = DescribedRegionProcessor(AutoTokenizer.from_pretrained(path, **hub), region_tokenizer)
+                trusted = {"trust_remote_code": kwargs.pop("trust_remote_code", False)}
+                model = load_pretrained(AutoModelForCausalLM, path, dtype=dtype or "auto", **trusted, **kwargs)
+                words = load_pretrained(AutoTokenizer, path, **trusted, **hub)
+                processor = DescribedRegionProcessor(words, region_tokenizer)
         return cls(model.to(device) if device is not None else model, processor)
 
     def __repr__(self) -> str:
@@ -447,8 +451,7 @@ def _check_source(path: str, mode: str, hub: dict[str, Any]) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"{path} holds no config.json: give the folder of a saved model.")
-    with damage_told(path):
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    kind = read_json_object(config).get("model_type")
     if kind == TapConfig.model_type:
         raise ValueError(f"{path} is a region tokenizer, not a language model: give it as region_tokenizer=….")
     if mode == "tokens" and kind != RegionBridgeConfig.model_type:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from tap_tokenizer import add_bundled
+from tap_tokenizer import add_bundled, check_config
 from tap_tokenizer import bundled_or_given as bundled_or_given
 
 REGION_TOKEN = "<|region|>"
@@ -24,6 +24,12 @@ HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
 
 POSITION_SIZE = 6
 """Numbers of the position code: x1, y1, x2, y2 as shares of the picture's width and height, area share, IoU score."""
+
+_LIMITS = {
+    "token_size": 1 << 16, "embed_size": 1 << 16, "num_experts": 256, "projector_hidden_size": 1 << 17,
+    "position_frequencies": 64,
+}  # fmt: skip
+"""Sizes of a projector, at most: a file that says more is damaged, or meant to fill memory."""
 
 
 @strict
@@ -89,7 +95,12 @@ class RegionBridgeConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict):
+            check_config(self.text_config, "text_config")
             values = dict(self.text_config)
+            if not isinstance(values.get("model_type"), str) or values["model_type"] == self.model_type:
+                raise ValueError(
+                    f"text_config has model_type {values.get('model_type')!r:.40}, expected a language model's."
+                )
             self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
         elif self.text_config is None:
             self.text_config = AutoConfig.for_model("llama")
@@ -102,10 +113,10 @@ class RegionBridgeConfig(PreTrainedConfig):
             raise ValueError(
                 f"Got image_grid {self.image_grid} and image_regions {self.image_regions}: choose one picture context."
             )
-        for name in ("projector_hidden_size", "position_frequencies"):
+        for name, limit in _LIMITS.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1.")
+            if value is not None and not 1 <= value <= limit:
+                raise ValueError(f"{name} is {value!r:.20}, expected 1 to {limit}.")
         super().__post_init__(**kwargs)
         # peft reads this from the top level when it merges adapters of a language model with tied embeddings
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))

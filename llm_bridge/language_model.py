@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tap_tokenizer import load_pretrained, model_from_config
+
 from .configuration_bridge import HUB_OPTIONS
 
 _CAUSAL = AutoModelForCausalLM._model_mapping
@@ -62,15 +64,15 @@ def load_language_model(source: str, **options: Any) -> PreTrainedModel:
     """A causal language model by name or folder, or the one inside a model that sees; options are those of loading."""
     options = {"trust_remote_code": False, **options}
     shared = {key: options[key] for key in (*HUB_OPTIONS, "trust_remote_code") if key in options}
-    config = AutoConfig.from_pretrained(source, **shared)
+    config = load_pretrained(AutoConfig, source, **shared)
     if type(config) in _CAUSAL or "AutoModelForCausalLM" in getattr(config, "auto_map", {}):
-        return text_side(AutoModelForCausalLM.from_pretrained(source, **options))
+        return text_side(load_pretrained(AutoModelForCausalLM, source, **options))
     if type(config) not in _SEEING or config.is_encoder_decoder:
         raise ValueError(
             f"{source} is a {config.model_type}, not a causal language model: give one for AutoModelForCausalLM."
         )
     _text_config(config, source)  # before the weights are loaded
-    return text_side(AutoModelForImageTextToText.from_pretrained(source, **options))
+    return text_side(load_pretrained(AutoModelForImageTextToText, source, **options))
 
 
 def text_side(model: PreTrainedModel) -> PreTrainedModel:
@@ -83,7 +85,7 @@ def text_side(model: PreTrainedModel) -> PreTrainedModel:
         text = decoder
     else:
         with torch.device("meta"):
-            text = AutoModelForCausalLM.from_config(text_config)
+            text = model_from_config(AutoModelForCausalLM, text_config)
         if type(decoder) is not type(text.base_model) or head is None:
             raise ValueError(
                 f"{type(model).__name__} sees, and its text side is no {type(text).__name__}: give a language model that reads "

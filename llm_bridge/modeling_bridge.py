@@ -26,7 +26,15 @@ from transformers import (
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from tap_tokenizer import TapRegionTokenizer, check_findable
+from tap_tokenizer import (
+    TapRegionTokenizer,
+    check_findable,
+    check_model_size,
+    check_source,
+    load_pretrained,
+    misfits_told,
+    model_from_config,
+)
 
 from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, add_stop_tokens
 from .configuration_bridge import (
@@ -84,7 +92,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: RegionBridgeConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model or model_from_config(AutoModelForCausalLM, config.text_config)
         self.projector = RegionProjector(config)
         self._is_generating = False
         self.post_init()
@@ -97,6 +105,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         region_tokenizer: TapRegionTokenizer | str,
         text_tokenizer: PreTrainedTokenizerBase | None = None,
         dtype: torch.dtype | str | None = None,
+        trust_remote_code: bool = False,
         **options: Any,
     ) -> RegionBridgeForConditionalGeneration:
         """A bridge with a fresh projector from a causal language model and a region tokenizer.
@@ -105,6 +114,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pictures, too, the text side is taken.
         region_tokenizer: the region tokenizer, or where to load it from.
         text_tokenizer: its tokenizer; default: the one saved under the language model's name.
+        trust_remote_code: run the Python code that lies beside a language model which needs it; never run otherwise.
         options: fields of `RegionBridgeConfig` (experts, use_position, image_grid, …), or, for a language model that is
         loaded here, arguments of its `from_pretrained` (quantization_config, device_map, …).
 
@@ -116,7 +126,9 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if isinstance(language_model, str):
             check_findable(language_model, options, may_lack_owner=True)
             name: str | None = language_model
-            language_model = load_language_model(language_model, dtype=dtype or "auto", **options)
+            language_model = load_language_model(
+                language_model, dtype=dtype or "auto", trust_remote_code=trust_remote_code, **options
+            )
         else:
             name = language_model.config.name_or_path or None
             if options:
@@ -126,7 +138,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if text_tokenizer is None:
             if name is None:
                 raise ValueError("The language model has no name to find its tokenizer by: give text_tokenizer=….")
-            text_tokenizer = AutoTokenizer.from_pretrained(name)
+            text_tokenizer = load_pretrained(AutoTokenizer, name, trust_remote_code=trust_remote_code)
         if isinstance(region_tokenizer, str):
             region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer)
         if isinstance(language_model, cls):
@@ -181,12 +193,15 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Load a bridge that was saved whole, or an adapter folder, whose language model is loaded from where it came.
 
         language_model: for an adapter folder, another name, folder or loaded copy of the same language model.
+        trust_remote_code=True: run the Python code that lies beside the language model of an adapter folder, if it needs any;
+        what a folder itself says of that is not listened to.
         """
         from .adapters import find_adapter, load_adapter_folder
 
         given = str(pretrained_model_name_or_path)
         pretrained_model_name_or_path = bundled_or_given(pretrained_model_name_or_path)
-        folder = find_adapter(pretrained_model_name_or_path, **{k: kwargs[k] for k in HUB_OPTIONS if k in kwargs})
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        folder = find_adapter(pretrained_model_name_or_path, **hub)
         if folder is not None:
             for name in ("config", "adapter_kwargs"):  # which the Auto classes add
                 kwargs.pop(name, None)
@@ -195,7 +210,11 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds its own language model: leave language_model=… out."
             )
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        path = pretrained_model_name_or_path
+        check_source(path, **hub)
+        check_model_size(path, lambda: cls(RegionBridgeConfig.from_pretrained(path)))
+        with misfits_told(path):
+            loaded = super().from_pretrained(path, *args, use_safetensors=True, **kwargs)
         bridge = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         bridge.config.language_model = given  # which holds the language model, if no one else does
         return loaded

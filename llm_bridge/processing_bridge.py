@@ -6,8 +6,10 @@ The region tokenizer lives here, as speech models keep their neural codec in the
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
-import json
+import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import get_session, snapshot_download
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -26,10 +28,20 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
-from transformers.image_utils import load_image
 from transformers.utils import cached_file, to_py_obj
 
-from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, check_findable, load_rgb
+from tap_tokenizer import (
+    ImageFeatures,
+    RegionTokens,
+    TapRegionTokenizer,
+    check_chat_template,
+    check_findable,
+    load_pretrained,
+    load_rgb,
+    misfits_told,
+    open_image,
+    read_json_object,
+)
 
 from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, Span, add_stop_tokens, token_ids
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given, fingerprint_number, region_token_id
@@ -121,14 +133,19 @@ class RegionBridgeProcessor(ProcessorMixin):
         config: RegionBridgeConfig,
         tokenizer: PreTrainedTokenizerBase | None = None,
         region_tokenizer: TapRegionTokenizer | None = None,
+        *,
+        trust_remote_code: bool = False,
         **options: Any,
     ) -> RegionBridgeProcessor:
-        """A processor that suits a bridge; the text tokenizer defaults to the one saved under the language model's name."""
+        """A processor that suits a bridge; the text tokenizer defaults to the one saved under the language model's name.
+
+        trust_remote_code: run Python code that lies beside that text tokenizer, if it needs any.
+        """
         if tokenizer is None:
             name = config.text_config.name_or_path
             if not name:
                 raise ValueError("The language model has no name to find its tokenizer by: give tokenizer=….")
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = load_pretrained(AutoTokenizer, name, trust_remote_code=trust_remote_code)
         taken = {name: getattr(config, name) for name in ("experts", "image_grid", "image_regions", "eos_token_id")}
         processor = cls(tokenizer, region_tokenizer, **{**taken, **options})
         processor.check_bridge(config)
@@ -620,24 +637,45 @@ class RegionBridgeProcessor(ProcessorMixin):
         check_findable(pretrained_model_name_or_path, hub)
         pretrained_model_name_or_path = bundled_or_given(pretrained_model_name_or_path)
         path = cached_file(pretrained_model_name_or_path, CONFIG_FILE, **hub)
-        values = json.loads(Path(path).read_text())
+        values = read_json_object(path)
+        made_by = values.get("processor_class", cls.__name__)
+        if made_by != cls.__name__:
+            raise ValueError(f"{pretrained_model_name_or_path} was saved by {made_by}: load it with that class.")
         entry = values.get("region_tokenizer")
         if isinstance(region_tokenizer, str):
             region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer, device=device)
         elif region_tokenizer is None and entry is not None:
             region_tokenizer = _load_region_tokenizer(str(pretrained_model_name_or_path), entry, hub, device)
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
-        made_by = values.get("processor_class", cls.__name__)
-        if made_by != cls.__name__:
-            raise ValueError(f"{pretrained_model_name_or_path} was saved by {made_by}: load it with that class.")
+        tokenizer = load_pretrained(
+            AutoTokenizer,
+            pretrained_model_name_or_path,
+            trust_remote_code=kwargs.get("trust_remote_code", False),
+            **hub,
+        )
         options = {key: value for key, value in values.items() if key not in ("processor_class", "region_tokenizer")}
-        return cls(tokenizer, region_tokenizer, **options)
+        if unknown := sorted(set(options) - set(inspect.signature(cls).parameters)):
+            raise ValueError(
+                f"{path} has {', '.join(unknown)[:200]}, which a {cls.__name__} does not know: copy it again."
+            )
+        if isinstance(options.get("chat_template"), str):
+            check_chat_template(options["chat_template"], str(path))
+        with misfits_told(path):
+            return cls(tokenizer, region_tokenizer, **options)
+
+
+_REFERENCE = {"source", "variant", "concepts", "text_tokenizer", "revision", "fingerprint"}
+"""What a saved processor says of its region tokenizer: arguments that load it, and its fingerprint."""
 
 
 def _load_region_tokenizer(
     name: str, entry: dict[str, str], hub: dict[str, Any], device: torch.device | str | None
 ) -> TapRegionTokenizer:
     """The region tokenizer that lies in the folder, or else the one that the folder refers to; it must be the same."""
+    if not isinstance(entry, dict) or "fingerprint" not in entry or not _REFERENCE.issuperset(entry):
+        raise ValueError(
+            f"{name} has a processor_config.json that refers to no region tokenizer: got {entry!r:.80}, expected "
+            f"{', '.join(sorted(_REFERENCE))}. Copy it again, or give region_tokenizer=…."
+        )
     folder = Path(name) / REGION_TOKENIZER_FOLDER
     if not Path(name).is_dir():
         folder = (
@@ -701,8 +739,15 @@ def as_batch(prompts: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
 
 def open_picture(image: Any) -> np.ndarray:
     """A picture as RGB bytes; addresses and base64 text, which transformers' pipelines pass on, are fetched first."""
-    if isinstance(image, str) and (image.startswith(("http://", "https://", "data:image/"))):
-        image = load_image(image)
+    if isinstance(image, str) and image.startswith("data:image/"):
+        try:
+            image = open_image(base64.b64decode(image.partition(",")[2], validate=True))
+        except binascii.Error as error:
+            raise ValueError(f"The picture in a data: address is no base64 text: {error}.") from None
+    elif isinstance(image, str) and image.startswith(("http://", "https://")):
+        answer = get_session().get(image, timeout=60, follow_redirects=True)
+        answer.raise_for_status()
+        image = open_image(answer.content)
     return load_rgb(image)
 
 

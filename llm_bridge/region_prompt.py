@@ -74,7 +74,11 @@ class MarkerExpander:
                 return ""
             self.order.append(("image", self._images_seen - 1))
             return REGION_TOKEN * self.layout.image_slots + match[1]
-        number = int(match[2]) if match[2] else max(self._mentioned, default=0) + 1
+        number = int(match[2][:9]) if match[2] else max(self._mentioned, default=0) + 1
+        if not number or len(match[2]) > 9:
+            raise ValueError(
+                f"{self.name}: Found {match[0][:40]}, but regions are numbered from 1: correct the number."
+            )
         if number in self._shown_here:
             return f"region{number}"
         self._shown_here.append(number)

@@ -35,7 +35,18 @@ if not help_is_wanted():
     from .concept_projector import ConceptBank
     from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
     from .everything import mask_to_rle
-    from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb, upright_size
+    from .foreign_files import (
+        check_config,
+        check_folder,
+        check_model_size,
+        check_regular_file,
+        check_source,
+        load_pretrained,
+        misfits_told,
+        model_from_config,
+        read_json_object,
+    )
+    from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb, open_image, upright_size
     from .modeling_tap import TapModel, TapOutput
     from .output_files import only_writer, write_whole
     from .picture_folders import PictureRegions, read_region_table, write_records
@@ -46,8 +57,9 @@ if not help_is_wanted():
     from .region_tokenizer import ImageFeatures, TapRegionTokenizer
     from .region_tokens import RegionTokens
     from .restricted_pickle import read_pickle
+    from .trial import check_chat_template, check_patterns
     from .visualization import draw_regions, region_colour
-    from .weight_files import check_device, damage_told
+    from .weight_files import check_device, check_weights, damage_told, weight_shapes
 
     AutoConfig.register("tap", TapConfig, exist_ok=True)
     AutoModel.register(TapConfig, TapModel, exist_ok=True)
@@ -80,20 +92,33 @@ __all__ = [
     "add_prompt_flags",
     "as_mask",
     "bundled_or_given",
+    "check_chat_template",
+    "check_config",
     "check_device",
     "check_findable",
+    "check_folder",
     "check_hub",
+    "check_model_size",
     "check_new",
     "check_not_read",
+    "check_patterns",
     "check_picture_path",
+    "check_regular_file",
+    "check_source",
+    "check_weights",
     "damage_told",
     "draw_regions",
     "help_is_wanted",
     "inputs_of",
+    "load_pretrained",
     "load_rgb",
     "mask_to_rle",
+    "misfits_told",
+    "model_from_config",
     "only_writer",
+    "open_image",
     "prompts_of",
+    "read_json_object",
     "read_pickle",
     "read_region_table",
     "region_colour",
@@ -104,6 +129,7 @@ __all__ = [
     "tell_folder",
     "tell_limitation",
     "upright_size",
+    "weight_shapes",
     "write_records",
     "write_whole",
 ]

@@ -26,6 +26,7 @@ from .concept_projector import ConceptBank
 from .configuration_tap import TapConfig
 from .image_processing_tap import PIXEL_MEAN_BGR, PIXEL_STD_BGR
 from .modeling_tap import TapModel
+from .output_files import only_writer
 from .restricted_pickle import read_pickle
 
 # Original name → ours, applied in this order. What no line touches is called the same.
@@ -100,7 +101,9 @@ def load_original_concepts(path: str | Path) -> ConceptBank:
     weights, names = content
     if not isinstance(weights, (np.ndarray, Tensor)):
         raise ValueError(f"{path} starts with a {type(weights).__name__}, expected the weights (E, N).")
-    return ConceptBank(tuple(str(name) for name in names), torch.as_tensor(weights))
+    if not isinstance(names, (list, tuple, np.ndarray)) or any(not isinstance(name, str) for name in names):
+        raise ValueError(f"{path} has names that are not all text, expected [weights, names]: give a concept file.")
+    return ConceptBank(tuple(map(str, names)), torch.as_tensor(weights))
 
 
 def rename(name: str) -> str:
@@ -244,6 +247,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def convert(arguments: argparse.Namespace) -> None:
     """Write the folder, whole or not at all; `ValueError` or `OSError` says why not."""
+    with only_writer(arguments.folder):
+        _convert(arguments)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
     from .region_tokenizer import TapRegionTokenizer
 
     if arguments.folder.exists():

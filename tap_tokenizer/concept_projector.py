@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .foreign_files import check_regular_file
 from .weight_files import damage_told
 
 
@@ -45,6 +46,8 @@ class ConceptBank:
             )
         if not self.names:
             raise ValueError("Got no concepts, expected at least one name.")
+        if self.weights.is_meta:
+            raise ValueError("The weights are on the meta device, where they have no values: load them first.")
         strangers = [name for name in self.names if not isinstance(name, str) or not name]
         if strangers or len(set(self.names)) < len(self.names):
             raise ValueError("Concept names must be distinct, non-empty strings: remove doubles and blanks.")
@@ -138,11 +141,15 @@ class ConceptBank:
     @classmethod
     def load(cls, path: str | Path) -> ConceptBank:
         """Read what `save` wrote."""
+        check_regular_file(path)
         with damage_told(path), safe_open(path, framework="pt") as file:
             names = (file.metadata() or {}).get("names")
             if names is None or "weights" not in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 raise ValueError(f"{path} is not a concept bank: expected the file that ConceptBank.save writes.")
-            return cls(tuple(json.loads(names)), file.get_tensor("weights"))
+            listed = json.loads(names)
+            if not isinstance(listed, list):
+                raise ValueError(f"{path} has names that are no list: expected the file that ConceptBank.save writes.")
+            return cls(tuple(listed), file.get_tensor("weights"))
 
 
 def _text_features(text_encoder: PreTrainedModel, inputs: Any) -> Tensor:

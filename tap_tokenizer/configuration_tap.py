@@ -37,6 +37,10 @@ class TapImageEncoderConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        _check_sizes(
+            self, image_size=1 << 12, patch_size=1 << 10, window_size=1 << 8, hidden_size=1 << 14, num_hidden_layers=1000,
+            num_attention_heads=1 << 10, intermediate_size=1 << 17, output_size=1 << 14, num_cross_window_layers=1000,
+        )  # fmt: skip
         span = self.patch_size * self.window_size
         if self.image_size % span:
             raise ValueError(
@@ -78,6 +82,10 @@ class TapImageDecoderConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        _check_sizes(
+            self, hidden_size=1 << 14, num_hidden_layers=1000, num_attention_heads=1 << 10, intermediate_size=1 << 17,
+            attention_downsample_rate=1 << 10, num_experts=1 << 8, semantic_embed_size=1 << 16,
+        )  # fmt: skip
         _check_heads(self.hidden_size, self.num_attention_heads)
         _check_heads(self.hidden_size // self.attention_downsample_rate, self.num_attention_heads)
         if self.hidden_size % 8:
@@ -109,6 +117,10 @@ class TapTextDecoderConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        _check_sizes(
+            self, region_size=1 << 14, vocab_size=1 << 22, hidden_size=1 << 14, num_hidden_layers=1000,
+            num_attention_heads=1 << 10, intermediate_size=1 << 17, max_position_embeddings=1 << 16,
+        )  # fmt: skip
         _check_heads(self.hidden_size, self.num_attention_heads)
 
     @property
@@ -179,6 +191,14 @@ class TapConfig(PreTrainedConfig):
     @classmethod
     def _with_encoder(cls, **sizes: int) -> "TapConfig":
         return cls(image_encoder_config={**sizes, "intermediate_size": 4 * sizes["hidden_size"]})
+
+
+def _check_sizes(config: PreTrainedConfig, **limits: int) -> None:
+    """Refuse sizes below 1, or above what any TAP could have: a file that says so is damaged, or meant to fill memory."""
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        if not 1 <= value <= limit:
+            raise ValueError(f"{name} is {value!r:.20}, expected 1 to {limit}.")
 
 
 def _check_heads(width: int, heads: int) -> None:

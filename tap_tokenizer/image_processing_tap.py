@@ -6,6 +6,9 @@ right and at the bottom. Knows pictures and masks; prompts belong to the process
 
 from __future__ import annotations
 
+import io
+import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,9 +20,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BaseImageProcessor, BatchFeature
 
+from .foreign_files import check_regular_file
+
 # Of pixel values 0 … 255 in the order blue, green, red, as every published TAP was trained with.
 PIXEL_MEAN_BGR = (103.53, 116.28, 123.675)
 PIXEL_STD_BGR = (57.375, 57.12, 58.395)
+
+MAX_IMAGE_SIZE = 1 << 12
+"""Largest side of the model frame, in pixels."""
+
+if limit := os.environ.get("TAP_MAX_PIXELS"):
+    Image.MAX_IMAGE_PIXELS = int(limit)
+"""Pictures of more pixels than Pillow's own bound, `PIL.Image.MAX_IMAGE_PIXELS` (89,478,485), are refused by their headers,
+before anything is decoded. Set it in Python, or this variable of the environment for the commands, to open larger ones."""
 
 ImageInput: TypeAlias = "Image.Image | np.ndarray | Tensor | str | Path"
 
@@ -42,6 +55,11 @@ class TapImageProcessor(BaseImageProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if type(image_size) is not int or not 1 <= image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size is {image_size!r:.20}, expected 1 to {MAX_IMAGE_SIZE}.")
+        for name, three in (("image_mean", image_mean), ("image_std", image_std)):
+            if len(three) != 3 or not all(isinstance(x, (int, float)) and 0 <= x <= 255 for x in three):
+                raise ValueError(f"{name} is {three!r:.80}, expected three numbers from 0 to 255.")
         self.image_size = image_size
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
@@ -130,32 +148,58 @@ def load_rgb(image: ImageInput) -> np.ndarray:
         raise ValueError(
             f"Got an image of type {type(image).__name__}, expected a PIL image, a path, an array or a tensor."
         )
-    if 0 in image.size:
-        raise ValueError(f"Got an empty image of {image.width} × {image.height} pixels: give one with content.")
+    _check_pixels(image, name.strip() or "The image")
     try:
-        upright = ImageOps.exif_transpose(image)
-        return np.asarray(_opaque(upright))
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return np.asarray(_opaque(ImageOps.exif_transpose(image) if is_turned else image))
     except Exception as error:  # decoders raise whatever damaged bytes make them stumble over
         raise ValueError(f"The image{name} cannot be decoded: {error}. The file may be truncated.") from None
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:
     """Width and height of an open picture as `load_rgb` gives it, turned as its EXIF says; its pixels are not read."""
+    _check_pixels(picture, str(getattr(picture, "filename", "")) or "The image")
     width, height = picture.size
     is_turned = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     return (height, width) if is_turned else (width, height)
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """The picture of a file, its header read."""
+def open_image(source: str | Path | bytes) -> Image.Image:
+    """The picture of a file, or of a file's bytes: its header is read and its size checked, nothing is decoded.
+
+    Raises `ValueError` for what is no file (a folder, a pipe), no picture, or a picture of too many pixels.
+    """
+    name = "The image" if isinstance(source, bytes) else str(source)
+    if not isinstance(source, bytes):
+        if not os.path.lexists(source):
+            raise ValueError(f"Found no image file at {source}.")
+        check_regular_file(source)
     try:
-        return Image.open(path)
-    except FileNotFoundError:
-        raise ValueError(f"Found no image file at {path}.") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is larger than Pillow opens ({error}) Make it smaller first.") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse what Pillow warns of
+            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except Image.DecompressionBombError:
+        raise _too_large(name, "many") from None
     except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is no image that Pillow can read: {error}") from None
+        raise ValueError(f"{name} is no image that Pillow can read: {error}") from None
+    _check_pixels(picture, name)
+    return picture
+
+
+def _too_large(name: str, size: str) -> ValueError:
+    return ValueError(
+        f"{name} is larger than Pillow opens here: {size} pixels, expected at most {Image.MAX_IMAGE_PIXELS:,}. Make it "
+        "smaller, or raise PIL.Image.MAX_IMAGE_PIXELS (for a command, the environment variable TAP_MAX_PIXELS)."
+    )
+
+
+def _check_pixels(picture: Image.Image, name: str) -> None:
+    """Refuse a picture without pixels, or with more than `PIL.Image.MAX_IMAGE_PIXELS`, before it is decoded."""
+    width, height = picture.size
+    if not width or not height:
+        raise ValueError(f"{name} is an empty image of {width} × {height} pixels: give one with content.")
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise _too_large(name, f"{width} × {height}")
 
 
 def _array_to_pil(array: np.ndarray) -> Image.Image:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from .command_line import check_new
-from .image_processing_tap import load_rgb, upright_size
+from .image_processing_tap import load_rgb, open_image, upright_size
 from .output_files import only_writer
 
 CORNERS, POINT = ("x1", "y1", "x2", "y2"), ("x", "y")
@@ -109,7 +108,7 @@ def _seen_size(path: Path, where: str) -> tuple[int, int] | None:
     if not path.is_file():
         raise ValueError(f"{where}: there is no picture {path}.")
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return upright_size(image)
     except Exception:  # whatever Pillow stumbles over: `write_records` names the picture when its turn has come
         return None

@@ -6,7 +6,6 @@ Knows names of files and repositories; what is in them belongs to the parts that
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,9 +35,11 @@ from transformers.utils import logging
 
 from .concept_projector import ConceptBank
 from .configuration_tap import TapConfig
+from .foreign_files import check_folder, check_regular_file, load_pretrained, misfits_told, read_json_object
+from .image_processing_tap import TapImageProcessor
 from .modeling_tap import TapModel
 from .processing_tap import TapProcessor
-from .weight_files import damage_told
+from .weight_files import check_weights, damage_told, weight_shapes
 
 logger = logging.get_logger(__name__)
 
@@ -140,23 +141,24 @@ class TokenizerFiles:
         options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         assert self.folder is not None
         _check_is_tap(self.folder)
-        with damage_told(self.folder):
-            try:
-                model, found = TapModel.from_pretrained(self.folder, dtype=dtype, output_loading_info=True, **options)
-            except RuntimeError as error:  # sizes that differ from those of the configuration
-                raise ValueError(f"{self.folder} holds weights that do not fit its config.json: {error}") from None
-        if lacking := sorted(found["missing_keys"]):
-            raise ValueError(
-                f"{self.folder} lacks {len(lacking)} weights of a TAP ({', '.join(lacking[:3])} …): copy or download it again."
-            )
-        return model, TapProcessor.from_pretrained(self.folder)
+        check_folder(self.folder)
+        with damage_told(self.folder), misfits_told(self.folder):
+            with torch.device("meta"):
+                expected = TapModel(TapConfig.from_pretrained(self.folder)).state_dict()
+            check_weights(weight_shapes(self.folder.glob("model*.safetensors")), expected, self.folder, "a TAP")
+            model = TapModel.from_pretrained(self.folder, dtype=dtype, use_safetensors=True, **options)
+            processor = TapProcessor(
+                TapImageProcessor.from_pretrained(self.folder)
+            )  # no Auto class, which may ask for code
+        return model, processor
 
     def load_concepts(self) -> ConceptBank | None:
         """The concept bank, if there is one."""
         if self.concepts is None or isinstance(self.concepts, ConceptBank):
             return self.concepts
-        if not self.concepts.is_file():
+        if not self.concepts.exists():
             raise ValueError(f"Found no concept file at {self.concepts}.")
+        check_regular_file(self.concepts)
         from .checkpoint_conversion import load_original_concepts
 
         return load_original_concepts(self.concepts) if _is_pickle(self.concepts) else ConceptBank.load(self.concepts)
@@ -240,11 +242,7 @@ def _saved_folder(folder: Path, concepts: str | Path | ConceptBank | None) -> To
 
 def _check_is_tap(folder: Path) -> None:
     """Refuse the folder of another model before its weights are read."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-    except (ValueError, AttributeError):
-        raise ValueError(f"{folder / 'config.json'} is no JSON object: copy or download the folder again.") from None
+    kind = read_json_object(folder / "config.json").get("model_type")
     if kind != TapConfig.model_type:
         raise ValueError(
             f"{folder} holds a model of type {kind}, not a region tokenizer (type {TapConfig.model_type}): give the folder of "
@@ -342,7 +340,7 @@ def _read_text_tokenizer(wanted: str | Path, vocab_size: int, hub: Hub) -> PreTr
         return _read_sentencepiece(path, vocab_size)
     if path.is_dir():
         if (path / "tokenizer.json").is_file():
-            return _told(path, lambda: AutoTokenizer.from_pretrained(path))
+            return _told(path, lambda: load_pretrained(AutoTokenizer, path))
         if (path / "tokenizer.model").is_file():
             return _read_sentencepiece(path / "tokenizer.model", vocab_size)
         raise ValueError(
@@ -353,7 +351,7 @@ def _read_text_tokenizer(wanted: str | Path, vocab_size: int, hub: Hub) -> PreTr
     try:
         return _read_sentencepiece(_download(str(wanted), "tokenizer.model", hub), vocab_size)
     except EntryNotFoundError:
-        return AutoTokenizer.from_pretrained(str(wanted), **hub)
+        return load_pretrained(AutoTokenizer, str(wanted), **hub)
 
 
 def _read_sentencepiece(path: Path, vocab_size: int) -> PreTrainedTokenizerBase:

@@ -128,7 +128,8 @@ class TapRegionTokenizer:
         `pretrained_files.DEFAULT_TEXT_TOKENIZER`. Checked by its md5. Without it everything but `caption` works.
         dtype: default float32. revision, cache_dir, token, local_files_only: as everywhere in transformers.
 
-        Nothing in the files is executed: pickles are read by a reader that admits arrays and plain containers only.
+        Nothing in the files is executed: pickles are read by a reader that admits arrays and plain containers only, and
+        Python code that lies in a folder is left alone.
         """
         hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         check_device(device)

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .everything import mask_to_rle
+from .foreign_files import check_regular_file
 from .weight_files import damage_told
 
 FORMAT = "tap-region-tokens-1"
@@ -210,14 +211,19 @@ class RegionTokens:
 
     @classmethod
     def load(cls, path: str | Path) -> RegionTokens:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; `ValueError` says what is wrong with a file that it cannot have written."""
+        check_regular_file(path)
         with damage_told(path), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path} holds no region tokens: expected a file that RegionTokens.save wrote.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+            fingerprint = json.loads(metadata.get("fingerprint", "null"))
         packed = tensors.pop("masks_packed", None)
-        regions = cls(**tensors, fingerprint=json.loads(metadata["fingerprint"]))
+        if not isinstance(fingerprint, str):
+            raise ValueError(f"{path} does not say which region tokenizer it is of: encode the regions again.")
+        _check_tensors(tensors, packed, path)
+        regions = cls(**tensors, fingerprint=fingerprint)
         if packed is not None:
             bits, start = np.unpackbits(packed.numpy()), 0
             for i, (height, width) in enumerate(regions.image_sizes[regions.image_index].tolist()):
@@ -225,6 +231,40 @@ class RegionTokens:
                 regions.mask_parts[i] = torch.from_numpy(piece)
                 start += height * width
         return regions
+
+
+_SHAPES = {
+    "semantic_tokens": "RKD", "semantic_embeds": "RKE", "iou_scores": "RK", "expert": "R", "boxes": ("R", 4),
+    "image_index": "R", "image_sizes": ("B", 2),
+}  # fmt: skip
+"""What a file holds, by axes: the same letter is the same number everywhere."""
+
+
+def _check_tensors(tensors: dict[str, Tensor], packed: Tensor | None, path: str | Path) -> None:
+    """Refuse tensors that are not those of regions: by name, type, shape, and what they point at."""
+    if set(tensors) != set(_SHAPES):
+        lacking, surplus = sorted(set(_SHAPES) - set(tensors)), sorted(set(tensors) - set(_SHAPES))
+        raise ValueError(f"{path} lacks {lacking} and has {surplus} besides, expected {', '.join(_SHAPES)}.")
+    axes: dict[Any, int] = {4: 4, 2: 2}
+    for name, shape in _SHAPES.items():
+        tensor, is_number = tensors[name], name in ("expert", "image_index", "image_sizes")
+        fits = tensor.ndim == len(shape) and all(axes.setdefault(a, n) == n for a, n in zip(shape, tensor.shape))
+        if not fits or (tensor.dtype != torch.int64 if is_number else not tensor.is_floating_point()):
+            raise ValueError(
+                f"{path} holds {name} of shape {tuple(tensor.shape)} and type {tensor.dtype}, which does not go with the "
+                "rest: encode the regions again."
+            )
+    for name, limit in (("expert", axes["K"]), ("image_index", axes["B"])):
+        if ((tensors[name] < 0) | (tensors[name] >= limit)).any():
+            raise ValueError(f"{path} holds {name} {tensors[name].tolist()!r:.60}, expected 0 to {limit - 1}.")
+    if (tensors["image_sizes"] < 1).any():
+        raise ValueError(
+            f"{path} holds a picture without pixels: image_sizes is {tensors['image_sizes'].tolist()!r:.60}."
+        )
+    sizes = tensors["image_sizes"][tensors["image_index"]].tolist() if packed is not None else []
+    if packed is not None and (packed.dtype != torch.uint8 or packed.ndim != 1
+                               or len(packed) != -(-sum(h * w for h, w in sizes) // 8)):  # fmt: skip
+        raise ValueError(f"{path} holds masks of another size than its pictures': encode the regions again.")
 
 
 def _as_index(index: Any) -> Tensor:

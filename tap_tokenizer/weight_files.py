@@ -6,12 +6,20 @@ Knows files and devices; no models.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+_PACKED = 32
+"""How many weights one number of a quantized file may hold: an int32 of packed bits, and no more."""
+
+_SMALL = 50_000_000
+"""Weights that cost little memory, whatever a file says: 200 MB."""
 
 
 @contextmanager
@@ -23,8 +31,50 @@ def damage_told(source: str | Path) -> Iterator[None]:
         raise ValueError(
             f"{source} is no whole safetensors file, or holds one that is damaged ({error}): copy or download it again."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{source} holds JSON that is damaged ({error}): copy or download it again.") from None
+
+
+def weight_shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights in safetensors files, from their headers."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        with damage_told(path.parent), safe_open(path, framework="pt") as file:
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return shapes
+
+
+def check_weights(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor], source: str | Path, of: str = "it"
+) -> None:
+    """Refuse (`ValueError`) files that lack weights or hold them in other shapes, before any is read.
+
+    found: as from `weight_shapes`; expected: what the configuration makes, best on the meta device.
+    """
+    if lacking := sorted(set(expected) - set(found)):
+        raise ValueError(
+            f"{source} lacks {len(lacking)} weights of {of} ({', '.join(lacking[:3])} …): copy or download it again."
+        )
+    for name, tensor in expected.items():
+        if found[name] != tuple(tensor.shape):
+            raise ValueError(
+                f"{source} holds weights that do not fit its config.json: {name} is {found[name]}, expected "
+                f"{tuple(tensor.shape)}. Copy or download it again."
+            )
+
+
+def check_weight_count(folder: str | Path, model: nn.Module) -> None:
+    """Refuse (`ValueError`) a folder whose configuration makes a model far larger than its weights: it would fill memory.
+
+    model: what the configuration makes, on the meta device. A folder without safetensors files is not judged.
+    """
+    held = sum(math.prod(shape) for shape in weight_shapes(Path(folder).glob("model*.safetensors")).values())
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    if held and wanted > max(_SMALL, _PACKED * held):
+        raise ValueError(
+            f"{folder} has a config.json that makes a model of {wanted:,} weights, and holds {held:,}: copy or download it "
+            "again."
+        )
 
 
 def check_device(device: torch.device | str | None) -> None:

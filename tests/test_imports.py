@@ -35,7 +35,9 @@ LIBRARIES = {
 LAYERS = {
     "tap_tokenizer": [
         {"command_line", "everything_options", "output_files"},
-        {"configuration_tap", "attention", "restricted_pickle", "everything", "weight_files"},
+        {"configuration_tap", "attention", "everything", "trial", "weight_files"},
+        {"foreign_files"},
+        {"restricted_pickle"},
         {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "concept_projector"},
         {"fast_inference"},
         {"modeling_tap", "image_processing_tap"},

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from tap_tokenizer import open_image
 
 from ..arguments import knob
 from .entries import (
@@ -199,7 +200,7 @@ class CocoPanopticSource(ListedPicturesSource):
         if not path.is_file():
             raise EntryError("missing segments", f"found no file {name!r:.80} in {self.segments}")
         try:
-            with Image.open(path) as picture:
+            with open_image(path) as picture:
                 red, green, blue = np.moveaxis(np.asarray(picture.convert("RGB"), dtype=np.int64), -1, 0)
         except UNREADABLE as error:
             raise EntryError("unreadable segments", f"{name!r:.80} cannot be opened: {error}") from None

@@ -212,12 +212,18 @@ def _find_place(
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 
+LONGEST_SIDE = 4096
+"""Pixels of the long side of a drawn scene, at most: drawing takes memory by its square."""
+
+
 def draw_scene(scene: GlyphScene, long_side: int = 512) -> GlyphPicture:
     """Draw a scene so that its long side has `long_side` pixels.
 
     A mask holds the pixels that its object covers by more than half and that nothing in front covers; an object that
-    is hidden whole has an empty mask and a box of zeros.
+    is hidden whole has an empty mask and a box of zeros. Raises `ValueError` for a long side beyond `LONGEST_SIDE`.
     """
+    if not 1 <= long_side <= LONGEST_SIDE:
+        raise ValueError(f"The long side of a drawn scene is {long_side} pixels, expected 1 to {LONGEST_SIDE}.")
     width, height = round(scene.width * long_side), round(scene.height * long_side)
     canvas = _draw_background(scene, width, height, long_side)
     masks = np.zeros((len(scene.objects), height, width), dtype=bool)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,10 +24,10 @@ from datasets import Dataset, Features, IterableDataset, Json, List, Value, load
 from datasets import Image as Picture
 from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tap_tokenizer import as_mask, load_rgb
+from tap_tokenizer import open_image as picture_from
 
 from .glyph_scenes import draw_scene, make_scene
 
@@ -52,6 +51,8 @@ PROMPT_KEYS = ("box", "points", "mask")
 
 GLYPH_SCHEME = "glyph-scene:"
 """`image` of a record from GlyphScenes, which is drawn when it is opened: glyph-scene:SPLIT/SEED/INDEX/LONG_SIDE."""
+
+_GLYPH_ADDRESS = re.compile(rf"{GLYPH_SCHEME}(.{{1,80}})/(\d{{1,18}})/(\d{{1,18}})/(\d{{1,9}})", re.ASCII)
 
 
 def load_samples(path: str | Path, *, streaming: bool = False) -> Dataset | IterableDataset:
@@ -83,12 +84,15 @@ def open_image(sample: Sample, root: str | Path) -> np.ndarray:
     """The picture of a record as RGB bytes (H, W, 3); `root` is the folder that its path starts from."""
     image = sample["image"]
     if isinstance(image, str) and image.startswith(GLYPH_SCHEME):
-        split, seed, index, long_side = image.removeprefix(GLYPH_SCHEME).rsplit("/", 3)
+        found = _GLYPH_ADDRESS.fullmatch(image)
+        if found is None:
+            raise ValueError(f"image is {image[:80]!r}, expected {GLYPH_SCHEME}SPLIT/SEED/INDEX/LONG_SIDE.")
+        split, seed, index, long_side = found.groups()
         return draw_scene(make_scene(int(index), split, int(seed)), int(long_side)).image
     if isinstance(image, str):
         return load_rgb(Path(root) / image)
     if isinstance(image, dict):  # a datasets.Image that is not decoded
-        image = Image.open(BytesIO(image["bytes"])) if image.get("bytes") else Path(root) / image["path"]
+        image = picture_from(image["bytes"]) if image.get("bytes") else Path(root) / image["path"]
     return load_rgb(image)
 
 

@@ -16,9 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from tap_tokenizer import upright_size
+from tap_tokenizer import open_image, upright_size
 
 from ..arguments import knob
 from .entries import NAMED, EntryError, LeftOut, mapping, text
@@ -71,7 +69,7 @@ class PictureSource(Source):
         if not os.path.isfile(path):
             raise EntryError("missing picture", f"found no file {name!r:.80} in {self.images}")
         try:
-            with Image.open(path) as picture:
+            with open_image(path) as picture:
                 width, height = upright_size(picture)
         except UNREADABLE as error:
             raise EntryError("unreadable picture", f"{name!r:.80} cannot be opened: {error}") from None

@@ -10,14 +10,13 @@ import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from tap_tokenizer import upright_size
+from tap_tokenizer import open_image, upright_size
 
 from .json_text import JsonError, parse_json
 from .sample import GLYPH_SCHEME, PROMPT_KEYS, Sample, decode_mask, iterate, load_samples
@@ -92,7 +91,7 @@ def _picture_problems(sample: Sample, root: Path, pictures: Pictures) -> list[tu
         if not os.path.isfile(source):  # which says no to names that no file can have, too
             return [("missing picture", f"found no file at {source!s:.200}")]
     elif isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
-        source = BytesIO(image["bytes"])
+        source = image["bytes"]
     elif isinstance(image, dict) and isinstance(image.get("path"), str):
         source = root / image["path"]
         if not os.path.isfile(source):
@@ -100,7 +99,7 @@ def _picture_problems(sample: Sample, root: Path, pictures: Pictures) -> list[tu
     else:
         return [("wrong type", f"image is a {type(image).__name__}, expected a path or a picture")]
     try:
-        with Image.open(source) as picture:
+        with open_image(source) as picture:
             size = upright_size(picture)
             if pictures == "decode":
                 picture.load()

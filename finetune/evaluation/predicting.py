@@ -12,13 +12,13 @@ from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens
 
 from ..data.sample import Sample, open_image
+from ..data.validation import UNREADABLE
 from ..region_cache import RegionCache
 from ..region_encoding import encode_regions
 from .benchmarks import Benchmark
 from .items import Item, Seen
 from .loading import Cast
 from .mask_rows import ious_of_prompts, masks_from_boxes, names_of_boxes
-from .picture_files import UNREADABLE
 from .reading import EvaluationSet
 from .rows import MASKS
 

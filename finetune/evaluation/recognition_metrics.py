@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
+from tap_tokenizer import load_pretrained
+
 from .text_files import read_json
 
 
@@ -79,10 +81,10 @@ class SentenceEncoder:
 
     def __init__(self, source: str, device: str = "cpu") -> None:
         self.source = source
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        self.tokenizer = load_pretrained(AutoTokenizer, source)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
-        self.model = AutoModel.from_pretrained(source).to(device).eval()
+        self.model = load_pretrained(AutoModel, source).to(device).eval()
         note = cached_file(source, "sentence_bert_config.json", _raise_exceptions_for_missing_entries=False)
         longest = None if note is None else read_json(note).get("max_seq_length")
         self.longest: int | None = longest  # tokens of a sentence; sentence-transformers cuts there, too

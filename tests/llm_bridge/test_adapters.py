@@ -492,3 +492,47 @@ def test_qlora_on_cpu(
         tmp_path / "q"
     ).language_model.peft_config  # in full precision
     assert bridge.generate(**inputs, max_new_tokens=3, do_sample=False).shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"target_modules": "(.*)*(.*)*(.*)*(.*)*x"}, "take more than 2 seconds"),
+        ({"rank_pattern": {"(.*)*(.*)*(.*)*(.*)*x": 2}}, "take more than 2 seconds"),
+        ({"exclude_modules": "("}, "is no regular expression"),
+        ({"r": 10**9}, "expected 1 to 2"), ({"r": True}, "expected 1 to 2"),
+        ({"rank_pattern": {"q": 10**6}}, "expected 1 to 2"),
+        ({"rank_pattern": [1]}, "expected a table"),
+        ({"layer_replication": [[0, 10**6]]}, "sets layer_replication"),
+        ({"megatron_config": {"x": 1}, "megatron_core": "evil"}, "sets megatron_config, megatron_core"),
+        ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 10**9}, "expected LORA"),
+        ({"peft_type": ["LORA"]}, "expected LORA"),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_says_what_no_lora_needs_is_refused(
+    pair: Pair, tmp_path: Path, values: dict[str, Any], words: str
+) -> None:
+    """Patterns without end, ranks without measure, fields by which peft copies layers or imports modules."""
+    bridge, _ = pair
+    add_lora(bridge, r=2)
+    bridge.save_pretrained(tmp_path / "a")
+    path = tmp_path / "a" / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    with pytest.raises(ValueError, match=rf"adapter_config\.json.*{words}"):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")
+    with pytest.raises(ValueError, match=rf"adapter_config\.json.*{words}"):
+        load_adapter(remove_lora(bridge), tmp_path / "a", "second")
+
+
+def test_an_adapter_whose_projector_has_other_sizes_is_refused(pair: Pair, tmp_path: Path) -> None:
+    bridge, _ = pair
+    add_lora(bridge, r=2)
+    bridge.save_pretrained(tmp_path / "a")
+    path = tmp_path / "a" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "projector_hidden_size": 100_000}))
+    with pytest.raises(ValueError, match=r"projector\.safetensors holds weights that do not fit its config\.json"):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "adapter" / "adapter_model.safetensors").unlink()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "projector_hidden_size": None}))
+    with pytest.raises(ValueError, match=r"Found no file at .*adapter_model\.safetensors"):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")

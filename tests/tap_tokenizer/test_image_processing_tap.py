@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from tap_tokenizer import TapImageProcessor, load_rgb
+from tap_tokenizer import TapImageProcessor, load_rgb, open_image, upright_size
 
 
 def test_layout_of_the_model_frame() -> None:
@@ -166,3 +171,49 @@ def refusal(path: Path) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of which there is the header alone: all that is needed to tell its size."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + b"\0\0\0\0IDAT"
+
+
+@pytest.mark.parametrize(("width", "height"), [(13_300, 13_300), (60_000, 60_000), (100_000_000, 1), (9_460, 9_460)])
+def test_pictures_of_too_many_pixels_are_refused_by_their_header(tmp_path: Path, width: int, height: int) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(png_header(width, height))
+    said = r"larger than Pillow opens here: .* pixels, expected at most 89,478,485\. Make it smaller, or raise .*TAP_MAX_PIXELS"
+    for door in (load_rgb, open_image, TapImageProcessor()):
+        with pytest.raises(ValueError, match=rf"large\.png is {said}"):
+            door(path)
+    with pytest.raises(ValueError, match=rf"The image is {said}"):
+        open_image(path.read_bytes())
+    if width * height < 2 * 89_478_485:
+        with Image.open(path) as picture, pytest.raises(ValueError, match=said):
+            upright_size(picture)
+        with Image.open(path) as picture, pytest.raises(ValueError, match=said):
+            load_rgb(picture)
+
+
+def test_a_larger_bound_is_set_as_everywhere_in_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "small.png")
+    for bound, opens in ((1200, True), (1199, False), (None, True)):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", bound)
+        assert (refusal(tmp_path / "small.png") == "") == opens
+
+
+def test_the_environment_raises_the_bound_of_a_command() -> None:
+    code = "import tap_tokenizer, PIL.Image; tap_tokenizer.load_rgb; print(PIL.Image.MAX_IMAGE_PIXELS)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "TAP_MAX_PIXELS": "400000000"}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["400000000"]
+
+
+def test_only_files_are_pictures(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path, kind in ((tmp_path / "pipe.png", "a pipe"), (tmp_path, "a folder"), (Path("/dev/zero"), "a device")):
+        with pytest.raises(ValueError, match=f"is {kind}, expected a file"):
+            load_rgb(path)

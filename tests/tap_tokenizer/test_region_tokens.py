@@ -142,3 +142,44 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 def test_repr_says_what_it_is(regions: RegionTokens) -> None:
     assert repr(regions).startswith("RegionTokens(3 regions of 1 images, experts=4, width=32")
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_a_file_that_save_cannot_have_written_is_refused(
+    regions: RegionTokens, tmp_path: Path, with_masks: bool
+) -> None:
+    """Tensors that are missing, surplus, of other types and shapes, or that point at what is not there."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "regions.safetensors"
+    regions.save(path, with_masks=True)
+    with safe_open(path, framework="pt") as file:
+        whole, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    if not with_masks:
+        del whole["masks_packed"]
+
+    def told(change: dict[str, torch.Tensor | None], about: dict[str, str] | None = None) -> str:
+        tensors = {name: tensor for name, tensor in {**whole, **change}.items() if tensor is not None}
+        save_file(tensors, path, metadata=metadata if about is None else about)
+        with pytest.raises(ValueError, match=r"^/.*regions\.safetensors ") as refusal:
+            RegionTokens.load(path)
+        return str(refusal.value)
+
+    assert "lacks ['boxes'] and has [] besides" in told({"boxes": None})
+    assert "has ['more'] besides" in told({"more": torch.zeros(1)})
+    assert "holds expert [99, 99, 99], expected 0 to 3" in told({"expert": torch.full((3,), 99)})
+    assert "holds expert" in told({"expert": torch.tensor([0, -1, 0])})
+    assert "holds image_index" in told({"image_index": torch.tensor([0, 1, 0])})
+    assert "a picture without pixels" in told({"image_sizes": torch.tensor([[0, 90]])})
+    for name in ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "boxes", "image_index"):
+        assert f"holds {name}" in told({name: whole[name][:2]}) or "does not go with" in told({name: whole[name][:2]})
+        assert f"holds {name} of shape" in told({name: whole[name].to(torch.complex64)})
+        assert "does not go with the rest" in told({name: whole[name].unsqueeze(0).contiguous()})
+    assert "holds expert of shape (3,) and type torch.float32" in told({"expert": whole["expert"].float()})
+    assert "does not say which region tokenizer" in told({}, {**metadata, "fingerprint": "[]"})
+    assert "does not say which region tokenizer" in told({}, {"format": metadata["format"]})
+    for packed in (torch.zeros(3, dtype=torch.uint8), torch.zeros(10**6, dtype=torch.uint8), torch.zeros(2025)):
+        assert "holds masks of another size" in told({"masks_packed": packed})
+    save_file(whole, path, metadata=metadata)
+    assert torch.equal(RegionTokens.load(path).semantic_tokens, regions.semantic_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ pytest.importorskip("datasets")
 
 from mask_forms import BOX, SIZE, ellipse, packed_rle
 
-from finetune.data.sample import cut_turns, decode_mask, encode_mask, mask_box, region_prompts
+from finetune.data.sample import cut_turns, decode_mask, encode_mask, mask_box, open_image, region_prompts
 from tap_tokenizer import mask_to_rle
 
 
@@ -85,3 +86,13 @@ def test_hostile_masks_of_records_are_refused_before_memory_is_taken() -> None:
     ):
         with pytest.raises(ValueError, match="mask has "):
             decode_mask(form, size)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["test/0/0/40000", "test/0/0/0", "test/0/0/999999999", "test/0/0/-5", f"test/0/{'9' * 5000}/64", "test/0/64", ""],
+)
+def test_scenes_without_measure_are_not_drawn(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected (1 to 4096|glyph-scene:SPLIT/SEED/INDEX/LONG_SIDE)"):
+        open_image({**SAMPLE, "image": f"glyph-scene:{address}"}, tmp_path)
+    assert open_image({**SAMPLE, "image": "glyph-scene:test/0/0/64"}, tmp_path).shape[2] == 3

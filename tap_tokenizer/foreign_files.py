@@ -1,0 +1,196 @@
+"""Models and other files that somebody else made: what is refused before a library opens them, and how models are loaded.
+
+Nothing in a folder runs: transformers' Auto classes would ask on the standard input whether the Python code that lies in
+one may run. The one door to them is here, and says no, unless the caller says `trust_remote_code=True`.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import CONFIG_NAME, cached_file
+
+from .trial import check_chat_template
+from .weight_files import check_weight_count
+
+HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
+"""Options of `from_pretrained` that say how files come from a model hub."""
+
+MAX_LAYERS = 1000
+"""Layers of one kind in one model; no published one has a fourth of them."""
+
+MAX_EXPERTS = 4096
+"""Experts of a mixture; the largest published ones have hundreds."""
+
+LARGEST_CONFIG = 16_000_000
+"""Bytes of a JSON file that is no vocabulary."""
+
+_LIMITS = {
+    "layer": MAX_LAYERS, "block": MAX_LAYERS, "expert": MAX_EXPERTS, "num_labels": 1_000_000, "beam": 256,
+    "return_sequences": 256,
+}  # fmt: skip
+"""What words in the name of a number say of it: these numbers are loops in the making of a model, or copies in its use."""
+
+
+def check_regular_file(path: str | Path) -> None:
+    """Refuse (`ValueError`) what is no file with an end: a folder, a pipe, a socket, a device, or nothing at all."""
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        raise ValueError(f"Found no file at {path}.") from None
+    except ValueError as error:  # a null byte in a name
+        raise ValueError(f"{str(path)!r} is no path: {error}.") from None
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}, expected a file.")
+
+
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """The object of a JSON file that belongs to a model; `ValueError` names the file if it holds none."""
+    check_regular_file(path)
+    if (size := Path(path).stat().st_size) > LARGEST_CONFIG:
+        raise ValueError(f"{path} has {size} bytes, expected at most {LARGEST_CONFIG}: it is no configuration.")
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # JSON, UTF-8 or a number that are damaged, brackets without end
+        raise ValueError(
+            f"{Path(path).parent} holds a {Path(path).name} of damaged JSON ({error}): copy or download it again."
+        ) from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is no JSON object: copy or download it again.")
+    return values
+
+
+def check_config(values: Any, source: str | Path) -> None:
+    """Refuse a model's configuration, as JSON, that asks for millions of layers or for code from elsewhere."""
+    if isinstance(values, (list, tuple)):
+        for value in values:
+            check_config(value, source)
+    if not isinstance(values, dict):
+        return
+    for name, value in values.items():
+        limit = next((limit for word, limit in _LIMITS.items() if word in str(name)), None)
+        if limit is not None and isinstance(value, (int, float)) and value > limit:
+            raise ValueError(
+                f"{source} has {name} {value!r:.20}, expected at most {limit}: it is no model that was trained."
+            )
+        if str(name).endswith("attn_implementation") and "/" in str(value):
+            raise ValueError(
+                f"{source} asks for the attention {str(value)[:80]!r}, which is code from elsewhere: remove it."
+            )
+        check_config(value, source)
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuse a model's folder in which something that a library would open is no file, or whose configuration is refused."""
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt", ".bin"):
+            check_regular_file(path)
+        if path.name.endswith("config.json"):
+            check_config(read_json_object(path), path)
+        if path.suffix == ".bin" and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError(f"{path} is compressed, as torch writes no weights: it may unpack to any size.")
+
+
+def check_source(source: str | Path, **hub: Any) -> None:
+    """`check_folder`, or for a Hub repository a look at its configuration alone; hub: some of `HUB_OPTIONS`."""
+    if Path(source).is_dir():
+        check_folder(source)
+        return
+    found = cached_file(str(source), CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+    if found is not None:
+        check_config(read_json_object(found), source)
+
+
+_MISFITS = (
+    RuntimeError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, AssertionError, StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises when a configuration has values that it does not expect, or weights that it does not fit."""
+
+
+@contextmanager
+def misfits_told(source: str | Path) -> Iterator[None]:
+    """Around the making of a model from a configuration and weights: `ValueError` names `source` if they make none."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{source} needs Python code of its own, which is not run: use a model that transformers knows. For a language "
+            "model whose code you have read and trust, give trust_remote_code=True in Python."
+        ) from None
+    except _MISFITS as error:
+        sizes = "the weights have other sizes than the configuration says"
+        reason = sizes if "ignore_mismatched_sizes" in str(error) else f"{type(error).__name__}: {str(error)[:300]}"
+        raise ValueError(
+            f"{source} cannot be loaded ({reason}): its files are damaged, or do not belong together. Copy or download it "
+            "again."
+        ) from error
+
+
+def load_pretrained(auto_class: Any, source: str | Path, *, trust_remote_code: bool = False, **options: Any) -> Any:
+    """What `auto_class.from_pretrained` makes of a folder or a Hub repository.
+
+    trust_remote_code: run Python code that lies there. A model that needs it is refused (`ValueError`) otherwise.
+    Weights are read from safetensors; with `use_safetensors=False` from torch's pickles, of which a hostile one can end the
+    process.
+    """
+    check_source(source, **{name: options[name] for name in HUB_OPTIONS if name in options})
+    if auto_class in (AutoModel, AutoModelForCausalLM) and not trust_remote_code:
+        no_code = {"trust_remote_code": False}
+        check_model_size(
+            source, lambda: auto_class.from_config(AutoConfig.from_pretrained(source, **no_code), **no_code)
+        )
+    if auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText):
+        options.setdefault("use_safetensors", True)
+    with misfits_told(source):
+        loaded = auto_class.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+    if isinstance(loaded, PreTrainedTokenizerBase):
+        check_tokenizer(loaded, source)
+    return loaded
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
+    """Refuse a text tokenizer whose chat template does not end."""
+    templates = tokenizer.chat_template
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        if template is not None:
+            check_chat_template(template, str(source))
+
+
+def check_model_size(source: str | Path, make: Callable[[], nn.Module]) -> None:
+    """Refuse a folder whose configuration makes a model far larger than its weights; `make` makes it, without memory."""
+    if Path(source).is_dir():
+        with misfits_told(source), torch.device("meta"):
+            model = make()
+        check_weight_count(source, model)
+
+
+def model_from_config(auto_class: Any, config: PreTrainedConfig) -> Any:
+    """What `auto_class.from_config` makes of a configuration that may come from a file; it runs no code from elsewhere."""
+    source = f"The configuration of a {config.model_type}"
+    check_config(config.to_dict(), source)
+    with misfits_told(source):
+        return auto_class.from_config(config, trust_remote_code=False)
