@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from .concept_projector import ConceptBank
 from .everything import Crop, EverythingOptions, clean_mask, crops_of, is_cut_off, mask_nms, stability_scores
 from .image_processing_tap import ImageInput, TapImageProcessor, as_image_list, load_rgb
+from .mask_boxes import boxes_of_masks
 from .modeling_tap import TapModel
 from .pretrained_files import CONCEPTS_FILE, TEXT_TOKENIZER_FOLDER, load_text_tokenizer, locate
 from .processing_tap import TapProcessor
@@ -331,39 +332,37 @@ class TapRegionTokenizer:
                 output = self._run(features, prepared, rows, output_masks=True)
                 answer = torch.arange(len(rows)), output.expert
                 logits, score = output.pred_masks[answer].float(), output.iou_scores[answer]
-                boxes = self._boxes_of_masks(logits, features, prepared["image_index"][rows])
-                boxes = boxes + boxes.new_tensor([crop[0], crop[1], crop[0], crop[1]])
-                cell = max(height, width) / logits.shape[-1]
                 passes = (
                     (score >= search.pred_iou_thresh)
                     & (stability_scores(logits, search.stability_score_offset) >= search.stability_score_thresh)
                     & (logits > 0).amax(dim=(1, 2))
-                    & ~is_cut_off(boxes, crop, size, cell)
                 )
-                values = (
-                    output.semantic_tokens,
-                    output.semantic_embeds,
-                    output.iou_scores,
-                    output.expert,
-                    boxes,
-                    logits,
-                )
+                values = (output.semantic_tokens, output.semantic_embeds, output.iou_scores, output.expert, logits)
                 kept.append({name: value[passes] for name, value in zip(_SEARCHED, values)})
             found = {name: torch.cat([part[name] for part in kept]) for name in _SEARCHED}
+            if layer:
+                index = torch.zeros(len(found["logits"]), dtype=torch.long)
+                corner = index.new_tensor([crop[0], crop[1], crop[0], crop[1]]).to(self.device)
+                boxes = corner + self._boxes_of_masks(found["logits"], features, index)
+                cell = max(height, width) / found["logits"].shape[-1]
+                whole = ~is_cut_off(boxes, crop, size, cell)
+                found = {name: value[whole] for name, value in found.items()}
             scores = found["iou_scores"].gather(1, found["expert"][:, None]).squeeze(1)
             best = mask_nms(found["logits"] > 0, scores, search.crops_nms_thresh)
             found = {name: value[best] for name, value in found.items()}
             index = torch.zeros(len(best), dtype=torch.long)
             masks = self._masks_to_pictures(found.pop("logits"), features, index)
+        masks = [_placed(mask, crop, size) for mask in masks]
         regions = RegionTokens(
             **found,
+            boxes=_boxes_around(masks, self.device),
             image_index=index.to(self.device),
             image_sizes=torch.tensor([size]),
             fingerprint=self.fingerprint,
-            mask_parts=[_placed(mask, crop, size) for mask in masks],
+            mask_parts=list(masks),
         )
-        whole = [i for i, mask in enumerate(masks) if mask.any()]  # a speck may vanish at the picture's own size
-        return regions if len(whole) == len(masks) else regions[whole]
+        seen = regions.boxes.any(dim=1).cpu()  # a speck may vanish at the picture's own size
+        return regions if seen.all() else regions[seen]
 
     def _decode(self, features: ImageFeatures, prepared: dict[str, Tensor], with_masks: bool) -> RegionTokens:
         parts: dict[str, list[Tensor]] = {name: [] for name in ("tokens", "embeds", "iou", "expert", "boxes")}
@@ -379,10 +378,16 @@ class TapRegionTokenizer:
                 box = prepared["prompt_boxes"][rows].to(self.device)
                 if needs_masks:
                     routed = output.pred_masks[torch.arange(len(rows)), output.expert]
-                    predicted = self._boxes_of_masks(routed, features, prepared["image_index"][rows])
-                    box = torch.where(box.isnan(), predicted, box)
+                    index = prepared["image_index"][rows]
+                    lacking = without_box[rows].nonzero().squeeze(1)
                     if with_masks:
-                        masks += self._masks_to_pictures(routed, features, prepared["image_index"][rows])
+                        found = self._masks_to_pictures(routed, features, index)
+                        masks += found
+                        around = _boxes_around([found[i] for i in lacking.tolist()], self.device)
+                    else:
+                        source.keep(rows[lacking], routed[lacking])
+                        around = self._boxes_of_masks(routed[lacking], features, index[lacking])
+                    box[lacking] = self._or_whole_picture(around, features, index[lacking])
                 for name, value in zip(parts, (output.semantic_tokens, output.semantic_embeds, output.iou_scores,
                                                output.expert, box)):  # fmt: skip
                     parts[name].append(value)
@@ -425,25 +430,20 @@ class TapRegionTokenizer:
         return masks
 
     def _boxes_of_masks(self, logits: Tensor, features: ImageFeatures, image_index: Tensor) -> Tensor:
-        """Boxes (R, 4) in the user's pixels around masks, as exact as the mask grid; the whole picture if one is empty."""
-        sizes = features.original_sizes[image_index].to(logits.device)
-        cell = sizes.amax(dim=1, keepdim=True) / logits.shape[-1]
-        present = logits > 0
-        columns, rows = present.amax(dim=1), present.amax(dim=2)
-        position = torch.arange(logits.shape[-1], device=logits.device)
-        ends = [
-            edge
-            for line in (columns, rows)
-            for edge in (
-                torch.where(line, position, position[-1] + 1).amin(dim=1),
-                torch.where(line, position + 1, 0).amax(dim=1),
-            )
-        ]
-        x1, x2, y1, y2 = ends
-        boxes = torch.stack([x1, y1, x2, y2], dim=1) * cell
-        limits = sizes.flip(1).repeat(1, 2).to(boxes.dtype)
-        whole = torch.cat([torch.zeros_like(limits[:, :2]), limits[:, 2:]], dim=1)
-        return torch.where(columns.amax(dim=1, keepdim=True), torch.minimum(boxes, limits), whole).float()
+        """Boxes (R, 4), in the user's pixels, around the masks that `_masks_to_pictures` gives; zeros if one is empty."""
+        boxes = torch.zeros(len(logits), 4, device=logits.device)
+        for image in image_index.unique().tolist():
+            mine = (image_index == image).nonzero().squeeze(1)
+            sizes = features.original_sizes[image], features.reshaped_input_sizes[image]
+            boxes[mine] = self.processor.image_processor.boxes_of_masks(logits[mine], *sizes).float()
+        return boxes
+
+    @staticmethod
+    def _or_whole_picture(boxes: Tensor, features: ImageFeatures, image_index: Tensor) -> Tensor:
+        """Boxes (R, 4), with the whole picture where a mask is empty and has none."""
+        sizes = features.original_sizes[image_index].to(boxes)
+        whole = torch.cat([torch.zeros_like(sizes), sizes.flip(1)], dim=1)
+        return torch.where(boxes.any(dim=1, keepdim=True), boxes, whole)
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
@@ -545,7 +545,13 @@ class TapRegionTokenizer:
             )
 
 
-_SEARCHED = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "boxes", "logits")
+_SEARCHED = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "logits")
+
+
+def _boxes_around(masks: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Boxes (R, 4) around masks (H, W) of any sizes; zeros where one is empty."""
+    found = [boxes_of_masks(mask[None]) for mask in masks]
+    return torch.cat([torch.zeros(0, 4, dtype=torch.long, device=device), *found]).float()
 
 
 def _placed(mask: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
@@ -560,29 +566,36 @@ def _placed(mask: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
 def _cleaned(regions: RegionTokens, area: int) -> RegionTokens:
     """The same regions with specks and holes of fewer than `area` pixels taken out of their masks, and boxes to match."""
     given = [mask for mask in regions.mask_parts if isinstance(mask, Tensor)]
-    masks = [torch.from_numpy(clean_mask(mask.cpu().numpy(), area)) for mask in given]
-    boxes = regions.boxes.clone()
-    for i, mask in enumerate(masks):
-        rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
-        boxes[i] = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-    return replace(regions, boxes=boxes, mask_parts=[mask.to(regions.boxes.device) for mask in masks])
+    device = regions.boxes.device
+    masks = [torch.from_numpy(clean_mask(mask.cpu().numpy(), area)).to(device) for mask in given]
+    return replace(regions, boxes=_boxes_around(masks, device), mask_parts=list(masks))
 
 
 class _MaskSource:
-    """Computes masks of one `encode` call later, by asking the image decoder again."""
+    """Computes masks of one `encode` call later: from logits that were kept, or by asking the image decoder again.
+
+    Logits are kept where a region's box was read off them, for box and mask must agree to the pixel, and a decoder that is
+    asked in other company rounds otherwise.
+    """
 
     def __init__(self, tokenizer: TapRegionTokenizer, features: ImageFeatures, prepared: dict[str, Tensor]) -> None:
         self.tokenizer, self.features, self.prepared = tokenizer, features, prepared
+        self.logits: dict[int, Tensor] = {}
+
+    def keep(self, rows: Tensor, logits: Tensor) -> None:
+        """Keep mask logits (N, h, w) of the answering experts of some rows."""
+        self.logits.update(zip(rows.tolist(), logits))
 
     def __call__(self, rows: list[int]) -> list[Tensor]:
-        masks: list[Tensor] = []
+        found = dict(self.logits)
+        asked = [row for row in rows if row not in found]
         with self.tokenizer._frozen():
-            for part in torch.tensor(rows).split(self.tokenizer.region_batch_size):
-                output = self.tokenizer._run(self.features, self.prepared, part, output_masks=True)
-                routed = output.pred_masks[torch.arange(len(part)), output.expert]
-                index = self.prepared["image_index"][part]
-                masks += self.tokenizer._masks_to_pictures(routed, self.features, index)
-        return masks
+            for part in torch.tensor(asked, dtype=torch.long).split(self.tokenizer.region_batch_size):
+                if len(part):
+                    output = self.tokenizer._run(self.features, self.prepared, part, output_masks=True)
+                    found |= zip(part.tolist(), output.pred_masks[torch.arange(len(part)), output.expert])
+            logits = torch.stack([found[row].to(self.tokenizer.device) for row in rows])
+            return self.tokenizer._masks_to_pictures(logits, self.features, self.prepared["image_index"][rows])
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tap_tokenizer import EverythingOptions, RegionTokens, TapRegionTokenizer, mask_to_rle
 from tap_tokenizer.everything import clean_mask, connected_parts, crops_of, is_cut_off, mask_nms, stability_scores
+from tap_tokenizer.mask_boxes import boxes_of_masks
 
 LENIENT = {"points_per_crop": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 
@@ -281,10 +282,16 @@ def test_crops_find_objects_whole_and_in_place(bundled: TapRegionTokenizer) -> N
     assert len(whole) < len(found) < sum(len(boxes) for boxes in candidates)  # what a crop cuts through is left out
     for mask, box in zip(found.masks, found.boxes):
         assert (torch.cat(candidates) - box).abs().amax(dim=1).min() < 1e-3
-        rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
-        inside = box + torch.tensor([-4, -4, 4, 4])  # a cell of the mask grid around
-        assert inside[0] <= columns.min() <= columns.max() < inside[2]
-        assert inside[1] <= rows.min() <= rows.max() < inside[3]
+        assert box.tolist() == boxes_of_masks(mask[None])[0].tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"crops_n_layers": 1}, {"min_mask_region_area": 60}], ids=str)
+def test_boxes_are_exactly_those_of_their_masks(bundled: TapRegionTokenizer, options: dict[str, Any]) -> None:
+    """On the picture of the demo, on whose mask grid are specks that vanish at the picture's own size."""
+    demo = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
+    found = bundled.encode_everything(demo, **{**LENIENT, "points_per_crop": 6, "crops_nms_thresh": 0.9, **options})
+    assert len(found) > 10
+    assert found.boxes.tolist() == boxes_of_masks(found.masks).tolist()
 
 
 def test_the_bundled_tokenizer_finds_the_objects_of_scenes(bundled: TapRegionTokenizer) -> None:

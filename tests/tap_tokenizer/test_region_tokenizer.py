@@ -125,12 +125,40 @@ def test_eager_equals_sdpa(make_tokenizer: Callable[..., TapRegionTokenizer], pi
 
 def test_boxes_are_the_prompts_or_the_masks(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
     assert tiny_tokenizer.encode(picture, boxes=BOXES).boxes.tolist() == [[float(x) for x in box] for box in BOXES]
-    regions = tiny_tokenizer.encode(picture, **POINTS)
-    cell = 90 / 32  # the mask grid over the long side
-    for box, mask in zip(regions.boxes.tolist(), regions.masks):
-        rows, columns = mask.nonzero().unbind(1)
-        tight = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        assert all(abs(a - float(b)) <= 1.5 * cell for a, b in zip(box, tight))
+    for with_masks in (False, True):
+        regions = tiny_tokenizer.encode(picture, **POINTS, with_masks=with_masks)
+        assert regions.boxes.tolist() == [extent(mask) for mask in regions.masks]
+    mixed = tiny_tokenizer.encode(picture, boxes=[BOXES[0], None], points=[None, [[40, 30]]])
+    assert mixed.boxes.tolist() == [[float(x) for x in BOXES[0]], extent(mixed.masks[1])]
+
+
+def test_the_box_of_a_point_is_exactly_the_box_of_its_mask() -> None:
+    """Of many points on pictures of several shapes, whichever masks are read, and in whatever company."""
+    pytest.importorskip("matplotlib")
+    from finetune.data.glyph_scenes import draw_scene, make_scene
+
+    bundled = TapRegionTokenizer.from_pretrained("tap-tiny")
+    drawn = [draw_scene(make_scene(i, "test", 5), 400).image for i in range(2)]
+    pictures = [drawn[0], drawn[1][:150], drawn[0][:, :90]]
+    points = [
+        [[[(x + 0.5) * picture.shape[1] / 6, (y + 0.5) * picture.shape[0] / 6]] for y in range(6) for x in range(6)]
+        for picture in pictures
+    ]
+    regions = bundled.encode(pictures, points=points)
+    alone = [extent(regions[i].masks[0]) for i in (0, 40, 107)]
+    assert alone == regions.boxes[[0, 40, 107]].tolist()
+    for i, picture in enumerate(pictures):
+        own = regions.of_image(i)
+        whole = [0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])]
+        assert own.boxes.tolist() == [extent(mask) or whole for mask in own.masks]
+
+
+def extent(mask: torch.Tensor) -> list[float] | None:
+    """The box around a mask's pixels, if it has any."""
+    rows, columns = mask.nonzero().unbind(1)
+    if not len(rows):
+        return None
+    return [float(edge) for edge in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
 
 
 def test_experts(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
