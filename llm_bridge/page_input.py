@@ -101,9 +101,13 @@ def _read_region(region: Any, size: tuple[int, int], name: str) -> dict[str, Any
 def _coordinates(values: Any, count: int, name: str) -> list[float]:
     if not isinstance(values, list) or len(values) != count:
         raise ValueError(f"{name} has coordinates {values!r}, expected {count} numbers.")
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
-        raise ValueError(f"{name} has coordinates {values!r}, expected numbers.")
-    return [float(value) for value in values]
+    try:
+        numbers = [float(value) for value in values if isinstance(value, (int, float))]
+    except OverflowError:  # an integer beyond all floats
+        numbers = []
+    if len(numbers) < count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name} has coordinates {values!r:.80}, expected numbers.")
+    return numbers
 
 
 def _painted(region: dict[str, Any], size: tuple[int, int], name: str) -> np.ndarray:

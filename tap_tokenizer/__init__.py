@@ -25,6 +25,7 @@ if not help_is_wanted():
 
     from .concept_projector import ConceptBank
     from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
+    from .coordinates import CoordinateProblem, box_problems, clip_boxes, point_problems
     from .everything import mask_to_rle
     from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb, upright_size
     from .modeling_tap import TapModel, TapOutput
@@ -45,6 +46,7 @@ if not help_is_wanted():
 
 __all__ = [
     "ConceptBank",
+    "CoordinateProblem",
     "EverythingOptions",
     "ImageFeatures",
     "ImageInput",
@@ -62,17 +64,20 @@ __all__ = [
     "TapTextDecoderConfig",
     "add_output_flags",
     "add_prompt_flags",
+    "box_problems",
     "check_device",
     "check_hub",
     "check_new",
     "check_not_read",
     "check_picture_path",
+    "clip_boxes",
     "damage_told",
     "draw_regions",
     "help_is_wanted",
     "inputs_of",
     "load_rgb",
     "mask_to_rle",
+    "point_problems",
     "prompts_of",
     "read_pickle",
     "read_region_table",

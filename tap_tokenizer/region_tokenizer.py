@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .concept_projector import ConceptBank
+from .concept_projector import ConceptBank, check_bank
 from .everything import Crop, EverythingOptions, clean_mask, crops_of, is_cut_off, mask_nms, stability_scores
 from .image_processing_tap import ImageInput, TapImageProcessor, as_image_list, load_rgb
 from .mask_boxes import boxes_of_masks
@@ -43,6 +43,11 @@ class ImageFeatures:
 
     def __len__(self) -> int:
         return len(self.embeddings)
+
+    def __repr__(self) -> str:
+        sizes = [f"{width} × {height}" for height, width in self.original_sizes[:3].tolist()]
+        more = ", …" if len(self) > 3 else ""
+        return f"ImageFeatures({len(self)} images of {', '.join(sizes)}{more} pixels, fingerprint={self.fingerprint!r})"
 
     def __getitem__(self, index: int) -> ImageFeatures:
         """The features of one picture, as a batch of one."""
@@ -133,6 +138,8 @@ class TapRegionTokenizer:
         """
         hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         check_device(device)
+        if concepts is not None and not isinstance(concepts, (str, Path)):
+            check_bank(concepts)
         files = locate(source, variant=variant, concepts=concepts, hub=hub)
         model, processor = files.load_model(dtype=_as_dtype(dtype), attn_implementation=attn_implementation)
         tokenizer = cls(
@@ -186,6 +193,8 @@ class TapRegionTokenizer:
                 f"reads {config.image_size}: give the processor that belongs to the model."
             )
         width = config.image_decoder_config.semantic_embed_size
+        if self.concepts is not None:
+            check_bank(self.concepts)
         if self.concepts is not None and self.concepts.embed_size != width:
             raise ValueError(
                 f"The concept bank has vectors of width {self.concepts.embed_size}, the model's semantic embeddings "
@@ -284,7 +293,7 @@ class TapRegionTokenizer:
         Every region comes as the point that found it told it: its expert is one of those that answer points, its box is
         the box around its mask. `RegionTokens` of no regions where nothing passes the filters.
         """
-        search = EverythingOptions(**options)
+        search = EverythingOptions.of(options)
         if (image is None) == (features is None):
             raise ValueError("Got both or neither of image and features: give one of them.")
         if isinstance(image, (list, tuple)) or (features is not None and len(features) != 1):
@@ -494,6 +503,15 @@ class TapRegionTokenizer:
             raise ValueError(f"max_length is {max_length}, expected 2 to {longest}: bos and at least one id.")
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}, expected 0 (greedy) or more.")
+        if taken := sorted(_CAPTIONS_OWN & generate_options.keys()):
+            raise ValueError(
+                f"Got {', '.join(taken)}, which caption sets itself: give max_length, temperature, num_beams, …."
+            )
+        if generate_options.get("num_return_sequences", 1) != 1:
+            raise ValueError(
+                f"num_return_sequences is {generate_options['num_return_sequences']}, expected 1: each region gets one "
+                "caption. Call caption again, with a temperature, for others."
+            )
         if temperature:
             generate_options |= {"do_sample": True, "temperature": temperature}
         parts = []
@@ -522,9 +540,12 @@ class TapRegionTokenizer:
     ) -> list[list[tuple[str, float]]]:
         """The `top_k` most probable concepts of each region with their scores, best first.
 
-        concepts: a bank of your own instead of the tokenizer's. Raises `ValueError` if there is neither.
+        concepts: a bank of your own instead of the tokenizer's. Raises `ValueError` if there is neither, and for mere names:
+        `ConceptBank.from_text_encoder` makes a bank of them.
         """
-        bank = concepts or self.concepts
+        if concepts is not None:
+            check_bank(concepts)
+        bank = self.concepts if concepts is None else concepts
         if bank is None:
             raise ValueError(
                 "This tokenizer has no concept bank: load it with concepts=… (a file of the original or of "
@@ -546,6 +567,10 @@ class TapRegionTokenizer:
 
 
 _SEARCHED = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "logits")
+
+
+_CAPTIONS_OWN = {"input_ids", "inputs_embeds", "attention_mask", "max_new_tokens", "return_dict_in_generate"}
+"""What `caption` says to `generate`, or counts on."""
 
 
 def _boxes_around(masks: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -16,15 +16,13 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from tap_tokenizer import upright_size
+from tap_tokenizer import box_problems, point_problems, upright_size
 
 from .sample import GLYPH_SCHEME, PROMPT_KEYS, Sample, decode_mask, iterate, load_samples
 
 RECORD_KEYS = {"image", "width", "height", "regions", "conversations", "source", "license"}
 NEEDED_KEYS = ("image", "width", "height", "regions", "conversations")
 REGION_KEYS = {*PROMPT_KEYS, "point_labels", "label", "captions"}
-BORDER = 0.5
-"""Pixels that a box may lie beyond its picture's border by rounding."""
 TURN_KEYS = {"role", "content", "type", "options"}
 
 Pictures = Literal["skip", "header", "decode"]
@@ -118,7 +116,7 @@ def _numbers(value: Any, shape: tuple[int | None, ...]) -> np.ndarray | None:
     """An array of finite numbers of a shape (None: any length from 1), or None."""
     try:
         array = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     fits = array.ndim == len(shape) and all(n > 0 and w in (None, n) for n, w in zip(array.shape, shape))
     return array if fits and np.isfinite(array).all() else None
@@ -127,22 +125,17 @@ def _numbers(value: Any, shape: tuple[int | None, ...]) -> np.ndarray | None:
 def _box_problems(box: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
     array = _numbers(box, (4,))
     if array is None:
-        yield "wrong box", f"{box}, expected four finite numbers x1 y1 x2 y2"
+        yield "wrong box", f"{box!s:.80}, expected four finite numbers x1 y1 x2 y2"
         return
-    x1, y1, x2, y2 = array.tolist()
-    if x2 <= x1 or y2 <= y1:
-        yield "empty box", f"{box} has no area; expected x1 < x2 and y1 < y2"
-    elif min(x1, y1) < -BORDER or x2 > size[1] + BORDER or y2 > size[0] + BORDER:
-        yield "box outside", f"{box} leaves the picture of {size[1]} × {size[0]}"
+    yield from box_problems(array[None], size).values()
 
 
 def _point_problems(points: Any, labels: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
     array = _numbers(points, (None, 2))
     if array is None:
-        yield "wrong points", f"{points}, expected a list of x y"
+        yield "wrong points", f"{points!s:.80}, expected a list of x y"
         return
-    if ((array < 0) | (array > np.array([size[1], size[0]]))).any():
-        yield "point outside", f"{points} leaves the picture of {size[1]} × {size[0]}"
+    yield from point_problems(array, size).values()
     fits = isinstance(labels, list) and len(labels) == len(array) and all(n in (0, 1) for n in labels)
     if labels is not None and not fits:
         yield "wrong point labels", f"{labels} for {len(array)} points, expected a 0 or 1 for each"
