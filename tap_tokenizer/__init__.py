@@ -25,7 +25,7 @@ if not help_is_wanted():
 
     from .concept_projector import ConceptBank
     from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
-    from .coordinates import CoordinateProblem, box_problems, clip_boxes, point_problems
+    from .coordinates import box_problems, point_problems
     from .everything import mask_to_rle
     from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb, upright_size
     from .modeling_tap import TapModel, TapOutput
@@ -46,7 +46,6 @@ if not help_is_wanted():
 
 __all__ = [
     "ConceptBank",
-    "CoordinateProblem",
     "EverythingOptions",
     "ImageFeatures",
     "ImageInput",
@@ -70,7 +69,6 @@ __all__ = [
     "check_new",
     "check_not_read",
     "check_picture_path",
-    "clip_boxes",
     "damage_told",
     "draw_regions",
     "help_is_wanted",

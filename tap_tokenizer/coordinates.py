@@ -102,7 +102,7 @@ def as_numbers(value: Any, dimensions: int) -> np.ndarray:
     """
     try:
         return _as_numbers(value, dimensions)
-    except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         reason = str(error).splitlines()[0].rstrip(".!") if str(error) else type(error).__name__
         raise ValueError(f"expected numbers: {reason}") from None
 
@@ -120,13 +120,14 @@ def shown(value: Any) -> str:
 
 def _as_numbers(value: Any, dimensions: int) -> np.ndarray:
     if isinstance(value, Tensor):
+        if value.is_meta:
+            raise TypeError("a tensor without data")
         value = value.detach().cpu()
         value = (value if value.is_complex() else value.double()).numpy()
     if getattr(value, "dtype", None) is not None and np.iscomplexobj(value):
         raise TypeError("complex numbers")
-    if isinstance(value, Sequence) and not isinstance(
-        value, (str, bytes)
-    ):  # looked into here, and no deeper than wanted
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        # Looked into here, and no deeper than wanted: NumPy would follow a list that contains itself without end.
         if not dimensions:
             raise ValueError("lists too deep")
         if all(isinstance(entry, (int, float)) for entry in value):

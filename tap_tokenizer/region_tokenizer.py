@@ -263,7 +263,8 @@ class TapRegionTokenizer:
         images: one picture (prompts are lists of regions) or a list (prompts are lists of such lists); see
         `TapImageProcessor` for what a picture may be and `TapProcessor` for what prompts may be. Coordinates are pixels
         of the original picture, boxes xyxy. Instead of pictures, give `features` from `embed_image`.
-        with_masks: compute masks in the same pass; otherwise the first reading of `RegionTokens.masks` costs a second.
+        with_masks: compute masks in the same pass; otherwise the first reading of `RegionTokens.masks` costs a second one for
+        regions that were given by boxes or masks. (Of others the mask's logits are kept: their boxes are read off them.)
 
         Raises `ValueError` for bad pictures or prompts before any work starts.
         """

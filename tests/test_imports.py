@@ -24,7 +24,7 @@ LIBRARIES = {
 
 LAYERS = {
     "tap_tokenizer": [
-        {"command_line", "everything_options"},
+        {"command_line", "everything_options", "coordinates", "mask_boxes"},
         {"configuration_tap", "attention", "restricted_pickle", "everything", "weight_files"},
         {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "concept_projector"},
         {"fast_inference"},

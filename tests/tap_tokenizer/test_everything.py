@@ -30,6 +30,9 @@ def square(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int] = (20, 30))
     "options",
     [
         {"points_per_crop": 0},
+        {"points_per_crop": [8]},
+        {"crops_n_layers": 0.5},
+        {"pred_iou_thresh": None},
         {"points_per_crop": 100_000_000},
         {"crops_n_layers": 1000},
         {"crop_n_points_downscale_factor": 10**400},
@@ -52,8 +55,9 @@ def test_bad_options_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_unknown_options_are_refused(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
-    with pytest.raises(TypeError, match="box_nms_thresh"):
-        tiny_tokenizer.encode_everything(picture, box_nms_thresh=0.7)
+    for option in ("box_nms_thresh", "foo"):
+        with pytest.raises(TypeError, match=f"^encode_everything got {option}, .*expected some of points_per_crop, "):
+            tiny_tokenizer.encode_everything(picture, **{option: 0})
 
 
 def test_options_are_those_of_transformers_mask_generation() -> None:
