@@ -30,7 +30,7 @@ def square(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int] = (20, 30))
     "options",
     [
         {"points_per_crop": 0},
-        {"points_per_crop": [8]},
+        {"points_per_crop": 2.5},
         {"crops_n_layers": 0.5},
         {"pred_iou_thresh": None},
         {"points_per_crop": 100_000_000},
