@@ -63,8 +63,8 @@ class CacheArguments:
     seed: int = knob(default=0, help="of jitter and points")
 
 
-class _Pictures(Dataset[tuple[Sample, np.ndarray]]):
-    """Records with their pictures open."""
+class _Pictures(Dataset[tuple[Sample, "np.ndarray | ValueError"]]):
+    """Records with their pictures open, or with why they cannot be: an error that a worker raises comes with its traceback."""
 
     def __init__(self, data: Path, rows: range) -> None:
         self.samples, self.rows = load_samples(data), rows
@@ -73,9 +73,12 @@ class _Pictures(Dataset[tuple[Sample, np.ndarray]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, position: int) -> tuple[Sample, np.ndarray]:
+    def __getitem__(self, position: int) -> tuple[Sample, np.ndarray | ValueError]:
         sample = self.samples[self.rows[position]]
-        return sample, open_image(sample, self.root)
+        try:
+            return sample, open_image(sample, self.root)
+        except (ValueError, OSError) as error:
+            return sample, ValueError(f"Record {self.rows[position]}: {error}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -164,6 +167,9 @@ def _encode_shard(
     )
     number, context = rows.start, PictureContext.of(plan)
     for batch in pictures:
+        for _, picture in batch:
+            if isinstance(picture, ValueError):
+                raise picture
         samples = [sample for sample, _ in batch]
         features = tokenizer.embed_image([picture for _, picture in batch])
         for name, column in zip(plan.variants, variants):

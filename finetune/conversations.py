@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor
 
-from .data.collator import CachedSample, ConversationCollator
+from .data.collator import CachedSample, ConversationCollator, picture_size
 from .data.mixture import Mixture
-from .data.sample import Sample, cut_turns, load_samples
+from .data.sample import Sample, check_size, cut_turns, load_samples
 from .loop import ignore_ctrl_c
 from .region_cache import RegionCache
 from .train_arguments import TrainArguments
@@ -42,6 +42,7 @@ class Conversations(Dataset[CachedSample]):
             [records[path] for path in arguments.data],
             [caches[path] for path in arguments.caches],
         )
+        self.paths = arguments.data
         self.seed, self.same_region = arguments.seed, arguments.same_region
         self.turns = arguments.turns or [0] * len(self.samples)
         self.questions = [re.compile(pattern) for pattern in arguments.questions]
@@ -54,7 +55,9 @@ class Conversations(Dataset[CachedSample]):
         row, cache = self.rows[source][place], self.caches[source]
         variant = (row + visit + self.seed) % len(cache.plan.variants)
         sample, regions = self._sample(source, row)
-        item = CachedSample(sample, cache.regions(row, variant)[regions], cache.grid(row))
+        tokens = cache.regions(row, variant)
+        check_size(sample, picture_size(tokens), f"Record {row} of {self.paths[source]}, for which tokens are cached,")
+        item = CachedSample(sample, tokens[regions], cache.grid(row))
         random = np.random.RandomState([self.seed, 3, position % 2**32])
         return _cut(item, self.turns[source], random, self.same_region)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
-from tap_tokenizer import load_rgb
+from tap_tokenizer import box_problems, load_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What a picture may be, in Pillow's names."""
@@ -98,6 +98,8 @@ def _read_region(region: Any, size: tuple[int, int], name: str, limits: PageLimi
     if region.get("box") is not None:
         x1, y1, x2, y2 = _coordinates(region["box"], 4, name, size)
         prompt["box"] = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
+        for problem in box_problems(np.array([prompt["box"]]), size).values():
+            raise ValueError(f"{name}: its {problem.words}")
     if region.get("points") is not None:
         points = _list(region["points"], limits.points, "points", name)
         labels = _list(region.get("point_labels", [1] * len(points)), limits.points, "point labels", name)

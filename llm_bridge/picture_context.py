@@ -137,7 +137,7 @@ def find_objects(tokenizer: TapRegionTokenizer, features: ImageFeatures) -> Regi
         boxes = _boxes_at(tokenizer, features, points)
         for _ in range(ROUNDS):
             regions = tokenizer.encode(features=features, boxes=[boxes.tolist()], with_masks=True)
-            regions = regions[regions.masks.amax(dim=(1, 2)).nonzero()[:, 0].tolist()]
+            regions = regions[regions.masks.flatten(1).sum(dim=1) > 1]  # a mask may be empty, or a pixel somewhere
             boxes = _around(regions.masks)
             answers.append(regions)
             fits.append(_fit(regions, boxes, speck))
@@ -159,7 +159,7 @@ def _boxes_at(tokenizer: TapRegionTokenizer, features: ImageFeatures, points: li
     for row in sorted(range(len(regions)), key=lambda row: -scores[row]):
         box = boxes[row]
         is_new = all(box_iou(box, other) <= MOST_ALIKE for other in kept)
-        if scores[row] >= LEAST_SCORE and box[2] > box[0] and box[3] > box[1] and is_new:
+        if scores[row] >= LEAST_SCORE and max(box[2] - box[0], box[3] - box[1]) > 1 and is_new:
             kept.append(box)
     return torch.tensor(kept).view(-1, 4)
 

@@ -55,7 +55,6 @@ from .region_prompt import (
     prompt_columns,
     with_image_markers,
     with_images_last,
-    with_labels,
 )
 
 CONFIG_FILE = "processor_config.json"
@@ -804,7 +803,7 @@ def _as_sample(images: Any, prompts: dict[str, Any], name: str) -> Sample:
             )
         for i in range(counts.pop() if counts else 0):
             prompt = {key: value[i] for key, value in lists.items() if value[i] is not None}
-            regions.append((number, with_labels(prompt)))
+            regions.append((number, prompt))
     return Sample(pictures, regions)
 
 

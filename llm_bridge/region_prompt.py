@@ -233,15 +233,8 @@ def _region_marker(item: dict[str, Any], chat: ChatPrompts, sample: str) -> str:
     number = int(name[1]) if name else max(chat.numbered, default=0) + 1
     if number in chat.numbered:
         raise ValueError(f"{sample}: region{number} has a prompt twice: give it once, and name it afterwards.")
-    chat.numbered[number] = (image, with_labels(prompt))
+    chat.numbered[number] = (image, prompt)
     return f"<region{number}>"
-
-
-def with_labels(prompt: dict[str, Any]) -> dict[str, Any]:
-    """A region's prompt; points without labels all lie on the region."""
-    if "points" in prompt and "point_labels" not in prompt:
-        return {**prompt, "point_labels": [1] * len(prompt["points"])}
-    return prompt
 
 
 def prompt_columns(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -269,7 +262,7 @@ def prompts_by_region(boxes: Any, points: Any, point_labels: Any, masks: Any) ->
             "region lacks one."
         )
     return [
-        with_labels({key: value[i] for key, value in lists.items() if value[i] is not None})
+        {key: value[i] for key, value in lists.items() if value[i] is not None}
         for i in range(next(iter(counts.values()), 0))
     ]
 

@@ -34,6 +34,7 @@ if not help_is_wanted():
 
     from .concept_projector import ConceptBank
     from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
+    from .coordinates import box_problems, point_problems
     from .everything import mask_to_rle
     from .foreign_files import (
         check_config,
@@ -91,6 +92,7 @@ __all__ = [
     "add_output_flags",
     "add_prompt_flags",
     "as_mask",
+    "box_problems",
     "bundled_or_given",
     "check_chat_template",
     "check_config",
@@ -117,6 +119,7 @@ __all__ = [
     "model_from_config",
     "only_writer",
     "open_image",
+    "point_problems",
     "prompts_of",
     "read_json_object",
     "read_pickle",

@@ -232,7 +232,7 @@ def _record(tokenizer: TapRegionTokenizer, regions: RegionTokens, arguments: arg
     masks = regions.coco_rle() if arguments.masks else [None] * len(regions)
     rows = []
     for box, score, caption, best, mask in zip(
-        regions.boxes.tolist(), regions.scores.tolist(), captions, concepts, masks
+        regions.boxes.tolist(), regions.quality.tolist(), captions, concepts, masks
     ):
         row: dict[str, Any] = {
             "box": [round(x, 2) for x in box],

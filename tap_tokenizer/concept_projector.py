@@ -57,6 +57,11 @@ class ConceptBank:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __repr__(self) -> str:
+        names = ", ".join(repr(name if len(name) <= 24 else name[:23] + "…") for name in self.names[:3])
+        more = ", …" if len(self) > 3 else ""
+        return f"ConceptBank({len(self)} concepts: {names}{more}; width={self.embed_size}, digest={self.digest!r})"
+
     @property
     def embed_size(self) -> int:
         """Width E of the vectors; the model's `semantic_embed_size` must equal it."""
@@ -150,6 +155,16 @@ class ConceptBank:
             if not isinstance(listed, list):
                 raise ValueError(f"{path} has names that are no list: expected the file that ConceptBank.save writes.")
             return cls(tuple(listed), file.get_tensor("weights"))
+
+
+def check_bank(concepts: Any) -> None:
+    """Refuse what is given as a concept bank and is none; names, above all."""
+    if not isinstance(concepts, ConceptBank):
+        raise ValueError(
+            f"concepts is a {type(concepts).__name__}, expected a ConceptBank: names need a text encoder. "
+            "ConceptBank.from_text_encoder(names, text_encoder, tokenizer) makes a bank of them, "
+            "ConceptBank.from_vectors(names, vectors) one of their vectors, ConceptBank.load(path) reads a saved one."
+        )
 
 
 def _text_features(text_encoder: PreTrainedModel, inputs: Any) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .everything_options import EverythingOptions
+from .mask_boxes import boxes_of_masks
 
 Crop = tuple[int, int, int, int]
 """A part of a picture: x1, y1, x2, y2 in whole pixels."""
@@ -49,7 +50,7 @@ def mask_nms(masks: Sequence[Tensor] | Tensor, scores: Tensor, threshold: float)
     device = scores.device
     if not len(masks):
         return torch.zeros(0, dtype=torch.long, device=device)
-    boxes = torch.tensor([_extent(mask) for mask in masks], device=device)
+    boxes = torch.cat([boxes_of_masks(mask[None]) for mask in masks]).to(device)
     areas = torch.tensor([int(mask.sum()) for mask in masks], device=device).float()
     corners = (
         torch.maximum(boxes[:, None, :2], boxes[None, :, :2]),
@@ -67,14 +68,6 @@ def mask_nms(masks: Sequence[Tensor] | Tensor, scores: Tensor, threshold: float)
         ):
             kept.append(row)
     return torch.tensor(kept, dtype=torch.long, device=device)
-
-
-def _extent(mask: Tensor) -> tuple[int, int, int, int]:
-    """The box around a mask (h, w) in whole pixels; of no size if it is empty."""
-    columns, rows = mask.any(dim=0).nonzero(), mask.any(dim=1).nonzero()
-    if not len(columns):
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _iou(mask: Tensor, other: Tensor, extent: Sequence[int], area_sum: float) -> float:

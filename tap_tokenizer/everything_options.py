@@ -5,7 +5,10 @@ Knows numbers only: no torch, so that a command can show its flags without it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,25 @@ class EverythingOptions:
             ("min_mask_region_area", 0, 2**40),
             ("stability_score_offset", 0, 1000),
         ):
+            is_count = name != "stability_score_offset"
+            if not isinstance(getattr(self, name), Integral if is_count else Real):
+                kind = "a whole number" if is_count else "a number"
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected {kind}.")
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected {least} … {most}.")
         for name in ("pred_iou_thresh", "stability_score_thresh", "crop_overlap_ratio", "crops_nms_thresh"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not isinstance(getattr(self, name), Real) or not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 … 1.")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> EverythingOptions:
+        """The options that a call was given by name. Raises `TypeError` for a name that is none of them."""
+        names = [field.name for field in fields(cls)]
+        if unknown := [name for name in options if name not in names]:
+            raise TypeError(
+                f"encode_everything got {', '.join(unknown)}, which it does not know: expected some of {', '.join(names)}."
+            )
+        return cls(**options)
 
     def points_per_side(self, layer: int) -> int:
         """Points along each side of the grid over a crop of a layer; layer 0 is the picture."""

@@ -51,6 +51,9 @@ _PLACES_AT_ONCE = 1024
 _WINDOWS_AT_ONCE = 4
 """What fits the caches of a CPU. Other devices want more work at a time: as many regions and windows as there are."""
 
+_PAIRS = {2: torch.int32, 4: torch.int64, 8: torch.complex128}
+"""What two numbers of so many bytes can be moved as."""
+
 
 @lru_cache(maxsize=1)
 def _keep_freed_memory() -> None:
@@ -328,17 +331,18 @@ class _Seen:
 
     def masks(self, decoder: TapImageDecoder, plan: _Plan, mask_tokens: Tensor) -> Tensor:
         """Mask logits (R, K, 4G, 4G): `TapMaskUpscaler` with its transposed convolutions, which never overlap, as products."""
-        kernels = torch.stack([head(mask_tokens[:, k]) for k, head in enumerate(decoder.mask_heads)], dim=2)
-        count, places = len(kernels), plan.grid_size**2
-        found = kernels.new_empty(count, places, 16, kernels.shape[2])
+        kernels = torch.stack([head(mask_tokens[:, k]) for k, head in enumerate(decoder.mask_heads)], dim=1)
+        (count, experts, _), places = kernels.shape, plan.grid_size**2
+        found = kernels.new_empty(count, experts, places, 16)
         few, near = (1, _PLACES_AT_ONCE) if kernels.device.type == "cpu" else (count, places)
         for i in range(0, count, few):
             for j in range(0, places, near):
                 rows, span = slice(i, i + few), slice(j, j + near)
-                logits = self._upscaled(decoder, plan, rows, span).flatten(1, 3) @ kernels[rows]
-                found[rows, span] = logits.unflatten(1, (-1, 16))
-        size = {"y": plan.grid_size, "x": plan.grid_size, "i": 2, "j": 2, "v": 2, "w": 2}
-        return rearrange(found, "r (y x) (i j v w) k -> r k (y i v) (x j w)", **size)
+                features = self._upscaled(decoder, plan, rows, span).flatten(1, 3)
+                found[rows, :, span] = (kernels[rows] @ features.transpose(1, 2)).unflatten(2, (-1, 16))
+        pairs = found.view(_PAIRS[found.element_size()])  # of neighbours in a row: half as many pieces to move
+        size = {"y": plan.grid_size, "x": plan.grid_size, "i": 2, "j": 2, "v": 2}
+        return rearrange(pairs, "r k (y x) (i j v) -> r k (y i v) (x j)", **size).view(found.dtype)
 
     def _upscaled(self, decoder: TapImageDecoder, plan: _Plan, rows: slice, span: slice) -> Tensor:
         """Mask features of some regions at some places: (R, N, 4, 4, D / 8), the fours being each convolution's quarters."""

@@ -16,11 +16,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import BaseImageProcessor, BatchFeature
+from transformers.utils import logging
 
 from .foreign_files import check_regular_file
+from .mask_boxes import boxes_of_logits
+
+logger = logging.get_logger(__name__)
 
 # Of pixel values 0 … 255 in the order blue, green, red, as every published TAP was trained with.
 PIXEL_MEAN_BGR = (103.53, 116.28, 123.675)
@@ -41,7 +46,8 @@ class TapImageProcessor(BaseImageProcessor):
     """Resize (bilinear on bytes, long side to `image_size`), pad with the mean colour, RGB → BGR, normalise.
 
     Pictures may be PIL images, paths, or arrays and tensors of bytes (H, W), (H, W, 3) or (H, W, 4) in RGB order.
-    Grey, palette, 16-bit and transparent pictures become RGB (transparency over white); a picture with an EXIF
+    Grey, palette and transparent pictures become RGB (transparency over white). Of 16-bit greys and of uint16 arrays, the
+    fewest of 8, 10, 12, 14 or 16 bits that hold the picture's largest number become a byte. A picture with an EXIF
     orientation is turned upright first, and its pixels are counted as one sees them.
     """
 
@@ -111,6 +117,18 @@ class TapImageProcessor(BaseImageProcessor):
             results.append(torch.cat(rows) if rows else empty.to(logits.device))
         return results
 
+    def boxes_of_masks(self, logits: Tensor, original_size: Tensor, reshaped_input_size: Tensor) -> Tensor:
+        """Boxes (R, 4) around the masks that `post_process_masks` makes of logits (R, h, w) of one picture.
+
+        xyxy in whole pixels of the picture, zeros where a mask is empty; the same as read off the masks, for less work.
+        """
+
+        def masks_of(some: Tensor) -> Tensor:
+            return self.post_process_masks([some[:, None]], original_size[None], reshaped_input_size[None])[0][:, 0]
+
+        (height, width), (rows, columns) = original_size.tolist(), reshaped_input_size.tolist()
+        return boxes_of_logits(logits, self.image_size, (rows, columns), (height, width), masks_of)
+
     def _resize(self, picture: np.ndarray) -> np.ndarray:
         height, width = picture.shape[:2]
         scale = self.image_size / max(height, width)
@@ -150,18 +168,31 @@ def load_rgb(image: ImageInput) -> np.ndarray:
         )
     _check_pixels(image, name.strip() or "The image")
     try:
-        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return np.asarray(_opaque(ImageOps.exif_transpose(image) if is_turned else image))
+        is_deep = any(";16" in str(part) for part in getattr(image, "tile", [])) and not image.mode.startswith("I")
+        pixels = np.asarray(_opaque(ImageOps.exif_transpose(image)))
     except Exception as error:  # decoders raise whatever damaged bytes make them stumble over
         raise ValueError(f"The image{name} cannot be decoded: {error}. The file may be truncated.") from None
+    if is_deep and pixels.max() < 64:
+        logger.warning(
+            f"The image{name} has colours of 16 bits and uses 14 at most. Pillow keeps the upper 8 of them, so it is dark: "
+            "give it as an array of uint16, of which the bits that are used count."
+        )
+    return pixels
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:
-    """Width and height of an open picture as `load_rgb` gives it, turned as its EXIF says; its pixels are not read."""
+    """Width and height of an open picture as `load_rgb` gives it, turned as its EXIF says; its pixels are not read.
+
+    Pillow turns a TIFF itself when it reads the pixels, and newer versions say so in its size from the beginning: of a TIFF
+    that is still to be turned, the size is taken from its tags.
+    """
     _check_pixels(picture, str(getattr(picture, "filename", "")) or "The image")
     width, height = picture.size
-    is_turned = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    return (height, width) if is_turned else (width, height)
+    if picture.getexif().get(ExifTags.Base.Orientation) not in (5, 6, 7, 8):
+        return width, height
+    if isinstance(picture, TiffImageFile):
+        width, height = picture.tag_v2[ExifTags.Base.ImageWidth], picture.tag_v2[ExifTags.Base.ImageLength]
+    return height, width
 
 
 def open_image(source: str | Path | bytes) -> Image.Image:
@@ -213,26 +244,33 @@ def _array_to_pil(array: np.ndarray) -> Image.Image:
         )
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        array = _to_bytes(array)
     if array.dtype != np.uint8:
         raise ValueError(
-            f"Got an image of {array.dtype}, expected bytes (uint8) from 0 to 255: scale and cast it first."
+            f"Got an image of {array.dtype}, expected bytes (uint8) from 0 to 255, or uint16: scale and cast it first."
         )
     return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Any mode → RGB; transparent pixels show white, 16-bit greys keep their upper byte; no other numbers are guessed at."""
-    if image.mode in ("F", "I"):
+    """Any mode → RGB; transparent pixels show white, deep greys become bytes (`_to_bytes`); no other numbers are guessed at."""
+    if image.mode == "F" or image.mode.startswith("I"):
         pixels = np.asarray(image)
         if image.mode == "F" or pixels.min() < 0 or pixels.max() >= 1 << 16:
             raise ValueError(
                 f"Got a picture of {pixels.dtype} from {pixels.min()} to {pixels.max()}, expected bytes (0 to 255) or 16 bits: "
                 "scale and cast it first."
             )
-        image = Image.fromarray((pixels >> 8 if pixels.max() > 255 else pixels).astype(np.uint8))
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = Image.fromarray(_to_bytes(pixels))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")
+
+
+def _to_bytes(pixels: np.ndarray) -> np.ndarray:
+    """Numbers of up to 16 bits → bytes. Cameras use 8, 10, 12 or 14 of them: the fewest that hold the largest number count."""
+    largest = int(pixels.max())
+    bits = next(bits for bits in (8, 10, 12, 14, 16) if largest < 1 << bits)
+    return (pixels >> (bits - 8)).astype(np.uint8)

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .command_line import check_new
+from .coordinates import box_problems, point_problems
 from .image_processing_tap import load_rgb, open_image, upright_size
 from .output_files import only_writer
 
@@ -124,14 +125,11 @@ def _region_of_row(row: dict[str, str], size: tuple[int, int] | None, where: str
             values = [float(cell) for cell in cells]
         except ValueError:
             raise ValueError(f"{where}: {kind} is {', '.join(cells)}, expected {len(names)} numbers.") from None
-        limits = size or (math.inf, math.inf)
-        shape = f"of {size[0]} × {size[1]} pixels" if size else "whose size cannot be read"
-        inside = all(math.isfinite(v) and -1 <= v <= limits[i % 2] + 1 for i, v in enumerate(values))
-        if not inside or (kind == "box" and (values[2] <= values[0] or values[3] <= values[1])):
-            raise ValueError(
-                f"{where}: {kind} {values} does not lie in the picture {shape}, or is empty: "
-                "expected x1 < x2, y1 < y2 in its pixels."
-            )
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"{where}: {kind} is {', '.join(cells)}, expected finite numbers.")
+        check = box_problems if kind == "box" else point_problems
+        for problem in check(np.array([values]), (size[1], size[0]) if size else None).values():
+            raise ValueError(f"{where}: {problem.words}")
         region[kind] = values
     if not region:
         raise ValueError(f"{where}: no box and no point, expected one of them.")

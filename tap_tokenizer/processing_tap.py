@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,13 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
+from .coordinates import CoordinateProblem, as_numbers, box_problems, clip_boxes, clip_points, point_problems, shown
 from .image_processing_tap import ImageInput, TapImageProcessor, as_image_list
 from .prompt_encoder import PointLabel
 from .prompts import as_mask
 
 MASK_POINTS = 3
 """How many interior points stand for a mask, beside its box."""
-
-SLACK = 1.0
-"""How far, in pixels, rounding may carry a coordinate outside the picture."""
 
 
 @dataclass
@@ -38,9 +37,12 @@ class Prompt:
 class TapProcessor(ProcessorMixin):
     """Pictures and prompts → the inputs of `TapModel`.
 
-    Prompts are given per region: `boxes` [x1, y1, x2, y2]; `points` [[x, y], …] with `point_labels` [1 or 0, …] (on or
-    off the region); `masks`, in any form that `as_mask` reads. A region may have a box and points; `None` marks what a
-    region lacks when others have it. For one picture give a list of regions; for a list of pictures, a list of such lists.
+    Prompts are given per region: `boxes` [x1, y1, x2, y2]; `points` [[x, y], …], with `point_labels` [1 or 0, …] (on or
+    off the region) unless all lie on it; `masks`, in any form that `as_mask` reads. A region may have a box and points;
+    `None` marks what a region lacks when others have it. For one picture give a list of regions; for a list of pictures,
+    a list of such lists.
+    A box or a point may lie up to a pixel outside and is clipped; see `box_problems` and `point_problems` for what is
+    refused.
 
     A mask becomes its box and up to three points well inside it, far apart: TAP has no mask prompt of its own.
     """
@@ -86,8 +88,8 @@ class TapProcessor(ProcessorMixin):
         """Prompts for pictures of `original_sizes` (B, 2) → R regions in the model frame.
 
         input_points (R, P, 2) and input_labels (R, P): every prompt as points, padded to the longest; prompt_mask (R, P):
-        False on that padding; image_index (R,); prompt_boxes (R, 4): the given box, or the mask's, in the user's pixels;
-        NaN for a region without.
+        False on that padding; image_index (R,); prompt_boxes (R, 4): the given box, clipped, or the mask's, in the
+        user's pixels; NaN for a region without.
         """
         given = {"boxes": boxes, "points": points, "point_labels": point_labels, "masks": masks}
         per_image = _split_by_image(given, len(original_sizes), is_batch)
@@ -122,17 +124,20 @@ def _split_by_image(given: dict[str, Any], count: int, is_batch: bool) -> list[d
     """The prompts of each picture, by kind; kinds that were not given are left out."""
     present = {name: value for name, value in given.items() if value is not None}
     if not present:
-        raise ValueError("Got no prompts: give boxes, points with point_labels, or masks.")
-    if ("points" in present) != ("point_labels" in present):
-        have, lack = ("points", "point_labels") if "points" in present else ("point_labels", "points")
-        raise ValueError(f"Got {have} without {lack}: give both; a label is 1 on the region and 0 off it.")
+        raise ValueError("Got no prompts: give boxes, points or masks.")
+    if "point_labels" in present and "points" not in present:
+        raise ValueError("Got point_labels without points: give both; a label is 1 on the region and 0 off it.")
     if not is_batch:
         return [present]
     for name, value in present.items():
-        if not hasattr(value, "__len__") or len(value) != count:
-            got = len(value) if hasattr(value, "__len__") else type(value).__name__
+        is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        if not is_list and not (isinstance(value, (np.ndarray, Tensor)) and value.ndim):
             raise ValueError(
-                f"Got {name} for {got} images, but {count} images: give one list of {name} per image, "
+                f"Got {name} of type {type(value).__name__} for {count} images, expected one list of {name} per image."
+            )
+        if len(value) != count:
+            raise ValueError(
+                f"Got {name} for {len(value)} images, but {count} images: give one list of {name} per image, "
                 "an empty one where there are no regions."
             )
     return [{name: value[i] for name, value in present.items()} for i in range(count)]
@@ -146,6 +151,8 @@ def _parse_regions(values: dict[str, Any], size: tuple[int, int], where: str) ->
         found = ", ".join(f"{n} {name}" for name, n in counts.items())
         raise ValueError(f"{where}Got {found}: give the same number of each, None where a region lacks one.")
     regions = []
+    boxes: dict[str, np.ndarray] = {}
+    points: dict[str, np.ndarray] = {}
     for i in range(next(iter(counts.values()), 0)):
         place = f"{where}Region {i}"
         parts = {name: value[i] for name, value in lists.items() if value[i] is not None}
@@ -156,12 +163,48 @@ def _parse_regions(values: dict[str, Any], size: tuple[int, int], where: str) ->
         if "masks" in parts:
             regions.append(_mask_prompt(parts["masks"], size, place))
             continue
-        box = _check_box(parts["boxes"], size, place) if "boxes" in parts else None
-        points, labels = _check_points(parts.get("points", []), parts.get("point_labels", []), size, place)
-        if box is None and not points:
+        region = Prompt()
+        if "boxes" in parts:
+            boxes[place] = _numbers(parts["boxes"], (4,), f"{place}: box")
+            region.box = _four(clip_boxes(boxes[place], size))
+        if "points" in parts:
+            points[place] = _numbers(parts["points"], (None, 2), f"{place}: points")
+            region.points = [(x, y) for x, y in clip_points(points[place], size).tolist()]
+            region.labels = _labels(parts.get("point_labels"), len(region.points), place)
+        elif "point_labels" in parts:
+            raise ValueError(f"{place} has point_labels and no points: give both, or neither.")
+        if region.box is None and not region.points:
             raise ValueError(f"{place} has neither a box nor points: give one of them.")
-        regions.append(Prompt(box, points, labels))
+        regions.append(region)
+    if boxes:
+        _check_coordinates(box_problems(np.stack(list(boxes.values())), size), list(boxes))
+    if points:
+        places = [place for place, own in points.items() for _ in own]
+        _check_coordinates(point_problems(np.concatenate(list(points.values())), size), places)
     return regions
+
+
+def _check_coordinates(problems: dict[int, CoordinateProblem], places: list[str]) -> None:
+    for row, problem in problems.items():
+        raise ValueError(f"{places[row]}: {problem.words}")
+
+
+def _four(values: np.ndarray) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = values.tolist()
+    return x1, y1, x2, y2
+
+
+def _labels(value: Any, count: int, place: str) -> list[int]:
+    """The labels of a region's points; without any, all lie on the region."""
+    if value is None:
+        return [int(PointLabel.FOREGROUND)] * count
+    numbers = _numbers(value, (None,), f"{place}: point_labels").tolist()
+    if len(numbers) != count:
+        raise ValueError(f"{place} has {count} points and {len(numbers)} labels: give one label per point.")
+    wrong = sorted({n for n in numbers if n not in (PointLabel.BACKGROUND, PointLabel.FOREGROUND)})
+    if wrong:
+        raise ValueError(f"{place} has point labels {wrong}, expected 1 (on the region) or 0 (off it).")
+    return [int(n) for n in numbers]
 
 
 def _as_region_list(name: str, value: Any, where: str) -> list[Any]:
@@ -178,7 +221,7 @@ def _as_region_list(name: str, value: Any, where: str) -> list[Any]:
         raise ValueError(
             f"{where}Got {name} of type {type(value).__name__}, expected a list with one entry per region."
         )
-    if value and isinstance(value[0], (int, float)):
+    if value and isinstance(value[0], Real):
         one = {"boxes": "[x1, y1, x2, y2]", "points": "[[x, y]]", "point_labels": "[1]", "masks": "mask"}[name]
         write = f"[[{one}], …], a list of regions for every picture" if where else f"[{one}]"
         raise ValueError(
@@ -189,54 +232,18 @@ def _as_region_list(name: str, value: Any, where: str) -> list[Any]:
 
 def _numbers(value: Any, shape: tuple[int | None, ...], what: str) -> np.ndarray:
     """Finite numbers of a shape, where None stands for any length."""
-    value = value.detach().cpu() if isinstance(value, Tensor) else value
     try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"{what} is {value!r}, expected numbers.") from None
+        array = as_numbers(value, len(shape))
+    except ValueError as error:
+        raise ValueError(f"{what} is {shown(value)}, {error}.") from None
+    if not array.size and shape[0] is None:
+        return array.reshape([0 if n is None else n for n in shape])
     if array.ndim != len(shape) or any(want is not None and want != got for want, got in zip(shape, array.shape)):
         wanted = " × ".join("n" if n is None else str(n) for n in shape)
         raise ValueError(f"{what} has shape {array.shape}, expected {wanted} numbers.")
     if not np.isfinite(array).all():
-        raise ValueError(f"{what} is {array.tolist()}, expected finite numbers.")
+        raise ValueError(f"{what} is {shown(array.tolist())}, expected finite numbers.")
     return array
-
-
-def _check_box(value: Any, size: tuple[int, int], place: str) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = _numbers(value, (4,), f"{place}: box").tolist()
-    height, width = size
-    if x2 <= x1 or y2 <= y1:
-        raise ValueError(
-            f"{place}: box {[x1, y1, x2, y2]} is empty or inverted, expected x1 < x2 and y1 < y2 (corners, "
-            "not width and height)."
-        )
-    if min(x1, y1) < -SLACK or x2 > width + SLACK or y2 > height + SLACK:
-        raise ValueError(
-            f"{place}: box {[x1, y1, x2, y2]} leaves the picture of {width} × {height} pixels: clip it, and make sure "
-            "that it is meant for this picture."
-        )
-    return x1, y1, x2, y2
-
-
-def _check_points(
-    points: Any, labels: Any, size: tuple[int, int], place: str
-) -> tuple[list[tuple[float, float]], list[int]]:
-    if len(points) != len(labels):
-        raise ValueError(f"{place} has {len(points)} points and {len(labels)} labels: give one label per point.")
-    if not len(points):
-        return [], []
-    array = _numbers(points, (None, 2), f"{place}: points")
-    numbers = _numbers(labels, (None,), f"{place}: point_labels")
-    wrong = sorted({n for n in numbers.tolist() if n not in (PointLabel.BACKGROUND, PointLabel.FOREGROUND)})
-    if wrong:
-        raise ValueError(f"{place} has point labels {wrong}, expected 1 (on the region) or 0 (off it).")
-    height, width = size
-    outside = (array < -SLACK).any(axis=1) | (array[:, 0] > width + SLACK) | (array[:, 1] > height + SLACK)
-    if outside.any():
-        raise ValueError(
-            f"{place}: point {array[outside][0].tolist()} lies outside the picture of {width} × {height} pixels."
-        )
-    return [(x, y) for x, y in array.tolist()], [int(n) for n in numbers]
 
 
 def _mask_prompt(value: Any, size: tuple[int, int], place: str) -> Prompt:

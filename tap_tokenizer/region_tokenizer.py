@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .concept_projector import ConceptBank
+from .concept_projector import ConceptBank, check_bank
 from .everything import Crop, EverythingOptions, clean_mask, crops_of, is_cut_off, mask_nms, stability_scores
 from .image_processing_tap import ImageInput, TapImageProcessor, as_image_list, load_rgb
+from .mask_boxes import boxes_of_masks
 from .modeling_tap import TapModel
 from .pretrained_files import CONCEPTS_FILE, TEXT_TOKENIZER_FOLDER, load_text_tokenizer, locate
 from .processing_tap import TapProcessor
@@ -42,6 +43,11 @@ class ImageFeatures:
 
     def __len__(self) -> int:
         return len(self.embeddings)
+
+    def __repr__(self) -> str:
+        sizes = [f"{width} × {height}" for height, width in self.original_sizes[:3].tolist()]
+        more = ", …" if len(self) > 3 else ""
+        return f"ImageFeatures({len(self)} images of {', '.join(sizes)}{more} pixels, fingerprint={self.fingerprint!r})"
 
     def __getitem__(self, index: int) -> ImageFeatures:
         """The features of one picture, as a batch of one."""
@@ -133,6 +139,8 @@ class TapRegionTokenizer:
         """
         hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         check_device(device)
+        if concepts is not None and not isinstance(concepts, (str, Path)):
+            check_bank(concepts)
         files = locate(source, variant=variant, concepts=concepts, hub=hub)
         model, processor = files.load_model(dtype=_as_dtype(dtype), attn_implementation=attn_implementation)
         tokenizer = cls(
@@ -191,6 +199,8 @@ class TapRegionTokenizer:
                 f"reads {config.image_size}: give the processor that belongs to the model."
             )
         width = config.image_decoder_config.semantic_embed_size
+        if self.concepts is not None:
+            check_bank(self.concepts)
         if self.concepts is not None and self.concepts.embed_size != width:
             raise ValueError(
                 f"The concept bank has vectors of width {self.concepts.embed_size}, the model's semantic embeddings "
@@ -259,7 +269,8 @@ class TapRegionTokenizer:
         images: one picture (prompts are lists of regions) or a list (prompts are lists of such lists); see
         `TapImageProcessor` for what a picture may be and `TapProcessor` for what prompts may be. Coordinates are pixels
         of the original picture, boxes xyxy. Instead of pictures, give `features` from `embed_image`.
-        with_masks: compute masks in the same pass; otherwise the first reading of `RegionTokens.masks` costs a second.
+        with_masks: compute masks in the same pass; otherwise the first reading of `RegionTokens.masks` costs a second one for
+        regions that were given by boxes or masks. (Of others the mask's logits are kept: their boxes are read off them.)
 
         Raises `ValueError` for bad pictures or prompts before any work starts.
         """
@@ -289,7 +300,7 @@ class TapRegionTokenizer:
         Every region comes as the point that found it told it: its expert is one of those that answer points, its box is
         the box around its mask. `RegionTokens` of no regions where nothing passes the filters.
         """
-        search = EverythingOptions(**options)
+        search = EverythingOptions.of(options)
         if (image is None) == (features is None):
             raise ValueError("Got both or neither of image and features: give one of them.")
         if isinstance(image, (list, tuple)) or (features is not None and len(features) != 1):
@@ -337,39 +348,37 @@ class TapRegionTokenizer:
                 output = self._run(features, prepared, rows, output_masks=True)
                 answer = torch.arange(len(rows)), output.expert
                 logits, score = output.pred_masks[answer].float(), output.iou_scores[answer]
-                boxes = self._boxes_of_masks(logits, features, prepared["image_index"][rows])
-                boxes = boxes + boxes.new_tensor([crop[0], crop[1], crop[0], crop[1]])
-                cell = max(height, width) / logits.shape[-1]
                 passes = (
                     (score >= search.pred_iou_thresh)
                     & (stability_scores(logits, search.stability_score_offset) >= search.stability_score_thresh)
                     & (logits > 0).amax(dim=(1, 2))
-                    & ~is_cut_off(boxes, crop, size, cell)
                 )
-                values = (
-                    output.semantic_tokens,
-                    output.semantic_embeds,
-                    output.iou_scores,
-                    output.expert,
-                    boxes,
-                    logits,
-                )
+                values = (output.semantic_tokens, output.semantic_embeds, output.iou_scores, output.expert, logits)
                 kept.append({name: value[passes] for name, value in zip(_SEARCHED, values)})
             found = {name: torch.cat([part[name] for part in kept]) for name in _SEARCHED}
+            if layer:
+                index = torch.zeros(len(found["logits"]), dtype=torch.long)
+                corner = index.new_tensor([crop[0], crop[1], crop[0], crop[1]]).to(self.device)
+                boxes = corner + self._boxes_of_masks(found["logits"], features, index)
+                cell = max(height, width) / found["logits"].shape[-1]
+                whole = ~is_cut_off(boxes, crop, size, cell)
+                found = {name: value[whole] for name, value in found.items()}
             scores = found["iou_scores"].gather(1, found["expert"][:, None]).squeeze(1)
             best = mask_nms(found["logits"] > 0, scores, search.crops_nms_thresh)
             found = {name: value[best] for name, value in found.items()}
             index = torch.zeros(len(best), dtype=torch.long)
             masks = self._masks_to_pictures(found.pop("logits"), features, index)
+        masks = [_placed(mask, crop, size) for mask in masks]
         regions = RegionTokens(
             **found,
+            boxes=_boxes_around(masks, self.device),
             image_index=index.to(self.device),
             image_sizes=torch.tensor([size]),
             fingerprint=self.fingerprint,
-            mask_parts=[_placed(mask, crop, size) for mask in masks],
+            mask_parts=list(masks),
         )
-        whole = [i for i, mask in enumerate(masks) if mask.any()]  # a speck may vanish at the picture's own size
-        return regions if len(whole) == len(masks) else regions[whole]
+        seen = regions.boxes.any(dim=1).cpu()  # a speck may vanish at the picture's own size
+        return regions if seen.all() else regions[seen]
 
     def _decode(self, features: ImageFeatures, prepared: dict[str, Tensor], with_masks: bool) -> RegionTokens:
         parts: dict[str, list[Tensor]] = {name: [] for name in ("tokens", "embeds", "iou", "expert", "boxes")}
@@ -385,10 +394,16 @@ class TapRegionTokenizer:
                 box = prepared["prompt_boxes"][rows].to(self.device)
                 if needs_masks:
                     routed = output.pred_masks[torch.arange(len(rows)), output.expert]
-                    predicted = self._boxes_of_masks(routed, features, prepared["image_index"][rows])
-                    box = torch.where(box.isnan(), predicted, box)
+                    index = prepared["image_index"][rows]
+                    lacking = without_box[rows].nonzero().squeeze(1)
                     if with_masks:
-                        masks += self._masks_to_pictures(routed, features, prepared["image_index"][rows])
+                        found = self._masks_to_pictures(routed, features, index)
+                        masks += found
+                        around = _boxes_around([found[i] for i in lacking.tolist()], self.device)
+                    else:
+                        source.keep(rows[lacking], routed[lacking])
+                        around = self._boxes_of_masks(routed[lacking], features, index[lacking])
+                    box[lacking] = self._or_whole_picture(around, features, index[lacking])
                 for name, value in zip(parts, (output.semantic_tokens, output.semantic_embeds, output.iou_scores,
                                                output.expert, box)):  # fmt: skip
                     parts[name].append(value)
@@ -431,25 +446,20 @@ class TapRegionTokenizer:
         return masks
 
     def _boxes_of_masks(self, logits: Tensor, features: ImageFeatures, image_index: Tensor) -> Tensor:
-        """Boxes (R, 4) in the user's pixels around masks, as exact as the mask grid; the whole picture if one is empty."""
-        sizes = features.original_sizes[image_index].to(logits.device)
-        cell = sizes.amax(dim=1, keepdim=True) / logits.shape[-1]
-        present = logits > 0
-        columns, rows = present.amax(dim=1), present.amax(dim=2)
-        position = torch.arange(logits.shape[-1], device=logits.device)
-        ends = [
-            edge
-            for line in (columns, rows)
-            for edge in (
-                torch.where(line, position, position[-1] + 1).amin(dim=1),
-                torch.where(line, position + 1, 0).amax(dim=1),
-            )
-        ]
-        x1, x2, y1, y2 = ends
-        boxes = torch.stack([x1, y1, x2, y2], dim=1) * cell
-        limits = sizes.flip(1).repeat(1, 2).to(boxes.dtype)
-        whole = torch.cat([torch.zeros_like(limits[:, :2]), limits[:, 2:]], dim=1)
-        return torch.where(columns.amax(dim=1, keepdim=True), torch.minimum(boxes, limits), whole).float()
+        """Boxes (R, 4), in the user's pixels, around the masks that `_masks_to_pictures` gives; zeros if one is empty."""
+        boxes = torch.zeros(len(logits), 4, device=logits.device)
+        for image in image_index.unique().tolist():
+            mine = (image_index == image).nonzero().squeeze(1)
+            sizes = features.original_sizes[image], features.reshaped_input_sizes[image]
+            boxes[mine] = self.processor.image_processor.boxes_of_masks(logits[mine], *sizes).float()
+        return boxes
+
+    @staticmethod
+    def _or_whole_picture(boxes: Tensor, features: ImageFeatures, image_index: Tensor) -> Tensor:
+        """Boxes (R, 4), with the whole picture where a mask is empty and has none."""
+        sizes = features.original_sizes[image_index].to(boxes)
+        whole = torch.cat([torch.zeros_like(sizes), sizes.flip(1)], dim=1)
+        return torch.where(boxes.any(dim=1, keepdim=True), boxes, whole)
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
@@ -500,6 +510,15 @@ class TapRegionTokenizer:
             raise ValueError(f"max_length is {max_length}, expected 2 to {longest}: bos and at least one id.")
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}, expected 0 (greedy) or more.")
+        if taken := sorted(_CAPTIONS_OWN & generate_options.keys()):
+            raise ValueError(
+                f"Got {', '.join(taken)}, which caption sets itself: give max_length, temperature, num_beams, …."
+            )
+        if generate_options.get("num_return_sequences", 1) != 1:
+            raise ValueError(
+                f"num_return_sequences is {generate_options['num_return_sequences']}, expected 1: each region gets one "
+                "caption. Call caption again, with a temperature, for others."
+            )
         if temperature:
             generate_options |= {"do_sample": True, "temperature": temperature}
         parts = []
@@ -528,9 +547,12 @@ class TapRegionTokenizer:
     ) -> list[list[tuple[str, float]]]:
         """The `top_k` most probable concepts of each region with their scores, best first.
 
-        concepts: a bank of your own instead of the tokenizer's. Raises `ValueError` if there is neither.
+        concepts: a bank of your own instead of the tokenizer's. Raises `ValueError` if there is neither, and for mere names:
+        `ConceptBank.from_text_encoder` makes a bank of them.
         """
-        bank = concepts or self.concepts
+        if concepts is not None:
+            check_bank(concepts)
+        bank = self.concepts if concepts is None else concepts
         if bank is None:
             raise ValueError(
                 "This tokenizer has no concept bank: load it with concepts=… (a file of the original or of "
@@ -551,7 +573,17 @@ class TapRegionTokenizer:
             )
 
 
-_SEARCHED = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "boxes", "logits")
+_SEARCHED = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "logits")
+
+
+_CAPTIONS_OWN = {"input_ids", "inputs_embeds", "attention_mask", "max_new_tokens", "return_dict_in_generate"}
+"""What `caption` says to `generate`, or counts on."""
+
+
+def _boxes_around(masks: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Boxes (R, 4) around masks (H, W) of any sizes; zeros where one is empty."""
+    found = [boxes_of_masks(mask[None]) for mask in masks]
+    return torch.cat([torch.zeros(0, 4, dtype=torch.long, device=device), *found]).float()
 
 
 def _placed(mask: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
@@ -566,29 +598,36 @@ def _placed(mask: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
 def _cleaned(regions: RegionTokens, area: int) -> RegionTokens:
     """The same regions with specks and holes of fewer than `area` pixels taken out of their masks, and boxes to match."""
     given = [mask for mask in regions.mask_parts if isinstance(mask, Tensor)]
-    masks = [torch.from_numpy(clean_mask(mask.cpu().numpy(), area)) for mask in given]
-    boxes = regions.boxes.clone()
-    for i, mask in enumerate(masks):
-        rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
-        boxes[i] = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-    return replace(regions, boxes=boxes, mask_parts=[mask.to(regions.boxes.device) for mask in masks])
+    device = regions.boxes.device
+    masks = [torch.from_numpy(clean_mask(mask.cpu().numpy(), area)).to(device) for mask in given]
+    return replace(regions, boxes=_boxes_around(masks, device), mask_parts=list(masks))
 
 
 class _MaskSource:
-    """Computes masks of one `encode` call later, by asking the image decoder again."""
+    """Computes masks of one `encode` call later: from logits that were kept, or by asking the image decoder again.
+
+    Logits are kept where a region's box was read off them, for box and mask must agree to the pixel, and a decoder that is
+    asked in other company rounds otherwise.
+    """
 
     def __init__(self, tokenizer: TapRegionTokenizer, features: ImageFeatures, prepared: dict[str, Tensor]) -> None:
         self.tokenizer, self.features, self.prepared = tokenizer, features, prepared
+        self.logits: dict[int, Tensor] = {}
+
+    def keep(self, rows: Tensor, logits: Tensor) -> None:
+        """Keep mask logits (N, h, w) of the answering experts of some rows."""
+        self.logits.update(zip(rows.tolist(), logits))
 
     def __call__(self, rows: list[int]) -> list[Tensor]:
-        masks: list[Tensor] = []
+        found = dict(self.logits)
+        asked = [row for row in rows if row not in found]
         with self.tokenizer._frozen():
-            for part in torch.tensor(rows).split(self.tokenizer.region_batch_size):
-                output = self.tokenizer._run(self.features, self.prepared, part, output_masks=True)
-                routed = output.pred_masks[torch.arange(len(part)), output.expert]
-                index = self.prepared["image_index"][part]
-                masks += self.tokenizer._masks_to_pictures(routed, self.features, index)
-        return masks
+            for part in torch.tensor(asked, dtype=torch.long).split(self.tokenizer.region_batch_size):
+                if len(part):
+                    output = self.tokenizer._run(self.features, self.prepared, part, output_masks=True)
+                    found |= zip(part.tolist(), output.pred_masks[torch.arange(len(part)), output.expert])
+            logits = torch.stack([found[row].to(self.tokenizer.device) for row in rows])
+            return self.tokenizer._masks_to_pictures(logits, self.features, self.prepared["image_index"][rows])
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

@@ -41,9 +41,11 @@ class RegionTokens:
 
     semantic_tokens (R, K, D): a token per expert, what the caption decoder and a language model read.
     semantic_embeds (R, K, E): the same in the space of the concept bank.
-    iou_scores (R, K): how well each expert thinks that its mask fits, 0 … 1, float32.
+    iou_scores (R, K): how well each expert thinks that its mask fits, an IoU as predicted, float32; a prediction may leave
+    0 … 1 a little.
     expert (R,): the expert that answers the region's prompt.
-    boxes (R, 4): xyxy in pixels of the original picture: the prompt's box, or else the box around the predicted mask.
+    boxes (R, 4): xyxy in pixels of the original picture: the prompt's box, clipped to the picture, or else exactly the box
+    around the predicted mask; the whole picture if that mask is empty.
     image_index (R,): the picture of each region; image_sizes (B, 2): height and width of each picture.
     fingerprint: which tokenizer's weights made these tokens.
     """
@@ -90,6 +92,11 @@ class RegionTokens:
     def scores(self) -> Tensor:
         """The IoU score of the answering expert, (R,)."""
         return self._routed(self.iou_scores)
+
+    @property
+    def quality(self) -> Tensor:
+        """`scores` as a quality to show, (R,): within 0 … 1."""
+        return self.scores.clamp(0, 1)
 
     def _routed(self, values: Tensor) -> Tensor:
         return values[torch.arange(len(self), device=values.device), self.expert]

@@ -80,20 +80,47 @@ def _load(path: Path, streaming: bool) -> Dataset | IterableDataset:
     return samples.cast_column("image", Picture(decode=False)) if inside else samples
 
 
+class WrongSizeError(ValueError):
+    """A record's picture, or what was made of it, has another size than the record says."""
+
+
 def open_image(sample: Sample, root: str | Path) -> np.ndarray:
-    """The picture of a record as RGB bytes (H, W, 3); `root` is the folder that its path starts from."""
+    """The picture of a record as RGB bytes (H, W, 3), upright; `root` is the folder that its path starts from.
+
+    Raises `WrongSizeError` if it is not as large as the record says: its regions would lie elsewhere.
+    """
     image = sample["image"]
     if isinstance(image, str) and image.startswith(GLYPH_SCHEME):
         found = _GLYPH_ADDRESS.fullmatch(image)
         if found is None:
             raise ValueError(f"image is {image[:80]!r}, expected {GLYPH_SCHEME}SPLIT/SEED/INDEX/LONG_SIDE.")
         split, seed, index, long_side = found.groups()
-        return draw_scene(make_scene(int(index), split, int(seed)), int(long_side)).image
-    if isinstance(image, str):
-        return load_rgb(Path(root) / image)
-    if isinstance(image, dict):  # a datasets.Image that is not decoded
-        image = picture_from(image["bytes"]) if image.get("bytes") else Path(root) / image["path"]
-    return load_rgb(image)
+        picture = draw_scene(make_scene(int(index), split, int(seed)), int(long_side)).image
+    elif isinstance(image, dict) and image.get("bytes"):  # a datasets.Image that is not decoded
+        picture = load_rgb(picture_from(image["bytes"]))
+    else:
+        picture = load_rgb(Path(root) / (image["path"] if isinstance(image, dict) else image))
+    check_size(sample, (picture.shape[0], picture.shape[1]))
+    return picture
+
+
+def check_size(sample: Sample, size: tuple[int, int], name: str | None = None) -> None:
+    """Raise `WrongSizeError` unless a picture of (height, width) `size`, upright, is as large as its record says.
+
+    name: what to call the record; default: `record_name`.
+    """
+    if size != (sample["height"], sample["width"]):
+        raise WrongSizeError(
+            f"{name or record_name(sample)} says that its picture has {sample['width']} × {sample['height']} pixels, but "
+            f"it has {size[1]} × {size[0]}: give the picture that the regions were drawn on, or correct the record."
+        )
+
+
+def record_name(sample: Sample) -> str:
+    """What an error calls a record: after its picture."""
+    image = sample.get("image")
+    path = image.get("path") if isinstance(image, dict) else image
+    return f"The record of {path or 'a picture without a name'}"
 
 
 def region_prompts(sample: Sample) -> dict[str, list[Any]]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from tap_tokenizer import open_image, upright_size
+from tap_tokenizer import box_problems, open_image, point_problems, upright_size
 
 from .json_text import JsonError, parse_json
 from .sample import GLYPH_SCHEME, PROMPT_KEYS, Sample, decode_mask, iterate, load_samples
@@ -24,8 +24,6 @@ from .sample import GLYPH_SCHEME, PROMPT_KEYS, Sample, decode_mask, iterate, loa
 RECORD_KEYS = {"image", "width", "height", "regions", "conversations", "source", "license"}
 NEEDED_KEYS = ("image", "width", "height", "regions", "conversations")
 REGION_KEYS = {*PROMPT_KEYS, "point_labels", "label", "captions"}
-BORDER = 0.5
-"""Pixels that a box may lie beyond its picture's border by rounding."""
 TURN_KEYS = {"role", "content", "type", "options"}
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for files that are no pictures, or torn, or would fill all memory."""
@@ -141,18 +139,7 @@ def _box_problems(box: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
     if array is None:
         yield "wrong box", f"{box!s:.80}, expected four finite numbers x1 y1 x2 y2"
         return
-    x1, y1, x2, y2 = array.tolist()
-    if x1 < x2 and y1 < y2 and min(x2 - x1, y2 - y1) < 1:
-        looks = (
-            "; it looks like shares of the picture, 0 … 1: expected pixels"
-            if min(x1, y1) >= 0 and max(x2, y2) <= 1
-            else ""
-        )
-        yield "thin box", f"{box!s:.80} is thinner than a pixel{looks}"
-    elif x2 <= x1 or y2 <= y1:
-        yield "empty box", f"{box!s:.80} has no area; expected x1 < x2 and y1 < y2"
-    elif min(x1, y1) < -BORDER or x2 > size[1] + BORDER or y2 > size[0] + BORDER:
-        yield "box outside", f"{box!s:.80} leaves the picture of {size[1]} × {size[0]}"
+    yield from box_problems(array[None], size).values()
 
 
 def _point_problems(points: Any, labels: Any, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
@@ -160,8 +147,7 @@ def _point_problems(points: Any, labels: Any, size: tuple[int, int]) -> Iterator
     if array is None:
         yield "wrong points", f"{points!s:.80}, expected a list of x y"
         return
-    if ((array < 0) | (array > np.array([size[1], size[0]]))).any():
-        yield "point outside", f"{points!s:.80} leaves the picture of {size[1]} × {size[0]}"
+    yield from point_problems(array, size).values()
     fits = isinstance(labels, list) and len(labels) == len(array) and all(n in (0, 1) for n in labels)
     if labels is not None and not fits:
         yield "wrong point labels", f"{labels!s:.80} for {len(array)} points, expected a 0 or 1 for each"

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data.sample import Sample, decode_mask
-from ..data.validation import BORDER
 from .benchmarks import Benchmark
 from .problems import Problems
+
+BORDER = 0.5
+"""Pixels that a box may lie beyond its picture's border by rounding, unnamed."""
 
 
 def read_coco(
@@ -65,15 +67,27 @@ def mask_fault(mask: Any, size: tuple[int, int]) -> str | None:
     return None
 
 
-def clipped_box(bbox: Any, width: int, height: int) -> tuple[list[float], bool] | None:
-    """A box xywh → xyxy inside a picture, and whether it lay beyond the border; None where no box of any area is left."""
+def clipped_box(bbox: Any, width: int, height: int) -> tuple[list[float], str | None] | None:
+    """A box xywh → xyxy inside a picture, at least a pixel wide and high, and what was done to it; None if nothing is left."""
     if not isinstance(bbox, (list, tuple)) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
         return None
     x, y, w, h = (float(v) for v in bbox)
     box = [max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))]
     if w <= 0 or h <= 0 or box[2] <= box[0] or box[3] <= box[1]:
         return None
-    return box, x < -BORDER or y < -BORDER or x + w > width + BORDER or y + h > height + BORDER
+    if min(box[2] - box[0], box[3] - box[1]) < 1:
+        (x1, x2), (y1, y2) = _widened(box[0], box[2], width), _widened(box[1], box[3], height)
+        return [x1, y1, x2, y2], "thinner than a pixel, widened to one"
+    is_beyond = x < -BORDER or y < -BORDER or x + w > width + BORDER or y + h > height + BORDER
+    return box, "beyond its picture's border, clipped" if is_beyond else None
+
+
+def _widened(low: float, high: float, end: int) -> tuple[float, float]:
+    """A side of a box, at least a pixel long, between 0 and `end`."""
+    if high - low >= 1:
+        return low, high
+    start = min(max((low + high - 1) / 2, 0.0), end - 1.0)
+    return start, start + 1.0
 
 
 def is_number(value: Any) -> bool:
@@ -110,7 +124,7 @@ class _Reading:
         if not is_asked:
             return true, None
         if found[1]:
-            problems.add("box beyond its picture's border, clipped", key)
+            problems.add(f"box {found[1]}", key)
         region: dict[str, Any] = {"id": key, "box": found[0]}
         if task in ("masks", "prompts"):
             region["mask"] = a["segmentation"]

@@ -194,7 +194,7 @@ def read_boxes(path: str, found: EvaluationSet) -> dict[Any, list[dict[str, Any]
             found.problems.add("detector's box empty or outside its picture", f"detection {number}")
             continue
         if inside[1]:
-            found.problems.add("detector's box beyond its picture's border, clipped", f"detection {number}")
+            found.problems.add(f"detector's box {inside[1]}", f"detection {number}")
         x1, y1, x2, y2 = inside[0]
         boxes.setdefault(d["image_id"], []).append({**d, "bbox": [x1, y1, x2 - x1, y2 - y1]})
     return boxes

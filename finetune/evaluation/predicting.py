@@ -11,7 +11,8 @@ import torch
 from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens
 
-from ..data.sample import Sample, open_image
+from ..data.collator import picture_size
+from ..data.sample import Sample, WrongSizeError, check_size, open_image
 from ..data.validation import UNREADABLE
 from ..region_cache import RegionCache
 from ..region_encoding import encode_regions
@@ -86,6 +87,8 @@ class Predictor:
         numbers = [n for n in numbers if self.items[n]]
         if self.cache is not None:
             cached = [(n, None, self._cached(self.cache, n), self.cache.grid(n)) for n in numbers]
+            for n, _, own, _ in cached:
+                check_size(self.found.records[n], picture_size(own))
             return [Seen(i, picture, r[i.rows], grid) for n, picture, r, grid in cached for i in self.items[n]], []
         opened = {n: self._open(self.found.records[n]) for n in numbers}
         failed = [(item, p) for n, p in opened.items() if isinstance(p, str) for item in self.items[n]]
@@ -110,12 +113,11 @@ class Predictor:
     def _open(self, sample: Sample) -> np.ndarray | str:
         """The picture, or why there is none."""
         try:
-            picture = open_image(sample, self.found.root)
+            return open_image(sample, self.found.root)
+        except WrongSizeError:
+            return "picture has another size than the annotations say"
         except UNREADABLE:
             return "picture does not open"
-        if picture.shape[:2] != (sample["height"], sample["width"]):
-            return "picture has another size than the annotations say"
-        return picture
 
 
 def _line(row: str, item: Item, said: dict[str, Any]) -> dict[str, Any]:

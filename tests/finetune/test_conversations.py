@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -46,6 +47,18 @@ def test_records_and_caches_that_are_named_twice_are_opened_once(stage: Path) ->
     )
     assert data.samples[0] is data.samples[1]
     assert data.caches[0] is data.caches[1]
+
+
+def test_tokens_of_a_picture_of_another_size_are_refused(stage: Path, tmp_path: Path) -> None:
+    """As caches have them that were made before the size was checked."""
+    lines = [json.loads(line) for line in (stage / "records.jsonl").read_text().splitlines()]
+    data = tmp_path / "records.jsonl"
+    data.write_text("".join(json.dumps({**line, "width": 2 * line["width"]}) + "\n" for line in lines))
+    arguments = TrainArguments(output_dir="", data=[str(data)], caches=[str(stage / "cache")])
+    with pytest.raises(
+        ValueError, match=r"^Record \d+ of .*records\.jsonl, for which tokens are cached, says that its"
+    ):
+        Conversations(arguments)[0]
 
 
 def test_only_questions_of_a_kind(stage: Path) -> None:

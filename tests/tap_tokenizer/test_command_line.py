@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
-from tap_tokenizer import TapRegionTokenizer
+from tap_tokenizer import RegionTokens, TapRegionTokenizer
 from tap_tokenizer.__main__ import main
 
 DEMO = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
@@ -63,6 +64,14 @@ def test_describe_says_what_the_library_says(capsys: pytest.CaptureFixture[str],
     assert (record["width"], record["height"], record["region_tokenizer"]) == (512, 512, tokenizer.fingerprint)
     words = said(capsys, "describe", DEMO, *flags)
     assert re.findall(r"^\d\. (.*?) \(", words, re.MULTILINE) == tokenizer.caption(regions)
+
+
+def test_a_quality_that_is_shown_lies_within_0_and_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RegionTokens, "scores", property(lambda regions: torch.full((len(regions),), 1.04)))
+    assert "mask quality 1.00" in said(capsys, "describe", DEMO, "--box", *BOX)
+    assert json.loads(said(capsys, "describe", DEMO, "--box", *BOX, "--json"))["regions"][0]["score"] == 1.0
 
 
 def test_describe_draws(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tap_tokenizer import EverythingOptions, RegionTokens, TapRegionTokenizer, mask_to_rle
 from tap_tokenizer.everything import clean_mask, connected_parts, crops_of, is_cut_off, mask_nms, stability_scores
+from tap_tokenizer.mask_boxes import boxes_of_masks
 
 LENIENT = {"points_per_crop": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 
@@ -29,6 +30,9 @@ def square(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int] = (20, 30))
     "options",
     [
         {"points_per_crop": 0},
+        {"points_per_crop": 2.5},
+        {"crops_n_layers": 0.5},
+        {"pred_iou_thresh": None},
         {"points_per_crop": 100_000_000},
         {"crops_n_layers": 1000},
         {"crop_n_points_downscale_factor": 10**400},
@@ -51,8 +55,9 @@ def test_bad_options_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_unknown_options_are_refused(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
-    with pytest.raises(TypeError, match="box_nms_thresh"):
-        tiny_tokenizer.encode_everything(picture, box_nms_thresh=0.7)
+    for option in ("box_nms_thresh", "foo"):
+        with pytest.raises(TypeError, match=f"^encode_everything got {option}, .*expected some of points_per_crop, "):
+            tiny_tokenizer.encode_everything(picture, **{option: 0})
 
 
 def test_options_are_those_of_transformers_mask_generation() -> None:
@@ -281,10 +286,16 @@ def test_crops_find_objects_whole_and_in_place(bundled: TapRegionTokenizer) -> N
     assert len(whole) < len(found) < sum(len(boxes) for boxes in candidates)  # what a crop cuts through is left out
     for mask, box in zip(found.masks, found.boxes):
         assert (torch.cat(candidates) - box).abs().amax(dim=1).min() < 1e-3
-        rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
-        inside = box + torch.tensor([-4, -4, 4, 4])  # a cell of the mask grid around
-        assert inside[0] <= columns.min() <= columns.max() < inside[2]
-        assert inside[1] <= rows.min() <= rows.max() < inside[3]
+        assert box.tolist() == boxes_of_masks(mask[None])[0].tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"crops_n_layers": 1}, {"min_mask_region_area": 60}], ids=str)
+def test_boxes_are_exactly_those_of_their_masks(bundled: TapRegionTokenizer, options: dict[str, Any]) -> None:
+    """On the picture of the demo, on whose mask grid are specks that vanish at the picture's own size."""
+    demo = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
+    found = bundled.encode_everything(demo, **{**LENIENT, "points_per_crop": 6, "crops_nms_thresh": 0.9, **options})
+    assert len(found) > 10
+    assert found.boxes.tolist() == boxes_of_masks(found.masks).tolist()
 
 
 def test_the_bundled_tokenizer_finds_the_objects_of_scenes(bundled: TapRegionTokenizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import subprocess
@@ -71,6 +72,40 @@ def test_greys_of_32_bits(picture: Image.Image) -> None:
             load_rgb(Image.fromarray(numbers))
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_the_bits_that_a_deep_grey_uses_become_a_byte(tmp_path: Path, mode: str, bits: int) -> None:
+    """Whatever holds the numbers: PIL's three modes, a PNG, a TIFF, an array, a tensor."""
+    numbers = np.linspace(0, (1 << bits) - 1, 600).astype(np.uint16).reshape(20, 30)
+    want = np.repeat((numbers >> (bits - 8)).astype(np.uint8)[..., None], 3, axis=2)
+    bytes_ = numbers.astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode])
+    deep = Image.frombytes(mode, (30, 20), bytes_.tobytes())
+    assert np.array_equal(load_rgb(deep), want)
+    deep.save(tmp_path / "deep.tif")
+    assert np.array_equal(load_rgb(tmp_path / "deep.tif"), want)
+    Image.fromarray(numbers).save(tmp_path / "deep.png")
+    assert np.array_equal(load_rgb(tmp_path / "deep.png"), want)
+    for array in (numbers, numbers.astype(">u2"), numbers[..., None]):
+        assert np.array_equal(load_rgb(array), want)
+    assert np.array_equal(load_rgb(np.repeat(numbers[..., None], 3, axis=2)), want)
+    assert np.array_equal(load_rgb(torch.from_numpy(numbers)), want)
+
+
+def test_dark_colours_of_16_bits_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow keeps the upper byte of a colour, which is nothing if 8 bits are used."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 3, 2, 16, 2, 0, 0, 0)), (b"IEND", b"")]
+    chunks.insert(1, (b"IDAT", zlib.compress(b"".join(b"\0" + struct.pack(">9H", *range(9)) for _ in range(2)))))
+    png = b"\x89PNG\r\n\x1a\n"
+    for name, content in chunks:
+        png += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    (tmp_path / "colours.png").write_bytes(png)
+    assert load_rgb(tmp_path / "colours.png").max() == 0
+    assert "colours.png has colours of 16 bits and uses 14 at most" in caplog.text
+
+
 def test_transparency_is_shown_over_white() -> None:
     clear = Image.new("RGBA", (2, 2), (200, 10, 10, 0))
     assert load_rgb(clear).tolist() == [[[255] * 3] * 2] * 2
@@ -82,6 +117,24 @@ def test_exif_orientation_turns_the_picture_upright(tmp_path: Path, picture: Ima
     path = tmp_path / "turned.png"
     picture.save(path, exif=exif)
     assert np.array_equal(load_rgb(path), np.asarray(picture.rotate(-90, expand=True)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["tif", "png", "jpg", "webp"])
+def test_the_upright_size_is_the_size_of_what_is_read(
+    tmp_path: Path, picture: Image.Image, ending: str, orientation: int
+) -> None:
+    """Before the pixels are read, and after: of a TIFF, Pillow says it turned, and turns it when it reads it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{ending}"
+    picture.save(path, exif=exif)
+    height, width = load_rgb(path).shape[:2]
+    assert (width < height) == (orientation > 4)
+    with Image.open(path) as opened:
+        assert upright_size(opened) == (width, height)
+        opened.load()
+        assert upright_size(opened) == (width, height)
 
 
 @pytest.mark.parametrize(

@@ -63,10 +63,16 @@ TABLES = [
     ("image,x1,y1,x2,y2\na.png,1,2,3,4\nb.png,1,2,3,4\n", "line 3: there is no picture"),
     ("image,x1,y1,x2,y2\na.png,1,2,x,4\n", "line 2: box is 1, 2, x, 4"),
     ("image,x1,y1,x2,y2\na.png,10,2,3,4\n", "line 2: box"),
-    ("image,x1,y1,x2,y2\na.png,1,2,3,999\n", "does not lie in the picture of 512 × 512"),
+    ("image,x1,y1,x2,y2\na.png,1,2,3,999\n", "leaves the picture of 512 × 512"),
     ("image,x,y\na.png,1,\n", "expected 2 numbers"),
     ("image,x,y\na.png,,\n", "no box and no point"),
-    ("image,x,y\na.png,nan,3\n", "does not lie"),
+    ("image,x,y\na.png,nan,3\n", "line 2: point is nan, 3, expected finite numbers"),
+    (
+        "image,x1,y1,x2,y2\na.png,0.1,0.2,0.5,0.6\n",
+        "line 2: box .* thinner than a pixel.*multiply x by 512 and y by 512",
+    ),
+    ("image,x1,y1,x2,y2\na.png,100,200,900,960\n", "thousandths of the picture.*multiply x by 0.512 and y by 0.512"),
+    ("image,x,y\na.png,0.4,0.7\n", "line 2: point .* is the one pixel in the corner"),
 ]
 
 

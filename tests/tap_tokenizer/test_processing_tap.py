@@ -134,8 +134,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"boxes": np.zeros((2, 3, 4))}, "regions come first"),
     ({"boxes": "everything"}, "type str"),
-    ({"points": [[[1, 1]]]}, "points without point_labels"),
     ({"point_labels": [[1]]}, "point_labels without points"),
+    ({"boxes": [[0, 0, 4, 4]], "points": [None], "point_labels": [[1]]}, "point_labels and no points: give both"),
     ({"points": [[[1, 1]]], "point_labels": [[7]]}, r"point labels \[7.0\], expected 1 \(on the region\) or 0"),
     ({"points": [[[1, 1]]], "point_labels": [[1, 1]]}, "1 points and 2 labels: give one label per point"),
     ({"points": [[[1, 1]]], "point_labels": [[1], [1]]}, "Got 1 points, 2 point_labels: give the same number"),
@@ -166,8 +166,124 @@ def test_prompts_for_another_number_of_pictures_are_refused(processor: TapProces
         processor([PICTURE, PICTURE], boxes=[[[0, 0, 4, 4]], [[9, 9, 1, 1]]])
 
 
-def test_rounding_over_the_edge_is_allowed(processor: TapProcessor) -> None:
-    assert len(processor(PICTURE, boxes=[[-0.5, -0.4, 32.6, 16.9]])["input_points"]) == 1
+def test_what_ends_up_to_a_pixel_outside_is_clipped_and_comes_back_clipped(processor: TapProcessor) -> None:
+    out = processor(PICTURE, boxes=[[-0.5, -0.4, 32.6, 16.9], [-1, 3, 33, 17]])
+    assert out["prompt_boxes"].tolist() == [[0, 0, 32, 16], [0, 3, 32, 16]]
+    assert out["input_points"].tolist() == [[[0, 0], [64, 32]], [[0, 6], [64, 32]]]
+    out = processor(PICTURE, points=[[[-1, 16.5], [33, 3]]])
+    assert out["input_points"][0, :2].tolist() == [[0, 32], [64, 6]]
+    for box in ([-1.1, 0, 4, 4], [0, 0, 33.2, 4]):
+        with pytest.raises(ValueError, match="leaves the picture"):
+            processor(PICTURE, boxes=[box])
+
+
+def test_points_without_labels_all_lie_on_their_region(processor: TapProcessor) -> None:
+    points = [[[3, 4], [5, 6]], [[7, 8]]]
+    want = processor(PICTURE, points=points, point_labels=[[1, 1], [1]])
+    for labels in (None, [None, [1]], [None, None]):
+        out = processor(PICTURE, points=points, point_labels=labels)
+        assert torch.equal(out["input_labels"], want["input_labels"])
+    batch = processor([PICTURE, PICTURE], points=[points[:1], points[1:]])
+    assert torch.equal(batch["input_labels"], want["input_labels"])
+    arrays = processor(PICTURE, points=np.array([[[3, 4]], [[7, 8]]]))
+    assert arrays["input_labels"].tolist() == [[1, 4], [1, 4]]
+
+
+LARGE = np.zeros((480, 640, 3), np.uint8)
+
+SCALES: list[tuple[dict[str, Any], str]] = [
+    ({"boxes": [[0.1, 0.2, 0.5, 0.6]]}, "thinner than a pixel.* 0 … 1: .*multiply x by 640 and y by 480"),
+    ({"boxes": [[0.0, 0.0, 1.0, 1.0]]}, "one pixel in the corner.* 0 … 1: .*multiply x by 640 and y by 480"),
+    ({"boxes": [[0, 0, 1, 1], [0.2, 0.3, 0.9, 0.8]]}, "Region 0: box .* 0 … 1"),
+    ({"boxes": [[0.5, 0.5, 0.2, 0.3]]}, "empty or inverted.* 0 … 1"),
+    ({"boxes": [[-0.001, 0.2, 0.5, 1.002]]}, "thinner than a pixel.* 0 … 1"),
+    ({"boxes": [[100, 200, 900, 950]]}, "leaves the picture.* 0 … 1000: .*multiply x by 0.64 and y by 0.48"),
+    ({"boxes": [[10, 10, 20, 20], [100, 200, 900, 950]]}, "Region 1: box .* 0 … 1000"),
+    ({"points": [[[400, 900]]]}, "lies outside.* 0 … 1000: .*multiply x by 0.64 and y by 0.48"),
+    ({"points": [[[0.4, 0.7]]]}, "point .* one pixel in the corner.* 0 … 1: .*multiply x by 640"),
+    ({"points": [[[0, 1]], [[0.4, 0.7], [1.0, 0.2]]], "point_labels": [[1], [1, 0]]}, "Region 0: point .* 0 … 1"),
+]
+
+
+@pytest.mark.parametrize(("prompts", "message"), SCALES, ids=str)
+def test_coordinates_that_are_no_pixels_are_told_what_they_look_like(
+    processor: TapProcessor, prompts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        processor(LARGE, **prompts)
+    with pytest.raises(ValueError, match=message):
+        processor([LARGE], **{name: [value] for name, value in prompts.items()})
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [10, 10, 10.5, 90],
+        [10, 10, 90, 10.2],
+        [639.5, 3, 640.9, 50],
+        [640, 1, 641, 5],
+        [-1, 5, 0.4, 50],
+        [5, 479.2, 9, 481],
+    ],
+    ids=str,
+)
+def test_a_box_thinner_than_a_pixel_is_refused_and_taken_for_nothing_else(
+    processor: TapProcessor, box: list[float]
+) -> None:
+    with pytest.raises(ValueError, match=r"is thinner than a pixel of the picture of 640 × 480 pixels\.$"):
+        processor(LARGE, boxes=[[20, 20, 90, 90], box])
+
+
+def test_small_regions_and_corners_are_taken_where_they_may_be_meant(processor: TapProcessor) -> None:
+    assert processor(LARGE, boxes=[[33.29, 5, 34.29, 6]])["prompt_boxes"].shape == (1, 4)
+    assert processor(LARGE, boxes=np.array([[33.29, 5, 34.29, 6]], np.float32))["prompt_boxes"].shape == (1, 4)
+    assert len(processor(LARGE, boxes=[[0, 0, 1, 1], [5, 5, 60, 70]])["prompt_boxes"]) == 2
+    assert len(processor(LARGE, points=[[[0.4, 0.7], [30, 40]]])["prompt_boxes"]) == 1
+    assert len(processor(LARGE, points=[[[0, 0]], [[1, 1]]])["prompt_boxes"]) == 2
+    assert len(processor(PICTURE[:1, :1], boxes=[[0, 0, 1, 1]])["prompt_boxes"]) == 1
+    assert len(processor(PICTURE[:2, :3], points=[[[0.5, 0.5]]])["prompt_boxes"]) == 1
+
+
+def hostile() -> list[Any]:
+    """What is no box, no points and no labels."""
+    itself: list[Any] = []
+    itself.append(itself)
+    twice: list[Any] = []
+    twice += [twice, twice]
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    objects = np.empty(4, dtype=object)
+    objects[:] = [10**400, 0, 1, 1]
+    return [
+        [10**400, 0, 1, 1], [-(10**5000), 0, 1, 1], objects, torch.zeros(4, device="meta"), itself, twice, [itself] * 4, deep,
+        torch.zeros(4).to_sparse(), torch.ones(4, dtype=torch.complex64), np.ones(4, dtype=complex), [1j] * 4, {"x1": 1},
+        {1, 2}, "abcd", b"abcd", 1, True, float("nan"), object(), [None] * 4, ["a"] * 4, [[1], [2, 3], [4], [5]],
+        [1e308, 0, 1e309, 1], [-1e308, -1e308, 1e308, 1e308], iter([1, 2, 3, 4]), np.float32(3), torch.tensor(3.0),
+    ]  # fmt: skip
+
+
+HOSTILE = hostile()
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_hostile_values_end_in_one_sentence(processor: TapProcessor, number: int) -> None:
+    points = [[[5, 6]]]
+    for wrap in (lambda v: [v], lambda v: v, lambda v: [[v]]):
+        for prompts in (
+            {"boxes": wrap(HOSTILE[number])},
+            {"points": wrap(HOSTILE[number])},
+            {"boxes": [[1, 2, 30, 40]], "points": points, "point_labels": [HOSTILE[number]]},
+        ):
+            try:
+                processor(LARGE, **prompts)
+            except ValueError as error:
+                assert len(str(error)) < 400  # noqa: PT017 - some of these are labels as well
+                assert "\n" not in str(error)  # noqa: PT017
+            with pytest.raises(ValueError, match=r"^(Got|Image 0)"):
+                processor([LARGE, LARGE], **prompts)
+    with pytest.raises(ValueError, match=r"^(Got boxes|Region 0)"):
+        processor(LARGE, boxes=[HOSTILE[number]])
 
 
 def test_saving_and_auto_class(processor: TapProcessor, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tap_tokenizer import ConceptBank, RegionTokens, TapRegionTokenizer
+from tap_tokenizer import ConceptBank, ImageFeatures, RegionTokens, TapRegionTokenizer
 
 CLOSE = {"rtol": 0, "atol": 2e-5}  # the same sums in batches of another size
 BOXES = [[5, 5, 40, 30], [20, 10, 85, 55], [0, 0, 90, 60]]
@@ -125,12 +125,40 @@ def test_eager_equals_sdpa(make_tokenizer: Callable[..., TapRegionTokenizer], pi
 
 def test_boxes_are_the_prompts_or_the_masks(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
     assert tiny_tokenizer.encode(picture, boxes=BOXES).boxes.tolist() == [[float(x) for x in box] for box in BOXES]
-    regions = tiny_tokenizer.encode(picture, **POINTS)
-    cell = 90 / 32  # the mask grid over the long side
-    for box, mask in zip(regions.boxes.tolist(), regions.masks):
-        rows, columns = mask.nonzero().unbind(1)
-        tight = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        assert all(abs(a - float(b)) <= 1.5 * cell for a, b in zip(box, tight))
+    for with_masks in (False, True):
+        regions = tiny_tokenizer.encode(picture, **POINTS, with_masks=with_masks)
+        assert regions.boxes.tolist() == [extent(mask) for mask in regions.masks]
+    mixed = tiny_tokenizer.encode(picture, boxes=[BOXES[0], None], points=[None, [[40, 30]]])
+    assert mixed.boxes.tolist() == [[float(x) for x in BOXES[0]], extent(mixed.masks[1])]
+
+
+def test_the_box_of_a_point_is_exactly_the_box_of_its_mask() -> None:
+    """Of many points on pictures of several shapes, whichever masks are read, and in whatever company."""
+    pytest.importorskip("matplotlib")
+    from finetune.data.glyph_scenes import draw_scene, make_scene
+
+    bundled = TapRegionTokenizer.from_pretrained("tap-tiny")
+    drawn = [draw_scene(make_scene(i, "test", 5), 400).image for i in range(2)]
+    pictures = [drawn[0], drawn[1][:150], drawn[0][:, :90]]
+    points = [
+        [[[(x + 0.5) * picture.shape[1] / 6, (y + 0.5) * picture.shape[0] / 6]] for y in range(6) for x in range(6)]
+        for picture in pictures
+    ]
+    regions = bundled.encode(pictures, points=points)
+    for i in range(0, len(regions), 7):
+        assert extent(regions[i].masks[0]) in (regions.boxes[i].tolist(), None)
+    for i, picture in enumerate(pictures):
+        own = regions.of_image(i)
+        whole = [0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])]
+        assert own.boxes.tolist() == [extent(mask) or whole for mask in own.masks]
+
+
+def extent(mask: torch.Tensor) -> list[float] | None:
+    """The box around a mask's pixels, if it has any."""
+    rows, columns = mask.nonzero().unbind(1)
+    if not len(rows):
+        return None
+    return [float(edge) for edge in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
 
 
 def test_experts(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
@@ -185,6 +213,59 @@ def test_classify(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> N
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_values_say_what_they_are_without_their_numbers(
+    make_tokenizer: Callable[..., TapRegionTokenizer], picture: Image.Image
+) -> None:
+    tokenizer = make_tokenizer()
+    features = tokenizer.embed_image([picture, picture])
+    assert (
+        repr(features) == f"ImageFeatures(2 images of 90 × 60, 90 × 60 pixels, fingerprint={tokenizer.fingerprint!r})"
+    )
+    many = ImageFeatures.concatenate([features] * 50)
+    assert repr(many).startswith("ImageFeatures(100 images of 90 × 60, 90 × 60, 90 × 60, … pixels")
+    bank = ConceptBank.from_vectors([f"name {i}" * (1 + 9 * i) for i in range(40)], torch.randn(40, 16))
+    assert repr(bank).startswith("ConceptBank(40 concepts: 'name 0', 'name 1name 1name 1name …', 'name 2")
+    assert repr(bank).endswith(f"width=16, digest={bank.digest!r})")
+    assert max(len(repr(value)) for value in (features, many, bank)) < 200
+
+
+def test_names_are_no_concept_bank_at_any_door(
+    make_tokenizer: Callable[..., TapRegionTokenizer], picture: Image.Image, tmp_path: Path
+) -> None:
+    tokenizer = make_tokenizer()
+    regions = tokenizer.encode(picture, boxes=BOXES)
+    for names in (["cat", "dog"], ("cat",), [], {"cat": 1}, torch.ones(3)):
+        for door in (
+            lambda names=names: tokenizer.classify(regions, concepts=names),
+            lambda names=names: TapRegionTokenizer(tokenizer.model, concepts=names),
+            lambda names=names: TapRegionTokenizer.from_pretrained("tap-tiny", concepts=names),
+        ):
+            with pytest.raises(ValueError, match=r"names need a text encoder\. ConceptBank\.from_text_encoder\(names"):
+                door()
+
+
+def test_a_caption_is_one_and_its_form_is_captions_own(
+    tiny_tokenizer: TapRegionTokenizer, picture: Image.Image
+) -> None:
+    regions = tiny_tokenizer.encode(picture, boxes=BOXES)
+    for options in ({"num_beams": 3}, {"temperature": 0.8}, {}):
+        with pytest.raises(ValueError, match="num_return_sequences is 3, expected 1: each region gets one caption"):
+            tiny_tokenizer.caption(regions, return_ids=True, num_return_sequences=3, **options)
+    for option in ({"max_new_tokens": 5}, {"return_dict_in_generate": True}, {"inputs_embeds": None}):
+        with pytest.raises(ValueError, match=f"Got {next(iter(option))}, which caption sets itself: give max_length"):
+            tiny_tokenizer.caption(regions, return_ids=True, **option)
+
+
+def test_a_quality_lies_within_0_and_1_and_a_prediction_need_not(
+    tiny_tokenizer: TapRegionTokenizer, picture: Image.Image
+) -> None:
+    regions = replace(
+        tiny_tokenizer.encode(picture, boxes=BOXES), iou_scores=torch.tensor([[1.04] * 4, [-0.2] * 4, [0.5] * 4])
+    )
+    assert regions.quality.tolist() == [1.0, 0.0, 0.5]
+    torch.testing.assert_close(regions.scores, torch.tensor([1.04, -0.2, 0.5]))
 
 
 def test_bad_prompts_cost_no_work(

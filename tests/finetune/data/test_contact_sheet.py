@@ -32,6 +32,19 @@ def test_every_kind_of_region_is_drawn(tmp_path: Path) -> None:
     assert four.height == 2 * len(plain)
 
 
+def test_a_picture_of_another_size_is_not_drawn_on(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.jpg", 300, 200)
+    record = {
+        "image": "a.jpg",
+        "width": 600,
+        "height": 400,
+        "regions": [{"box": [20, 20, 90, 90]}],
+        "conversations": TALK,
+    }
+    with pytest.raises(ValueError, match=r"The record of a\.jpg says .* 600 × 400 pixels, but it has 300 × 200"):
+        contact_sheet([record], tmp_path)
+
+
 def test_command(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.jpg")
     record = {"image": "a.jpg", "width": 60, "height": 40, "regions": [{"box": [1, 2, 30, 20]}], "conversations": TALK}
