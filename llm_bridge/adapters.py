@@ -448,8 +448,8 @@ def _read_projector(folder: Path, projector: RegionProjector) -> dict[str, Tenso
 _LORA_FIELDS = {
     "alpha_pattern", "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out", "inference_mode",
     "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_bias", "lora_dropout",
-    "modules_to_save", "peft_type", "peft_version", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_dora",
-    "use_rslora",
+    "modules_to_save", "peft_type", "peft_version", "r", "rank_pattern", "revision", "target_modules", "target_parameters",
+    "task_type", "use_dora", "use_rslora",
 }  # fmt: skip
 """What an adapter's configuration may say; peft's other fields copy layers, import modules, or start computations."""
 

@@ -32,6 +32,7 @@ if not help_is_wanted():
         AutoTokenizer,
     )
 
+    from .bundled import add_bundled, bundled_or_given
     from .concept_projector import ConceptBank
     from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
     from .coordinates import box_problems, point_problems
@@ -51,7 +52,7 @@ if not help_is_wanted():
     from .modeling_tap import TapModel, TapOutput
     from .output_files import only_writer, write_whole
     from .picture_folders import PictureRegions, read_region_table, write_records
-    from .pretrained_files import add_bundled, bundled_or_given, check_findable, check_hub, take_bundled_names
+    from .pretrained_files import check_findable, check_hub, take_bundled_names
     from .processing_tap import TapProcessor
     from .prompt_encoder import PointLabel
     from .prompts import as_mask

@@ -33,15 +33,16 @@ def box_problems(boxes: np.ndarray, size: tuple[int, int] | None) -> dict[int, C
     """What is wrong with boxes (N, 4), xyxy, of a picture of (height, width) `size`: {row: problem}, {} if nothing is.
     Of a picture whose size is not known (None), what no picture has is refused.
 
-    A box may end up to a pixel (`SLACK`) outside; what `clip_boxes` leaves of it is at least a pixel wide and high. Boxes
-    that all lie in 0 … 1 are refused unless the picture is a few pixels large. Give all boxes of a picture at once, for
-    together they show what they count, if not pixels.
+    A box may end up to a pixel (`SLACK`) outside. What `clip_boxes` leaves of it must not be thinner than a pixel, unless it
+    reaches into two of them. Boxes that all lie in 0 … 1 are refused unless the picture is a few pixels large. Give all boxes
+    of a picture at once, for together they show what they count, if not pixels.
     """
     limits, picture = _limits(size)
     inside = np.clip(boxes, 0.0, np.tile(limits, 2))
     empty = _any(boxes[:, 2:] <= boxes[:, :2])
     outside = _any(boxes[:, :2] < -SLACK) | _any(boxes[:, 2:] > limits + SLACK)
-    thin = _any(inside[:, 2:] - inside[:, :2] < LEAST_SIDE)
+    within_one = np.ceil(inside[:, 2:]) - np.floor(inside[:, :2]) <= 1
+    thin = _any((inside[:, 2:] - inside[:, :2] < LEAST_SIDE) & within_one)
     are_shares = len(boxes) > 0 and _are_shares(boxes)
     problems = {}
     for row in np.flatnonzero(empty | outside | thin | (are_shares and limits.max() > CORNER)).tolist():

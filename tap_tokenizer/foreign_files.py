@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME, cached_file
 
+from .bundled import bundled_or_given
 from .trial import check_chat_template
 from .weight_files import check_weight_count
 
@@ -157,6 +158,7 @@ def load_pretrained(auto_class: Any, source: str | Path, *, trust_remote_code: b
     Weights are read from safetensors; with `use_safetensors=False` from torch's pickles, of which a hostile one can end the
     process.
     """
+    source = bundled_or_given(source)
     check_source(source, **{name: options[name] for name in HUB_OPTIONS if name in options})
     if auto_class in (AutoModel, AutoModelForCausalLM) and not trust_remote_code:
         no_code = {"trust_remote_code": False}

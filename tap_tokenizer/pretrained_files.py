@@ -33,6 +33,7 @@ from huggingface_hub.errors import (
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .bundled import BUNDLED, bundled_names, bundled_or_given
 from .concept_projector import ConceptBank
 from .configuration_tap import TapConfig
 from .foreign_files import check_folder, check_regular_file, load_pretrained, misfits_told, read_json_object
@@ -43,8 +44,6 @@ from .weight_files import check_weights, damage_told, weight_shapes
 
 logger = logging.get_logger(__name__)
 
-BUNDLED = Path(__file__).parent / "pretrained"
-_BUNDLES = [BUNDLED]
 CONCEPTS_FILE = "concepts.safetensors"
 TEXT_TOKENIZER_FOLDER = "text_tokenizer"
 
@@ -64,18 +63,6 @@ Hub = dict[str, Any]
 # --- names of bundled models ------------------------------------------------------------------------------------------
 
 
-def add_bundled(folder: Path) -> None:
-    """Let the models in the subfolders of a folder be loaded by their names, too."""
-    _BUNDLES.append(folder)
-
-
-def bundled_or_given(source: str | Path) -> str:
-    """The folder of a bundled model, or the folder or repository that was named."""
-    folders = [bundle / str(source) for bundle in _BUNDLES]
-    found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
-    return str(source) if found is None or Path(source).is_dir() else str(found)
-
-
 def check_findable(source: str | Path, hub: Hub, *, may_lack_owner: bool = False) -> None:
     """Refuse at once, in a sentence, what is neither a bundled model, nor here, nor on a Hub in reach.
 
@@ -85,7 +72,7 @@ def check_findable(source: str | Path, hub: Hub, *, may_lack_owner: bool = False
     name = bundled_or_given(source)
     if Path(name).exists():
         return
-    bundled = ", ".join(sorted(file.parent.name for bundle in _BUNDLES for file in bundle.glob("*/config.json")))
+    bundled = ", ".join(bundled_names())
     is_repository = name.count("/") == 1 or (may_lack_owner and "/" not in name)
     if not is_repository or name.startswith((".", "~", "/")):
         raise ValueError(

@@ -34,7 +34,7 @@ LIBRARIES = {
 
 LAYERS = {
     "tap_tokenizer": [
-        {"command_line", "everything_options", "output_files", "coordinates", "mask_boxes"},
+        {"command_line", "everything_options", "output_files", "coordinates", "mask_boxes", "bundled"},
         {"configuration_tap", "attention", "everything", "trial", "weight_files"},
         {"foreign_files"},
         {"restricted_pickle"},

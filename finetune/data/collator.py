@@ -106,12 +106,6 @@ class ConversationCollator:
         features = tokenizer.embed_image([open_image(record, self.images) for record in records])
         sizes = features.original_sizes.tolist()
         records = [{"width": width, "height": height, **record} for record, (height, width) in zip(records, sizes)]
-        for record, (height, width) in zip(records, sizes):
-            if (record["width"], record["height"]) != (width, height):
-                raise ValueError(
-                    f"{record['image']!s:.80} has {width} × {height} pixels, its record says {record['width']} × "
-                    f"{record['height']}: correct the record."
-                )
         grids = list(context.encode(tokenizer, features)) if context.slots else [None] * len(records)
         return list(map(CachedSample, records, encode_regions(tokenizer, features, records), grids))
 

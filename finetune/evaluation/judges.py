@@ -21,6 +21,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tap_tokenizer import load_pretrained
+
 from .items import Item
 from .problems import Problems
 from .text_files import read_text
@@ -45,8 +47,8 @@ class LocalJudge:
 
     def __init__(self, source: str, device: str = "cpu", max_new_tokens: int = 300) -> None:
         self.name = source
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
-        self.model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").to(device).eval()
+        self.tokenizer = load_pretrained(AutoTokenizer, source)
+        self.model = load_pretrained(AutoModelForCausalLM, source, dtype="auto").to(device).eval()
         self.max_new_tokens = max_new_tokens
 
     @torch.no_grad()

@@ -227,7 +227,7 @@ def test_records_need_no_cache(
     assert_same_batch(collator([{**record, "image": picture} for record in records]), collator(cached[:3]))
     mixed: list[Item] = [in_words(), records[0], cached[1]]
     assert collator(mixed)["region_mask"].sum(dim=1).tolist() == [0, 1, 1]
-    with pytest.raises(ValueError, match=r"p\.png has 90 × 60 pixels, its record says 91 × 60"):
+    with pytest.raises(ValueError, match=r"p\.png says that its picture has 91 × 60 pixels, but it has 90 × 60"):
         collator([{**records[0], "width": 91}])
     with pytest.raises(ValueError, match=r"Got an item with image, expected a record, .* remove_unused_columns=False"):
         collator([{"image": "p.png"}])

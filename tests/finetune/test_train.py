@@ -106,7 +106,7 @@ def test_what_a_run_leaves_behind(stage: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_best_weights_are_kept(stage: Path, tmp_path: Path) -> None:
-    rates = ["--learning_rate", "1.0", "--decay_fraction", "0.01"]  # so high that it gets worse
+    rates = ["--learning_rate", "3.0", "--decay_fraction", "0.01"]  # so high that it gets worse
     lines = run(stage, tmp_path, "full", *fresh(stage), *held_out(stage, 1), *rates, "--load_best", "true")
     values = [line["val_loss"] for line in lines if "val_loss" in line]
     best = json.loads((tmp_path / "best" / "best.json").read_text())

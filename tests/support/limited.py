@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,31 +38,48 @@ def run_limited(
 ) -> Outcome:
     """Run a command. stdin: what it can read, or None for a pipe that stays open and says nothing."""
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+    begin, end = os.pipe()
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, open(begin) as told:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=errors, preexec_fn=limit, env=os.environ | _QUIET
-        )
-        watch = threading.Timer(wait, process.kill)
+            [sys.executable, "-S", "-c", _LAUNCH, str(end), str(cpu_seconds), str(memory), *command],
+            stdin=subprocess.PIPE, stdout=output, stderr=errors, env=os.environ | _QUIET, pass_fds=[end],
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(end)
+        watch = threading.Timer(wait, os.killpg, (process.pid, signal.SIGKILL))
         watch.start()
         assert process.stdin is not None
         if stdin is not None:
             process.stdin.write(stdin.encode())
             process.stdin.close()
-        _, status, used = os.wait4(process.pid, 0)
+        said = told.read()
+        process.wait()
         watch.cancel()
-        process.returncode = os.waitstatus_to_exitcode(status)
         if stdin is None:
             process.stdin.close()
         written = []
         for file in (output, errors):
             file.seek(0)
             written.append(file.read().decode(errors="replace"))
+    assert said, f"the command took longer than {wait} s: {written[1][-1000:]}"
+    status, seconds, peak = json.loads(said)
     scale = 1 if sys.platform == "darwin" else 1024
-    return Outcome(process.returncode, *written, used.ru_utime + used.ru_stime, used.ru_maxrss * scale)
+    return Outcome(os.waitstatus_to_exitcode(status), *written, seconds, peak * scale)
+
+
+_LAUNCH = """
+import json, os, resource, sys
+told, cpu_seconds, memory, *command = sys.argv[1:]
+pid = os.fork()
+if not pid:
+    resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_seconds), int(cpu_seconds)))
+    resource.setrlimit(resource.RLIMIT_DATA, (int(memory), int(memory)))
+    os.close(int(told))
+    os.execvp(command[0], command)
+_, status, used = os.wait4(pid, 0)
+os.write(int(told), json.dumps([status, used.ru_utime + used.ru_stime, used.ru_maxrss]).encode())
+"""
+"""A small process between the tests and the command: its peak of memory would begin with that of the process it comes from."""
 
 
 def run_python(code: str, *arguments: str | Path, **limits: object) -> Outcome:

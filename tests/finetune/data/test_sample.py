@@ -95,4 +95,5 @@ def test_hostile_masks_of_records_are_refused_before_memory_is_taken() -> None:
 def test_scenes_without_measure_are_not_drawn(address: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected (1 to 4096|glyph-scene:SPLIT/SEED/INDEX/LONG_SIDE)"):
         open_image({**SAMPLE, "image": f"glyph-scene:{address}"}, tmp_path)
-    assert open_image({**SAMPLE, "image": "glyph-scene:test/0/0/64"}, tmp_path).shape[2] == 3
+    sound = {**SAMPLE, "image": "glyph-scene:test/0/0/64", "width": 48, "height": 64}
+    assert open_image(sound, tmp_path).shape == (64, 48, 3)
