@@ -237,6 +237,7 @@ def test_a_box_thinner_than_a_pixel_is_refused_and_taken_for_nothing_else(
 def test_small_regions_and_corners_are_taken_where_they_may_be_meant(processor: TapProcessor) -> None:
     assert processor(LARGE, boxes=[[33.29, 5, 34.29, 6]])["prompt_boxes"].shape == (1, 4)
     assert processor(LARGE, boxes=np.array([[33.29, 5, 34.29, 6]], np.float32))["prompt_boxes"].shape == (1, 4)
+    assert len(processor(LARGE, boxes=[[226.41, 103.74, 227.15, 104.5]])["prompt_boxes"]) == 1  # reaches into two pixels
     assert len(processor(LARGE, boxes=[[0, 0, 1, 1], [5, 5, 60, 70]])["prompt_boxes"]) == 2
     assert len(processor(LARGE, points=[[[0.4, 0.7], [30, 40]]])["prompt_boxes"]) == 1
     assert len(processor(LARGE, points=[[[0, 0]], [[1, 1]]])["prompt_boxes"]) == 2
