@@ -273,7 +273,9 @@ def test_a_template_that_changes_what_stands_for_a_region_is_refused(
     _, processor = make_pair(FAMILIES["chatml"])
     changed = "{% for m in messages %}{{ m['content'] | " + change + " }}<|im_end|>{% endfor %}"
     for options in (LEARN, {"add_generation_prompt": True}):
-        with pytest.raises(ValueError, match="The conversation: the chat template leaves out or changes what is said about"):
+        with pytest.raises(
+            ValueError, match="The conversation: the chat template leaves out or changes what is said about"
+        ):
             processor.apply_chat_template(about_regions(picture), changed, **options)
 
 
