@@ -78,6 +78,10 @@ class ChatTemplate:
         """White space before the assistant's words, which is the assistant's to write."""
         self._prompt_alone = self._lesson_alone = ""
         """What a prompt has before the assistant's words and a lesson has not, and the other way about."""
+        self._unthought = ""
+        """What a prompt alone has because the model was asked not to think: a lesson is given it, too."""
+        self._takes_parts = False
+        """Whether it reads content as a list of texts and pictures, and loses content that is a text."""
         self._closing: str | None = None
         """What stands between the assistant's words and the end of its turn, with the token that ends it."""
         self._end: str | None = None
@@ -120,6 +124,11 @@ class ChatTemplate:
             logger.warning_once(
                 "The chat template leaves out the words of system turns: put them at the beginning of the first user turn."
             )
+        if sum((m.get("content") or "").count(REGION_TOKEN) for m in messages) != text.count(REGION_TOKEN):
+            raise ValueError(
+                f"{name}: the chat template leaves out or changes what is said about regions, so they cannot be shown: give "
+                "another chat_template=…."
+            )
         spans: list[Span] = []
         if with_ends:
             found = turns or self._find_turns(messages, text, options, name)
@@ -129,6 +138,8 @@ class ChatTemplate:
                     "in the template, {% generation %}…{% endgeneration %}."
                 )
             goes_on = messages[-1]["role"] == "assistant" and (not learn or options.get("continue_final_message"))
+            if learn and found and messages[-1]["role"] == "assistant" and options.get("enable_thinking") is False:
+                text, found[-1] = self._unthinking(text, found[-1])
             text, spans = self._with_ends(text, found or [], goes_on=bool(goes_on), learn=learn)
         if as_taught and options.get("add_generation_prompt") and options.get("enable_thinking") is False:
             text = text.removesuffix(self._prompt_alone) + self._lesson_alone
@@ -140,11 +151,13 @@ class ChatTemplate:
         """Find, in two turns of strange words, what stands before the assistant's words and what ends them."""
         words = [f"\u2063{n}\u2063" for n in range(4)]
         talk = [{"role": ("user", "assistant")[n % 2], "content": word} for n, word in enumerate(words)]
+        text = self._in_a_form_that_is_read(words, talk)
+        if text is None:  # a template for other conversations: the tokens that are known must do
+            return
         try:
-            text, _ = self._apply(talk, {"enable_thinking": False})
             asked, _ = self._apply(talk[:3], {"enable_thinking": False, "add_generation_prompt": True})
             is_obeyed = asked != self._apply(talk[:3], {"add_generation_prompt": True})[0]
-        except _RefusalError:  # a template for other conversations: the tokens that are known must do
+        except _RefusalError:  # of a talk that goes on
             return
         pieces = _around(words, text)
         if pieces is None:
@@ -162,13 +175,29 @@ class ChatTemplate:
         is_ended = [self._ending(text, text.index(word) + len(word)) > 0 for word in words[1::2]]
         self._leaves_history_open, self._leaves_turns_open = not is_ended[0], not all(is_ended)
 
+    def _in_a_form_that_is_read(self, words: Sequence[str], talk: list[dict[str, Any]]) -> str | None:
+        """The talk as it is written; None if its words are not, as texts or as the lists that models that see may want."""
+        for takes_parts in (False, True):
+            self._takes_parts = takes_parts
+            try:
+                text, _ = self._apply(talk, {"enable_thinking": False})
+            except (_RefusalError, TypeError):
+                continue
+            if any(word in text for word in words):
+                return text
+        self._takes_parts = False
+        return None
+
     def _compare(self, asked: str, text: str, question: int, answer: int, is_obeyed: bool) -> None:
         """What stands between the end of a question and the answer, in a prompt and in a lesson.
 
         is_obeyed: the template heeds that the model is asked not to think; what it writes for that stays in the prompt.
         """
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, text)))
-        if shared < question or (is_obeyed and shared < len(asked)):
+        if shared < question:
+            return
+        if is_obeyed and shared < len(asked):
+            self._unthought = asked[shared:] if shared == answer and not self._is_marked else ""
             return
         self._prompt_alone = asked[shared:]
         if text[shared:answer].strip():
@@ -250,6 +279,11 @@ class ChatTemplate:
             done, added = stop, added + len(extra)
         return "".join([*parts, text[done:]]), spans
 
+    def _unthinking(self, text: str, turn: _Turn) -> tuple[str, _Turn]:
+        """A lesson whose last answer has before it what a prompt has because the model is asked not to think."""
+        own, start = self._unthought, turn.start
+        return f"{text[:start]}{own}{text[start:]}", turn._replace(start=start + len(own), end=turn.end + len(own))
+
     def _say_appended(self) -> None:
         logger.warning_once(
             f"The chat template leaves turns of the assistant's without an end: {self.end!r} is appended to them in training, "
@@ -264,6 +298,11 @@ class ChatTemplate:
         """What the template writes, and if `marked`, what of it stands in `{% generation %}` blocks."""
         from jinja2 import TemplateError
 
+        if self._takes_parts:
+            messages = [
+                {**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m.get("content"), str) else m
+                for m in messages
+            ]
         try:
             if not marked:
                 text = self.tokenizer.apply_chat_template(

@@ -131,15 +131,18 @@ class RegionBridgeProcessor(ProcessorMixin):
         cls,
         config: RegionBridgeConfig,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        region_tokenizer: TapRegionTokenizer | None = None,
+        region_tokenizer: TapRegionTokenizer | str | None = None,
         *,
         trust_remote_code: bool = False,
         **options: Any,
     ) -> RegionBridgeProcessor:
         """A processor that suits a bridge; the text tokenizer defaults to the one saved under the language model's name.
 
+        region_tokenizer: the region tokenizer, or where to load it from.
         trust_remote_code: run Python code that lies beside that text tokenizer, if it needs any.
         """
+        if isinstance(region_tokenizer, str):
+            region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer)
         if tokenizer is None:
             name = config.text_config.name_or_path
             if not name:

@@ -266,6 +266,19 @@ def test_a_system_turn_that_is_left_out_is_told(
     assert "leaves out the words of system turns" in caplog.text
 
 
+@pytest.mark.parametrize("change", ["upper", "escape", "length"])
+def test_a_template_that_changes_what_stands_for_a_region_is_refused(
+    make_pair: Callable[..., Pair], picture: Image.Image, change: str
+) -> None:
+    _, processor = make_pair(FAMILIES["chatml"])
+    changed = "{% for m in messages %}{{ m['content'] | " + change + " }}<|im_end|>{% endfor %}"
+    for options in (LEARN, {"add_generation_prompt": True}):
+        with pytest.raises(
+            ValueError, match="The conversation: the chat template leaves out or changes what is said about"
+        ):
+            processor.apply_chat_template(about_regions(picture), changed, **options)
+
+
 def test_nothing_to_stop_on_is_refused(make_pair: Callable[..., Pair], tiny_tokenizer: TapRegionTokenizer) -> None:
     words = family_tokenizer(FAMILIES["alpaca"])
     words.eos_token = None

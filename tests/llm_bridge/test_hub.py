@@ -154,6 +154,8 @@ for load in (
         load()
     except OSError as error:
         print(error)
+say = pipeline("image-text-to-text", model="region-chat-tiny")
+print(say(images="p.png", text="What is <region>?", boxes=box, return_full_text=False)[0]["generated_text"])
 """
 
 
@@ -177,6 +179,7 @@ def test_names_of_bundled_models_are_asked_of_no_hub_and_those_that_it_lacks_onc
         "Found no folder and no bundled model tap-tinny: expected a bundled model (region-chat-tiny, region-context-tiny, "
         "region-words-tiny, tap-tiny), a folder, or a Hub repository as owner/name."
     )
+    assert lines.pop().strip() == "cloud"
     refused = "\n".join(lines[22:])  # a Hub's own words may have lines
     assert refused.count("Found no me/nothing, here or on the Hub") == 2
     assert refused.count("Found no words-tiny here") == 1

@@ -378,6 +378,16 @@ def test_names_of_other_models_are_refused_before_they_are_loaded(
         bridge_on(str(tmp_path))
 
 
+def test_the_region_tokenizer_of_a_processor_may_be_named(
+    bridge_on: Callable[..., Pair], tiny_tokenizer: TapRegionTokenizer, tmp_path: Path
+) -> None:
+    bridge, processor = bridge_on(build("llama"))
+    tiny_tokenizer.save_pretrained(tmp_path)
+    named = RegionBridgeProcessor.for_bridge(bridge.config, processor.tokenizer, str(tmp_path))
+    assert named.region_tokenizer is not None
+    assert named.region_tokenizer.fingerprint == bridge.config.fingerprint
+
+
 def test_a_language_model_is_left_as_it_was(bridge_on: Callable[..., Pair]) -> None:
     plain = build("gemma3n_text").train()
     try_out(plain)

@@ -199,6 +199,25 @@ FAMILIES: dict[str, Family] = {
         "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}",
         ("<|start|>", "<|channel|>", "<|message|>", "<|end|>"), eos="<|return|>", ends=("<|return|>",) * 2, appended=True,
     ),
+    "hunyuan": Family(  # a prompt without thoughts has an empty block of them, and no lesson has
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|bot|>' + m['content'] + '<|done|>' }}"
+        "{% else %}{{ '<|user|>' * (m['role'] == 'user') + m['content'] }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|bot|>' }}"
+        "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n' }}{% endif %}{% endif %}",
+        ("<|user|>", "<|bot|>", "<|done|>"), eos="<|eos|>", ends=("<|done|>",) * 2,
+    ),
+    "smolvlm": Family(  # content is a list, and the words of a text are lost
+        "<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}"
+        "{% if m['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+        "{% for line in m['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+        "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}",
+        ("<|im_start|>", "<image>"), eos="<end_of_utterance>", ends=("<end_of_utterance>",) * 2, lead=" ",
+    ),
+    "a list that begins with text": Family(  # which a text does not have
+        "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'][0].text + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}",
+    ),
     "marked": Family(  # the end is in the block, with the line that follows it
         "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
         "{% generation %}{{ m['content'] + '<|im_end|>' + '\n' }}{% endgeneration %}"
