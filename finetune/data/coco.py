@@ -105,7 +105,8 @@ class CocoSource(ListedPicturesSource):
                     with self.left_out.entry(self.annotations, key):
                         regions.append(self.region(annotation, size, names))
                         self.left_out.doubtful[DRAWN] += is_crowd(annotation) and is_drawn
-                        self.left_out.doubtful[CUT] += is_cut(annotation["bbox"], size)
+                        if is_cut(annotation["bbox"], size):
+                            self.left_out.doubtful[CUT] += 1
                 for some in groups(regions, self.regions_per_record):
                     turns = ask_each(self.question, [region["label"] for region in some])
                     yield record(path, size, list(some), turns, self.name, LICENSE)
@@ -184,7 +185,8 @@ class CocoPanopticSource(ListedPicturesSource):
                     self.left_out.unwanted["stuff, for only things were asked for"] += 1
                 else:
                     regions.append(self._region(segment, category, numbers, size))
-                    self.left_out.doubtful[CUT] += is_cut(segment["bbox"], size)
+                    if is_cut(segment["bbox"], size):
+                        self.left_out.doubtful[CUT] += 1
         return regions
 
     def _region(

@@ -114,5 +114,6 @@ class RefCocoSource(PictureSource):
         if annotation.get("segmentation"):
             region["mask"] = mask_of(annotation["segmentation"])
         sound_region(region, size)
-        self.left_out.doubtful[CUT] += is_cut(annotation["bbox"], size)
+        if is_cut(annotation["bbox"], size):
+            self.left_out.doubtful[CUT] += 1
         return {**region, "captions": expressions}

@@ -106,7 +106,6 @@ class VisualGenomeSource(DescriptionSource):
                 box = box_of(sides, size, "x y width height")
                 label = answer(r, "phrase")
                 regions.append(sound_region({"box": box, "label": label}, size))
-                self.left_out.doubtful[CUT] += is_cut(sides, size)
         return regions
 
 
@@ -138,7 +137,8 @@ class GritSource(DescriptionSource, ListedPicturesSource):
                         continue
                     with self.left_out.entry(self.annotations, name):
                         regions.append(_captioned(annotation, size))
-                        self.left_out.doubtful[CUT] += is_cut(annotation["bbox"], size)
+                        if is_cut(annotation["bbox"], size):
+                            self.left_out.doubtful[CUT] += 1
                 yield from self.described(path, size, regions, "region captions")
 
 
