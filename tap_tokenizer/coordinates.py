@@ -54,9 +54,7 @@ def box_problems(boxes: np.ndarray, size: tuple[int, int] | None) -> dict[int, C
             kind = "box outside"
             words = f"leaves {picture}: clip it, and make sure that it is meant for this picture."
         elif thin[row]:
-            was_thin = (boxes[row, 2:] - boxes[row, :2] < LEAST_SIDE).any()
-            part = "is thinner than a pixel of" if was_thin else "has less than a pixel inside"
-            words = f"{part} {picture}."
+            words = f"is thinner than a pixel of {picture}."
         else:
             words = f"is the one pixel in the corner of {picture}."
         hint = _hint(boxes, size, may_be_thousandths=bool(outside[row]))
