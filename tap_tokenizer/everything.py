@@ -31,7 +31,9 @@ def crops_of(size: tuple[int, int], options: EverythingOptions) -> list[tuple[in
         for row in range(sides):
             for column in range(sides):
                 left, top = (crop_width - overlap) * column, (crop_height - overlap) * row
-                found.append((layer, (left, top, min(left + crop_width, width), min(top + crop_height, height))))
+                right, bottom = min(left + crop_width, width), min(top + crop_height, height)
+                if left < right and top < bottom:  # a picture of one row has no second row of crops
+                    found.append((layer, (left, top, right, bottom)))
     return found
 
 

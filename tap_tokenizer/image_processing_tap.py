@@ -169,7 +169,7 @@ def load_rgb(image: ImageInput) -> np.ndarray:
     _check_pixels(image, name.strip() or "The image")
     try:
         is_deep = any(";16" in str(part) for part in getattr(image, "tile", [])) and not image.mode.startswith("I")
-        pixels = np.asarray(_opaque(ImageOps.exif_transpose(image)))
+        pixels = np.asarray(_opaque(upright(image)))
     except Exception as error:  # decoders raise whatever damaged bytes make them stumble over
         raise ValueError(f"The image{name} cannot be decoded: {error}. The file may be truncated.") from None
     if is_deep and pixels.max() < 64:
@@ -193,6 +193,21 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
     if isinstance(picture, TiffImageFile):
         width, height = picture.tag_v2[ExifTags.Base.ImageWidth], picture.tag_v2[ExifTags.Base.ImageLength]
     return height, width
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF says.
+
+    Of a TIFF whose pixels are not compressed Pillow maps the file into memory, and takes them for turned already, which
+    scrambles them; a picture that has no file name is read instead.
+    """
+    if not isinstance(picture, TiffImageFile):
+        return ImageOps.exif_transpose(picture)
+    name, picture.filename = picture.filename, ""
+    try:
+        return ImageOps.exif_transpose(picture)
+    finally:
+        picture.filename = name
 
 
 def open_image(source: str | Path | bytes) -> Image.Image:

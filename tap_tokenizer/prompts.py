@@ -12,16 +12,19 @@ from reprlib import repr as repr_short
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, strided
 
-from .image_processing_tap import open_image, upright_size
+from .image_processing_tap import open_image, upright, upright_size
 
 NOISE = 1 / 16
 """How far, as a share of the largest value, a compressor carries a flat area from its colour."""
 
 COUNTED = 32
 """Whole numbers up to this are counts of labels, not shades: each counts, however small its area."""
+
+FEW = 8
+"""A picture of no more colours was drawn with a sharp pen, and each of them means something."""
 
 LONGEST_PATH = 4096
 
@@ -75,12 +78,14 @@ def _read(value: Any, size: tuple[int, int]) -> np.ndarray:
         if rows is None or rows.shape != size or not np.isin(rows, (0, 1, 255)).all():
             return _from_polygons(value, size)
         value = rows
-    if not isinstance(value, np.ndarray) and hasattr(value, "__array__"):
-        value = np.asarray(value)
+    if hasattr(value, "__array__"):  # also kinds of arrays with rules of their own; what one hides is not the region
+        value = np.asarray(np.ma.filled(value, 0) if isinstance(value, np.ma.MaskedArray) else value)
     if not isinstance(value, np.ndarray):
         raise ValueError(
             f"is of type {type(value).__name__}, expected a picture, its path, an array, an RLE or polygons."
         )
+    if value.ndim == 3 and value.shape[1:] == (1, 2) and value.shape[:2] != size:  # a contour, as OpenCV writes it
+        value = value[:, 0]
     if value.ndim == 2 and value.shape[1] == 2 and value.shape != size:
         return _from_polygons(value.tolist(), size)
     return _from_array(value, size)
@@ -95,7 +100,7 @@ def _from_picture(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
         raise ValueError(wrong_size.format(*picture.size, *size[::-1]))
     try:
         width, height = upright_size(picture)
-        picture = ImageOps.exif_transpose(picture)
+        picture = upright(picture)
         written = np.asarray(picture)
         is_number = picture.mode in ("1", "L", "F") or picture.mode.startswith("I")
         rgba = None if is_number and not picture.has_transparency_data else np.asarray(picture.convert("RGBA"))
@@ -103,8 +108,10 @@ def _from_picture(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"cannot be decoded: {error}. The file may be truncated.") from None
     if (height, width) != size:
         raise ValueError(wrong_size.format(width, height, *size[::-1]))
-    if rgba is None or (picture.mode == "P" and _is_plain(rgba)):  # such a palette says nothing, or is none
+    if rgba is None:
         return _from_array(written, size)
+    if picture.mode == "P" and _is_plain(rgba) and not (_is_plain(written) and rgba[..., :3].any()):
+        return _from_array(written, size)  # such a palette says nothing, or is none
     return _from_colours(_visible(rgba[..., :3], rgba[..., 3:]), written)
 
 
@@ -260,10 +267,30 @@ def _labels(colours: np.ndarray, light: np.ndarray, mask: np.ndarray) -> np.ndar
             is_soft = telling.sum() > 8 and levels.counts[telling].sum() < 0.75 * region  # enlarged without smoothing
             others &= telling.any() and not is_soft
     if not others.any():
-        return np.empty(0, int)
+        return np.empty(0, int) if is_counted or len(sides[1]) == 0 else _narrow_labels(colours, codes, levels, light)
     others[settled] = True
     others[(shade == shade[others].min()) & (shade <= top / 2)] = False  # the background
     return levels.places[others] if len(sides[1]) else np.append(levels.places[others], light.argmax())
+
+
+def _narrow_labels(colours: np.ndarray, codes: np.ndarray, wide: _Levels, light: np.ndarray) -> np.ndarray:
+    """`_labels` that fill no area, such as a margin, of a picture of a `FEW` colours, of which the levels `wide` do.
+
+    Any colour is one that no soft edge between the two levels has: edges are blends of both.
+    """
+    if len(wide.values) > FEW:
+        return np.empty(0, int)
+    if len(wide.values) + len(np.unique(codes[np.isin(codes, wide.values, invert=True)])) > FEW:
+        return np.empty(0, int)
+    top = float(light.max())
+    levels = _levels(colours, codes, np.ones(codes.shape, bool))
+    shade = levels.colours.max(axis=1)
+    dark, bright = (np.where(side, levels.counts, 0).argmax() for side in (shade <= top / 2, shade > top / 2))
+    start, step = levels.colours[dark], levels.colours[bright] - levels.colours[dark]
+    share = ((levels.colours - start) @ step / max(step @ step, 1)).clip(0, 1)[:, None]
+    others = np.abs(levels.colours - start - share * step).max(axis=1) > top / 4
+    others &= levels.counts > (light > top / 2).sum() / 200
+    return levels.places[np.append(np.flatnonzero(others), bright)] if others.any() else np.empty(0, int)
 
 
 def _distance(colours: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -274,7 +301,9 @@ def _distance(colours: np.ndarray, others: np.ndarray) -> np.ndarray:
 def _told(labels: np.ndarray) -> str:
     """What to say of a label map with these labels (N, C)."""
     rows = [tuple(row) for row in np.unique(labels, axis=0).tolist()]
-    names = [f"{row[0]:g}" if len(row) == 1 else str(row) for row in rows]
+    names = [
+        (f"{row[0]:g}" if isinstance(row[0], float) else str(row[0])) if len(row) == 1 else str(row) for row in rows
+    ]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     write = f"mask == {names[0]}" if len(rows[0]) == 1 else f"(mask == {names[0]}).all(axis=-1)"
     void = " 255 often marks what belongs to no object." if "255" in names else ""
@@ -292,7 +321,8 @@ def _from_runs(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     """COCO's run lengths: column by column, the first run is not the region."""
     if not {"size", "counts"} <= set(rle):
         keys = ", ".join(map(str, rle))
-        raise ValueError(f'is a dictionary of {keys:.80}, expected an RLE: {{"size": [H, W], "counts": …}}.')
+        inside = ' Give what is under its "segmentation".' if "segmentation" in rle else ""
+        raise ValueError(f'is a dictionary of {keys:.80}, expected an RLE: {{"size": [H, W], "counts": …}}.{inside}')
     given = _as_numbers(rle["size"])
     if given is None or given.tolist() != list(size):
         raise ValueError(
@@ -301,6 +331,8 @@ def _from_runs(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     _check_area(size)
     counts = rle["counts"]
     counts = _unpacked(counts) if isinstance(counts, (str, bytes)) else _as_numbers(counts)
+    if counts is not None and counts.dtype.kind == "f" and (np.abs(counts) <= 1e15).all() and not (counts % 1).any():
+        counts = counts.astype(np.int64)
     if counts is None or counts.ndim != 1 or counts.dtype.kind not in "iu":
         raise ValueError(f"has the counts {repr_short(rle['counts'])}, expected whole numbers, or COCO's text.")
     area = size[0] * size[1]

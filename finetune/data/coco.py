@@ -17,11 +17,13 @@ from tap_tokenizer import open_image
 
 from ..arguments import knob
 from .entries import (
+    CUT,
     EntryError,
     answer,
     box_of,
     identity,
     is_crowd,
+    is_cut,
     listed,
     mapping,
     mask_of,
@@ -103,6 +105,8 @@ class CocoSource(ListedPicturesSource):
                     with self.left_out.entry(self.annotations, key):
                         regions.append(self.region(annotation, size, names))
                         self.left_out.doubtful[DRAWN] += is_crowd(annotation) and is_drawn
+                        if is_cut(annotation["bbox"], size):
+                            self.left_out.doubtful[CUT] += 1
                 for some in groups(regions, self.regions_per_record):
                     turns = ask_each(self.question, [region["label"] for region in some])
                     yield record(path, size, list(some), turns, self.name, LICENSE)
@@ -181,6 +185,8 @@ class CocoPanopticSource(ListedPicturesSource):
                     self.left_out.unwanted["stuff, for only things were asked for"] += 1
                 else:
                     regions.append(self._region(segment, category, numbers, size))
+                    if is_cut(segment["bbox"], size):
+                        self.left_out.doubtful[CUT] += 1
         return regions
 
     def _region(

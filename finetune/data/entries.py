@@ -20,6 +20,14 @@ NAMED = 5
 """Entries that are named of each reason, unless all are asked for."""
 
 
+SLACK = 1.0
+"""How far, in pixels, rounding may carry a box outside its picture, as everywhere."""
+
+CUT = (
+    "box cut, for it reaches more than a pixel outside its picture; expected x y width height in pixels of this picture"
+)
+
+
 class EntryError(ValueError):
     """What is wrong with an entry: `reason` is its kind, by which entries are counted; the words tell this one."""
 
@@ -208,6 +216,12 @@ def box_of(box_xywh: Any, size: tuple[int, int], key: str = "bbox") -> list[floa
     if box[2] <= box[0] or box[3] <= box[1]:
         raise EntryError("box outside", f"{key} is {shown(box_xywh)}, outside its picture of {size[1]} × {size[0]}")
     return [round(v, 2) for v in box]
+
+
+def is_cut(box_xywh: Sequence[Any], size: tuple[int, int]) -> bool:
+    """Whether `box_of` cut more off this box than the pixel by which rounding may carry it outside."""
+    x, y, w, h = (float(v) for v in box_xywh)
+    return min(x, y) < -SLACK or x + w > size[1] + SLACK or y + h > size[0] + SLACK
 
 
 def mask_of(segmentation: Any) -> Any:

@@ -14,11 +14,13 @@ from tap_tokenizer import read_pickle
 
 from ..arguments import knob
 from .entries import (
+    CUT,
     EntryError,
     answer,
     box_of,
     entry_name,
     identity,
+    is_cut,
     listed,
     mapping,
     mask_of,
@@ -111,4 +113,7 @@ class RefCocoSource(PictureSource):
         region: dict[str, Any] = {"box": box_of(needed(annotation, "bbox"), size)}
         if annotation.get("segmentation"):
             region["mask"] = mask_of(annotation["segmentation"])
-        return sound_region({**region, "captions": expressions}, size)
+        sound_region(region, size)
+        if is_cut(annotation["bbox"], size):
+            self.left_out.doubtful[CUT] += 1
+        return {**region, "captions": expressions}

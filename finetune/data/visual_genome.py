@@ -13,12 +13,14 @@ from typing import Any, Literal
 from ..arguments import knob
 from .coco import ListedPicturesSource
 from .entries import (
+    CUT,
     EntryError,
     answer,
     box_of,
     entry_name,
     identity,
     is_crowd,
+    is_cut,
     listed,
     mapping,
     mask_of,
@@ -100,9 +102,8 @@ class VisualGenomeSource(DescriptionSource):
         regions = []
         for place, r in enumerate(described, 1):
             with self.left_out.entry(self.annotations, f"{name}, {_region_name(r, place)}"):
-                box = box_of(
-                    [needed(mapping(r), side) for side in ("x", "y", "width", "height")], size, "x y width height"
-                )
+                sides = [needed(mapping(r), side) for side in ("x", "y", "width", "height")]
+                box = box_of(sides, size, "x y width height")
                 label = answer(r, "phrase")
                 regions.append(sound_region({"box": box, "label": label}, size))
         return regions
@@ -136,6 +137,8 @@ class GritSource(DescriptionSource, ListedPicturesSource):
                         continue
                     with self.left_out.entry(self.annotations, name):
                         regions.append(_captioned(annotation, size))
+                        if is_cut(annotation["bbox"], size):
+                            self.left_out.doubtful[CUT] += 1
                 yield from self.described(path, size, regions, "region captions")
 
 

@@ -100,6 +100,12 @@ def test_crops_cover_the_picture_and_overlap(size: tuple[int, int]) -> None:
     assert a[2] - b[0] == int(512 / 1500 * min(size))  # neighbours share the ratio of the shorter side
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 1000), (3, 1), (2, 7), (5000, 20)])
+def test_no_crop_is_empty_however_thin_the_picture(size: tuple[int, int]) -> None:
+    crops = [crop for _, crop in crops_of(size, EverythingOptions(crops_n_layers=2))]
+    assert all(0 <= x1 < x2 <= size[1] and 0 <= y1 < y2 <= size[0] for x1, y1, x2, y2 in crops)
+
+
 def test_no_overlap_cuts_the_picture_in_four() -> None:
     crops = [crop for _, crop in crops_of((40, 60), EverythingOptions(crops_n_layers=1, crop_overlap_ratio=0.0))]
     assert crops[1:] == [(0, 0, 30, 20), (30, 0, 60, 20), (0, 20, 30, 40), (30, 20, 60, 40)]

@@ -19,7 +19,7 @@ import torch
 from mask_forms import BOX, SIZE, box_of, ellipse, packed_rle, palette, rgba, sharp_forms, soft_forms, written
 from PIL import ExifTags, Image, ImageFile, ImageFilter
 
-from tap_tokenizer import as_mask
+from tap_tokenizer import as_mask, load_rgb
 
 DEMO = Path(__file__).parents[2] / "tap_tokenizer" / "pretrained" / "tap-tiny" / "example.png"
 ELLIPSE = np.asarray(ellipse()) > 0
@@ -100,6 +100,7 @@ def label_maps() -> Iterator[tuple[str, Any, str]]:
     ring = np.asarray(ellipse().filter(ImageFilter.MaxFilter(9))) > 0
     void = np.where(ELLIPSE, 1, np.where(ring, 255, 0)).astype(np.uint8)
     thin = np.where(ELLIPSE, 1, np.where(np.asarray(ellipse().filter(ImageFilter.MaxFilter(3))) > 0, 255, 0))
+    narrow = np.where(ELLIPSE, 1, np.where(np.asarray(ellipse().filter(ImageFilter.MaxFilter(5))) > 0, 255, 0))
     for pair in ((1, 2), (2, 1), (1, 200), (127, 255), (200, 255), (254, 255), (100, 101)):
         yield f"labels {pair}", labels(*pair), f"labels {min(pair)}, {max(pair)}"
         yield f"picture of labels {pair}", Image.fromarray(labels(*pair)), f"labels {min(pair)}, {max(pair)}"
@@ -108,6 +109,12 @@ def label_maps() -> Iterator[tuple[str, Any, str]]:
     yield "a void margin", void, "labels 1, 255, expected one region. 255 often marks"
     yield "a void margin of one pixel", thin, "labels 1, 255"
     yield "a void margin in a palette", palette(void, black, red, *[white] * 254), "labels 1, 255"
+    yield (
+        "a narrow void margin in a palette",
+        palette(narrow, black, (192, 128, 128), *[(224, 224, 192)] * 254),
+        "labels 1, 255",
+    )
+    yield "large numbers", labels(1, 2).astype(np.int64) * 1_234_567, "labels 1234567, 2469134"
     yield "ids of training and void", np.where(OTHER, 18, void), "labels 1, 18, 255"
     yield "three large labels, none of them 0", np.where(ELLIPSE, 7, np.where(OTHER, 8, 11)), "labels 7, 8, 11"
     yield "colours of equal brightness", coloured((128, 0, 0), green, black), "(0, 128, 0), (128, 0, 0)"
@@ -186,6 +193,34 @@ def test_what_is_no_mask_is_refused_in_a_sentence(given: Any, words: str) -> Non
     with pytest.raises(ValueError, match=words) as refusal:
         as_mask(given, SIZE)
     assert len(str(refusal.value)) < 400
+
+
+def test_arrays_with_rules_of_their_own_are_read() -> None:
+    hidden = np.ma.masked_array(np.ones(SIZE, np.uint8), mask=~ELLIPSE)
+    runs = {"size": [512.0, 512.0], "counts": [0.0, 512.0 * 512]}
+    assert np.array_equal(as_mask(hidden, SIZE), ELLIPSE)
+    assert as_mask(runs, SIZE).all()
+    corners = [[50, 60], [200, 60], [200, 260], [50, 260]]
+    assert np.array_equal(as_mask(np.array(corners)[:, None], SIZE), as_mask(corners, SIZE))
+
+
+def test_a_palette_of_one_colour_is_read_by_it() -> None:
+    white = Image.new("RGB", (40, 30), "white").quantize(2)
+    assert as_mask(white, (30, 40)).all()
+    assert not as_mask(palette(np.zeros((30, 40), np.uint8), (0, 0, 0)), (30, 40), may_be_empty=True).any()
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_tiff_that_pillow_maps_into_memory_is_turned(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    mask = Image.new("L", (90, 60))
+    mask.paste(255, (0, 0, 45, 20))
+    for name in ("turned.tif", "turned.png"):
+        mask.save(tmp_path / name, exif=exif)
+    tiff, png = (as_mask(tmp_path / name, (90, 60)) for name in ("turned.tif", "turned.png"))
+    assert np.array_equal(tiff, png)
+    assert np.array_equal(load_rgb(tmp_path / "turned.tif"), load_rgb(tmp_path / "turned.png"))
 
 
 def test_an_empty_mask_may_be_asked_for() -> None:

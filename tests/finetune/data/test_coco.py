@@ -15,6 +15,7 @@ from small_files import SQUARE, read_whole, talk_of, write_json, write_picture
 
 from finetune.data.__main__ import main
 from finetune.data.coco import CocoPanopticSource, CocoSource
+from finetune.data.entries import CUT
 from finetune.data.sample import decode_mask
 
 IMAGES = [
@@ -53,6 +54,17 @@ def test_instances(tmp_path: Path, pictures: Path) -> None:
     assert len(read_whole(CocoSource(**common, regions_per_record=1), tmp_path)) == 3
     with pytest.raises(ValueError, match="nowhere"):
         list(CocoSource(**{**common, "images": str(tmp_path / "nowhere")}).records())
+
+
+def test_boxes_that_are_cut_by_more_than_rounding_are_told(tmp_path: Path, pictures: Path) -> None:
+    boxes = [[10, 10, 20, 20], [45.5, 30.5, 15, 10], [30, 20, 55, 38]]  # within, rounded, x1 y1 x2 y2 by mistake
+    annotations = [{"id": i, "image_id": 9, "category_id": 1, "bbox": box} for i, box in enumerate(boxes)]
+    path = write_json(tmp_path / "instances.json", {
+        "annotations": annotations, "images": IMAGES, "categories": CATEGORIES})  # fmt: skip
+    source = CocoSource(annotations=path, images=str(pictures), output=str(tmp_path / "o.jsonl"))
+    (record,) = read_whole(source, tmp_path)
+    assert record["regions"][2]["box"] == [30, 20, 60, 40]
+    assert source.left_out.summary()[-2:] == ["1 entry taken, though in doubt:", f"       1 × {CUT}"]
 
 
 def test_panoptic(tmp_path: Path, pictures: Path) -> None:
