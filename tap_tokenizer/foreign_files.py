@@ -101,6 +101,10 @@ def check_config(values: Any, source: str | Path) -> None:
 
 def check_folder(folder: str | Path) -> None:
     """Refuse a model's folder in which something that a library would open is no file, or whose configuration is refused."""
+    if (Path(folder) / "adapter_config.json").exists():  # transformers would put it on the model, whatever it says
+        raise ValueError(
+            f"{folder} holds an adapter beside its model (adapter_config.json): merge it into the model first, or remove it."
+        )
     for path in sorted(Path(folder).iterdir()):
         if path.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt", ".bin"):
             check_regular_file(path)
