@@ -78,7 +78,7 @@ def test_tensors_that_cannot_be_written_leave_the_old_ones(tmp_path: Path) -> No
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n"
-        f"    ConceptBank(['a'] * 9, torch.zeros(1000, 9)).save({str(path)!r})\n"
+        f"    ConceptBank(list('abcdefghi'), torch.zeros(1000, 9)).save({str(path)!r})\n"
         "except OSError as error:\n"
         "    print(error)\n"
         f"checkpoint_conversion.main(['tap-tiny', {str(tmp_path / 'tap')!r}])\n"

@@ -154,6 +154,6 @@ def test_boxes_of_a_picture_without_a_size_are_checked_all_the_same(folder: Path
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
 def test_a_pipe_is_no_table(folder: Path) -> None:
-    os.mkfifo(folder / "boxes.csv")
-    with pytest.raises(ValueError, match=r"boxes\.csv is a pipe, expected a file"):
-        read_region_table(folder / "boxes.csv", folder)
+    os.mkfifo(folder / "pipe.csv")
+    with pytest.raises(ValueError, match=r"pipe\.csv is a pipe, expected a file"):
+        read_region_table(folder / "pipe.csv", folder)
