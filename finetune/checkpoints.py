@@ -58,13 +58,17 @@ def save_whole(folder: Path, fill: Callable[[Path], object]) -> None:
     _publish(partial, folder)
 
 
+_WRITER = ("PytorchStreamWriter", "inline_container", "writ")
+"""What torch says where a file cannot be written, the second of them one that it found shorter than it should be."""
+
+
 @contextmanager
 def failure_told(folder: Path) -> Iterator[None]:
     """Around the writing of weights: `OSError` names the folder where a full disk gives each library's own exception."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "writ" not in str(error):
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _WRITER):
             raise  # no trouble with the disk
         raise OSError(
             f"{folder} could not be written ({str(error).splitlines()[0]}): make room on the disk, and give the same command "

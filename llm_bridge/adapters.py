@@ -190,15 +190,16 @@ def load_adapter(bridge: RegionBridgeForConditionalGeneration, folder: str | Pat
         projector = _read_projector(path, bridge.projector)
     _check_adapter(path / ADAPTER_FOLDER, bridge.language_model)
     _keep_projector(bridge)
-    if has_adapter(bridge):
-        bridge.language_model.load_adapter(str(path / ADAPTER_FOLDER), adapter_name=name)
-        bridge.language_model.set_adapter(name)
-    else:
-        from peft import PeftModel
+    with misfits_told(path / ADAPTER_FOLDER):
+        if has_adapter(bridge):
+            bridge.language_model.load_adapter(str(path / ADAPTER_FOLDER), adapter_name=name)
+            bridge.language_model.set_adapter(name)
+        else:
+            from peft import PeftModel
 
-        bridge.language_model = PeftModel.from_pretrained(
-            bridge.language_model, str(path / ADAPTER_FOLDER), adapter_name=name
-        )
+            bridge.language_model = PeftModel.from_pretrained(
+                bridge.language_model, str(path / ADAPTER_FOLDER), adapter_name=name
+            )
     bridge.projector.load_state_dict(projector)
     _keep_projector(bridge)
 
@@ -421,7 +422,8 @@ def load_adapter_folder(
 
         _keep_projector(bridge)
         _check_adapter(folder / ADAPTER_FOLDER, bridge.language_model)
-        bridge.language_model = PeftModel.from_pretrained(bridge.language_model, str(folder / ADAPTER_FOLDER))
+        with misfits_told(folder / ADAPTER_FOLDER):
+            bridge.language_model = PeftModel.from_pretrained(bridge.language_model, str(folder / ADAPTER_FOLDER))
     return bridge.eval()
 
 
@@ -466,6 +468,11 @@ def _check_adapter(folder: Path, language_model: nn.Module) -> None:
     usual = LoraConfig().to_dict()
     if strange := [name for name in usual if name not in _LORA_FIELDS and values.get(name) not in (usual[name], None)]:
         raise ValueError(f"{path} sets {', '.join(strange)[:200]}, which no adapter of a bridge needs: leave them out.")
+    if values.get("init_lora_weights") not in (None, True, False, "gaussian"):
+        raise ValueError(
+            f"{path} has init_lora_weights {values['init_lora_weights']!r:.40}, which starts a computation, expected true, "
+            "false or gaussian."
+        )
     ranks = [values.get("r"), *_table(values, "rank_pattern", path).values()]
     largest = max((shape[0] for name, shape in weight_shapes([weights]).items() if ".lora_A." in name), default=0)
     if any(type(rank) is not int or not 1 <= rank <= largest for rank in ranks):

@@ -315,7 +315,13 @@ class ChatTemplate:
                 return_assistant_tokens_mask=True,
                 **{**self.tokenizer.special_tokens_map, **options},
             )
-        except TemplateError as error:
+        except (
+            TemplateError,
+            TypeError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+        ) as error:  # a template is a program
             raise _RefusalError(str(error)) from error
         return texts[0], [(start, end) for start, end in blocks[0] if start < end]
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .command_line import add_conversion_flags
@@ -241,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
     add_conversion_flags(parser)
     try:
         convert(parser.parse_args(argv))
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         parser.error(str(error))
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .foreign_files import check_regular_file
+from .output_files import save_tensors
 from .weight_files import damage_told
 
 
@@ -138,10 +138,7 @@ class ConceptBank:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        save_file({"weights": self.weights.contiguous()}, partial, metadata={"names": json.dumps(self.names)})
-        partial.replace(path)
+        save_tensors(path, {"weights": self.weights.contiguous()}, {"names": json.dumps(self.names)})
 
     @classmethod
     def load(cls, path: str | Path) -> ConceptBank:

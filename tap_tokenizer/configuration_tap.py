@@ -122,6 +122,8 @@ class TapTextDecoderConfig(PreTrainedConfig):
             num_attention_heads=1 << 10, intermediate_size=1 << 17, max_position_embeddings=1 << 16,
         )  # fmt: skip
         _check_heads(self.hidden_size, self.num_attention_heads)
+        if not 0 <= self.bos_token_id < self.vocab_size:
+            raise ValueError(f"bos_token_id is {self.bos_token_id!r:.20}, expected 0 to {self.vocab_size - 1}.")
 
     @property
     def head_size(self) -> int:

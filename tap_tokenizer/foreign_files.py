@@ -92,15 +92,22 @@ def check_config(values: Any, source: str | Path) -> None:
             raise ValueError(
                 f"{source} has {name} {value!r:.20}, expected at most {limit}: it is no model that was trained."
             )
-        if str(name).endswith("attn_implementation") and "/" in str(value):
+        if str(name).endswith("attn_implementation") and ("/" in str(value) or "flex" in str(value)):
             raise ValueError(
-                f"{source} asks for the attention {str(value)[:80]!r}, which is code from elsewhere: remove it."
+                f"{source} asks for the attention {str(value)[:80]!r}, which is code from elsewhere, or is compiled first: "
+                "remove it."
             )
+        if name == "assistant_early_exit" and value is not None:  # beyond the last layer it never ends
+            raise ValueError(f"{source} sets assistant_early_exit, which no model here needs: remove it.")
         check_config(value, source)
 
 
 def check_folder(folder: str | Path) -> None:
     """Refuse a model's folder in which something that a library would open is no file, or whose configuration is refused."""
+    if (Path(folder) / "adapter_config.json").exists():  # transformers would put it on the model, whatever it says
+        raise ValueError(
+            f"{folder} holds an adapter beside its model (adapter_config.json): merge it into the model first, or remove it."
+        )
     for path in sorted(Path(folder).iterdir()):
         if path.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt", ".bin"):
             check_regular_file(path)
@@ -149,6 +156,12 @@ def misfits_told(source: str | Path) -> Iterator[None]:
             f"{source} cannot be loaded ({reason}): its files are damaged, or do not belong together. Copy or download it "
             "again."
         ) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # what tokenizers raises beside all of Python's kinds
+            raise
+        raise ValueError(
+            f"{source} holds a tokenizer.json that cannot be read ({error}): copy or download it again."
+        ) from None
 
 
 def load_pretrained(auto_class: Any, source: str | Path, *, trust_remote_code: bool = False, **options: Any) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 @contextmanager
@@ -25,6 +28,10 @@ def only_writer(output: str | Path, wanted: bool = True) -> Iterator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
+    except PermissionError:
+        raise PermissionError(
+            f"{path.parent} is not yours to write in: choose another output, or have its permissions changed."
+        ) from None
     except Timeout:
         raise ValueError(
             f"Another process is writing {output}: wait until it has ended, or choose another output."
@@ -47,3 +54,16 @@ def write_whole(path: str | Path, text: str) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file that is there whole or not at all; on a full disk `OSError`, and what was there before stays."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file(dict(tensors), partial, metadata=metadata)
+        partial.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written ({error}): make room on the disk.") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from .command_line import check_new
 from .coordinates import box_problems, point_problems
+from .foreign_files import check_regular_file
 from .image_processing_tap import load_rgb, open_image, upright_size
 from .output_files import only_writer
 
@@ -65,6 +66,7 @@ def read_region_table(table: Path, folder: Path) -> list[PictureRegions]:
     Everything is checked before it returns: columns, numbers, that pictures are there and boxes lie in them (in those whose
     size can be read). `ValueError` names the line.
     """
+    check_regular_file(table)
     found: dict[str, PictureRegions] = {}
     sizes: dict[str, tuple[int, int] | None] = {}
     try:
@@ -95,7 +97,7 @@ def _check_columns(table: Path, names: list[str]) -> None:
     has_box, has_point = (set(part) <= set(names) for part in (CORNERS, POINT))
     if "image" not in names or not (has_box or has_point) or len(set(names)) < len(names):
         raise ValueError(
-            f"{table} has columns {', '.join(names) or 'none'}, expected image and x1,y1,x2,y2 or x,y, each once, in the "
+            f"{table} has columns {', '.join(names)[:200] or 'none'}, expected image and x1,y1,x2,y2 or x,y, each once, in the "
             "first line."
         )
     if taken := sorted({"box", "point", "caption", "concepts", "score", "mask", "answer", "name"} & set(names)):

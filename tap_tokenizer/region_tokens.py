@@ -14,11 +14,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .everything import mask_to_rle
 from .foreign_files import check_regular_file
+from .output_files import save_tensors
 from .weight_files import damage_told
 
 FORMAT = "tap-region-tokens-1"
@@ -212,9 +212,7 @@ class RegionTokens:
             flat = [part.cpu().numpy().reshape(-1) for part in self.mask_parts if isinstance(part, Tensor)]
             tensors["masks_packed"] = torch.from_numpy(np.packbits(np.concatenate(flat)))
         metadata = {"format": FORMAT, "fingerprint": json.dumps(self.fingerprint)}
-        partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, metadata=metadata)
-        partial.replace(path)
+        save_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> RegionTokens:

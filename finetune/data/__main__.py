@@ -23,6 +23,8 @@ from typing import Literal
 
 from tqdm.auto import tqdm
 
+from tap_tokenizer import only_writer, save_picture
+
 from ..arguments import knob, parse_arguments
 from .boxes_csv import BoxesCsvSource
 from .coco import CocoPanopticSource, CocoSource
@@ -117,8 +119,15 @@ def _convert(argv: Sequence[str]) -> int:
 
 def _validate(argv: Sequence[str]) -> int:
     arguments = parse_arguments(ValidateArguments, argv)
+    if arguments.keep is None:
+        return _check(arguments, None)
+    keep = Path(arguments.keep)
+    with only_writer(keep):
+        return _check(arguments, _Kept(keep, Path(arguments.data)))
+
+
+def _check(arguments: ValidateArguments, kept: _Kept | None) -> int:
     data = Path(arguments.data)
-    kept = None if arguments.keep is None else _Kept(Path(arguments.keep), data)
     records = whole = regions = questions = unanswered = 0
     kinds: Counter[str] = Counter()
     root = data if data.is_dir() else data.parent
@@ -181,11 +190,8 @@ def _show(argv: Sequence[str]) -> int:
             raise ValueError(f"record {number}: {problems[0][0]}: {problems[0][1]}; validate names all of them.")
         assert isinstance(sample, dict)
         chosen.append(sample)
-    sheet = contact_sheet(chosen, root, arguments.columns)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    sheet.save(partial, format="PNG")
-    partial.replace(output)
+    save_picture(contact_sheet(chosen, root, arguments.columns), output)
     print(f"wrote {output}: {len(chosen)} records")
     return 0
 

@@ -66,7 +66,7 @@ class BoxesCsvSource(PictureSource):
             unknown = [name for name in names if name not in COLUMNS]
             if missing or unknown:
                 raise ValueError(
-                    f"{self.boxes} has columns {', '.join(names) or 'none'}, expected {', '.join(COLUMNS)} (question "
+                    f"{self.boxes} has columns {', '.join(names)[:200] or 'none'}, expected {', '.join(COLUMNS)} (question "
                     "optional), separated by commas: rename them in the first line."
                 )
             for row in reader:

@@ -33,9 +33,9 @@ def convert(source: Source) -> int:
     output = Path(source.output)
     if output.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"output is {output.name}, expected a name that ends in .jsonl or .parquet.")
-    if output.exists():
-        raise ValueError(f"{output} exists already: choose another output, or delete it.")
     with only_writer(output):
+        if output.exists():
+            raise ValueError(f"{output} exists already: choose another output, or delete it.")
         return _convert(source, output)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from tap_tokenizer import check_regular_file
+
 MAX_DEPTH = 100
 """How deep lists and objects may lie inside each other. The data sets that are read here need fewer than ten."""
 
@@ -51,6 +53,7 @@ def parse_json(text: str | bytes) -> Any:
 
 def read_json(path: str | Path) -> Any:
     """What a JSON file holds. Raises `ValueError` with the file's name where it is no JSON."""
+    check_regular_file(path)
     try:
         return parse_json(Path(path).read_bytes())
     except JsonError as error:

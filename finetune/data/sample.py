@@ -26,7 +26,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError
 from pycocotools import mask as coco_mask
 
-from tap_tokenizer import as_mask, load_rgb
+from tap_tokenizer import as_mask, check_regular_file, load_rgb
 from tap_tokenizer import open_image as picture_from
 
 from .glyph_scenes import draw_scene, make_scene
@@ -68,6 +68,8 @@ def load_samples(path: str | Path, *, streaming: bool = False) -> Dataset | Iter
 def _load(path: Path, streaming: bool) -> Dataset | IterableDataset:
     if not path.exists():
         raise ValueError(f"Found no records at {path}: give a JSONL or parquet file.")
+    if not path.is_dir():
+        check_regular_file(path)
     if path.is_file() and not path.stat().st_size:
         raise ValueError(f"{path} is empty: expected a record on every line.")
     if path.suffix in (".jsonl", ".json"):

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tap_tokenizer import open_image, upright_size
+from tap_tokenizer import check_regular_file, open_image, upright_size
 
 from ..arguments import knob
 from .entries import NAMED, EntryError, LeftOut, mapping, text
@@ -80,6 +80,8 @@ class PictureSource(Source):
         for path in (*paths, self.images):
             if not Path(path).exists():
                 raise ValueError(f"Found nothing at {path}: give the file or folder that the data set's page offers.")
+            if not Path(path).is_dir():
+                check_regular_file(path)
 
 
 def inside(folder: Path, name: str, follow_links: bool = False) -> Path:

@@ -10,10 +10,10 @@ import base64
 import io
 import json
 import re
-import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -23,12 +23,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tap_tokenizer import load_pretrained
 
+from ..data.json_text import JsonError, parse_json
 from .items import Item
 from .problems import Problems
 from .text_files import read_text
 
 if TYPE_CHECKING:
     from ..evaluate import EvaluateArguments
+
+LONGEST_REPLY = 10_000_000
+"""Bytes of a server's reply that are read."""
 
 Prompt: TypeAlias = str | Sequence[str | np.ndarray]
 """Text, or text and pictures (H, W, 3) or (H, W), bytes, in the order in which the judge reads them."""
@@ -92,10 +96,11 @@ class ServerJudge:
         request = urllib.request.Request(self.url, json.dumps(content).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                return str(json.load(reply)["choices"][0]["message"]["content"]).strip()
-        except (urllib.error.URLError, TimeoutError) as error:
+                said = parse_json(reply.read(LONGEST_REPLY))
+            return str(said["choices"][0]["message"]["content"]).strip()
+        except (OSError, HTTPException) as error:
             raise ValueError(f"The judge at {self.url} gave no answer ({error}): is it running?") from error
-        except (KeyError, IndexError, json.JSONDecodeError) as error:
+        except (KeyError, IndexError, TypeError, JsonError) as error:
             raise ValueError(f"The judge at {self.url} does not answer as an OpenAI-compatible server does.") from error
 
 

@@ -190,4 +190,7 @@ def _kept(path: Path) -> dict[str, str]:
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_whole(path, whole)
-    return {line["prompt"]: line["reply"] for line in map(json.loads, whole.split("\n")[:-1])}
+    try:
+        return {line["prompt"]: line["reply"] for line in map(json.loads, whole.split("\n")[:-1])}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{path} is damaged: delete it to ask the judge again.") from None

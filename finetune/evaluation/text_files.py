@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tap_tokenizer import check_regular_file
+
 from ..data.json_text import JsonError, parse_json
 
 
 def read_text(path: str | Path) -> str:
-    """A file's text. Raises `ValueError` with the file's name where it is missing, or no UTF-8."""
+    """A file's text. Raises `ValueError` with the file's name where it is missing, no file with an end, or no UTF-8."""
     try:
+        if not Path(path).is_dir():
+            check_regular_file(path)
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(

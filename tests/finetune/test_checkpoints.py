@@ -72,3 +72,15 @@ def test_a_late_clearing_takes_nothing_of_another_process(tmp_path: Path, monkey
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(save, ("main", "other"), (True, False)))
     assert sorted(path.name for path in (tmp_path / "step-1").iterdir()) == ["main", "other"]
+
+
+@pytest.mark.parametrize(
+    "words", ["[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0", "PytorchStreamWriter"]
+)
+def test_what_torch_says_of_a_full_disk_is_told_with_the_folder(tmp_path: Path, words: str) -> None:
+    def fill(folder: Path) -> None:
+        raise RuntimeError(words)
+
+    with pytest.raises(OSError, match=r"step-3 could not be written .*make room on the disk"):
+        save_checkpoint(tmp_path, 3, fill)
+    assert not list_checkpoints(tmp_path)

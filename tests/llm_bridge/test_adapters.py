@@ -26,6 +26,7 @@ from llm_bridge import (
     set_trainable,
     use_adapter,
 )
+from llm_bridge.language_model import load_language_model
 from tap_tokenizer import TapRegionTokenizer
 
 Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
@@ -507,6 +508,8 @@ def test_qlora_on_cpu(
         ({"megatron_config": {"x": 1}, "megatron_core": "evil"}, "sets megatron_config, megatron_core"),
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 10**9}, "expected LORA"),
         ({"peft_type": ["LORA"]}, "expected LORA"),
+        ({"init_lora_weights": "pissa_niter_1000000000"}, "starts a computation"),
+        ({"init_lora_weights": ["eva"]}, "starts a computation"),
     ],
 )  # fmt: skip
 def test_an_adapter_that_says_what_no_lora_needs_is_refused(
@@ -522,6 +525,30 @@ def test_an_adapter_that_says_what_no_lora_needs_is_refused(
         RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")
     with pytest.raises(ValueError, match=rf"adapter_config\.json.*{words}"):
         load_adapter(remove_lora(bridge), tmp_path / "a", "second")
+
+
+def test_an_adapter_without_the_weights_that_it_names_is_refused(pair: Pair, tmp_path: Path) -> None:
+    bridge, _ = pair
+    add_lora(bridge, r=2)
+    bridge.save_pretrained(tmp_path / "a")
+    path = tmp_path / "a" / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "modules_to_save": ["lm_head"]}))
+    with pytest.raises(ValueError, match=r"adapter cannot be loaded \(KeyError"):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"adapter cannot be loaded \(KeyError"):
+        load_adapter(remove_lora(bridge), tmp_path / "a", "second")
+
+
+def test_an_adapter_beside_a_whole_model_is_refused(pair: Pair, tmp_path: Path) -> None:
+    bridge, _ = pair
+    bridge.save_pretrained(tmp_path / "whole")
+    bridge.language_model.save_pretrained(tmp_path / "words")
+    for folder in (tmp_path / "whole", tmp_path / "words"):
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "target_modules": "(.*)*(.*)*x"}))
+        with pytest.raises(ValueError, match="holds an adapter beside its model"):
+            load_language_model(str(folder))
+    with pytest.raises(ValueError, match="holds an adapter beside its model"):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "whole")
 
 
 def test_an_adapter_whose_projector_has_other_sizes_is_refused(pair: Pair, tmp_path: Path) -> None:

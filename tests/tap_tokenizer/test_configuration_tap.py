@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from tap_tokenizer import TapConfig, TapImageEncoderConfig
+from tap_tokenizer import TapConfig, TapImageEncoderConfig, TapTextDecoderConfig
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,11 @@ def test_config_survives_saving(tmp_path: Path) -> None:
 def test_impossible_encoders_are_refused(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TapImageEncoderConfig(**sizes)
+
+
+def test_a_caption_begins_with_a_word_of_the_vocabulary() -> None:
+    with pytest.raises(ValueError, match="bos_token_id is 1000000, expected 0 to 9"):
+        TapTextDecoderConfig(vocab_size=10, bos_token_id=10**6)
 
 
 def test_parts_must_agree_on_their_width() -> None:

@@ -60,11 +60,14 @@ def test_json_that_is_no_object_is_refused(tmp_path: Path, content: str) -> None
         {"num_hidden_layers": 10**6}, {"n_layer": 10**9}, {"text_config": {"num_layers": 1e300}}, {"num_experts": 10**7},
         {"a": [{"encoder_layers": 10**5}]}, {"num_labels": 10**9}, {"num_hidden_layers": 10**400},
         {"num_beams": 10**6}, {"num_return_sequences": 10**7},
+        {"_attn_implementation": "flex_attention"}, {"assistant_early_exit": 10**6},
         {"_attn_implementation": "someone/kernel"}, {"attn_implementation": {"": "someone/kernel"}},
     ],
 )  # fmt: skip
 def test_configurations_without_measure_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"^here (has \w+ .*expected at most|asks for the attention)"):
+    with pytest.raises(
+        ValueError, match=r"^here (has \w+ .*expected at most|asks for the attention|sets assistant_early_exit)"
+    ):
         check_config(values, "here")
     check_config({"num_hidden_layers": 126, "n_routed_experts": 384, "layer_types": ["full"] * 126}, "here")
 
@@ -198,3 +201,10 @@ def test_auto_classes_are_asked_through_one_door() -> None:
             if isinstance(node, ast.Constant) and node.value == "trust_remote_code":
                 names = ("foreign_files.py", "language_model.py", "chat.py", "adapters.py", "processing_bridge.py")
                 assert path.name in names, path
+
+
+def test_a_tokenizer_at_which_its_library_panics_is_named(tmp_path: Path) -> None:
+    folder = copied(WORDS, tmp_path / "words")
+    changed(folder / "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+    with pytest.raises(ValueError, match=r"holds a tokenizer\.json that cannot be read"):
+        load_pretrained(AutoTokenizer, folder)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from tap_tokenizer import only_writer, write_records, write_whole
+from tap_tokenizer import ConceptBank, only_writer, write_records, write_whole
 from tap_tokenizer.picture_folders import pictures_of
 
 ROOT = Path(__file__).parents[2]
@@ -64,3 +66,41 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
     assert "File too large" in done.stderr
     assert path.read_text(encoding="utf-8") == "é" * 100
     assert [found.name for found in tmp_path.iterdir()] == ["best.json"]
+
+
+def test_tensors_that_cannot_be_written_leave_the_old_ones(tmp_path: Path) -> None:
+    path = tmp_path / "concepts.safetensors"
+    ConceptBank(["a"], torch.zeros(3, 1)).save(path)
+    old = path.read_bytes()
+    code = (
+        "import resource, signal, sys, torch\n"
+        "from tap_tokenizer import ConceptBank, checkpoint_conversion\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        f"    ConceptBank(list('abcdefghi'), torch.zeros(1000, 9)).save({str(path)!r})\n"
+        "except OSError as error:\n"
+        "    print(error)\n"
+        f"checkpoint_conversion.main(['tap-tiny', {str(tmp_path / 'tap')!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "concepts.safetensors could not be written" in done.stdout
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert path.read_bytes() == old
+    assert [found.name for found in tmp_path.iterdir()] == ["concepts.safetensors"]
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid") or os.geteuid() != 0, reason="only root can become someone else")
+def test_a_folder_of_somebody_else_is_named(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    child = os.fork()
+    if not child:
+        os.setuid(65534)
+        try:
+            with only_writer(tmp_path / "out.jsonl"):
+                os._exit(1)
+        except PermissionError as error:
+            os._exit(0 if str(error).startswith(f"{tmp_path} is not yours to write in") else 2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

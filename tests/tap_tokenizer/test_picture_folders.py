@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,10 @@ def test_boxes_of_a_picture_without_a_size_are_checked_all_the_same(folder: Path
     (folder / "boxes.csv").write_text("image,x1,y1,x2,y2\na.png,30,1,20,5\n")
     with pytest.raises(ValueError, match=r"line 2: box .* whose size cannot be read"):
         read_region_table(folder / "boxes.csv", folder / "pictures")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
+def test_a_pipe_is_no_table(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.csv")
+    with pytest.raises(ValueError, match=r"pipe\.csv is a pipe, expected a file"):
+        read_region_table(folder / "pipe.csv", folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,10 @@ def test_other_encodings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_bytes("image,x1,y1,x2,y2,answer\na.jpg,1,2,9,9,café\n".encode("latin-1"))
     with pytest.raises(ValueError, match="save it as UTF-8"):
         list(made.records())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
+def test_a_pipe_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "boxes.csv")
+    with pytest.raises(ValueError, match=r"boxes\.csv is a pipe, expected a file"):
+        list(BoxesCsvSource(boxes=str(tmp_path / "boxes.csv"), images=str(tmp_path), output="x.jsonl").records())

@@ -148,10 +148,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append({**body, "path": self.path, "key": self.headers.get("Authorization")})
-        said = {"choices": [{"message": {"content": " Yes \n"}}]} if body["model"] == "m" else {"error": 1}
+        said = {"m": json.dumps({"choices": [{"message": {"content": " Yes \n"}}]}), "other": '{"error": 1}', "list": "[1]",
+                "deep": "[" * 100_000, "none": ""}  # fmt: skip
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps(said).encode())
+        self.wfile.write(said[body["model"]].encode())
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -167,8 +168,9 @@ def test_a_judge_behind_a_server() -> None:
     assert asked["temperature"] == 0
     assert asked["key"] == "Bearer secret"
     assert asked["messages"] == [{"role": "user", "content": "Right?"}]
-    with pytest.raises(ValueError, match="OpenAI-compatible"):
-        ServerJudge(url, "other")("Right?")
+    for model in ("other", "list", "deep", "none"):
+        with pytest.raises(ValueError, match="OpenAI-compatible"):
+            ServerJudge(url, model)("Right?")
     server.shutdown()
     server.server_close()
     with pytest.raises(ValueError, match="is it running"):
