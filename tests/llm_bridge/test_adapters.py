@@ -499,7 +499,7 @@ def test_qlora_on_cpu(
     [
         ({"target_modules": "(.*)*(.*)*(.*)*(.*)*x"}, "take more than 2 seconds"),
         ({"rank_pattern": {"(.*)*(.*)*(.*)*(.*)*x": 2}}, "take more than 2 seconds"),
-        ({"exclude_modules": "("}, "is no regular expression"),
+        ({"exclude_modules": "("}, "is not a regular expression"),
         ({"r": 10**9}, "expected 1 to 2"), ({"r": True}, "expected 1 to 2"),
         ({"rank_pattern": {"q": 10**6}}, "expected 1 to 2"),
         ({"rank_pattern": [1]}, "expected a table"),

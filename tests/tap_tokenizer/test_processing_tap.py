@@ -135,7 +135,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"boxes": np.zeros((2, 3, 4))}, "regions come first"),
     ({"boxes": "everything"}, "type str"),
     ({"point_labels": [[1]]}, "point_labels without points"),
-    ({"boxes": [[0, 0, 4, 4]], "points": [None], "point_labels": [[1]]}, "point_labels and no points: give both"),
+    ({"boxes": [[0, 0, 4, 4]], "points": [None], "point_labels": [[1]]}, "point_labels but no points: give both"),
     ({"points": [[[1, 1]]], "point_labels": [[7]]}, r"point labels \[7.0\], expected 1 \(on the region\) or 0"),
     ({"points": [[[1, 1]]], "point_labels": [[1, 1]]}, "1 points and 2 labels: give one label per point"),
     ({"points": [[[1, 1]]], "point_labels": [[1], [1]]}, "Got 1 points, 2 point_labels: give the same number"),
