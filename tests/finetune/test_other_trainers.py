@@ -231,7 +231,7 @@ def test_records_need_no_cache(
         collator([{**records[0], "width": 91}])
     with pytest.raises(ValueError, match=r"Got an item with image, expected a record, .* remove_unused_columns=False"):
         collator([{"image": "p.png"}])
-    with pytest.raises(ValueError, match="without a word of an assistant"):
+    with pytest.raises(ValueError, match="in which the assistant says nothing"):
         collator([{**in_words(), "conversations": in_words()["conversations"][:1]}])
 
 

@@ -30,8 +30,8 @@ MASK = {"image_id": 1, "category_id": 1, "segmentation": SQUARE, "score": 0.5}
         ("a.json", '[{"answer": "x"}]', "prediction 1 lacks id"),
         ("a.jsonl", '{"id": 1, "answer": "x"}\n{"id": 2}', "prediction 2 lacks answer"),
         ("a.jsonl", '{"id": 1, "answer": ["x"]}', "has a list for an answer, expected text"),
-        ("a.jsonl", '{"id": 1, "labels": {"1": NaN}}', "labels or an iou that are no finite numbers"),
-        ("a.jsonl", '{"id": 1', "line 1 is no JSON"),
+        ("a.jsonl", '{"id": 1, "labels": {"1": NaN}}', "labels or an iou that are not finite numbers"),
+        ("a.jsonl", '{"id": 1', "line 1 is not JSON"),
     ],
 )
 def test_predictions_that_are_none(tmp_path: Path, name: str, content: str, words: str) -> None:
