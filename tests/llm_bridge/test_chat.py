@@ -311,7 +311,7 @@ def test_wrong_sources_are_named(make_bridge: Callable[..., Pair], tmp_path: Pat
     tap = Path(__file__).parents[2] / "tap_tokenizer" / "pretrained" / "tap-tiny"
     (tmp_path / "empty").mkdir()
     for source, mode, words in (
-        (tmp_path / "none", "tokens", "neither a folder"),
+        (tmp_path / "none", "tokens", "no folder"),
         (tmp_path / "empty", "tokens", r"no config\.json"),
         (tap, "tokens", "is a region tokenizer"),
         (tmp_path / "lm", "tokens", "not a bridge"),

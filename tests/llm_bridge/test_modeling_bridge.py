@@ -330,7 +330,7 @@ def test_what_is_no_language_model_is_refused(
         (bert, "BertModel is not a causal language model"),
         (t5, "T5ForConditionalGeneration is not a causal language model"),
         (make_bridge()[0], "is already a bridge"),
-        (language_model(vocab_size=9), "embeds 9"),
+        (language_model(vocab_size=9), "embeds only 9"),
     ):
         with pytest.raises(ValueError, match=words):
             RegionBridgeForConditionalGeneration.from_language_model(

@@ -46,7 +46,7 @@ def test_predictions_that_are_none(tmp_path: Path, name: str, content: str, word
         ("coco_masks", {k: v for k, v in MASK.items() if k != "score"}, "lacks score"),
         ("coco_masks", {**MASK, "score": float("nan")}, "score nan, expected a finite number"),
         ("prompted_masks", {"id": "1"}, "lacks iou"),
-        ("prompted_masks", {"id": "1", "iou": {"box": None}}, "no object of finite numbers"),
+        ("prompted_masks", {"id": "1", "iou": {"box": None}}, "not an object of finite numbers"),
     ],
 )
 def test_lines_of_masks_that_are_none(tmp_path: Path, benchmark: str, line: dict[str, Any], words: str) -> None:
