@@ -66,7 +66,10 @@ def run_command(main: Callable[[], None]) -> int:
     try:
         main()
     except KeyboardInterrupt:
-        print("stopped: the same command goes on from the last state on disk, if there is one", file=sys.stderr)
+        print(
+            "stopped: run the same command again to continue from the last state on disk, if there is one",
+            file=sys.stderr,
+        )
         return 130
     except (ValueError, OSError, SafetensorError) as error:
         name = getattr(sys.modules["__main__"].__spec__, "name", "finetune")
@@ -91,7 +94,7 @@ def refuse_other_arguments(arguments: Any, path: Path, free: Sequence[str]) -> N
         old = _read_mapping(path)
     except ValueError as error:
         raise ValueError(
-            f"{path} is damaged, so nobody can tell whether this run is the same ({error}): restore it, or use another "
+            f"{path} is damaged ({error}), so it cannot show whether this run is the same: restore it, or use another "
             "output_dir."
         ) from None
     changed = [
@@ -139,7 +142,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         line = _nested_line(text)
         values = yaml.safe_load(text) if line is None else None
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path} is no YAML that can be read: {' '.join(str(error).split())}.") from None
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if line is not None:
         raise ValueError(f"{path}, line {line}: expected a plain value, or a list of plain values.")
     if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):

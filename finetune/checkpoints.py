@@ -71,8 +71,8 @@ def failure_told(folder: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in _WRITER):
             raise  # no trouble with the disk
         raise OSError(
-            f"{folder} could not be written ({str(error).splitlines()[0]}): make room on the disk, and give the same command "
-            "again. It goes on from the last whole checkpoint, if there is one."
+            f"{folder} could not be written ({str(error).splitlines()[0]}): free some disk space, and run the same command "
+            "again. It continues from the last complete checkpoint, if there is one."
         ) from error
 
 
@@ -94,7 +94,7 @@ def step_of(checkpoint: Path) -> int:
     """The step at which a checkpoint was saved."""
     match = _NAME.search(checkpoint.name)
     if match is None:
-        raise ValueError(f"{checkpoint} is no checkpoint folder, expected step-<number>.")
+        raise ValueError(f"{checkpoint} is not a checkpoint folder, expected step-<number>.")
     return int(match[1])
 
 

@@ -80,7 +80,7 @@ class EvaluateArguments:
     recognition_question: str | None = knob(
         default=None, help="dlc_bench, paradlc_bench: file with the first question, for {class_name} or {a_class_name}"
     )
-    verdicts: str | None = knob(default=None, help="a judge's replies from elsewhere, in place of a judge")
+    verdicts: str | None = knob(default=None, help="file of a judge's replies, instead of a judge")
     predictions: str | None = knob(
         default=None,
         help="score these instead of asking: lines with id and answer, or a system's own answer file; masks: COCO's "
@@ -178,7 +178,7 @@ def _check(arguments: EvaluateArguments) -> Benchmark:
             "recognition_question": ("descriptions",), **dict.fromkeys(judges, JUDGED_TASKS)}  # fmt: skip
     for name, tasks in only.items():
         if getattr(arguments, name) is not None and benchmark.task not in tasks:
-            raise ValueError(f"{name} is given, but {benchmark.name} is not about {tasks[0]}: leave it out.")
+            raise ValueError(f"Got {name}, but {benchmark.name} is not about {tasks[0]}: leave it out.")
     if arguments.cache is not None and (arguments.data is None or benchmark.task in IMAGE_TASKS):
         raise ValueError("cache needs data, the records it was made of, and a task of words.")
     if (arguments.limit is not None and arguments.limit < 1) or arguments.batch_size < 1:
@@ -195,13 +195,13 @@ def _check_judge(arguments: EvaluateArguments, benchmark: Benchmark) -> None:
     """Refuse a judge that cannot judge; ParaDLC-Bench's questions lie beside its annotations."""
     judge, verdicts = arguments.judge, arguments.verdicts
     if judge is not None and verdicts is not None:
-        raise ValueError("Got judge and verdicts: give a judge to ask, or the file of what one replied.")
+        raise ValueError("Got both judge and verdicts: give either a judge to ask, or a file of its replies.")
     if benchmark.layout == "paradlc_bench" and arguments.qa is None and arguments.annotations is not None:
         arguments.qa = str(Path(arguments.annotations).with_name("qa.json"))
     elif benchmark.task == "descriptions" and (judge is None and verdicts is None) != (arguments.qa is None):
         raise ValueError("A judge needs qa=… with the benchmark's questions, and qa a judge=… or verdicts=….")
     if judge is not None and arguments.judge_url is None and JUDGED[benchmark.name].sees:
-        raise ValueError(f"The judge of {benchmark.name} sees pictures: give one behind a server by judge_url=….")
+        raise ValueError(f"The judge of {benchmark.name} must see pictures: give one on a server with judge_url=….")
 
 
 def _check_content(
@@ -286,7 +286,7 @@ def _metrics(
         )
         notes.append(f"boxes are {boxes}; published rows have a detector's boxes (--boxes)")
     if cast is None:
-        notes.append("predictions were given: how they were made, and by what model, is for you to know")
+        notes.append("predictions were given; only you know how, and by what model, they were made")
     rules = f"{benchmark.protocol}; {PROTOCOLS[scorer]}" if benchmark.task == "captions" else benchmark.protocol
     pictures = len({sample["image"] for sample in found.records})
     count = len(items) if items else sum(len(s["regions"]) for s in found.records)
@@ -294,7 +294,7 @@ def _metrics(
     if arguments.data is not None:
         whole = whole_pictures = None
     if arguments.data is not None:
-        notes.append("records of one's own: published figures are of other data")
+        notes.append("your own records: published figures are for other data")
     return {
         "benchmark": benchmark.name, "title": benchmark.title, "task": benchmark.task,
         "protocol": {"name": benchmark.name if scorer == "plain" and benchmark.task != "captions" else

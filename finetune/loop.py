@@ -52,7 +52,7 @@ class RunLog:
         try:
             return [json.loads(line) for line in lines]
         except ValueError:
-            raise ValueError(f"{self.path} is damaged: move it away to go on with a new one.") from None
+            raise ValueError(f"{self.path} is damaged: move it away to continue with a new one.") from None
 
     def forget_after(self, step: int) -> None:
         """Drop lines of steps after the last checkpoint: they are about to be run again."""
@@ -155,7 +155,7 @@ def load_last_state(accelerator: Accelerator, output: Path, arguments: Any, free
         accelerator.load_state(str(found[-1]))
     except Exception as error:  # every kind of file in it fails in its own way
         raise ValueError(
-            f"{found[-1]} cannot be read ({type(error).__name__}: {error}): delete it, and the same command goes on from "
+            f"{found[-1]} cannot be read ({type(error).__name__}: {error}): delete it, and the same command continues from "
             "the one before it."
         ) from error
     accelerator.print(f"resuming from {found[-1]}")

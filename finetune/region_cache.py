@@ -137,13 +137,15 @@ class RegionCache:
         self.folder = Path(folder)
         manifest = self.folder / MANIFEST
         if not manifest.is_file():
-            raise ValueError(f"{folder} is no finished cache: run cache_regions with this output until it is through.")
+            raise ValueError(
+                f"{folder} is not a finished cache: run cache_regions with this output until it has finished."
+            )
         try:
             values = read_json(manifest)
             values["version"], values["checksums"]
         except (ValueError, TypeError, KeyError):
             raise ValueError(
-                f"{manifest} is damaged: delete it and run cache_regions again, which writes it anew."
+                f"{manifest} is damaged: delete it and run cache_regions again, which writes a new one."
             ) from None
         if values.get("version") != VERSION:
             raise ValueError(
@@ -207,7 +209,7 @@ class RegionCache:
             path = shard_path(self.folder, number)
             if not path.is_file() or (number not in self._whole and file_checksum(path) != self.checksums[number]):
                 raise ValueError(
-                    f"{path} is missing or damaged: delete it and run cache_regions again, which makes it anew."
+                    f"{path} is missing or damaged: delete it and run cache_regions again, which makes it again."
                 )
             self._whole.add(number)
             self._open[number] = _Shard(path)

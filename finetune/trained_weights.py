@@ -40,7 +40,7 @@ class BestWeights:
                 found["metric"], found["step"], found["value"]
             except (ValueError, TypeError, KeyError):
                 raise ValueError(
-                    f"{note} is damaged: delete it to go on, with the best evaluation from then on."
+                    f"{note} is damaged: delete it to continue; the best evaluation is then counted from here on."
                 ) from None
             if found["metric"] == metric and found["step"] <= start:  # later ones are about to be run again
                 self.step, self.value = found["step"], found["value"]
@@ -84,7 +84,9 @@ def _put(model: torch.nn.Module, learned: dict[str, Tensor], folder: str | Path)
     for name, parameter in named.items():
         kept, own = tuple(learned[name].shape), tuple(parameter.shape)
         if kept != own:
-            raise ValueError(f"{folder} holds {name} of shape {kept}, this run trains {own}: use another output_dir.")
+            raise ValueError(
+                f"{folder} holds {name} of shape {kept}, but this run trains {own}: use another output_dir."
+            )
     for name, parameter in named.items():
         parameter.copy_(learned[name])
 

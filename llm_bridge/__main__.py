@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     app.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: this machine alone)")
     app.add_argument("--port", type=int, help="default: the first free one from 7860")
     app.add_argument("--allowed_host", action="append", default=[], metavar="NAME",
-                     help="a further name that the page may be asked for by, such as a proxy's; may be repeated")  # fmt: skip
+                     help="another name under which the page answers, such as a proxy's; you may repeat this")  # fmt: skip
     app.add_argument("--max_file_mb", type=float, default=10, help="of a picture's file (default: %(default)s)")
     app.add_argument("--max_megapixels", type=float, default=16, help="of a picture (default: %(default)s)")
     app.add_argument("--queue", type=int, default=40, help="questions that may wait at once (default: %(default)s)")

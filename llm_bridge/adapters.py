@@ -126,7 +126,7 @@ def add_lora(
     if targets == "all-linear":
         config.exclude_modules = refused or None
     elif not isinstance(targets, str) and (wrong := sorted(set(targets).intersection(refused))):
-        raise ValueError(f"peft puts no adapter on {', '.join(wrong)} of this language model: leave it out of targets.")
+        raise ValueError(f"peft cannot adapt {', '.join(wrong)} of this language model: leave it out of targets.")
     _keep_projector(bridge)
     if has_adapter(bridge):
         bridge.language_model.add_adapter(name, config)
@@ -167,8 +167,8 @@ def _check_new_name(bridge: RegionBridgeForConditionalGeneration, name: str) -> 
     taken = hasattr(nn.ModuleDict(), name) or name in parts or "lora_" in name
     if taken or not re.fullmatch(r"\w([\w -]*\w)?", name):
         raise ValueError(
-            f"An adapter cannot be named {name!r}: give letters, digits, '_', '-' and spaces, and no name that a part of the "
-            "language model has."
+            f"An adapter cannot be named {name!r}: use letters, digits, '_', '-' and spaces, and not the name of a part of the "
+            "language model."
         )
 
 
@@ -181,7 +181,7 @@ def load_adapter(bridge: RegionBridgeForConditionalGeneration, folder: str | Pat
     """Put the adapter and the projector of another folder beside those that are there, and make them the active ones."""
     path = find_adapter(folder)
     if path is None or not (path / ADAPTER_FOLDER).is_dir():
-        raise ValueError(f"{folder} is no adapter folder of a bridge: give one that a LoRA run has saved.")
+        raise ValueError(f"{folder} is not an adapter folder of a bridge: give one that a LoRA run has saved.")
     _check_new_name(bridge, name)
     check_folder(path)
     _require_peft()
@@ -225,7 +225,7 @@ def merge_lora(bridge: RegionBridgeForConditionalGeneration) -> RegionBridgeForC
 
 
 def remove_lora(bridge: RegionBridgeForConditionalGeneration) -> RegionBridgeForConditionalGeneration:
-    """Take all adapters off; language model and projector are then what they were before the first, or as loaded with it."""
+    """Remove all adapters. Language model and projector are then as they were before the first, or as loaded with it."""
     if has_adapter(bridge):
         bridge.language_model = bridge.language_model.unload()
         if own := _projectors(bridge).get(_BARE):
@@ -260,8 +260,8 @@ def save_adapter_folder(
     reference = bridge.config.language_model
     if reference is not None and Path(bundled_or_given(reference)).resolve() == folder.resolve():
         raise ValueError(
-            f"{folder} holds the language model that the adapter belongs to: save it to another folder, or "
-            "merge_lora(bridge) and save whole."
+            f"{folder} holds the language model that the adapter belongs to: save it to another folder, or call "
+            "merge_lora(bridge) and save the whole bridge."
         )
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -281,7 +281,9 @@ def save_adapter_folder(
         (partial / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # the bridge's own card is the one to read
         _sort_modules(partial / ADAPTER_FOLDER / "adapter_config.json")
     if reference is None:
-        logger.warning("The language model has no name to refer to: it is saved in %s.", folder / LANGUAGE_MODEL_FOLDER)
+        logger.warning(
+            "The language model has no name to refer to, so it is saved in %s.", folder / LANGUAGE_MODEL_FOLDER
+        )
         _save_language_model(bridge, partial / LANGUAGE_MODEL_FOLDER, state)
     (partial / SAFE_WEIGHTS_INDEX_NAME).write_text(_weights_index(bridge))
     bridge.config.language_model_signature = embedding_sums(bridge.language_model)
@@ -467,10 +469,12 @@ def _check_adapter(folder: Path, language_model: nn.Module) -> None:
         raise ValueError(f"{path} has peft_type {values.get('peft_type')!r:.40}, expected LORA.")
     usual = LoraConfig().to_dict()
     if strange := [name for name in usual if name not in _LORA_FIELDS and values.get(name) not in (usual[name], None)]:
-        raise ValueError(f"{path} sets {', '.join(strange)[:200]}, which no adapter of a bridge needs: leave them out.")
+        raise ValueError(
+            f"{path} sets {', '.join(strange)[:200]}, which an adapter of a bridge never needs: remove them."
+        )
     if values.get("init_lora_weights") not in (None, True, False, "gaussian"):
         raise ValueError(
-            f"{path} has init_lora_weights {values['init_lora_weights']!r:.40}, which starts a computation, expected true, "
+            f"{path} has init_lora_weights {values['init_lora_weights']!r:.40}, which starts a computation: expected true, "
             "false or gaussian."
         )
     ranks = [values.get("r"), *_table(values, "rank_pattern", path).values()]

@@ -61,7 +61,7 @@ def build_page(conversations: PageConversations) -> gr.Blocks:
                 question = gr.Textbox(
                     "What is <region>?", label="Question", info="Enter asks, Shift+Enter begins a new line.",
                     lines=2, max_lines=6, max_length=limits.characters,
-                    placeholder="Ask about region1 again, or mark another: What is <region>?", elem_id="question",
+                    placeholder="Ask about region1 again, or mark another region: What is <region>?", elem_id="question",
                 )  # fmt: skip
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=80)
@@ -217,7 +217,7 @@ class _Doors:
         elif mine.turns > said:
             board_says = {"sentence": "Ask more about these regions, or mark others."}
         else:
-            board_says = {"sentence": "Stopped: the question was not answered, and can be asked again."}
+            board_says = {"sentence": "Stopped before there was an answer. You can ask the question again."}
         yield board_says, skip, skip, skip
 
     def stop(self, request: Any) -> None:
@@ -245,7 +245,7 @@ def _told(error: Exception) -> str:
     if isinstance(error, ValueError):
         return str(error)
     logger.error("A request of the page failed.", exc_info=error)
-    return "This did not work, and the server's log says why. Try again, or load the page again."
+    return "Something went wrong; the server's log says what. Try again, or reload the page."
 
 
 def _part(name: str) -> str:

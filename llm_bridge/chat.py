@@ -197,7 +197,7 @@ class RegionChat:
         thinking: let a model that can think aloud do so before it answers; give it more max_new_tokens then.
         generate_options: of transformers' `generate` (do_sample, num_beams, …); greedy by default.
 
-        Nothing is remembered of a question that was refused or whose answer broke off. An iterator that is closed before
+        A question that was refused, or whose answer was cut short, is forgotten. An iterator that is closed before
         its end stops the generation.
         """
         _refuse_several(generate_options)

@@ -1,7 +1,6 @@
-"""`ChatTemplate`: conversations as a chat template writes them, where the assistant speaks, and what ends its turns.
+"""`ChatTemplate` writes conversations with a chat template, and finds where the assistant speaks and what ends its turns.
 
-Both are found by looking at what the template writes, so a template needs no marks, and no family of models is named here.
-Knows strings and a text tokenizer; it knows neither pictures nor language models.
+It finds both by looking at what the template writes. A template therefore needs no marks, and no model family is special.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Span(NamedTuple):
-    """Characters of a text that the assistant writes; `end_id` is the token that ends its turn with the last of them."""
+    """The characters of a text that the assistant writes, up to the token that ends its turn, `end_id`."""
 
     start: int
     end: int
@@ -41,7 +40,7 @@ class Span(NamedTuple):
 
 @dataclass
 class WrittenChat:
-    """A conversation as text, and what of it the assistant learns to write."""
+    """A conversation as text, and the parts of it that the assistant learns to write."""
 
     text: str
     spans: list[Span]
@@ -62,9 +61,9 @@ class _RefusalError(ValueError):
 class ChatTemplate:
     """One chat template, with the text tokenizer that reads what it writes.
 
-    eos_token_id: the tokens on which the language model stops, as its generation config has them. A turn ends on the first
-    added token, special or not, that the template writes after the assistant's words, or on one of the tokens on which the
-    language model or the tokenizer ends a text.
+    eos_token_id: the tokens on which the language model stops, as in its generation config. A turn ends on the first added
+    token (special or not) that the template writes after the assistant's words, or on a token with which the language model
+    or the tokenizer ends a text.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class ChatTemplate:
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Every token on which a turn of the assistant's may end."""
+        """Every token that may end one of the assistant's turns."""
         return list(dict.fromkeys(self._ends.values()))
 
     @property
@@ -103,8 +102,8 @@ class ChatTemplate:
         """Refuse to teach answers that nothing ends; say so, once, if the template leaves ends out."""
         if self.end is None:
             raise ValueError(
-                "The chat template ends no turn and the text tokenizer has no end token, so a model could not learn to stop: "
-                "set tokenizer.eos_token."
+                "The chat template writes no end of a turn and the text tokenizer has no end token, so a model could not "
+                "learn to stop: set tokenizer.eos_token."
             )
         if self._leaves_turns_open:
             self._say_appended()
@@ -122,7 +121,7 @@ class ChatTemplate:
         text, turns = self._render(messages, options, name, marked=with_ends and self._is_marked)
         if any(m["role"] == "system" and (m.get("content") or "").strip() not in text for m in messages):
             logger.warning_once(
-                "The chat template leaves out the words of system turns: put them at the beginning of the first user turn."
+                "The chat template drops the words of system turns: put them at the beginning of the first user turn."
             )
         if sum((m.get("content") or "").count(REGION_TOKEN) for m in messages) != text.count(REGION_TOKEN):
             raise ValueError(
@@ -134,8 +133,8 @@ class ChatTemplate:
             found = turns or self._find_turns(messages, text, options, name)
             if found is None and learn:
                 raise ValueError(
-                    f"{name}: the chat template changes the assistant's words, so they cannot be found in the text: mark them "
-                    "in the template, {% generation %}…{% endgeneration %}."
+                    f"{name}: the chat template changes the assistant's words, so they cannot be found in its text. Mark them "
+                    "in the template with {% generation %}…{% endgeneration %}."
                 )
             goes_on = messages[-1]["role"] == "assistant" and (not learn or options.get("continue_final_message"))
             if learn and found and messages[-1]["role"] == "assistant" and options.get("enable_thinking") is False:
@@ -286,8 +285,8 @@ class ChatTemplate:
 
     def _say_appended(self) -> None:
         logger.warning_once(
-            f"The chat template leaves turns of the assistant's without an end: {self.end!r} is appended to them in training, "
-            "and answers stop there."
+            f"The chat template does not end the assistant's turns: training appends {self.end!r} to them, and answers stop "
+            "there."
         )
 
     # --- rendering ----------------------------------------------------------------------------------------------------
@@ -349,14 +348,14 @@ class ChatTemplate:
                 pass
             else:
                 return f'a system turn ("{said}"): put its words at the beginning of the first user turn instead.'
-        asked = "give the turns that it expects, or another chat_template=…."
+        asked = "give the turns that it expects, or a different chat_template=…."
         if roles[0] == "assistant" or any(one == other for one, other in pairwise(roles)):
-            asked = "give turns of user and assistant in alternation, user first; join neighbouring turns of one role."
+            asked = "alternate turns of user and assistant, user first, and join neighbouring turns of the same role."
         return f'turns of {", ".join(roles)} ("{said}"): {asked}'
 
 
 def add_stop_tokens(model: PreTrainedModel, ids: int | Sequence[int] | None) -> None:
-    """Let a model's `generate` end on these tokens as well as on those that its generation config names."""
+    """Let a model's `generate` stop on these tokens, as well as on those in its generation config."""
     known = token_ids(model.generation_config.eos_token_id)
     if lacking := [i for i in token_ids(ids) if i not in known]:
         model.generation_config.eos_token_id = [*known, *lacking]

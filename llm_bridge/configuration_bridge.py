@@ -99,7 +99,7 @@ class RegionBridgeConfig(PreTrainedConfig):
             values = dict(self.text_config)
             if not isinstance(values.get("model_type"), str) or values["model_type"] == self.model_type:
                 raise ValueError(
-                    f"text_config has model_type {values.get('model_type')!r:.40}, expected a language model's."
+                    f"text_config has model_type {values.get('model_type')!r:.40}, expected that of a language model."
                 )
             self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
         elif self.text_config is None:

@@ -1,6 +1,6 @@
-"""The language model of a bridge: loaded by name, taken out of a model that sees, and tried out before it is used.
+"""Loads the language model of a bridge by name, takes it out of a multimodal model, and tries it out before it is used.
 
-Knows what a causal language model must do, and no architecture by name: whatever differs between them is asked of them.
+No architecture is known by name: the code asks the model itself about everything that differs between architectures.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Manner:
 
 
 def load_language_model(source: str, **options: Any) -> PreTrainedModel:
-    """A causal language model by name or folder, or the one inside a model that sees; options are those of loading."""
+    """Load a causal language model by name or folder, or the one inside a multimodal model, with the options of loading."""
     options = {"trust_remote_code": False, **options}
     shared = {key: options[key] for key in (*HUB_OPTIONS, "trust_remote_code") if key in options}
     config = load_pretrained(AutoConfig, source, **shared)
@@ -76,7 +76,7 @@ def load_language_model(source: str, **options: Any) -> PreTrainedModel:
 
 
 def text_side(model: PreTrainedModel) -> PreTrainedModel:
-    """The causal language model inside one that sees, on the same weights; any other model as it is."""
+    """The causal language model inside a multimodal one, with the same weights; any other model unchanged."""
     text_config = _text_config(model.config, type(model).__name__)
     if text_config is model.config:
         return model
@@ -88,8 +88,8 @@ def text_side(model: PreTrainedModel) -> PreTrainedModel:
             text = model_from_config(AutoModelForCausalLM, text_config)
         if type(decoder) is not type(text.base_model) or head is None:
             raise ValueError(
-                f"{type(model).__name__} sees, and its text side is no {type(text).__name__}: give a language model that reads "
-                "text alone."
+                f"{type(model).__name__} is multimodal, and its text side is not a {type(text).__name__}: give a language "
+                "model that reads only text."
             )
         setattr(text, text.base_model_prefix, decoder)
         text.set_output_embeddings(head)
@@ -110,8 +110,8 @@ def _text_config(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
     text_config = config.get_text_config(decoder=True)
     if type(text_config) not in _CAUSAL or text_config.is_encoder_decoder:
         raise ValueError(
-            f"{name} sees, and transformers has no causal language model for its text side ({text_config.model_type}): give a "
-            "language model that reads text alone."
+            f"{name} is multimodal, and transformers has no causal language model for its text side "
+            f"({text_config.model_type}): give a language model that reads only text."
         )
     return text_config
 
@@ -160,7 +160,9 @@ def replaced_embeddings(table: nn.Module, positions: Tensor, rows: Tensor) -> It
             return None
         asked += 1
         if asked > 1 or output.shape[:-1] != positions.shape:
-            raise ValueError("The language model looks its words up more than once, or others than it was given.")
+            raise ValueError(
+                "The language model looks up its words more than once, or looks up words that it was not given."
+            )
         return output.masked_scatter(positions.unsqueeze(-1), rows.to(output.device, output.dtype))
 
     handle = table.register_forward_hook(replace)
@@ -174,24 +176,24 @@ def replaced_embeddings(table: nn.Module, positions: Tensor, rows: Tensor) -> It
 
 
 def check_kind(language_model: PreTrainedModel, text_tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse what is no causal language model by its class, and a text tokenizer that is not its own."""
+    """Refuse a class that is not a causal language model, and a text tokenizer that belongs to another model."""
     name = type(language_model).__name__
     if language_model.config.is_encoder_decoder or not language_model.can_generate():
-        raise ValueError(f"{name} is no causal language model: give one that AutoModelForCausalLM loads.")
+        raise ValueError(f"{name} is not a causal language model: give one that AutoModelForCausalLM loads.")
     rows = language_model.get_input_embeddings().weight.shape[0]
     if text_tokenizer.vocab_size > rows:
         raise ValueError(
-            f"The text tokenizer has {text_tokenizer.vocab_size} tokens, {name} embeds {rows}: give the tokenizer that belongs "
-            "to the language model."
+            f"The text tokenizer has {text_tokenizer.vocab_size} tokens, but {name} embeds only {rows}: give the tokenizer "
+            "that belongs to the language model."
         )
 
 
 @torch.no_grad()
 def try_out(language_model: PreTrainedModel) -> Manner:
-    """Read a few words in several ways, and refuse a language model that no region could be shown to.
+    """Have a language model read a few words in several ways, and refuse it if it cannot be shown a region.
 
-    It must write from left to right, and give words in front of an embedding that is no word's the logits that they have
-    among words: by its `inputs_embeds`, or where its embedding table gives that embedding for an id.
+    It must write from left to right. In front of an embedding that belongs to no word, words must have the logits that they
+    have among words: through `inputs_embeds`, or through ids whose embedding the table replaces.
     """
     name, table = type(language_model).__name__, language_model.get_input_embeddings()
     rows, device = table.weight.shape[0], table.weight.device
@@ -223,14 +225,14 @@ def try_out(language_model: PreTrainedModel) -> Manner:
             causal = _same(language_model, shown[0, :-1], alone[0, :-1])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{name} cannot be shown a region, for it does not read a prompt as one embedding for each word: {error}"
+            f"{name} cannot be shown a region, because it does not read a prompt as one embedding for each word: {error}"
         ) from error
     finally:
         language_model.train(training)
     if not causal:
         raise ValueError(
-            f"{name} does not write from left to right, for what follows a word changes how it is read: give a causal language "
-            "model."
+            f"{name} does not write from left to right, because what follows a word changes how the word is read: give a "
+            "causal language model."
         )
     reads_padding = _same(language_model, shown[1, _PADDING:-1], alone[0, : _WORDS - _PADDING - 1])
     return Manner(size, scale, reads_ids, reads_padding)

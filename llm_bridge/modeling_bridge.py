@@ -142,7 +142,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if isinstance(region_tokenizer, str):
             region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer)
         if isinstance(language_model, cls):
-            raise ValueError("The language model is a bridge already: give bridge.language_model, or load the bridge.")
+            raise ValueError("The language model is already a bridge: give bridge.language_model, or load the bridge.")
         language_model = text_side(language_model)
         check_kind(language_model, text_tokenizer)
         manner = try_out(language_model)
@@ -515,7 +515,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not bool(attention_mask[:, 0].all()):
             raise ValueError(
                 f"{type(plain(self.language_model)).__name__} reads the padding in front of a prompt as words, so an answer "
-                "would depend on the others of its batch: give one prompt at a time."
+                "would depend on the other prompts in its batch: give one prompt at a time."
             )
 
     def _check_text_only(self, input_ids: Tensor) -> None:

@@ -128,22 +128,22 @@ class Scene:
 def _check_spoken(question: str, known: int, new: int) -> None:
     """Refuse a question that does not fit its regions: `known` ones of the conversation, and `new` ones that were marked."""
     if "<image>" in question:
-        raise ValueError("The question has an <image>: leave it out, the picture is always shown.")
+        raise ValueError("The question has an <image>: leave it out, because the picture is always shown.")
     numbers = [int(match[1] or match[2]) for match in SPOKEN.finditer(question) if match[1] or match[2]]
     if strangers := sorted({n for n in numbers if not 1 <= n <= known + new}):
         there = f"the regions are 1 to {known + new}" if known + new else "no region is marked yet"
-        raise ValueError(f"The question speaks of region{strangers[0]}, but {there}: mark it, or correct the number.")
+        raise ValueError(f"The question mentions region{strangers[0]}, but {there}: mark it, or correct the number.")
     spoken = question.count("<region>") + len({n for n in numbers if n > known})
     if spoken > new:
         marked = f"{new} new {'region is' if new == 1 else 'regions are'} marked" if new else "no new region is marked"
         raise ValueError(
-            f"The question has {spoken} <region>, and {marked}: mark the missing ones on the picture, or speak of regions "
-            "that you asked about before by name, as in region1."
+            f"The question has {spoken} <region>, but {marked}: mark the missing ones on the picture. To ask again about an "
+            "earlier region, write its name, as in region1."
         )
     if 0 < spoken < new:
         raise ValueError(
-            f"{new} regions are marked, and the question speaks of {spoken} of them: write <region> once for each, or "
-            "remove the others."
+            f"{new} regions are marked, but the question mentions only {spoken}: write <region> once for each, or remove the "
+            "others."
         )
 
 
@@ -246,7 +246,7 @@ class PageConversation:
 
     def _scene(self, advice: str) -> Scene:
         if self.scene is None and self._lost:
-            raise ValueError("Your conversation had been idle, and others needed the room: choose the picture again.")
+            raise ValueError("Your conversation was idle and had to make room for others: choose the picture again.")
         if self.scene is None:
             raise ValueError(f"There is no picture yet: {advice}.")
         return self.scene
@@ -357,7 +357,7 @@ class PageConversations:
             gone.append(key)
             del held[key]
         if len(held) >= self.limits.users or sum(held.values()) + needed > self.limits.memory:
-            raise ValueError("The page is full, and everybody is using it: try again in some minutes.")
+            raise ValueError("The page is full, and everybody is using it: try again in a few minutes.")
         for key in gone:
             self._by_session.pop(key).stop()
             self._used.pop(key)

@@ -1,6 +1,6 @@
-"""What stands between a network and the page: which hosts, which doors, how many bytes.
+"""Decides which requests from the network reach the page: under which host names, at which paths, with how many bytes.
 
-`PageGuard` is an ASGI middleware around Gradio's app. A request is read here, up to its limit, before Gradio sees any of it.
+`PageGuard` is an ASGI middleware around Gradio's app. It reads a request, up to the limit, before Gradio sees any of it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ BODIES = 8
 
 
 class Hosts:
-    """The names under which the page may be asked for.
+    """The host names under which the page answers.
 
-    listening: what the page listens at. On a loopback address that name and the loopback names are allowed. On all
-    addresses ("0.0.0.0", "::"), any address in numbers and this machine's own names are, too: a foreign web page can be made
-    to resolve to this machine by name alone. others: further names, for example a proxy's.
+    listening: the address that the page listens on. On a loopback address, that address and the loopback names are allowed.
+    On all addresses ("0.0.0.0", "::"), so are numeric addresses and this machine's own names; only a name can be made to
+    resolve to this machine by somebody else. others: further names, for example a proxy's.
     """
 
     def __init__(self, listening: str, others: Sequence[str] = ()) -> None:
@@ -64,11 +64,11 @@ def _is_address(name: str) -> bool:
 
 
 class PageGuard:
-    """Refuses foreign hosts, closed doors, bodies over the limit and sessions that hold too many places in the queue.
+    """Refuses unknown host names, closed paths, bodies over the limit, and sessions with too many places in the queue.
 
-    most_bytes: of a request's body, counted as it comes, whatever its headers say. places: of the queue.
-    hosts: names under which the page may be asked for. Without that check, a web page of somebody else's could have its own
-    name resolve to this machine and read the conversation (DNS rebinding).
+    most_bytes: limit of a request's body, counted as it arrives, whatever its headers say. places: those of the queue.
+    hosts: names under which the page answers. Without that check, somebody else's web page could make its own name resolve
+    to this machine and read the conversation (DNS rebinding).
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], most_bytes: int, places: Places, hosts: Hosts) -> None:
@@ -101,16 +101,19 @@ class PageGuard:
         headers = [(name.lower(), value) for name, value in scope["headers"]]
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1 or not self.hosts.allow(hosts[0].decode("latin-1")):
-            return 421, "This page is not served under that name: start it with --allowed_host NAME to allow one."
+            return (
+                421,
+                "This page does not answer under that name: start it with --allowed_host NAME to allow the name.",
+            )
         if any(part in scope["path"] for part in CLOSED):
             return 404, "There is nothing here."
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return None
         lengths = [value for name, value in headers if name == b"content-length"]
         if len(lengths) != 1 or not lengths[0].isdigit():
-            return 411, "The request does not say how long it is: send one Content-Length."
+            return 411, "The request does not say how long it is: send exactly one Content-Length."
         if any(name == b"transfer-encoding" for name, _ in headers):
-            return 400, "The request has both a Content-Length and a Transfer-Encoding: send the first alone."
+            return 400, "The request has both a Content-Length and a Transfer-Encoding: send only the Content-Length."
         if len(lengths[0]) > 20 or int(lengths[0]) > self.most_bytes:
             return 413, f"The request is larger than {self.most_bytes / 1e6:.1f} MB: choose a smaller picture."
         return None
@@ -125,17 +128,17 @@ class PageGuard:
             while more:
                 message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
                 if message["type"] == "http.disconnect":
-                    return (400, "The request broke off."), receive
+                    return (400, "The request ended early: send it again."), receive
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 self._bytes_on_their_way += len(parts[-1])
                 if size > said:
-                    return (400, f"The request is longer than the {said} bytes that it said."), receive
+                    return (400, f"The request is longer than the {said} bytes that it announced."), receive
                 if self._bytes_on_their_way > BODIES * self.most_bytes:
                     return (503, "The page is busy: try again in a moment."), receive
                 more = message.get("more_body", False)
         except asyncio.TimeoutError:
-            return (408, f"The request took longer than {BODY_SECONDS:.0f} s to come."), receive
+            return (408, f"The request took longer than {BODY_SECONDS:.0f} s to arrive: try again."), receive
         finally:
             self._bytes_on_their_way -= size
         body = b"".join(parts)
@@ -150,7 +153,7 @@ class PageGuard:
         except (ValueError, TypeError, KeyError, RecursionError):
             session = None
         if not isinstance(session, str) or not 0 < len(session) <= 64:
-            return 400, "The request names no session: load the page again."
+            return 400, "The request does not name a session: reload the page."
         return (
             None
             if self.places.join(session)

@@ -71,7 +71,9 @@ def read_picture(address: Any, limits: PageLimits) -> np.ndarray:
     except binascii.Error:
         raise ValueError("The picture arrived damaged: choose it again.") from None
     except UnidentifiedImageError:
-        raise ValueError("The file is no picture that can be read: give PNG, JPEG, WebP, BMP, GIF or TIFF.") from None
+        raise ValueError(
+            "The file is not a picture that can be read: give PNG, JPEG, WebP, BMP, GIF or TIFF."
+        ) from None
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError):
         raise ValueError("The picture is damaged or incomplete: give another.") from None
 
@@ -83,7 +85,7 @@ def read_regions(drawn: Any, size: tuple[int, int], limits: PageLimits) -> list[
     {"strokes": [[[x, y], …], …], "brush": diameter}, which becomes a mask. `ValueError` names the region that is wrong.
     """
     if not isinstance(drawn, list):
-        raise ValueError("The regions are not a list: load the page again.")
+        raise ValueError("The regions are not a list: reload the page.")
     if len(drawn) > limits.regions:
         raise ValueError(f"A conversation has at most {limits.regions} regions: start a new one.")
     return [_read_region(region, size, f"region {i}", limits) for i, region in enumerate(drawn, start=1)]
@@ -91,7 +93,7 @@ def read_regions(drawn: Any, size: tuple[int, int], limits: PageLimits) -> list[
 
 def _read_region(region: Any, size: tuple[int, int], name: str, limits: PageLimits) -> dict[str, Any]:
     if not isinstance(region, dict):
-        raise ValueError(f"{name} cannot be read: load the page again.")
+        raise ValueError(f"{name} cannot be read: reload the page.")
     if region.get("strokes") is not None:
         return {"mask": _painted(region, size, name, limits)}
     prompt: dict[str, Any] = {}
@@ -104,7 +106,7 @@ def _read_region(region: Any, size: tuple[int, int], name: str, limits: PageLimi
         points = _list(region["points"], limits.points, "points", name)
         labels = _list(region.get("point_labels", [1] * len(points)), limits.points, "point labels", name)
         if len(labels) != len(points):
-            raise ValueError(f"{name} has {len(points)} points and {len(labels)} labels: load the page again.")
+            raise ValueError(f"{name} has {len(points)} points but {len(labels)} labels: reload the page.")
         prompt["points"] = [_coordinates(point, 2, name, size) for point in points]
         prompt["point_labels"] = [1 if label else 0 for label in labels]
     if not prompt or prompt.get("points") == []:
@@ -114,7 +116,7 @@ def _read_region(region: Any, size: tuple[int, int], name: str, limits: PageLimi
 
 def _list(values: Any, most: int, what: str, name: str) -> list[Any]:
     if not isinstance(values, list):
-        raise ValueError(f"{name} has {what} that cannot be read: load the page again.")
+        raise ValueError(f"{name} has {what} that cannot be read: reload the page.")
     if len(values) > most:
         raise ValueError(f"{name} has {len(values)} {what}, expected at most {most}: mark it with fewer.")
     return values

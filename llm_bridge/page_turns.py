@@ -1,6 +1,6 @@
-"""Who comes next on the page: places in its queue, and turns with the model.
+"""Decides who comes next on the page: places in its queue, and turns with the model.
 
-`Places` keeps one session from filling the queue. `Turns` gives the model to whoever has had least of it of late, so that
+`Places` keeps one session from filling the queue. `Turns` gives the model to whoever has used it least recently, so that
 one user with expensive questions costs the others little more than one turn.
 """
 
@@ -14,10 +14,10 @@ from itertools import count
 from threading import Condition, Lock
 
 STALE_SECONDS = 600.0
-"""After how long a place in the queue is given back, should its request have been dropped without a word."""
+"""A place in the queue is given back after this time, in case its request was dropped without notice."""
 
 REMEMBERED_SECONDS = 60.0
-"""How far back the time that a session took counts against it."""
+"""For how long the time that a session used counts against it."""
 
 
 class Places:
@@ -77,7 +77,7 @@ class Places:
 
 
 class Turns:
-    """The model, which works for one session at a time: the next is the one that has had least of its time of late."""
+    """The model works for one session at a time; the next one is whoever has used least of its time in the last minute."""
 
     def __init__(self) -> None:
         self._changed = Condition()

@@ -274,7 +274,7 @@ class RegionImageTextToTextPipeline(ImageTextToTextPipeline):
             if value is None:
                 columns[name] = [None] * count
             elif not isinstance(value, (list, tuple)) or len(value) != count:
-                raise ValueError(f"Got {count} texts and {name} for another number: give one entry for each text.")
+                raise ValueError(f"Got {count} texts, but {name} for a different number: give one entry for each text.")
         conversations = [
             [{"role": "user", "content": user_content(text, prompts_by_region(*prompts), image)}]
             for text, image, *prompts in zip(texts, *columns.values())

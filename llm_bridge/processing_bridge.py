@@ -170,10 +170,10 @@ class RegionBridgeProcessor(ProcessorMixin):
             )
 
     def attach(self, model: PreTrainedModel) -> None:
-        """Refuse a model that does not read what this processor makes, and let its answers end where its turns end here.
+        """Check that a model fits this processor, and let its answers stop where the chat template ends a turn.
 
-        Wherever a model and a processor meet, this is called; call it after you have changed the chat template. What the
-        model stops on already, it keeps.
+        Our own classes call this for you; call it yourself after you have changed the chat template. The model keeps the
+        tokens on which it already stops. Raises `ValueError` for a model that does not read what this processor makes.
         """
         self.check_bridge(model.config)
         stops = token_ids(model.generation_config.eos_token_id)
@@ -184,18 +184,18 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Every token on which a turn of the assistant's may end: what the chat template writes there, and eos_token_id."""
+        """Every token that may end one of the assistant's turns: what the chat template writes there, and eos_token_id."""
         return self._template().stop_token_ids
 
     def check_turn_ends(self) -> None:
         """Refuse a text tokenizer from which a model could not learn where its answers end.
 
-        Said once in a warning: if the chat template leaves turns of the assistant's open, so that an end is appended.
+        Warns once if the chat template leaves the assistant's turns open, so that an end is appended.
         """
         if not self.tokenizer.is_fast:
             raise ValueError(
                 f"{type(self.tokenizer).__name__} does not say which characters its tokens stand for, so the assistant's words "
-                "cannot be told from the others: give a fast tokenizer (a PreTrainedTokenizerFast)."
+                "cannot be found among its tokens: give a fast tokenizer (a PreTrainedTokenizerFast)."
             )
         self._template().check_end()
 
@@ -394,7 +394,7 @@ class RegionBridgeProcessor(ProcessorMixin):
             names = ", ".join(self.chat_template)
             template = self.chat_template.get(given or "default", given)
             if template is None:
-                raise ValueError(f"The tokenizer has the chat templates {names} and no default: give chat_template=….")
+                raise ValueError(f"The tokenizer has the chat templates {names} but no default: give chat_template=….")
         words = self.tokenizer
         key = (template, *self.eos_token_id, words.eos_token_id, len(words))  # the tokenizer may be given new tokens
         if key not in self._templates:
@@ -409,7 +409,7 @@ class RegionBridgeProcessor(ProcessorMixin):
     # --- from answers -------------------------------------------------------------------------------------------------
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> Any:
-        """As the text tokenizer's; tokens that end a turn are skipped with the special ones, for not all of them are such."""
+        """Decode as the text tokenizer does; with the special tokens, skip those that end a turn, too."""
         ids = self._without_ends(token_ids) if skip_special_tokens else token_ids
         return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **options)
 
@@ -479,8 +479,8 @@ class RegionBridgeProcessor(ProcessorMixin):
                 end, read = self.tokenizer.convert_ids_to_tokens([span.end_id, int(encoded["input_ids"][i, place])])
                 if end != read:
                     raise ValueError(
-                        f"The text tokenizer reads {end!r}, which ends the assistant's turn, joined with what stands beside "
-                        f"it, as {read!r}, so a model could not learn to stop: make it a token of its own with "
+                        f"The text tokenizer joins {end!r}, which ends the assistant's turn, with its neighbours and reads "
+                        f"{read!r}, so a model could not learn to stop: make it a separate token with "
                         "tokenizer.add_special_tokens."
                     )
 
@@ -550,7 +550,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         )
 
     def embed_image(self, image: Any) -> ImageFeatures:
-        """One picture's features; those of the pictures that were shown last are at hand and cost nothing."""
+        """The features of one picture. Those of the latest pictures are cached and cost nothing."""
         picture = open_picture(image)
         features = self._cache.features(self._region_tokenizer(), {_content_key(picture): picture})
         return replace(features, is_batch=False)
@@ -657,7 +657,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         options = {key: value for key, value in values.items() if key not in ("processor_class", "region_tokenizer")}
         if unknown := sorted(set(options) - set(inspect.signature(cls).parameters)):
             raise ValueError(
-                f"{path} has {', '.join(unknown)[:200]}, which a {cls.__name__} does not know: copy it again."
+                f"{path} has {', '.join(unknown)[:200]}, which {cls.__name__} does not know: copy or download it again."
             )
         if isinstance(options.get("chat_template"), str):
             check_chat_template(options["chat_template"], str(path))
@@ -675,7 +675,7 @@ def _load_region_tokenizer(
     """The region tokenizer that lies in the folder, or else the one that the folder refers to; it must be the same."""
     if not isinstance(entry, dict) or "fingerprint" not in entry or not _REFERENCE.issuperset(entry):
         raise ValueError(
-            f"{name} has a processor_config.json that refers to no region tokenizer: got {entry!r:.80}, expected "
+            f"{name} has a processor_config.json that does not refer to a region tokenizer: got {entry!r:.80}, expected "
             f"{', '.join(sorted(_REFERENCE))}. Copy it again, or give region_tokenizer=…."
         )
     folder = Path(name) / REGION_TOKENIZER_FOLDER
@@ -745,7 +745,7 @@ def open_picture(image: Any) -> np.ndarray:
         try:
             image = open_image(base64.b64decode(image.partition(",")[2], validate=True))
         except binascii.Error as error:
-            raise ValueError(f"The picture in a data: address is no base64 text: {error}.") from None
+            raise ValueError(f"The picture in a data: address is not valid base64: {error}.") from None
     elif isinstance(image, str) and image.startswith(("http://", "https://")):
         answer = get_session().get(image, timeout=60, follow_redirects=True)
         answer.raise_for_status()

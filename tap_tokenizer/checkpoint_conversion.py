@@ -187,7 +187,7 @@ def _read_arrays(path: str | Path) -> dict[str, Tensor]:
                 broken.append(name)
         arrays[name] = tensor
     if wrong:
-        raise ValueError(f"{path} holds entries that are no arrays: {_some(wrong)}. Expected {{name: array}}.")
+        raise ValueError(f"{path} holds entries that are not arrays: {_some(wrong)}. Expected {{name: array}}.")
     if broken:
         raise ValueError(
             f"{path} holds NaN or infinite values in {_some(broken)}: the file is damaged, download it again."
@@ -220,7 +220,7 @@ def _check_names_and_shapes(
     ]
     if problems:
         raise ValueError(
-            f"{path} is no complete TAP checkpoint: {'; '.join(problems)}. Names are given after renaming."
+            f"{path} is not a complete TAP checkpoint: {'; '.join(problems)}. Names are given after renaming."
         )
 
 

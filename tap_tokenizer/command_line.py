@@ -108,8 +108,8 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="JSONL",
-        help="of a folder: a line per picture. Lines grow in JSONL.partial; the same command continues there after an "
-        "interruption, or once pictures that could not be read are repaired",
+        help="for a folder: a line per picture. Lines go into JSONL.partial first; run the same command again to continue "
+        "after an interruption, or after you have repaired pictures that could not be read",
     )
 
     parser.add_argument(
@@ -119,7 +119,7 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
         const=True,
         default=False,
         metavar="true|false",
-        help="of a folder: finish without the pictures that cannot be read, which are named and counted (default: false)",
+        help="for a folder: finish without the pictures that cannot be read, which are named and counted (default: false)",
     )
 
 

@@ -150,7 +150,7 @@ class ConceptBank:
                 raise ValueError(f"{path} is not a concept bank: expected the file that ConceptBank.save writes.")
             listed = json.loads(names)
             if not isinstance(listed, list):
-                raise ValueError(f"{path} has names that are no list: expected the file that ConceptBank.save writes.")
+                raise ValueError(f"{path} has names that are not a list: expected a file that ConceptBank.save wrote.")
             return cls(tuple(listed), file.get_tensor("weights"))
 
 

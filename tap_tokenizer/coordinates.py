@@ -1,7 +1,4 @@
-"""Boxes and points in pixels of a picture: the one rule, for every door, of which are taken, and what the others look like.
-
-Knows numbers alone: no model, no file, and nobody's way of giving a prompt.
-"""
+"""Checks boxes and points in pixels of a picture, and says what is wrong with them. The same rule holds everywhere."""
 
 from __future__ import annotations
 
@@ -13,13 +10,13 @@ import numpy as np
 from torch import Tensor
 
 SLACK = 1.0
-"""How far, in pixels, rounding may carry a coordinate outside the picture; it comes back to the edge."""
+"""How far, in pixels, a coordinate may lie outside the picture because of rounding; it is clipped to the edge."""
 
 LEAST_SIDE = 0.999
-"""Of a box, in pixels: one, less what floats lose."""
+"""The shortest side of a box, in pixels: one, with a margin for rounding."""
 
 CORNER = 16
-"""Pixels: on a picture whose sides are no longer, coordinates from 0 to 1 may be meant as they stand."""
+"""In a picture whose sides are at most this many pixels, coordinates from 0 to 1 may really be pixels."""
 
 
 class CoordinateProblem(NamedTuple):
@@ -30,12 +27,12 @@ class CoordinateProblem(NamedTuple):
 
 
 def box_problems(boxes: np.ndarray, size: tuple[int, int] | None) -> dict[int, CoordinateProblem]:
-    """What is wrong with boxes (N, 4), xyxy, of a picture of (height, width) `size`: {row: problem}, {} if nothing is.
-    Of a picture whose size is not known (None), what no picture has is refused.
+    """Find what is wrong with boxes (N, 4), xyxy, of a picture of (height, width) `size`: {row: problem}, {} if nothing is.
+    If the size is not known (None), only boxes that no picture can have are refused.
 
-    A box may end up to a pixel (`SLACK`) outside. What `clip_boxes` leaves of it must not be thinner than a pixel, unless it
-    reaches into two of them. Boxes that all lie in 0 … 1 are refused unless the picture is a few pixels large. Give all boxes
-    of a picture at once, for together they show what they count, if not pixels.
+    A box may reach up to a pixel (`SLACK`) outside. What `clip_boxes` leaves of it must be at least a pixel wide and high, or
+    touch two pixels. Boxes that all lie in 0 … 1 are refused, unless the picture is only a few pixels large. Give all boxes
+    of a picture at once: only together do they show whether they are in pixels.
     """
     limits, picture = _limits(size)
     inside = np.clip(boxes, 0.0, np.tile(limits, 2))
@@ -52,11 +49,11 @@ def box_problems(boxes: np.ndarray, size: tuple[int, int] | None) -> dict[int, C
             words = f"is empty or inverted, expected x1 < x2 and y1 < y2 (corners, not width and height) in {picture}."
         elif outside[row]:
             kind = "box outside"
-            words = f"leaves {picture}: clip it, and make sure that it is meant for this picture."
+            words = f"leaves {picture}: clip it, and make sure that it belongs to this picture."
         elif thin[row]:
             words = f"is thinner than a pixel of {picture}."
         else:
-            words = f"is the one pixel in the corner of {picture}."
+            words = f"covers only the one pixel in the corner of {picture}."
         hint = _hint(boxes, size, may_be_thousandths=bool(outside[row]))
         problems[row] = CoordinateProblem(kind, f"box {_listed(boxes[row])} {words}{hint}")
     return problems
@@ -69,11 +66,11 @@ def clip_boxes(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def point_problems(points: np.ndarray, size: tuple[int, int] | None) -> dict[int, CoordinateProblem]:
-    """What is wrong with points (N, 2) of a picture of (height, width) `size`: {row: problem}, {} if nothing is.
+    """Find what is wrong with points (N, 2) of a picture of (height, width) `size`: {row: problem}, {} if nothing is.
 
     A point may lie up to a pixel (`SLACK`) outside; see `clip_points`. Points that all lie in 0 … 1 and are not all whole
-    numbers are refused unless the picture is a few pixels large: hardly anybody means the one pixel in the corner. Give all
-    points of a picture at once.
+    numbers are refused, unless the picture is only a few pixels large: hardly anybody means the one pixel in the corner.
+    Give all points of a picture at once.
     """
     limits, picture = _limits(size)
     outside = _any((points < -SLACK) | (points > limits + SLACK))
@@ -82,7 +79,7 @@ def point_problems(points: np.ndarray, size: tuple[int, int] | None) -> dict[int
     problems = {}
     for row in np.flatnonzero(outside | in_corner).tolist():
         kind: Literal["point outside", "point in the corner"] = "point in the corner"
-        words = f"is the one pixel in the corner of {picture}."
+        words = f"lies in the one pixel in the corner of {picture}."
         if outside[row]:
             kind, words = "point outside", f"lies outside {picture}."
         hint = _hint(points, size, may_be_thousandths=bool(outside[row]))

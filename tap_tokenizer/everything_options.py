@@ -59,7 +59,7 @@ class EverythingOptions:
         names = [field.name for field in fields(cls)]
         if unknown := [name for name in options if name not in names]:
             raise TypeError(
-                f"encode_everything got {', '.join(unknown)}, which it does not know: expected some of {', '.join(names)}."
+                f"encode_everything got unknown options {', '.join(unknown)}: expected some of {', '.join(names)}."
             )
         return cls(**options)
 

@@ -1,7 +1,7 @@
-"""Models and other files that somebody else made: what is refused before a library opens them, and how models are loaded.
+"""Checks models and other files that somebody else made before a library opens them, and loads models safely.
 
-Nothing in a folder runs: transformers' Auto classes would ask on the standard input whether the Python code that lies in
-one may run. The one door to them is here, and says no, unless the caller says `trust_remote_code=True`.
+No code in a folder runs. transformers' Auto classes would ask on the standard input whether they may run Python code that
+they find there. All calls of them go through this module, which says no unless the caller says `trust_remote_code=True`.
 """
 
 from __future__ import annotations
@@ -51,36 +51,36 @@ _LIMITS = {
 
 
 def check_regular_file(path: str | Path) -> None:
-    """Refuse (`ValueError`) what is no file with an end: a folder, a pipe, a socket, a device, or nothing at all."""
+    """Refuse (`ValueError`) anything but a regular file: a folder, a pipe, a socket, a device, or a path with nothing there."""
     try:
         mode = Path(path).stat().st_mode
     except FileNotFoundError:
         raise ValueError(f"Found no file at {path}.") from None
     except ValueError as error:  # a null byte in a name
-        raise ValueError(f"{str(path)!r} is no path: {error}.") from None
+        raise ValueError(f"{str(path)!r} is not a path: {error}.") from None
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}, expected a file.")
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
-    """The object of a JSON file that belongs to a model; `ValueError` names the file if it holds none."""
+    """Read the object in a JSON file that belongs to a model; `ValueError` names the file if it holds none."""
     check_regular_file(path)
     if (size := Path(path).stat().st_size) > LARGEST_CONFIG:
-        raise ValueError(f"{path} has {size} bytes, expected at most {LARGEST_CONFIG}: it is no configuration.")
+        raise ValueError(f"{path} has {size} bytes, expected at most {LARGEST_CONFIG}: it is not a configuration.")
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # JSON, UTF-8 or a number that are damaged, brackets without end
         raise ValueError(
-            f"{Path(path).parent} holds a {Path(path).name} of damaged JSON ({error}): copy or download it again."
+            f"{Path(path).parent} holds a damaged {Path(path).name} ({error}): copy or download it again."
         ) from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} is no JSON object: copy or download it again.")
+        raise ValueError(f"{path} is not a JSON object: copy or download it again.")
     return values
 
 
 def check_config(values: Any, source: str | Path) -> None:
-    """Refuse a model's configuration, as JSON, that asks for millions of layers or for code from elsewhere."""
+    """Refuse a model's configuration (as JSON) if it asks for millions of layers or for code from elsewhere."""
     if isinstance(values, (list, tuple)):
         for value in values:
             check_config(value, source)
@@ -90,7 +90,7 @@ def check_config(values: Any, source: str | Path) -> None:
         limit = next((limit for word, limit in _LIMITS.items() if word in str(name)), None)
         if limit is not None and isinstance(value, (int, float)) and value > limit:
             raise ValueError(
-                f"{source} has {name} {value!r:.20}, expected at most {limit}: it is no model that was trained."
+                f"{source} has {name} {value!r:.20}, expected at most {limit}: no trained model is that large."
             )
         if str(name).endswith("attn_implementation") and ("/" in str(value) or "flex" in str(value)):
             raise ValueError(
@@ -103,7 +103,7 @@ def check_config(values: Any, source: str | Path) -> None:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Refuse a model's folder in which something that a library would open is no file, or whose configuration is refused."""
+    """Refuse a model's folder if its configuration is refused, or if a library would open anything but regular files in it."""
     if (Path(folder) / "adapter_config.json").exists():  # transformers would put it on the model, whatever it says
         raise ValueError(
             f"{folder} holds an adapter beside its model (adapter_config.json): merge it into the model first, or remove it."
@@ -116,11 +116,13 @@ def check_folder(folder: str | Path) -> None:
         if path.suffix == ".bin" and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise ValueError(f"{path} is compressed, as torch writes no weights: it may unpack to any size.")
+                    raise ValueError(
+                        f"{path} is compressed, which torch never does, and may unpack to any size: download it again."
+                    )
 
 
 def check_source(source: str | Path, **hub: Any) -> None:
-    """`check_folder`, or for a Hub repository a look at its configuration alone; hub: some of `HUB_OPTIONS`."""
+    """Check a folder with `check_folder`; of a Hub repository, check only the configuration. hub: some of `HUB_OPTIONS`."""
     if Path(source).is_dir():
         check_folder(source)
         return
@@ -137,7 +139,7 @@ _MISFITS = (
 
 @contextmanager
 def misfits_told(source: str | Path) -> Iterator[None]:
-    """Around the making of a model from a configuration and weights: `ValueError` names `source` if they make none."""
+    """Turn what goes wrong while a model is made from a configuration and weights into a `ValueError` that names `source`."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -146,15 +148,14 @@ def misfits_told(source: str | Path) -> Iterator[None]:
         if "trust_remote_code" not in str(error):
             raise
         raise ValueError(
-            f"{source} needs Python code of its own, which is not run: use a model that transformers knows. For a language "
+            f"{source} needs its own Python code, which is not run: use a model that transformers knows. If it is a language "
             "model whose code you have read and trust, give trust_remote_code=True in Python."
         ) from None
     except _MISFITS as error:
-        sizes = "the weights have other sizes than the configuration says"
+        sizes = "the sizes of its weights differ from its configuration"
         reason = sizes if "ignore_mismatched_sizes" in str(error) else f"{type(error).__name__}: {str(error)[:300]}"
         raise ValueError(
-            f"{source} cannot be loaded ({reason}): its files are damaged, or do not belong together. Copy or download it "
-            "again."
+            f"{source} cannot be loaded ({reason}): its files are damaged or do not belong together. Copy or download it again."
         ) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # what tokenizers raises beside all of Python's kinds
@@ -165,11 +166,11 @@ def misfits_told(source: str | Path) -> Iterator[None]:
 
 
 def load_pretrained(auto_class: Any, source: str | Path, *, trust_remote_code: bool = False, **options: Any) -> Any:
-    """What `auto_class.from_pretrained` makes of a folder or a Hub repository.
+    """Load a folder or a Hub repository with `auto_class.from_pretrained`, after checking it.
 
-    trust_remote_code: run Python code that lies there. A model that needs it is refused (`ValueError`) otherwise.
-    Weights are read from safetensors; with `use_safetensors=False` from torch's pickles, of which a hostile one can end the
-    process.
+    trust_remote_code: run Python code that lies there. Otherwise, a model that needs it is refused (`ValueError`).
+    Weights are read from safetensors. With `use_safetensors=False` they are read from torch's pickles; a hostile one can
+    crash the process.
     """
     source = bundled_or_given(source)
     check_source(source, **{name: options[name] for name in HUB_OPTIONS if name in options})
@@ -188,7 +189,7 @@ def load_pretrained(auto_class: Any, source: str | Path, *, trust_remote_code: b
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
-    """Refuse a text tokenizer whose chat template does not end."""
+    """Refuse a text tokenizer if its chat template does not end."""
     templates = tokenizer.chat_template
     for template in templates.values() if isinstance(templates, dict) else [templates]:
         if template is not None:
@@ -196,7 +197,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> N
 
 
 def check_model_size(source: str | Path, make: Callable[[], nn.Module]) -> None:
-    """Refuse a folder whose configuration makes a model far larger than its weights; `make` makes it, without memory."""
+    """Refuse a folder if its configuration makes a model far larger than its weights. `make` makes it, on the meta device."""
     if Path(source).is_dir():
         with misfits_told(source), torch.device("meta"):
             model = make()
@@ -204,7 +205,7 @@ def check_model_size(source: str | Path, make: Callable[[], nn.Module]) -> None:
 
 
 def model_from_config(auto_class: Any, config: PreTrainedConfig) -> Any:
-    """What `auto_class.from_config` makes of a configuration that may come from a file; it runs no code from elsewhere."""
+    """Make a model with `auto_class.from_config` from a configuration that may come from a file, without running its code."""
     source = f"The configuration of a {config.model_type}"
     check_config(config.to_dict(), source)
     with misfits_told(source):

@@ -36,8 +36,8 @@ MAX_IMAGE_SIZE = 1 << 12
 
 if limit := os.environ.get("TAP_MAX_PIXELS"):
     Image.MAX_IMAGE_PIXELS = int(limit)
-"""Pictures of more pixels than Pillow's own bound, `PIL.Image.MAX_IMAGE_PIXELS` (89,478,485), are refused by their headers,
-before anything is decoded. Set it in Python, or this variable of the environment for the commands, to open larger ones."""
+"""Pictures with more pixels than Pillow's own limit, `PIL.Image.MAX_IMAGE_PIXELS` (89,478,485), are refused by their headers,
+before anything is decoded. To open larger ones, raise it in Python, or set this environment variable for the commands."""
 
 ImageInput: TypeAlias = "Image.Image | np.ndarray | Tensor | str | Path"
 
@@ -174,8 +174,8 @@ def load_rgb(image: ImageInput) -> np.ndarray:
         raise ValueError(f"The image{name} cannot be decoded: {error}. The file may be truncated.") from None
     if is_deep and pixels.max() < 64:
         logger.warning(
-            f"The image{name} has colours of 16 bits and uses 14 at most. Pillow keeps the upper 8 of them, so it is dark: "
-            "give it as an array of uint16, of which the bits that are used count."
+            f"The image{name} has 16-bit colours but uses at most 14 bits. Pillow keeps the upper 8, so the image is dark: "
+            "give it as a uint16 array, which is scaled by the bits that it uses."
         )
     return pixels
 
@@ -211,9 +211,9 @@ def upright(picture: Image.Image) -> Image.Image:
 
 
 def open_image(source: str | Path | bytes) -> Image.Image:
-    """The picture of a file, or of a file's bytes: its header is read and its size checked, nothing is decoded.
+    """Open the picture in a file, or in a file's bytes. Only its header is read and its size checked; nothing is decoded.
 
-    Raises `ValueError` for what is no file (a folder, a pipe), no picture, or a picture of too many pixels.
+    Raises `ValueError` if it is not a file (a folder, a pipe), not a picture, or has too many pixels.
     """
     name = "The image" if isinstance(source, bytes) else str(source)
     if not isinstance(source, bytes):
@@ -225,17 +225,17 @@ def open_image(source: str | Path | bytes) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse what Pillow warns of
             picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except Image.DecompressionBombError:
-        raise _too_large(name, "many") from None
+        raise _too_large(name, "too many") from None
     except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise ValueError(f"{name} is no image that Pillow can read: {error}") from None
+        raise ValueError(f"{name} is not an image that Pillow can read: {error}") from None
     _check_pixels(picture, name)
     return picture
 
 
 def _too_large(name: str, size: str) -> ValueError:
     return ValueError(
-        f"{name} is larger than Pillow opens here: {size} pixels, expected at most {Image.MAX_IMAGE_PIXELS:,}. Make it "
-        "smaller, or raise PIL.Image.MAX_IMAGE_PIXELS (for a command, the environment variable TAP_MAX_PIXELS)."
+        f"{name} is too large to open: {size} pixels, expected at most {Image.MAX_IMAGE_PIXELS:,}. Make it smaller, or raise "
+        "PIL.Image.MAX_IMAGE_PIXELS (for a command, the environment variable TAP_MAX_PIXELS)."
     )
 
 
@@ -243,7 +243,7 @@ def _check_pixels(picture: Image.Image, name: str) -> None:
     """Refuse a picture without pixels, or with more than `PIL.Image.MAX_IMAGE_PIXELS`, before it is decoded."""
     width, height = picture.size
     if not width or not height:
-        raise ValueError(f"{name} is an empty image of {width} × {height} pixels: give one with content.")
+        raise ValueError(f"{name} is an empty image of {width} × {height} pixels: give one that has pixels.")
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
         raise _too_large(name, f"{width} × {height}")
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 @contextmanager
 def only_writer(output: str | Path, wanted: bool = True) -> Iterator[None]:
-    """Hold a file or folder that is written for this process, while the block runs; the folder around it is made.
+    """Reserve an output file or folder for this process while the block runs. Its parent folder is created.
 
-    Raises `ValueError` if another process holds it. A process that is killed holds nothing any more. wanted: False in all
-    processes but the main one of a run that several share.
+    Raises `ValueError` if another process holds it. If a process is killed, it no longer holds anything. wanted: False in
+    every process but the main one, if several share a run.
     """
     if not wanted:
         yield
@@ -34,7 +34,7 @@ def only_writer(output: str | Path, wanted: bool = True) -> Iterator[None]:
         ) from None
     except Timeout:
         raise ValueError(
-            f"Another process is writing {output}: wait until it has ended, or choose another output."
+            f"Another process is writing {output}: wait until it has finished, or choose another output."
         ) from None
     try:
         yield
@@ -45,7 +45,7 @@ def only_writer(output: str | Path, wanted: bool = True) -> Iterator[None]:
 
 
 def write_whole(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8 that is there whole or not at all; on a full disk, what was there before stays."""
+    """Write a text file in UTF-8, completely or not at all; if the disk is full, what was there before stays."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:

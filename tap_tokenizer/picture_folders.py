@@ -53,7 +53,7 @@ class PictureRegions:
 def pictures_of(folder: Path) -> list[PictureRegions]:
     """The pictures of a folder, by name, without regions."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: give one with pictures.")
+        raise ValueError(f"{folder} is not a folder: give one with pictures.")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and not p.is_dir())
     if not paths:
         raise ValueError(f"{folder} holds no pictures: expected files that end in {', '.join(PICTURES)}.")
@@ -85,7 +85,7 @@ def read_region_table(table: Path, folder: Path) -> list[PictureRegions]:
                     sizes[image] = _seen_size(found[image].path, where)
                 found[image].regions.append(_region_of_row(row, sizes[image], where))
     except csv.Error as error:
-        raise ValueError(f"{table} is no CSV: {error}.") from None
+        raise ValueError(f"{table} is not a valid CSV file: {error}.") from None
     except UnicodeDecodeError:
         raise ValueError(f"{table} is not UTF-8: save it as UTF-8.") from None
     if not found:

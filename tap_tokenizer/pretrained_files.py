@@ -76,7 +76,7 @@ def check_findable(source: str | Path, hub: Hub, *, may_lack_owner: bool = False
     is_repository = name.count("/") == 1 or (may_lack_owner and "/" not in name)
     if not is_repository or name.startswith((".", "~", "/")):
         raise ValueError(
-            f"Found no folder and no bundled model {source}: expected a bundled model ({bundled}), a folder, or a Hub "
+            f"Found neither a folder nor a bundled model {source}: expected a bundled model ({bundled}), a folder, or a Hub "
             "repository as owner/name."
         )
     try:
@@ -193,7 +193,7 @@ def _on_the_hub(
             _download(repository, "config.json", hub)
         except EntryNotFoundError:
             raise ValueError(
-                f"{repository} has no config.json, so it is no converted model. If it holds the original's checkpoints, "
+                f"{repository} has no config.json, so it is not a converted model. If it holds the original's checkpoints, "
                 f"say which: variant=… ({', '.join(_variants(repository, hub)) or 'none found'})."
             ) from None
         options = {key: value for key, value in hub.items() if key != "revision"}

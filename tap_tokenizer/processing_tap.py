@@ -37,11 +37,11 @@ class Prompt:
 class TapProcessor(ProcessorMixin):
     """Pictures and prompts → the inputs of `TapModel`.
 
-    Prompts are given per region: `boxes` [x1, y1, x2, y2]; `points` [[x, y], …], with `point_labels` [1 or 0, …] (on or
+    You give prompts per region: `boxes` [x1, y1, x2, y2]; `points` [[x, y], …], with `point_labels` [1 or 0, …] (on or
     off the region) unless all lie on it; `masks`, in any form that `as_mask` reads. A region may have a box and points;
     `None` marks what a region lacks when others have it. For one picture give a list of regions; for a list of pictures,
     a list of such lists.
-    A box or a point may lie up to a pixel outside and is clipped; see `box_problems` and `point_problems` for what is
+    A box or a point may lie up to a pixel outside and is then clipped. `box_problems` and `point_problems` say what is
     refused.
 
     A mask becomes its box and up to three points well inside it, far apart: TAP has no mask prompt of its own.
@@ -137,8 +137,8 @@ def _split_by_image(given: dict[str, Any], count: int, is_batch: bool) -> list[d
             )
         if len(value) != count:
             raise ValueError(
-                f"Got {name} for {len(value)} images, but {count} images: give one list of {name} per image, "
-                "an empty one where there are no regions."
+                f"Got {name} for {len(value)} images, but {count} images: give one list of {name} per image, which is empty "
+                "for an image without regions."
             )
     return [{name: value[i] for name, value in present.items()} for i in range(count)]
 
@@ -172,7 +172,7 @@ def _parse_regions(values: dict[str, Any], size: tuple[int, int], where: str) ->
             region.points = [(x, y) for x, y in clip_points(points[place], size).tolist()]
             region.labels = _labels(parts.get("point_labels"), len(region.points), place)
         elif "point_labels" in parts:
-            raise ValueError(f"{place} has point_labels and no points: give both, or neither.")
+            raise ValueError(f"{place} has point_labels but no points: give both or neither.")
         if region.box is None and not region.points:
             raise ValueError(f"{place} has neither a box nor points: give one of them.")
         regions.append(region)

@@ -1,6 +1,6 @@
-"""A region's mask from whatever people keep it in → booleans (H, W): pictures, arrays, run lengths, polygons.
+"""Reads a region's mask, from any common form, as booleans (H, W): pictures, arrays, run lengths, polygons.
 
-Every door that takes masks reads them here. Knows masks, not models; what is made of a mask is the processor's business.
+Everything that accepts masks reads them here. The processor decides what is done with a mask.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor, strided
 from .image_processing_tap import open_image, upright, upright_size
 
 NOISE = 1 / 16
-"""How far, as a share of the largest value, a compressor carries a flat area from its colour."""
+"""How far compression may shift the colour of a flat area, as a share of the largest value."""
 
 COUNTED = 32
-"""Whole numbers up to this are counts of labels, not shades: each counts, however small its area."""
+"""Whole numbers up to this are labels, not shades: each one counts, however small its area is."""
 
 FEW = 8
 """A picture of no more colours was drawn with a sharp pen, and each of them means something."""
@@ -33,30 +33,31 @@ LONGEST_OUTLINE = 1_000_000
 
 
 def as_mask(value: Any, size: tuple[int, int], *, may_be_empty: bool = False) -> np.ndarray:
-    """The mask of one region of a picture of (height, width) `size`, as booleans of that size.
+    """Read the mask of one region of a picture of (height, width) `size`, as booleans of that size.
 
     value: a PIL image of any mode, or the path of a picture file; an array or tensor (H, W), (H, W, 1), (1, H, W), or with
     three or four colour channels, of booleans, integers or floats; COCO's RLE, {"size": [H, W], "counts": …}, compressed
     (bytes or str) or not (a list); polygons in pixels, [[x1, y1, x2, y2, …], …] or [[x, y], …], filled as COCO fills them.
 
-    The region is what is brighter than half of the brightest value, in colour by the brightest channel; palettes are read
-    by their colours. Transparent pixels are not the region, and transparency alone tells it where colour does not.
+    The region is whatever is brighter than half of the largest value; in colour, the brightest channel counts. Palettes are
+    read by their colours. Transparent pixels are not part of the region; if colour says nothing, transparency is the mask.
 
-    Raises `ValueError` for everything else, among it masks of another size, label maps, photographs and, unless
-    `may_be_empty`, masks without a pixel. Sizes are checked before pixels are decoded or memory is taken.
+    Raises `ValueError` for everything else, such as masks of a different size, label maps, photographs and, unless
+    `may_be_empty`, empty masks. Sizes are checked before pixels are decoded or memory is allocated.
     """
     name = "mask"
     size = (int(size[0]), int(size[1]))
     if isinstance(value, str) and len(value) > LONGEST_PATH:
         raise ValueError(
-            f"mask is a text of {len(value):,} characters, expected a path; counts come with their size, as RLE."
+            f"mask is a string of {len(value):,} characters, expected a path. For the counts of an RLE, give a dictionary "
+            "with their size."
         )
     if isinstance(value, (str, os.PathLike)):
         name, value = f"mask {value}", open_image(Path(value))
     try:
         mask = _read(value, size)
         if not may_be_empty and not mask.any():
-            raise ValueError("is empty, expected at least one pixel of a region; in a picture the region is white.")
+            raise ValueError("is empty, expected at least one pixel of a region. In a picture, the region is white.")
         return mask
     except ValueError as error:
         raise ValueError(f"{name} {error}") from None
@@ -70,7 +71,9 @@ def _read(value: Any, size: tuple[int, int]) -> np.ndarray:
         return _from_runs(value, size)
     if isinstance(value, Tensor):
         if value.is_meta or value.is_quantized or value.layout is not strided:
-            raise ValueError(f"is a tensor without numbers of its own ({value.layout}), expected a dense one.")
+            raise ValueError(
+                f"is a tensor without plain numbers ({value.layout}), expected a dense tensor with values."
+            )
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()
     if isinstance(value, (list, tuple)):
@@ -145,8 +148,8 @@ def _from_array(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         raise ValueError("holds NaN or infinity, expected booleans or finite numbers.")
     if (array < 0).any():
         raise ValueError(
-            f"holds numbers below 0, down to {array.min():g}: of logits give mask > 0, and without what marks no object, "
-            "such as −1, mask == 1."
+            f"holds numbers below 0, down to {array.min():g}. If they are logits, give mask > 0. If a number such as −1 marks "
+            "what belongs to no object, give mask == 1."
         )
     if array.shape[2:] in ((), (1,)):
         return _from_colours(array.reshape(*size, 1), array.reshape(size))
@@ -166,7 +169,7 @@ def _from_colours(colours: np.ndarray, written: np.ndarray) -> np.ndarray:
         raise ValueError(_told(written.reshape(mask.size, -1)[places]))
     if colours.dtype.kind != "f" and (between := _between(light)):
         raise ValueError(
-            f"is no mask: {between:.0%} of its pixels are neither black nor white. Give a picture that is white where the "
+            f"is not a mask: {between:.0%} of its pixels are neither black nor white. Give a picture that is white where the "
             "region is and black elsewhere."
         )
     return mask
@@ -308,9 +311,9 @@ def _told(labels: np.ndarray) -> str:
     write = f"mask == {names[0]}" if len(rows[0]) == 1 else f"(mask == {names[0]}).all(axis=-1)"
     void = " 255 often marks what belongs to no object." if "255" in names else ""
     return (
-        f"is a label map with the labels {shown}, expected one region.{void} Give one label by itself, {write} of its array, "
-        "or a picture that is white where the region is and black elsewhere. If these are shades of one region, cut them at "
-        "half of the largest first."
+        f"is a label map with the labels {shown}, expected one region.{void} Give a single label ({write}, with mask as an "
+        "array), or a picture that is white where the region is and black elsewhere. If these are shades of one region, give "
+        "mask > half of its largest value."
     )
 
 
@@ -334,14 +337,16 @@ def _from_runs(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     if counts is not None and counts.dtype.kind == "f" and (np.abs(counts) <= 1e15).all() and not (counts % 1).any():
         counts = counts.astype(np.int64)
     if counts is None or counts.ndim != 1 or counts.dtype.kind not in "iu":
-        raise ValueError(f"has the counts {repr_short(rle['counts'])}, expected whole numbers, or COCO's text.")
+        raise ValueError(
+            f"has the counts {repr_short(rle['counts'])}, expected whole numbers or COCO's compressed text."
+        )
     area = size[0] * size[1]
     if len(counts) and (counts.min() < 0 or counts.max() > area):
         raise ValueError(
-            f"has counts from {counts.min()} to {counts.max()}, expected 0 to {area}, as many as its pixels."
+            f"has counts from {counts.min()} to {counts.max()}, expected 0 to {area}, the number of its pixels."
         )
     if counts.sum() != area:
-        raise ValueError(f"has counts that add up to {counts.sum()}, expected {area}, as many as its pixels.")
+        raise ValueError(f"has counts that add up to {counts.sum()}, expected {area}, the number of its pixels.")
     runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts.astype(np.int64))
     return np.ascontiguousarray(runs.reshape(size[1], size[0]).T)
 
@@ -408,14 +413,14 @@ def _outline(polygon: Any, size: tuple[int, int]) -> np.ndarray:
     is_flat = numbers is not None and numbers.ndim == 1 and numbers.size % 2 == 0
     if numbers is None or numbers.size < 6 or not (is_flat or (numbers.ndim > 1 and numbers.shape[-1] == 2)):
         raise ValueError(
-            f"has the polygon {repr_short(polygon)}, expected x and y of three points or more: [[x1, y1, x2, y2, …], …] or "
+            f"has the polygon {repr_short(polygon)}, expected x and y of at least three points: [[x1, y1, x2, y2, …], …] or "
             "[[x, y], …]."
         )
     points = numbers.astype(np.float64).reshape(-1, 2)
     if not (np.abs(points) <= 10 * max(size)).all():  # NaN is not, either
         raise ValueError(
-            f"has a polygon with {points[np.abs(points).argmax() // 2].tolist()}, expected finite numbers in or near its "
-            f"picture of {size[1]} × {size[0]} pixels."
+            f"has a polygon with the point {points[np.abs(points).argmax() // 2].tolist()}, expected finite numbers in or near "
+            f"its picture of {size[1]} × {size[0]} pixels."
         )
     return np.concatenate([points, points[:1]])
 

@@ -517,7 +517,7 @@ class TapRegionTokenizer:
         if generate_options.get("num_return_sequences", 1) != 1:
             raise ValueError(
                 f"num_return_sequences is {generate_options['num_return_sequences']}, expected 1: each region gets one "
-                "caption. Call caption again, with a temperature, for others."
+                "caption. To get others, call caption again with a temperature."
             )
         if temperature:
             generate_options |= {"do_sample": True, "temperature": temperature}

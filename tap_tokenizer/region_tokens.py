@@ -226,7 +226,7 @@ class RegionTokens:
             fingerprint = json.loads(metadata.get("fingerprint", "null"))
         packed = tensors.pop("masks_packed", None)
         if not isinstance(fingerprint, str):
-            raise ValueError(f"{path} does not say which region tokenizer it is of: encode the regions again.")
+            raise ValueError(f"{path} does not say which region tokenizer made it: encode the regions again.")
         _check_tensors(tensors, packed, path)
         regions = cls(**tensors, fingerprint=fingerprint)
         if packed is not None:
@@ -249,14 +249,14 @@ def _check_tensors(tensors: dict[str, Tensor], packed: Tensor | None, path: str 
     """Refuse tensors that are not those of regions: by name, type, shape, and what they point at."""
     if set(tensors) != set(_SHAPES):
         lacking, surplus = sorted(set(_SHAPES) - set(tensors)), sorted(set(tensors) - set(_SHAPES))
-        raise ValueError(f"{path} lacks {lacking} and has {surplus} besides, expected {', '.join(_SHAPES)}.")
+        raise ValueError(f"{path} lacks {lacking} and has unexpected {surplus}, expected {', '.join(_SHAPES)}.")
     axes: dict[Any, int] = {4: 4, 2: 2}
     for name, shape in _SHAPES.items():
         tensor, is_number = tensors[name], name in ("expert", "image_index", "image_sizes")
         fits = tensor.ndim == len(shape) and all(axes.setdefault(a, n) == n for a, n in zip(shape, tensor.shape))
         if not fits or (tensor.dtype != torch.int64 if is_number else not tensor.is_floating_point()):
             raise ValueError(
-                f"{path} holds {name} of shape {tuple(tensor.shape)} and type {tensor.dtype}, which does not go with the "
+                f"{path} holds {name} of shape {tuple(tensor.shape)} and type {tensor.dtype}, which does not fit the "
                 "rest: encode the regions again."
             )
     for name, limit in (("expert", axes["K"]), ("image_index", axes["B"])):
@@ -269,7 +269,7 @@ def _check_tensors(tensors: dict[str, Tensor], packed: Tensor | None, path: str 
     sizes = tensors["image_sizes"][tensors["image_index"]].tolist() if packed is not None else []
     if packed is not None and (packed.dtype != torch.uint8 or packed.ndim != 1
                                or len(packed) != -(-sum(h * w for h, w in sizes) // 8)):  # fmt: skip
-        raise ValueError(f"{path} holds masks of another size than its pictures': encode the regions again.")
+        raise ValueError(f"{path} holds masks whose size differs from its pictures': encode the regions again.")
 
 
 def _as_index(index: Any) -> Tensor:

@@ -134,7 +134,7 @@ def _check_sizes(what: str, *tuples: Any) -> None:
     """Refuse sizes that are not tuples of plain, non-negative integers."""
     for sizes in tuples:
         if type(sizes) is not tuple or len(sizes) > 32 or any(type(n) is not int or n < 0 for n in sizes):
-            raise _RefusedError(f"refused {what} whose sizes are no short tuple of non-negative integers.")
+            raise _RefusedError(f"refused {what} whose sizes are not a short tuple of non-negative integers.")
 
 
 class _Machine:
@@ -294,7 +294,7 @@ class _Machine:
 
     def _find(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
-            raise _RefusedError("refused a name that is no text.")
+            raise _RefusedError("refused a name that is not text.")
         if self.is_storage and module == "torch" and name in _STORAGE_TYPES:
             self.stack.append(_STORAGE_TYPES[name])
             return
@@ -309,7 +309,9 @@ class _Machine:
     def _reduce(self, _: Any) -> None:
         arguments, called = self.stack.pop(), self.stack.pop()
         if type(called) is not _Name or type(arguments) is not tuple:
-            raise _RefusedError("refused a call of what is no function: expected arrays and plain containers only.")
+            raise _RefusedError(
+                "refused to call something that is not a function: expected arrays and plain containers only."
+            )
         self._push(called.call(*arguments))
 
     _newobj = _reduce

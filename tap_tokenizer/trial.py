@@ -1,8 +1,8 @@
-"""Chat templates and patterns from files, tried once in a process of their own before they are used in this one.
+"""Tries chat templates and patterns from files once, in a separate process, before they are used in this one.
 
-A chat template is a program and a pattern may take for ever; nothing but running them tells. The process that tries
-them (this file, run as a script) may use two seconds of the processor and a gigabyte of memory. Knows Jinja and regular
-expressions, no models; where the operating system cannot limit a process, time alone is limited.
+A chat template is a program, and a pattern may take forever; you only find out by running them. The process that tries
+them (this file, run as a script) may use two seconds of processor time and a gigabyte of memory. If the operating system
+cannot limit a process, only time is limited.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ _TOO_MUCH = 3  # how the process ends that found a template or a pattern to be e
 
 
 def check_chat_template(template: str, source: str) -> None:
-    """Refuse (`ValueError`) a chat template that does not end, or makes far more text than it was given."""
+    """Refuse (`ValueError`) a chat template that does not end, or writes far more text than it was given."""
     if not _ends(json.dumps({"template": template})):
         raise ValueError(
-            f"{source} has a chat template that does not end in {CPU_SECONDS} seconds and {MEMORY >> 30} GB of memory: use the "
-            "template that its language model was published with."
+            f"{source} has a chat template that does not finish within {CPU_SECONDS} seconds and {MEMORY >> 30} GB of memory: "
+            "use the template that its language model was published with."
         )
 
 
 def check_patterns(patterns: Sequence[str], names: Sequence[str], source: str) -> None:
-    """Refuse (`ValueError`) regular expressions that do not end on these names, or are none."""
+    """Refuse (`ValueError`) invalid regular expressions, and those that take forever on these names."""
     for pattern in patterns:
         try:
             re.compile(pattern)
         except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"{source} has {pattern[:80]!r}, which is no regular expression: {error}.") from None
+            raise ValueError(f"{source} has {pattern[:80]!r}, which is not a regular expression: {error}.") from None
     if patterns and not _ends(json.dumps({"patterns": list(patterns), "names": list(names)})):
         raise ValueError(
-            f"{source} has regular expressions that take more than {CPU_SECONDS} seconds for the names of its model "
-            f"({', '.join(patterns)[:80]!r}): name the modules one by one."
+            f"{source} has regular expressions that take more than {CPU_SECONDS} seconds on the names of its modules "
+            f"({', '.join(patterns)[:80]!r}): list the modules one by one."
         )
 
 

@@ -72,7 +72,7 @@ def check_weight_count(folder: str | Path, model: nn.Module) -> None:
     wanted = sum(parameter.numel() for parameter in model.parameters())
     if held and wanted > max(_SMALL, _PACKED * held):
         raise ValueError(
-            f"{folder} has a config.json that makes a model of {wanted:,} weights, and holds {held:,}: copy or download it "
+            f"{folder} has a config.json for a model of {wanted:,} weights, but holds only {held:,}: copy or download it "
             "again."
         )
 

@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return commands[argv[0]](argv[1:])
     except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
+        print("stopped: run the same command again to continue from here", file=sys.stderr)
         return 130
     except (ValueError, OSError, KeyError, UnpicklingError) as error:
         words = f"an entry lacks {error}: is it the format that was named?" if isinstance(error, KeyError) else error

@@ -51,7 +51,7 @@ class BoxesCsvSource(PictureSource):
         try:
             self._read_rows(table)
         except csv.Error as error:
-            raise ValueError(f"{self.boxes} is no CSV: {error}.") from None
+            raise ValueError(f"{self.boxes} is not a valid CSV file: {error}.") from None
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{self.boxes} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8."

@@ -1,7 +1,7 @@
 """COCO: instances (https://cocodataset.org/#format-data) and panoptic segments → records of "What is <region>?".
 
-Annotations are CC BY 4.0, pictures under the terms of Flickr's users. Tools that export to this layout have ways of their
-own: ids as text, a polygon alone, masks that are all marked as crowds.
+Annotations are CC BY 4.0, pictures under the terms of Flickr's users. Tools that export to this layout deviate from it:
+they write ids as text, a single polygon instead of a list, or mark all masks as crowds.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from .validation import UNREADABLE
 LICENSE = "annotations CC BY 4.0; pictures: Flickr, see the data set's own file"
 
 DRAWN_SHARE = 1 / 3
-"""Of COCO's own annotations about one in 80 is a crowd. Where so many are marked, a tool has marked every mask that was
-drawn: CVAT and Datumaro write `iscrowd` for all that are no polygons."""
+"""About one in 80 of COCO's own annotations is a crowd. If this many are marked, a tool has marked every mask that was
+drawn: CVAT and Datumaro write `iscrowd` for everything but polygons."""
 
-DRAWN = "marked iscrowd, as tools mark whatever was drawn as a mask; --keep_crowds false leaves them out"
+DRAWN = "marked iscrowd, as some tools mark every mask that was drawn; --keep_crowds false leaves them out"
 CROWD = "crowd: many objects drawn as one, marked iscrowd; --keep_crowds true keeps them"
 
 
@@ -86,8 +86,8 @@ class CocoSource(ListedPicturesSource):
     regions_per_record: int = knob(default=16, help="a picture with more regions gives several records")
     keep_crowds: bool | None = knob(
         default=None,
-        help="keep regions that are marked iscrowd, many objects drawn as one; default: only where a third of a file or more "
-        "is marked, or CVAT wrote it, which marks every mask that was drawn",
+        help="keep regions that are marked iscrowd (many objects drawn as one); default: only if a third of the file or more "
+        "is marked, or if it comes from CVAT, which marks every mask that was drawn",
     )
 
     def records(self) -> Iterator[Sample]:
@@ -182,7 +182,7 @@ class CocoPanopticSource(ListedPicturesSource):
                 if is_crowd(segment):
                     self.left_out.unwanted["crowd: many objects drawn as one, marked iscrowd"] += 1
                 elif self.things_only and not category.get("isthing"):
-                    self.left_out.unwanted["stuff, for only things were asked for"] += 1
+                    self.left_out.unwanted["stuff, because only things were asked for"] += 1
                 else:
                     regions.append(self._region(segment, category, numbers, size))
                     if is_cut(segment["bbox"], size):
@@ -212,5 +212,5 @@ class CocoPanopticSource(ListedPicturesSource):
             raise EntryError("unreadable segments", f"{name!r:.80} cannot be opened: {error}") from None
         if red.shape != size:
             found = f"{red.shape[1]} × {red.shape[0]}"
-            raise EntryError("wrong size", f"{name!r:.80} is {found}, its picture {size[1]} × {size[0]}")
+            raise EntryError("wrong size", f"{name!r:.80} is {found}, but its picture is {size[1]} × {size[0]}")
         return np.asarray(red + 256 * green + 65536 * blue)

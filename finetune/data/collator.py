@@ -73,7 +73,9 @@ class ConversationCollator:
         if self.mask_history:
             learned = _last_run(learned)
         if not learned.any():
-            raise ValueError("Got conversations without a word of an assistant: there is nothing to learn from them.")
+            raise ValueError(
+                "Got conversations in which the assistant says nothing: give at least one answer to learn from."
+            )
         batch["labels"] = batch["input_ids"].masked_fill(learned == 0, -100)
         if "region_features" not in batch:
             batch.update(self._no_regions(len(items)))
@@ -84,8 +86,8 @@ class ConversationCollator:
         for item in items:
             if not isinstance(item, CachedSample) and "conversations" not in item:
                 raise ValueError(
-                    f"Got an item with {', '.join(map(str, item)) or 'nothing'}, expected a record, with conversations: if a "
-                    "trainer has taken them out, set its remove_unused_columns=False."
+                    f"Got an item with {', '.join(map(str, item)) or 'nothing'}, expected a record with conversations: if a "
+                    "trainer has removed them, set its remove_unused_columns=False."
                 )
         seen = [item for item in items if not isinstance(item, CachedSample) and item.get("image") is not None]
         made = iter(self._cached(seen) if seen else [])

@@ -71,9 +71,9 @@ _SHAPELESS = ("output", "workers", "strict", "show_all", "left_out")
 
 
 def _no_record(left_out: LeftOut) -> ValueError:
-    words = "The source gives no record"
+    words = "The source yields no records"
     if not left_out.summary():
-        return ValueError(f"{words}: check that its files belong together, and its split and limit.")
+        return ValueError(f"{words}: check its split and limit, and that its files belong together.")
     said = " ".join(line.strip() for line in left_out.summary())
     return ValueError(f"{words}. {said}" + (f"; the first: {left_out.named[0]}" if left_out.named else ""))
 

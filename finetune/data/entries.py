@@ -1,6 +1,6 @@
-"""Entries of a data set's file, read one by one: what is wrong with one is named and counted, and the rest goes on.
+"""Reads the values of a data set's entries one by one. A bad entry is named and counted, and reading continues.
 
-Knows plain values (an id, a text, a size, a box, a mask), not the form of any file.
+This module knows plain values (an id, a text, a size, a box, a mask); each reader knows the layout of its own files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .sample import Sample
 from .validation import MOST_PIXELS, region_problems, talk_problems
 
 NAMED = 5
-"""Entries that are named of each reason, unless all are asked for."""
+"""How many entries are named for each reason, unless all are asked for."""
 
 
 SLACK = 1.0
@@ -29,7 +29,7 @@ CUT = (
 
 
 class EntryError(ValueError):
-    """What is wrong with an entry: `reason` is its kind, by which entries are counted; the words tell this one."""
+    """What is wrong with an entry. Entries are counted by `reason`; the message describes this one."""
 
     def __init__(self, reason: str, words: str) -> None:
         super().__init__(words)
@@ -37,10 +37,10 @@ class EntryError(ValueError):
 
 
 class LeftOut:
-    """Entries of which there is no record, counted by reason.
+    """Entries that were left out, counted by reason.
 
-    faults: those that cannot be used; named: a sentence about each, of at most `NAMED` of a reason unless `show_all`.
-    unwanted: those that nothing is wrong with, but that were not asked for. doubtful: those that were taken all the same.
+    faults: those that cannot be used. named: a sentence about each, for at most `NAMED` per reason unless `show_all`.
+    unwanted: those that are fine but were not asked for. doubtful: those that were kept despite a doubt.
     """
 
     def __init__(self, *, strict: bool = False, show_all: bool = False) -> None:
@@ -62,13 +62,13 @@ class LeftOut:
         except EntryError as fault:
             sentence = f"{file}, {name}: {fault}"
             if self.strict:
-                raise ValueError(f"{sentence}. Correct it, or leave it out by --strict false.") from None
+                raise ValueError(f"{sentence}. Correct it, or leave it out with --strict false.") from None
             self.faults[fault.reason] += 1
             if self.show_all or self.faults[fault.reason] <= NAMED:
                 self.named.append(sentence)
 
     def summary(self) -> list[str]:
-        """Lines that say how many entries were left out and why; none if all were taken without a doubt."""
+        """Lines that say how many entries were left out and why; none if all were kept without doubt."""
         lines = []
         for words, counts in (
             ("left out as faulty", self.faults),
@@ -138,7 +138,7 @@ def _unicode(value: str, key: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:  # JSON can write one half of a pair
-        raise EntryError(f"wrong {key}", f"{key} is {shown(value)}, which has half a character in it") from None
+        raise EntryError(f"wrong {key}", f"{key} is {shown(value)}, which contains half a character") from None
     return value
 
 
@@ -197,7 +197,7 @@ def size_of_rle(masks: Any, key: str) -> tuple[int, int]:
         )
     rle = next((mask for mask in masks if isinstance(mask, dict)), None)
     if rle is None:
-        raise EntryError("no size", f"none of its {key} says the picture's height and width, as COCO's RLE does")
+        raise EntryError("no size", f"none of its {key} gives the picture's height and width, as COCO's RLE does")
     size = rle.get("size")
     if not isinstance(size, list) or len(size) != 2:
         raise EntryError("wrong mask size", f"the size of a mask is {shown(size)}, expected height and width")
@@ -208,7 +208,7 @@ def box_of(box_xywh: Any, size: tuple[int, int], key: str = "bbox") -> list[floa
     """A box given as corner and size → xyxy inside a picture of (height, width) `size`."""
     values = [number(v) for v in box_xywh] if isinstance(box_xywh, (list, tuple)) else []
     if len(values) != 4 or None in values:
-        raise EntryError(f"wrong {key}", f"{key} is {shown(box_xywh)}, expected four numbers x y width height")
+        raise EntryError(f"wrong {key}", f"{key} is {shown(box_xywh)}, expected four numbers: x y width height")
     x, y, w, h = (v for v in values if v is not None)
     if w <= 0 or h <= 0:
         raise EntryError("empty box", f"{key} is {shown(box_xywh)}, which has no area")

@@ -1,7 +1,4 @@
-"""JSON as people bring it, with Python's own parser: a byte-order mark, NaN and numbers of any size pass; nesting has a bound.
-
-Knows texts and files, not what they say.
-"""
+"""Reads JSON with Python's own parser. It accepts a byte-order mark, NaN and numbers of any size, and limits nesting."""
 
 from __future__ import annotations
 
@@ -31,11 +28,11 @@ _FIRST_BYTES = {
 
 
 class JsonError(ValueError):
-    """A text that is no JSON, or is nested deeper than anything that is meant; says what and where."""
+    """A text that is not JSON or is nested too deeply; the message says what is wrong and where."""
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a whole JSON text; bytes are UTF-8, with a byte-order mark or without. Raises `JsonError`."""
+    """The value of a complete JSON text; bytes are UTF-8, with or without a byte-order mark. Raises `JsonError`."""
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8-sig")
@@ -45,14 +42,14 @@ def parse_json(text: str | bytes) -> Any:
     try:
         value, end = _decode(text, start)
     except json.JSONDecodeError as error:
-        raise JsonError(f"no JSON: {error}") from None
+        raise JsonError(f"not JSON: {error}") from None
     if (rest := _space_end(text, end)) < len(text):
-        raise JsonError(f"no JSON: it goes on after its end, at character {rest}")
+        raise JsonError(f"not JSON: there is more text after its end, at character {rest}")
     return value
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file holds. Raises `ValueError` with the file's name where it is no JSON."""
+    """The value in a JSON file. Raises `ValueError` with the file's name if it is not JSON."""
     check_regular_file(path)
     try:
         return parse_json(Path(path).read_bytes())
@@ -123,7 +120,7 @@ class JsonFile:
     def end(self) -> None:
         """Refuse a file that goes on after its value."""
         if self.peek():
-            raise self._fault("it goes on after its end", self._at)
+            raise self._fault("there is more text after its end", self._at)
 
     def _each(self, marks: str, read: Any) -> Iterator[Any]:
         self._take(marks[0])
@@ -163,7 +160,7 @@ class JsonFile:
     def _fault(self, words: str, place: int) -> ValueError:
         if place >= len(self._buffer) or words.startswith("Unterminated"):
             words = f"it ends in the middle of a value ({words})"
-        return ValueError(f"{self.path} is no whole JSON file: {words}, at character {self._before + place}.")
+        return ValueError(f"{self.path} is not a complete JSON file: {words}, at character {self._before + place}.")
 
 
 def _decode(text: str, start: int) -> tuple[Any, int]:

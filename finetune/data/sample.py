@@ -61,7 +61,7 @@ def load_samples(path: str | Path, *, streaming: bool = False) -> Dataset | Iter
         return _load(Path(path), streaming)
     except (DatasetGenerationError, CastError) as error:
         raise ValueError(
-            f"{path} holds what is no record: python -m finetune.data validate --data {path} names it."
+            f"{path} holds something that is not a record: python -m finetune.data validate --data {path} says what and where."
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""What every reader of a data set shares: where its pictures lie, and turns of a conversation made from plain answers.
+"""What all readers of data sets share: where pictures are, and how plain answers become turns of a conversation.
 
-A reader is a dataclass of knobs with `records()`, which yields records one by one in an order that does not change, and
-tells `left_out` of every entry that gives none. Knows the record's form; each data set's own form is known to its file.
+A reader is a dataclass of options with a method `records()`. It yields records one by one, always in the same order, and
+reports every entry without a record to `left_out`. Each reader's own file knows the layout of its data set.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class PictureSource(Source):
 
     images: str = knob(help="folder of the pictures")
     strict: bool = knob(default=False, help="stop at the first entry that cannot be used, instead of leaving it out")
-    show_all: bool = knob(default=False, help=f"name every entry that is left out instead of {NAMED} of each reason")
-    follow_links: bool = knob(default=False, help="take pictures to which links lead out of their folder, too")
+    show_all: bool = knob(default=False, help=f"name every entry that is left out, not just {NAMED} per reason")
+    follow_links: bool = knob(default=False, help="also accept pictures that are links to files outside their folder")
 
     def __post_init__(self) -> None:
         self.left_out = LeftOut(strict=self.strict, show_all=self.show_all)
@@ -76,7 +76,7 @@ class PictureSource(Source):
         return height, width
 
     def require(self, *paths: str) -> None:
-        """Refuse, before work starts, files and folders that are not there."""
+        """Refuse missing files and folders before work starts."""
         for path in (*paths, self.images):
             if not Path(path).exists():
                 raise ValueError(f"Found nothing at {path}: give the file or folder that the data set's page offers.")
@@ -85,13 +85,13 @@ class PictureSource(Source):
 
 
 def inside(folder: Path, name: str, follow_links: bool = False) -> Path:
-    """The file of a name that a data set gives, which must lie inside its folder: a foreign file may name any.
+    """The path of a file that a data set names. It must lie inside its folder, because a stranger's file may name anything.
 
-    Backslashes part folders where no file has them in its name. Raises `EntryError` for a name that leads out, by itself
-    or, unless `follow_links`, by a symbolic link.
+    Backslashes separate folders, unless a file has them in its name. Raises `EntryError` for a name that leads out of the
+    folder, by itself or, unless `follow_links`, through a symbolic link.
     """
     if "\0" in name:
-        raise EntryError("wrong file name", f"{name!r:.80} holds a zero byte")
+        raise EntryError("wrong file name", f"{name!r:.80} contains a null byte")
     root = os.path.abspath(folder)
     path = os.path.abspath(folder / name)
     if "\\" in name and not os.path.exists(path):
@@ -103,7 +103,7 @@ def inside(folder: Path, name: str, follow_links: bool = False) -> Path:
         if not os.path.realpath(path).startswith(real_root):
             raise EntryError(
                 "link out of the folder",
-                f"{name!r:.80} is a link to a file outside {folder}: --follow_links true takes it",
+                f"{name!r:.80} is a link to a file outside {folder}: --follow_links true accepts it",
             )
     return Path(path)
 
@@ -178,7 +178,7 @@ def literal(value: Any) -> Any:
     try:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise EntryError("wrong text", f"{value!r:.60} is no list or mapping as Python writes it") from None
+        raise EntryError("wrong text", f"{value!r:.60} is not a list or mapping in Python's notation") from None
 
 
 def record(

@@ -102,7 +102,7 @@ def read_recognition(path: str) -> str:
     lines = text.split("\n")
     if len(lines) > 2 or not all("{class_name}" in line or "{a_class_name}" in line for line in lines):
         raise ValueError(
-            f"{path} is no template of the first question: expected a line for one object and perhaps one for several, "
+            f"{path} is not a template of the first question: expected a line for one object and perhaps one for several, "
             "each with {class_name} or {a_class_name}."
         )
     return text

@@ -151,14 +151,14 @@ def _line_fault(line: Any, task: Task) -> str | None:
         return None if is_number(line["score"]) else f"has score {line['score']}, expected a finite number"
     if task == "prompts":
         good = isinstance(line["iou"], dict) and all(is_number(value) for value in line["iou"].values())
-        return None if good else "has an iou that is no object of finite numbers"
+        return None if good else "has an iou that is not an object of finite numbers"
     if "answer" not in line and "labels" not in line:
         return "lacks answer"
     if not isinstance(line.get("answer"), (str, int, float, type(None))):
         return f"has a {type(line['answer']).__name__} for an answer, expected text"
     labels, iou = line.get("labels", {}), line.get("iou", 1.0)
     if not is_number(iou) or not isinstance(labels, dict) or not all(is_number(p) for p in labels.values()):
-        return "has labels or an iou that are no finite numbers"
+        return "has labels or an iou that are not finite numbers"
     return None
 
 

@@ -58,7 +58,7 @@ class LocalJudge:
     @torch.no_grad()
     def __call__(self, prompt: Prompt) -> str:
         if not isinstance(prompt, str):
-            raise ValueError(f"The judge {self.name} sees no pictures: give one behind a server by judge_url.")
+            raise ValueError(f"The judge {self.name} cannot see pictures: give one on a server with judge_url.")
         text: Any = prompt
         if self.tokenizer.chat_template is not None:
             turn = [{"role": "user", "content": prompt}]
@@ -166,7 +166,7 @@ def read_template(path: str | None, ours: str, fields: Sequence[Sequence[str]]) 
         if not any(f"{{{name}}}" in text for name in names):
             wanted = " or ".join(f"{{{name}}}" for name in names)
             raise ValueError(
-                f"{path} lacks {wanted}, which is filled in for every question: write it where it belongs."
+                f"{path} lacks {wanted}, which is filled in for every question: write it where it belongs in the prompt."
             )
     return text
 

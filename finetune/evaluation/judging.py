@@ -88,7 +88,7 @@ class Judging:
         judged = kind(arguments, items)
         wordings = judged.wordings()
         digest = sha256("".join(text for text, _ in wordings).encode()).hexdigest()[:8]
-        prompt = "a prompt of one's own" if any(is_given for _, is_given in wordings) else "our prompt 1"
+        prompt = "your own prompt" if any(is_given for _, is_given in wordings) else "our prompt 1"
         published = f"published rows: {judged.published}"
         if arguments.verdicts is not None:
             verdicts = read_verdicts(arguments.verdicts, items, found.places)

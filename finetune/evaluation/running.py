@@ -45,7 +45,7 @@ def refuse_changed(output: Path) -> None:
         except ValueError as error:
             torn, why = True, str(error).removeprefix(f"{part}, ").rstrip(".")
         if torn:
-            raise ValueError(f"{part} is no whole part of predictions ({why}): delete it to have it made anew.")
+            raise ValueError(f"{part} is not a complete part of predictions ({why}): delete it to have it made again.")
 
 
 def refuse_others(output: Path, about: dict[str, Any]) -> None:

@@ -22,14 +22,14 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is no UTF-8 text ({error.reason} at byte {error.start}), expected UTF-8: save it anew as UTF-8."
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8."
         ) from None
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"Found no file at {path}, expected a text file: give its path.") from None
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file holds. Raises `ValueError` with the file's name where it is no JSON."""
+    """The value in a JSON file. Raises `ValueError` with the file's name if it is not JSON."""
     try:
         return parse_json(read_text(path))
     except JsonError as error:

@@ -49,7 +49,7 @@ def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "step-x").mkdir()
     (tmp_path / "step-7.partial").mkdir()
     assert list_checkpoints(tmp_path) == []
-    with pytest.raises(ValueError, match="is no checkpoint folder"):
+    with pytest.raises(ValueError, match="is not a checkpoint folder"):
         step_of(tmp_path / "other")
 
 

@@ -449,7 +449,7 @@ def test_files_with_a_byte_order_mark_or_in_latin_1(name: str, published: Path, 
     flags = ["--benchmark", name, "--images", str(published / "images"), "--annotations", with_mark(file)]
     run(tmp_path / "a", *flags, *PLAIN, "--rows", "concept head")
     file.write_bytes('{"x": "ü"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match=rf"{file.name} is no UTF-8"):
+    with pytest.raises(ValueError, match=rf"{file.name} is not UTF-8"):
         run(tmp_path / "b", *flags, *PLAIN)
 
 
@@ -554,11 +554,11 @@ def test_predictions_edited_by_hand(records: Path, tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("torn", "words"), [('{"id": "0/q0"', "line 2 is no JSON"), ("{}", "ends within a line")])
+@pytest.mark.parametrize(("torn", "words"), [('{"id": "0/q0"', "line 2 is not JSON"), ("{}", "ends within a line")])
 def test_a_torn_part_is_named(torn: str, words: str, records: Path, tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "000001.jsonl").write_text("{}\n" + torn)
-    with pytest.raises(ValueError, match=rf"000001.jsonl is no whole part of predictions \({words}.*: delete it"):
+    with pytest.raises(ValueError, match=rf"000001.jsonl is not a complete part of predictions \({words}.*: delete it"):
         run(tmp_path, "--data", str(records), "--model", "no-such-model")  # refused before a model is looked for
 
 

@@ -204,7 +204,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
-    assert re.search(r"step-6 could not be written \(.*File too large.*\): make room on the disk", last)
+    assert re.search(r"step-6 could not be written \(.*File too large.*\): free some disk space", last)
     assert "Traceback" not in done.stderr
     assert {path: path.read_bytes() for path in kept} == kept
     assert [path.name for path in list_checkpoints(tmp_path / "full" / "checkpoints")] == ["step-2", "step-4"]

@@ -229,9 +229,11 @@ def test_records_need_no_cache(
     assert collator(mixed)["region_mask"].sum(dim=1).tolist() == [0, 1, 1]
     with pytest.raises(ValueError, match=r"p\.png says that its picture has 91 × 60 pixels, but it has 90 × 60"):
         collator([{**records[0], "width": 91}])
-    with pytest.raises(ValueError, match=r"Got an item with image, expected a record, .* remove_unused_columns=False"):
+    with pytest.raises(
+        ValueError, match=r"Got an item with image, expected a record with conversations.* remove_unused_columns=False"
+    ):
         collator([{"image": "p.png"}])
-    with pytest.raises(ValueError, match="without a word of an assistant"):
+    with pytest.raises(ValueError, match="in which the assistant says nothing"):
         collator([{**in_words(), "conversations": in_words()["conversations"][:1]}])
 
 

@@ -21,7 +21,7 @@ def test_weights_of_another_shape_are_refused_and_not_broadcast(tmp_path: Path, 
     model = nn.Linear(3, 4)
     before = model.weight.detach().clone()
     save_file({"weight": torch.ones(shape), "bias": torch.zeros(4)}, tmp_path / TRAINED_WEIGHTS)
-    message = r"holds weight of shape .*, this run trains \(4, 3\): use another output_dir"
+    message = r"holds weight of shape .*, but this run trains \(4, 3\): use another output_dir"
     with pytest.raises(ValueError, match=message):
         BestWeights(tmp_path, "val_loss", 0).load(model)
     accelerator = Accelerator(cpu=True)

@@ -211,7 +211,7 @@ def test_removing_gives_the_bridges_own_projector_back(pair: Pair, picture: Imag
 def test_names_that_no_adapter_can_have_are_refused(pair: Pair, tmp_path: Path, name: str) -> None:
     bridge, _ = pair
     names = [n for n, _ in bridge.named_parameters()]
-    with pytest.raises(ValueError, match=r"An adapter cannot be named .*: give letters, digits"):
+    with pytest.raises(ValueError, match=r"An adapter cannot be named .*: use letters, digits"):
         add_lora(bridge, r=2, name=name)
     assert [n for n, _ in bridge.named_parameters()] == names
     add_lora(bridge, r=2).save_pretrained(tmp_path / "a")
@@ -361,7 +361,7 @@ def test_adapters_for_another_language_model_are_refused(
         tmp_path / "a", language_model=str(tmp_path / "elsewhere")
     )
     assert moved.language_model.peft_config
-    with pytest.raises(ValueError, match="is no adapter folder"):
+    with pytest.raises(ValueError, match="is not an adapter folder"):
         load_adapter(moved, tmp_path / "elsewhere", "x")
 
 
@@ -375,7 +375,7 @@ def test_a_language_model_without_a_name_is_saved_beside_its_adapter(
     set_trainable(bridge, "lora")
     steps(bridge, inputs, 2)
     bridge.save_pretrained(tmp_path / "a")
-    assert "has no name to refer to: it is saved in" in caplog.text
+    assert "has no name to refer to, so it is saved in" in caplog.text
     loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")
     assert torch.equal(logits(loaded, inputs), logits(bridge, inputs))
     merge_lora(loaded).save_pretrained(tmp_path / "a")
@@ -446,7 +446,7 @@ def test_what_cannot_be_trained_is_refused(make_bridge: Callable[..., Pair], tmp
         set_trainable(make_bridge()[0], "everything")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected r and alpha above 0"):
         add_lora(make_bridge()[0], r=2, alpha=0)
-    with pytest.raises(ValueError, match="no folder"):
+    with pytest.raises(ValueError, match="neither a folder"):
         load_adapter(make_bridge()[0], tmp_path / "none", "x")
 
 
@@ -500,7 +500,7 @@ def test_qlora_on_cpu(
     [
         ({"target_modules": "(.*)*(.*)*(.*)*(.*)*x"}, "take more than 2 seconds"),
         ({"rank_pattern": {"(.*)*(.*)*(.*)*(.*)*x": 2}}, "take more than 2 seconds"),
-        ({"exclude_modules": "("}, "is no regular expression"),
+        ({"exclude_modules": "("}, "is not a regular expression"),
         ({"r": 10**9}, "expected 1 to 2"), ({"r": True}, "expected 1 to 2"),
         ({"rank_pattern": {"q": 10**6}}, "expected 1 to 2"),
         ({"rank_pattern": [1]}, "expected a table"),

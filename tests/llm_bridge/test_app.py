@@ -273,7 +273,7 @@ def test_wrong_and_huge_files_are_refused(tab: Page, tmp_path: Path) -> None:
     status = tab.locator("#board .status")
     (tmp_path / "words.png").write_text("no picture at all")
     tab.set_input_files("#board .file", tmp_path / "words.png")
-    expect(status).to_contain_text("no picture that can be read")
+    expect(status).to_contain_text("not a picture that can be read")
     assert status.get_attribute("role") == "alert"
     (tmp_path / "huge.png").write_bytes(bytes(2_000_001))
     tab.set_input_files("#board .file", tmp_path / "huge.png")
@@ -292,7 +292,7 @@ def test_wrong_questions_are_explained_and_kept(tab: Page) -> None:
     drag(tab, QUESTIONS[0]["boxes"][0])
     tab.fill("#question textarea", "Which is larger, <region> or <region>?")
     tab.click("#ask")
-    expect(status).to_contain_text("The question has 2 <region>, and 1 new region is marked")
+    expect(status).to_contain_text("The question has 2 <region>, but 1 new region is marked")
     expect(tab.locator("#question textarea")).to_have_value("Which is larger, <region> or <region>?")
     expect(tab.locator("#board .regions li")).to_have_count(1)
     tab.fill("#board .numbers", "10 10 5 5")
@@ -500,7 +500,7 @@ def test_stop_stops(tab: Page, slow: list[float]) -> None:
     tab.click("#stop")
     expect(tab.locator("#said .bot.message")).to_contain_text("(stopped)")
     tab.wait_for_timeout(300)
-    expect(tab.locator("#board .status")).to_contain_text("can be asked again")
+    expect(tab.locator("#board .status")).to_contain_text("You can ask the question again")
     seen = len(slow)
     assert seen < 110
     tab.wait_for_timeout(500)

@@ -125,7 +125,7 @@ def test_ends_that_are_appended_are_told_once(
         processor.apply_chat_template(TALK, **LEARN)
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(said) == family.appended
-    assert all(f"{family.ends[1]!r} is appended to them in training" in message for message in said)
+    assert all(f"training appends {family.ends[1]!r} to them" in message for message in said)
 
 
 @pytest.mark.parametrize("name", ["glm 4", "qwen 1.5", "gemma 3", "qwen 3", "harmony", "deepseek r1"])
@@ -226,7 +226,7 @@ def test_several_templates_are_known_by_name(tiny_tokenizer: TapRegionTokenizer)
     )
     assert words.convert_tokens_to_ids("<|END_OF_TURN_TOKEN|>") in bridge.generation_config.eos_token_id
     words.chat_template = {"loud": "{{ messages[0]['content'] | upper }}"}
-    with pytest.raises(ValueError, match="The tokenizer has the chat templates loud and no default"):
+    with pytest.raises(ValueError, match="The tokenizer has the chat templates loud but no default"):
         RegionBridgeProcessor(words, tiny_tokenizer).apply_chat_template(TALK)
 
 
@@ -250,10 +250,11 @@ def test_a_system_turn_is_taken_or_refused_in_a_sentence(make_pair: Callable[...
 def test_roles_that_must_alternate(make_pair: Callable[..., Pair]) -> None:
     _, processor = make_pair(FAMILIES["gemma 2"])
     with pytest.raises(
-        ValueError, match=r"Conversation 1: the chat template refuses turns of user, user .*in alternation"
+        ValueError,
+        match=r"Conversation 1: the chat template refuses turns of user, user .*alternate turns of user and assistant",
     ):
         processor.apply_chat_template([TALK, [TALK[0], TALK[2]]])
-    with pytest.raises(ValueError, match="in alternation, user first"):
+    with pytest.raises(ValueError, match="alternate turns of user and assistant, user first"):
         processor.apply_chat_template(TALK[1:])
 
 
@@ -263,7 +264,7 @@ def test_a_system_turn_that_is_left_out_is_told(
     _, processor = make_pair(FAMILIES["chatml"])
     deaf = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] + eos_token }}{% endfor %}"
     processor.apply_chat_template([{"role": "system", "content": "be brief"}, *TALK], deaf)
-    assert "leaves out the words of system turns" in caplog.text
+    assert "drops the words of system turns" in caplog.text
 
 
 @pytest.mark.parametrize("change", ["upper", "escape", "length"])
@@ -301,7 +302,7 @@ def test_an_end_that_is_read_with_its_neighbours_is_refused(tiny_tokenizer: TapR
     )
     processor = RegionBridgeProcessor(words, tiny_tokenizer, eos_token_id=[1])
     talk = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "yes"}]
-    with pytest.raises(ValueError, match=r"reads 'stop', which ends the assistant's turn, joined .* as 'yesstop'"):
+    with pytest.raises(ValueError, match=r"joins 'stop', which ends the assistant's turn, .* reads 'yesstop'"):
         processor.apply_chat_template(talk, **LEARN)
     words.add_tokens([AddedToken("stop", special=True)])
     learned = runs(processor.apply_chat_template(talk, **LEARN))[0]

@@ -239,7 +239,7 @@ def test_help_says_what_a_command_takes(capsys: pytest.CaptureFixture[str]) -> N
         assert "--box and --point together are two regions" in shown[command]
     assert "folder of pictures" not in shown["chat"]
     assert "--boxes CSV" in shown["ask"]
-    assert "continues there after an interruption" in shown["ask"]
+    assert "to continue after an interruption" in shown["ask"]
 
 
 @pytest.mark.slow

@@ -176,8 +176,8 @@ def test_names_of_bundled_models_are_asked_of_no_hub_and_those_that_it_lacks_onc
     assert lines[12] == "region-words-tiny"
     assert lines[13:21] == ["True True"] * 8
     assert lines[21] == (
-        "Found no folder and no bundled model tap-tinny: expected a bundled model (region-chat-tiny, region-context-tiny, "
-        "region-words-tiny, tap-tiny), a folder, or a Hub repository as owner/name."
+        "Found neither a folder nor a bundled model tap-tinny: expected a bundled model (region-chat-tiny, "
+        "region-context-tiny, region-words-tiny, tap-tiny), a folder, or a Hub repository as owner/name."
     )
     assert lines.pop().strip() == "cloud"
     refused = "\n".join(lines[22:])  # a Hub's own words may have lines

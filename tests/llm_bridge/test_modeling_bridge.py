@@ -327,10 +327,10 @@ def test_what_is_no_language_model_is_refused(
     bert = BertModel(BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=99, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=1))
     for model, words in (
-        (bert, "BertModel is no causal language model"),
-        (t5, "T5ForConditionalGeneration is no causal language model"),
-        (make_bridge()[0], "is a bridge already"),
-        (language_model(vocab_size=9), "embeds 9"),
+        (bert, "BertModel is not a causal language model"),
+        (t5, "T5ForConditionalGeneration is not a causal language model"),
+        (make_bridge()[0], "is already a bridge"),
+        (language_model(vocab_size=9), "embeds only 9"),
     ):
         with pytest.raises(ValueError, match=words):
             RegionBridgeForConditionalGeneration.from_language_model(

@@ -86,7 +86,7 @@ def test_refused_questions_change_nothing(talk: PageConversation) -> None:
     for question, drawn, message in (
         ("", [], "no question yet"),
         ("x" * 2001, [], "2001 characters"),
-        ("is <region> on <region>", [BOX], "2 <region>, and 1 new region is marked"),
+        ("is <region> on <region>", [BOX], "2 <region>, but 1 new region is marked"),
         ("what", [BOX] * 3, "at most 3 regions"),
         ("what is <region>", [{"box": [0, 0, 900, 900]}], "leaves the picture"),
     ):
@@ -158,7 +158,7 @@ def test_users_are_apart_and_bounded(make_bridge: Callable[..., Pair], picture: 
     assert len(users) == 2
     assert first.stopped.is_set()
     assert list(steps)[-1][0][-1][1].endswith("(stopped)")
-    with pytest.raises(ValueError, match="had been idle, and others needed the room"):
+    with pytest.raises(ValueError, match="was idle and had to make room for others"):
         list(users.of("a").ask("what is <region> ?", [BOX]))
     assert users.show("a", pixels) is not first
     users.drop("a")
@@ -230,10 +230,10 @@ def test_stop_ends_questions_that_wait_and_the_regions_that_are_not_seen_yet(tal
     ("question", "drawn", "words"),
     [
         ("what is <region>", [], "No region is marked yet"),
-        ("what is <region> and <region>", [BOX], "2 <region>, and 1 new region is marked"),
-        ("is <region> big", [BOX, BOX], "2 regions are marked, and the question speaks of 1"),
-        ("what is region7", [BOX], "speaks of region7, but the regions are 1 to 1"),
-        ("what is <region0>", [BOX], "speaks of region0"),
+        ("what is <region> and <region>", [BOX], "2 <region>, but 1 new region is marked"),
+        ("is <region> big", [BOX, BOX], "2 regions are marked, but the question mentions only 1"),
+        ("what is region7", [BOX], "mentions region7, but the regions are 1 to 1"),
+        ("what is <region0>", [BOX], "mentions region0"),
         ("what is it", [], "No region is marked yet"),
         ("<image> what is <region>", [BOX], "leave it out"),
     ],

@@ -71,7 +71,7 @@ def test_image_text_to_text_puts_plain_questions_into_the_chat_template(
     assert [row["generated_text"].strip() for row in two] == want
     chat.reset()
     assert pipe(text="where is it", **new)[0]["generated_text"].strip() == chat.ask("where is it", **SHORT)
-    with pytest.raises(ValueError, match="Got 2 texts and boxes for another number"):
+    with pytest.raises(ValueError, match="Got 2 texts, but boxes for a different number"):
         pipe(images=[picture] * 2, text=["what is <region>"] * 2, boxes=[BOXES[:1]], **new)
 
 

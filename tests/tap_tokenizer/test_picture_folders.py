@@ -73,7 +73,7 @@ TABLES = [
         "line 2: box .* thinner than a pixel.*multiply x by 512 and y by 512",
     ),
     ("image,x1,y1,x2,y2\na.png,100,200,900,960\n", "thousandths of the picture.*multiply x by 0.512 and y by 0.512"),
-    ("image,x,y\na.png,0.4,0.7\n", "line 2: point .* is the one pixel in the corner"),
+    ("image,x,y\na.png,0.4,0.7\n", "line 2: point .* lies in the one pixel in the corner"),
 ]
 
 

@@ -135,7 +135,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"boxes": np.zeros((2, 3, 4))}, "regions come first"),
     ({"boxes": "everything"}, "type str"),
     ({"point_labels": [[1]]}, "point_labels without points"),
-    ({"boxes": [[0, 0, 4, 4]], "points": [None], "point_labels": [[1]]}, "point_labels and no points: give both"),
+    ({"boxes": [[0, 0, 4, 4]], "points": [None], "point_labels": [[1]]}, "point_labels but no points: give both"),
     ({"points": [[[1, 1]]], "point_labels": [[7]]}, r"point labels \[7.0\], expected 1 \(on the region\) or 0"),
     ({"points": [[[1, 1]]], "point_labels": [[1, 1]]}, "1 points and 2 labels: give one label per point"),
     ({"points": [[[1, 1]]], "point_labels": [[1], [1]]}, "Got 1 points, 2 point_labels: give the same number"),
@@ -237,7 +237,9 @@ def test_a_box_thinner_than_a_pixel_is_refused_and_taken_for_nothing_else(
 def test_small_regions_and_corners_are_taken_where_they_may_be_meant(processor: TapProcessor) -> None:
     assert processor(LARGE, boxes=[[33.29, 5, 34.29, 6]])["prompt_boxes"].shape == (1, 4)
     assert processor(LARGE, boxes=np.array([[33.29, 5, 34.29, 6]], np.float32))["prompt_boxes"].shape == (1, 4)
-    assert len(processor(LARGE, boxes=[[226.41, 103.74, 227.15, 104.5]])["prompt_boxes"]) == 1  # reaches into two pixels
+    assert (
+        len(processor(LARGE, boxes=[[226.41, 103.74, 227.15, 104.5]])["prompt_boxes"]) == 1
+    )  # reaches into two pixels
     assert len(processor(LARGE, boxes=[[0, 0, 1, 1], [5, 5, 60, 70]])["prompt_boxes"]) == 2
     assert len(processor(LARGE, points=[[[0.4, 0.7], [30, 40]]])["prompt_boxes"]) == 1
     assert len(processor(LARGE, points=[[[0, 0]], [[1, 1]]])["prompt_boxes"]) == 2

@@ -45,7 +45,7 @@ def test_questions_of_ones_own(tmp_path: Path) -> None:
     ("image,x1,y1,x2,y2,answer\n,1,2,9,9,x\n", "line 2: no image"),
     ("image;x1;y1;x2;y2;answer\n", "separated by commas"),
     ("image,x1,y1,x2,y2,answer\na.jpg,1,2,nan,9,x\n", "line 2: the box is"),
-    ('image,x1,y1,x2,y2,answer\na.jpg,1,2,9,9,"x\n', "is no CSV"),
+    ('image,x1,y1,x2,y2,answer\na.jpg,1,2,9,9,"x\n', "is not a valid CSV file"),
     (" Image,X1,y1,x2,y2,answer\nnone.jpg,1,2,30,20,x\n", "line 2: found no file 'none.jpg'"),
 ])  # fmt: skip
 def test_bad_tables_are_refused(tmp_path: Path, text: str, words: str) -> None:

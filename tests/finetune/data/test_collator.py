@@ -70,7 +70,7 @@ def test_every_answer_ends_with_a_token_that_stops_generation(
     end = processor.tokenizer.eos_token_id
     for mask_history, answers in ((False, 3), (True, 1)):
         collator = ConversationCollator(processor, mask_history=mask_history)
-        assert "'</s>' is appended to them in training" in caplog.text
+        assert "training appends '</s>' to them" in caplog.text
         labels = collator([item])["labels"][0].tolist()
         assert labels.count(end) == answers
         ends = [label for label, after in zip(labels, [*labels[1:], -100]) if label != -100 and after == -100]

@@ -135,7 +135,7 @@ def test_every_format_explains_itself(capsys: pytest.CaptureFixture[str]) -> Non
 def test_what_gives_no_record_leaves_nothing(tmp_path: Path) -> None:
     source = boxes(tmp_path, "mine.jsonl", pictures=0)
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(ValueError, match="gives no record"):
+    with pytest.raises(ValueError, match="yields no records"):
         convert(source)
     assert not list(tmp_path.glob("mine.jsonl*"))
 
@@ -230,7 +230,7 @@ def test_where_all_is_left_out_the_error_says_why(tmp_path: Path, capsys: pytest
     for output in ("mine.jsonl", "mine.parquet"):
         assert main(command(tmp_path, output)) == 2
         said = capsys.readouterr().err
-        assert "gives no record. 4 entries left out as faulty: 4 × missing picture" in said
+        assert "yields no records. 4 entries left out as faulty: 4 × missing picture" in said
         assert "line 2: found no file '0.png'" in said
         assert not list(tmp_path.glob("mine.jsonl*")) + list(tmp_path.glob("mine.parquet*"))
 

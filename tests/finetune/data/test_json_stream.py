@@ -59,7 +59,7 @@ def test_lists_are_not_looked_for_elsewhere(tmp_path: Path) -> None:
     path = write_json(tmp_path / "b.json", {"info": {"images": [3]}, "images": [1, 2], "more": [[{"images": [4]}]]})
     assert list(iter_items(path, "images.item")) == [1, 2]
     (tmp_path / "c.json").write_text("[1, 2]\n[3]")
-    with pytest.raises(ValueError, match=r"c\.json.*goes on after its end, at character 7"):
+    with pytest.raises(ValueError, match=r"c\.json.*there is more text after its end, at character 7"):
         list(iter_items(tmp_path / "c.json"))
 
 

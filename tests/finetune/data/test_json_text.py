@@ -28,7 +28,8 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("", "character|char 0"), ("{", "char 1"), ("[1, 2] x", "goes on after its end, at character 7"), ("[1,,2]", "char 3"),
+    ("", "character|char 0"), ("{", "char 1"), ("[1, 2] x", "there is more text after its end, at character 7"),
+    ("[1,,2]", "char 3"),
     ('["a]', "Unterminated"), (b"\xff\xfe", "not UTF-8: invalid start byte at byte 0"),
 ])  # fmt: skip
 def test_what_is_no_json_says_where(text: str | bytes, words: str) -> None:

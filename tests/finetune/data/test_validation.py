@@ -76,7 +76,7 @@ FAULTS = {
     "unseen region": [talk("What is there?", "<region1>")],
     "regions do not match": [talk("What is <region2>?", "a dog"), talk("What is <region0>?", "a dog"),
         talk(f"What is <region{'1' * 5000}>?", "a dog"), talk("Hello?", "yes"), good(regions=[])],
-    "broken line": ["the line is no JSON"],
+    "broken line": ["the line is not JSON"],
 }  # fmt: skip
 
 
@@ -162,6 +162,6 @@ def test_lines_that_no_parser_survives_are_named(folder: Path, capsys: pytest.Ca
     assert main(["validate", "--data", str(folder / "r.jsonl")]) == 1
     said = capsys.readouterr().out
     assert "record 2: broken line: the line is nested more than 100 deep" in said
-    assert "record 3: broken line: the line is no JSON: it goes on after its end" in said
+    assert "record 3: broken line: the line is not JSON: there is more text after its end" in said
     assert "record 4: wrong box" in said
     assert "2 of 5 records are whole" in said

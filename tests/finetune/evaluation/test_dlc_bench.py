@@ -126,7 +126,7 @@ def test_the_first_question_comes_from_a_template(template: str, name: str, aske
 @pytest.mark.parametrize("template", ["Is it?", f"{ONE}\nAre they?", f"{ONE}\n{SEVERAL}\n{ONE}", ""])
 def test_a_file_that_is_no_template_of_the_first_question_is_refused(template: str, tmp_path: Path) -> None:
     (tmp_path / "first.txt").write_text(template)
-    with pytest.raises(ValueError, match="is no template of the first question: expected a line for one object"):
+    with pytest.raises(ValueError, match="is not a template of the first question: expected a line for one object"):
         read_recognition(str(tmp_path / "first.txt"))
 
 
@@ -205,5 +205,5 @@ def test_questions_and_names_that_do_not_belong_together(tmp_path: Path) -> None
         with pytest.raises(ValueError, match="question of another form for region 2"):
             read_questions(qa)
     names.write_bytes('{"1": "tütü"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"class_names\.json is no UTF-8"):
+    with pytest.raises(ValueError, match=r"class_names\.json is not UTF-8"):
         read_questions(qa)

@@ -30,8 +30,8 @@ MASK = {"image_id": 1, "category_id": 1, "segmentation": SQUARE, "score": 0.5}
         ("a.json", '[{"answer": "x"}]', "prediction 1 lacks id"),
         ("a.jsonl", '{"id": 1, "answer": "x"}\n{"id": 2}', "prediction 2 lacks answer"),
         ("a.jsonl", '{"id": 1, "answer": ["x"]}', "has a list for an answer, expected text"),
-        ("a.jsonl", '{"id": 1, "labels": {"1": NaN}}', "labels or an iou that are no finite numbers"),
-        ("a.jsonl", '{"id": 1', "line 1 is no JSON"),
+        ("a.jsonl", '{"id": 1, "labels": {"1": NaN}}', "labels or an iou that are not finite numbers"),
+        ("a.jsonl", '{"id": 1', "line 1 is not JSON"),
     ],
 )
 def test_predictions_that_are_none(tmp_path: Path, name: str, content: str, words: str) -> None:
@@ -46,7 +46,7 @@ def test_predictions_that_are_none(tmp_path: Path, name: str, content: str, word
         ("coco_masks", {k: v for k, v in MASK.items() if k != "score"}, "lacks score"),
         ("coco_masks", {**MASK, "score": float("nan")}, "score nan, expected a finite number"),
         ("prompted_masks", {"id": "1"}, "lacks iou"),
-        ("prompted_masks", {"id": "1", "iou": {"box": None}}, "no object of finite numbers"),
+        ("prompted_masks", {"id": "1", "iou": {"box": None}}, "not an object of finite numbers"),
     ],
 )
 def test_lines_of_masks_that_are_none(tmp_path: Path, benchmark: str, line: dict[str, Any], words: str) -> None:

@@ -366,7 +366,7 @@ def test_a_judge_is_asked_once_and_its_replies_are_kept(folder: Path, monkeypatc
         assert len(sent) == 3
     assert sent[2][-1] == "Is said 2 the same as <Prompt1> is 2.?\n"
     assert np.asarray(sent[1][1])[0, 0].tolist() == [40, 90, 120]  # its own picture
-    assert "judge m with a prompt of one's own" in " ".join(metrics["notes"])
+    assert "judge m with your own prompt" in " ".join(metrics["notes"])
     kept = str(folder / "out" / "judgements.jsonl")
     again = [
         *flags[:5],
@@ -419,9 +419,9 @@ def test_the_bundled_model_answers_every_item(benchmark: str, folder: Path) -> N
         (
             "gar_bench_cap_simple",
             ["--judge", "m"],
-            "The judge of gar_bench_cap_simple sees pictures: give one behind a server",
+            "The judge of gar_bench_cap_simple must see pictures: give one on a server",
         ),
-        ("mdvp_bench", ["--judge", "m", "--verdicts", "v"], "Got judge and verdicts"),
+        ("mdvp_bench", ["--judge", "m", "--verdicts", "v"], "Got both judge and verdicts"),
         ("dlc_bench", ["--verdicts", "v"], "A judge needs qa="),
         ("pope", ["--verdicts", "v"], "pope is not about descriptions"),
         ("mdvp_bench", ["--qa", "v"], "mdvp_bench is not about descriptions"),

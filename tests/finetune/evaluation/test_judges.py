@@ -58,7 +58,7 @@ def test_a_judge_is_sent_pictures_between_their_words(server: tuple[str, list[di
 def test_a_model_on_this_machine_sees_no_pictures() -> None:
     judge = LocalJudge.__new__(LocalJudge)
     judge.name = "m"
-    with pytest.raises(ValueError, match="The judge m sees no pictures: give one behind a server by judge_url"):
+    with pytest.raises(ValueError, match="The judge m cannot see pictures: give one on a server with judge_url"):
         judge(["text", np.zeros((2, 2, 3), np.uint8)])
 
 

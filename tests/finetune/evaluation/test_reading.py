@@ -258,7 +258,7 @@ def test_pope_is_read_as_lines_and_as_a_list(tmp_path: Path, form: str) -> None:
     assert [sample["image_id"] for sample in found.records] == [1, 2]
     assert [place.id for place in found.places] == ["1/q0", "2/q0"]
     path.write_text('[{"question_id": 1, "image"')
-    with pytest.raises(ValueError, match=r"pope\.json is no JSON: .*expected one whole JSON value"):
+    with pytest.raises(ValueError, match=r"pope\.json is not JSON: .*expected one whole JSON value"):
         read_set(BENCHMARKS["pope"], annotations=str(path), images=str(tmp_path))
     path.write_text("[1, 2]")
     with pytest.raises(ValueError, match="is not the file of pope"):

@@ -21,20 +21,20 @@ def test_another_encoding_is_named_with_its_file(tmp_path: Path, encoding: str) 
     path = tmp_path / "a.json"
     path.write_bytes('{"a": "ü"}'.encode(encoding))
     for read in (read_text, read_json, lambda path: list(read_json_lines(path))):
-        with pytest.raises(ValueError, match=r"a\.json is no UTF-8 text .*: save it anew as UTF-8"):
+        with pytest.raises(ValueError, match=r"a\.json is not UTF-8 text .*: save it as UTF-8"):
             read(path)
 
 
 def test_torn_and_missing_files(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"a": 1')
-    with pytest.raises(ValueError, match=r"a\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"a\.json is not JSON"):
         read_json(path)
     path.write_text('{"a": 1}\n\n[1]\n')
     with pytest.raises(ValueError, match=r"a\.json, line 3 holds a list, expected an object"):
         list(read_json_lines(path))
     path.write_text('{"a": 1}\n{"b')
-    with pytest.raises(ValueError, match=r"a\.json, line 2 is no JSON"):
+    with pytest.raises(ValueError, match=r"a\.json, line 2 is not JSON"):
         list(read_json_lines(path))
     for nothing in (tmp_path / "none.json", tmp_path):
         with pytest.raises(ValueError, match="Found no file at"):
