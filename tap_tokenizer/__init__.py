@@ -24,6 +24,7 @@ from .everything_options import EverythingOptions
 if not help_is_wanted():
     from transformers import (
         AutoConfig,
+        AutoFeatureExtractor,
         AutoImageProcessor,
         AutoModel,
         AutoModelForCausalLM,
@@ -31,6 +32,9 @@ if not help_is_wanted():
         AutoProcessor,
         AutoTokenizer,
     )
+    from transformers.models.auto.video_processing_auto import (
+        AutoVideoProcessor,
+    )  # a stub at the top without torchvision
 
     from .bundled import add_bundled, bundled_or_given
     from .concept_projector import ConceptBank
@@ -69,7 +73,7 @@ if not help_is_wanted():
     AutoProcessor.register(TapConfig, TapProcessor, exist_ok=True)
 
     take_bundled_names(AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor,
-                       AutoTokenizer, AutoImageProcessor)  # fmt: skip
+                       AutoTokenizer, AutoImageProcessor, AutoFeatureExtractor, AutoVideoProcessor)  # fmt: skip
     take_bundled_names(TapConfig, TapImageProcessor, TapModel, TapProcessor, checked=True)
 
 __all__ = [
