@@ -251,6 +251,7 @@ def _chat(arguments: argparse.Namespace) -> None:
             if line.startswith("/"):
                 _obey(line, chat, picture, regions, inputs)
             elif line:
+                _check_marked(line, chat, len(regions))
                 pieces = chat.ask(
                     line,
                     image=picture,
@@ -265,6 +266,23 @@ def _chat(arguments: argparse.Namespace) -> None:
                 regions.clear()
         except (ValueError, OSError) as error:
             print(error)
+
+
+def _check_marked(question: str, chat: RegionChat, new: int) -> None:
+    """Refuse a question with more or fewer <region> than regions wait for one, in words of the commands that mark them."""
+    marks = "/box X1 Y1 X2 Y2, /point X Y or /mask PICTURE marks one"
+    if not new and not chat._regions and not chat.sees_pictures:
+        raise ValueError(f"No region is marked yet: {marks}; then ask.")
+    spoken = question.count("<region>")
+    waiting = "no new region is" if not new else "1 new region is" if new == 1 else f"{new} new regions are"
+    if spoken > new:
+        earlier = ", or speak of one that you asked about before by its name, as in region1" if chat._regions else ""
+        raise ValueError(f"The question has {spoken} <region>, and {waiting} marked: {marks}{earlier}.")
+    if 0 < spoken < new:
+        raise ValueError(
+            f"The question has {spoken} <region>, and {waiting} marked: write <region> once for each, or take the others "
+            "back with /undo."
+        )
 
 
 def _next_line() -> str | None:

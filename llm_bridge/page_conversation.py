@@ -131,7 +131,9 @@ def _check_spoken(question: str, known: int, new: int) -> None:
         raise ValueError("The question has an <image>: leave it out, because the picture is always shown.")
     numbers = [int(match[1] or match[2]) for match in SPOKEN.finditer(question) if match[1] or match[2]]
     if strangers := sorted({n for n in numbers if not 1 <= n <= known + new}):
-        there = f"the regions are 1 to {known + new}" if known + new else "no region is marked yet"
+        there = "no region is marked yet" if not known + new else "there is only region1"
+        if known + new > 1:
+            there = f"the regions are 1 to {known + new}"
         raise ValueError(f"The question mentions region{strangers[0]}, but {there}: mark it, or correct the number.")
     spoken = question.count("<region>") + len({n for n in numbers if n > known})
     if spoken > new:
@@ -258,7 +260,7 @@ class PageConversation:
         if len(question) > self.limits.characters:
             raise ValueError(f"The question has {len(question)} characters, expected at most {self.limits.characters}.")
         height, width = scene.picture.shape[:2]
-        prompts = read_regions(drawn, (height, width), self.limits)
+        prompts = read_regions(drawn, (height, width), self.limits, len(scene.prompts))
         for prompt in prompts:
             if "mask" in prompt:  # run lengths take little room for as long as the conversation is kept
                 prompt["mask"] = mask_to_rle(prompt["mask"])

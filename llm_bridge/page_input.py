@@ -78,17 +78,18 @@ def read_picture(address: Any, limits: PageLimits) -> np.ndarray:
         raise ValueError("The picture is damaged or incomplete: give another.") from None
 
 
-def read_regions(drawn: Any, size: tuple[int, int], limits: PageLimits) -> list[dict[str, Any]]:
+def read_regions(drawn: Any, size: tuple[int, int], limits: PageLimits, known: int = 0) -> list[dict[str, Any]]:
     """Prompts of regions from what was drawn on a picture of (height, width) `size`, in its pixels.
 
     Each is {"box": [x1, y1, x2, y2]}, {"points": [[x, y], …], "point_labels": [1 or 0, …]}, both, or
-    {"strokes": [[[x, y], …], …], "brush": diameter}, which becomes a mask. `ValueError` names the region that is wrong.
+    {"strokes": [[[x, y], …], …], "brush": diameter}, which becomes a mask. `ValueError` names the region that is wrong, as the
+    page does: `known` regions of the conversation came before.
     """
     if not isinstance(drawn, list):
         raise ValueError("The regions are not a list: reload the page.")
     if len(drawn) > limits.regions:
         raise ValueError(f"A conversation has at most {limits.regions} regions: start a new one.")
-    return [_read_region(region, size, f"region {i}", limits) for i, region in enumerate(drawn, start=1)]
+    return [_read_region(region, size, f"region{i}", limits) for i, region in enumerate(drawn, start=known + 1)]
 
 
 def _read_region(region: Any, size: tuple[int, int], name: str, limits: PageLimits) -> dict[str, Any]:

@@ -364,9 +364,9 @@ def _spoken(question: str, known: int, last: int) -> list[tuple[re.Match[str], i
         given = match[1] or match[2]
         number = int(given) if given else highest + 1
         if given and not 1 <= number <= last:
-            there = f"regions 1 to {last}" if last else "no regions"
+            there = "are no regions" if not last else "is only region1" if last == 1 else f"are regions 1 to {last}"
             raise ValueError(
-                f"Found {match[0]}, but there are {there}: give its box, points or mask, or correct the number."
+                f"Found {match[0]}, but there {there}: give its box, points or mask, or correct the number."
             )
         highest = max(highest, number)
         spoken.append((match, number))

@@ -171,7 +171,7 @@ def load_rgb(image: ImageInput) -> np.ndarray:
         is_deep = any(";16" in str(part) for part in getattr(image, "tile", [])) and not image.mode.startswith("I")
         pixels = np.asarray(_opaque(upright(image)))
     except Exception as error:  # decoders raise whatever damaged bytes make them stumble over
-        raise ValueError(f"The image{name} cannot be decoded: {error}. The file may be truncated.") from None
+        raise ValueError(f"The image{name} cannot be decoded ({error}): the file may be incomplete.") from None
     if is_deep and pixels.max() < 64:
         logger.warning(
             f"The image{name} has 16-bit colours but uses at most 14 bits. Pillow keeps the upper 8, so the image is dark: "

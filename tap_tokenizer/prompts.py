@@ -108,7 +108,7 @@ def _from_picture(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
         is_number = picture.mode in ("1", "L", "F") or picture.mode.startswith("I")
         rgba = None if is_number and not picture.has_transparency_data else np.asarray(picture.convert("RGBA"))
     except Exception as error:  # decoders raise whatever damaged bytes make them stumble over
-        raise ValueError(f"cannot be decoded: {error}. The file may be truncated.") from None
+        raise ValueError(f"cannot be decoded ({error}): the file may be incomplete.") from None
     if (height, width) != size:
         raise ValueError(wrong_size.format(width, height, *size[::-1]))
     if rgba is None:

@@ -103,6 +103,12 @@ class TapRegionTokenizer:
         self._fingerprint: str | None = None
         self._check_parts()
 
+    def __repr__(self) -> str:
+        source = "/".join(Path(self.source.get("source", "")).parts[-2:])
+        captions = "with captions" if self.text_tokenizer is not None else "without captions"
+        concepts = f"{len(self.concepts.names)} concepts" if self.concepts is not None else "no concepts"
+        return f"TapRegionTokenizer({source!r}, {captions}, {concepts}, device='{self.model.device}')"
+
     # --- loading and saving -------------------------------------------------------------------------------------------
 
     @classmethod

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..data.sample import Sample, decode_mask
 from .benchmarks import Benchmark
-from .problems import Problems
+from .problems import Problems, read_each
 
 BORDER = 0.5
 """Pixels that a box may lie beyond its picture's border by rounding, unnamed."""
@@ -35,17 +35,20 @@ def read_coco(
     by_id = {image["id"]: image for image in images}
     regions: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in images[:limit]}
     annotations = []
-    for key, a in _distinct_annotations(content["annotations"], benchmark, problems):
+
+    def read(key: str, a: dict[str, Any]) -> None:
         image = by_id.get(a["image_id"])
         if image is None:
             problems.add("annotation of a picture that is not listed", key)
-            continue
+            return
         asked = image["id"] in regions
         true, region = reading.annotation(key, a, image, problems if asked else Problems())
         if true is not None:
             annotations.append(true)
         if region is not None and asked:
             regions[image["id"]].append(region)
+
+    list(read_each(_distinct_annotations(content["annotations"], benchmark, problems), read, problems))
     records = [
         {"image": _picture_name(image, root), "image_id": image["id"], "width": image["width"],
          "height": image["height"], "regions": regions[image["id"]], "conversations": [], "source": benchmark.title}
@@ -187,7 +190,10 @@ def _distinct_annotations(
     """
     places: dict[Any, int] = {}
     seen: set[str] = set()
-    for a in annotations:
+    for number, a in enumerate(annotations):
+        if not isinstance(a, dict) or a.get("image_id") is None:
+            problems.add("annotation without image_id", f"annotation {number}")
+            continue
         place = places.get(a["image_id"], 0)
         places[a["image_id"]] = place + 1
         numbered = f"{a['image_id']}_region_{place}"

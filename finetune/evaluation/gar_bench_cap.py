@@ -21,7 +21,7 @@ from .items import REGION_NAME, Item
 from .judge_pictures import region_mask, surroundings
 from .judges import JudgedBenchmark, Prompt, fill_template
 from .places import Place
-from .problems import Problems
+from .problems import Problems, numbered, read_each
 from .question_metrics import AS_MEANT
 
 if TYPE_CHECKING:
@@ -49,10 +49,11 @@ RELATION = ("subject_name", "predicate_name", "object_name")
 def read_gar_cap(content: Sequence[Any], benchmark: Benchmark, problems: Problems) -> Iterator[Sample]:
     """A record of one question for each entry; entries without what they need are named by their number, from 0."""
     is_detailed = benchmark.name == "gar_bench_cap_detailed"
-    for number, entry in enumerate(content):
+
+    def read(number: str, entry: dict[str, Any]) -> Sample | None:
         if fault := _fault(entry, RELATION if is_detailed else ("question", "answer")):
-            problems.add(fault, str(number))
-            continue
+            problems.add(fault, number)
+            return None
         masks = literal(entry["mask_rles"])
         size = tuple(masks[0]["size"])
         regions = [{"id": f"{number}/{i}", **with_box({"mask": mask}, size)} for i, mask in enumerate(masks)]
@@ -67,7 +68,9 @@ def read_gar_cap(content: Sequence[Any], benchmark: Benchmark, problems: Problem
             )
         turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": truth}]
         sample = record(entry["image"], size, regions, with_all_shown(turns, len(regions)), benchmark.title, None)
-        yield {**sample, "image_id": number, "judged": told}
+        return {**sample, "image_id": int(number), "judged": told}
+
+    return read_each(numbered(content), read, problems)
 
 
 def places_of(content: Sequence[Any]) -> list[Place]:
@@ -80,6 +83,8 @@ def _fault(entry: dict[str, Any], needed: Sequence[str]) -> str | None:
     """Why an entry cannot be asked or judged; None if it can. Raises `KeyError` for an entry of another form."""
     if not all(isinstance(entry[key], str) and entry[key].strip() for key in needed):
         return f"entry without {' or '.join(needed)}"
+    if not isinstance(entry["image"], str):
+        return "entry without a picture"
     masks = literal(entry["mask_rles"])
     if not isinstance(masks, list) or len(masks) < 2:
         return "entry without two masks"

@@ -25,7 +25,8 @@ from .judge_pictures import numbered
 from .judges import JudgedBenchmark, Prompt, fill_template
 from .picture_files import size_of
 from .places import Place
-from .problems import Problems
+from .problems import Problems, read_each
+from .problems import numbered as named_by_place
 
 JUDGE_PROMPT = """Two answers to a question about numbered regions of the picture are to be rated. {context}
 
@@ -62,25 +63,29 @@ def read_mdvp(content: Sequence[Any], root: Path, title: str, problems: Problems
     root: the folder of the pictures, or the one above their `images`.
     """
     counts: Counter[str] = Counter()
-    for number, entry in enumerate(content, 1):
+
+    def read(number: str, entry: dict[str, Any]) -> Sample | None:
         domain = entry["dataset_name"]
         counts[domain] += 1
         image = _picture(entry, root)
         size = size_of(root / image)
-        found = list(_regions(entry, size, str(number), problems))
+        found = list(_regions(entry, size, number, problems))
         regions = [region for region in found if region is not None]
         truth = entry.get("caption", entry.get("gt_answers"))
         if not isinstance(truth, str) or not truth.strip():
-            problems.add("question without an answer", str(number))
+            problems.add("question without an answer", number)
         elif not regions or len(regions) < len(found):
-            problems.add("question about a region that cannot be shown", str(number))
+            problems.add("question about a region that cannot be shown", number)
         else:
             asked = re.sub(r"<(?:Region|Mark) (\d+)>", r"<region\1>", entry["question"])
             turns = [{"role": "user", "content": asked, "type": domain}, {"role": "assistant", "content": truth}]
             mark = "Mark" if "points" in entry else "Region"
             told = {"question": entry["question"], "domain": domain, "mark": mark, "number": counts[domain]}
             sample = record(image, size, regions, with_all_shown(turns, len(regions)), title, None)
-            yield {**sample, "image_id": number, "judged": told}
+            return {**sample, "image_id": int(number), "judged": told}
+        return None
+
+    return read_each(named_by_place(content, 1), read, problems)
 
 
 def places_of(content: Sequence[Any]) -> list[Place]:

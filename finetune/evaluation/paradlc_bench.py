@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from .dlc_bench import DlcBench
 from .items import Item
 from .judge_pictures import region_mask, surroundings
 from .judges import Prompt
-from .problems import Problems
+from .problems import Problems, numbered, read_each
 from .text_files import read_json
 
 RECOGNITION_QUESTION = (
@@ -36,7 +37,8 @@ def read_paradlc(path: Path, title: str, problems: Problems) -> Iterator[Sample]
             f"Found nothing at {questions}, which says what regions are evaluated: lay it beside {path.name}."
         )
     asked, seen = read_json(questions), set()
-    for entry in read_json(path):
+
+    def read(_: str, entry: dict[str, Any]) -> Sample:
         size = (entry["height"], entry["width"])
         regions = []
         for annotation in entry["annotations"]:
@@ -51,10 +53,12 @@ def read_paradlc(path: Path, title: str, problems: Problems) -> Iterator[Sample]
                 problems.add(fault or "empty mask", key)
                 continue
             regions.append({"id": key, "box": box, "mask": mask, "label": annotation.get("category_name") or ""})
-        yield {
+        return {
             "image": entry["file_name"], "image_id": entry["image_id"], "height": size[0], "width": size[1],
             "regions": regions, "conversations": [], "source": title,
         }  # fmt: skip
+
+    yield from read_each(numbered(read_json(path)), read, problems)
     problems.extend("questions of a region that is not listed", [key for key in asked if key not in seen])
 
 

@@ -15,20 +15,23 @@ from ..data.source import literal
 from .coco_reading import mask_fault
 from .picture_files import size_of
 from .places import Place
-from .problems import Problems
+from .problems import Problems, numbered, read_each
 from .question_metrics import choices_of
 
 
 def read_gar(content: Sequence[Any], path: Path, root: Path, problems: Problems) -> Iterator[Sample]:
     """GAR-Bench-VQA's questions; their pictures lie under `root`."""
     source = GarBenchSource(output=str(root / "records.jsonl"), images=str(root), annotations=str(path))
-    for number, entry in enumerate(content):
+
+    def read(number: str, entry: dict[str, Any]) -> Sample | None:
         if fault := _gar_fault(entry):
-            problems.add(fault, str(number))
-            continue
+            problems.add(fault, number)
+            return None
         sample = source.record_of(entry)
         regions = [{"id": f"{number}/{i}", **region} for i, region in enumerate(sample["regions"])]
-        yield {**sample, "image_id": number, "regions": regions}
+        return {**sample, "image_id": int(number), "regions": regions}
+
+    return read_each(numbered(content), read, problems)
 
 
 def _gar_fault(entry: dict[str, Any]) -> str | None:
@@ -57,17 +60,23 @@ def gar_places(content: Sequence[Any]) -> list[Place]:
 def read_pope(content: Sequence[Any], root: Path, title: str, problems: Problems) -> Iterator[Sample]:
     """POPE's entries {question_id, image, text, label}; the region is the whole picture, which lies under `root`."""
     seen = set()
-    for entry in content:
+
+    def read(_: str, entry: dict[str, Any]) -> Sample | None:
         number, label = entry["question_id"], entry["label"]
+        if number is None:
+            raise KeyError("question_id")
         if number in seen:
             problems.add("question given twice, the first counts", str(number))
-            continue
+            return None
         seen.add(number)
         if not isinstance(label, str) or label.strip().lower() not in ("yes", "no"):
             problems.add("question whose label is neither yes nor no", str(number))
-            continue
+            return None
+        if not isinstance(entry["text"], str) or not entry["text"].strip():
+            problems.add("question without words", str(number))
+            return None
         height, width = size_of(root / entry["image"])
-        yield {
+        return {
             "image": entry["image"], "image_id": number, "width": width, "height": height,
             "regions": [{"id": str(number), "box": [0, 0, width, height]}], "source": title,
             "conversations": [
@@ -76,10 +85,14 @@ def read_pope(content: Sequence[Any], root: Path, title: str, problems: Problems
             ],
         }  # fmt: skip
 
+    ids = [entry.get("question_id") for entry in content]
+    named = ((f"entry {n}" if key is None else str(key), content[n]) for n, key in enumerate(ids))
+    return read_each(named, read, problems)
+
 
 def pope_places(content: Sequence[Any]) -> list[Place]:
     """POPE's items in the file's order."""
     return [
-        Place(f"{entry['question_id']}/q0", {"question": entry.get("text"), "image": entry.get("image")})
+        Place(f"{entry.get('question_id')}/q0", {"question": entry.get("text"), "image": entry.get("image")})
         for entry in content
     ]

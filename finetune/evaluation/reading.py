@@ -28,7 +28,7 @@ from .mdvp_bench import read_mdvp
 from .own_records import one_record_a_picture, read_own, reference_of, share_pictures
 from .paradlc_bench import read_paradlc
 from .places import Place
-from .problems import Problems
+from .problems import Problems, numbered, read_each
 from .question_files import gar_places, pope_places, read_gar, read_pope
 from .text_files import read_entries, read_json
 
@@ -104,8 +104,9 @@ def _read_published(path: Path, found: EvaluationSet, benchmark: Benchmark, limi
     """Fill in the records of a benchmark's own file, and the reference of a COCO or LVIS file."""
     if benchmark.layout in ("gar_bench", "gar_bench_cap", "pope", "mdvp_bench"):
         content = read_entries(path)
-        if not all(isinstance(entry, dict) for entry in content):
+        if not any(isinstance(entry, dict) for entry in content):
             raise TypeError("expected an object for every question")
+        content = [entry if isinstance(entry, dict) else {} for entry in content]  # which lacks everything
         found.places, records = _questions_of(content, path, found, benchmark)
         found.records = list(islice(records, limit))
     elif benchmark.layout == "paradlc_bench":
@@ -117,6 +118,7 @@ def _read_published(path: Path, found: EvaluationSet, benchmark: Benchmark, limi
         if isinstance(content, dict):
             found.records, found.reference = read_coco(content, found.root, benchmark, found.problems, limit)
         elif benchmark.layout == "osprey":
+            content = [entry if isinstance(entry, dict) else {} for entry in content]
             found.places = _osprey_places(content)
             found.records = list(islice(_osprey_records(content, found, benchmark), limit))
         else:
@@ -143,17 +145,18 @@ def _osprey_places(content: list[Any]) -> list[Place]:
     return [
         Place(f"{number}/{i}", {"Answer": name, "image": entry.get("file_name")})
         for number, entry in enumerate(content)
-        for i, name in enumerate(entry["categories"])
+        for i, name in enumerate(entry.get("categories") or [])
     ]
 
 
 def _osprey_records(content: list[Any], found: EvaluationSet, benchmark: Benchmark) -> Iterator[Sample]:
     """Osprey's lists of {file_name, height, width, categories, annotations}."""
-    for number, entry in enumerate(content):
+
+    def read(number: str, entry: dict[str, Any]) -> Sample:
         size = (entry["height"], entry["width"])
         names, annotations = entry["categories"], entry["annotations"]
         if len(names) != len(annotations):
-            found.problems.add("entry with another number of names than of masks", str(number))
+            found.problems.add("entry with another number of names than of masks", number)
             names = annotations = []
         regions = []
         for i, (name, a) in enumerate(zip(names, annotations)):
@@ -164,10 +167,12 @@ def _osprey_records(content: list[Any], found: EvaluationSet, benchmark: Benchma
                 continue
             label = "" if name is None else str(name)
             regions.append({"id": f"{number}/{i}", "box": box, "mask": a["segmentation"], "label": label})
-        yield {
-            "image": entry["file_name"], "image_id": number, "height": size[0], "width": size[1], "regions": regions,
+        return {
+            "image": entry["file_name"], "image_id": int(number), "height": size[0], "width": size[1], "regions": regions,
             "conversations": [], "source": benchmark.title,
         }  # fmt: skip
+
+    return read_each(numbered(content), read, found.problems)
 
 
 def _glyph_record(index: int, seed: int) -> Sample:

@@ -200,6 +200,9 @@ find(".typed").onsubmit = (event) => {
     return say("That lies outside the picture of " + state.width + " × " + state.height + " pixels.", true);
   if (numbers.length === 4 && (numbers[2] <= numbers[0] || numbers[3] <= numbers[1]))
     return say("A box is x1 y1 x2 y2 with x1 < x2 and y1 < y2: corners, not width and height.", true);
+  if (numbers.length === 4 && numbers.every((x) => x <= 1) && numbers.some((x) => x % 1))
+    return say("A box is in pixels: multiply x by " + state.width + " and y by " + state.height +
+      " if these are shares of the picture.", true);
   field.value = "";
   add(numbers.length === 4 ? { box: numbers } : point(numbers));
 };

@@ -127,7 +127,10 @@ def test_a_conversation_line_by_line(
     assert "600" in answers[3]  # outside: does not wait for a question
     assert "9" in answers[4]
     assert answers[5:7] == ["Took back /point 5 5.", second]
-    assert "Found 1 <region> placeholders but 0 regions" in answers[7]
+    assert answers[7].startswith(
+        "The question has 1 <region>, and no new region is marked: /box X1 Y1 X2 Y2, /point X Y or"
+    )
+    assert answers[7].endswith("or speak of one that you asked about before by its name, as in region1.")
     assert "no region that waits" in answers[8]
     assert answers[9:] == ["Wrote talk.json.", "Wrote talk.png.", third]
     assert json.loads((tmp_path / "talk.json").read_text()) == {"messages": talk}
@@ -287,6 +290,18 @@ def begun(line: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+def test_a_conversation_says_in_its_own_commands_what_a_question_lacks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["What is <region>?", "What is it?", "/box 177 392 271 470", "/point 5 5", "What is <region>?"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert said(capsys, "chat", DEMO).splitlines()[3:] == [
+        *["No region is marked yet: /box X1 Y1 X2 Y2, /point X Y or /mask PICTURE marks one; then ask."] * 2,
+        "The question has 1 <region>, and 2 new regions are marked: write <region> once for each, or take the others back "
+        "with /undo.",
+    ]
 
 
 def test_what_the_bundled_models_cannot_do_is_said_beside_every_answer(

@@ -232,7 +232,7 @@ def test_stop_ends_questions_that_wait_and_the_regions_that_are_not_seen_yet(tal
         ("what is <region>", [], "No region is marked yet"),
         ("what is <region> and <region>", [BOX], "2 <region>, but 1 new region is marked"),
         ("is <region> big", [BOX, BOX], "2 regions are marked, but the question mentions only 1"),
-        ("what is region7", [BOX], "mentions region7, but the regions are 1 to 1"),
+        ("what is region7", [BOX], "mentions region7, but there is only region1"),
         ("what is <region0>", [BOX], "mentions region0"),
         ("what is it", [], "No region is marked yet"),
         ("<image> what is <region>", [BOX], "leave it out"),

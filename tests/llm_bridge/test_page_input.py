@@ -157,3 +157,8 @@ def test_broken_marks_are_refused(drawn: Any) -> None:
 def test_limits_are_checked() -> None:
     with pytest.raises(ValueError, match="queue is 0, expected 1 or more"):
         PageLimits(queue=0)
+
+
+def test_a_region_that_is_wrong_has_the_name_that_the_page_gives_it() -> None:
+    with pytest.raises(ValueError, match=r"^region4: its box .* is thinner than a pixel"):
+        read_regions([{"box": [1, 2, 30, 40]}, {"box": [0.1, 0.2, 0.3, 0.4]}], (60, 90), PageLimits(), known=2)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoFeatureExtractor, pipeline
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from llm_bridge import (
     DescribedRegionProcessor,
@@ -219,3 +220,19 @@ def _numbers() -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({f"w{i}": i for i in range(20)}, "w0")), unk_token="w0"
     )
+
+
+def test_the_hub_is_never_asked_for_a_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def download(*arguments: Any, **_: Any) -> None:
+        asked.append(arguments)
+        raise OSError("asked the Hub")
+
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", download)
+    for task, name in (("image-text-to-text", "region-chat-tiny"), ("region-captioning", "tap-tiny")):
+        pipeline(task, model=name)
+    for auto in (AutoVideoProcessor, AutoFeatureExtractor):
+        with pytest.raises((OSError, ValueError), match="pretrained"):
+            auto.from_pretrained("region-chat-tiny")
+    assert not asked

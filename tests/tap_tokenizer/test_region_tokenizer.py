@@ -228,7 +228,10 @@ def test_values_say_what_they_are_without_their_numbers(
     bank = ConceptBank.from_vectors([f"name {i}" * (1 + 9 * i) for i in range(40)], torch.randn(40, 16))
     assert repr(bank).startswith("ConceptBank(40 concepts: 'name 0', 'name 1name 1name 1name …', 'name 2")
     assert repr(bank).endswith(f"width=16, digest={bank.digest!r})")
-    assert max(len(repr(value)) for value in (features, many, bank)) < 200
+    assert max(len(repr(value)) for value in (features, many, bank, tokenizer)) < 200
+    assert repr(tokenizer).startswith("TapRegionTokenizer(''")
+    bundled = repr(TapRegionTokenizer.from_pretrained("tap-tiny"))
+    assert bundled == "TapRegionTokenizer('tap-tiny', with captions, 40 concepts, device='cpu')"
 
 
 def test_names_are_no_concept_bank_at_any_door(

@@ -244,6 +244,69 @@ def test_pope_reads_pictures_upright_and_names_labels_that_are_none(tmp_path: Pa
     }
 
 
+@pytest.mark.parametrize(
+    ("bad", "kind", "name"),
+    [
+        (None, "entry without question_id", "entry 1"),
+        ({"question_id": None}, "entry without question_id", "entry 1"),
+        ({"label": ...}, "entry without label", "2"),
+        ({"text": None}, "question without words", "2"),
+        ({"image": None}, "entry of another form", "2"),
+    ],
+)
+def test_a_malformed_question_is_named_and_the_others_are_asked(
+    tmp_path: Path, bad: dict[str, Any] | None, kind: str, name: str
+) -> None:
+    entries: list[Any] = [
+        {"question_id": n, "image": "1.jpg", "text": f"Is there a dog {n}?", "label": "yes"} for n in (1, 2, 3)
+    ]
+    changed = {**entries[1], **(bad or {})}
+    entries[1] = bad and {key: value for key, value in changed.items() if value is not ...}
+    path = tmp_path / "pope.json"
+    path.write_text(json.dumps(entries))
+    found = read_set(BENCHMARKS["pope"], annotations=str(path), images=str(tmp_path))
+    assert [sample["image_id"] for sample in found.records] == [1, 3]
+    assert problems(found) == {kind: [name]}
+    assert len(found.places) == 3  # answers without ids are told apart by their places
+
+
+def test_malformed_entries_of_lists_and_annotations_are_named_and_the_others_are_read(tmp_path: Path) -> None:
+    mask = encode_mask(np.ones((20, 30), bool))
+    gar = {"image": "1.png", "mask_rles": [mask], "question": "What is <Prompt0>?", "choices": ["A. cup", "B. dog"],
+           "answer": "A", "type": "t"}  # fmt: skip
+    wrong: list[Any] = [
+        "x",
+        {**gar, "mask_rles": [None]},
+        {**gar, "mask_rles": [{"counts": "x"}]},
+        {**gar, "image": None},
+    ]
+    found = read(tmp_path, "gar_bench", [*wrong, gar])
+    assert ids(found) == ["4/0"]
+    assert problems(found) == {
+        "entry of another form": ["1"], "entry whose image is null": ["3"], "entry without mask_rles": ["0"],
+        "entry without size": ["2"],
+    }  # fmt: skip
+    osprey = {
+        "file_name": "1.jpg",
+        "height": 20,
+        "width": 30,
+        "categories": ["cup"],
+        "annotations": [{"segmentation": mask}],
+    }
+    found = read(tmp_path, "lvis_labels", [None, {"file_name": "2.jpg"}, osprey])
+    assert ids(found) == ["2/0"]
+    assert problems(found) == {"entry without height": ["0", "1"]}
+    box = {"id": 8, "image_id": 1, "category_id": 0, "bbox": [1, 1, 9, 9], "area": 81}
+    coco = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 30, "height": 20}],
+        "categories": [{"id": 0, "name": "cup"}],
+        "annotations": [None, {"id": 7}, box],
+    }
+    found = read(tmp_path, "coco_classification", coco)
+    assert ids(found) == ["8"]
+    assert problems(found) == {"annotation without image_id": ["annotation 0", "annotation 1"]}
+
+
 @pytest.mark.parametrize("form", ["lines", "list", "indented list"])
 def test_pope_is_read_as_lines_and_as_a_list(tmp_path: Path, form: str) -> None:
     entries = [{"question_id": n, "image": "1.jpg", "text": f"Is there a dog {n}?", "label": "yes"} for n in (1, 2)]
