@@ -69,6 +69,7 @@ def _read_entries(
     found: dict[str | None, dict[str, Verdict]],
 ) -> None:
     numbered = {(item.type, item.sample.get("judged", {}).get("number")): item.id for item in items}
+    known = {item.id for item in items}
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise ValueError(f"{path}, verdict {number + 1} is a {type(entry).__name__}, expected an object.")
@@ -87,6 +88,10 @@ def _read_entries(
             reply, answer = entry["content"], entry.get("answer2")
         elif "id" in entry and "reply" in entry:
             key, reply, answer, row = str(entry["id"]), entry["reply"], entry.get("answer"), entry.get("row")
+            if (
+                key not in known and f"{key}/q0" in known
+            ):  # as in predictions, an entry's number is that of its question
+                key = f"{key}/q0"
         else:
             raise ValueError(
                 f"{path}, verdict {number + 1} has none of eval_result, content and reply: expected a file of a "

@@ -24,6 +24,7 @@ from finetune.evaluation.items import Item, items_of
 from finetune.evaluation.judges import ServerJudge
 from finetune.evaluation.mdvp_bench import MdvpBench, read_ratings, relative_score
 from finetune.evaluation.reading import EvaluationSet, read_set
+from finetune.evaluation.verdicts import read_verdicts
 
 SIZE = (60, 80)
 
@@ -447,3 +448,10 @@ def test_records_have_no_relations_to_judge(folder: Path) -> None:
     assert json.loads((folder / "out" / "metrics.json").read_text())["rows"]["given predictions"]["accuracy"] == 1
     with pytest.raises(ValueError, match="Records have no relations for a judge of gar_bench_cap_detailed"):
         evaluate.main(["--output", f"{out}2", "--benchmark", "gar_bench_cap_detailed", *flags])
+
+
+def test_a_verdict_may_call_a_question_by_its_entrys_number(folder: Path) -> None:
+    items, found = items_in("gar_bench_cap_simple", write(folder / "cap.json", simple(1)), folder)
+    (folder / "verdicts.jsonl").write_text('{"id": 0, "reply": "True"}\n')
+    verdicts = read_verdicts(str(folder / "verdicts.jsonl"), items, found.places)
+    assert verdicts[None][items[0].id].replies == ["True"]
