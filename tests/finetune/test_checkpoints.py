@@ -81,6 +81,6 @@ def test_what_torch_says_of_a_full_disk_is_told_with_the_folder(tmp_path: Path, 
     def fill(folder: Path) -> None:
         raise RuntimeError(words)
 
-    with pytest.raises(OSError, match=r"step-3 could not be written .*make room on the disk"):
+    with pytest.raises(OSError, match=r"step-3 could not be written .*free some disk space"):
         save_checkpoint(tmp_path, 3, fill)
     assert not list_checkpoints(tmp_path)

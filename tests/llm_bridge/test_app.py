@@ -387,7 +387,7 @@ def test_an_error_that_nobody_foresaw_is_said_and_logged(
     assert called(served[1], "example", session="unforeseen")["success"]
     monkeypatch.setattr("llm_bridge.page_conversation.read_regions", lambda *_: 1 / 0)
     message = called(served[1], "ask", "What is <region>?", {"regions": []}, session="unforeseen")
-    assert "This did not work" in message["output"]["data"][0]["error"]
+    assert "Something went wrong" in message["output"]["data"][0]["error"]
     assert "ZeroDivisionError" in caplog.text
 
 
