@@ -26,6 +26,13 @@ BODIES = 8
 """How many of the largest bodies may be on their way at once, of all clients together."""
 
 
+REFUSAL_SECONDS = 1.0
+"""How long a refusal waits before it is sent, so that whoever repeats refused requests takes little of the server's time."""
+
+QUESTION_BYTES = 400_000
+"""How large a request may be that carries no picture."""
+
+
 class Hosts:
     """The host names under which the page answers.
 
@@ -88,6 +95,7 @@ class PageGuard:
         if refusal is None:
             await self.app(scope, receive, send)
             return
+        await asyncio.sleep(REFUSAL_SECONDS)
         status, words = refusal
         body = json.dumps({"detail": words}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -142,6 +150,11 @@ class PageGuard:
         finally:
             self._bytes_on_their_way -= size
         body = b"".join(parts)
+        if size > QUESTION_BYTES and b'"upload"' not in body:
+            return (
+                413,
+                f"The question is larger than {QUESTION_BYTES / 1e3:.0f} kB: mark fewer regions, or paint less.",
+            ), receive
         if scope["path"].endswith("/queue/join") and (refusal := self._no_place(body)):
             return refusal, receive
         return None, _handed_on(body, receive)

@@ -64,7 +64,8 @@ def asked(
 
 
 @pytest.fixture
-def app() -> App:
+def app(monkeypatch: pytest.MonkeyPatch) -> App:
+    monkeypatch.setattr(page_guard, "REFUSAL_SECONDS", 0.0)
     return App()
 
 
@@ -158,3 +159,27 @@ def test_many_large_bodies_at_once_are_refused(guard: PageGuard) -> None:
     guard._bytes_on_their_way = page_guard.BODIES * LIMIT
     assert asked(guard, "POST", "/gradio_api/run/predict", [b"x"], {"content-length": "1"})[0] == 503
     assert guard._bytes_on_their_way == page_guard.BODIES * LIMIT
+
+
+def test_a_large_request_carries_a_picture_or_is_refused(app: App) -> None:
+    guard = PageGuard(app, 2_000_000, Places(each=3, all=9), Hosts("127.0.0.1"))
+    points = json.dumps({"data": [[[1.5, 2.5]] * 60_000], "session_hash": "a"}).encode()
+    status, words = asked(guard, "POST", JOIN, [points], {"content-length": str(len(points))})
+    assert status == 413
+    assert "paint less" in words
+    picture = json.dumps({"data": [{"upload": "A" * len(points)}], "session_hash": "a"}).encode()
+    assert asked(guard, "POST", JOIN, [picture], {"content-length": str(len(picture))})[0] == 200
+
+
+def test_refusals_wait(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(page_guard, "REFUSAL_SECONDS", 1.0)
+    monkeypatch.setattr(page_guard.asyncio, "sleep", sleep)
+    guard = PageGuard(app, LIMIT, Places(each=3, all=9), Hosts("127.0.0.1"))
+    assert asked(guard, "GET", "/", [], {"host": "evil.example"})[0] == 421
+    assert asked(guard, "GET", "/", [], {})[0] == 200
+    assert waited == [1.0]
