@@ -25,7 +25,7 @@ from tap_tokenizer import ImageFeatures, RegionTokens, draw_regions, mask_to_rle
 
 from .chat import RegionChat, words_of
 from .modeling_bridge import ContextFullError
-from .page_input import PageLimits, read_picture, read_regions
+from .page_input import PageLimits, read_regions
 from .page_turns import Places, Turns
 from .region_prompt import SPOKEN, prompt_columns, user_content
 
@@ -161,10 +161,6 @@ class PageConversation:
         self.asking, self.stopped = Lock(), Event()
         self._stopped_at = -math.inf
         self._lost = lost
-
-    def load(self, address: Any) -> None:
-        """Begin with a picture that comes as a data URL; `ValueError` says what is wrong with it."""
-        self.show(read_picture(address, self.limits))
 
     def show(self, picture: np.ndarray) -> None:
         """Begin with a picture (H, W, 3)."""

@@ -19,7 +19,6 @@ from llm_bridge.page_conversation import (
     PageConversations,
     Scene,
     as_html,
-    data_address,
     table_of,
 )
 from llm_bridge.page_input import PageLimits
@@ -31,7 +30,7 @@ BOX = {"box": [5, 5, 40, 30]}
 @pytest.fixture
 def talk(make_bridge: Callable[..., Pair], picture: Image.Image) -> PageConversation:
     talk = PageConversation(RegionChat(*make_bridge()), PageLimits(new_tokens=4, regions=3))
-    talk.load(data_address(picture, "PNG"))
+    talk.show(np.asarray(picture))
     return talk
 
 
@@ -111,7 +110,7 @@ def test_a_stopped_answer_is_not_remembered(talk: PageConversation) -> None:
 def test_another_picture_begins_anew(talk: PageConversation, other_picture: Image.Image) -> None:
     steps = talk.ask("what is <region> ?", [BOX])
     next(steps)
-    talk.load(data_address(other_picture, "PNG"))
+    talk.show(np.asarray(other_picture))
     assert list(steps)[-1][0][-1][1].endswith("(stopped)")
     assert scene(talk).features is None  # nothing of the other picture
     assert (talk.board()["width"], talk.board()["height"], talk.board()["known"]) == (40, 80, 0)
