@@ -179,10 +179,19 @@ def load_pretrained(auto_class: Any, source: str | Path, *, trust_remote_code: b
         check_model_size(
             source, lambda: auto_class.from_config(AutoConfig.from_pretrained(source, **no_code), **no_code)
         )
+    is_chosen = "use_safetensors" in options
     if auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText):
         options.setdefault("use_safetensors", True)
-    with misfits_told(source):
-        loaded = auto_class.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+    try:
+        with misfits_told(source):
+            loaded = auto_class.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+    except OSError as error:
+        if is_chosen or "model.safetensors" not in str(error):
+            raise
+        raise OSError(
+            f"{source} has no weights in safetensors ({error}): convert them, or give use_safetensors=False in Python if you "
+            "trust whoever made the others."
+        ) from error
     if isinstance(loaded, PreTrainedTokenizerBase):
         check_tokenizer(loaded, source)
     return loaded

@@ -14,7 +14,7 @@ import pytest
 import torch
 from foreign_folders import TAP, WORDS, changed, copied
 from limited import GIGABYTE, run_python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tap_tokenizer import (
     TapConfig,
@@ -91,7 +91,7 @@ def test_sizes_that_no_tap_has_are_refused(part: str, values: dict[str, int]) ->
 LOAD_ALL = """
 import json, sys, time
 from pathlib import Path
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from tap_tokenizer import TapRegionTokenizer, load_pretrained
 
 for folder in sorted(Path(sys.argv[1]).iterdir()):
@@ -208,3 +208,14 @@ def test_a_tokenizer_at_which_its_library_panics_is_named(tmp_path: Path) -> Non
     changed(folder / "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
     with pytest.raises(ValueError, match=r"holds a tokenizer\.json that cannot be read"):
         load_pretrained(AutoTokenizer, folder)
+
+
+def test_weights_that_are_no_safetensors_are_read_only_if_the_caller_says_so(tmp_path: Path) -> None:
+    config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=16)
+    model = LlamaForCausalLM(config)
+    config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"has no weights in safetensors .* give use_safetensors=False"):
+        load_pretrained(AutoModelForCausalLM, tmp_path)
+    loaded = load_pretrained(AutoModelForCausalLM, tmp_path, use_safetensors=False)
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
