@@ -64,7 +64,15 @@ def check_regular_file(path: str | Path) -> None:
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
-    """Read the object in a JSON file that belongs to a model; `ValueError` names the file if it holds none."""
+    """The object in a model's JSON file; `ValueError` names the file if it does not hold one."""
+    values = _read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a JSON object: copy or download it again.")
+    return values
+
+
+def _read_json(path: str | Path) -> Any:
+    """The value in a JSON file that belongs to a model."""
     check_regular_file(path)
     if (size := Path(path).stat().st_size) > LARGEST_CONFIG:
         raise ValueError(f"{path} has {size} bytes, expected at most {LARGEST_CONFIG}: it is not a configuration.")
@@ -74,8 +82,6 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{Path(path).parent} holds a damaged {Path(path).name} ({error}): copy or download it again."
         ) from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a JSON object: copy or download it again.")
     return values
 
 
@@ -112,7 +118,7 @@ def check_folder(folder: str | Path) -> None:
         if path.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt", ".bin"):
             check_regular_file(path)
         if path.name.endswith("config.json"):
-            check_config(read_json_object(path), path)
+            check_config(_read_json(path), path)  # some, as of sentence-transformers, hold a list
         if path.suffix == ".bin" and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):

@@ -217,5 +217,6 @@ def test_weights_that_are_no_safetensors_are_read_only_if_the_caller_says_so(tmp
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match=r"has no weights in safetensors .* give use_safetensors=False"):
         load_pretrained(AutoModelForCausalLM, tmp_path)
+    (tmp_path / "data_config.json").write_text('[{"name": "pairs", "lines": 5}]')  # as sentence encoders have it
     loaded = load_pretrained(AutoModelForCausalLM, tmp_path, use_safetensors=False)
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
