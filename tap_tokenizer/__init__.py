@@ -35,10 +35,10 @@ if not help_is_wanted():
     from transformers.models.auto.video_processing_auto import AutoVideoProcessor  # by name it needs torchvision
 
     from .bundled import add_bundled, bundled_or_given
+    from .coco_masks import mask_to_rle
     from .concept_projector import ConceptBank
     from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
     from .coordinates import box_problems, point_problems
-    from .everything import mask_to_rle
     from .foreign_files import (
         check_config,
         check_folder,

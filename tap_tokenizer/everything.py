@@ -99,47 +99,8 @@ def clean_mask(mask: np.ndarray, area: int) -> np.ndarray:
 
 
 def connected_parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (H, W) of a mask's connected parts (8 neighbours), from 1, 0 outside it; and the pixels of each label.
+    """Labels (H, W) of a mask's connected parts (8 neighbours), from 1, 0 outside it; and the pixels of each label."""
+    from scipy.ndimage import label  # here: it takes longer to load than most searches need it
 
-    Runs of pixels are joined row by row with union-find, in time linear in the number of runs.
-    """
-    height, width = mask.shape
-    padded = np.zeros((height, width + 2), dtype=np.int8)
-    padded[:, 1:-1] = mask
-    rows, edges = np.nonzero(np.diff(padded, axis=1))
-    rows, starts, ends = rows[::2], edges[::2], edges[1::2]  # a run covers starts … ends − 1
-    parent = list(range(len(rows)))
-
-    def root(run: int) -> int:
-        while parent[run] != run:
-            parent[run] = parent[parent[run]]
-            run = parent[run]
-        return run
-
-    first = np.searchsorted(rows, np.arange(height + 1)).tolist()
-    for row in range(1, height):
-        above, here = first[row - 1], first[row]
-        while above < first[row] and here < first[row + 1]:
-            if starts[above] <= ends[here] and starts[here] <= ends[above]:  # corners touch as well
-                parent[root(here)] = root(above)
-            if ends[above] < ends[here]:
-                above += 1
-            else:
-                here += 1
-    _, numbers = np.unique(np.array([root(run) for run in range(len(rows))], dtype=np.int64), return_inverse=True)
-    labels = np.zeros((height, width), dtype=np.int64)
-    for row, start, end, number in zip(rows.tolist(), starts, ends, numbers):
-        labels[row, start:end] = number + 1
+    labels, _ = label(mask, structure=np.ones((3, 3)))
     return labels, np.bincount(labels.ravel())
-
-
-def mask_to_rle(mask: np.ndarray | Tensor) -> dict[str, list[int]]:
-    """A mask (H, W) as COCO's uncompressed run lengths: column by column, the first run counts zeros.
-
-    `pycocotools.mask.frPyObjects(rle, *rle["size"])` packs it into COCO's short form, and `decode` reads that.
-    """
-    pixels = np.asarray(mask, dtype=bool)
-    flat = pixels.ravel(order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    counts = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
-    return {"size": list(pixels.shape), "counts": [0, *counts] if flat.size and flat[0] else counts}

@@ -25,6 +25,7 @@ LIBRARIES = {
         "safetensors",
         "einops",
         "numpy",
+        "scipy",
         "PIL",
         "tqdm",
         "filelock",
@@ -34,7 +35,7 @@ LIBRARIES = {
 
 LAYERS = {
     "tap_tokenizer": [
-        {"command_line", "everything_options", "output_files", "coordinates", "mask_boxes", "bundled"},
+        {"command_line", "everything_options", "output_files", "coordinates", "mask_boxes", "coco_masks", "bundled"},
         {"configuration_tap", "attention", "everything", "trial", "weight_files"},
         {"foreign_files"},
         {"restricted_pickle"},
