@@ -59,7 +59,8 @@ if not help_is_wanted():
     from .processing_tap import TapProcessor
     from .prompt_encoder import PointLabel
     from .prompts import RegionPrompt, prompts_in_picture
-    from .region_tokenizer import ImageFeatures, TapRegionTokenizer
+    from .region_decoder import ImageFeatures
+    from .region_tokenizer import TapRegionTokenizer
     from .region_tokens import RegionTokens
     from .restricted_pickle import read_pickle
     from .trial import check_chat_template, check_patterns

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_tap import TapConfig
-from .fast_inference import FastCaptions, FastImageDecoder, FastImageEncoder
+from .fast_captions import FastCaptions
+from .fast_inference import FastImageDecoder, FastImageEncoder
 from .image_decoder import TapImageDecoder, TapImageDecoderOutput
 from .image_encoder import TapImageEncoder, TapWindowAttention
 from .prompt_encoder import PointLabel, TapPromptEncoder
