@@ -110,18 +110,25 @@ def read_prompts(count: int | None, *, prompts: Any = None, **lists: Any) -> lis
                 "for an image without regions."
             )
     if prompts is not None:
-        given = [list(own) for own in ([prompts] if count is None else prompts)]
-        if wrong := [prompt for own in given for prompt in own if not isinstance(prompt, RegionPrompt)]:
-            raise ValueError(
-                f"Got a prompt of type {type(wrong[0]).__name__}, expected RegionPrompt: see RegionPrompt.read."
-            )
-        return given
+        return [_checked(own) for own in ([prompts] if count is None else prompts)]
     if count is None:
         return [RegionPrompt.read_lists(**present)]
     return [
         RegionPrompt.read_lists(**{name: value[i] for name, value in present.items()}, where=f"Image {i}: ")
         for i in range(count)
     ]
+
+
+def _checked(prompts: Any) -> list[RegionPrompt]:
+    """Prompts of one picture, which must be `RegionPrompt`s."""
+    if not isinstance(prompts, Sequence) or isinstance(prompts, (str, bytes)):
+        raise ValueError(f"Got prompts of type {type(prompts).__name__}, expected a list of RegionPrompt.")
+    for prompt in prompts:
+        if not isinstance(prompt, RegionPrompt):
+            raise ValueError(
+                f"Got a prompt of type {type(prompt).__name__}, expected RegionPrompt: see RegionPrompt.read."
+            )
+    return list(prompts)
 
 
 def prompts_in_picture(prompts: Sequence[RegionPrompt], size: tuple[int, int], where: str = "") -> list[RegionPrompt]:

@@ -13,11 +13,8 @@ import io
 import math
 import pickle
 import pickletools
-import re
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -25,12 +22,7 @@ import numpy as np
 import torch
 
 from .foreign_files import check_regular_file
-
-MAX_DEPTH = 100
-"""Containers within containers."""
-
-_NUMBER_TYPE = re.compile(r"[<>|=]?[biuf]\d{1,2}")
-"""NumPy's codes of booleans, integers, unsigned integers and floats."""
+from .pickled_values import Array, DataType, Name, RefusedError, Resolver, Storage, check_sizes, told
 
 _STORAGE_TYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -54,18 +46,14 @@ def read_pickle(path: str | Path) -> Any:
     check_regular_file(path)
     data = Path(path).read_bytes()
     try:
-        return _Resolver().resolve(_Machine(io.BytesIO(data), _Allowance(len(data))).run())[0]
-    except _RefusedError as error:
+        return Resolver().resolve(_Machine(io.BytesIO(data), _Allowance(len(data))).run())[0]
+    except RefusedError as error:
         raise pickle.UnpicklingError(f"{path}: {error}") from None
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError, struct.error) as error:
         raise pickle.UnpicklingError(
             f"{path}: got a damaged file or no pickle at all ({type(error).__name__}: {str(error)[:200]}), expected a pickle "
             "of arrays: download it again."
         ) from None
-
-
-class _RefusedError(pickle.UnpicklingError):
-    """What this reader will not have, told apart from what it cannot make out."""
 
 
 class _Allowance:
@@ -78,67 +66,11 @@ class _Allowance:
     def spend(self, what: str, number: int = 1) -> None:
         self.left[what] -= number
         if self.left[what] < 0:
-            raise _RefusedError(f"refused a file that makes more {what} than one of its size can need.")
-
-
-# --- what is built ----------------------------------------------------------------------------------------------------
-
-
-class _DataType:
-    """`numpy.dtype`: a code such as "f4", and then a state that carries the byte order."""
-
-    def __init__(self, code: Any) -> None:
-        if type(code) is not str or not _NUMBER_TYPE.fullmatch(code):
-            raise _RefusedError(f"refused an array of type {_told(code)}: expected numbers or booleans.")
-        try:
-            self.value = np.dtype(code)
-        except TypeError:  # there is no such size
-            raise _RefusedError(f"refused an array of type {code!r}: NumPy has none.") from None
-
-    def build(self, state: Any) -> None:
-        order = state[1] if type(state) is tuple and len(state) > 1 else None
-        if type(order) is not str or order not in ("<", ">", "|", "="):
-            raise _RefusedError(f"refused an array type with byte order {_told(order)}.")
-        self.value = self.value.newbyteorder(order)  # type: ignore[arg-type]  # one of NumPy's
-
-
-class _Array:
-    """What numpy's `_reconstruct` gives: made empty, then built from (version, shape, dtype, is_fortran, bytes)."""
-
-    value: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class _Storage:
-    """The numbers of a torch tensor, as one row."""
-
-    values: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A name that a pickle has asked for: one of our table, which can be called and nothing else."""
-
-    name: str
-    call: Callable[..., Any]
-
-
-def _told(value: Any) -> str:
-    """A value in a message: itself if it is short and plain, else its type."""
-    return (
-        repr(value)[:80] if type(value) in (str, bytes, int, float, bool, type(None)) else f"({type(value).__name__})"
-    )
-
-
-def _check_sizes(what: str, *tuples: Any) -> None:
-    """Refuse sizes that are not tuples of plain, non-negative integers."""
-    for sizes in tuples:
-        if type(sizes) is not tuple or len(sizes) > 32 or any(type(n) is not int or n < 0 for n in sizes):
-            raise _RefusedError(f"refused {what} whose sizes are not a short tuple of non-negative integers.")
+            raise RefusedError(f"refused a file that makes more {what} than one of its size can need.")
 
 
 class _Machine:
-    """Carries out one pickle. `storages` are those of a pickle that torch has written into this one."""
+    """Carries out one pickle; `is_storage` says that torch has written it into another one, around a tensor's numbers."""
 
     def __init__(self, file: io.BytesIO, allowance: _Allowance, *, is_storage: bool = False) -> None:
         self.file, self.allowance, self.is_storage = file, allowance, is_storage
@@ -152,11 +84,11 @@ class _Machine:
         for opcode, argument, _ in pickletools.genops(self.file):
             self.allowance.instructions -= 1
             if self.allowance.instructions < 0:
-                raise _RefusedError("refused a file of more instructions than one of its size can need.")
+                raise RefusedError("refused a file of more instructions than one of its size can need.")
             name = opcode.name
             if name in _LITERALS:
                 if type(argument) is int and argument.bit_length() > 2048:
-                    raise _RefusedError("refused a number of more than 2048 bits.")
+                    raise RefusedError("refused a number of more than 2048 bits.")
                 self.stack.append(argument)
             elif name in steps:
                 steps[name](argument)
@@ -167,7 +99,7 @@ class _Machine:
                     raise ValueError("the pickle ends in the middle")
                 return self.stack[0]
             elif name not in _IGNORED:
-                raise _RefusedError(f"refused the instruction {name}: expected arrays and plain containers only.")
+                raise RefusedError(f"refused the instruction {name}: expected arrays and plain containers only.")
         raise ValueError("the pickle has no end")
 
     def _top(self, kind: type) -> Any:
@@ -294,22 +226,22 @@ class _Machine:
 
     def _find(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
-            raise _RefusedError("refused a name that is not text.")
+            raise RefusedError("refused a name that is not text.")
         if self.is_storage and module == "torch" and name in _STORAGE_TYPES:
             self.stack.append(_STORAGE_TYPES[name])
             return
         method = _CALLS.get((module, name))
         if method is None:
-            raise _RefusedError(
+            raise RefusedError(
                 f"refused to load {module[:100]}.{name[:100]}: expected arrays, torch tensors and plain containers only. "
                 "The file may be malicious; do not open it with pickle or torch.load."
             )
-        self.stack.append(_Name(name, getattr(self, method)))
+        self.stack.append(Name(name, getattr(self, method)))
 
     def _reduce(self, _: Any) -> None:
         arguments, called = self.stack.pop(), self.stack.pop()
-        if type(called) is not _Name or type(arguments) is not tuple:
-            raise _RefusedError(
+        if type(called) is not Name or type(arguments) is not tuple:
+            raise RefusedError(
                 "refused to call something that is not a function: expected arrays and plain containers only."
             )
         self._push(called.call(*arguments))
@@ -319,45 +251,45 @@ class _Machine:
     def _build(self, _: Any) -> None:
         state = self.stack.pop()
         built = self.stack[-1]
-        if type(built) is _DataType:
+        if type(built) is DataType:
             built.build(state)
-        elif type(built) is _Array:
+        elif type(built) is Array:
             if type(state) is not tuple or len(state) < 4:
-                raise _RefusedError("refused an array without its shape, type and bytes.")
+                raise RefusedError("refused an array without its shape, type and bytes.")
             shape, data_type, is_fortran, data = state[-4:]
             built.value = self._array(data, data_type, shape, "F" if is_fortran is True or is_fortran == 1 else "C")
-        elif type(built) is _Name:
-            raise _RefusedError("refused to change a function: expected arrays and plain containers only.")
+        elif type(built) is Name:
+            raise RefusedError("refused to change a function: expected arrays and plain containers only.")
         elif type(built) is not OrderedDict:  # torch hangs the versions of its modules on one, which nobody needs
-            raise _RefusedError("refused to change an object: expected arrays and plain containers only.")
+            raise RefusedError("refused to change an object: expected arrays and plain containers only.")
 
     def _binpersid(self, _: Any) -> None:
         identity = self.stack.pop()
         if not self.is_storage:
-            raise _RefusedError(f"refused a persistent id {_told(identity)}: expected a self-contained pickle.")
+            raise RefusedError(f"refused a persistent id {told(identity)}: expected a self-contained pickle.")
         self.stack.append(identity)
 
     def _persid(self, argument: str) -> NoReturn:
-        raise _RefusedError(f"refused a persistent id {_told(argument)}: expected a self-contained pickle.")
+        raise RefusedError(f"refused a persistent id {told(argument)}: expected a self-contained pickle.")
 
     # The functions of our table.
 
-    def call_reconstruct(self, *_arguments: Any) -> _Array:
-        return _Array()
+    def call_reconstruct(self, *_arguments: Any) -> Array:
+        return Array()
 
     def call_array_type(self, *_arguments: Any) -> NoReturn:
-        raise _RefusedError("refused a call of numpy.ndarray: expected arrays with their bytes.")
+        raise RefusedError("refused a call of numpy.ndarray: expected arrays with their bytes.")
 
-    def call_data_type(self, code: Any, *_flags: Any) -> _DataType:
-        return _DataType(code)
+    def call_data_type(self, code: Any, *_flags: Any) -> DataType:
+        return DataType(code)
 
     def _array(self, data: Any, data_type: Any, shape: Any, order: Literal["C", "F"]) -> np.ndarray:
         """An array from raw bytes whose length fits its shape."""
-        if type(data_type) is not _DataType or type(data) not in (bytes, bytearray):
-            raise _RefusedError("refused an array that is not made of plain bytes.")
-        _check_sizes("an array", shape)
+        if type(data_type) is not DataType or type(data) not in (bytes, bytearray):
+            raise RefusedError("refused an array that is not made of plain bytes.")
+        check_sizes("an array", shape)
         if math.prod(shape) * data_type.value.itemsize != len(data):
-            raise _RefusedError(f"got {len(data)} bytes for an array of shape {shape} and type {data_type.value}.")
+            raise RefusedError(f"got {len(data)} bytes for an array of shape {shape} and type {data_type.value}.")
         self.allowance.spend("bytes of arrays", len(data))
         return np.frombuffer(bytearray(data), data_type.value).reshape(shape, order=order)
 
@@ -375,7 +307,7 @@ class _Machine:
     def call_encode(self, text: Any, encoding: Any = "latin1") -> bytes:
         """`_codecs.encode`, by which protocols 0 to 2 write bytes."""
         if type(text) is not str or type(encoding) is not str or encoding != "latin1":
-            raise _RefusedError(f"refused text in encoding {_told(encoding)}: expected latin1.")
+            raise RefusedError(f"refused text in encoding {told(encoding)}: expected latin1.")
         self.allowance.spend("bytes of arrays", len(text))
         return text.encode("latin1")
 
@@ -388,41 +320,41 @@ class _Machine:
     def call_ordered_dict(self, items: Any = ()) -> OrderedDict[Any, Any]:
         pairs = [tuple(_plain_list(pair)) for pair in _plain_list(items)]
         if any(len(pair) != 2 for pair in pairs):
-            raise _RefusedError("refused an ordered dictionary that is not made of pairs.")
+            raise RefusedError("refused an ordered dictionary that is not made of pairs.")
         self.allowance.spend("containers", len(pairs))
         return OrderedDict((_checked_key(key), value) for key, value in pairs)
 
-    def call_storage(self, data: Any) -> _Storage:
+    def call_storage(self, data: Any) -> Storage:
         """torch's `_load_from_bytes`, for the numbers of one tensor: five pickles, a count, and the numbers as bytes."""
         if type(data) is not bytes:
-            raise _RefusedError("refused a torch storage that is not made of bytes.")
+            raise RefusedError("refused a torch storage that is not made of bytes.")
         file = io.BytesIO(data)
         start = [_Machine(file, self.allowance, is_storage=True).run() for _ in range(5)]
         magic, protocol, system, identity, keys = start
         whole = type(identity) is tuple and len(identity) == 6 and identity[0] == "storage"
         if not whole or type(magic) is not int or magic != _TORCH_MAGIC or protocol != _TORCH_PROTOCOL:
-            raise _RefusedError("refused an embedded torch file that is not the numbers of one tensor.")
+            raise RefusedError("refused an embedded torch file that is not the numbers of one tensor.")
         _, dtype, key, _location, size, view = identity
         if type(dtype) is not torch.dtype or type(key) is not str or keys != [key] or view is not None:
-            raise _RefusedError("refused an embedded torch file that is not the numbers of one tensor.")
+            raise RefusedError("refused an embedded torch file that is not the numbers of one tensor.")
         if type(system) is not dict or system.get("little_endian") is not True:
-            raise _RefusedError("refused a torch storage with its bytes in big-endian order.")
+            raise RefusedError("refused a torch storage with its bytes in big-endian order.")
         (count,) = struct.unpack("<q", file.read(8))
         numbers = file.read()
         if type(size) is not int or size != count or size * dtype.itemsize != len(numbers):
-            raise _RefusedError(f"got {len(numbers)} bytes for a torch storage of {_told(size)} numbers of {dtype}.")
+            raise RefusedError(f"got {len(numbers)} bytes for a torch storage of {told(size)} numbers of {dtype}.")
         self.allowance.spend("bytes of arrays", len(numbers))
-        return _Storage(torch.frombuffer(bytearray(numbers), dtype=dtype) if numbers else torch.empty(0, dtype=dtype))
+        return Storage(torch.frombuffer(bytearray(numbers), dtype=dtype) if numbers else torch.empty(0, dtype=dtype))
 
     def call_tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_more: Any) -> torch.Tensor:
         """torch's `_rebuild_tensor_v2`; a view that would leave its storage is refused."""
-        if type(storage) is not _Storage:
-            raise _RefusedError("refused a tensor without a storage.")
-        _check_sizes("a tensor", size, stride, (offset,))
+        if type(storage) is not Storage:
+            raise RefusedError("refused a tensor without a storage.")
+        check_sizes("a tensor", size, stride, (offset,))
         count = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride))
         if len(size) != len(stride) or (count and last >= storage.values.numel()) or count > storage.values.numel():
-            raise _RefusedError("refused a tensor that reaches beyond its storage.")
+            raise RefusedError("refused a tensor that reaches beyond its storage.")
         self.allowance.spend("bytes of arrays", count * storage.values.element_size())
         return torch.as_strided(storage.values, size, stride, offset if count else 0).clone()
 
@@ -473,67 +405,10 @@ def _checked_key(key: Any) -> Any:
     """A key of a dictionary or a member of a set: plain, so that its hash is quick and its own."""
     if type(key) in (str, bytes, float, bool, type(None)) or (type(key) is int and abs(key) < _LARGEST_KEY):
         return key
-    raise _RefusedError(f"refused {_told(key)} as a key: expected text, bytes or a number.")
+    raise RefusedError(f"refused {told(key)} as a key: expected text, bytes or a number.")
 
 
 def _plain_list(items: Any) -> Any:
     if type(items) not in (list, tuple):
-        raise _RefusedError("refused a container that is not made of a list.")
+        raise RefusedError("refused a container that is not made of a list.")
     return items
-
-
-_LEAVES = frozenset({str, bytes, bytearray, int, float, bool, type(None), set, frozenset, np.ndarray, torch.Tensor})
-
-
-class _Resolver:
-    """Replaces stand-ins by the arrays they became, inside containers; what is referred to twice is looked at once."""
-
-    def __init__(self) -> None:
-        self.found: dict[int, tuple[Any, int] | None] = {}
-        """Of each container that was met: what it became and how deep it is; None while it is looked at."""
-        self.replaced: list[Any] = []
-        """Tuples that others took the place of: as long as they live, nothing else has their identity."""
-
-    def resolve(self, value: Any, depth: int = 0) -> tuple[Any, int]:
-        """What a value becomes, and how many containers lie in one another in it."""
-        kind = type(value)
-        if kind in (_Array, _DataType, _Name, _Storage, torch.dtype):
-            return _finished(value), 0
-        if kind not in (list, tuple, dict, OrderedDict):
-            return value, 0
-        known = id(value)
-        if known not in self.found:
-            if depth >= MAX_DEPTH:
-                raise _RefusedError(f"refused containers that lie more than {MAX_DEPTH} deep.")
-            self.found[known] = None
-            became, height = self._resolve_items(value, depth + 1)
-            if became is not value:
-                self.replaced.append(value)
-            self.found[known] = became, height + 1
-        found = self.found[known]
-        if found is None:
-            raise _RefusedError("refused a container that holds itself.")
-        if depth + found[1] > MAX_DEPTH:
-            raise _RefusedError(f"refused containers that lie more than {MAX_DEPTH} deep.")
-        return found
-
-    def _resolve_items(self, value: Any, depth: int) -> tuple[Any, int]:
-        """A container with its items replaced, in place unless it is a tuple, and the depth of the deepest of them."""
-        items: Any = list(value) if type(value) is tuple else value
-        height, changed = 0, False
-        for place, item in items.items() if isinstance(items, dict) else enumerate(items):
-            if type(item) not in _LEAVES:
-                became, own = self.resolve(item, depth)
-                height = max(height, own)
-                if became is not item:
-                    items[place], changed = became, True
-        return (tuple(items) if changed and type(value) is tuple else value), height
-
-
-def _finished(value: Any) -> np.ndarray:
-    """The array that a stand-in became; nothing else of ours may be left in what a pickle builds."""
-    if type(value) is not _Array:
-        raise _RefusedError("refused a bare type or function: expected arrays and plain containers only.")
-    if value.value is None:
-        raise _RefusedError("got an array without its content.")
-    return value.value

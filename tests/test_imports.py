@@ -35,7 +35,16 @@ LIBRARIES = {
 
 LAYERS = {
     "tap_tokenizer": [
-        {"command_line", "everything_options", "output_files", "coordinates", "mask_boxes", "coco_masks", "bundled"},
+        {
+            "command_line",
+            "everything_options",
+            "output_files",
+            "coordinates",
+            "mask_boxes",
+            "coco_masks",
+            "bundled",
+            "pickled_values",
+        },
         {"configuration_tap", "attention", "trial", "weight_files"},
         {"foreign_files"},
         {"restricted_pickle"},
