@@ -80,7 +80,7 @@ def test_in_their_picture_coordinates_are_clipped_and_masks_are_booleans(tmp_pat
     assert np.array_equal(mask.mask, MASK)
     again = prompts_in_picture([box, point, mask], SIZE)
     assert [prompt.box for prompt in again] == [(0, 2, 90, 60), None, None]
-    with pytest.raises(ValueError, match="Image 3: Region 0: box .* leaves the picture of 90 × 60"):
+    with pytest.raises(ValueError, match=r"Image 3: Region 0: box .* leaves the picture of 90 × 60"):
         prompts_in_picture([RegionPrompt.read({"box": [0, 0, 95, 9]})], SIZE, "Image 3: ")
 
 
