@@ -45,8 +45,8 @@ from tap_tokenizer import (
 
 from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, Span, add_stop_tokens, token_ids
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given, fingerprint_number, region_token_id
+from .feature_rows import region_features
 from .picture_context import PictureContext
-from .region_features import region_features
 from .region_prompt import (
     Layout,
     MarkerExpander,

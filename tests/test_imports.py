@@ -49,7 +49,7 @@ LAYERS = {
         {"__init__", "__main__"},
     ],
     "llm_bridge": [
-        {"configuration_bridge", "description", "generation", "region_features"},
+        {"configuration_bridge", "description", "generation", "feature_rows"},
         {
             "chat_template",
             "language_model",
