@@ -23,14 +23,14 @@ if not help_is_wanted():
     )
     from .chat import RegionBaseline, RegionChat
     from .chat_markup import number_regions, region_numbers, replace_regions
-    from .configuration_bridge import REGION_TOKEN, RegionBridgeConfig
+    from .configuration_bridge import REGION_TOKEN, FeatureLayout, RegionBridgeConfig
     from .description import RegionDescription, describe_regions
     from .modeling_bridge import RegionBridgeForConditionalGeneration, RegionBridgeOutput
     from .picture_context import PictureContext, grid_points
     from .pipelines import RegionCaptioningPipeline, RegionTextGenerationPipeline, register_pipelines
     from .processing_bridge import RegionBridgeProcessor
     from .processing_described import DescribedRegionProcessor
-    from .projector import RegionProjector
+    from .projector import MlpProjector
     from .region_features import region_features
 
     take_bundled_names(RegionBridgeConfig, checked=True)
@@ -43,6 +43,8 @@ if not help_is_wanted():
 __all__ = [
     "REGION_TOKEN",
     "DescribedRegionProcessor",
+    "FeatureLayout",
+    "MlpProjector",
     "PictureContext",
     "RegionBaseline",
     "RegionBridgeConfig",
@@ -52,7 +54,6 @@ __all__ = [
     "RegionCaptioningPipeline",
     "RegionChat",
     "RegionDescription",
-    "RegionProjector",
     "RegionTextGenerationPipeline",
     "add_lora",
     "count_parameters",
