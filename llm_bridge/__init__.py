@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
         use_adapter,
     )
     from .chat import RegionBaseline, RegionChat
-    from .configuration_bridge import REGION_TOKEN, RegionBridgeConfig
+    from .configuration_bridge import REGION_TOKEN, FeatureLayout, RegionBridgeConfig
     from .description import RegionDescription, describe_regions
     from .feature_rows import region_features
     from .generation import generate_text
@@ -29,13 +29,17 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .pipelines import RegionCaptioningPipeline, RegionTextGenerationPipeline
     from .processing_bridge import RegionBridgeProcessor
     from .processing_described import DescribedRegionProcessor
-    from .projector import RegionProjector
+    from .projector import MlpProjector
+if TYPE_CHECKING:  # shared with finetune, and promised to nobody
+    from .chat_markup import number_regions, region_numbers, replace_regions
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [
     "REGION_TOKEN",
     "DescribedRegionProcessor",
+    "FeatureLayout",
+    "MlpProjector",
     "PictureContext",
     "RegionBaseline",
     "RegionBridgeConfig",
@@ -45,7 +49,6 @@ __all__ = [
     "RegionCaptioningPipeline",
     "RegionChat",
     "RegionDescription",
-    "RegionProjector",
     "RegionTextGenerationPipeline",
     "add_lora",
     "count_parameters",

@@ -14,10 +14,11 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .everything import mask_to_rle
     from .everything_options import EverythingOptions
     from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb
+    from .masks import as_mask
     from .modeling_tap import TapModel, TapOutput
     from .processing_tap import TapProcessor
     from .prompt_encoder import PointLabel
-    from .prompts import as_mask
+    from .prompts import RegionPrompt
     from .region_tokenizer import ImageFeatures, TapRegionTokenizer
     from .region_tokens import RegionTokens
     from .visualization import draw_regions, region_colour
@@ -53,6 +54,7 @@ if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     from .output_files import only_writer, write_whole
     from .picture_folders import PictureRegions, read_region_table, write_records
     from .pretrained_files import check_findable, check_hub, take_bundled_names
+    from .prompts import prompts_in_picture
     from .restricted_pickle import read_pickle
     from .trial import check_chat_template, check_patterns
     from .weight_files import check_device, check_weights, damage_told, weight_shapes
@@ -65,6 +67,7 @@ __all__ = [
     "ImageFeatures",
     "ImageInput",
     "PointLabel",
+    "RegionPrompt",
     "RegionTokens",
     "TapConfig",
     "TapImageDecoderConfig",
