@@ -202,7 +202,7 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
     skip = arguments.skip_unreadable
     unread = write_records(arguments.output, pictures, _settings(chat, arguments), record, skip_unreadable=skip)
     tell_limitation(chat.limitation)
-    return tell_folder(arguments.output, pictures, unread, skip)
+    return tell_folder(arguments.output, len(pictures), unread, skip)
 
 
 def _settings(chat: RegionChat, arguments: argparse.Namespace) -> dict[str, Any]:
