@@ -50,7 +50,7 @@ LAYERS = {
         {"__init__", "__main__"},
     ],
     "llm_bridge": [
-        {"configuration_bridge", "description", "generation", "region_prompt"},
+        {"configuration_bridge", "description", "generation"},
         {
             "chat_template",
             "language_model",
@@ -61,7 +61,9 @@ LAYERS = {
             "page_input",
             "page_turns",
         },
-        {"picture_context"},
+        {"picture_context", "text_batch", "tokenizer_reference"},
+        {"pictures"},
+        {"samples"},
         {"modeling_bridge", "processing_bridge"},
         {"adapters", "processing_described", "page_guard"},
         {"chat", "pipelines"},
