@@ -15,9 +15,9 @@ from tap_tokenizer import ImageFeatures, RegionPrompt, RegionTokens, TapRegionTo
 
 from .chat_markup import Shown
 from .configuration_bridge import FeatureLayout
+from .feature_rows import region_features
 from .picture_context import PictureContext
 from .pictures import PictureCache, content_key, open_picture
-from .region_features import region_features
 
 
 @dataclass

@@ -513,7 +513,7 @@ def test_a_mask_that_is_none_is_refused_and_not_remembered(chat: RegionChat, pic
     ):
         with pytest.raises(ValueError, match=words):
             chat.ask("<region> ?", image=picture, masks=given)
-    with pytest.raises(ValueError, match="Region 0: box is .*, expected numbers"):
+    with pytest.raises(ValueError, match=r"Region 0: box is .*, expected numbers"):
         chat.ask("<region> ?", image=picture, boxes=[{"size": [60, 90], "counts": [5400]}])
     assert chat.history == []
 
