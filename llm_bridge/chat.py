@@ -5,14 +5,10 @@ Holds a model, its processor and what has been said; knows no more about models 
 
 from __future__ import annotations
 
-import itertools
 import logging
-import re
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any, Literal
 
 import numpy as np
@@ -23,13 +19,11 @@ from transformers import (
     AutoTokenizer,
     DynamicCache,
     PreTrainedModel,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TextIteratorStreamer,
 )
 
 from tap_tokenizer import (
     ImageInput,
+    RegionPrompt,
     RegionTokens,
     TapConfig,
     TapRegionTokenizer,
@@ -42,12 +36,14 @@ from tap_tokenizer import (
     read_json_object,
 )
 
+from .chat_markup import user_content, words_of
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
+from .generation import generate_text, stream_text
 from .language_model import can_read_ahead
 from .modeling_bridge import RegionBridgeForConditionalGeneration, check_context
-from .processing_bridge import RegionBridgeProcessor, open_picture
+from .pictures import open_picture
+from .processing_bridge import RegionBridgeProcessor
 from .processing_described import DescribedRegionProcessor
-from .region_prompt import prompt_columns, prompts_by_region, user_content
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +65,7 @@ class _Asked:
     picture: np.ndarray | None
     messages: list[dict[str, Any]]
     """The conversation up to the question and with it; without what was said of another picture."""
-    regions: list[dict[str, Any]]
+    regions: list[RegionPrompt]
     """All regions of that conversation."""
 
 
@@ -96,7 +92,7 @@ class RegionChat:
         """Whether the next answer warns of `limitation`: the first one does. Set it to False to show the sentence yourself."""
         self.image: np.ndarray | None = None
         self.messages: list[dict[str, Any]] = []
-        self._regions: list[dict[str, Any]] = []
+        self._regions: list[RegionPrompt] = []
 
     @classmethod
     def from_pretrained(
@@ -157,7 +153,7 @@ class RegionChat:
     @property
     def region_tokenizer(self) -> TapRegionTokenizer:
         """The region tokenizer through which the conversation sees."""
-        return self.processor._region_tokenizer()
+        return self.processor.encoder.tokenizer
 
     @property
     def limitation(self) -> str | None:
@@ -182,6 +178,7 @@ class RegionChat:
         points: Any = None,
         point_labels: Any = None,
         masks: Any = None,
+        prompts: Sequence[RegionPrompt] = (),
         stream: bool = False,
         thinking: bool = False,
         max_new_tokens: int = 64,
@@ -193,7 +190,8 @@ class RegionChat:
         region2, … for the regions of the conversation by their numbers; a question that speaks of none of the regions that
         come with it is asked of all of them.
         image: the picture; needed in the first question with a region, and beginning anew when it is another.
-        boxes, points, point_labels, masks: as for `TapRegionTokenizer.encode`, in pixels of the picture.
+        boxes, points, point_labels, masks: as for `TapRegionTokenizer.encode`, in pixels of the picture; or prompts, which
+        have been read before.
         thinking: let a model that can think aloud do so before it answers; give it more max_new_tokens then.
         generate_options: of transformers' `generate` (do_sample, num_beams, …); greedy by default.
 
@@ -201,11 +199,16 @@ class RegionChat:
         its end stops the generation.
         """
         _refuse_several(generate_options)
-        asked = self._prepare(question, image, boxes, points, point_labels, masks, thinking)
+        new = [*prompts, *RegionPrompt.read_lists(boxes=boxes, points=points, point_labels=point_labels, masks=masks)]
+        asked = self._prepare(question, image, new, thinking)
         self._warn_of_limitation()
         inputs, options = asked.inputs, self._options(asked.inputs, max_new_tokens, generate_options)
-        pieces = self._stream(inputs, options) if stream else self._answer(inputs, options)
-        remembering = self._remembering(_trimmed(pieces), asked, self.messages)
+        before = self.messages
+        if stream:
+            pieces = _trimmed(stream_text(self.model, self.processor, inputs, **options))
+        else:
+            pieces = iter(generate_text(self.model, self.processor, inputs, **options))
+        remembering = self._remembering(pieces, asked, before)
         return remembering if stream else "".join(remembering)
 
     def ask_each(
@@ -229,14 +232,15 @@ class RegionChat:
         questions = questions if isinstance(questions, str) else list(questions)
         if isinstance(questions, str) or not questions:
             raise ValueError(f"questions is {questions!r}, expected a list of at least one question.")
-        asked = [self._prepare(question, image, boxes, points, point_labels, masks, False) for question in questions]
+        new = RegionPrompt.read_lists(boxes=boxes, points=points, point_labels=point_labels, masks=masks)
+        asked = [self._prepare(question, image, new, thinking=False) for question in questions]
         self._warn_of_limitation()
         rows = [one.inputs["input_ids"][0] for one in asked]
         longest = max(asked, key=lambda one: one.inputs["input_ids"].shape[1]).inputs
         options = self._options(longest, max_new_tokens, generate_options)
         shared = min(_common_length(rows), min(map(len, rows)) - 1)  # of every prompt, something is left to read
         if not getattr(self.model.config, "reads_padding", True):  # then none can stand beside longer ones
-            return ["".join(_trimmed(self._answer(one.inputs, options))) for one in asked]
+            return [generate_text(self.model, self.processor, one.inputs, **options)[0] for one in asked]
         if (options.get("num_beams") or self.model.generation_config.num_beams or 1) > 1:
             shared = 0  # beams are copies of whole prompts
         if not can_read_ahead(getattr(self.model, "language_model", self.model)):
@@ -248,14 +252,7 @@ class RegionChat:
             inputs |= {k: v.to(self.model.device) for k, v in self.processor.pad_features(features).items()}
         if shared:
             inputs["past_key_values"] = self._read(longest, shared, len(rows))
-        ids = self.model.generate(**inputs, **options)
-        ends = options.get("eos_token_id", self.model.generation_config.eos_token_id)
-        ends = set(ends if isinstance(ends, list) else [ends])
-        answers = [
-            list(itertools.takewhile(lambda word: word not in ends, row))  # padding follows, if others go on
-            for row in ids[:, inputs["input_ids"].shape[1] :].tolist()
-        ]
-        return [self.processor.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+        return generate_text(self.model, self.processor, inputs, **options)
 
     def _seen_alike(self, ids: Tensor, features: Sequence[Tensor | None]) -> int:
         """How many of the `ids` that prompts begin with show the same, too: context stands around what is asked."""
@@ -285,11 +282,8 @@ class RegionChat:
         cache.batch_repeat_interleave(copies)
         return cache
 
-    def _prepare(
-        self, question: str, image: Any, boxes: Any, points: Any, point_labels: Any, masks: Any, thinking: bool
-    ) -> _Asked:
+    def _prepare(self, question: str, image: Any, new: Sequence[RegionPrompt], thinking: bool) -> _Asked:
         """A question and what came with it → the model's inputs and the conversation to come; a new picture begins anew."""
-        new = deepcopy(prompts_by_region(boxes, points, point_labels, masks))  # what is remembered is as it was asked
         opened = None if image is None else open_picture(image).copy()
         image_before, messages, regions = self.image, self.messages, self._regions
         if opened is not None and (image_before is None or not np.array_equal(opened, image_before)):
@@ -302,9 +296,14 @@ class RegionChat:
                 "Got a picture but no region, and this bridge sees pictures through their regions alone: give boxes, points "
                 "or masks, and <region> in the question."
             )
-        for prompt in new:
-            if "mask" in prompt and picture is not None:  # read once: its file may be gone at the next question
-                prompt["mask"] = mask_to_rle(as_mask(prompt["mask"], (picture.shape[0], picture.shape[1])))
+        if picture is not None:  # masks are read once: a file may be gone, an array changed, at the next question
+            height, width = picture.shape[:2]
+            new = [
+                prompt
+                if prompt.mask is None
+                else replace(prompt, mask=mask_to_rle(as_mask(prompt.mask, (height, width))))
+                for prompt in new
+            ]
         shown = picture if image_before is None else None  # a picture is shown in the first turn that has it
         turn = {"role": "user", "content": user_content(question, new, shown, known=len(regions))}
         messages = [*messages, turn]
@@ -330,46 +329,13 @@ class RegionChat:
 
     def _options(self, inputs: Any, max_new_tokens: int, generate_options: dict[str, Any]) -> dict[str, Any]:
         """Options of `generate`, which must leave room for the prompt and the answer."""
-        options = {"do_sample": False, **generate_options}
+        options = dict(generate_options)
         if "max_length" not in options:
             options["max_new_tokens"] = max_new_tokens
         if "stop_strings" in options:
             options.setdefault("tokenizer", self.processor.tokenizer)
         check_context(self.model.config, inputs["input_ids"].shape[1], options.get("max_new_tokens", 1))
         return options
-
-    def _answer(self, inputs: Any, options: dict[str, Any]) -> Iterator[str]:
-        """The answer in one piece."""
-        ids = self.model.generate(**inputs, **options)
-        yield self.processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-    def _stream(self, inputs: Any, options: dict[str, Any]) -> Iterator[str]:
-        """Pieces of the answer, generated in a thread of its own; an error there is raised here.
-
-        Whoever closes the iterator before its end stops the thread at its next token.
-        """
-        stop = Event()
-        given = options.get("stopping_criteria") or []
-        options = {**options, "stopping_criteria": StoppingCriteriaList([*given, _StopWhenSet(stop)])}
-        streamer = TextIteratorStreamer(self.processor, skip_prompt=True, skip_special_tokens=True)
-        failure: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                self.model.generate(**inputs, **options, streamer=streamer)
-            except BaseException as error:  # handed to the asking thread below
-                failure.append(error)
-                streamer.end()
-
-        thread = Thread(target=run, daemon=True)
-        thread.start()
-        try:
-            yield from streamer
-        finally:
-            stop.set()
-            thread.join()
-        if failure:
-            raise failure[0]
 
     def _remembering(self, pieces: Iterator[str], asked: _Asked, before: list[Any]) -> Iterator[str]:
         """Pass pieces on; when the last has come, the turn belongs to the conversation, if that is still what was `before`."""
@@ -389,7 +355,7 @@ class RegionChat:
         """Region tokens of all regions of the conversation, in order."""
         if not self._regions:
             raise ValueError("No region was asked about yet.")
-        return self.region_tokenizer.encode(self.image, **prompt_columns(self._regions))
+        return self.region_tokenizer.encode(self.image, prompts=self._regions)
 
     def baseline(self, top_k: int = 3) -> list[RegionBaseline]:
         """For each region of the conversation, TAP's own caption and concepts: what the language model must beat."""
@@ -397,16 +363,6 @@ class RegionChat:
         captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
         concepts = tokenizer.classify(regions, top_k) if tokenizer.concepts is not None else [[] for _ in captions]
         return [RegionBaseline(f"region{i}", c, best) for i, (c, best) in enumerate(zip(captions, concepts), start=1)]
-
-
-class _StopWhenSet(StoppingCriteria):
-    """Ends generation for every row once an event is set."""
-
-    def __init__(self, event: Event) -> None:
-        self.event = event
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
-        return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
 def _refuse_several(generate_options: dict[str, Any]) -> None:
@@ -472,11 +428,3 @@ def _trimmed(pieces: Iterator[str]) -> Iterator[str]:
         if kept:
             begun = True
             yield kept
-
-
-def words_of(content: Any) -> str:
-    """Content without its picture, regions by their names."""
-    if isinstance(content, str):
-        return content
-    words = [item["name"] if item["type"] == "region" else item.get("text", "") for item in content]
-    return re.sub(r" (?=[.,;:!?')])", "", " ".join(word for word in words if word))

@@ -34,14 +34,23 @@ from transformers import AutoModel, AutoModelForImageTextToText, ImageTextToText
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.chat_template_utils import Chat
 
-from tap_tokenizer import TapModel, TapRegionTokenizer, bundled_or_given, check_findable
+from tap_tokenizer import RegionPrompt, TapModel, TapRegionTokenizer, bundled_or_given, check_findable
 
+from .chat_markup import user_content
+from .generation import generate_text
 from .modeling_bridge import RegionBridgeForConditionalGeneration
-from .processing_bridge import RegionBridgeProcessor, as_batch
-from .region_prompt import prompts_by_region, user_content
+from .processing_bridge import RegionBridgeProcessor
 
 _PROMPTS = ("boxes", "points", "point_labels", "masks")
+_ASKED = ("text", *_PROMPTS)
+"""What is asked about a picture."""
 CAPTION_REQUEST = "Describe <region>."
+
+
+def _prompts_of(item: dict[str, Any]) -> list[RegionPrompt]:
+    """The prompts of the regions of one of a pipeline's inputs."""
+    lists: dict[str, Any] = {name: item.get(name) for name in _PROMPTS}
+    return RegionPrompt.read_lists(**lists)
 
 
 class _RegionPipeline(Pipeline):
@@ -105,41 +114,20 @@ class _RegionPipeline(Pipeline):
         batch_size = batch_size or self._batch_size or 8
         if isinstance(images, Iterator):
             return self._stream(images, batch_size, kwargs)
-        if isinstance(images, dict) or (isinstance(images, (list, tuple)) and images and isinstance(images[0], dict)):
-            return self._of_dictionaries(images, batch_size, kwargs)
-        columns = {name: kwargs.pop(name) for name in (*_PROMPTS, "text") if kwargs.get(name) is not None}
-        is_list = isinstance(images, (list, tuple))
-        pictures = list(images) if is_list else [images]
-        if not is_list:
-            columns = {name: [value] for name, value in columns.items()}
-        if not is_list and isinstance(columns.get("text", [""])[0], (list, tuple)):
-            raise ValueError("Got one image and a list of texts: give a list of images, one for each text.")
-        for name, value in columns.items():
-            if isinstance(value, (list, tuple)) and len(value) != len(pictures):
-                raise ValueError(f"Got {len(pictures)} images and {name} for {len(value)}: give one entry per image.")
-        items = [
-            {"image": image, **{name: v if isinstance(v, str) else v[i] for name, v in columns.items()}}
-            for i, image in enumerate(pictures)
-        ]
-        return self._run(items, batch_size, kwargs) if is_list else self._run(items, batch_size, kwargs)[0]
-
-    def _of_dictionaries(self, items: Any, batch_size: int, kwargs: dict[str, Any]) -> Any:
-        is_one = isinstance(items, dict)
-        items = [items] if is_one else list(items)
-        for number, item in enumerate(items):
-            unknown = set(item) - {"image", "text", *_PROMPTS} if isinstance(item, dict) else {type(item).__name__}
-            if unknown or "image" not in item:
-                wrong = ", ".join(sorted(unknown)) or "no image"
-                raise ValueError(f"Input {number} has {wrong}, expected image, text, {', '.join(_PROMPTS)}.")
-        if named := [name for name in ("text", *_PROMPTS) if kwargs.get(name) is not None]:
-            items = [{**{name: kwargs[name] for name in named}, **item} for item in items]
-            kwargs = {key: value for key, value in kwargs.items() if key not in named}
+        asked = {name: value for name in _ASKED if (value := kwargs.pop(name, None)) is not None}
+        is_one = not isinstance(images, (list, tuple))
+        given = [images] if is_one else list(images)
+        if given and isinstance(given[0], dict):
+            items = [{**asked, **_checked(item, number)} for number, item in enumerate(given)]
+        else:
+            items = _rows(given, asked, is_one)
         results = self._run(items, batch_size, kwargs)
         return results[0] if is_one else results
 
-    def _stream(self, items: Iterator[Any], batch_size: int, kwargs: dict[str, Any]) -> Iterator[Any]:
+    def _stream(self, items: Iterator[Any], batch_size: int, options: dict[str, Any]) -> Iterator[Any]:
         while batch := list(islice(items, batch_size)):
-            yield from self._of_dictionaries(batch, batch_size, kwargs)
+            checked = [_checked(item, number) for number, item in enumerate(batch)]
+            yield from self(checked, batch_size=batch_size, **options)
 
     def _run(self, items: list[dict[str, Any]], batch_size: int, kwargs: dict[str, Any]) -> list[Any]:
         """Results of items, some at once; what the pipeline was made with holds where the call does not say otherwise."""
@@ -177,13 +165,33 @@ class _RegionPipeline(Pipeline):
     def _say(self, inputs: Any, generate: dict[str, Any] | None) -> list[str]:
         """The language model's answers, greedy unless told."""
         assert self.processor is not None
-        options = {"do_sample": False, "max_new_tokens": 64, **(generate or {})}
-        ids = self.model.generate(**inputs, **options)
-        words = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in words]
+        return generate_text(self.model, self.processor, inputs, **{"max_new_tokens": 64, **(generate or {})})
 
     def check_model_type(self, supported_models: Any) -> None:
         """Any bridge and any TAP: the classes are ours, and transformers' lists do not know them."""
+
+
+def _checked(item: Any, number: int) -> dict[str, Any]:
+    """An input that holds its picture and all that is asked about it."""
+    unknown = set(item) - {"image", *_ASKED} if isinstance(item, dict) else {type(item).__name__}
+    if unknown or "image" not in item:
+        wrong = ", ".join(sorted(unknown)) or "no image"
+        raise ValueError(f"Input {number} has {wrong}, expected image, {', '.join(_ASKED)}.")
+    return dict(item)
+
+
+def _rows(images: list[Any], asked: dict[str, Any], is_one: bool) -> list[dict[str, Any]]:
+    """An input for each picture, from lists of what is asked about each; a text alone is for all."""
+    if is_one and isinstance(asked.get("text"), (list, tuple)):
+        raise ValueError("Got one image and a list of texts: give a list of images, one for each text.")
+    columns = {name: [value] if is_one else value for name, value in asked.items()}
+    for name, value in columns.items():
+        if isinstance(value, (list, tuple)) and len(value) != len(images):
+            raise ValueError(f"Got {len(images)} images and {name} for {len(value)}: give one entry per image.")
+    return [
+        {"image": image, **{name: v if isinstance(v, str) else v[i] for name, v in columns.items()}}
+        for i, image in enumerate(images)
+    ]
 
 
 class RegionCaptioningPipeline(_RegionPipeline):
@@ -195,10 +203,10 @@ class RegionCaptioningPipeline(_RegionPipeline):
     _of_results = ("top_k",)
 
     def preprocess(self, inputs: list[dict[str, Any]], **_: Any) -> dict[str, Any]:
-        prompts = [prompts_by_region(*(item.get(name) for name in _PROMPTS)) for item in inputs]
+        prompts = [_prompts_of(item) for item in inputs]
         if not any(prompts):
             raise ValueError("Got no regions: give boxes, points or masks with the pictures.")
-        regions = self.region_tokenizer.encode([item["image"] for item in inputs], **as_batch(prompts))
+        regions = self.region_tokenizer.encode([item["image"] for item in inputs], prompts=prompts)
         if isinstance(self.model, TapModel):
             return {"regions": regions}
         conversations = [
@@ -236,9 +244,8 @@ class RegionTextGenerationPipeline(_RegionPipeline):
         if any(not item.get("text") for item in inputs):
             raise ValueError("Got no text: give text=… with a <region> for every region.")
         conversations = [
-            [{"role": "user", "content": user_content(item["text"], prompts, item["image"])}]
+            [{"role": "user", "content": user_content(item["text"], _prompts_of(item), item["image"])}]
             for item in inputs
-            for prompts in [prompts_by_region(*(item.get(name) for name in _PROMPTS))]
         ]
         return {"texts": [item["text"] for item in inputs], "inputs": self._chat(conversations)}
 
@@ -276,8 +283,13 @@ class RegionImageTextToTextPipeline(ImageTextToTextPipeline):
             elif not isinstance(value, (list, tuple)) or len(value) != count:
                 raise ValueError(f"Got {count} texts, but {name} for a different number: give one entry for each text.")
         conversations = [
-            [{"role": "user", "content": user_content(text, prompts_by_region(*prompts), image)}]
-            for text, image, *prompts in zip(texts, *columns.values())
+            [
+                {
+                    "role": "user",
+                    "content": user_content(text, RegionPrompt.read_lists(**dict(zip(_PROMPTS, lists))), image),
+                }
+            ]
+            for text, image, *lists in zip(texts, *columns.values())
         ]
         model_inputs = self.processor.apply_chat_template(
             conversations,

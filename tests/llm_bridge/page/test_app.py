@@ -25,11 +25,11 @@ pytest.importorskip("playwright", reason="needs playwright: the extra dev")
 
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from llm_bridge.app import serve
-from llm_bridge.page_input import PageLimits
+from llm_bridge.page.app import serve
+from llm_bridge.page.input import PageLimits
 
 pytestmark = pytest.mark.slow
-FOLDER = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny"
+FOLDER = Path(__file__).parents[3] / "llm_bridge" / "pretrained" / "region-chat-tiny"
 PICTURE = FOLDER / "demo.png"
 QUESTIONS = json.loads((FOLDER / "demo.json").read_text())["questions"]
 LIMITS = PageLimits(file_bytes=2_000_000, pixels=1_000_000, regions=4, queue=5)
@@ -394,7 +394,7 @@ def test_an_error_that_nobody_foresaw_is_said_and_logged(
     served: tuple[Any, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert called(served[1], "example", session="unforeseen")["success"]
-    monkeypatch.setattr("llm_bridge.page_conversation.read_regions", lambda *_: 1 / 0)
+    monkeypatch.setattr("llm_bridge.page.conversation.read_regions", lambda *_: 1 / 0)
     message = called(served[1], "ask", "What is <region>?", {"regions": []}, session="unforeseen")
     assert "Something went wrong" in message["output"]["data"][0]["error"]
     assert "ZeroDivisionError" in caplog.text
@@ -430,7 +430,7 @@ def test_no_path_of_the_server_reaches_the_page(served: tuple[Any, str], context
     everything = "".join(bodies)
     assert "data:image/jpeg" in everything  # what the handlers sent is among it
     assert "region1" in everything
-    for place in (str(Path.cwd()), str(Path(__file__).parents[2]), str(Path.home()) + "/", "site-packages", "/tmp/"):
+    for place in (str(Path.cwd()), str(Path(__file__).parents[3]), str(Path.home()) + "/", "site-packages", "/tmp/"):
         assert place not in everything, place
     assert hosts <= {"127.0.0.1", ""} | {"None"}, hosts
 

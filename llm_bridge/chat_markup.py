@@ -1,22 +1,65 @@
-"""Text with region markers → text with placeholders; chat with region items → text with region markers.
+"""The grammar of `<region>`, `<regionN>` and `<image>`, in texts and in chats; nothing else reads or replaces them.
 
-`<image>`, `<region>` and `<region1>` are what people write; the placeholder is what the language model's tokenizer sees,
-one for each feature. A region is written as its name and its placeholder, "region1 <|region|>", so that the answer can
-speak of it by name. Knows strings only.
+What people and records write: `<region>` is the next region that has not been shown, `<region2>` shows the second,
+region2 names it, and `<image>` is a picture. What the language model's tokenizer reads: names and placeholders, one for
+each row of features, as in "region1 <|region|>", so that an answer can speak of a region by its name.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tap_tokenizer import RegionPrompt
+
 from .configuration_bridge import REGION_TOKEN
 
-MARKER = re.compile(r"<image>(\n?)|<region(\d*)>")
+_MARKER = re.compile(r"<image>(\n?)|<region(\d*)>")
 _IMAGE = re.compile(r"<image>\n?")
+_NUMBERED = re.compile(r"<region(\d+)>|\bregion(\d+)\b")
+_SPOKEN = re.compile(r"<region(\d*)>|\bregion ?(\d+)\b", re.IGNORECASE)
+"""A region in a question: its marker, or its name among the words, which people write with a space, too."""
+
+
+# --- regions in the texts of records ----------------------------------------------------------------------------------
+
+
+def region_numbers(text: str, *, names: bool = False) -> list[int]:
+    """Numbers of the regions that a text shows (`<region2>`), each once, in the order of its words.
+
+    names: also of those that it only names (region2).
+    """
+    found = ((match, _number(match)) for match in _NUMBERED.finditer(text))
+    return list(dict.fromkeys(number for match, number in found if names or match[1]))
+
+
+def replace_regions(text: str, replace: Callable[[int, bool], str | None]) -> str:
+    """A text with each `<regionN>` and regionN replaced by `replace(N, is_shown)`; None leaves it as it is.
+
+    is_shown: True of `<regionN>`, False of the bare name.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        words = replace(_number(match), match[1] is not None)
+        return match[0] if words is None else words
+
+    return _NUMBERED.sub(replaced, text)
+
+
+def number_regions(text: str, start: int = 0) -> tuple[str, int]:
+    """`<region>`, `<region>` → `<region1>`, `<region2>`, after `start` regions before; and how many there are by now."""
+    first, *others = text.split("<region>")
+    numbered = "".join(f"<region{number}>{part}" for number, part in enumerate(others, start + 1))
+    return first + numbered, start + len(others)
+
+
+def _number(match: re.Match[str]) -> int:
+    return int((match[1] or match[2])[:18])  # more digits name no region, either, and Python may refuse to read them
+
+
+# --- texts with markers → texts with placeholders ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -62,7 +105,7 @@ class MarkerExpander:
             raise ValueError(
                 f"{self.name} holds the placeholder {REGION_TOKEN} itself: write <region> and give its box, points or mask."
             )
-        words = MARKER.sub(self._replace, text)
+        words = _MARKER.sub(self._replace, text)
         if again and self._shown_here:
             self._asked = [number - 1 for number in self._shown_here]
         return words
@@ -106,27 +149,27 @@ class MarkerExpander:
         return Shown(self.order, self._asked)
 
 
-def with_image_markers(text: str, images: int) -> str:
-    """Text that shows its images: as it is if it says where they stand, else with all of them before it."""
-    return text if "<image>" in text or not images else "<image>" * images + "\n" + text
-
-
-def with_images_last(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages whose images are shown by the user's last text: earlier `<image>` markers go before its words, in their order.
+def place_images(messages: Sequence[dict[str, Any]], images: int) -> list[dict[str, Any]]:
+    """Messages whose images are shown by the user's last text: where it says so itself, else before its words.
 
     What an image shows is chosen, and stands, around the regions of the last question, which so finds it in the same place
-    however much was said before.
+    however much was said before. `images` stand there if no text holds `<image>`; markers of earlier texts move there, too.
     """
-    moved = [dict(message) for message in messages]
-    last = max((i for i, m in enumerate(moved) if m["role"] == "user" and "content" in m), default=0)
-    images = 0
-    for message in moved[:last]:
-        if "content" in message:
-            images += message["content"].count("<image>")
-            message["content"] = _IMAGE.sub("", message["content"])
-    if images:
-        moved[last]["content"] = "<image>" * images + "\n" + moved[last]["content"]
-    return moved
+    placed = [dict(message) for message in messages]
+    spoken = [message for message in placed if "content" in message]
+    if not spoken:
+        return placed
+    last = next((message for message in reversed(spoken) if message["role"] == "user"), spoken[0])
+    moved = 0 if any("<image>" in message["content"] for message in spoken) else images
+    for message in spoken[: spoken.index(last)]:
+        moved += message["content"].count("<image>")
+        message["content"] = _IMAGE.sub("", message["content"])
+    if moved:
+        last["content"] = "<image>" * moved + "\n" + last["content"]
+    return placed
+
+
+# --- chats whose content is a list of items ---------------------------------------------------------------------------
 
 
 @dataclass
@@ -135,11 +178,11 @@ class ChatPrompts:
 
     messages: list[dict[str, Any]]
     images: list[Any] = field(default_factory=list)
-    numbered: dict[int, tuple[int, dict[str, Any]]] = field(default_factory=dict)
+    numbered: dict[int, tuple[int, RegionPrompt]] = field(default_factory=dict)
     """Each region's picture and prompt, by its number from 1."""
 
     @property
-    def regions(self) -> list[tuple[int, dict[str, Any]]]:
+    def regions(self) -> list[tuple[int, RegionPrompt]]:
         """Each region's picture and prompt, in the order of their numbers."""
         return [self.numbered[number] for number in sorted(self.numbered)]
 
@@ -148,7 +191,7 @@ _REGION_KEYS = ("box", "points", "point_labels", "mask")
 _ITEM_KEYS = {"type", "name", "image", *_REGION_KEYS}
 
 
-def flatten_chat(messages: Sequence[dict[str, Any]], sample: str) -> ChatPrompts:
+def read_chat(messages: Sequence[dict[str, Any]], sample: str) -> ChatPrompts:
     """Messages whose content is a string or a list of items → messages whose content is text with markers.
 
     Items: {"type": "text", "text": …}; {"type": "image", "image" | "url" | "path": …}; {"type": "region", "box" | "points"
@@ -215,13 +258,12 @@ def _picture(item: dict[str, Any], sample: str) -> Any:
 
 
 def _region_marker(item: dict[str, Any], chat: ChatPrompts, sample: str) -> str:
-    prompt = {key: item[key] for key in _REGION_KEYS if item.get(key) is not None}
     if unknown := sorted(set(item) - _ITEM_KEYS):
         raise ValueError(f"{sample}: region item with {', '.join(unknown)}, expected {', '.join(sorted(_ITEM_KEYS))}.")
     name = re.fullmatch(r"region([1-9]\d*)", str(item.get("name") or ""))
     if item.get("name") and not name:
         raise ValueError(f"{sample}: region item with the name {item['name']!r}, expected region1, region2, ….")
-    if not prompt:
+    if all(item.get(key) is None for key in _REGION_KEYS):
         if name:
             return f"<{name[0]}>"
         raise ValueError(f"{sample}: region item without a prompt, expected 'box', 'points' or 'mask'.")
@@ -233,84 +275,12 @@ def _region_marker(item: dict[str, Any], chat: ChatPrompts, sample: str) -> str:
     number = int(name[1]) if name else max(chat.numbered, default=0) + 1
     if number in chat.numbered:
         raise ValueError(f"{sample}: region{number} has a prompt twice: give it once, and name it afterwards.")
-    chat.numbered[number] = (image, prompt)
+    chat.numbered[number] = (image, RegionPrompt.read(item, f"{sample}: region{number}"))
     return f"<region{number}>"
 
 
-def prompt_columns(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Prompts of regions → the lists that `TapRegionTokenizer.encode` takes: None where a region lacks that kind."""
-    kinds = {"boxes": "box", "points": "points", "point_labels": "point_labels", "masks": "mask"}
-    return {
-        plural: [prompt.get(kind) for prompt in prompts]
-        for plural, kind in kinds.items()
-        if any(prompt.get(kind) is not None for prompt in prompts)
-    }
-
-
-def prompts_by_region(boxes: Any, points: Any, point_labels: Any, masks: Any) -> list[dict[str, Any]]:
-    """Prompts by kind, as `TapRegionTokenizer.encode` takes them for one picture, → one prompt per region."""
-    given = {"box": boxes, "points": points, "point_labels": point_labels, "mask": masks}
-    for value, (name, nesting) in zip(given.values(), _NESTING.items()):
-        if value is not None:
-            _check_nesting(name, value, nesting)
-    lists = {key: value for key, value in given.items() if value is not None}
-    counts = {key: len(value) for key, value in lists.items()}
-    if len(set(counts.values())) > 1:
-        found = ", ".join(f"{n} × {key}" for key, n in counts.items())
-        raise ValueError(
-            f"Got {found}: prompts at one place of these lists are of one region; give the same number of each, None where a "
-            "region lacks one."
-        )
-    return [
-        {key: value[i] for key, value in lists.items() if value[i] is not None}
-        for i in range(next(iter(counts.values()), 0))
-    ]
-
-
-_NESTING = {"boxes": (2, "[[x1, y1, x2, y2]]"), "points": (3, "[[[x, y]]]"), "point_labels": (2, "[[1]]"),
-            "masks": (3, "[mask]")}  # fmt: skip
-"""How deep the lists of each kind go for one picture, and what one region looks like."""
-
-
-def _check_nesting(name: str, value: Any, nesting: tuple[int, str]) -> None:
-    """Refuse one region where a list of regions is expected."""
-    depth, example = nesting
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
-        raise ValueError(
-            f"{name} is a {type(value).__name__}, expected a list with an entry for each region: {example}."
-        )
-    if isinstance(value, dict):
-        raise ValueError(f"{name} is a dictionary, expected a list with an entry for each region: {example}.")
-    first = next((entry for entry in value if entry is not None), None)
-    if isinstance(first, (dict, str, os.PathLike)):  # an RLE or a mask's path, which are one region's
-        if name == "masks":
-            return
-        raise ValueError(
-            f"{name} holds a {type(first).__name__}, expected a list with an entry for each region: {example}."
-        )
-    found = 1
-    while first is not None and not isinstance(first, (str, int, float)) and found < depth:
-        shape = getattr(first, "shape", None)
-        if shape is not None:
-            found += len(shape)
-            break
-        if getattr(first, "size", None) is not None and not hasattr(first, "__len__"):  # a PIL mask is two-dimensional
-            found += 2
-            break
-        found += 1
-        first = first[0] if hasattr(first, "__len__") and len(first) else None
-        if first is None:
-            return
-    if first is not None and found < depth:
-        raise ValueError(f"{name} is one region's, expected a list with an entry for each region: {example}.")
-
-
-SPOKEN = re.compile(r"<region(\d*)>|\bregion ?(\d+)\b", re.IGNORECASE)
-"""A region in a question: its marker, or its name among the words, which people write with a space, too."""
-
-
 def user_content(
-    question: str, prompts: Sequence[dict[str, Any]], image: Any = None, known: int = 0
+    question: str, prompts: Sequence[RegionPrompt], image: Any = None, known: int = 0
 ) -> list[dict[str, Any]]:
     """A question as content items: the picture if it is new, words, and regions where the question speaks of them.
 
@@ -327,7 +297,7 @@ def user_content(
     new = [number for number in dict.fromkeys(number for _, number in spoken) if number > known]
     if prompts and not new and "<region" not in question:
         new = list(range(known + 1, known + len(prompts) + 1))
-        content += [{"type": "region", "name": f"region{n}", **prompts[n - known - 1]} for n in new]
+        content += [{"type": "region", "name": f"region{n}", **prompts[n - known - 1].as_dict()} for n in new]
     if len(new) != len(prompts):
         if "<region" not in question:
             raise ValueError(
@@ -350,17 +320,23 @@ def user_content(
         if text.strip():
             content.append({"type": "text", "text": text.strip()})
         text = ""
-        content.append({"type": "region", "name": name, **(prompts[number - known - 1] if number > known else {})})
+        shown_as = prompts[number - known - 1].as_dict() if number > known else {}
+        content.append({"type": "region", "name": name, **shown_as})
     if text := (text + question[position:]).strip():
         content.append({"type": "text", "text": text})
     return content
+
+
+def spoken_numbers(question: str) -> list[int]:
+    """Numbers of the regions that a question shows or names, as people write them; not of `<region>`, which has none."""
+    return [int(match[1] or match[2]) for match in _SPOKEN.finditer(question) if match[1] or match[2]]
 
 
 def _spoken(question: str, known: int, last: int) -> list[tuple[re.Match[str], int]]:
     """Where a question speaks of regions, and of which; `<region>` may count past the `last` one, a number may not."""
     spoken: list[tuple[re.Match[str], int]] = []
     highest = known
-    for match in SPOKEN.finditer(question):
+    for match in _SPOKEN.finditer(question):
         given = match[1] or match[2]
         number = int(given) if given else highest + 1
         if given and not 1 <= number <= last:
@@ -381,3 +357,11 @@ def _join(parts: Sequence[str]) -> str:
             text += "\n" if text.endswith("<image>") else " " if part[0] not in ",.;:!?')" else ""
         text += part
     return text
+
+
+def words_of(content: Any) -> str:
+    """Content without its picture, regions by their names."""
+    if isinstance(content, str):
+        return content
+    words = [item["name"] if item["type"] == "region" else item.get("text", "") for item in content]
+    return re.sub(r" (?=[.,;:!?')])", "", " ".join(word for word in words if word))
