@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,6 +30,12 @@ def boxes_of_masks(masks: Tensor) -> Tensor:
         edges += [torch.where(line, place, last[:, None]).amin(dim=1), last]
     x1, x2, y1, y2 = edges
     return torch.stack([x1, y1, x2, y2], dim=1)
+
+
+def box_of_mask(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The box x1, y1, x2, y2 around a boolean mask (H, W), in whole pixels; zeros if it is empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1) if len(rows) else (0, 0, 0, 0)
 
 
 def boxes_of_logits(

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 from .image_processing_tap import ImageInput, TapImageProcessor, as_image_list
+from .mask_boxes import box_of_mask
 from .prompt_encoder import PointLabel
 from .prompts import RegionPrompt, prompts_in_picture, read_prompts
 
@@ -95,11 +96,9 @@ class TapProcessor(ProcessorMixin):
 
 def box_and_points(mask: np.ndarray) -> RegionPrompt:
     """What stands for a mask (H, W) of booleans, not all False: its box and points well inside it."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-    points = interior_points(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    labels = (int(PointLabel.FOREGROUND),) * len(points)
-    return RegionPrompt(box, tuple((x + box[0], y + box[1]) for x, y in points), labels)
+    x1, y1, x2, y2 = box_of_mask(mask)
+    points = tuple((x1 + x, y1 + y) for x, y in interior_points(mask[y1:y2, x1:x2]))
+    return RegionPrompt((x1, y1, x2, y2), points, (PointLabel.FOREGROUND,) * len(points))
 
 
 def interior_points(mask: np.ndarray, count: int = MASK_POINTS) -> list[tuple[float, float]]:

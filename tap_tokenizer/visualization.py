@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .image_processing_tap import ImageInput, load_rgb
+from .mask_boxes import box_of_mask
 from .region_tokens import RegionTokens
 
 _GOLDEN_ANGLE = 0.61803398875
@@ -114,8 +115,8 @@ def _draw_point(
 def _anchor(layers: list[np.ndarray], points: Any, index: int) -> list[float]:
     """A box to write at, for a region that has none: its mask's, or its first point."""
     if index < len(layers) and layers[index].any():
-        rows, columns = np.nonzero(layers[index].any(axis=1))[0], np.nonzero(layers[index].any(axis=0))[0]
-        return [float(columns[0]), float(rows[0]), float(columns[-1]), float(rows[-1])]
+        x1, y1, x2, y2 = box_of_mask(layers[index])
+        return [float(x1), float(y1), float(x2 - 1), float(y2 - 1)]
     if points is not None and index < len(points) and len(points[index]):
         x, y = points[index][0]
         return [float(x), float(y), float(x), float(y)]

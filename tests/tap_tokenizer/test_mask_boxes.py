@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tap_tokenizer import TapImageProcessor
-from tap_tokenizer.mask_boxes import boxes_of_masks
+from tap_tokenizer.mask_boxes import box_of_mask, boxes_of_masks
 
 
 def test_boxes_around_masks() -> None:
@@ -17,6 +17,7 @@ def test_boxes_around_masks() -> None:
     masks[1, 19, 0] = masks[1, 2, 29] = True
     assert boxes_of_masks(masks).tolist() == [[10, 3, 12, 7], [0, 2, 30, 20], [0, 0, 0, 0]]
     assert boxes_of_masks(masks[:0]).shape == (0, 4)
+    assert [box_of_mask(mask.numpy()) for mask in masks] == [(10, 3, 12, 7), (0, 2, 30, 20), (0, 0, 0, 0)]
 
 
 def logits_of_blobs(count: int, side: int, seed: int) -> Tensor:
