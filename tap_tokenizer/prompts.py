@@ -97,7 +97,7 @@ def read_prompts(count: int | None, *, prompts: Any = None, **lists: Any) -> lis
     if not present:
         raise ValueError("Got no prompts: give boxes, points or masks.")
     if prompts is not None and len(present) > 1:
-        raise ValueError(f"Got prompts and {', '.join(present.keys() - {'prompts'})}: give prompts alone.")
+        raise ValueError(f"Got {', '.join(present)}: give prompts alone.")
     for name, value in present.items() if count is not None else ():
         is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
         if not is_list and not (isinstance(value, (np.ndarray, Tensor)) and value.ndim):
@@ -137,26 +137,13 @@ def prompts_in_picture(prompts: Sequence[RegionPrompt], size: tuple[int, int], w
     Raises `ValueError` for coordinates and masks that do not fit the picture; `where` begins the error. Give all prompts of a
     picture at once: only together do coordinates show whether they are in pixels.
     """
-    masks = {
-        i: _mask(prompt.mask, size, f"{where}Region {i}") for i, prompt in enumerate(prompts) if prompt.mask is not None
-    }
-    boxed = [i for i, prompt in enumerate(prompts) if prompt.box is not None]
-    pointed = [i for i, prompt in enumerate(prompts) for _ in prompt.points or ()]
-    boxes = np.array([prompts[i].box for i in boxed], dtype=np.float64).reshape(-1, 4)
-    points = np.array([point for prompt in prompts for point in prompt.points or ()], dtype=np.float64).reshape(-1, 2)
-    _check_coordinates(box_problems(boxes, size), boxed, where)
-    _check_coordinates(point_problems(points, size), pointed, where)
-    box_of = dict(zip(boxed, clip_boxes(boxes, size)))
-    clipped = iter(clip_points(points, size).tolist())
-    return [
-        replace(
-            prompt,
-            box=_four(box_of[i]) if i in box_of else None,
-            points=prompt.points and tuple((x, y) for _, (x, y) in zip(prompt.points, clipped)),
-            mask=masks.get(i),
-        )
-        for i, prompt in enumerate(prompts)
-    ]
+    boxes = {i: prompt.box for i, prompt in enumerate(prompts) if prompt.box is not None}
+    points = [(i, point) for i, prompt in enumerate(prompts) for point in prompt.points or ()]
+    rows = np.array(list(boxes.values()), dtype=np.float64).reshape(-1, 4)
+    _check_coordinates(box_problems(rows, size), list(boxes), where)
+    rows = np.array([point for _, point in points], dtype=np.float64).reshape(-1, 2)
+    _check_coordinates(point_problems(rows, size), [i for i, _ in points], where)
+    return [_clipped(prompt, size, f"{where}Region {i}") for i, prompt in enumerate(prompts)]
 
 
 def _check_coordinates(problems: dict[int, CoordinateProblem], regions: Sequence[int], where: str) -> None:
@@ -164,11 +151,16 @@ def _check_coordinates(problems: dict[int, CoordinateProblem], regions: Sequence
         raise ValueError(f"{where}Region {regions[row]}: {problem.words}")
 
 
-def _mask(value: Any, size: tuple[int, int], name: str) -> np.ndarray:
-    try:
-        return as_mask(value, size)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+def _clipped(prompt: RegionPrompt, size: tuple[int, int], name: str) -> RegionPrompt:
+    """A prompt whose coordinates have been checked, within its picture."""
+    if prompt.mask is not None:
+        try:
+            return replace(prompt, mask=as_mask(prompt.mask, size))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    box = None if prompt.box is None else _four(clip_boxes(np.array(prompt.box), size))
+    points = prompt.points and tuple((x, y) for x, y in clip_points(np.array(prompt.points), size).tolist())
+    return replace(prompt, box=box, points=points)
 
 
 def _four(values: np.ndarray) -> tuple[float, float, float, float]:

@@ -99,7 +99,7 @@ def test_prompts_encode_as_the_lists_that_they_were_read_from(tiny_tokenizer: Ta
 def test_prompts_and_lists_together_are_refused(tiny_tokenizer: TapRegionTokenizer) -> None:
     picture, prompt = np.zeros((*SIZE, 3), np.uint8), RegionPrompt.read({"box": [1, 2, 30, 40]})
     for arguments, message in (
-        ({"prompts": [prompt], "boxes": [[1, 2, 3, 4]]}, "Got prompts and boxes: give prompts alone"),
+        ({"prompts": [prompt], "boxes": [[1, 2, 3, 4]]}, "Got boxes, prompts: give prompts alone"),
         ({"prompts": [{"box": [1, 2, 3, 4]}]}, "Got a prompt of type dict, expected RegionPrompt"),
         ({"prompts": prompt}, "Got prompts of type RegionPrompt, expected a list"),
     ):
