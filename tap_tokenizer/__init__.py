@@ -27,10 +27,13 @@ if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     from .bundled import add_bundled, bundled_or_given
     from .coordinates import box_problems, point_problems
     from .flags import (
+        add_command,
         add_output_flags,
         add_prompt_flags,
+        check_folder_of_pictures,
         check_new,
         check_not_read,
+        check_one_picture,
         check_picture_path,
         inputs_of,
         prompts_of,
