@@ -15,7 +15,6 @@ from tap_tokenizer import (
     check_not_read,
     check_picture_path,
     draw_regions,
-    prompts_in_picture,
     region_prompts,
     save_picture,
     tell_limitation,
@@ -54,7 +53,7 @@ class TerminalChat:
     def mark(self, kind: str, value: Any) -> None:
         """Let a box, a point or a mask (a picture's path) wait for the next question; `ValueError` if it does not fit."""
         height, width = self.picture.shape[:2]
-        (prompt,) = prompts_in_picture(region_prompts([(kind, value)], (height, width)), (height, width))
+        (prompt,) = region_prompts([(kind, value)], (height, width))
         words = value if kind == "mask" else " ".join(f"{number:g}" for number in value)
         self.waiting.append((f"/{kind} {words}", prompt))
 

@@ -128,31 +128,22 @@ def _true_or_false(word: str) -> bool:
 
 
 def prompts_of(arguments: argparse.Namespace) -> list[RegionPrompt]:
-    """The regions that the flags name, with masks as large as the picture."""
+    """The regions that the flags name, checked against the picture."""
     from .image_processing_tap import open_image, upright_size
 
-    regions = arguments.regions or []
-    if not any(kind == "mask" for kind, _ in regions):
-        return region_prompts(regions, (0, 0))
+    if not arguments.regions:
+        return []
     with open_image(arguments.image) as picture:
         width, height = upright_size(picture)
-    return region_prompts(regions, (height, width))
+    return region_prompts(arguments.regions, (height, width))
 
 
 def region_prompts(regions: Sequence[tuple[str, Any]], size: tuple[int, int]) -> list[RegionPrompt]:
-    """Regions as (kind, value), kind being box, point or mask (a picture's path) → their prompts.
+    """Regions as (kind, value), kind being box, point or mask (a picture's path), of a picture of (height, width) `size`."""
+    from .prompts import RegionPrompt, prompts_in_picture
 
-    size: (height, width) of the picture, which masks must have.
-    """
-    from .masks import as_mask
-    from .prompts import RegionPrompt
-
-    read = {
-        "box": lambda box: {"box": box},
-        "point": lambda point: {"points": [point]},
-        "mask": lambda mask: {"mask": as_mask(mask, size)},
-    }
-    return [RegionPrompt.read(read[kind](value), f"Region {i}") for i, (kind, value) in enumerate(regions)]
+    given = [{"points": [value]} if kind == "point" else {kind: value} for kind, value in regions]
+    return prompts_in_picture([RegionPrompt.read(values, f"Region {i}") for i, values in enumerate(given)], size)
 
 
 def check_one_picture(arguments: argparse.Namespace) -> None:
