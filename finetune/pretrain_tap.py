@@ -30,7 +30,15 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer, only_writer
+from tap_tokenizer import (
+    ConceptBank,
+    PointLabel,
+    TapConfig,
+    TapImageProcessor,
+    TapModel,
+    TapRegionTokenizer,
+    only_writer,
+)
 
 from .arguments import RECIPES, check_counts, knob, parse_arguments, run_command, save_arguments
 from .checkpoints import save_whole
@@ -550,7 +558,9 @@ def _evaluate_prompts(
     batch = batch.to(model.device)
     embeddings = model.get_image_embeddings(batch.pixel_values)
     point = PromptSampler(model.config.image_size, box_probability=0.0).first(batch.masks > 0.5, batch.boxes)
-    corners = torch.tensor([[2, 3]], device=model.device).expand(len(batch.boxes), -1)
+    corners = torch.tensor([[PointLabel.TOP_LEFT, PointLabel.BOTTOM_RIGHT]], device=model.device).expand(
+        len(batch.boxes), -1
+    )
     for name, points, labels in (("box", batch.boxes.view(-1, 2, 2), corners), ("point", point.points, point.labels)):
         output = model(
             image_embeddings=embeddings, input_points=points, input_labels=labels, image_index=batch.image_index
