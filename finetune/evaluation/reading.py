@@ -16,8 +16,7 @@ import numpy as np
 
 from ..data.entries import EntryError
 from ..data.sample import GLYPH_SCHEME, Sample, encode_mask, mask_box
-from ..glyphs.questions import FAMILIES, draw_question
-from ..glyphs.records import number_regions
+from ..glyphs.questions import FAMILIES, draw_question, number_regions
 from ..glyphs.scenes import draw_scene, make_scene
 from .benchmarks import Benchmark
 from .coco_reading import mask_fault, read_coco

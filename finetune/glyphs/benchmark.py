@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..records import Record
 from .questions import FAMILIES, Family, Question
-from .records import scene_record
+from .records import record_of
 from .scenes import VERSION, GlyphPicture, GlyphScene, draw_scene, make_scene
 
 BENCHMARK_VERSION = "1"
@@ -59,13 +60,20 @@ def benchmark_scenes(
 
 def benchmark_records(
     split: str = "test", seed: int = EVALUATION_SEEDS[0], count: int = EVALUATION_SCENES
-) -> Iterator[Sample]:
-    """`benchmark_scenes` as records, one for each scene. Its questions each have a type, their family, and options.
+) -> Iterator[Record]:
+    """`benchmark_scenes` as records, the regions that are asked about alone; a question's type is its family.
 
     Every question is to be asked in a conversation of its own.
     """
     for one in benchmark_scenes(split, seed, count):
-        yield scene_record(one.scene, one.picture, one.questions, with_options=True)
+        record = record_of(one.scene, one.picture, one.questions)
+        record.image_id = one.scene.index
+        objects = dict.fromkeys(i for question in one.questions for i in question.objects)
+        for region, i in zip(record.regions, objects, strict=True):
+            region.id = f"{one.scene.index}/{i}"
+        for turn, question in zip(record.conversations[::2], one.questions, strict=True):
+            turn.options = list(question.choices)
+        yield record
 
 
 class QuestionBalance:
