@@ -22,6 +22,7 @@ if not help_is_wanted():
         use_adapter,
     )
     from .chat import RegionBaseline, RegionChat
+    from .chat_markup import number_regions, region_numbers, replace_regions
     from .configuration_bridge import REGION_TOKEN, RegionBridgeConfig
     from .description import RegionDescription, describe_regions
     from .modeling_bridge import RegionBridgeForConditionalGeneration, RegionBridgeOutput
@@ -61,8 +62,11 @@ __all__ = [
     "has_adapter",
     "load_adapter",
     "merge_lora",
+    "number_regions",
     "region_features",
+    "region_numbers",
     "remove_lora",
+    "replace_regions",
     "set_trainable",
     "use_adapter",
 ]

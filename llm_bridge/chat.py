@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -42,12 +41,13 @@ from tap_tokenizer import (
     read_json_object,
 )
 
+from .chat_markup import user_content, words_of
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
 from .language_model import can_read_ahead
 from .modeling_bridge import RegionBridgeForConditionalGeneration, check_context
 from .processing_bridge import RegionBridgeProcessor, open_picture
 from .processing_described import DescribedRegionProcessor
-from .region_prompt import prompt_columns, prompts_by_region, user_content
+from .region_prompt import prompt_columns, prompts_by_region
 
 logger = logging.getLogger(__name__)
 
@@ -472,11 +472,3 @@ def _trimmed(pieces: Iterator[str]) -> Iterator[str]:
         if kept:
             begun = True
             yield kept
-
-
-def words_of(content: Any) -> str:
-    """Content without its picture, regions by their names."""
-    if isinstance(content, str):
-        return content
-    words = [item["name"] if item["type"] == "region" else item.get("text", "") for item in content]
-    return re.sub(r" (?=[.,;:!?')])", "", " ".join(word for word in words if word))

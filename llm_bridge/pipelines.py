@@ -36,9 +36,10 @@ from transformers.utils.chat_template_utils import Chat
 
 from tap_tokenizer import TapModel, TapRegionTokenizer, bundled_or_given, check_findable
 
+from .chat_markup import user_content
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .processing_bridge import RegionBridgeProcessor, as_batch
-from .region_prompt import prompts_by_region, user_content
+from .region_prompt import prompts_by_region
 
 _PROMPTS = ("boxes", "points", "point_labels", "masks")
 CAPTION_REQUEST = "Describe <region>."
