@@ -25,6 +25,7 @@ if not help_is_wanted():
     from .chat_markup import number_regions, region_numbers, replace_regions
     from .configuration_bridge import REGION_TOKEN, RegionBridgeConfig
     from .description import RegionDescription, describe_regions
+    from .generation import generate_text
     from .modeling_bridge import RegionBridgeForConditionalGeneration, RegionBridgeOutput
     from .picture_context import PictureContext, grid_points
     from .pipelines import RegionCaptioningPipeline, RegionTextGenerationPipeline, register_pipelines
@@ -58,6 +59,7 @@ __all__ = [
     "count_parameters",
     "describe_regions",
     "find_adapter",
+    "generate_text",
     "grid_points",
     "has_adapter",
     "load_adapter",

@@ -49,7 +49,7 @@ LAYERS = {
         {"__init__", "__main__"},
     ],
     "llm_bridge": [
-        {"configuration_bridge", "description", "region_features", "region_prompt"},
+        {"configuration_bridge", "description", "generation", "region_features", "region_prompt"},
         {
             "chat_template",
             "language_model",
