@@ -16,7 +16,7 @@ import numpy as np
 
 from ..data.entries import EntryError
 from ..data.sample import GLYPH_SCHEME, Sample, encode_mask, mask_box
-from ..glyphs.questions import FAMILIES, draw_question, number_regions
+from ..glyphs.questions import FAMILIES, draw_question
 from ..glyphs.scenes import draw_scene, make_scene
 from .benchmarks import Benchmark
 from .coco_reading import mask_fault, read_coco
@@ -185,7 +185,7 @@ def _glyph_record(index: int, seed: int) -> Sample:
         question = draw_question(scene, family, np.random.RandomState([223, seed, index, k]))
         if question is None or not set(question.objects) <= visible:
             continue
-        text, answer = number_regions(question, order)
+        text, answer = question.numbered(order)
         turns += [
             {"role": "user", "content": text, "type": family, "options": list(question.choices)},
             {"role": "assistant", "content": answer},

@@ -7,12 +7,13 @@ asked that a picture could be read either way.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
+
+from llm_bridge import replace_regions
 
 from .language import caption
 from .scenes import COLOURS, KINDS, SIZES, GlyphObject, GlyphScene
@@ -48,6 +49,16 @@ class Question:
     objects: tuple[int, ...]
     choices: tuple[str, ...]
 
+    def numbered(self, order: list[int]) -> tuple[str, str]:
+        """Text and answer with regions numbered by their objects' places in `order`, which grows by those that are new."""
+        order += [i for i in self.objects if i not in order]
+
+        def rename(number: int, is_shown: bool) -> str:
+            name = f"region{order.index(self.objects[number - 1]) + 1}"
+            return f"<{name}>" if is_shown else name
+
+        return replace_regions(self.text, rename), replace_regions(self.answer, rename)
+
 
 Draw: TypeAlias = Callable[[GlyphScene, np.random.RandomState], Question | None]
 """Draws a question about a scene; None if the scene has none with the answer that was drawn."""
@@ -70,17 +81,6 @@ def draw_question(scene: GlyphScene, family: str, random: np.random.RandomState)
     if family not in FAMILIES:
         raise ValueError(f"Got question family {family!r}, expected one of {', '.join(FAMILIES)}.")
     return FAMILIES[family].draw(scene, random)
-
-
-def number_regions(question: Question, order: list[int]) -> tuple[str, str]:
-    """A question's text and answer with its regions numbered by `order`, which grows by those that are new."""
-    order += [number for number in question.objects if number not in order]
-
-    def renumber(match: re.Match[str]) -> str:
-        return f"region{order.index(question.objects[int(match[1]) - 1]) + 1}"
-
-    text, answer = (re.sub(r"region(\d)", renumber, words) for words in (question.text, question.answer))
-    return text, answer
 
 
 def place_of(glyph: GlyphObject, scene: GlyphScene) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics import accuracy, chance, is_exact, majority
-from .glyphs.questions import ATTRIBUTE_FAMILIES, CAPTION_FAMILIES, CONTEXT_FAMILIES, FAMILIES, PAIR_FAMILIES
+from .questions import ATTRIBUTE_FAMILIES, CAPTION_FAMILIES, CONTEXT_FAMILIES, FAMILIES, PAIR_FAMILIES
 
 GROUPS = {
     "attributes and position": ATTRIBUTE_FAMILIES,
@@ -21,15 +21,26 @@ GROUPS = {
 }
 """Families as the first table groups them."""
 
-VIEWS = ("full", "shuffled", "question only", "no position", "objects given", "follow-up", "described")
-"""What the language model is given: the regions; regions and picture of another scene; no regions; all but position; as
-picture context the true objects instead of those that are found; the regions in earlier turns, each described there, and then
-another; TAP's words instead of tokens."""
+_OVERVIEW = {
+    "regions": "regions",
+    "mask mIoU from a box": "mask mIoU from a box",
+    "mask mIoU from the centre point": "mask mIoU from the centre point",
+    "mask mIoU from a random point": "mask mIoU from a random point",
+    "concept top-1 (kind)": "concept top-1 (kind)",
+    "concept top-1 (colour)": "concept top-1 (colour)",
+    "concept top-1 (size)": "concept top-1 (size)",
+    "native caption exact": "native caption exact",
+    "LLM: caption exact": "full: caption",
+    **{f"LLM: {group}": f"full: {group}" for group in GROUPS},
+}
+"""Rows of the first table, and the numbers that they show."""
 
-_REGION_ROWS = (
-    "mask mIoU from a box", "mask mIoU from the centre point", "mask mIoU from a random point", "concept top-1 (kind)",
-    "concept top-1 (colour)", "concept top-1 (size)", "native caption exact",
-)  # fmt: skip
+_COLUMNS = {
+    "n": "n", "LLM": "full", "TAP alone": "tap alone", "no position": "no position", "regions shuffled": "shuffled",
+    "question only": "question only", "objects given": "objects given", "follow-up": "follow-up",
+    "described": "described", "chance": "chance", "majority": "majority",
+}  # fmt: skip
+"""Columns of a split's table, and the kinds of numbers that they show: views, and what a view is measured by."""
 
 
 def summarise(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -111,29 +122,29 @@ def as_tables(metrics: dict[str, Any]) -> str:
 
 
 def _overview(metrics: dict[str, Any], splits: Sequence[str]) -> str:
-    rows = ["regions", *_REGION_ROWS, "full: caption", *(f"full: {group}" for group in GROUPS)]
     lines = ["| | " + " | ".join(splits) + " |", "|---" * (len(splits) + 1) + "|"]
-    for name in rows:
+    for row, name in _OVERVIEW.items():
         values = [metrics[split].get(name) for split in splits]
         if any(value is not None for value in values):
-            shown = name.replace("full: caption", "full: caption exact", 1) if name == "full: caption" else name
-            cells = ["" if v is None else f"{v:.0f}" if name == "regions" else f"{v:.3f}" for v in values]
-            lines.append(f"| {shown.replace('full: ', 'LLM: ')} | " + " | ".join(cells) + " |")
+            lines.append(_row(row, [_cell(value, whole=name == "regions") for value in values]))
     return "\n".join(lines)
 
 
 def _families(split: str, numbers: dict[str, float]) -> str:
     columns = {
-        "n": "n", "LLM": "full", "TAP alone": "tap alone", "no position": "no position", "regions shuffled": "shuffled",
-        "question only": "question only", "objects given": "objects given", "follow-up": "follow-up",
-        "described": "described", "chance": "chance", "majority": "majority",
-    }  # fmt: skip
-    columns = {shown: kind for shown, kind in columns.items() if any(name.startswith(f"{kind}: ") for name in numbers)}
-    lines = [f"| {split} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        column: kind for column, kind in _COLUMNS.items() if any(name.startswith(f"{kind}: ") for name in numbers)
+    }
+    lines = [_row(split, list(columns)), "|---" * (len(columns) + 1) + "|"]
     for family in FAMILIES:
-        if f"full: {family}" not in numbers:
-            continue
-        values = [numbers.get(f"{kind}: {family}") for kind in columns.values()]
-        cells = ["" if v is None else f"{v:.0f}" if kind == "n" else f"{v:.3f}" for kind, v in zip(columns, values)]
-        lines.append(f"| {family} | " + " | ".join(cells) + " |")
+        if f"full: {family}" in numbers:
+            cells = [_cell(numbers.get(f"{kind}: {family}"), whole=kind == "n") for kind in columns.values()]
+            lines.append(_row(family, cells))
     return "\n".join(lines)
+
+
+def _row(head: str, cells: Sequence[str]) -> str:
+    return f"| {head} | " + " | ".join(cells) + " |"
+
+
+def _cell(value: float | None, *, whole: bool) -> str:
+    return "" if value is None else f"{value:.0f}" if whole else f"{value:.3f}"
