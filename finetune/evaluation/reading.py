@@ -17,8 +17,7 @@ import numpy as np
 from ..data.entries import mask_fault, read_coco
 from ..data.problems import EntryError, Problems, numbered, read_each
 from ..data.sample import GLYPH_SCHEME, Sample, encode_mask, mask_box
-from ..glyphs.questions import FAMILIES, draw_question
-from ..glyphs.records import number_regions
+from ..glyphs.questions import FAMILIES, draw_question, number_regions
 from ..glyphs.scenes import draw_scene, make_scene
 from .benchmarks import Benchmark
 from .gar_bench_cap import places_of as gar_cap_places
