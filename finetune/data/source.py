@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from llm_bridge import region_numbers
 from tap_tokenizer import check_regular_file, open_image, upright_size
 
 from ..arguments import knob
@@ -128,18 +129,6 @@ def records_of(
         yield Record(image, size[1], size[0], [region for region, _ in some], turns, source, terms)
 
 
-def number_regions(text: str, start: int = 0) -> tuple[str, int]:
-    """`<region>`, `<region>` → `<region1>`, `<region2>`, after `start` regions before; and how many there are by now."""
-    count = start
-
-    def name(_: re.Match[str]) -> str:
-        nonlocal count
-        count += 1
-        return f"<region{count}>"
-
-    return re.sub("<region>", name, text), count
-
-
 def with_all_shown(turns: Sequence[Turn], regions: int) -> list[Turn]:
     """Turns in which users show every region before the assistant speaks of it.
 
@@ -148,7 +137,7 @@ def with_all_shown(turns: Sequence[Turn], regions: int) -> list[Turn]:
     shown: set[int] = set()
     named_first = False
     for turn in turns:
-        numbers = {int(n) for n in re.findall(r"<region(\d+)>", turn.content)}
+        numbers = set(region_numbers(turn.content))
         if turn.role == "user":
             shown |= numbers
         else:
