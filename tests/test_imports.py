@@ -41,6 +41,7 @@ LAYERS = {
         {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "concept_projector"},
         {"fast_inference"},
         {"modeling_tap", "image_processing_tap"},
+        {"masks"},
         {"prompts"},
         {"processing_tap", "region_tokens", "checkpoint_conversion", "picture_folders"},
         {"pretrained_files"},
