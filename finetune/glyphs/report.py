@@ -1,7 +1,4 @@
-"""Lines of a GlyphScenes evaluation → means over seeds, and the tables that show them.
-
-Knows what a line holds, nothing of models or pictures.
-"""
+"""Lines of a GlyphScenes evaluation → means over seeds, and the tables that show them."""
 
 from __future__ import annotations
 
@@ -21,15 +18,16 @@ GROUPS = {
 }
 """Families as the first table groups them."""
 
+_MASKS = {
+    "mask mIoU from a box": "iou_box",
+    "mask mIoU from the centre point": "iou_centre",
+    "mask mIoU from a random point": "iou_point",
+}
+_CONCEPTS = {f"concept top-1 ({name})": name for name in ("kind", "colour", "size")}
+"""Numbers of the region tokenizer alone, and the entries of a line that they are means of."""
+
 _OVERVIEW = {
-    "regions": "regions",
-    "mask mIoU from a box": "mask mIoU from a box",
-    "mask mIoU from the centre point": "mask mIoU from the centre point",
-    "mask mIoU from a random point": "mask mIoU from a random point",
-    "concept top-1 (kind)": "concept top-1 (kind)",
-    "concept top-1 (colour)": "concept top-1 (colour)",
-    "concept top-1 (size)": "concept top-1 (size)",
-    "native caption exact": "native caption exact",
+    **{name: name for name in ("regions", *_MASKS, *_CONCEPTS, "native caption exact")},
     "LLM: caption exact": "full: caption",
     **{f"LLM: {group}": f"full: {group}" for group in GROUPS},
 }
@@ -63,10 +61,8 @@ def _of_seed(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     regions = [line for line in lines if line["task"] == "region"]
     result = {
         "regions": float(len(regions)),
-        "mask mIoU from a box": float(np.mean([r["iou_box"] for r in regions])),
-        "mask mIoU from the centre point": float(np.mean([r["iou_centre"] for r in regions])),
-        "mask mIoU from a random point": float(np.mean([r["iou_point"] for r in regions])),
-        **{f"concept top-1 ({name})": _share(regions, name) for name in ("kind", "colour", "size")},
+        **{name: float(np.mean([region[key] for region in regions])) for name, key in _MASKS.items()},
+        **{name: _share(regions, key) for name, key in _CONCEPTS.items()},
         "native caption exact": _share(regions, "caption"),
     }
     questions = [line for line in lines if line["task"] == "question"]

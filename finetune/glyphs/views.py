@@ -200,11 +200,11 @@ def _answers(chat: RegionChat, asked: Sequence[Asked], *, hide_position: bool = 
 
 def _without_position(chat: RegionChat, features: Tensor) -> Tensor:
     """Features (B, S, F) with boxes and areas at zero, and the objects of each picture's context in an order of chance."""
-    start = chat.model.config.token_size + chat.model.config.embed_size
+    layout = chat.model.config.feature_layout
     blind = features.clone()
-    blind[..., start : start + 5] = 0
+    blind[..., layout.box] = blind[..., layout.area] = 0
     for row in blind:
-        context = (row[:, -1] == 1).nonzero()[:, 0]
+        context = (row[:, layout.context] == 1).nonzero()[:, 0]
         order = np.random.RandomState([223, len(context)]).permutation(len(context))
         row[context] = row[context[torch.from_numpy(order)]]
     return blind

@@ -23,7 +23,7 @@ from finetune.glyphs.questions import CONTEXT_FAMILIES
 from finetune.glyphs.regions import SeenScenes
 from finetune.glyphs.report import as_tables, summarise
 from finetune.glyphs.views import Asked
-from llm_bridge import RegionChat
+from llm_bridge import FeatureLayout, RegionChat
 from tap_tokenizer import TapRegionTokenizer
 
 pytestmark = pytest.mark.slow
@@ -60,7 +60,7 @@ def test_other_weights_are_another_evaluation(evaluated: Path, monkeypatch: pyte
 
 
 def test_no_position_hides_boxes_and_order_alone() -> None:
-    config = SimpleNamespace(token_size=3, embed_size=2)
+    config = SimpleNamespace(feature_layout=FeatureLayout(token_size=3, embed_size=2, num_experts=4))
     features = torch.rand(2, 6, 3 + 2 + 5 + 1 + 4 + 1)
     features[..., -1] = torch.tensor([1.0, 1, 1, 1, 0, 0])
     blind = views._without_position(SimpleNamespace(model=SimpleNamespace(config=config)), features)  # type: ignore[arg-type]
