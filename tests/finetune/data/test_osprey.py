@@ -31,11 +31,11 @@ def turns(*values: str) -> list[dict[str, str]]:
 def test_conversation(tmp_path: Path) -> None:
     talk = turns("What is <region1>?", "A dog beside <region2>.", "Is it wet?", "No.")
     sample = read(tmp_path, "conversation", file_name="COCO_train2014_000000000009.jpg", conversations=talk)
-    assert sample["image"] == "000000000009.jpg"
+    assert sample.image == "000000000009.jpg"
     first = talk_of(sample)[0]
     assert first.startswith("The picture has <region1>, <region2>.")  # region 2 would else be shown by the answer
     assert first.endswith("What is <region1>?")
-    assert sample["regions"][0]["box"] == [10, 10, 30, 30]
+    assert sample.regions[0].box == [10, 10, 30, 30]
 
 
 def test_short_answers_and_parts(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_positives_and_negatives_keep_the_name(tmp_path: Path) -> None:
     write_picture(tmp_path / "val_9.jpg")
     talk = turns("Is <region1> a cat, and <region2>?", "No")
     sample = read(tmp_path, "lvis_positive_negative", file_name="val_9.jpg", conversations=talk)
-    assert sample["image"] == "val_9.jpg"
+    assert sample.image == "val_9.jpg"
 
 
 def test_descriptions(tmp_path: Path) -> None:
