@@ -5,7 +5,7 @@ What does not go together is refused here, before a step is made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,12 +197,11 @@ def _adapted(
     if arguments.image_grid is not None or arguments.image_regions is not None:
         config.image_grid, config.image_regions = arguments.image_grid or 0, arguments.image_regions or 0
     if arguments.new_region_tokenizer is not None and tokenizer is not None:
-        decoder = tokenizer.model.config.image_decoder_config
-        sizes = (decoder.hidden_size, decoder.semantic_embed_size, decoder.num_experts)
-        if sizes != (config.token_size, config.embed_size, config.num_experts):
+        if processor.feature_layout != config.feature_layout:
             raise ValueError(
-                f"{arguments.new_region_tokenizer} has tokens, embeddings and experts of sizes {sizes}, the bridge reads "
-                f"{(config.token_size, config.embed_size, config.num_experts)}: begin a fresh bridge with it."
+                f"{arguments.new_region_tokenizer} has tokens, embeddings and experts of sizes "
+                f"{astuple(processor.feature_layout)}, the bridge reads {astuple(config.feature_layout)}: begin a fresh bridge "
+                "with it."
             )
         config.fingerprint = tokenizer.fingerprint
         config.concept_space = tokenizer.concepts.digest if tokenizer.concepts else None

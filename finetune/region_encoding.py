@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
+from tap_tokenizer import ImageFeatures, RegionPrompt, RegionTokens, TapRegionTokenizer, prompts_in_picture
 
 from .data.sample import Sample, check_size, record_name, region_prompts
 
@@ -35,14 +35,15 @@ def encode_regions(
         regions = tokenizer.encode(features=features, **columns).without_masks().to("cpu")
     except ValueError:
         for sample, size, prompt in zip(samples, features.original_sizes, prompts):
-            _check_prompts(tokenizer, sample, size, prompt)
+            _check_prompts(sample, size, prompt)
         raise
     return (regions.of_image(i) for i in range(len(samples)))
 
 
-def _check_prompts(tokenizer: TapRegionTokenizer, sample: Sample, size: Tensor, prompts: dict[str, Any]) -> None:
+def _check_prompts(sample: Sample, size: Tensor, prompts: dict[str, Any]) -> None:
     """Raise what is wrong with a record's prompts, under its name."""
     try:
-        tokenizer.processor.prepare_prompts(size[None], is_batch=False, **prompts)
+        height, width = size.tolist()
+        prompts_in_picture(RegionPrompt.read_lists(**prompts), (height, width))
     except ValueError as error:
         raise ValueError(f"{record_name(sample)}: {error}") from None

@@ -22,14 +22,16 @@ if not help_is_wanted():
         use_adapter,
     )
     from .chat import RegionBaseline, RegionChat
-    from .configuration_bridge import REGION_TOKEN, RegionBridgeConfig
+    from .chat_markup import number_regions, region_numbers, replace_regions
+    from .configuration_bridge import REGION_TOKEN, FeatureLayout, RegionBridgeConfig
     from .description import RegionDescription, describe_regions
+    from .generation import generate_text
     from .modeling_bridge import RegionBridgeForConditionalGeneration, RegionBridgeOutput
     from .picture_context import PictureContext, grid_points
     from .pipelines import RegionCaptioningPipeline, RegionTextGenerationPipeline, register_pipelines
     from .processing_bridge import RegionBridgeProcessor
     from .processing_described import DescribedRegionProcessor
-    from .projector import RegionProjector
+    from .projector import MlpProjector
     from .region_features import region_features
 
     take_bundled_names(RegionBridgeConfig, checked=True)
@@ -42,6 +44,8 @@ if not help_is_wanted():
 __all__ = [
     "REGION_TOKEN",
     "DescribedRegionProcessor",
+    "FeatureLayout",
+    "MlpProjector",
     "PictureContext",
     "RegionBaseline",
     "RegionBridgeConfig",
@@ -51,18 +55,21 @@ __all__ = [
     "RegionCaptioningPipeline",
     "RegionChat",
     "RegionDescription",
-    "RegionProjector",
     "RegionTextGenerationPipeline",
     "add_lora",
     "count_parameters",
     "describe_regions",
     "find_adapter",
+    "generate_text",
     "grid_points",
     "has_adapter",
     "load_adapter",
     "merge_lora",
+    "number_regions",
     "region_features",
+    "region_numbers",
     "remove_lora",
+    "replace_regions",
     "set_trainable",
     "use_adapter",
 ]

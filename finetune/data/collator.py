@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from llm_bridge import RegionBridgeConfig, RegionBridgeProcessor, region_features
+from llm_bridge import RegionBridgeProcessor, region_features
 from tap_tokenizer import RegionTokens
 
 from ..region_encoding import encode_regions
@@ -119,11 +119,8 @@ class ConversationCollator:
         """
         if self.processor.region_tokenizer is None:
             return {}
-        decoder = self.processor.region_tokenizer.model.config.image_decoder_config
-        sizes = RegionBridgeConfig(
-            token_size=decoder.hidden_size, embed_size=decoder.semantic_embed_size, num_experts=decoder.num_experts
-        )
-        features = self.processor.pad_features([torch.zeros(1, sizes.feature_size), *[None] * (count - 1)])
+        nothing = torch.zeros(1, self.processor.feature_layout.size)
+        features = self.processor.pad_features([nothing, *[None] * (count - 1)])
         return {**features, "region_mask": torch.zeros_like(features["region_mask"])}
 
     def _fit(self, item: CachedSample) -> CachedSample:
