@@ -16,11 +16,11 @@ from transformers import BitsAndBytesConfig
 from llm_bridge import PictureContext, RegionBridgeForConditionalGeneration, RegionBridgeProcessor, find_adapter
 from tap_tokenizer import TapRegionTokenizer
 
+from .cache import RegionCache
 from .checkpoints import is_sharded
 from .config import Source, check_counts, check_sources, knob
 from .loop import RunArguments
 from .optimizers import OptimizerName, build_optimizers
-from .region_cache import RegionCache
 
 
 @dataclass(kw_only=True)

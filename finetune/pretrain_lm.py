@@ -34,8 +34,7 @@ from tap_tokenizer import check_config, model_from_config, read_json_object
 from .checkpoints import save_whole
 from .config import RECIPES, check_counts, knob, parse_arguments, run_command
 from .glyphs.language import caption
-from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES, draw_question
-from .glyphs.records import number_regions
+from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES, draw_question, number_regions
 from .glyphs.scenes import KINDS, GlyphScene, make_scene
 from .loop import RunArguments, Training, ignore_ctrl_c, mean_of, run
 from .optimizers import build_optimizers

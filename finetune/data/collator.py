@@ -18,7 +18,7 @@ from transformers import BatchFeature
 from llm_bridge import RegionBridgeProcessor, region_features
 from tap_tokenizer import RegionTokens
 
-from ..region_encoding import encode_regions
+from ..cache import encode_regions
 from .sample import Sample, cut_turns, open_image
 
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.entries import mask_fault
+from ..data.problems import Problems, numbered, read_each
 from ..data.sample import Sample
 from ..data.source import literal, record, with_all_shown, with_box
 from .benchmarks import Benchmark
-from .coco_reading import mask_fault
 from .items import REGION_NAME, Item
 from .judge_pictures import region_mask, surroundings
 from .judges import JudgedBenchmark, Prompt, fill_template
 from .places import Place
-from .problems import Problems, numbered, read_each
 from .question_metrics import AS_MEANT
 
 if TYPE_CHECKING:

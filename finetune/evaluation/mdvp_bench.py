@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from ..data.entries import clipped_box, is_number, mask_fault
+from ..data.problems import Problems, read_each
+from ..data.problems import numbered as named_by_place
 from ..data.sample import Sample, mask_box
 from ..data.source import literal, record, with_all_shown
-from .coco_reading import clipped_box, is_number, mask_fault
 from .items import REGION_NAME, Item
 from .judge_pictures import numbered
 from .judges import JudgedBenchmark, Prompt, fill_template
 from .picture_files import size_of
 from .places import Place
-from .problems import Problems, read_each
-from .problems import numbered as named_by_place
 
 JUDGE_PROMPT = """Two answers to a question about numbered regions of the picture are to be rated. {context}
 

@@ -11,11 +11,10 @@ import torch
 from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens
 
+from ..cache import RegionCache, encode_regions
 from ..data.collator import picture_size
 from ..data.sample import Sample, WrongSizeError, check_size, open_image
 from ..data.validation import UNREADABLE
-from ..region_cache import RegionCache
-from ..region_encoding import encode_regions
 from .benchmarks import Benchmark
 from .items import Item, Seen
 from .loading import Cast

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.entries import mask_fault
 from ..data.gar_bench import GarBenchSource
+from ..data.problems import Problems, numbered, read_each
 from ..data.sample import Sample
 from ..data.source import literal
-from .coco_reading import mask_fault
 from .picture_files import size_of
 from .places import Place
-from .problems import Problems, numbered, read_each
 from .question_metrics import choices_of
 
 

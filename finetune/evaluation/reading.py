@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ..data.entries import EntryError
+from ..data.entries import mask_fault, read_coco
+from ..data.problems import EntryError, Problems, numbered, read_each
 from ..data.sample import GLYPH_SCHEME, Sample, encode_mask, mask_box
-from ..glyphs.questions import FAMILIES, draw_question
-from ..glyphs.records import number_regions
+from ..glyphs.questions import FAMILIES, draw_question, number_regions
 from ..glyphs.scenes import draw_scene, make_scene
 from .benchmarks import Benchmark
-from .coco_reading import mask_fault, read_coco
 from .gar_bench_cap import places_of as gar_cap_places
 from .gar_bench_cap import read_gar_cap
 from .mdvp_bench import places_of as mdvp_places
@@ -28,7 +27,6 @@ from .mdvp_bench import read_mdvp
 from .own_records import one_record_a_picture, read_own, reference_of, share_pictures
 from .paradlc_bench import read_paradlc
 from .places import Place
-from .problems import Problems, numbered, read_each
 from .question_files import gar_places, pope_places, read_gar, read_pope
 from .text_files import read_entries, read_json
 
