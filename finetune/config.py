@@ -102,6 +102,13 @@ def check_sources(sources: Sequence[Source]) -> None:
         raise ValueError(f"Got {weighted} weights for {len(sources)} data: give one for each, or none.")
 
 
+class _Parser(HfArgumentParser):
+    """Hands all that a field's metadata say to argparse, but for `free`, which argparse does not know."""
+
+    def add_argument(self, *names: str, free: bool = False, **options: Any) -> argparse.Action:
+        return super().add_argument(*names, **options)
+
+
 def parse_arguments(
     arguments_type: type[Arguments], argv: Sequence[str] | None = None, *, description: str | None = None
 ) -> Arguments:
@@ -115,7 +122,7 @@ def parse_arguments(
     finder = argparse.ArgumentParser(add_help=False)
     finder.add_argument("--config")
     config, flags = finder.parse_known_args(argv)
-    parser = HfArgumentParser(
+    parser = _Parser(
         arguments_type, description=description or arguments_type.__doc__, formatter_class=argparse.HelpFormatter
     )
     parser.add_argument("--config", metavar="RECIPE", help="YAML file, or name of a shipped recipe; flags override it")

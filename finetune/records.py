@@ -170,7 +170,6 @@ class Record:
         path = self.image.get("path") if isinstance(self.image, dict) else self.image
         return f"The record of {path or 'a picture without a name'}"
 
-
     def prompts(self) -> list[RegionPrompt]:
         """The prompts of the record's regions; errors call them Region 0, Region 1, …"""
         return [region.prompt(self.size, f"Region {i}") for i, region in enumerate(self.regions)]

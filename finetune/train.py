@@ -15,21 +15,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional as F
 
-from llm_bridge import add_lora, count_parameters, has_adapter, merge_lora, set_trainable
+from llm_bridge import add_lora, count_parameters, generate_text, has_adapter, merge_lora, set_trainable
 
-from .batches import HeldOut, make_loader
+from .batches import CachedRecord, ConversationCollator, held_out, make_loader
 from .bridge_setup import TrainArguments, check_arguments, check_data, check_sharding, load_bridge, make_optimizers
 from .checkpoints import is_sharded, keep_only_what_learns, save_whole
 from .config import parse_arguments, run_command
 from .loop import Training, run
+from .losses import summed_loss, words_learned
 
 
 class BridgeTraining(Training):
@@ -51,13 +51,14 @@ class BridgeTraining(Training):
         if arguments.gradient_checkpointing:
             bridge.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         accelerator.print(count_parameters(bridge))
+        self.collator = ConversationCollator(self.processor, arguments.max_length, arguments.mask_history)
         self.model: torch.nn.Module = bridge
         self.optimizers = make_optimizers(bridge, arguments)
         if not is_sharded(accelerator):
             keep_only_what_learns(accelerator)
 
     def batches(self, start: int) -> Iterable[dict[str, Tensor]]:
-        loader = make_loader(self.arguments, self.processor, start, self.accelerator.num_processes)
+        loader = make_loader(self.arguments, self.collator, start, self.accelerator.num_processes)
         records = sum(map(len, loader.dataset.rows))
         drawn = self.arguments.steps * self.arguments.batch_size * self.passes * self.accelerator.num_processes
         self.accelerator.print(
@@ -77,8 +78,27 @@ class BridgeTraining(Training):
         """Loss on held-out records, and how often the last answer of each is given word for word; each process does a part."""
         if self.arguments.eval_data is None:
             return {}
-        bridge = self.accelerator.unwrap_model(self.model).eval()
-        ...
+        self.model.eval()
+        sums = torch.zeros(4, dtype=torch.float64)
+        for items in held_out(self.arguments, self.accelerator.process_index, self.accelerator.num_processes):
+            bridge = self.accelerator.unwrap_model(self.model)
+            batch = {name: value.to(bridge.device) for name, value in self.collator(items).items()}
+            said = self._last_answers(items)
+            right = sum(a == item.record.conversations[-1].content for a, item in zip(said, items))
+            loss = float(summed_loss(bridge, batch))
+            sums += torch.tensor([loss, words_learned(batch), right, len(items)], dtype=torch.float64)
+        sums = self.accelerator.reduce(sums.float().to(self.accelerator.device))  # MPS has no doubles
+        loss, words, right, answers = sums.tolist()
+        return {"val_loss": loss / max(words, 1), "val_answer": right / max(answers, 1)}
+
+    def _last_answers(self, items: list[CachedRecord]) -> list[str]:
+        """The bridge's own words in place of the last answer of each conversation."""
+        bridge = self.accelerator.unwrap_model(self.model)
+        asked = [
+            replace(item, record=replace(item.record, conversations=item.record.conversations[:-1])) for item in items
+        ]
+        inputs = self.collator.prompts(asked).to(bridge.device)
+        return generate_text(bridge, self.processor, inputs, max_new_tokens=self.arguments.eval_max_new_tokens)
 
     def save(self, folder: Path) -> None:
         """An adapter folder where the language model has a name that still stands for it, else a whole bridge."""
