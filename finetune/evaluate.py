@@ -24,8 +24,8 @@ from accelerate import PartialState
 
 from tap_tokenizer import only_writer, write_whole
 
-from .arguments import knob, parse_arguments, run_command
 from .cache import data_checksum, file_checksum
+from .config import knob, parse_arguments, run_command
 from .environment import describe_environment
 from .evaluation.benchmarks import BENCHMARKS, Benchmark
 from .evaluation.caption_metrics import PROTOCOLS, choose_scorer, missing_for_ptb

@@ -39,7 +39,7 @@ import tap_tokenizer
 from llm_bridge import DescribedRegionProcessor, RegionChat, describe_regions, region_features
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, damage_told, only_writer, write_whole
 
-from .arguments import knob, parse_arguments, run_command
+from .config import knob, parse_arguments, run_command
 from .evaluation.loading import fingerprint
 from .evaluation.mask_metrics import mask_iou, next_click
 from .glyphs.benchmark import BENCHMARK_VERSION, EVALUATION_SEEDS, EVALUATION_SPLITS, LONG_SIDE, QuestionBalance

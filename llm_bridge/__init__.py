@@ -23,7 +23,7 @@ if not help_is_wanted():
     )
     from .chat import RegionBaseline, RegionChat
     from .chat_markup import number_regions, region_numbers, replace_regions
-    from .configuration_bridge import REGION_TOKEN, RegionBridgeConfig
+    from .configuration_bridge import REGION_TOKEN, FeatureLayout, RegionBridgeConfig
     from .description import RegionDescription, describe_regions
     from .generation import generate_text
     from .modeling_bridge import RegionBridgeForConditionalGeneration, RegionBridgeOutput
@@ -31,7 +31,7 @@ if not help_is_wanted():
     from .pipelines import RegionCaptioningPipeline, RegionTextGenerationPipeline, register_pipelines
     from .processing_bridge import RegionBridgeProcessor
     from .processing_described import DescribedRegionProcessor
-    from .projector import RegionProjector
+    from .projector import MlpProjector
     from .region_features import region_features
 
     take_bundled_names(RegionBridgeConfig, checked=True)
@@ -44,6 +44,8 @@ if not help_is_wanted():
 __all__ = [
     "REGION_TOKEN",
     "DescribedRegionProcessor",
+    "FeatureLayout",
+    "MlpProjector",
     "PictureContext",
     "RegionBaseline",
     "RegionBridgeConfig",
@@ -53,7 +55,6 @@ __all__ = [
     "RegionCaptioningPipeline",
     "RegionChat",
     "RegionDescription",
-    "RegionProjector",
     "RegionTextGenerationPipeline",
     "add_lora",
     "count_parameters",

@@ -39,7 +39,7 @@ from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_gi
 from .language_model import differing_weights, embedding_sums, load_language_model, plain, text_side, weight_sums
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .picture_context import PictureContext
-from .projector import RegionProjector
+from .projector import make_projector
 
 logger = logging.getLogger(__name__)
 
@@ -413,7 +413,7 @@ def load_adapter_folder(
     with misfits_told(folder):
         _check_same_model(config, source, folder)
         with torch.device("meta"):
-            projector = _read_projector(folder, RegionProjector(config))
+            projector = _read_projector(folder, make_projector(config))
     bridge = bridge_class(config, source)
     config.text_config = source.config
     bridge.projector.load_state_dict(projector)
@@ -441,7 +441,7 @@ def _load_language_model(
     return load_language_model(source, **options)
 
 
-def _read_projector(folder: Path, projector: RegionProjector) -> dict[str, Tensor]:
+def _read_projector(folder: Path, projector: nn.Module) -> dict[str, Tensor]:
     """The projector's weights, which must have the names and shapes of `projector`'s."""
     path = folder / PROJECTOR_FILE
     check_regular_file(path)

@@ -40,6 +40,7 @@ from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, add_stop_tokens
 from .configuration_bridge import (
     HUB_OPTIONS,
     REGION_TOKEN,
+    FeatureLayout,
     RegionBridgeConfig,
     bundled_or_given,
     fingerprint_number,
@@ -56,7 +57,7 @@ from .language_model import (
     text_side,
     try_out,
 )
-from .projector import RegionProjector
+from .projector import make_projector
 
 
 @dataclass
@@ -93,7 +94,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: RegionBridgeConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.language_model = language_model or model_from_config(AutoModelForCausalLM, config.text_config)
-        self.projector = RegionProjector(config)
+        self.projector = make_projector(config)
         self._is_generating = False
         self.post_init()
 
@@ -146,7 +147,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         language_model = text_side(language_model)
         check_kind(language_model, text_tokenizer)
         manner = try_out(language_model)
-        sizes = region_tokenizer.model.config
+        layout = FeatureLayout.of(region_tokenizer.model.config)
         attention = language_model.config._attn_implementation
         template = ChatTemplate(
             text_tokenizer,
@@ -158,9 +159,9 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             language_model=name,
             region_token_id=region_token_id(text_tokenizer),
             eos_token_id=template.stop_token_ids,
-            token_size=sizes.image_decoder_config.hidden_size,
-            embed_size=sizes.image_decoder_config.semantic_embed_size,
-            num_experts=sizes.image_decoder_config.num_experts,
+            token_size=layout.token_size,
+            embed_size=layout.embed_size,
+            num_experts=layout.num_experts,
             fingerprint=region_tokenizer.fingerprint,
             concept_space=region_tokenizer.concepts.digest if region_tokenizer.concepts else None,
             embedding_scale=manner.scale,
@@ -484,10 +485,11 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # --- what is refused ----------------------------------------------------------------------------------------------
 
     def _check_features(self, region_features: Tensor, region_source: Tensor | None) -> None:
-        if region_features.shape[-1] != self.config.feature_size:
+        width = self.config.feature_layout.size
+        if region_features.shape[-1] != width:
             raise ValueError(
-                f"Region features have width {region_features.shape[-1]}, this bridge reads {self.config.feature_size}: they "
-                "were made for another region tokenizer."
+                f"Region features have width {region_features.shape[-1]}, this bridge reads {width}: they were made for "
+                "another region tokenizer."
             )
         if not torch.isfinite(region_features).all():
             raise ValueError(
@@ -550,8 +552,8 @@ class _WithoutHead(nn.Module):
         return seen[-1]
 
 
-CONFIG_OPTIONS = ("experts", "use_semantic_embeds", "use_position", "image_grid", "image_regions", "projector_hidden_size",
-                  "position_frequencies", "accept_any_tokenizer")  # fmt: skip
+CONFIG_OPTIONS = ("experts", "use_semantic_embeds", "use_position", "image_grid", "image_regions", "projector_type",
+                  "projector_hidden_size", "position_frequencies", "accept_any_tokenizer")  # fmt: skip
 """Fields of the config that whoever builds a bridge may choose."""
 
 

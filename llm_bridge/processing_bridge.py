@@ -52,7 +52,14 @@ from .chat_markup import (
     with_images_last,
 )
 from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, Span, add_stop_tokens, token_ids
-from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given, fingerprint_number, region_token_id
+from .configuration_bridge import (
+    HUB_OPTIONS,
+    FeatureLayout,
+    RegionBridgeConfig,
+    bundled_or_given,
+    fingerprint_number,
+    region_token_id,
+)
 from .picture_context import PictureContext
 from .region_features import region_features
 from .region_prompt import prompt_columns
@@ -225,8 +232,13 @@ class RegionBridgeProcessor(ProcessorMixin):
     @property
     def layout(self) -> Layout:
         """How many placeholders an image and a region take."""
-        slots = self._region_tokenizer().model.config.image_decoder_config.num_experts if self.experts == "all" else 1
+        slots = self.feature_layout.num_experts if self.experts == "all" else 1
         return Layout(image_slots=self.context.slots, region_slots=slots)
+
+    @property
+    def feature_layout(self) -> FeatureLayout:
+        """Where the parts of a feature row stand."""
+        return FeatureLayout.of(self._region_tokenizer().model.config)
 
     # --- from text ----------------------------------------------------------------------------------------------------
 
@@ -521,8 +533,7 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     def _context_beside(self, context: Tensor, regions: Tensor, size: tuple[int, int]) -> Tensor:
         """Context features (slots, F) of a picture of a (height, width) beside features (R, slots, F) of asked regions."""
-        experts = self._region_tokenizer().model.config.image_decoder_config.num_experts
-        return self.context.beside(context, regions[:, 0], experts, size)
+        return self.context.beside(context, regions[:, 0], self.feature_layout, size)
 
     def _see(self, samples: Sequence[Sample]) -> _Seen:
         """Encode all pictures and regions of some samples, each picture once and all regions in one go."""

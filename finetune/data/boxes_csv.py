@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Region
 from .entries import number, shown, sound_region, sound_talk, text
 from .problems import EntryError

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Region, decode_mask
 from .annotations import AnnotationIndex
 from .entries import (

@@ -11,7 +11,7 @@ import numpy as np
 
 from tap_tokenizer import open_image
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Region, encode_mask
 from .annotations import AnnotationIndex
 from .coco import LICENSE, ListedPicturesSource

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tap_tokenizer import read_pickle
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Region
 from .annotations import AnnotationIndex
 from .coco import region_of

@@ -19,7 +19,7 @@ from typing import Any
 from llm_bridge import region_numbers
 from tap_tokenizer import check_regular_file, open_image, upright_size
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Region, Turn, mask_box
 from .entries import mapping, text
 from .problems import NAMED, EntryError, LeftOut

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Region
 from .annotations import AnnotationIndex
 from .coco import ListedPicturesSource, region_of

@@ -224,7 +224,7 @@ def test_options(
     bridge, processor = make_bridge(**options)
     inputs = one(processor, picture)
     assert (inputs["input_ids"] == bridge.config.region_token_id).sum() == slots
-    assert inputs["region_features"].shape == (1, slots, bridge.config.feature_size)
+    assert inputs["region_features"].shape == (1, slots, bridge.config.feature_layout.size)
     want = greedy(bridge, inputs)
     bridge.save_pretrained(tmp_path)
     assert torch.equal(greedy(RegionBridgeForConditionalGeneration.from_pretrained(tmp_path), inputs), want)
