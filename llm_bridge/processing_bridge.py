@@ -60,8 +60,8 @@ from .configuration_bridge import (
     fingerprint_number,
     region_token_id,
 )
+from .feature_rows import region_features
 from .picture_context import PictureContext
-from .region_features import region_features
 from .region_prompt import prompt_columns
 
 CONFIG_FILE = "processor_config.json"

@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .command_line import add_conversion_flags
 from .concept_projector import ConceptBank
 from .configuration_tap import TapConfig
+from .flags import add_conversion_flags
 from .image_processing_tap import PIXEL_MEAN_BGR, PIXEL_STD_BGR
 from .modeling_tap import TapModel
 from .output_files import only_writer

@@ -50,7 +50,7 @@ LAYERS = {
         {"__init__", "__main__"},
     ],
     "llm_bridge": [
-        {"configuration_bridge", "description", "generation", "region_features", "region_prompt"},
+        {"configuration_bridge", "description", "generation", "region_prompt"},
         {
             "chat_template",
             "language_model",

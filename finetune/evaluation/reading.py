@@ -18,7 +18,7 @@ from ..data.coco import CocoTruth
 from ..data.osprey import read_named_masks
 from ..data.problems import EntryError, Problems
 from ..data.sample import GLYPH_SCHEME, Sample, encode_mask
-from ..glyphs.questions import FAMILIES, draw_question, number_regions
+from ..glyphs.questions import FAMILIES, draw_question
 from ..glyphs.scenes import draw_scene, make_scene
 from .benchmarks import Benchmark
 from .gar_bench_cap import places_of as gar_cap_places
@@ -166,7 +166,7 @@ def _glyph_record(index: int, seed: int) -> Sample:
         question = draw_question(scene, family, np.random.RandomState([223, seed, index, k]))
         if question is None or not set(question.objects) <= visible:
             continue
-        text, answer = number_regions(question, order)
+        text, answer = question.numbered(order)
         turns += [
             {"role": "user", "content": text, "type": family, "options": list(question.choices)},
             {"role": "assistant", "content": answer},

@@ -2,8 +2,8 @@
 
     region-chat app
 
-Wires `page_conversation` to Gradio, which is imported only when a page is built. Pictures and downloads travel inside
-messages, so that nothing is written on the server and no path of it reaches a browser. `page_guard` stands before it.
+Wires `conversation` to Gradio, which is imported only when a page is built. Pictures and downloads travel inside
+messages, so that nothing is written on the server and no path of it reaches a browser. `guard` stands before it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import numpy as np
 
 from tap_tokenizer import load_rgb, region_colour
 
-from .chat import RegionChat
-from .configuration_bridge import BUNDLED
-from .page_conversation import PageConversation, PageConversations, as_html, table_of
-from .page_guard import Hosts, PageGuard
-from .page_input import PageLimits, read_picture
+from ..chat import RegionChat
+from ..configuration_bridge import BUNDLED
+from .conversation import PageConversation, PageConversations, as_html, table_of
+from .guard import Hosts, PageGuard
+from .input import PageLimits, read_picture
 
 if TYPE_CHECKING:
     import gradio as gr
 
 logger = logging.getLogger(__name__)
-PARTS = Path(__file__).parent / "page"
+PARTS = Path(__file__).parent
 EXAMPLE = BUNDLED / "region-chat-tiny" / "demo.png"
 
 INTRODUCTION = """# Ask about regions

@@ -1,6 +1,6 @@
 """What the page knows of each of its users: a picture, a conversation about it, and what TAP saw there.
 
-What comes from a browser is checked in `page_input`. Knows pictures and conversations; nothing of the web framework, and it
+What comes from a browser is checked in `input`. Knows pictures and conversations; nothing of the web framework, and it
 writes no file.
 """
 
@@ -23,12 +23,12 @@ from PIL import Image
 
 from tap_tokenizer import ImageFeatures, RegionTokens, draw_regions, mask_to_rle, region_colour
 
-from .chat import RegionChat
-from .chat_markup import spoken_numbers, user_content, words_of
-from .modeling_bridge import ContextFullError
-from .page_input import PageLimits, read_regions
-from .page_turns import Places, Turns
-from .region_prompt import prompt_columns
+from ..chat import RegionChat
+from ..chat_markup import spoken_numbers, user_content, words_of
+from ..modeling_bridge import ContextFullError
+from ..region_prompt import prompt_columns
+from .input import PageLimits, read_regions
+from .turns import Places, Turns
 
 SHOWN_SIDE = 1280
 """The longest side, in pixels, of the picture that a browser is sent to draw on."""

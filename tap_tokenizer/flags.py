@@ -10,7 +10,6 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,19 +25,6 @@ LEFT_OUT = 3
 """Exit code of a folder some of whose pictures could not be read."""
 
 INTERRUPTED = 130
-
-SCRIPTS = ("tap-tokenizer", "region-chat")
-MODULES = (("-m", "tap_tokenizer"), ("-m", "llm_bridge"))
-"""How the commands are started."""
-
-
-def help_is_wanted() -> bool:
-    """Whether this process is one of the commands, asked for its help alone: that is shown without loading torch."""
-    module = sys.argv[:1] == ["-m"] and any(pair in pairwise(sys.orig_argv) for pair in MODULES)
-    script = bool(sys.argv) and Path(sys.argv[0]).stem in SCRIPTS
-    words = sys.argv[1:] if script else sys.orig_argv
-    words = words[: words.index("--")] if "--" in words else words
-    return (module or script) and any(word in ("-h", "--help") for word in words)
 
 
 def run_command(
