@@ -94,7 +94,6 @@ MALFORMED = (KeyError, IndexError, TypeError, AttributeError, EntryError)
 T = TypeVar("T")
 
 
-
 def numbered(content: Iterable[Any], start: int = 0) -> Iterator[tuple[str, Any]]:
     """Entries named by their places, from `start`."""
     return ((str(number), entry) for number, entry in enumerate(content, start))
