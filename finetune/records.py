@@ -25,6 +25,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError
 from pycocotools import mask as coco_mask
 
+from llm_bridge import replace_regions
 from tap_tokenizer import RegionPrompt, as_mask, check_regular_file, load_rgb
 from tap_tokenizer import open_image as picture_from
 
@@ -305,17 +306,15 @@ def cut_turns(record: Record, start: int, count: int) -> tuple[Record, list[int]
     kept = [turn for turn in turns[: asked[0]] if turn.role == "system"] + turns[asked[start] : stop]
     order: list[int] = []
 
-    def renumber(match: re.Match[str]) -> str:
-        number = int(match[1] or match[2])
-        if number > len(record.regions):
-            return match[0]
+    def renumber(number: int, is_shown: bool) -> str | None:
+        if not 0 < number <= len(record.regions):
+            return None
         if number not in order:
             order.append(number)
             return f"<region{len(order)}>"  # shown here, even where the whole conversation had shown it before
         name = f"region{order.index(number) + 1}"
-        return f"<{name}>" if match[1] else name
+        return f"<{name}>" if is_shown else name
 
-    rows_named = re.compile(r"<region(\d+)>|\bregion(\d+)\b")
-    conversations = [replace(turn, content=rows_named.sub(renumber, turn.content)) for turn in kept]
+    conversations = [replace(turn, content=replace_regions(turn.content, renumber)) for turn in kept]
     rows = [number - 1 for number in order]
     return replace(record, regions=[record.regions[i] for i in rows], conversations=conversations), rows

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llm_bridge import number_regions
+
 from ..config import knob
 from ..records import Record, Region, Turn
 from .entries import box_of, entry_name, mapping, mask_of, needed, sound, text
 from .json_files import iter_items
-from .source import PictureSource, literal, number_regions
+from .source import PictureSource, literal
 
 
 @dataclass(kw_only=True)

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llm_bridge import number_regions
+
 from ..config import knob
 from ..records import Record, Turn
 from .entries import entry_name, listed, mapping, mask_of, needed, shown, size_of, size_of_rle, sound, text
 from .json_files import iter_items
 from .problems import EntryError
-from .source import PictureSource, masked_region, number_regions, talk, with_all_shown
+from .source import PictureSource, masked_region, talk, with_all_shown
 
 
 @dataclass(kw_only=True)

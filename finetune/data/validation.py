@@ -7,7 +7,6 @@ record's form; repairs nothing.
 from __future__ import annotations
 
 import os
-import re
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from llm_bridge import region_numbers
 from tap_tokenizer import box_problems, open_image, point_problems, upright_size
 
 from ..records import GLYPH_SCHEME, decode_mask, load_rows
@@ -185,7 +185,7 @@ def talk_problems(conversations: Sequence[Any], regions: int) -> Iterator[tuple[
             yield "empty text", f"turn {i} says nothing"
         if "<region>" in turn["content"]:
             yield "unnumbered region", f"turn {i} has <region>, expected <region1>, <region2>, …"
-        numbers = {int(n[:18]) for n in re.findall(r"<region(\d+)>", turn["content"])}  # longer ones name none, either
+        numbers = set(region_numbers(turn["content"]))
         if turn["role"] == "assistant" and numbers - shown:
             names = ", ".join(f"<region{n}>" for n in sorted(numbers - shown))
             yield "unseen region", f"turn {i} answers with {names}, which no question has shown"

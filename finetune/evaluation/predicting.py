@@ -15,6 +15,7 @@ from ..batches import picture_size
 from ..cache import RegionCache, encode_regions
 from ..data.sample import Sample, WrongSizeError, check_size, open_image
 from ..data.validation import UNREADABLE
+from ..records import Record
 from .benchmarks import Benchmark
 from .items import Item, Seen
 from .loading import Cast
@@ -95,7 +96,9 @@ class Predictor:
         if not pictures:
             return [], failed
         features = self.cast.tokenizer.embed_image(list(pictures.values()))
-        regions = encode_regions(self.cast.tokenizer, features, [self.found.records[n] for n in pictures])
+        regions = encode_regions(
+            self.cast.tokenizer, features, [Record.from_dict(self.found.records[n]) for n in pictures]
+        )
         context = self.cast.context
         grids = context.encode(self.cast.tokenizer, features) if context else [None] * len(pictures)
         return [

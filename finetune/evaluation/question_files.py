@@ -27,7 +27,7 @@ def read_gar(content: Sequence[Any], path: Path, root: Path, problems: Problems)
         if fault := _gar_fault(entry):
             problems.add(fault, number)
             return None
-        sample = source.record_of(entry)
+        sample = source.record_of(entry).to_dict()
         regions = [{"id": f"{number}/{i}", **region} for i, region in enumerate(sample["regions"])]
         return {**sample, "image_id": int(number), "regions": regions}
 

@@ -17,8 +17,8 @@ from small_files import read_whole, write_picture
 from finetune.data.__main__ import FORMATS, main
 from finetune.data.boxes_csv import BoxesCsvSource
 from finetune.data.conversion import convert
-from finetune.data.sample import load_samples, open_image, region_prompts
 from finetune.glyphs.records import GlyphScenesSource
+from finetune.records import Record, Region, load_records, load_rows, open_image
 from tap_tokenizer import only_writer
 
 
@@ -29,13 +29,13 @@ def arguments(output: Path, scenes: int = 5, **changes: object) -> GlyphScenesSo
 def test_records_are_whole(tmp_path: Path) -> None:
     output = tmp_path / "new folder" / "records.jsonl"
     convert(arguments(output))
-    samples = load_samples(output)
+    samples = load_records(output)
     assert len(samples) == 5
     for sample in samples:
-        assert open_image(sample, tmp_path).shape == (sample["height"], sample["width"], 3)
-        assert len(region_prompts(sample)["boxes"]) == len(sample["regions"])
-        text = " ".join(turn["content"] for turn in sample["conversations"])
-        for number in range(1, len(sample["regions"]) + 1):
+        assert open_image(sample, tmp_path).shape == (sample.height, sample.width, 3)
+        assert all(prompt.box is not None for prompt in sample.prompts())
+        text = " ".join(turn.content for turn in sample.conversations)
+        for number in range(1, len(sample.regions) + 1):
             assert f"<region{number}>" in text
     assert [path.name for path in output.parent.iterdir()] == ["records.jsonl"]
 
@@ -96,11 +96,11 @@ def test_parquet_holds_the_pictures(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.csv", "mine.parquet", "pictures"]
     for path in (tmp_path / "pictures").iterdir():
         path.unlink()
-    samples, streamed = load_samples(tmp_path / "mine.parquet"), load_samples(tmp_path / "mine.parquet", streaming=True)
+    samples, streamed = load_records(tmp_path / "mine.parquet"), load_rows(tmp_path / "mine.parquet", streaming=True)
     for i, (sample, other) in enumerate(zip(samples, streamed)):
         assert open_image(sample, tmp_path).shape == (40, 60 + i, 3)
-        assert other["conversations"] == sample["conversations"]
-        assert sample["regions"] == [{"box": [1, 2, 30, 20]}]
+        assert Record.from_dict(other).conversations == sample.conversations
+        assert sample.regions == [Region([1, 2, 30, 20])]
     assert main(["validate", "--data", str(tmp_path / "mine.parquet")]) == 0
 
 
@@ -115,7 +115,7 @@ def test_another_source_does_not_go_on_with_what_was_begun(tmp_path: Path) -> No
     source.question = "Where is <region>?"
     write_picture(tmp_path / "pictures" / "2.png")
     convert(source)
-    assert all("Where" in sample["conversations"][0]["content"] for sample in load_samples(tmp_path / "mine.jsonl"))
+    assert all("Where" in sample.conversations[0].content for sample in load_records(tmp_path / "mine.jsonl"))
 
 
 def test_what_is_too_long_for_a_file_name_is_no_file(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_files_that_hold_no_records_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text('{"picture": "x", "words": [1, 2]}\n')
     for name, words in (("empty", "is empty"), ("torn", "validate --data"), ("other", "validate --data")):
         with pytest.raises(ValueError, match=words):
-            load_samples(tmp_path / f"{name}.jsonl")
+            load_records(tmp_path / f"{name}.jsonl")
 
 
 def test_an_edited_table_begins_anew(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_an_edited_table_begins_anew(tmp_path: Path) -> None:
     table.write_text(table.read_text().replace("answer 0", "a kettle"))
     write_picture(tmp_path / "pictures" / "3.png")
     convert(source)
-    assert load_samples(tmp_path / "mine.jsonl")[0]["conversations"][1]["content"] == "a kettle"
+    assert load_records(tmp_path / "mine.jsonl")[0].conversations[1].content == "a kettle"
 
 
 def command(folder: Path, output: str, *flags: str) -> list[str]:
@@ -197,7 +197,7 @@ def test_strict_stops_and_the_same_command_without_it_goes_on(
     assert len(partial.read_text().splitlines()) == 1
     assert main(command(tmp_path, "mine.jsonl")) == 0
     assert [path.name for path in tmp_path.glob("mine.jsonl*")] == ["mine.jsonl"]
-    assert len(load_samples(tmp_path / "mine.jsonl")) == 3
+    assert len(load_records(tmp_path / "mine.jsonl")) == 3
 
 
 def test_what_a_stopped_run_left_out_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_a_parquet_file_leaves_out_pictures_that_are_not_there(tmp_path: Path) -
     assert convert(source) == 3
     assert source.left_out.faults == {"missing picture": 1}
     assert "mine.parquet, record 3: found none at" in source.left_out.named[0]
-    assert len(load_samples(tmp_path / "mine.parquet")) == 3
+    assert len(load_records(tmp_path / "mine.parquet")) == 3
 
 
 KILLED = """
@@ -272,7 +272,7 @@ def test_a_kill_while_pictures_are_packed_leaves_no_folder_of_them(tmp_path: Pat
     assert all(name.startswith("mine.parquet.") and name.endswith(".partial") for name in left)
     assert main(flags) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"mine.csv", "pictures", "mine.parquet"}
-    assert len(load_samples(tmp_path / "mine.parquet")) == 4
+    assert len(load_records(tmp_path / "mine.parquet")) == 4
 
 
 def test_two_conversions_do_not_share_an_output(tmp_path: Path) -> None:

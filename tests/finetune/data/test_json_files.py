@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("datasets")
 
-import finetune.data.json_files as json_text
+import finetune.data.json_files as json_files
 from finetune.data.json_files import MAX_DEPTH, JsonError, JsonFile, parse_json, read_json
 
 
@@ -90,7 +90,7 @@ def test_a_file_is_read_alike_wherever_it_is_cut(tmp_path: Path, monkeypatch: py
         text = json.dumps({"before": [[1], 2], "wanted": items}, ensure_ascii=number % 2 == 0, indent=indent)
         path.write_text(text, encoding="utf-8", errors="replace")
         expected = json.loads(path.read_text(encoding="utf-8"))["wanted"]
-        monkeypatch.setattr(json_text, "_CHUNK", random_.randrange(1, 9))
+        monkeypatch.setattr(json_files, "_CHUNK", random_.randrange(1, 9))
         with closing(JsonFile(path)) as file:
             found = {name: list(file.items()) for name in file.members()}
             file.end()
@@ -100,7 +100,7 @@ def test_a_file_is_read_alike_wherever_it_is_cut(tmp_path: Path, monkeypatch: py
 def test_a_torn_file_never_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = json.dumps([{"id": 12, "box": [1.5, -2e30, True, None], "name": 'a "b" \\ é'}, "c"])
     for chunk in (3, 1 << 20):
-        monkeypatch.setattr(json_text, "_CHUNK", chunk)
+        monkeypatch.setattr(json_files, "_CHUNK", chunk)
         for end in range(len(text)):
             (tmp_path / "torn.json").write_text(text[:end])
             with (
@@ -127,7 +127,7 @@ import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 import finetune.data.__main__ as data
-from finetune.data.sample import load_samples
+from finetune.records import load_rows
 from finetune.evaluation.text_files import read_json
 resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))
 folder = Path(sys.argv[1])
@@ -144,7 +144,7 @@ for name in ("osprey", "pixelrefer", "gar_bench", "ferret_bench"):
     flags = ["--kind", "conversation"] if name == "osprey" else []
     assert data.main(["convert", name, "--annotations", str(folder / "list.json"), *common, *flags]) == 2
 assert data.main(["validate", "--data", str(folder / "records.jsonl")]) == 1
-for read, path in ((load_samples, "records.jsonl"), (read_json, "list.json")):
+for read, path in ((load_rows, "records.jsonl"), (read_json, "list.json")):
     try:
         read(folder / path)
     except ValueError as error:
