@@ -274,10 +274,9 @@ def held_out(arguments: TrainArguments, process: int, processes: int) -> Iterato
 
 
 def make_loader(
-    arguments: TrainArguments, collator: ConversationCollator, start: int, processes: int
+    arguments: TrainArguments, data: Conversations, collator: ConversationCollator, start: int, processes: int
 ) -> DataLoader[CachedRecord]:
     """Batches of the steps that are left."""
-    data = Conversations(arguments.sources, arguments.seed, arguments.same_region)
     return DataLoader(
         data,
         batch_sampler=_Steps(data, arguments, start, processes),

@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llm_bridge import RegionDescription, describe_regions
+from llm_bridge import RegionDescription, describe_regions, generate_text
 from tap_tokenizer import check_config, model_from_config, read_json_object
 
 from .checkpoints import save_whole
@@ -188,10 +188,8 @@ class LanguageTraining(Training):
             ids = self.tokenizer.apply_chat_template(
                 messages[:-1], add_generation_prompt=True, return_tensors="pt", return_dict=True
             )
-            said = plain.generate(**ids.to(plain.device), max_new_tokens=24, do_sample=False)[
-                0, ids["input_ids"].shape[1] :
-            ]
-            right.append(self.tokenizer.decode(said, skip_special_tokens=True).strip() == messages[-1]["content"])
+            (said,) = generate_text(plain, self.tokenizer, ids.to(plain.device), max_new_tokens=24)
+            right.append(said == messages[-1]["content"])
         return {**mean_of(losses), "val_answer": sum(right) / len(right)}
 
     def save(self, folder: Path) -> None:

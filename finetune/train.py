@@ -24,7 +24,7 @@ from torch import Tensor
 
 from llm_bridge import add_lora, count_parameters, generate_text, has_adapter, merge_lora, set_trainable
 
-from .batches import CachedRecord, ConversationCollator, held_out, make_loader
+from .batches import CachedRecord, ConversationCollator, Conversations, held_out, make_loader
 from .bridge_setup import TrainArguments, check_arguments, check_data, check_sharding, load_bridge, make_optimizers
 from .checkpoints import is_sharded, keep_only_what_learns, save_whole
 from .config import parse_arguments, run_command
@@ -58,13 +58,14 @@ class BridgeTraining(Training):
             keep_only_what_learns(accelerator)
 
     def batches(self, start: int) -> Iterable[dict[str, Tensor]]:
-        loader = make_loader(self.arguments, self.collator, start, self.accelerator.num_processes)
-        records = sum(map(len, loader.dataset.rows))
-        drawn = self.arguments.steps * self.arguments.batch_size * self.passes * self.accelerator.num_processes
+        arguments, processes = self.arguments, self.accelerator.num_processes
+        data = Conversations(arguments.sources, arguments.seed, arguments.same_region)
+        records = sum(map(len, data.rows))
+        drawn = arguments.steps * arguments.batch_size * self.passes * processes
         self.accelerator.print(
-            f"{self.arguments.steps} steps draw {drawn} of {records} records: {drawn / records:.2f} passes"
+            f"{arguments.steps} steps draw {drawn} of {records} records: {drawn / records:.2f} passes"
         )
-        return self.accelerator.prepare(loader)
+        return self.accelerator.prepare(make_loader(arguments, data, self.collator, start, processes))
 
     def size(self, batch: dict[str, Tensor]) -> int:
         """The words that are learned: every one of a step counts the same, in whichever batch and process it comes."""
