@@ -129,10 +129,9 @@ def _load(arguments: argparse.Namespace) -> RegionChat:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
-    from tap_tokenizer import draw_regions, load_rgb
+    from tap_tokenizer import RegionPrompt, draw_regions, load_rgb
 
     from .chat_markup import user_content
-    from .region_prompt import prompts_by_region
 
     if arguments.image.is_dir():
         return _ask_folder(arguments)
@@ -144,8 +143,7 @@ def _ask(arguments: argparse.Namespace) -> int:
     check_picture_path(arguments.save, inputs_of(arguments))
     if not prompts:
         raise ValueError("Got no region to ask about: give --box X1 Y1 X2 Y2, --point X Y or --mask PICTURE.")
-    kinds = ("boxes", "points", "point_labels", "masks")
-    user_content(arguments.question, prompts_by_region(*(prompts.get(kind) for kind in kinds)))
+    user_content(arguments.question, RegionPrompt.read_lists(**prompts))
     picture = load_rgb(arguments.image)  # all is refused before a model is loaded
     chat = _load(arguments)
     answer = chat.ask(arguments.question, image=picture, max_new_tokens=arguments.max_new_tokens, **prompts)
@@ -163,7 +161,7 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 def _ask_folder(arguments: argparse.Namespace) -> int:
     """One question of every picture of a table, about all its regions."""
-    from tap_tokenizer import PictureRegions, read_region_table, write_records
+    from tap_tokenizer import PictureRegions, RegionPrompt, read_region_table, write_records
 
     from .chat_markup import user_content
 
@@ -183,7 +181,8 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
                 "write one <region>, to ask of each, or as many as every picture has."
             )
         try:
-            user_content(arguments.question, [{}] if each == 1 else [{}] * len(picture.regions))
+            prompts = RegionPrompt.read_lists(**picture.prompts)
+            user_content(arguments.question, prompts[:1] if each == 1 else prompts)
         except ValueError as error:
             raise ValueError(f"{picture.image} has {len(picture.regions)} regions in the table: {error}") from None
     chat = _load(arguments)
@@ -202,7 +201,7 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
     skip = arguments.skip_unreadable
     unread = write_records(arguments.output, pictures, _settings(chat, arguments), record, skip_unreadable=skip)
     tell_limitation(chat.limitation)
-    return tell_folder(arguments.output, pictures, unread, skip)
+    return tell_folder(arguments.output, len(pictures), unread, skip)
 
 
 def _settings(chat: RegionChat, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from .everything_options import EverythingOptions
 from .flags import (
-    add_conversion_flags,
     add_output_flags,
     add_prompt_flags,
     check_new,
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         help="one of the original's checkpoints → a folder that loads at once",
         epilog="example: tap-tokenizer convert BAAI/tokenize-anything tap-vit-l --variant tap_vit_l_v1_1",
     )
-    add_conversion_flags(conversion)
+    _add_conversion_flags(conversion)
     return run_command(parser, {"describe": _describe, "everything": _everything, "convert": _convert}, argv)
 
 
@@ -100,6 +100,19 @@ def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.A
     group.add_argument("--device", help="cpu, cuda or mps (default: cpu)")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32)")
     return parser
+
+
+def _add_conversion_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="a .pkl checkpoint, or the Hub repository of the original")
+    parser.add_argument("folder", type=Path, help="where to write; must not exist")
+    parser.add_argument("--variant", help="which checkpoint of the repository, e.g. tap_vit_l_v1_1")
+    parser.add_argument(
+        "--concepts", help="a concept file, or its name in the repository (merged_2560, lvis_1203, coco_80)"
+    )
+    parser.add_argument(
+        "--text_tokenizer", help="the caption vocabulary: a tokenizer.model, a folder or a Hub repository"
+    )
+    parser.add_argument("--dtype", default="float32", help="of the weights that are written (default: float32)")
 
 
 def _describe(arguments: argparse.Namespace) -> int:
@@ -164,11 +177,27 @@ def _everything(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _convert(arguments: argparse.Namespace) -> int:
-    from .checkpoint_conversion import convert
+def _convert(arguments: argparse.Namespace) -> None:
+    """Write the folder of a converted checkpoint, whole or not at all."""
+    from .output_files import only_writer
+    from .region_tokenizer import TapRegionTokenizer
 
-    convert(arguments)
-    return 0
+    with only_writer(arguments.folder):
+        if arguments.folder.exists():
+            raise ValueError(f"{arguments.folder} exists: give a new folder.")
+        partial = arguments.folder.with_name(arguments.folder.name + ".partial")
+        names = ("variant", "concepts", "text_tokenizer", "dtype")
+        try:
+            tokenizer = TapRegionTokenizer.from_pretrained(
+                arguments.source, **{name: getattr(arguments, name) for name in names}
+            )
+            tokenizer.save_pretrained(partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        partial.replace(arguments.folder)
+    weights = f"{tokenizer.model.num_parameters():,} parameters"
+    print(f"wrote {arguments.folder}: {weights}, fingerprint {tokenizer.fingerprint}")
 
 
 def _load(arguments: argparse.Namespace) -> TapRegionTokenizer:
@@ -191,7 +220,7 @@ def _write_folder(
     options, skip = _options(tokenizer, arguments), arguments.skip_unreadable
     unread = write_records(arguments.output, pictures, settings, record, options, skip_unreadable=skip)
     tell_limitation(tokenizer.limitation)
-    return tell_folder(arguments.output, pictures, unread, skip)
+    return tell_folder(arguments.output, len(pictures), unread, skip)
 
 
 def _check_folder_flags(arguments: argparse.Namespace) -> None:

@@ -11,8 +11,8 @@ import torch
 from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens
 
+from ..batches import picture_size
 from ..cache import RegionCache, encode_regions
-from ..data.collator import picture_size
 from ..data.sample import Sample, WrongSizeError, check_size, open_image
 from ..data.validation import UNREADABLE
 from ..records import Record

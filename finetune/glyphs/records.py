@@ -10,7 +10,7 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from ..arguments import knob
+from ..config import knob
 from ..data.source import Source
 from ..records import GLYPH_SCHEME, Record, Region, Turn, encode_mask
 from .language import caption

@@ -11,10 +11,10 @@ pytest.importorskip("datasets")
 from small_files import SQUARE, read_whole, talk_of, write_json, write_picture
 
 from finetune.data.osprey import BRIEF, OspreySource
-from finetune.data.sample import Sample
+from finetune.records import Record
 
 
-def read(folder: Path, kind: str, **entry: object) -> Sample:
+def read(folder: Path, kind: str, **entry: object) -> Record:
     write_picture(folder / "000000000009.jpg")
     content = {"file_name": "000000000009.jpg", "height": 40, "width": 60,
                "annotation": [{"segmentation": SQUARE}, {"segmentation": {"size": [40, 60], "counts": [100, 50, 2250]}}],

@@ -10,14 +10,16 @@ pytest.importorskip("datasets")
 
 from small_files import write_picture
 
+from finetune.data.coco import CocoSource
 from finetune.data.problems import EntryError
-from finetune.data.source import inside, literal, records_of, talk, with_all_shown
+from finetune.data.source import inside, literal, talk, with_all_shown
 from finetune.records import Region
 
 
 def test_turns() -> None:
-    regions = [(Region([0, 0, 9, 9], label=name), name) for name in ("dog", "cat", "cow")]
-    first, second = records_of("a.jpg", (40, 60), regions, question="What is <region>?", most=2, source="x", terms=None)
+    source = CocoSource(output="o.jsonl", images=".", annotations="a.json", regions_per_record=2)
+    asked = [(Region([0, 0, 9, 9], label=name), "What is <region>?", name) for name in ("dog", "cat", "cow")]
+    first, second = source.records_of("a.jpg", (40, 60), asked, "x", None)
     turns = first.conversations
     assert [turn.content for turn in turns] == ["What is <region1>?", "dog", "What is <region2>?", "cat"]
     assert [turn.content for turn in second.conversations] == ["What is <region1>?", "cow"]

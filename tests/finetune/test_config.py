@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("accelerate")
 
-from finetune.arguments import RECIPES, knob, parse_arguments, refuse_other_arguments, save_arguments
+from finetune.bridge_setup import TrainArguments
+from finetune.config import RECIPES, Source, knob, parse_arguments, refuse_other_arguments, save_arguments
 
 
 @dataclass
@@ -81,8 +82,7 @@ def test_unknown_recipes_are_named_with_those_that_exist(capsys: pytest.CaptureF
 @pytest.mark.parametrize("recipe", sorted(p.stem for p in RECIPES.glob("*.yaml")))
 def test_every_shipped_recipe_can_be_read(recipe: str) -> None:
     from finetune.pretrain_lm import LanguageArguments
-    from finetune.pretrain_tap import PretrainArguments
-    from finetune.train import TrainArguments
+    from finetune.tap_stages import PretrainArguments
 
     errors = []
     for kind in (PretrainArguments, LanguageArguments, TrainArguments):
@@ -121,6 +121,7 @@ def bomb(line: str) -> str:
 @pytest.mark.parametrize("text", [
     bomb("[{}]"), bomb("{{<<: [{}]}}"), bomb("{{k: [{}]}}"), "paths: &a [x, *a]", "&a\nname: *a", "name: &a {b: *a}",
     "name: " + "[" * 50_000, "name: " + "{a: " * 20_000, "\n".join(" " * i + "name:" for i in range(300)), "paths: [[x]]",
+    "paths: [{a: b}]",
     "name: {a: 1}", "- name", "", "steps: " + "9" * 5000, "name: 2020-13-45", "name: [x", "name: x\n---\nname: y",
     "name: !!python/object/apply:os.system [ls]", "? [a]\n: b", "name: " + "x" * 200_000, "7: x", "name: \x07",
 ])  # fmt: skip
@@ -136,10 +137,75 @@ def test_no_recipe_unfolds_or_ends_in_a_traceback(
     assert len(said) < 3000
     if text != "7: x":
         with pytest.raises(ValueError, match=r"r\.yaml"):
-            refuse_other_arguments(Knobs(name="x"), path, [])
+            refuse_other_arguments(Knobs(name="x"), path)
 
 
 def test_plain_values_may_be_named_and_used_again(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(b"\xef\xbb\xbfname: &n x\npaths: &p [*n, y]\nother: *n\n")
     assert parse_arguments(Knobs, ["--config", str(path)]) == Knobs(name="x", paths=["x", "y"], other="x")
+
+
+SOURCES = [
+    Source("a.jsonl", "a_cache", weight=0.3, turns=2),
+    Source("b.jsonl", "b_cache", weight=0.7, questions=r"^Is \d"),
+]
+RECIPE = r"""sources:
+- {records: a.jsonl, cache: a_cache, weight: 0.3, turns: 2}
+- {records: b.jsonl, cache: b_cache, weight: 0.7, questions: '^Is \d'}
+"""
+
+
+def sources(*words: str) -> list[Source]:
+    return parse_arguments(TrainArguments, ["--output_dir", "x", *words]).sources
+
+
+def test_sources_are_a_list_in_a_recipe_and_columns_as_flags(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    assert sources("--config", str(tmp_path / "r.yaml")) == SOURCES
+    columns = ["--data", "a.jsonl", "b.jsonl", "--caches", "a_cache", "b_cache", "--weights", "0.3", "0.7"]
+    assert sources(*columns, "--turns", "2", "0", "--questions", "", r"^Is \d") == SOURCES
+    assert sources("--data", "a.jsonl", "--caches", "c") == [Source("a.jsonl", "c")]
+
+
+def test_flags_override_a_field_of_the_sources_of_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    recipe = ["--config", str(tmp_path / "r.yaml")]
+    changed = sources(*recipe, "--caches", "c", "d", "--turns", "1", "1")
+    assert [(source.cache, source.turns, source.weight) for source in changed] == [("c", 1, 0.3), ("d", 1, 0.7)]
+    assert sources(*recipe, "--data", "n.jsonl", "--caches", "n") == [Source("n.jsonl", "n")]
+    with pytest.raises(ValueError, match="Got 1 caches for 2 data"):
+        sources(*recipe, "--caches", "c")
+
+
+def test_saved_sources_are_a_recipe_and_those_of_older_runs_are_compared(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    arguments = parse_arguments(TrainArguments, ["--output_dir", "x", "--config", str(tmp_path / "r.yaml")])
+    save_arguments(arguments, tmp_path / "saved.yaml")
+    assert parse_arguments(TrainArguments, ["--config", str(tmp_path / "saved.yaml")]) == arguments
+    old = (tmp_path / "saved.yaml").read_text().split("sources:")[0] + (
+        "data: [a.jsonl, b.jsonl]\ncaches: [a_cache, b_cache]\nweights: [0.3, 0.7]\nturns: [2, 0]\n"
+    )
+    (tmp_path / "old.yaml").write_text(old + "questions: ['', '^Is \\d']\n")
+    refuse_other_arguments(arguments, tmp_path / "old.yaml")
+    (tmp_path / "old.yaml").write_text(old)
+    with pytest.raises(ValueError, match=r"with other arguments \(sources"):
+        refuse_other_arguments(arguments, tmp_path / "old.yaml")
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    ("{records: a.jsonl}", "expected records and cache"),
+    ("{records: a, cache: b, turn: 1}", "expected records and cache, and maybe weight, turns and questions"),
+    ("{records: a, cache: b, turns: few}", "invalid literal for int"),
+    ("{records: a, cache: b, turns: -1}", "Got turns -1 for a"),
+    ("{records: a, cache: b, questions: (}", "no regular expression"),
+    ("a.jsonl", "expected records and cache"),
+    ("[a.jsonl, a_cache]", "expected a plain value"),
+])  # fmt: skip
+def test_what_is_no_source_ends_the_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, message: str
+) -> None:
+    (tmp_path / "r.yaml").write_text(f"sources: [{source}]\n")
+    with pytest.raises(SystemExit):
+        sources("--config", str(tmp_path / "r.yaml"))
+    assert message in capsys.readouterr().err

@@ -1,17 +1,32 @@
-"""A log as a picture."""
+"""What a run writes about itself: how it was made, and its log as a picture."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
 
 from PIL import Image
 
-from finetune.loss_plot import draw_losses
+from finetune.run_log import describe_environment, draw_losses, in_words, record_environment
+
+
+def test_environment(tmp_path: Path) -> None:
+    environment = describe_environment(processes=2)
+    assert environment["torch"] == torch.__version__
+    assert environment["commit"] is None or len(environment["commit"].removesuffix("-changed")) == 40
+    assert f"torch {torch.__version__}" in in_words(environment)
+    assert "2 processes on cpu" in in_words(environment)
+    for step in (0, 40):
+        record_environment(tmp_path, step, environment)
+    lines = [json.loads(line) for line in (tmp_path / "environment.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 40]
 
 
 def test_curves(tmp_path: Path) -> None:
