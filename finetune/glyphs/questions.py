@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .glyph_language import caption
-from .glyph_scenes import COLOURS, KINDS, SIZES, GlyphObject, GlyphScene
+from .language import caption
+from .scenes import COLOURS, KINDS, SIZES, GlyphObject, GlyphScene
 
 PLACES = tuple(
     " ".join(word for word in (row, column) if word) or "center"

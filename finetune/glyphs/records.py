@@ -15,11 +15,11 @@ from multiprocessing import get_context
 import numpy as np
 
 from ..arguments import knob
-from .glyph_language import caption
-from .glyph_questions import FAMILIES, Question, draw_question
-from .glyph_scenes import SPLITS, GlyphPicture, GlyphScene, draw_scene, make_scene
-from .sample import GLYPH_SCHEME, Sample, encode_mask
-from .source import Source
+from ..data.sample import GLYPH_SCHEME, Sample, encode_mask
+from ..data.source import Source
+from .language import caption
+from .questions import FAMILIES, Question, draw_question
+from .scenes import SPLITS, GlyphPicture, GlyphScene, draw_scene, make_scene
 
 LICENSE = "Apache-2.0"
 

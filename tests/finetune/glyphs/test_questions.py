@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("datasets")
 
-from finetune.data.glyph_language import caption
-from finetune.data.glyph_questions import (
+from finetune.data.validation import problems_of
+from finetune.glyphs.language import caption
+from finetune.glyphs.questions import (
     ATTRIBUTE_FAMILIES,
     CAPTION_FAMILIES,
     CONTEXT_FAMILIES,
@@ -25,9 +26,8 @@ from finetune.data.glyph_questions import (
     draw_question,
     place_of,
 )
-from finetune.data.glyph_records import GlyphScenesSource, draw_questions, glyph_record, number_regions
-from finetune.data.glyph_scenes import SIZES, GlyphObject, GlyphScene, draw_scene, make_scene
-from finetune.data.validation import problems_of
+from finetune.glyphs.records import GlyphScenesSource, draw_questions, glyph_record, number_regions
+from finetune.glyphs.scenes import SIZES, GlyphObject, GlyphScene, draw_scene, make_scene
 
 
 def some(family: str, scenes: int = 600) -> list[tuple[GlyphScene, Question]]:

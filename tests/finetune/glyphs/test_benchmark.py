@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from finetune.data.glyph_benchmark import EVALUATION_SPLITS, QuestionBalance
-from finetune.data.glyph_questions import Question
-from finetune.data.glyph_scenes import HELD_OUT_PAIRS, make_scene
+from finetune.glyphs.benchmark import EVALUATION_SPLITS, QuestionBalance
+from finetune.glyphs.questions import Question
+from finetune.glyphs.scenes import HELD_OUT_PAIRS, make_scene
 
 
 def questions(split: str, scenes: int, seed: int = 0) -> list[list[Question]]:

@@ -13,8 +13,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from .glyph_questions import FAMILIES, Question, draw_question
-from .glyph_scenes import GlyphScene
+from .questions import FAMILIES, Question, draw_question
+from .scenes import GlyphScene
 
 BENCHMARK_VERSION = "1"
 LONG_SIDE = 512
