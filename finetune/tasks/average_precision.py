@@ -1,8 +1,8 @@
-"""Average precision of masks and boxes: COCO's by pycocotools, LVIS's federated variant on top; and TAP's labels of boxes.
+"""Average precision of masks and boxes: COCO's by pycocotools, LVIS's federated variant on top.
 
 LVIS's own package needs OpenCV and a NumPy older than 1.24, so its rules stand here: a picture is judged only in categories
 that it is known to have or to lack; where a category is not exhaustively marked, an unmatched detection counts as nothing;
-the 300 surest detections of a picture count, over all categories; nothing is a crowd. Knows COCO's JSON, not models.
+the 300 surest detections of a picture count, over all categories; nothing is a crowd.
 """
 
 from __future__ import annotations
@@ -17,41 +17,11 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .problems import counted
+from .files import counted
+from .task import Published
 
 TOP_DETECTIONS = 300
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-
-
-def tap_detections(
-    probabilities: np.ndarray,
-    iou_scores: np.ndarray,
-    boxes: np.ndarray,
-    *,
-    minimum: float = 1e-3,
-    nms_threshold: float = 0.5,
-    top: int = TOP_DETECTIONS,
-) -> list[tuple[int, int, float]]:
-    """TAP's detections of one picture: (region, category, score), the surest first.
-
-    probabilities (R, N) of N categories; iou_scores (R,), clipped to 0 … 1; boxes (R, 4) xyxy. A region has every label
-    whose probability is above `minimum`, with score √(p · IoU); then NMS within each category (a box is dropped if its
-    IoU with a surer one is above `nms_threshold`), and the `top` surest of the picture stay.
-    """
-    regions, labels = np.nonzero(probabilities > minimum)
-    scores = np.sqrt(probabilities[regions, labels] * np.clip(iou_scores[regions], 0, 1))
-    kept: list[int] = []
-    overlaps = _box_ious(boxes)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        order = rows[np.argsort(-scores[rows], kind="stable")]
-        chosen: list[int] = []
-        for row in order:
-            if all(overlaps[regions[row], regions[other]] <= nms_threshold for other in chosen):
-                chosen.append(int(row))
-        kept += chosen
-    kept.sort(key=lambda row: (-scores[row], row))
-    return [(int(regions[row]), int(labels[row]), float(scores[row])) for row in kept[:top]]
 
 
 def average_precision(
@@ -161,11 +131,6 @@ def _nothing(reference: COCO) -> COCO:
     return empty
 
 
-def _box_ious(boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union of every pair of boxes (R, 4) xyxy → (R, R)."""
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=-1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=-1)
-    union = areas[:, None] + areas[None, :] - shared
-    return np.where(union > 0, shared / np.maximum(union, 1e-12), 0.0)
+def published(system: str, names: str, *values: float) -> Published:
+    """Figures that TAP's notebooks print."""
+    return Published(system, dict(zip(names.split(), values)), "notebooks of baaivision/tokenize-anything")

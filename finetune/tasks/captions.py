@@ -1,10 +1,10 @@
-"""BLEU, METEOR, ROUGE-L and CIDEr-D of captions, by pycocoevalcap, or in plain Python where it cannot run.
+"""Captions of boxes (Visual Genome, RefCOCOg): BLEU, METEOR, ROUGE-L and CIDEr-D against one reference each.
 
 Two protocols that are never mixed. "ptb": Stanford's PTB tokenizer and METEOR, both of which are Java, with pycocoevalcap's
 scorers: what papers report. "plain": `plain_tokens` and the same formulas written here, without METEOR; on equal tokens
 its numbers are pycocoevalcap's. CIDEr is what pycocoevalcap calls so, which is CIDEr-D: n-grams of 1 to 4 words, clipped
 counts, a Gaussian penalty of length (σ = 6), times 10. Its idf comes from the references given, so the score of a subset
-says nothing about the whole. Knows words, not models.
+says nothing about the whole.
 """
 
 from __future__ import annotations
@@ -15,8 +15,18 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Literal, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from ..data.source import CAPTION_QUESTION
+from ..records import Region
+from .coco_file import read_coco
+from .files import read_json
+from .items import EvaluationSet, Item
+from .predictions import Line, match_answers
+from .task import Published, Task, TaskOptions
 
 Tokens: TypeAlias = list[str]
 Scorer: TypeAlias = Literal["ptb", "plain"]
@@ -25,6 +35,89 @@ PROTOCOLS: dict[str, str] = {
     "ptb": "PTB tokenizer (Stanford CoreNLP 3.4.1), pycocoevalcap BLEU, METEOR 1.5, ROUGE-L, CIDEr-D",
     "plain": "plain tokens 1 (no PTB tokenizer), BLEU, ROUGE-L, CIDEr-D in Python, no METEOR",
 }
+
+@dataclass(kw_only=True)
+class Captions(Task):
+    """Captions in COCO's layout, or (MDETR, GLaMM) with the captions at their pictures."""
+
+    rules: str = "boxes, one reference for each, greedy, corpus scores"
+    question: str = CAPTION_QUESTION
+    scorer: Scorer = field(init=False, default="plain")
+
+    kind = "captions"
+    columns = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+    is_percent = True
+    may_be_partial = True
+
+    def configure(self, options: TaskOptions) -> None:
+        super().configure(options)
+        self.scorer = choose_scorer(options.caption_scorer)
+
+    def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
+        read_coco(read_json(path), found, self.title, limit, has_captions=True)
+
+    def references(self, region: Region) -> list[Any]:
+        captions: Any = region.captions
+        if not captions:
+            return super().references(region)
+        return list(captions) if isinstance(captions, list) else [captions]
+
+    def score(self, row: str, lines: Sequence[Line], items: Sequence[Item], found: EvaluationSet) -> dict[str, Any]:
+        said = match_answers(lines, items, row, found.problems)
+        predictions = {item.id: said[item.id]["answer"] for item in items}
+        return dict(caption_scores(predictions, {item.id: item.references for item in items}, self.scorer))
+
+    @property
+    def protocol(self) -> tuple[str, str]:
+        return f"{self.name} ({self.scorer})", f"{self.rules}; {PROTOCOLS[self.scorer]}"
+
+    def notes(self) -> list[str]:
+        missing = missing_for_ptb() if self.scorer == "plain" else None
+        compare = "these numbers are of the plain protocol, and do not compare with published ones"
+        return [f"{missing}: {compare}"] if missing else []
+
+
+def _published(system: str, meteor: float, cider: float, source: str, **more: float) -> Published:
+    other = {name.replace("_", "-"): value for name, value in more.items()}
+    return Published(system, {"METEOR": meteor, "CIDEr": cider, **other}, source)
+
+
+_TAP = "notebooks of baaivision/tokenize-anything"
+_SCA = "docs/MODEL_ZOO.md of xk-huang/segment-caption-anything"
+_GLAMM = "docs of mbzuai-oryx/groundingLMM"
+_CONTROLCAP = "table of callsys/ControlCap"
+_OSPREY = "table 6 of CircleRadon/Osprey"
+
+VG_FULL = Captions(
+    name="vg_full", title="Visual Genome, full test set", whole=232935,
+    published=(
+        _published("GRiT", 0.171, 1.420, _OSPREY),
+        _published("SCA (LLaMA-3B); raw Visual Genome text", 0.174, 1.498, _SCA),
+        _published("TAP-L v1.0", 0.1750, 1.5070, _TAP, BLEU_4=0.1199, ROUGE_L=0.3566),
+        _published("TAP-B v1.1", 0.1771, 1.5235, _TAP, BLEU_4=0.1223, ROUGE_L=0.3595),
+        _published("TAP-L v1.1", 0.1787, 1.5471, _TAP, BLEU_4=0.1240, ROUGE_L=0.3624),
+        _published("TAP-H v1.1", 0.1780, 1.5424, _TAP, BLEU_4=0.1238, ROUGE_L=0.3620),
+    ),
+)  # fmt: skip
+VG_GLAMM = Captions(
+    name="vg_glamm", title="Visual Genome, GLaMM's subset", whole=5000,
+    published=(
+        _published("GLaMM-7B, fine-tuned", 0.197, 1.805, _GLAMM + "; ControlCap's table has .186 / 1.578"),
+        _published("Alpha-CLIP + LLaVA-7B", 0.189, 1.603, _CONTROLCAP),
+        _published("ControlCap", 0.204, 1.819, _CONTROLCAP),
+    ),
+)  # fmt: skip
+REFCOCOG = Captions(
+    name="refcocog", title="RefCOCOg captions (GLaMM)",
+    published=(
+        _published("Kosmos-2", 0.141, 0.623, _OSPREY),
+        _published("GRiT", 0.152, 0.716, _OSPREY),
+        _published("GLaMM-7B, fine-tuned", 0.162, 1.060, _GLAMM + "; other tables have 1.050"),
+        _published("Osprey-7B, fine-tuned", 0.166, 1.083, _OSPREY),
+        _published("ControlCap", 0.170, 1.114, _CONTROLCAP),
+    ),
+)  # fmt: skip
+
 
 _TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 

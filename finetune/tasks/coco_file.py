@@ -1,39 +1,52 @@
 """COCO's layout and LVIS's → records whose regions have ids, and the truth that average precision is measured against.
 
 An annotation that cannot be used, or that no model can be asked about, is named; of entries that are double the first
-counts. Knows the file's form; who answers and how it is scored is not its business.
+counts.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.sample import Sample, decode_mask
-from .benchmarks import Benchmark
-from .problems import Problems, read_each
+from ..records import Record, Region, decode_mask
+from .files import Problems, is_number, read_each
+from .items import EvaluationSet
 
 BORDER = 0.5
 """Pixels that a box may lie beyond its picture's border by rounding, unnamed."""
 
 
 def read_coco(
-    content: dict[str, Any], root: Path, benchmark: Benchmark, problems: Problems, limit: int | None = None
-) -> tuple[list[Sample], dict[str, Any]]:
-    """Records of the first `limit` pictures, and the file without what cannot be used, as COCO's JSON.
+    content: Any,
+    found: EvaluationSet,
+    title: str,
+    limit: int | None = None,
+    *,
+    needs: Collection[str] = (),
+    has_captions: bool = False,
+    asks_crowds: bool = False,
+) -> None:
+    """Fill `found` with records of a file's first `limit` pictures, and with its content as the reference.
 
-    Annotations have categories or captions, or (MDETR, GLaMM) their pictures have captions. `root` is the pictures'
-    folder; of pictures beyond the limit nothing is named. Raises `KeyError` or `TypeError` for a file of another form.
+    needs: what an annotation must have, of "mask" and "label", which is a known category. has_captions: whether annotations
+    have captions (or MDETR's and GLaMM's pictures), by which regions are then named, after their place in the picture.
+    asks_crowds: whether regions of crowds are asked about. Of pictures beyond the limit nothing is named. Raises `KeyError`
+    or `TypeError` for a file of another form.
     """
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise TypeError(f"expected COCO's object of images, annotations and categories, got a {kind}")
+    problems = found.problems
     categories = content.get("categories", [])
-    reading = _Reading(benchmark, {c["id"]: str(c["name"]) for c in categories})
+    names = {c["id"]: str(c["name"]) for c in categories}
+    reading = _Reading(names, "label" in needs, "mask" in needs, has_captions, asks_crowds)
     images = _distinct_pictures(content["images"], problems)
     by_id = {image["id"]: image for image in images}
-    regions: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in images[:limit]}
+    regions: dict[Any, list[Region]] = {image["id"]: [] for image in images[:limit]}
     annotations = []
 
     def read(key: str, a: dict[str, Any]) -> None:
@@ -48,13 +61,13 @@ def read_coco(
         if region is not None and asked:
             regions[image["id"]].append(region)
 
-    list(read_each(_distinct_annotations(content["annotations"], benchmark, problems), read, problems))
-    records = [
-        {"image": _picture_name(image, root), "image_id": image["id"], "width": image["width"],
-         "height": image["height"], "regions": regions[image["id"]], "conversations": [], "source": benchmark.title}
+    list(read_each(_distinct_annotations(content["annotations"], has_captions, problems), read, problems))
+    found.records = [
+        Record(_picture_name(image, found.root), image["width"], image["height"], regions[image["id"]], source=title,
+               image_id=image["id"])
         for image in images[:limit]
     ]  # fmt: skip
-    return records, {"images": images, "annotations": annotations, "categories": categories}
+    found.reference = {"images": images, "annotations": annotations, "categories": categories}
 
 
 def mask_fault(mask: Any, size: tuple[int, int]) -> str | None:
@@ -93,60 +106,55 @@ def _widened(low: float, high: float, end: int) -> tuple[float, float]:
     return start, start + 1.0
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 @dataclass
 class _Reading:
     """How annotations of one file are read; names: of categories, by id."""
 
-    benchmark: Benchmark
     names: dict[Any, str]
+    needs_label: bool
+    needs_mask: bool
+    has_captions: bool
+    asks_crowds: bool
 
     def annotation(
         self, key: str, a: dict[str, Any], image: dict[str, Any], problems: Problems
-    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    ) -> tuple[dict[str, Any] | None, Region | None]:
         """The annotation as truth of average precision, and the region to ask about; None where it cannot be that."""
-        task = self.benchmark.task
-        if task in ("detections", "masks") and a.get("category_id") not in self.names:
+        if self.needs_label and a.get("category_id") not in self.names:
             problems.add("annotation of an unknown category", key)
             return None, None
         size = (image["height"], image["width"])
-        if task in ("masks", "prompts") and (fault := mask_fault(a.get("segmentation"), size)):
+        if self.needs_mask and (fault := mask_fault(a.get("segmentation"), size)):
             problems.add(fault, key)
             return None, None
-        true = _with_area(key, a, size, problems) if task in ("detections", "masks") else a
-        is_asked = not a.get("iscrowd") or task == "detections"  # TAP's protocol labels crowds, too
+        true = _with_area(key, a, size, problems) if self.needs_label else a
+        is_asked = not a.get("iscrowd") or self.asks_crowds
         found = clipped_box(a.get("bbox"), image["width"], image["height"])
         if found is None:
             if is_asked:
                 problems.add("box empty or outside its picture", key)
-            return true if task == "masks" else None, None
+            return true if self.needs_label and self.needs_mask else None, None  # its mask is true whatever its box is
         if not is_asked:
             return true, None
-        if found[1]:
-            problems.add(f"box {found[1]}", key)
-        region: dict[str, Any] = {"id": key, "box": found[0]}
-        if task in ("masks", "prompts"):
-            region["mask"] = a["segmentation"]
+        box, change = found
+        if change:
+            problems.add(f"box {change}", key)
+        region = Region(box, mask=a["segmentation"] if self.needs_mask else None, id=key)
         if "category_id" in a:
-            region |= {"category_id": a["category_id"], "label": self.names.get(a["category_id"], "")}
-        if task == "captions" and not _add_caption(region, a, image):
-            problems.add("empty reference", key)
-            return true, None
+            region.category_id, region.label = a["category_id"], self.names.get(a["category_id"], "")
+        if self.has_captions:
+            region.captions = _captions(a, image)
+            if not region.captions:
+                problems.add("empty reference", key)
+                return true, None
         return true, region
 
 
-def _add_caption(region: dict[str, Any], a: dict[str, Any], image: dict[str, Any]) -> bool:
+def _captions(a: dict[str, Any], image: dict[str, Any]) -> list[str]:
     if "caption" not in a and "caption" not in image:
         raise KeyError("caption")
     caption = a.get("caption", image.get("caption"))
-    if not isinstance(caption, str) or not caption.strip():
-        return False
-    region["captions"] = [" ".join(caption.split())]
-    return True
+    return [" ".join(caption.split())] if isinstance(caption, str) and caption.strip() else []
 
 
 def _with_area(key: str, a: dict[str, Any], size: tuple[int, int], problems: Problems) -> dict[str, Any]:
@@ -182,7 +190,7 @@ def _distinct_pictures(images: list[dict[str, Any]], problems: Problems) -> list
 
 
 def _distinct_annotations(
-    annotations: list[dict[str, Any]], benchmark: Benchmark, problems: Problems
+    annotations: list[dict[str, Any]], by_place: bool, problems: Problems
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Annotations with what names their regions: their id; for captions their place in the picture, as papers have it.
 
@@ -196,9 +204,8 @@ def _distinct_annotations(
             continue
         place = places.get(a["image_id"], 0)
         places[a["image_id"]] = place + 1
-        numbered = f"{a['image_id']}_region_{place}"
-        is_named = benchmark.task != "captions" and a.get("id") is not None
-        key = str(a["id"]) if is_named else numbered
+        is_named = not by_place and a.get("id") is not None
+        key = str(a["id"]) if is_named else f"{a['image_id']}_region_{place}"
         same = key if is_named else json.dumps(a, sort_keys=True)
         if same in seen and a.get("id") is not None:
             problems.add("annotation given twice, the first counts", key)

@@ -10,20 +10,21 @@ not compare.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from .coco_reading import is_number
-from .items import Item
-from .judges import JudgedBenchmark, Prompt, fill_template
-from .problems import Problems, counted, first_names
-from .text_files import read_json, read_text
+from .coco_file import read_coco
+from .files import Problems, counted, first_names, is_number, read_json, read_text
+from .items import EvaluationSet, Item
+from .judged import JUDGE_OPTIONS, JudgedTask
+from .judges import Prompt, fill_template
+from .task import Published, TaskOptions
 
-if TYPE_CHECKING:
-    from ..evaluate import EvaluateArguments
-
+DETAIL_QUESTION = "Describe <region> in detail."
 JUDGE_PROMPT = """Read the description of an object and answer the question about it.
 Reply with exactly one of the choices, no reasons; where none fits to the word, take the closest.
 
@@ -42,26 +43,50 @@ Are the objects in the description {class_name}, or something similar? It need n
 LETTERS = "abcde"
 
 
-class DlcBench(JudgedBenchmark):
-    """What the judge is asked of each region, and what its replies are worth."""
+@dataclass(kw_only=True)
+class DlcBench(JudgedTask):
+    """Descriptions of regions in COCO's layout."""
 
-    published = "Llama-3.1-8B-Instruct, its own prompt"
+    question: str = DETAIL_QUESTION
+
+    kind = "descriptions"
+    columns = ("positive", "negative", "average", "recognised")
+    takes = JUDGE_OPTIONS | {"qa", "recognition_question"}
+    needs_references = False
+    needed = "--judge and --qa"
+    published_judge = "Llama-3.1-8B-Instruct, its own prompt"
     judge_prompt = JUDGE_PROMPT
     fields = (("description", "pred_caption"), ("question", "question_text_str"))
-    recognition = RECOGNITION_QUESTION
-    no_positive: float | None = None
+    recognition: ClassVar[str] = RECOGNITION_QUESTION
+    no_positive: ClassVar[float | None] = None
     """The positive score of a region without a positive question; None: it has no part in the mean."""
-    more_names = False
+    more_names: ClassVar[bool] = False
     """Whether `class_names.json` may have regions that `qa.json` lacks."""
 
-    def __init__(self, arguments: EvaluateArguments, items: Sequence[Item]) -> None:
-        super().__init__(arguments, items)
-        given = arguments.recognition_question
+    recognition_template: str = field(init=False, default=RECOGNITION_QUESTION)
+    questions: dict[str, list[dict[str, Any]]] = field(init=False, default_factory=dict)
+
+    def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
+        read_coco(read_json(path), found, self.title, limit)
+
+    @property
+    def qa(self) -> str | None:
+        """The file of the judge's questions."""
+        return self.options.qa
+
+    def configure(self, options: TaskOptions) -> None:
+        super().configure(options)
+        if self.qa == options.qa and self.has_judge != (self.qa is not None):
+            raise ValueError("A judge needs qa=… with the benchmark's questions, and qa a judge=… or verdicts=….")
+
+    def prepare_judge(self, items: Sequence[Item], found: EvaluationSet, device: str) -> None:
+        if find_spec("inflect") is None:
+            raise ValueError("A judge's questions need inflect (pip install 'tap-bridge[eval]'): install it.")
+        super().prepare_judge(items, found, device)
+        given = self.options.recognition_question
         self.recognition_template = self.recognition if given is None else read_recognition(given)
-        self.questions: dict[str, list[dict[str, Any]]] = {}
-        if arguments.qa is not None:
-            self.questions = read_questions(Path(arguments.qa), self.recognition_template, self.more_names)
-            _check_questions(self.questions, [item.id for item in items])
+        self.questions = read_questions(Path(str(self.qa)), self.recognition_template, self.more_names)
+        _check_questions(self.questions, [item.id for item in items])
 
     def judged(self, items: Sequence[Item], problems: Problems) -> list[Item]:
         """The regions that have questions."""
@@ -73,10 +98,12 @@ class DlcBench(JudgedBenchmark):
     def replies_to(self, item: Item) -> int:
         return len(self.questions[item.id])
 
-    def prompts(self, item: Item, answer: str, picture: Callable[[], np.ndarray]) -> list[Prompt]:
+    def prompts(
+        self, item: Item, answer: str, picture: Callable[[], np.ndarray], told: Mapping[str, Any]
+    ) -> list[Prompt]:
         return [judge_prompt(answer, question, self.template) for question in self.questions[item.id]]
 
-    def score(
+    def score_replies(
         self, replies: Mapping[str, Sequence[str]], items: Sequence[Item], row: str, problems: Problems
     ) -> dict[str, Any]:
         scores = []
@@ -94,6 +121,16 @@ class DlcBench(JudgedBenchmark):
     def wordings(self) -> list[tuple[str, bool]]:
         own = self.recognition_template
         return [*super().wordings(), (own, own != self.recognition)]
+
+
+DLC_BENCH = DlcBench(
+    name="dlc_bench", title="DLC-Bench", rules="mean of positive and negative score by a judge", whole=100,
+    published=(
+        Published("DAM-3B", {"positive": 0.510, "negative": 0.830, "average": 0.670}, "NVlabs/describe-anything"),
+        Published("GAR-1B", {"positive": 0.489, "negative": 0.870, "average": 0.679}, "Haochen-Wang409/Grasp-Any-Region"),
+        Published("GAR-8B", {"positive": 0.502, "negative": 0.846, "average": 0.674}, "Haochen-Wang409/Grasp-Any-Region"),
+    ),
+)  # fmt: skip
 
 
 def read_recognition(path: str) -> str:

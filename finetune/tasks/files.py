@@ -6,6 +6,7 @@ named in `Problems`, and the others are read.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,11 @@ def counted(number: int, noun: str, several: str | None = None) -> str:
 def first_names(names: Sequence[str], most: int = 3) -> str:
     """The first of many names, in one line."""
     return f"{', '.join(names[:most])}{', …' if len(names) > most else ''}"
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Problems:
@@ -110,22 +116,21 @@ def read_questions(path: str | Path) -> list[dict[str, Any]]:
     return [entry if isinstance(entry, dict) else {} for entry in entries]
 
 
-def read_each(
-    entries: Iterable[Any] | Iterable[tuple[str, Any]],
-    read: Callable[[str, Any], T | None],
-    problems: Problems,
-    *,
-    start: int | None = 0,
-) -> Iterator[T]:
-    """What `read` makes of entries with their names, which may be nothing; one that is malformed is named.
+def numbered(content: Iterable[Any], start: int = 0) -> Iterator[tuple[str, Any]]:
+    """Entries named by their places, from `start`."""
+    return ((str(number), entry) for number, entry in enumerate(content, start))
 
-    start: the first entry's number, by which entries are named; None for pairs of a name and an entry. If all are
-    malformed, the first one's error is raised: then the file is of another form.
+
+def read_each(
+    entries: Iterable[tuple[str, Any]], read: Callable[[str, Any], T | None], problems: Problems
+) -> Iterator[T]:
+    """What `read` makes of entries with names, which may be nothing; one that is malformed is named.
+
+    If all are malformed, the first one's error is raised: then the file is of another form.
     """
-    named = entries if start is None else ((str(number), entry) for number, entry in enumerate(entries, start))
     first: Exception | None = None
     is_form = False
-    for name, entry in named:
+    for name, entry in entries:
         try:
             found = read(name, entry)
         except MALFORMED as error:

@@ -8,24 +8,23 @@ picture, and each region with its surroundings and its mask. The score is the sh
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..data.sample import Sample
-from ..data.source import literal, record, with_all_shown, with_box
-from .benchmarks import Benchmark
-from .coco_reading import mask_fault
-from .items import REGION_NAME, Item
-from .judge_pictures import region_mask, surroundings
-from .judges import JudgedBenchmark, Prompt, fill_template
-from .places import Place
-from .problems import Problems, numbered, read_each
-from .question_metrics import AS_MEANT
-
-if TYPE_CHECKING:
-    from ..evaluate import EvaluateArguments
+from ..data.source import literal, with_all_shown, with_box
+from ..records import Record, Region, Turn
+from .coco_file import mask_fault
+from .files import Problems, numbered, read_each, read_questions
+from .items import REGION_NAME, EvaluationSet, Item, Place
+from .judged import JudgedTask
+from .judges import Prompt, fill_template, region_mask, surroundings
+from .questions import AS_MEANT
+from .task import Published
 
 SIMPLE_PROMPT = """Does the answer mean the same as the true answer? The pictures show what both speak of.
 
@@ -46,37 +45,105 @@ Reply with one word: True if it does both, else False."""
 RELATION = ("subject_name", "predicate_name", "object_name")
 
 
-def read_gar_cap(content: Sequence[Any], benchmark: Benchmark, problems: Problems) -> Iterator[Sample]:
-    """A record of one question for each entry; entries without what they need are named by their number, from 0."""
-    is_detailed = benchmark.name == "gar_bench_cap_detailed"
+@dataclass(kw_only=True)
+class GarBenchCap(JudgedTask):
+    """Questions with a true answer; one prompt for each, to which the reply is True or False."""
 
-    def read(number: str, entry: dict[str, Any]) -> Sample | None:
-        if fault := _fault(entry, RELATION if is_detailed else ("question", "answer")):
-            problems.add(fault, number)
-            return None
-        masks = literal(entry["mask_rles"])
-        size = tuple(masks[0]["size"])
-        regions = [{"id": f"{number}/{i}", **with_box({"mask": mask}, size)} for i, mask in enumerate(masks)]
-        if is_detailed:
-            told = {key: entry[key] for key in RELATION}
-            asked, truth = benchmark.question, " ".join(told.values())
-        else:
-            told = {"answer": entry["answer"]}
-            asked, truth = (
-                re.sub(r"<Prompt(\d+)>", lambda m: f"<region{int(m[1]) + 1}>", entry["question"]),
-                entry["answer"],
-            )
-        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": truth}]
-        sample = record(entry["image"], size, regions, with_all_shown(turns, len(regions)), benchmark.title, None)
-        return {**sample, "image_id": int(number), "judged": told}
+    rules: str = "share of answers that a judge who sees the regions calls True"
 
-    return read_each(numbered(content), read, problems)
+    columns = ("questions", "accuracy", AS_MEANT)
+    asks_questions = True
+    sees = True
+    longest_reply = 1000
+    published_judge = "GPT-4o (2024-11-20), its own prompt"
+    judge_prompt = SIMPLE_PROMPT
+    fields: ClassVar[Sequence[Sequence[str]]] = (("answer",), ("model_output",))
+    keys: ClassVar[Sequence[str]] = ("question", "answer")
+    """What an entry must have besides a picture and two masks."""
+
+    def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
+        content = read_questions(path)
+        found.places = [
+            Place(f"{n}/q0", {"question": entry.get("question"), "image": entry.get("image")})
+            for n, entry in enumerate(content)
+        ]
+
+        def read(number: str, entry: dict[str, Any]) -> Record | None:
+            if fault := _fault(entry, self.keys):
+                found.problems.add(fault, number)
+                return None
+            masks = literal(entry["mask_rles"])
+            size = tuple(masks[0]["size"])
+            regions = [Region.from_dict({"id": f"{number}/{i}", **with_box({"mask": m}, size)}) for i, m in enumerate(masks)]
+            asked, truth, found.told[int(number)] = self.question_of(entry)
+            turns = with_all_shown([Turn("user", asked), Turn("assistant", truth)], len(regions))
+            return Record(entry["image"], size[1], size[0], regions, turns, self.title, image_id=int(number))
+
+        found.records = list(islice(read_each(numbered(content), read, found.problems), limit))
+
+    def question_of(self, entry: dict[str, Any]) -> tuple[str, str, dict[str, str]]:
+        """What an entry asks, its true answer, and what a judge is told."""
+        asked = re.sub(r"<Prompt(\d+)>", lambda m: f"<region{int(m[1]) + 1}>", entry["question"])
+        return asked, entry["answer"], {"answer": entry["answer"]}
+
+    def prompts(
+        self, item: Item, answer: str, picture: Callable[[], np.ndarray], told: Mapping[str, Any]
+    ) -> list[Prompt]:
+        whole = picture()
+        parts: list[str | np.ndarray] = ["\n1. The picture:\n", whole]
+        for number in sorted(item.rows):
+            shown, mask = surroundings(whole, region_mask(item.record, item.rows.index(number)))
+            parts += [f"\n{2 * number + 2}. <Prompt{number}>:\n", shown]
+            parts += [f"\n{2 * number + 3}. The mask of <Prompt{number}>:\n", mask]
+        fields = {"answer": item.references[0], **told, "model_output": as_prompts(answer, item.rows)}
+        return [[*parts, fill_template(self.template, fields)]]
+
+    def score_replies(
+        self, replies: Mapping[str, Sequence[str]], items: Sequence[Item], row: str, problems: Problems
+    ) -> dict[str, Any]:
+        said = [replies[item.id][0] if item.id in replies else "" for item in items]
+        return {
+            "questions": float(len(items)),
+            "accuracy": sum(reply == "True" for reply in said) / len(items),
+            AS_MEANT: sum(reply.strip().lower().startswith("true") for reply in said) / len(items),
+        }
 
 
-def places_of(content: Sequence[Any]) -> list[Place]:
-    """The entries' items in the file's order."""
-    return [Place(f"{n}/q0", {"question": entry.get("question"), "image": entry.get("image")})
-            for n, entry in enumerate(content)]  # fmt: skip
+@dataclass(kw_only=True)
+class GarBenchCapDetailed(GarBenchCap):
+    """Relations, which a description of the first region has to tell; the judge is told them."""
+
+    question: str = "Describe <region1> in detail, and tell how it relates to <region2>."
+
+    judge_prompt = DETAILED_PROMPT
+    fields = tuple((name,) for name in (*RELATION, "model_output"))
+    keys = RELATION
+
+    def question_of(self, entry: dict[str, Any]) -> tuple[str, str, dict[str, str]]:
+        told = {key: entry[key] for key in RELATION}
+        return self.question, " ".join(told.values()), told
+
+    def prepare_judge(self, items: Sequence[Item], found: EvaluationSet, device: str) -> None:
+        super().prepare_judge(items, found, device)
+        if self.options.data is not None:
+            raise ValueError(f"Records have no relations for a judge of {self.name}: take gar_bench_cap_simple.")
+
+
+_SOURCE = "reference outputs of Haochen-Wang409/Grasp-Any-Region"
+GAR_BENCH_CAP_SIMPLE = GarBenchCap(
+    name="gar_bench_cap_simple", title="GAR-Bench-Cap, simple", whole=97,
+    published=(
+        Published("GAR-1B", {"accuracy": 0.557}, _SOURCE),
+        Published("GAR-8B", {"accuracy": 0.639}, _SOURCE),
+    ),
+)  # fmt: skip
+GAR_BENCH_CAP_DETAILED = GarBenchCapDetailed(
+    name="gar_bench_cap_detailed", title="GAR-Bench-Cap, detailed", whole=107,
+    published=(
+        Published("GAR-1B", {"accuracy": 0.664}, _SOURCE),
+        Published("GAR-8B", {"accuracy": 0.692}, _SOURCE),
+    ),
+)  # fmt: skip
 
 
 def _fault(entry: dict[str, Any], needed: Sequence[str]) -> str | None:
@@ -89,50 +156,6 @@ def _fault(entry: dict[str, Any], needed: Sequence[str]) -> str | None:
     if not isinstance(masks, list) or len(masks) < 2:
         return "entry without two masks"
     return next((fault for mask in masks if (fault := mask_fault(mask, tuple(masks[0]["size"])))), None)
-
-
-class GarBenchCap(JudgedBenchmark):
-    """One prompt for each answer, to which the reply is True or False."""
-
-    sees = True
-    max_tokens = 1000
-    published = "GPT-4o (2024-11-20), its own prompt"
-    judge_prompt = SIMPLE_PROMPT
-    fields: tuple[tuple[str, ...], ...] = (("answer",), ("model_output",))
-
-    def prompts(self, item: Item, answer: str, picture: Callable[[], np.ndarray]) -> list[Prompt]:
-        whole = picture()
-        told = {"answer": item.references[0], **item.sample.get("judged", {})}
-        parts: list[str | np.ndarray] = ["\n1. The picture:\n", whole]
-        for number in sorted(item.rows):
-            shown, mask = surroundings(whole, region_mask(item.sample, item.rows.index(number)))
-            parts += [f"\n{2 * number + 2}. <Prompt{number}>:\n", shown]
-            parts += [f"\n{2 * number + 3}. The mask of <Prompt{number}>:\n", mask]
-        return [[*parts, fill_template(self.template, {**told, "model_output": as_prompts(answer, item.rows)})]]
-
-    def score(
-        self, replies: Mapping[str, Sequence[str]], items: Sequence[Item], row: str, problems: Problems
-    ) -> dict[str, Any]:
-        said = [replies[item.id][0] if item.id in replies else "" for item in items]
-        return {
-            "questions": float(len(items)),
-            "accuracy": sum(reply == "True" for reply in said) / len(items),
-            AS_MEANT: sum(reply.strip().lower().startswith("true") for reply in said) / len(items),
-        }
-
-
-class GarBenchCapDetailed(GarBenchCap):
-    """The judge is told the relation."""
-
-    judge_prompt = DETAILED_PROMPT
-    fields = tuple((name,) for name in (*RELATION, "model_output"))
-
-    def __init__(self, arguments: EvaluateArguments, items: Sequence[Item]) -> None:
-        super().__init__(arguments, items)
-        if arguments.data is not None:
-            raise ValueError(
-                "Records have no relations for a judge of gar_bench_cap_detailed: take gar_bench_cap_simple."
-            )
 
 
 def as_prompts(answer: str, rows: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Records → items: one thing to say each, with its truth, and what was seen of it. Knows tasks, not models."""
+"""What is evaluated: a set of records, and its items, each one thing to say with its truth. Knows no protocol and no model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,8 @@ from torch import Tensor
 
 from tap_tokenizer import RegionTokens
 
-from ..data.sample import Sample, cut_turns
-from .benchmarks import QUESTION_TASKS, Benchmark
-from .problems import Problems, counted, first_names
+from ..records import Record
+from .files import Problems, counted, first_names
 
 REGION_NAME = re.compile(r"<region(\d+)>|\bregion(\d+)\b")
 """A region's name in a text: `<region1>` where it is shown, region1 where it was shown before."""
@@ -26,16 +26,57 @@ def named_regions(text: str) -> list[int]:
     return list(dict.fromkeys(int(shown or again) for shown, again in REGION_NAME.findall(text)))
 
 
+@dataclass(frozen=True)
+class Place:
+    """An item by its place in the published file, by which answers without ids are told apart.
+
+    repeats: what answer files copy from the entry ("question", "gt", …); None where the entry has no such thing.
+    """
+
+    id: str
+    repeats: dict[str, Any]
+
+    def fault(self, line: dict[str, Any]) -> str | None:
+        """What in an answer's line is another entry's, in words; None if nothing is."""
+        for key, true in self.repeats.items():
+            said = line.get(key)
+            if isinstance(said, str) and isinstance(true, str) and said.strip().lower() != true.strip().lower():
+                return f"has the {key} {said!r:.60}, where the benchmark's file has {true!r:.60}"
+        return None
+
+
+@dataclass
+class EvaluationSet:
+    """Records to evaluate, whose regions have ids; `root` is the folder that their pictures' paths start from.
+
+    reference: COCO's JSON with the truth of all pictures, where average precision needs it. boxes: a detector's, by
+    picture; None for the true ones. places: items in the order of the published file, where it is one of single questions
+    or of labels. told: what judges are told of a record, by its `image_id`. kept: by a record's number, which of the
+    file's regions it still has, where not all. pictures: other names by which predictions may call a picture of one's own
+    records.
+    """
+
+    records: list[Record]
+    root: Path
+    problems: Problems = field(default_factory=Problems)
+    reference: dict[str, Any] | None = None
+    boxes: dict[Any, list[dict[str, Any]]] | None = None
+    places: list[Place] = field(default_factory=list)
+    told: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    kept: dict[int, list[int]] = field(default_factory=dict)
+    pictures: dict[Any, int] = field(default_factory=dict)
+
+
 @dataclass
 class Item:
     """One question about regions of one picture.
 
-    sample: the record with the regions in question alone, and a conversation that ends with the question; rows: where
-    those regions stand in the whole record; references: true answers; options: possible answers, if they are known.
+    record: with the regions in question alone, and a conversation that ends with the question; rows: where those regions
+    stand in the whole record; references: true answers; options: possible answers, if they are known.
     """
 
     id: str
-    sample: Sample
+    record: Record
     rows: list[int]
     references: list[str]
     type: str = ""
@@ -43,7 +84,7 @@ class Item:
 
     @property
     def asked(self) -> str:
-        return str(self.sample["conversations"][-1]["content"])
+        return self.record.conversations[-1].content
 
     @property
     def first_region(self) -> int | None:
@@ -51,9 +92,9 @@ class Item:
 
         A question that names none ("And how large is it?") is about the first region of the latest turn that does.
         """
-        count = len(self.sample["regions"])
-        for turn in reversed(self.sample["conversations"]):
-            named = [number for number in named_regions(turn["content"]) if 1 <= number <= count]
+        count = len(self.record.regions)
+        for turn in reversed(self.record.conversations):
+            named = [number for number in named_regions(turn.content) if 1 <= number <= count]
             if named:
                 return named[0] - 1
         return 0 if count else None
@@ -67,64 +108,6 @@ class Seen:
     image: np.ndarray | None
     regions: RegionTokens
     grid: Tensor | None = None
-
-
-def items_of(sample: Sample, benchmark: Benchmark, question: str, history: str, problems: Problems) -> list[Item]:
-    """The items of one record for a task; what lacks a truth is named in `problems`."""
-    if benchmark.task in QUESTION_TASKS:
-        return _questions(sample, benchmark, history, problems)
-    items = []
-    for row, region in enumerate(sample["regions"]):
-        truth = [words for words in _references(region, benchmark) if isinstance(words, str) and words.strip()]
-        if not truth and benchmark.task != "descriptions":
-            problems.add("region without a reference", str(region["id"]))
-            continue
-        if len(truth) < len(_references(region, benchmark)):
-            problems.add("empty reference", str(region["id"]))
-        turn = {"role": "user", "content": question.replace("<region>", "<region1>")}
-        alone = {**sample, "regions": [region], "conversations": [turn]}
-        items.append(Item(str(region["id"]), alone, [row], truth, str(sample.get("source") or "")))
-    return items
-
-
-def _references(region: dict[str, Any], benchmark: Benchmark) -> list[Any]:
-    """What a region's truth should be: its captions, or its label; whether they are texts is not looked at."""
-    if benchmark.task == "captions" and region.get("captions"):
-        return list(region["captions"]) if isinstance(region["captions"], list) else [region["captions"]]
-    return [region["label"]] if region.get("label") else []
-
-
-def _questions(sample: Sample, benchmark: Benchmark, history: str, problems: Problems) -> list[Item]:
-    """Every question of a record that has an answer; others are named."""
-    turns = sample["conversations"]
-    items = []
-    for place, i in enumerate(i for i, turn in enumerate(turns) if turn["role"] == "user"):
-        key = f"{sample['image_id']}/q{place}"
-        if fault := _answer_fault(turns[i + 1 : i + 2], benchmark):
-            problems.add(fault, key)
-            continue
-        cut, rows = cut_turns(sample, place, 1) if history == "none" else cut_turns(sample, 0, place + 1)
-        last = max(n for n, turn in enumerate(cut["conversations"]) if turn["role"] == "user")
-        truth = cut["conversations"][last + 1]["content"]
-        cut = {**cut, "conversations": cut["conversations"][: last + 1]}
-        kind = turns[i].get("type") or sample.get("source") or "records"
-        items.append(Item(key, cut, rows, [truth], kind, turns[i].get("options") or []))
-    return items
-
-
-def _answer_fault(following: list[dict[str, Any]], benchmark: Benchmark) -> str | None:
-    """Why the turn after a question (or none) cannot be its answer; None if it can."""
-    answer = following[0].get("content") if following and following[0]["role"] == "assistant" else None
-    if not isinstance(answer, str) or not answer.strip():
-        return "question without an answer"
-    if benchmark.task == "yes_no" and plain_truth(answer) not in ("yes", "no"):
-        return "question whose answer is neither yes nor no"
-    return None
-
-
-def plain_truth(answer: str) -> str:
-    """A true yes or no as it is compared: "Yes." → "yes"."""
-    return answer.strip().rstrip(".").lower()
 
 
 def refuse_doubles(items: Sequence[Item]) -> None:

@@ -1,7 +1,6 @@
-"""Judges that score answers, and what a benchmark asks them: prompts of text, with pictures where the judge sees them.
+"""Judges that score answers, what they are shown, and templates of prompts.
 
-A benchmark that is scored by a judge is a `JudgedBenchmark`: its file has its questions, its prompts, and what replies are
-worth. Templates of prompts are ours; a benchmark's own can be given as a file, with the names of fields that its script has.
+Templates are ours; a benchmark's own can be given as a file, with the names of fields that its script has.
 """
 
 from __future__ import annotations
@@ -11,25 +10,20 @@ import io
 import json
 import re
 import urllib.request
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tap_tokenizer import load_pretrained
 
 from ..data.json_text import JsonError, parse_json
-from .items import Item
-from .problems import Problems
-from .text_files import read_text
-
-if TYPE_CHECKING:
-    from ..evaluate import EvaluateArguments
+from ..records import Record, Region, decode_mask
+from .files import read_text
 
 LONGEST_REPLY = 10_000_000
 """Bytes of a server's reply that are read."""
@@ -116,46 +110,6 @@ def _part(part: str | np.ndarray) -> dict[str, Any]:
     }
 
 
-class JudgedBenchmark(ABC):
-    """What a benchmark asks a judge about each answer, and what the judge's replies are worth."""
-
-    sees = False
-    """Whether the judge is shown the picture."""
-    max_tokens = 300
-    """Longest reply."""
-    published: str
-    """The judge of published numbers."""
-    judge_prompt: str
-    """Our wording of the judge's prompt."""
-    fields: tuple[tuple[str, ...], ...]
-    """Fields that a prompt must have; where one has several names, any of them."""
-
-    def __init__(self, arguments: EvaluateArguments, items: Sequence[Item]) -> None:
-        self.template = read_template(arguments.judge_prompt, self.judge_prompt, self.fields)
-
-    def judged(self, items: Sequence[Item], problems: Problems) -> list[Item]:
-        """The items that the judge is asked about; others are named in `problems`."""
-        return list(items)
-
-    def replies_to(self, item: Item) -> int:
-        """How many prompts there are about an item's answer."""
-        return 1
-
-    @abstractmethod
-    def prompts(self, item: Item, answer: str, picture: Callable[[], np.ndarray]) -> list[Prompt]:
-        """What the judge is asked about an answer, in order; `picture` opens the item's picture."""
-
-    @abstractmethod
-    def score(
-        self, replies: Mapping[str, Sequence[str]], items: Sequence[Item], row: str, problems: Problems
-    ) -> dict[str, Any]:
-        """A row's numbers from the replies to each item's prompts, by item id; an item without replies is not there."""
-
-    def wordings(self) -> list[tuple[str, bool]]:
-        """Every template, and whether it was given in place of ours."""
-        return [(self.template, self.template != self.judge_prompt)]
-
-
 def read_template(path: str | None, ours: str, fields: Sequence[Sequence[str]]) -> str:
     """A prompt with fields from a file; ours if none is given. Raises `ValueError` if it lacks one of the fields.
 
@@ -174,3 +128,52 @@ def read_template(path: str | None, ours: str, fields: Sequence[Sequence[str]]) 
 def fill_template(template: str, fields: Mapping[str, str]) -> str:
     """A template with its fields filled in; what a field's text holds is no field."""
     return re.sub("|".join(re.escape(f"{{{name}}}") for name in fields), lambda m: fields[m[0][1:-1]], template)
+
+
+LEAST = 56
+"""A region's surroundings are measured as if it were at least so many pixels wide and high."""
+
+
+def region_mask(record: Record, row: int) -> np.ndarray:
+    """The mask (H, W) of a record's region; its box, filled, where it has none."""
+    region = record.regions[row]
+    if region.mask:
+        return decode_mask(region.mask, record.size)
+    filled = np.zeros(record.size, dtype=bool)
+    assert region.box is not None
+    x1, y1, x2, y2 = (round(v) for v in region.box)
+    filled[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] = True
+    return filled
+
+
+def surroundings(picture: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What lies within three times a mask's box, and the mask there as bytes 0 and 255; the whole of an empty mask.
+
+    The cut is that of the scripts of GAR-Bench and ParaDLC-Bench.
+    """
+    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+    if not len(rows):
+        return picture, mask.astype(np.uint8) * 255
+    top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+    height, width = max(bottom - top, LEAST), max(right - left, LEAST)
+    y, x = int((top + bottom) / 2 - height / 2), int((left + right) / 2 - width / 2)
+    part = (slice(max(y - height, 0), y + 2 * height), slice(max(x - width, 0), x + 2 * width))
+    return picture[part], mask[part].astype(np.uint8) * 255
+
+
+def with_numbers(picture: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
+    """The picture, a little darker, with regions drawn as green boxes or points and their numbers from 1."""
+    drawn = Image.fromarray((picture * 0.8).astype(np.uint8))
+    brush = ImageDraw.Draw(drawn)
+    for number, region in enumerate(regions, 1):
+        if region.box is not None:
+            x1, y1, x2, y2 = region.box
+            brush.rectangle((x1, y1, x2, y2), outline=(0, 255, 0), width=2)
+        else:
+            assert region.points is not None
+            x1, y1 = region.points[0]
+            brush.ellipse((x1 - 4, y1 - 4, x1 + 4, y1 + 4), fill=(0, 255, 0))
+        place = (x1 + 4, y1 + 4)
+        brush.rectangle(brush.textbbox(place, str(number)), fill=(0, 0, 0))
+        brush.text(place, str(number), fill=(255, 255, 255))
+    return np.asarray(drawn)

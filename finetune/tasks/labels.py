@@ -1,7 +1,7 @@
-"""How near a word is to a category's name: semantic IoU and semantic similarity, each as three published scripts clean words.
+"""Labels of masks (LVIS, PACO): how near a word is to a category's name, as each of three published scripts measures it.
 
-Numbers of different normalisations are not comparable, so each has its name. Knows words; the sentence encoder of semantic
-similarity is whatever folder is given.
+Semantic IoU of words, and the cosine of sentence vectors (SS); the sentence encoder is whatever folder is given. The scripts
+clean words in ways of their own, and numbers of different normalisations are not comparable, so each has its name.
 """
 
 from __future__ import annotations
@@ -9,7 +9,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -18,8 +24,12 @@ from transformers.utils import cached_file
 
 from tap_tokenizer import load_pretrained
 
-from .text_files import read_json
-
+from ..records import Record, Region, mask_box
+from .coco_file import mask_fault, read_coco
+from .files import numbered, read_each, read_json
+from .items import EvaluationSet, Item, Place
+from .predictions import Line, match_answers
+from .task import Published, Task
 
 def _osprey_prediction(text: str) -> str:
     parts = text.strip().split(":")
@@ -46,6 +56,110 @@ osprey (lvis_paco_eval.py): of a prediction with a colon, only what follows it; 
 parentheses of names stay. pixelrefer (eval_paco_lvis.py): _ : , . ( ) become blanks on both sides, all in lower case.
 wow-seg (semantic_eval.py): _ : become blanks on both sides, and a name loses its parentheses with what is in them.
 """
+
+
+@dataclass(kw_only=True)
+class Labels(Task):
+    """Labels in Osprey's layout: a list of {file_name, height, width, categories, annotations}, or in COCO's."""
+
+    version: int = 2
+    rules: str = (
+        "semantic IoU of words, and cosine of sentence vectors (SS), cleaned as each named script does; instances and mean "
+        "of classes"
+    )
+    max_new_tokens: int = 20
+
+    kind = "labels"
+    columns = (
+        *(f"SS ({name})" for name in NORMALISATIONS),
+        *(f"S-IoU ({name})" for name in NORMALISATIONS),
+        "S-IoU (osprey), mean of classes",
+    )
+    takes = frozenset({"sentence_encoder"})
+    is_percent = True
+    _device = "cpu"
+
+    def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
+        content = read_json(path)
+        if isinstance(content, dict):
+            read_coco(content, found, self.title, limit)
+            return
+        content = [entry if isinstance(entry, dict) else {} for entry in content]
+        found.places = [
+            Place(f"{number}/{i}", {"Answer": name, "image": entry.get("file_name")})
+            for number, entry in enumerate(content)
+            for i, name in enumerate(entry.get("categories") or [])
+        ]
+
+        def read(number: str, entry: dict[str, Any]) -> Record:
+            size = (entry["height"], entry["width"])
+            names, annotations = entry["categories"], entry["annotations"]
+            if len(names) != len(annotations):
+                found.problems.add("entry with another number of names than of masks", number)
+                names = annotations = []
+            regions = []
+            for i, (name, a) in enumerate(zip(names, annotations)):
+                fault = mask_fault(a.get("segmentation"), size)
+                box = None if fault else mask_box(a["segmentation"], size)
+                if box is None:
+                    found.problems.add(fault or "empty mask", f"{number}/{i}")
+                    continue
+                label = "" if name is None else str(name)
+                regions.append(Region(box, mask=a["segmentation"], label=label, id=f"{number}/{i}"))
+            return Record(entry["file_name"], size[1], size[0], regions, source=self.title, image_id=int(number))
+
+        found.records = list(islice(read_each(numbered(content), read, found.problems), limit))
+
+    def prepare(self, items: Sequence[Item], found: EvaluationSet, device: str) -> None:
+        self._device = device
+
+    @cached_property
+    def encoder(self) -> SentenceEncoder | None:
+        """The sentence encoder that was chosen, once there are answers."""
+        source = self.options.sentence_encoder
+        return None if source is None else SentenceEncoder(source, self._device)
+
+    def score(self, row: str, lines: Sequence[Line], items: Sequence[Item], found: EvaluationSet) -> dict[str, Any]:
+        by_id = match_answers(lines, items, row, found.problems)
+        said, true = [by_id[item.id]["answer"] for item in items], [item.references[0] for item in items]
+        values = {f"S-IoU ({n})": [semantic_iou(a, b, n) for a, b in zip(said, true)] for n in NORMALISATIONS}
+        if self.encoder is not None:
+            values |= {f"SS ({n})": semantic_similarity(said, true, self.encoder, n) for n in NORMALISATIONS}
+        scores: dict[str, float] = {}
+        for name, each in values.items():
+            scores[name] = float(np.mean(each))
+            scores[f"{name}, mean of classes"] = mean_by_class(each, true)
+        return scores
+
+    def notes(self) -> list[str]:
+        missing = self.options.sentence_encoder is None
+        return ["semantic similarity was not measured: give --sentence_encoder"] if missing else []
+
+
+def _published(system: str, similarity: float, iou: float) -> Published:
+    return Published(system, {"SS (osprey)": similarity, "S-IoU (osprey)": iou}, "table 2 of CircleRadon/Osprey")
+
+
+LVIS_LABELS = Labels(
+    name="lvis_labels", title="LVIS region recognition", whole=4004,
+    published=(
+        _published("LLaVA-1.5 on the crop", 0.4895, 0.1981),
+        _published("Kosmos-2", 0.3895, 0.0867),
+        _published("GPT4RoI-7B", 0.5132, 0.1199),
+        _published("Ferret-7B", 0.6378, 0.3657),
+        _published("Osprey-7B", 0.6524, 0.3819),
+    ),
+)  # fmt: skip
+PACO_LABELS = Labels(
+    name="paco_labels", title="PACO region recognition", whole=4263,
+    published=(
+        _published("LLaVA-1.5 on the crop", 0.4220, 0.1456),
+        _published("Kosmos-2", 0.3209, 0.0479),
+        _published("GPT4RoI-7B", 0.4804, 0.1208),
+        _published("Ferret-7B", 0.5868, 0.2596),
+        _published("Osprey-7B", 0.7306, 0.5272),
+    ),
+)  # fmt: skip
 
 
 def semantic_iou(prediction: str, category: str, normalisation: str = "osprey") -> float:

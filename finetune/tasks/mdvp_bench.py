@@ -12,21 +12,20 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.sample import Sample, mask_box
-from ..data.source import literal, record, with_all_shown
-from .coco_reading import clipped_box, is_number, mask_fault
-from .items import REGION_NAME, Item
-from .judge_pictures import numbered
-from .judges import JudgedBenchmark, Prompt, fill_template
-from .picture_files import size_of
-from .places import Place
-from .problems import Problems, read_each
-from .problems import numbered as named_by_place
+from ..data.source import literal, with_all_shown
+from ..records import Record, Region, Turn, mask_box
+from .coco_file import clipped_box, mask_fault
+from .files import Problems, is_number, numbered, read_each, read_questions, size_of
+from .items import REGION_NAME, EvaluationSet, Item, Place
+from .judged import JudgedTask
+from .judges import Prompt, fill_template, with_numbers
 
 JUDGE_PROMPT = """Two answers to a question about numbered regions of the picture are to be rated. {context}
 
@@ -57,92 +56,56 @@ UNREAD = (-1.0, -1.0)
 """Ratings of a reply that has none, as the benchmark's script counts it."""
 
 
-def read_mdvp(content: Sequence[Any], root: Path, title: str, problems: Problems) -> Iterator[Sample]:
-    """A record of one question for each entry, numbered from 1; entries that cannot be asked are named by their number.
-
-    root: the folder of the pictures, or the one above their `images`.
-    """
-    counts: Counter[str] = Counter()
-
-    def read(number: str, entry: dict[str, Any]) -> Sample | None:
-        domain = entry["dataset_name"]
-        counts[domain] += 1
-        image = _picture(entry, root)
-        size = size_of(root / image)
-        found = list(_regions(entry, size, number, problems))
-        regions = [region for region in found if region is not None]
-        truth = entry.get("caption", entry.get("gt_answers"))
-        if not isinstance(truth, str) or not truth.strip():
-            problems.add("question without an answer", number)
-        elif not regions or len(regions) < len(found):
-            problems.add("question about a region that cannot be shown", number)
-        else:
-            asked = re.sub(r"<(?:Region|Mark) (\d+)>", r"<region\1>", entry["question"])
-            turns = [{"role": "user", "content": asked, "type": domain}, {"role": "assistant", "content": truth}]
-            mark = "Mark" if "points" in entry else "Region"
-            told = {"question": entry["question"], "domain": domain, "mark": mark, "number": counts[domain]}
-            sample = record(image, size, regions, with_all_shown(turns, len(regions)), title, None)
-            return {**sample, "image_id": int(number), "judged": told}
-        return None
-
-    return read_each(named_by_place(content, 1), read, problems)
-
-
-def places_of(content: Sequence[Any]) -> list[Place]:
-    """The entries' items in the file's order."""
-    return [
-        Place(f"{number}/q0", {"gt": entry.get("caption"), "gt_answers": entry.get("gt_answers"),
-                               "question": entry.get("question"), "image_name": entry.get("image_name")})
-        for number, entry in enumerate(content, 1)
-    ]  # fmt: skip
-
-
-def _picture(entry: dict[str, Any], root: Path) -> str:
-    name = str(entry["image_path"] if "image_path" in entry else entry["image_name"])
-    domain = str(entry["dataset_name"]).removesuffix("_box").removesuffix("_point")
-    places = (name, f"images/{name}", f"{domain}/images/{name}", f"{domain}/{name}")
-    return next((place for place in places if (root / place).is_file()), name)
-
-
-def _regions(
-    entry: dict[str, Any], size: tuple[int, int], name: str, problems: Problems
-) -> Iterator[dict[str, Any] | None]:
-    """An entry's regions; None for one of no place in the picture. A picture that does not open clips nothing."""
-    height, width = size if size != (1, 1) else (10**6, 10**6)
-    if "mask_rle" in entry:
-        mask = entry["mask_rle"]
-        fault = mask_fault(mask, size) if size != (1, 1) else None
-        box = None if fault else mask_box(mask, tuple(mask["size"]))
-        yield None if box is None else {"id": f"{name}/0", "box": box, "mask": mask}
-        return
-    for i, mark in enumerate(literal(entry["points"] if "points" in entry else entry["bbox"])):
-        key = f"{name}/{i}"
-        if "points" in entry:
-            good = (
-                len(mark) == 2 and all(is_number(v) for v in mark) and 0 <= mark[0] <= width and 0 <= mark[1] <= height
-            )
-            yield {"id": key, "points": [list(mark)], "point_labels": [1]} if good else None
-            continue
-        if len(mark) == 4 and all(is_number(v) for v in mark) and min(mark[2:]) < 1:
-            problems.add("box thinner than a pixel, taken as one pixel", key)
-            mark = [*mark[:2], max(mark[2], 1), max(mark[3], 1)]
-        found = clipped_box(mark, width, height)
-        if found is not None and found[1]:
-            problems.add("box beyond its picture's border, clipped", key)
-        yield None if found is None else {"id": key, "box": found[0]}
-
-
-class MdvpBench(JudgedBenchmark):
+@dataclass(kw_only=True)
+class MdvpBench(JudgedTask):
     """One prompt for each answer, to which the reply begins with two ratings."""
 
+    columns = ("questions", *GROUPS, "all")
+    asks_questions = True
     sees = True
-    max_tokens = 1024
-    published = "GPT-4o (2024-11-20) or GPT-4V, its own prompt"
+    longest_reply = 1024
+    published_judge = "GPT-4o (2024-11-20) or GPT-4V, its own prompt"
     judge_prompt = JUDGE_PROMPT
     fields = (("question",), ("truth",), ("answer",))
 
-    def prompts(self, item: Item, answer: str, picture: Callable[[], np.ndarray]) -> list[Prompt]:
-        told = item.sample.get("judged", {})
+    def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
+        """A record of one question for each entry, numbered from 1; those that cannot be asked are named by their number.
+
+        The pictures' folder may be the one above their `images`.
+        """
+        content, problems = read_questions(path), found.problems
+        found.places = [
+            Place(f"{number}/q0", {"gt": entry.get("caption"), "gt_answers": entry.get("gt_answers"),
+                                   "question": entry.get("question"), "image_name": entry.get("image_name")})
+            for number, entry in enumerate(content, 1)
+        ]  # fmt: skip
+        counts: Counter[str] = Counter()
+
+        def read(number: str, entry: dict[str, Any]) -> Record | None:
+            domain = entry["dataset_name"]
+            counts[domain] += 1
+            image = _picture(entry, found.root)
+            size = size_of(found.root / image)
+            marked = list(_regions(entry, size, number, problems))
+            regions = [region for region in marked if region is not None]
+            truth = entry.get("caption", entry.get("gt_answers"))
+            if not isinstance(truth, str) or not truth.strip():
+                problems.add("question without an answer", number)
+            elif not regions or len(regions) < len(marked):
+                problems.add("question about a region that cannot be shown", number)
+            else:
+                asked = re.sub(r"<(?:Region|Mark) (\d+)>", r"<region\1>", entry["question"])
+                turns = with_all_shown([Turn("user", asked, domain), Turn("assistant", truth)], len(regions))
+                mark = "Mark" if "points" in entry else "Region"
+                found.told[int(number)] = {"question": entry["question"], "mark": mark, "number": counts[domain]}
+                return Record(image, size[1], size[0], regions, turns, self.title, image_id=int(number))
+            return None
+
+        found.records = list(islice(read_each(numbered(content, 1), read, problems), limit))
+
+    def prompts(
+        self, item: Item, answer: str, picture: Callable[[], np.ndarray], told: Mapping[str, Any]
+    ) -> list[Prompt]:
         mark = told.get("mark", "Region")
 
         def renamed(match: re.Match[str]) -> str:
@@ -157,10 +120,10 @@ class MdvpBench(JudgedBenchmark):
             "answer": REGION_NAME.sub(renamed, answer),
         }
         order = sorted(range(len(item.rows)), key=lambda row: item.rows[row])
-        shown = numbered(picture(), [item.sample["regions"][row] for row in order])
+        shown = with_numbers(picture(), [item.record.regions[row] for row in order])
         return [[fill_template(self.template, fields), shown]]
 
-    def score(
+    def score_replies(
         self, replies: Mapping[str, Sequence[str]], items: Sequence[Item], row: str, problems: Problems
     ) -> dict[str, Any]:
         ratings: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -179,6 +142,47 @@ class MdvpBench(JudgedBenchmark):
             if some := [value for name, value in domains.items() if re.match(words, name)]:
                 scores[group] = float(np.mean(some))
         return {**scores, "all": relative_score([pair for some in ratings.values() for pair in some])}
+
+
+MDVP_BENCH = MdvpBench(
+    name="mdvp_bench",
+    title="MDVP-Bench",
+    rules="mean rating of the answers over that of the true ones, by a judge who sees the marks",
+)
+
+
+def _picture(entry: dict[str, Any], root: Path) -> str:
+    name = str(entry["image_path"] if "image_path" in entry else entry["image_name"])
+    domain = str(entry["dataset_name"]).removesuffix("_box").removesuffix("_point")
+    places = (name, f"images/{name}", f"{domain}/images/{name}", f"{domain}/{name}")
+    return next((place for place in places if (root / place).is_file()), name)
+
+
+def _regions(
+    entry: dict[str, Any], size: tuple[int, int], name: str, problems: Problems
+) -> Iterator[Region | None]:
+    """An entry's regions; None for one of no place in the picture. A picture that does not open clips nothing."""
+    height, width = size if size != (1, 1) else (10**6, 10**6)
+    if "mask_rle" in entry:
+        mask = entry["mask_rle"]
+        fault = mask_fault(mask, size) if size != (1, 1) else None
+        box = None if fault else mask_box(mask, tuple(mask["size"]))
+        yield None if box is None else Region(box, mask=mask, id=f"{name}/0")
+        return
+    for i, mark in enumerate(literal(entry["points"] if "points" in entry else entry["bbox"])):
+        key = f"{name}/{i}"
+        if "points" in entry:
+            good = len(mark) == 2 and all(is_number(v) for v in mark)
+            good = good and 0 <= mark[0] <= width and 0 <= mark[1] <= height
+            yield Region(points=[list(mark)], point_labels=[1], id=key) if good else None
+            continue
+        if len(mark) == 4 and all(is_number(v) for v in mark) and min(mark[2:]) < 1:
+            problems.add("box thinner than a pixel, taken as one pixel", key)
+            mark = [*mark[:2], max(mark[2], 1), max(mark[3], 1)]
+        found = clipped_box(mark, width, height)
+        if found is not None and found[1]:
+            problems.add("box beyond its picture's border, clipped", key)
+        yield None if found is None else Region(found[0], id=key)
 
 
 def read_ratings(reply: str) -> tuple[float, float]:

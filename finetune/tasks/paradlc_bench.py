@@ -8,20 +8,21 @@ has a positive score of 0. Every region is described by itself, from its mask's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.sample import Sample, mask_box
-from .coco_reading import mask_fault
+from ..records import Record, Region, mask_box
+from .coco_file import mask_fault
 from .dlc_bench import DlcBench
-from .items import Item
-from .judge_pictures import region_mask, surroundings
-from .judges import Prompt
-from .problems import Problems, numbered, read_each
-from .text_files import read_json
+from .files import numbered, read_each, read_json
+from .items import EvaluationSet, Item
+from .judges import Prompt, region_mask, surroundings
+from .task import Published
 
 RECOGNITION_QUESTION = (
     "The region in the picture is of the class {class_name}. Is the description about that, or something similar?"
@@ -29,52 +30,72 @@ RECOGNITION_QUESTION = (
 """Our wording, version 1."""
 
 
-def read_paradlc(path: Path, title: str, problems: Problems) -> Iterator[Sample]:
-    """The pictures with those of their regions that `qa.json` beside the file asks about."""
-    questions = path.with_name("qa.json")
-    if not questions.is_file():
-        raise ValueError(
-            f"Found nothing at {questions}, which says what regions are evaluated: lay it beside {path.name}."
-        )
-    asked, seen = read_json(questions), set()
-
-    def read(_: str, entry: dict[str, Any]) -> Sample:
-        size = (entry["height"], entry["width"])
-        regions = []
-        for annotation in entry["annotations"]:
-            key = f"{entry['image_id']}_{annotation['index']}"
-            if key not in asked:
-                continue
-            seen.add(key)
-            mask = annotation["mask_rle"]
-            fault = mask_fault(mask, size)
-            box = None if fault else mask_box(mask, size)
-            if box is None:
-                problems.add(fault or "empty mask", key)
-                continue
-            regions.append({"id": key, "box": box, "mask": mask, "label": annotation.get("category_name") or ""})
-        return {
-            "image": entry["file_name"], "image_id": entry["image_id"], "height": size[0], "width": size[1],
-            "regions": regions, "conversations": [], "source": title,
-        }  # fmt: skip
-
-    yield from read_each(numbered(read_json(path)), read, problems)
-    problems.extend("questions of a region that is not listed", [key for key in asked if key not in seen])
-
-
+@dataclass(kw_only=True)
 class ParaDlcBench(DlcBench):
     """DLC-Bench's questions, of a judge that sees the region."""
 
+    needed = "--judge"
     sees = True
-    published = "GPT-5.2, its own prompt"
+    published_judge = "GPT-5.2, its own prompt"
     recognition = RECOGNITION_QUESTION
     no_positive = 0.0
     more_names = True
 
-    def prompts(self, item: Item, answer: str, picture: Callable[[], np.ndarray]) -> list[Prompt]:
-        shown, mask = surroundings(picture(), region_mask(item.sample, 0))
+    @property
+    def qa(self) -> str | None:
+        annotations = self.options.annotations
+        beside = None if annotations is None else str(Path(annotations).with_name("qa.json"))
+        return self.options.qa or beside
+
+    def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
+        """The pictures with those of their regions that `qa.json` beside the file asks about."""
+        questions = path.with_name("qa.json")
+        if not questions.is_file():
+            raise ValueError(
+                f"Found nothing at {questions}, which says what regions are evaluated: lay it beside {path.name}."
+            )
+        asked, seen = read_json(questions), set()
+
+        def read(_: str, entry: dict[str, Any]) -> Record:
+            size = (entry["height"], entry["width"])
+            regions = []
+            for annotation in entry["annotations"]:
+                key = f"{entry['image_id']}_{annotation['index']}"
+                if key not in asked:
+                    continue
+                seen.add(key)
+                mask = annotation["mask_rle"]
+                fault = mask_fault(mask, size)
+                box = None if fault else mask_box(mask, size)
+                if box is None:
+                    found.problems.add(fault or "empty mask", key)
+                    continue
+                regions.append(Region(box, mask=mask, label=annotation.get("category_name") or "", id=key))
+            return Record(entry["file_name"], size[1], size[0], regions, source=self.title, image_id=entry["image_id"])
+
+        found.records = list(islice(read_each(numbered(read_json(path)), read, found.problems), limit))
+        if limit is None or len(found.records) < limit:
+            found.problems.extend(
+                "questions of a region that is not listed", [key for key in asked if key not in seen]
+            )
+
+    def prompts(
+        self, item: Item, answer: str, picture: Callable[[], np.ndarray], told: Mapping[str, Any]
+    ) -> list[Prompt]:
+        shown, mask = surroundings(picture(), region_mask(item.record, 0))
         return [
             ["The picture:\n", shown, "\nThe mask of the region:\n", mask, f"\n{text}\n"]
-            for text in super().prompts(item, answer, picture)
+            for text in super().prompts(item, answer, picture, told)
             if isinstance(text, str)
         ]
+
+
+PARADLC_BENCH = ParaDlcBench(
+    name="paradlc_bench", title="ParaDLC-Bench", whole=299, whole_pictures=100,
+    rules="mean of positive and negative score by a judge who sees the region; every region described by itself",
+    published=(
+        Published("GAR-8B", {"average": 0.695}, "README of MSALab-PKU/PerceptionDLM"),
+        Published("LLaDA-V-8B", {"average": 0.352}, "README of MSALab-PKU/PerceptionDLM"),
+        Published("PerceptionDLM-8B", {"average": 0.624}, "README of MSALab-PKU/PerceptionDLM"),
+    ),
+)  # fmt: skip

@@ -1,6 +1,6 @@
-"""Scores of answers to questions: exact or by letter, by type with what guessing gives; yes/no as POPE counts it.
+"""Answers to questions: right if they are the true ones, or the letter of the right choice; beside what guessing gives.
 
-Knows words, not models.
+`Questions` is the task of records of one's own, and the beginning of benchmarks that ask questions.
 """
 
 from __future__ import annotations
@@ -8,12 +8,50 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 from ..metrics import accuracy, chance, majority
+from .items import EvaluationSet, Item, Seen
+from .predictions import Line, match_answers
+from .task import Task
 
 AS_MEANT = "accuracy (as meant)"
 """The score that forgives how an answer is written, beside the one that the benchmark's own script gives."""
+
+
+@dataclass(kw_only=True)
+class Questions(Task):
+    """The questions of records' conversations."""
+
+    kind = "questions"
+    columns: ClassVar[Sequence[str]] = ("accuracy", AS_MEANT, "majority", "chance")
+    asks_questions = True
+    letters_alone = False
+    """Whether only an answer that is the true one, but for capitals, is right."""
+
+    def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
+        raise ValueError(f"{self.name} has no file of its own: give data=… with records.")
+
+    def answer_unasked(self, seen: Seen, words: str) -> Line:
+        """By the words that a caption or concept shares with the possible answers."""
+        return {"answer": overlap_answer(seen.item.asked, words, seen.item.options), "words": words}
+
+    def score(self, row: str, lines: Sequence[Line], items: Sequence[Item], found: EvaluationSet) -> dict[str, Any]:
+        by_id = match_answers(lines, items, row, found.problems)
+        answered = [
+            {"asked": item.asked, "answer": by_id[item.id]["answer"], "truth": item.references[0], "type": item.type,
+             "options": len(item.options)}
+            for item in items
+        ]  # fmt: skip
+        return answer_scores(answered, self.letters_alone)
+
+
+ANSWERS = Questions(
+    name="answers", title="Answers to the records' questions", rules="exact answers 1, or the letter", version=2,
+    max_new_tokens=64, history="true",
+)  # fmt: skip
 
 _CHOICE = re.compile(r"^\(?([A-Z])[.):]\s*(.+)$", re.MULTILINE)
 
@@ -32,54 +70,6 @@ def choice_letter(answer: str, choices: dict[str, str]) -> str | None:
         return first[1].upper()
     same = [letter for letter, words in choices.items() if words.lower() == text.rstrip(".").lower()]
     return same[0] if len(same) == 1 else None
-
-
-def yes_or_no(answer: str) -> str | None:
-    """What an answer means: "no" if its first sentence holds "no" or "not" as a word, else "yes".
-
-    None for an answer without a letter or digit, which says neither.
-    """
-    if not re.search(r"[^\W_]", answer):
-        return None
-    return "no" if _NO & set(_first_sentence(answer).split()) else "yes"
-
-
-def pope_reading(answer: str) -> str:
-    """What POPE's script makes of an answer: as `yes_or_no`, but words end at blanks alone, and silence is a yes.
-
-    So a "No" with a line's end behind it is a yes, for the script takes it for one word with the next line's first.
-    """
-    return "no" if _NO & set(_first_sentence(answer).split(" ")) else "yes"
-
-
-_NO = {"No", "not", "no"}
-
-
-def _first_sentence(answer: str) -> str:
-    return answer.split(".")[0].replace(",", "")
-
-
-def yes_no_scores(answers: Sequence[str], truths: Sequence[str]) -> dict[str, float]:
-    """POPE's accuracy, precision, recall and F1 of "yes", and the share of yes, by its script (Li et al., 2023).
-
-    "accuracy (as meant)": with answers read by `yes_or_no`, where an answer that says neither is wrong, whatever is true;
-    "neither": how many such answers there are, which the script counts as yes.
-    """
-    if set(truths) - {"yes", "no"}:
-        raise ValueError(f"Got true answers {sorted(set(truths))[:4]}, expected yes and no alone.")
-    said, meant = [pope_reading(answer) for answer in answers], [yes_or_no(answer) for answer in answers]
-    hits = sum(a == b == "yes" for a, b in zip(said, truths))
-    claimed, positive = said.count("yes"), list(truths).count("yes")
-    precision, recall = hits / claimed if claimed else 0.0, hits / positive if positive else 0.0
-    return {
-        "accuracy": sum(a == b for a, b in zip(said, truths)) / len(truths),
-        "precision": precision,
-        "recall": recall,
-        "F1": 2 * precision * recall / (precision + recall) if hits else 0.0,
-        "yes": claimed / len(truths),
-        AS_MEANT: sum(a == b for a, b in zip(meant, truths)) / len(truths),
-        "neither": float(meant.count(None)),
-    }
 
 
 def right_answers(lines: Sequence[dict[str, Any]]) -> list[bool]:

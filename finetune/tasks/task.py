@@ -1,114 +1,283 @@
-"""The benchmarks: what is asked, by which protocol it is scored, and how large the whole is.
+"""What a protocol is: what it reads, what it asks about, how it scores answers, and the columns of its table.
 
-A benchmark is a task with a fixed reading of a published file; every task runs on records of one's own, too. A protocol that
-changes gets a new version. Published figures are in `published`.
+A benchmark is a `Task` in a file of its own and a row in the table of this package's `__init__`. Every task runs on records
+of one's own, too. A protocol that changes gets a new version. Scores, ours and published ones, are shares.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from ..data.source import CAPTION_QUESTION, LABEL_QUESTION
+from tap_tokenizer import ImageFeatures, TapRegionTokenizer
 
-Task: TypeAlias = Literal[
-    "captions", "labels", "detections", "masks", "prompts", "questions", "yes_no", "descriptions", "judged"
-]
-"""What is said of regions, and how it is scored; descriptions and answers ("judged") are a judge's to score."""
+from ..arguments import knob
+from ..data.entries import EntryError
+from ..data.source import LABEL_QUESTION
+from ..records import Record, Region, Turn, cut_turns
+from .files import Problems, is_number
+from .items import EvaluationSet, Item, Place, Seen
+from .own_records import read_own
+from .predictions import Line, lacking, read_predictions
 
-Layout: TypeAlias = Literal[
-    "coco",
-    "lvis",
-    "osprey",
-    "gar_bench",
-    "gar_bench_cap",
-    "mdvp_bench",
-    "paradlc_bench",
-    "pope",
-    "glyph_scenes",
-    "records",
-]
+MASKS = "mask decoder"
+"""The only row of tasks in which masks are drawn."""
+
+
+@dataclass
+class TaskOptions:
+    """Options of `python -m finetune.evaluate` that tasks read."""
+
+    output: str = knob(help="folder of predictions and numbers")
+    data: str | None = knob(default=None, help="records of your own, JSONL or parquet, instead of the benchmark's file")
+    annotations: str | None = knob(default=None, help="the benchmark's published file")
+    images: str | None = knob(default=None, help="folder of its pictures")
+    boxes: str | None = knob(default=None, help="masks: detections in COCO's result format; default: the true boxes")
+    qa: str | None = knob(
+        default=None,
+        help="dlc_bench: qa.json, with class_names.json beside it; paradlc_bench: default beside annotations",
+    )
+    judge: str | None = knob(
+        default=None, help="benchmarks with a judge: instruct model that judges, or its name on judge_url's server"
+    )
+    judge_url: str | None = knob(default=None, help="OpenAI-compatible server of the judge, up to and with /v1")
+    judge_key: str | None = knob(default=None, help="file that holds the server's key")
+    judge_prompt: str | None = knob(
+        default=None, help="file with the judge's prompt, with the fields that EVALUATION.md names for the benchmark"
+    )
+    recognition_question: str | None = knob(
+        default=None, help="dlc_bench, paradlc_bench: file with the first question, for {class_name} or {a_class_name}"
+    )
+    verdicts: str | None = knob(default=None, help="file of a judge's replies, instead of a judge")
+    predictions: str | None = knob(
+        default=None,
+        help="score these instead of asking: lines with id and answer, or a system's own answer file; masks: COCO's "
+        "result format",
+    )
+    caption_scorer: Literal["auto", "ptb", "plain"] = knob(
+        default="auto", help="captions: ptb needs Java and pycocoevalcap; auto takes it where it can"
+    )
+    sentence_encoder: str | None = knob(
+        default=None, help="labels: encoder for semantic similarity, folder or Hub name"
+    )
+    limit: int | None = knob(default=None, help="records to evaluate, from the first; scores are marked as a subset's")
+    seed: int = knob(default=0, help="of drawn points and of GlyphScenes")
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Published:
+    """Figures of another system by the same protocol, and where they were read."""
+
+    system: str
+    scores: dict[str, float]
+    source: str
+
+
+@dataclass(kw_only=True)
+class Task(ABC):
     """One protocol.
 
-    layout: how the published annotations are read; whole, whole_pictures: how many items and pictures the published
-    benchmark has, where that is fixed and known; other_wholes: how many items other published sets of it have;
-    question: what language models are asked of each region, where the benchmark itself asks nothing.
+    An evaluation works on a copy of its own, which keeps what the run's options bring: `configure`, `read`, `prepare`, and
+    `score` for each row are called in this order.
+
+    rules: how scores are measured, in words. question: what language models are asked of each region, where the benchmark
+    itself asks nothing. history: whether earlier turns stand before a question. whole, whole_pictures: how many items and
+    pictures the published benchmark has, where that is fixed and known; other_wholes: how many items other published sets
+    of it have.
     """
 
     name: str
     title: str
-    task: Task
-    version: int
-    layout: Layout
-    protocol: str
+    rules: str
+    version: int = 1
     question: str = LABEL_QUESTION
+    history: Literal["true", "none"] = "none"
+    max_new_tokens: int = 40
     whole: int | None = None
     whole_pictures: int | None = None
     other_wholes: tuple[int, ...] = ()
-    max_new_tokens: int = 40
-    federated: bool = False
-    history: Literal["true", "none"] = "none"
+    published: Sequence[Published] = ()
+
+    options: TaskOptions = field(init=False, repr=False)
+
+    kind: ClassVar[str]
+    """What is said of regions, and how it is scored; `metrics.json` has it as "task"."""
+    columns: ClassVar[Sequence[str]]
+    """Columns of the table; `metrics.json` has more."""
+    takes: ClassVar[frozenset[str]] = frozenset()
+    """Options that only some tasks take, of which this is one."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What a region must have to be of use: "mask", "label", "box"."""
+    asks_questions: ClassVar[bool] = False
+    """Whether items are the questions of a record's conversation; else every region is an item."""
+    needs_references: ClassVar[bool] = True
+    """Whether a region without a true answer is left out; a judge may do without."""
+    is_percent: ClassVar[bool] = False
+    """Whether papers print the scores times 100."""
+    may_be_partial: ClassVar[bool] = False
+    """Whether a published file without a size on record may be a part of it, which a table says."""
+
+    def configure(self, options: TaskOptions) -> None:
+        """Keep the options of a run. Raises `ValueError` for such as do not fit the task, before anything is read."""
+        self.options = options
+
+    def read(self) -> EvaluationSet:
+        """The records that the options name: one's own, or a published file's first.
+
+        Raises `ValueError` for files that are missing, or not of the benchmark's form, before anything runs.
+        """
+        options = self.options
+        if options.data is not None and options.annotations is not None:
+            raise ValueError("Got data and annotations: give records of your own, or the benchmark's file.")
+        found = self.read_own(options.data, options.limit) if options.data is not None else self.read_published()
+        if not found.records:
+            raise ValueError(
+                f"There is nothing to evaluate, for the file holds no records: is it the file of {self.name}?"
+            )
+        return found
+
+    def read_own(self, data: str, limit: int | None) -> EvaluationSet:
+        """Records of one's own."""
+        return read_own(data, self.needs, limit)
+
+    def read_published(self) -> EvaluationSet:
+        """The benchmark's own records."""
+        annotations, images = self.options.annotations, self.options.images
+        if annotations is None or images is None:
+            raise ValueError(f"{self.name} needs its annotations=… with images=…, or data=… with records of your own.")
+        if not Path(annotations).is_file() or not Path(images).is_dir():
+            missing = annotations if not Path(annotations).is_file() else images
+            raise ValueError(
+                f"Found nothing at {missing}: give the file and the folder of pictures that the benchmark offers."
+            )
+        found = EvaluationSet([], Path(images))
+        try:
+            self.read_file(Path(annotations), found, self.options.limit)
+        except (KeyError, TypeError, AttributeError, EntryError) as error:
+            raise ValueError(f"{annotations} is not the file of {self.name}: {error!r}.") from error
+        return found
+
+    @abstractmethod
+    def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
+        """Fill `found` with the first `limit` records of the published file, and with what else it has.
+
+        Raises `KeyError`, `TypeError` or `EntryError` for a file of another form.
+        """
+
+    def items(self, record: Record, problems: Problems) -> list[Item]:
+        """The items of one record; what lacks a truth is named in `problems`."""
+        if self.asks_questions:
+            return self._questions(record, problems)
+        items = []
+        for row, region in enumerate(record.regions):
+            references = self.references(region)
+            truth = [words for words in references if isinstance(words, str) and words.strip()]
+            if not truth and self.needs_references:
+                problems.add("region without a reference", str(region.id))
+                continue
+            if len(truth) < len(references):
+                problems.add("empty reference", str(region.id))
+            turn = Turn("user", self.question.replace("<region>", "<region1>"))
+            alone = replace(record, regions=[region], conversations=[turn])
+            items.append(Item(str(region.id), alone, [row], truth, record.source or ""))
+        return items
+
+    def references(self, region: Region) -> list[Any]:
+        """What a region's truth should be; whether they are texts is not looked at."""
+        return [region.label] if region.label else []
+
+    def _questions(self, record: Record, problems: Problems) -> list[Item]:
+        """Every question of a record that has an answer; others are named."""
+        turns = record.conversations
+        items = []
+        for place, i in enumerate(i for i, turn in enumerate(turns) if turn.role == "user"):
+            key = f"{record.image_id}/q{place}"
+            answer = turns[i + 1].content if turns[i + 1 : i + 2] and turns[i + 1].role == "assistant" else None
+            if not isinstance(answer, str) or not answer.strip():
+                problems.add("question without an answer", key)
+                continue
+            if fault := self.truth_fault(answer):
+                problems.add(fault, key)
+                continue
+            cut, rows = cut_turns(record, place, 1) if self.history == "none" else cut_turns(record, 0, place + 1)
+            last = max(n for n, turn in enumerate(cut.conversations) if turn.role == "user")
+            truth = cut.conversations[last + 1].content
+            cut.conversations = cut.conversations[: last + 1]
+            kind = turns[i].type or record.source or "records"
+            items.append(Item(key, cut, rows, [truth], kind, turns[i].options or []))
+        return items
+
+    def truth_fault(self, answer: str) -> str | None:
+        """Why a true answer cannot be one; None if it can."""
+        return None
+
+    def read_predictions(self, path: str, places: Sequence[Place]) -> list[Line]:
+        """Predictions that were made elsewhere. Raises `ValueError` for lines that lack what the score needs."""
+        return read_predictions(path, self.line_fault, places)
+
+    def line_fault(self, line: Line) -> str | None:
+        """What keeps a prediction's line from being scored, in words; None if nothing does."""
+        if "id" not in line or ("answer" not in line and "labels" not in line):
+            return lacking(line, "id") or "lacks answer"
+        if not isinstance(line.get("answer"), (str, int, float, type(None))):
+            return f"has a {type(line['answer']).__name__} for an answer, expected text"
+        labels = line.get("labels", {})
+        if not isinstance(labels, dict) or not all(is_number(p) for p in (line.get("iou", 1.0), *labels.values())):
+            return "has labels or an iou that are not finite numbers"
+        return None
+
+    def answer(self, seen: Seen, words: str) -> Line:
+        """What a line says of an answer in words."""
+        return {"answer": words}
+
+    def answer_unasked(self, seen: Seen, words: str) -> Line:
+        """What a line says of a caption or a concept, which is said whatever the question is."""
+        return self.answer(seen, words)
+
+    def categories(self, found: EvaluationSet) -> dict[str, Any]:
+        """Ids of the categories among which a concept head chooses, by plain name; {} if it says the likeliest concept."""
+        return {}
+
+    def prepare(self, items: Sequence[Item], found: EvaluationSet, device: str) -> None:
+        """Read what else the options name, and refuse what cannot be scored, before any model is loaded."""
+
+    @abstractmethod
+    def score(self, row: str, lines: Sequence[Line], items: Sequence[Item], found: EvaluationSet) -> dict[str, Any]:
+        """The numbers of one row, by column; what is wrong with its lines is named in `found.problems`.
+
+        A line that is missing, or whose picture did not open, counts as an empty answer.
+        """
+
+    @property
+    def protocol(self) -> tuple[str, str]:
+        """The protocol's name and rules, as `metrics.json` has them."""
+        return self.name, self.rules
+
+    def notes(self) -> list[str]:
+        """What is to be known of the scores."""
+        return []
 
     def whole_of(self, count: int) -> int | None:
         """How many items the published set has of which there are `count`; None where no size is known."""
         return count if count in self.other_wholes else self.whole
 
 
-QUESTION_TASKS = ("questions", "yes_no", "judged")
-"""Tasks whose items are the questions of a record's conversation; of others, every region is an item."""
+class DrawnTask(Task):
+    """A task in which a model draws masks and says nothing."""
 
-DETAIL_QUESTION = "Describe <region> in detail."
-ONE_REFERENCE = "boxes, one reference for each, greedy, corpus scores"
-AP_OF_LABELS = "AP of boxes; boxes given, score √(p · IoU), labels above .001, NMS .5 within a category, top 300"
-LABELS = (
-    "semantic IoU of words, and cosine of sentence vectors (SS), cleaned as each named script does; instances and mean of "
-    "classes"
-)
-GAR_CAP = "share of answers that a judge who sees the regions calls True"
+    def read_predictions(self, path: str, places: Sequence[Place]) -> list[Line]:
+        return read_predictions(path, self.line_fault, None)
 
-BENCHMARKS = {
-    b.name: b
-    for b in (
-        Benchmark("vg_full", "Visual Genome, full test set", "captions", 1, "coco", ONE_REFERENCE, CAPTION_QUESTION, 232935),
-        Benchmark("vg_glamm", "Visual Genome, GLaMM's subset", "captions", 1, "coco", ONE_REFERENCE, CAPTION_QUESTION, 5000),
-        Benchmark("refcocog", "RefCOCOg captions (GLaMM)", "captions", 1, "coco", ONE_REFERENCE, CAPTION_QUESTION),
-        Benchmark("lvis_labels", "LVIS region recognition", "labels", 2, "osprey", LABELS, whole=4004, max_new_tokens=20),
-        Benchmark("paco_labels", "PACO region recognition", "labels", 2, "osprey", LABELS, whole=4263, max_new_tokens=20),
-        Benchmark("coco_classification", "COCO classification of given boxes", "detections", 1, "coco", AP_OF_LABELS,
-                  whole_pictures=5000, max_new_tokens=20),
-        Benchmark("lvis_classification", "LVIS classification of given boxes", "detections", 1, "lvis", AP_OF_LABELS,
-                  whole=244707, max_new_tokens=20, federated=True),
-        Benchmark("coco_masks", "COCO masks from boxes", "masks", 1, "coco", "AP of masks (pycocotools)",
-                  whole_pictures=5000),
-        Benchmark("lvis_masks", "LVIS masks from boxes", "masks", 1, "lvis", "AP of masks, LVIS's rules",
-                  whole_pictures=19809, federated=True),
-        Benchmark("prompted_masks", "Masks from boxes, points and clicks", "prompts", 1, "coco",
-                  "mean IoU over regions; points drawn on the mask; clicks into the larger error's middle"),
-        Benchmark("gar_bench", "GAR-Bench-VQA", "questions", 2, "gar_bench",
-                  "the answer is the right choice's letter and nothing else; as meant: or begins with it, or is its words",
-                  whole=424),
-        Benchmark("gar_bench_cap_simple", "GAR-Bench-Cap, simple", "judged", 1, "gar_bench_cap", GAR_CAP, whole=97,
-                  max_new_tokens=512),
-        Benchmark("gar_bench_cap_detailed", "GAR-Bench-Cap, detailed", "judged", 1, "gar_bench_cap", GAR_CAP,
-                  "Describe <region1> in detail, and tell how it relates to <region2>.", whole=107, max_new_tokens=512),
-        Benchmark("glyph_scenes", "GlyphScenes", "questions", 1, "glyph_scenes", "exact answers 1, a question of each family"),
-        Benchmark("answers", "Answers to the records' questions", "questions", 2, "records", "exact answers 1, or the letter",
-                  max_new_tokens=64, history="true"),
-        Benchmark("pope", "POPE", "yes_no", 3, "pope",
-                  "the whole picture as region; by POPE's script yes unless a word before the first full stop, between "
-                  "blanks, is No, no or not; as meant: words between any white space, silence is neither",
-                  whole=3000, other_wholes=(2910,)),
-        Benchmark("dlc_bench", "DLC-Bench", "descriptions", 1, "coco", "mean of positive and negative score by a judge",
-                  DETAIL_QUESTION, whole=100, max_new_tokens=512),
-        Benchmark("paradlc_bench", "ParaDLC-Bench", "descriptions", 1, "paradlc_bench",
-                  "mean of positive and negative score by a judge who sees the region; every region described by itself",
-                  DETAIL_QUESTION, whole=299, whole_pictures=100, max_new_tokens=512),
-        Benchmark("mdvp_bench", "MDVP-Bench", "judged", 1, "mdvp_bench",
-                  "mean rating of the answers over that of the true ones, by a judge who sees the marks", max_new_tokens=512),
-    )
-}  # fmt: skip
-"""By the name that `--benchmark` takes."""
+    def names(self, record: Record, found: EvaluationSet) -> list[str]:
+        """What a picture's lines are called."""
+        return [str(region.id) for region in record.regions]
+
+    @abstractmethod
+    def lines(
+        self, tokenizer: TapRegionTokenizer, features: ImageFeatures, record: Record, found: EvaluationSet
+    ) -> list[Line]:
+        """The mask decoder's lines of a picture, in the order of `names`."""
+
