@@ -15,8 +15,8 @@ from transformers import BitsAndBytesConfig
 from llm_bridge import PictureContext, RegionBridgeForConditionalGeneration, RegionBridgeProcessor, find_adapter
 from tap_tokenizer import TapRegionTokenizer
 
+from .cache import RegionCache
 from .optimizers import build_optimizers
-from .region_cache import RegionCache
 from .train_arguments import TrainArguments
 from .trained_weights import is_sharded
 

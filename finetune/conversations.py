@@ -21,11 +21,11 @@ from tqdm.auto import tqdm
 
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor
 
+from .cache import RegionCache
 from .data.collator import CachedSample, ConversationCollator, picture_size
 from .data.mixture import Mixture
 from .data.sample import Sample, check_size, cut_turns, load_samples
 from .loop import ignore_ctrl_c
-from .region_cache import RegionCache
 from .train_arguments import TrainArguments
 
 _KEPT = 40_000

@@ -25,6 +25,7 @@ from accelerate import PartialState
 from tap_tokenizer import only_writer, write_whole
 
 from .arguments import knob, parse_arguments, run_command
+from .cache import data_checksum, file_checksum
 from .environment import describe_environment
 from .evaluation.benchmarks import BENCHMARKS, Benchmark
 from .evaluation.caption_metrics import PROTOCOLS, choose_scorer, missing_for_ptb
@@ -48,7 +49,6 @@ from .evaluation.running import (
 )
 from .evaluation.scoring import score_masks, score_prompts, score_row
 from .evaluation.text_files import read_json_lines
-from .region_cache import data_checksum, file_checksum
 
 IMAGE_TASKS = ("masks", "prompts")
 """Tasks in which a model draws and says nothing."""

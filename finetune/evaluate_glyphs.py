@@ -45,8 +45,7 @@ from .evaluation.mask_metrics import mask_iou, next_click
 from .glyphs.benchmark import BENCHMARK_VERSION, EVALUATION_SEEDS, EVALUATION_SPLITS, LONG_SIDE, QuestionBalance
 from .glyphs.figures import draw_curves, draw_figures
 from .glyphs.language import caption, concept_banks
-from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES, Question
-from .glyphs.records import number_regions
+from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES, Question, number_regions
 from .glyphs.report import VIEWS, as_tables, summarise
 from .glyphs.scenes import SPLITS, VERSION, GlyphPicture, GlyphScene, draw_scene, make_scene
 

@@ -131,7 +131,8 @@ def _load(arguments: argparse.Namespace) -> RegionChat:
 def _ask(arguments: argparse.Namespace) -> int:
     from tap_tokenizer import draw_regions, load_rgb
 
-    from .region_prompt import prompts_by_region, user_content
+    from .chat_markup import user_content
+    from .region_prompt import prompts_by_region
 
     if arguments.image.is_dir():
         return _ask_folder(arguments)
@@ -164,7 +165,7 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
     """One question of every picture of a table, about all its regions."""
     from tap_tokenizer import PictureRegions, read_region_table, write_records
 
-    from .region_prompt import user_content
+    from .chat_markup import user_content
 
     if arguments.json or arguments.save is not None or arguments.regions:
         raise ValueError(
@@ -242,7 +243,7 @@ def _chat(arguments: argparse.Namespace) -> None:
     region_prompts(regions, size)  # refused before a model is loaded
     chat = _load(arguments)
     for region in regions:
-        _try_region(chat, picture, region)
+        _try_region(picture, region)
     print(f"{arguments.image}: {picture.shape[1]} × {picture.shape[0]} pixels. {CHAT_HELP}")
     while (line := _next_line()) is not None:
         if line in ("/quit", "/exit"):
@@ -305,10 +306,10 @@ def _obey(line: str, chat: RegionChat, picture: np.ndarray, regions: list[tuple[
             values = []
         if len(values) != count:
             raise ValueError(f"Got /{name} {rest}, expected {count} numbers in pixels of the picture.")
-        _try_region(chat, picture, (name, values))
+        _try_region(picture, (name, values))
         regions.append((name, values))
     elif name == "mask" and rest:
-        _try_region(chat, picture, ("mask", Path(rest)))
+        _try_region(picture, ("mask", Path(rest)))
         regions.append((name, Path(rest)))
         inputs.append(Path(rest))
     elif name == "undo":
@@ -340,13 +341,13 @@ def _obey(line: str, chat: RegionChat, picture: np.ndarray, regions: list[tuple[
         raise ValueError(CHAT_HELP)
 
 
-def _try_region(chat: RegionChat, picture: np.ndarray, region: tuple[str, Any]) -> None:
+def _try_region(picture: np.ndarray, region: tuple[str, Any]) -> None:
     """Refuse a region that no question could be asked about, as the region tokenizer does, before it waits for one."""
-    import torch
+    from tap_tokenizer import RegionPrompt, prompts_in_picture
 
     height, width = picture.shape[:2]
     prompts = region_prompts([region], (height, width))
-    chat.region_tokenizer.processor.prepare_prompts(torch.tensor([[height, width]]), is_batch=False, **prompts)
+    prompts_in_picture(RegionPrompt.read_lists(**prompts), (height, width))
 
 
 # --- demo and app -----------------------------------------------------------------------------------------------------

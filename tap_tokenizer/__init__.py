@@ -51,13 +51,14 @@ if not help_is_wanted():
         read_json_object,
     )
     from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb, open_image, upright_size
+    from .masks import as_mask
     from .modeling_tap import TapModel, TapOutput
     from .output_files import only_writer, write_whole
     from .picture_folders import PictureRegions, read_region_table, write_records
     from .pretrained_files import check_findable, check_hub, take_bundled_names
     from .processing_tap import TapProcessor
     from .prompt_encoder import PointLabel
-    from .prompts import as_mask
+    from .prompts import RegionPrompt, prompts_in_picture
     from .region_tokenizer import ImageFeatures, TapRegionTokenizer
     from .region_tokens import RegionTokens
     from .restricted_pickle import read_pickle
@@ -81,6 +82,7 @@ __all__ = [
     "ImageInput",
     "PictureRegions",
     "PointLabel",
+    "RegionPrompt",
     "RegionTokens",
     "TapConfig",
     "TapImageDecoderConfig",
@@ -123,6 +125,7 @@ __all__ = [
     "only_writer",
     "open_image",
     "point_problems",
+    "prompts_in_picture",
     "prompts_of",
     "read_json_object",
     "read_pickle",

@@ -160,7 +160,7 @@ def region_prompts(regions: Sequence[tuple[str, Any]], size: tuple[int, int]) ->
 
     size: (height, width) of the picture, which masks must have.
     """
-    from .prompts import as_mask
+    from .masks import as_mask
 
     columns: dict[str, Any] = {
         "boxes": [value if kind == "box" else None for kind, value in regions],

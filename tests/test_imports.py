@@ -41,6 +41,7 @@ LAYERS = {
         {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "concept_projector"},
         {"fast_inference"},
         {"modeling_tap", "image_processing_tap"},
+        {"masks"},
         {"prompts"},
         {"processing_tap", "region_tokens", "checkpoint_conversion", "picture_folders"},
         {"pretrained_files"},
@@ -49,12 +50,12 @@ LAYERS = {
         {"__init__", "__main__"},
     ],
     "llm_bridge": [
-        {"configuration_bridge", "description", "region_features"},
+        {"configuration_bridge", "description", "generation", "region_features", "region_prompt"},
         {
             "chat_template",
             "language_model",
             "projector",
-            "region_prompt",
+            "chat_markup",
             "uploading",
             "picture_context",
             "page_input",

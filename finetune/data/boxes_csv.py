@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import knob
-from .entries import EntryError, number, shown, sound_region, sound_talk, text
-from .sample import Sample
-from .source import LABEL_QUESTION, PictureSource, groups, record
+from ..records import Record, Region
+from .entries import number, shown, sound_region, sound_talk, text
+from .problems import EntryError
+from .source import LABEL_QUESTION, PictureSource, question_about
 
 CORNERS = ("x1", "y1", "x2", "y2")
 COLUMNS = ("image", *CORNERS, "answer", "question")
@@ -36,7 +37,7 @@ class BoxesCsvSource(PictureSource):
     source: str | None = knob(default=None, help="what to call the data; default: the CSV's name")
     license: str | None = knob(default=None, help="its terms")
 
-    def records(self) -> Iterator[Sample]:
+    def records(self) -> Iterator[Record]:
         self.require(self.boxes)
         with closing(sqlite3.connect("")) as table:
             self._fill(table)
@@ -84,24 +85,19 @@ class BoxesCsvSource(PictureSource):
             raise EntryError("wrong box", words)
         return line, row["image"], *corners, text(row, "answer"), row.get("question") or self.question
 
-    def _records(self, image: str, rows: list[tuple[Any, ...]]) -> Iterator[Sample]:
-        found: list[tuple[dict[str, Any], str, str]] = []
+    def _records(self, image: str, rows: list[tuple[Any, ...]]) -> Iterator[Record]:
+        found: list[tuple[Region, str, str]] = []
         size = (0, 0)
         for line, *box, answer, question in rows:
             with self.left_out.entry(self.boxes, f"line {line}"):
                 size = size if found else self.size_on_disk(image)
-                region = sound_region({"box": box}, size)
-                sound_talk(_turns(question, answer, 1), 1)
-                found.append((region, question, answer))
+                asked = question if "<region>" in question else f"<region>: {question}"
+                region = sound_region(Region(box), size)
+                sound_talk(question_about(asked, 1, answer), 1)
+                found.append((region, asked, answer))
         name = self.source or Path(self.boxes).name
-        for some in groups(found, self.regions_per_record):
-            turns = [turn for place, (_, asked, said) in enumerate(some, 1) for turn in _turns(asked, said, place)]
-            yield record(self.picture(image), size, [region for region, *_ in some], turns, name, self.license)
-
-
-def _turns(question: str, answer: str, place: int) -> list[dict[str, str]]:
-    asked = question if "<region>" in question else f"<region>: {question}"
-    return [
-        {"role": "user", "content": asked.replace("<region>", f"<region{place}>")},
-        {"role": "assistant", "content": answer},
-    ]
+        for start in range(0, len(found), self.regions_per_record):
+            some = found[start : start + self.regions_per_record]
+            turns = [turn for n, (_, asked, said) in enumerate(some, 1) for turn in question_about(asked, n, said)]
+            regions = [region for region, *_ in some]
+            yield Record(self.picture(image), size[1], size[0], regions, turns, name, self.license)

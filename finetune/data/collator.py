@@ -18,7 +18,8 @@ from transformers import BatchFeature
 from llm_bridge import RegionBridgeConfig, RegionBridgeProcessor, region_features
 from tap_tokenizer import RegionTokens
 
-from ..region_encoding import encode_regions
+from ..cache import encode_regions
+from ..records import Record
 from .sample import Sample, cut_turns, open_image
 
 
@@ -109,7 +110,9 @@ class ConversationCollator:
         sizes = features.original_sizes.tolist()
         records = [{"width": width, "height": height, **record} for record, (height, width) in zip(records, sizes)]
         grids = list(context.encode(tokenizer, features)) if context.slots else [None] * len(records)
-        return list(map(CachedSample, records, encode_regions(tokenizer, features, records), grids))
+        return list(
+            map(CachedSample, records, encode_regions(tokenizer, features, list(map(Record.from_dict, records))), grids)
+        )
 
     def _no_regions(self, count: int) -> dict[str, Tensor]:
         """Region features of a batch without any region, of which none is read: the projector still takes part.

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..arguments import knob
-from .coco import ListedPicturesSource
+from ..records import Record, Region
+from .annotations import AnnotationIndex
+from .coco import ListedPicturesSource, region_of
 from .entries import (
     CUT,
-    EntryError,
     answer,
     box_of,
     entry_name,
@@ -23,15 +24,14 @@ from .entries import (
     is_cut,
     listed,
     mapping,
-    mask_of,
     needed,
     size_of,
     sound_region,
     text,
 )
-from .json_stream import AnnotationIndex, iter_items
-from .sample import Sample
-from .source import CAPTION_QUESTION, PictureSource, ask_each, groups, record
+from .json_files import iter_items
+from .problems import EntryError
+from .source import CAPTION_QUESTION, PictureSource, records_of
 
 LICENSE = "CC BY 4.0"
 
@@ -44,12 +44,12 @@ class DescriptionSource(PictureSource):
     regions_per_record: int = knob(default=16, help="a picture with more regions gives several records")
 
     def described(
-        self, picture: str, size: tuple[int, int], regions: Sequence[dict[str, Any]], source: str
-    ) -> Iterator[Sample]:
-        """Records of a picture whose regions have their description in "label"."""
-        for some in groups(regions, self.regions_per_record):
-            turns = ask_each(self.question, [region["label"] for region in some])
-            yield record(picture, size, list(some), turns, source, LICENSE)
+        self, picture: str, size: tuple[int, int], regions: Sequence[tuple[Region, str]], source: str
+    ) -> Iterator[Record]:
+        """Records of a picture's regions, each of which comes with its description."""
+        return records_of(
+            picture, size, regions, question=self.question, most=self.regions_per_record, source=source, terms=LICENSE
+        )
 
 
 @dataclass(kw_only=True)
@@ -61,7 +61,7 @@ class VisualGenomeSource(DescriptionSource):
     splits: str | None = knob(default=None, help="densecap_splits.json, to take one split of it")
     split: Literal["train", "val", "test"] = knob(default="train", help="which split, if splits are given")
 
-    def records(self) -> Iterator[Sample]:
+    def records(self) -> Iterator[Record]:
         self.require(self.annotations, self.image_data, *([self.splits] if self.splits else []))
         wanted = None
         if self.splits:
@@ -98,14 +98,14 @@ class VisualGenomeSource(DescriptionSource):
                 found[identity(entry, "image_id")] = self.picture(name), size_of(entry)
         return found
 
-    def _regions(self, name: str, described: list[Any], size: tuple[int, int]) -> list[dict[str, Any]]:
+    def _regions(self, name: str, described: list[Any], size: tuple[int, int]) -> list[tuple[Region, str]]:
         regions = []
         for place, r in enumerate(described, 1):
             with self.left_out.entry(self.annotations, f"{name}, {_region_name(r, place)}"):
                 sides = [needed(mapping(r), side) for side in ("x", "y", "width", "height")]
                 box = box_of(sides, size, "x y width height")
                 label = answer(r, "phrase")
-                regions.append(sound_region({"box": box, "label": label}, size))
+                regions.append((sound_region(Region(box, label=label), size), label))
         return regions
 
 
@@ -126,7 +126,7 @@ class GritSource(DescriptionSource, ListedPicturesSource):
 
     annotations: str = knob(help="train.json or test.json")
 
-    def records(self) -> Iterator[Sample]:
+    def records(self) -> Iterator[Record]:
         self.require(self.annotations)
         with AnnotationIndex(self.annotations, self.left_out) as index:
             for path, size, _, annotations in self.pictures(index):
@@ -136,15 +136,8 @@ class GritSource(DescriptionSource, ListedPicturesSource):
                         self.left_out.unwanted["annotation marked iscrowd or ignore"] += 1
                         continue
                     with self.left_out.entry(self.annotations, name):
-                        regions.append(_captioned(annotation, size))
+                        caption = answer(annotation, "caption")
+                        regions.append((region_of(annotation, size, label=caption), caption))
                         if is_cut(annotation["bbox"], size):
                             self.left_out.doubtful[CUT] += 1
                 yield from self.described(path, size, regions, "region captions")
-
-
-def _captioned(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    label = answer(annotation, "caption")
-    region = {"box": box_of(needed(annotation, "bbox"), size), "label": label}
-    if annotation.get("segmentation"):
-        region["mask"] = mask_of(annotation["segmentation"])
-    return sound_region(region, size)

@@ -1,12 +1,8 @@
-"""GlyphScenes as records: regions of a scene with a conversation of several questions about them.
-
-Knows scenes and questions; the record's form is `sample`'s.
-"""
+"""GlyphScenes as records: regions of a scene with a conversation of several questions about them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,10 +11,10 @@ from multiprocessing import get_context
 import numpy as np
 
 from ..arguments import knob
-from ..data.sample import GLYPH_SCHEME, Sample, encode_mask
 from ..data.source import Source
+from ..records import GLYPH_SCHEME, Record, Region, Turn, encode_mask
 from .language import caption
-from .questions import FAMILIES, Question, draw_question
+from .questions import FAMILIES, Question, draw_question, number_regions
 from .scenes import SPLITS, GlyphPicture, GlyphScene, draw_scene, make_scene
 
 LICENSE = "Apache-2.0"
@@ -47,21 +43,11 @@ class GlyphScenesSource(Source):
     )
     workers: int = knob(default=2, help="processes that draw")
 
-    def records(self) -> Iterator[Sample]:
+    def records(self) -> Iterator[Record]:
         return self.limited()
 
-    def limited(self, start: int = 0) -> Iterator[Sample]:
-        families = tuple(self.families.split(","))
-        if unknown := [name for name in families if name not in FAMILIES]:
-            raise ValueError(f"families has {', '.join(map(repr, unknown))}, expected some of {', '.join(FAMILIES)}.")
-        if self.split not in SPLITS:
-            raise ValueError(f"split is {self.split}, expected one of {', '.join(SPLITS)}.")
-        wanted = [
-            (family, answer) for family, _, answer in (pair.partition("=") for pair in self.offering.split(",") if pair)
-        ]
-        if strange := [f"{family}={answer}" for family, answer in wanted if family not in families or not answer]:
-            known = ", ".join(dict.fromkeys(families))
-            raise ValueError(f"offering has {', '.join(strange)}, expected FAMILY=ANSWER, FAMILY one of {known}.")
+    def limited(self, start: int = 0) -> Iterator[Record]:
+        families = self._families()
         draw = partial(
             glyph_record,
             split=self.split,
@@ -71,22 +57,35 @@ class GlyphScenesSource(Source):
             long_side=self.long_side,
             all_regions=self.all_regions,
         )
-        numbers: Iterable[int] = range(self.scenes)
-        if wanted:
-            numbers = self._offering(wanted)
-        numbers = islice(numbers, start, self.limit)
+        numbers = islice(self._numbers(families), start, self.limit)
         if self.workers < 2:
             yield from map(draw, numbers)
             return
         with get_context("spawn").Pool(self.workers) as pool:
             yield from pool.imap(draw, numbers, chunksize=8)
 
-    def _offering(self, wanted: Sequence[tuple[str, str]]) -> Iterator[int]:
-        """The scenes that have a question with one of the wanted (family, answer)."""
-        found = 0
+    def _families(self) -> tuple[str, ...]:
+        families = tuple(self.families.split(","))
+        if unknown := [name for name in families if name not in FAMILIES]:
+            raise ValueError(f"families has {', '.join(map(repr, unknown))}, expected some of {', '.join(FAMILIES)}.")
+        if self.split not in SPLITS:
+            raise ValueError(f"split is {self.split}, expected one of {', '.join(SPLITS)}.")
+        return families
+
+    def _numbers(self, families: Collection[str]) -> Iterator[int]:
+        """The scenes to ask about: all, or those that have a question with one of the answers in `offering`."""
+        if not self.offering:
+            yield from range(self.scenes)
+            return
+        pairs = (pair.partition("=") for pair in self.offering.split(",") if pair)
+        wanted = [(family, answer) for family, _, answer in pairs]
+        if strange := [f"{family}={answer}" for family, answer in wanted if family not in families or not answer]:
+            known = ", ".join(dict.fromkeys(families))
+            raise ValueError(f"offering has {', '.join(strange)}, expected FAMILY=ANSWER, FAMILY one of {known}.")
+        found = False
         for index in range(self.scenes):
-            if _offers(index, self.split, self.seed, wanted):
-                found += 1
+            if _offers(make_scene(index, self.split, self.seed), wanted):
+                found = True
                 yield index
         if not found:
             raise ValueError(
@@ -98,9 +97,9 @@ _TRIES = 24
 """How often each wanted family is drawn from a scene before it is passed over."""
 
 
-def _offers(index: int, split: str, seed: int, wanted: Sequence[tuple[str, str]]) -> bool:
+def _offers(scene: GlyphScene, wanted: Collection[tuple[str, str]]) -> bool:
     """Whether a scene has a question with one of the wanted (family, answer)."""
-    scene, random = make_scene(index, split, seed), np.random.RandomState([101, seed, index])
+    random = np.random.RandomState([101, scene.seed, scene.index])
     drawn = (draw_question(scene, family, random) for _ in range(_TRIES) for family, _ in wanted)
     return any(question is not None and (question.family, question.answer) in wanted for question in drawn)
 
@@ -114,54 +113,28 @@ def glyph_record(
     families: Sequence[str] = tuple(FAMILIES),
     long_side: int = 512,
     all_regions: bool = False,
-) -> Sample:
-    """The record of a scene: up to `turns` questions of random families, regions numbered as they are first named. With
-    `all_regions`, objects that no question is about come last.
+) -> Record:
+    """The record of a scene: up to `turns` questions of random families. With `all_regions`, objects that no question is
+    about come last.
 
     The same for the same arguments. A scene with nothing to ask about has an empty conversation.
     """
     scene = make_scene(index, split, seed)
     picture = draw_scene(scene, long_side)
     random = np.random.RandomState([97, seed, index])
-    order: list[int] = []
-    conversation = []
-    for question in draw_questions(scene, picture, families, turns, random):
-        text, answer = number_regions(question, order)
-        conversation += [
-            {"role": "user", "content": text, "type": question.family},
-            {"role": "assistant", "content": answer},
-        ]
-    height, width = picture.image.shape[:2]
-    seen = np.flatnonzero(picture.masks.any(axis=(1, 2))).tolist()
-    shown = [*order, *(i for i in seen if i not in order)] if all_regions else order
-    return {
-        "image": f"{GLYPH_SCHEME}{split}/{seed}/{index}/{long_side}",
-        "width": width,
-        "height": height,
-        "regions": [
-            {
-                "box": picture.boxes[i].tolist(),
-                "mask": encode_mask(picture.masks[i]),
-                "label": scene.objects[i].kind,
-                "captions": [caption(scene.objects[i])],
-            }
-            for i in shown
-        ],
-        "conversations": conversation,
-        "source": "GlyphScenes",
-        "license": LICENSE,
-    }
+    questions = draw_questions(scene, picture, families, turns, random)
+    return record_of(scene, picture, questions, shown=picture.visible if all_regions else ())
 
 
 def draw_questions(
     scene: GlyphScene, picture: GlyphPicture, families: Sequence[str], count: int, random: np.random.RandomState
 ) -> list[Question]:
     """Up to `count` different questions, each of a family drawn at random, about objects that can be seen."""
-    visible = np.asarray(picture.masks.any(axis=(1, 2)))
+    visible = set(picture.visible)
     questions: list[Question] = []
     for _ in range(8 * count):
         question = draw_question(scene, families[random.randint(len(families))], random)
-        if question is None or question in questions or not visible[list(question.objects)].all():
+        if question is None or question in questions or not set(question.objects) <= visible:
             continue
         questions.append(question)
         if len(questions) == count:
@@ -169,13 +142,27 @@ def draw_questions(
     return questions
 
 
-def number_regions(question: Question, order: list[int]) -> tuple[str, str]:
-    """A question's text and answer with its regions numbered by `order`, which grows by those that are new."""
-    for number in question.objects:
-        if number not in order:
-            order.append(number)
-
-    def renumber(match: re.Match[str]) -> str:
-        return f"{match[1]}region{order.index(question.objects[int(match[2]) - 1]) + 1}{match[3]}"
-
-    return tuple(re.sub(r"(<?)region(\d)(>?)", renumber, words) for words in (question.text, question.answer))  # type: ignore[return-value]
+def record_of(
+    scene: GlyphScene, picture: GlyphPicture, questions: Iterable[Question], *, shown: Iterable[int] = ()
+) -> Record:
+    """A scene as a record: the questions as one conversation, regions numbered as they are first named; the objects in
+    `shown` that no question is about come after them.
+    """
+    order: list[int] = []
+    turns: list[Turn] = []
+    for question in questions:
+        text, answer = number_regions(question, order)
+        turns += [Turn("user", text, type=question.family), Turn("assistant", answer)]
+    order += [number for number in shown if number not in order]
+    height, width = picture.image.shape[:2]
+    regions = [
+        Region(
+            box=picture.boxes[i].tolist(),
+            mask=encode_mask(picture.masks[i]),
+            label=scene.objects[i].kind,
+            captions=[caption(scene.objects[i])],
+        )
+        for i in order
+    ]
+    address = f"{GLYPH_SCHEME}{scene.split}/{scene.seed}/{scene.index}/{max(height, width)}"
+    return Record(address, width, height, regions, turns, "GlyphScenes", LICENSE)

@@ -121,6 +121,11 @@ class GlyphPicture:
     masks: np.ndarray
     boxes: np.ndarray
 
+    @property
+    def visible(self) -> list[int]:
+        """Numbers of the objects that can be seen, at least in part."""
+        return np.flatnonzero(self.masks.any(axis=(1, 2))).tolist()
+
 
 def make_scene(index: int, split: str = "train", seed: int = 0) -> GlyphScene:
     """Scene `index` of a split and seed: the same on every machine and with every version of every library."""

@@ -17,9 +17,8 @@ pytest.importorskip("datasets")
 from small_files import write_picture
 
 from finetune import cache_regions
+from finetune.cache import RegionCache, encode_regions
 from finetune.data.sample import WrongSizeError, load_samples, open_image
-from finetune.region_cache import RegionCache
-from finetune.region_encoding import encode_regions
 from tap_tokenizer import TapRegionTokenizer
 
 TALK = [{"role": "user", "content": "What is <region1>?"}, {"role": "assistant", "content": "a dog"}]

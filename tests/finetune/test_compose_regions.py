@@ -12,11 +12,11 @@ import torch
 pytest.importorskip("datasets")
 
 from finetune import cache_regions, compose_regions
+from finetune.cache import RegionCache
 from finetune.compose_regions import TokenBank, words_of
-from finetune.data.converting import convert
+from finetune.data.conversion import convert
 from finetune.data.sample import load_samples
 from finetune.glyphs.records import GlyphScenesSource
-from finetune.region_cache import RegionCache
 from llm_bridge import PictureContext
 
 SCENES = {"bank": ("train-packed", 30), "wanted": ("train", 10)}

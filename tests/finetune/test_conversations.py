@@ -15,9 +15,9 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 
 import finetune.train as train
+from finetune.cache import RegionCache
 from finetune.conversations import Conversations, _Steps
 from finetune.data.collator import CachedSample
-from finetune.region_cache import RegionCache
 from finetune.train_arguments import TrainArguments
 from llm_bridge import PictureContext, RegionBridgeConfig
 

@@ -17,8 +17,7 @@ pytest.importorskip("accelerate")
 from finetune import evaluate_glyphs
 from finetune.evaluate_glyphs import main
 from finetune.glyphs.benchmark import QuestionBalance
-from finetune.glyphs.questions import CONTEXT_FAMILIES
-from finetune.glyphs.records import number_regions
+from finetune.glyphs.questions import CONTEXT_FAMILIES, number_regions
 from finetune.glyphs.report import as_tables, summarise
 from finetune.glyphs.scenes import make_scene
 from llm_bridge import RegionChat

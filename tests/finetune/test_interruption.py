@@ -27,9 +27,9 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
 from finetune import cache_regions, train
+from finetune.cache import MANIFEST, RegionCache
 from finetune.checkpoints import list_checkpoints, save_whole
 from finetune.loop import RunLog, ignore_ctrl_c
-from finetune.region_cache import MANIFEST, RegionCache
 from finetune.trained_weights import BestWeights
 from tap_tokenizer import only_writer
 

@@ -18,7 +18,7 @@ pytest.importorskip("peft")
 from tiny_stage import make_cache as make
 
 import finetune.train as train
-from finetune.region_cache import RegionCache
+from finetune.cache import RegionCache
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from small_files import read_whole, write_picture
 
 from finetune.data.__main__ import FORMATS, main
 from finetune.data.boxes_csv import BoxesCsvSource
-from finetune.data.converting import convert
+from finetune.data.conversion import convert
 from finetune.data.sample import load_samples, open_image, region_prompts
 from finetune.glyphs.records import GlyphScenesSource
 from tap_tokenizer import only_writer
@@ -249,7 +249,7 @@ def test_a_parquet_file_leaves_out_pictures_that_are_not_there(tmp_path: Path) -
 KILLED = """
 import os, sys
 from pathlib import Path
-import finetune.data.converting as converting
+import finetune.data.conversion as converting
 from finetune.data.__main__ import main
 written = converting.ParquetWriter.write
 def write(self, example, *rest):

@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("datasets")
 
-import finetune.data.json_text as json_text
-from finetune.data.json_text import MAX_DEPTH, JsonError, JsonFile, parse_json, read_json
+import finetune.data.json_files as json_text
+from finetune.data.json_files import MAX_DEPTH, JsonError, JsonFile, parse_json, read_json
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:

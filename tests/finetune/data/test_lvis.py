@@ -10,7 +10,7 @@ pytest.importorskip("datasets")
 
 from small_files import SQUARE, read_whole, talk_of, write_json, write_picture
 
-from finetune.data.lvis import LvisSource
+from finetune.data.coco import LvisSource
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 

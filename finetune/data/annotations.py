@@ -1,61 +1,18 @@
-"""Large JSON files in bounded memory: item by item, and annotations grouped by picture.
-
-Knows the outline of COCO's files ("images", "annotations", "categories"), not what an annotation says.
-"""
+"""The annotations of a large file in COCO's layout ("images", "annotations", "categories"), by picture, in bounded memory."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from .entries import EntryError, LeftOut, identity, is_crowd, mapping
-from .json_text import JsonFile
-
-
-def iter_items(path: str | Path, prefix: str = "item") -> Iterator[Any]:
-    """Items of a list inside a JSON file: "item" for a list at the top, "images.item" for one under a name.
-
-    Raises `ValueError` for a file that is no JSON, or has no such list.
-    """
-    name = prefix.removesuffix("item").removesuffix(".")
-    with closing(JsonFile(path)) as file:
-        if not name:
-            if file.peek() != "[":
-                raise ValueError(f"{path} holds {_kind(file)}, expected a list of entries: is it the right file?")
-            yield from file.items()
-        else:
-            yield from _items_under(name, file)
-        file.end()
-
-
-def _items_under(name: str, file: JsonFile) -> Iterator[Any]:
-    if file.peek() != "{":
-        raise ValueError(f'{file.path} holds {_kind(file)}, expected an object with "{name}", in the layout of COCO.')
-    found = False
-    for member in file.members():
-        is_wanted = member == name
-        if is_wanted and file.peek() != "[":
-            raise ValueError(f'{file.path} holds {_kind(file)} for "{name}", expected a list.')
-        found |= is_wanted
-        if file.peek() != "[":
-            file.value()
-            continue
-        for item in file.items():
-            if is_wanted:
-                yield item
-    if not found:
-        raise ValueError(f'{file.path} holds no "{name}": expected a file in the layout of COCO.')
-
-
-def _kind(file: JsonFile) -> str:
-    kinds = {"{": "an object", "[": "a list", '"': "a text", "": "nothing", "n": "null", "t": "true", "f": "false"}
-    return kinds.get(file.peek(), "a number")
+from .entries import identity, is_crowd, mapping
+from .json_files import iter_items
+from .problems import EntryError, LeftOut
 
 
 class AnnotationIndex:

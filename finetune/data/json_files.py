@@ -1,10 +1,14 @@
-"""Reads JSON with Python's own parser. It accepts a byte-order mark, NaN and numbers of any size, and limits nesting."""
+"""JSON files of people and data sets, small ones whole, large ones value by value in bounded memory.
+
+Reads with Python's own parser. It accepts a byte-order mark, NaN and numbers of any size, and limits nesting.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -161,6 +165,46 @@ class JsonFile:
         if place >= len(self._buffer) or words.startswith("Unterminated"):
             words = f"it ends in the middle of a value ({words})"
         return ValueError(f"{self.path} is not a complete JSON file: {words}, at character {self._before + place}.")
+
+
+def iter_items(path: str | Path, prefix: str = "item") -> Iterator[Any]:
+    """Items of a list inside a JSON file: "item" for a list at the top, "images.item" for one under a name.
+
+    Raises `ValueError` for a file that is no JSON, or has no such list.
+    """
+    name = prefix.removesuffix("item").removesuffix(".")
+    with closing(JsonFile(path)) as file:
+        if not name:
+            if file.peek() != "[":
+                raise ValueError(f"{path} holds {_kind(file)}, expected a list of entries: is it the right file?")
+            yield from file.items()
+        else:
+            yield from _items_under(name, file)
+        file.end()
+
+
+def _items_under(name: str, file: JsonFile) -> Iterator[Any]:
+    if file.peek() != "{":
+        raise ValueError(f'{file.path} holds {_kind(file)}, expected an object with "{name}", in the layout of COCO.')
+    found = False
+    for member in file.members():
+        is_wanted = member == name
+        if is_wanted and file.peek() != "[":
+            raise ValueError(f'{file.path} holds {_kind(file)} for "{name}", expected a list.')
+        found |= is_wanted
+        if file.peek() != "[":
+            file.value()
+            continue
+        for item in file.items():
+            if is_wanted:
+                yield item
+    if not found:
+        raise ValueError(f'{file.path} holds no "{name}": expected a file in the layout of COCO.')
+
+
+def _kind(file: JsonFile) -> str:
+    kinds = {"{": "an object", "[": "a list", '"': "a text", "": "nothing", "n": "null", "t": "true", "f": "false"}
+    return kinds.get(file.peek(), "a number")
 
 
 def _decode(text: str, start: int) -> tuple[Any, int]:

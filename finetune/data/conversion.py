@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 
 from tap_tokenizer import only_writer
 
-from .entries import EntryError, LeftOut
-from .sample import FEATURES, GLYPH_SCHEME, Sample
+from ..records import FEATURES, GLYPH_SCHEME
+from .problems import EntryError, LeftOut
 from .source import Source
 
 PACKED_TOGETHER = 64
@@ -50,8 +50,8 @@ def _convert(source: Source, output: Path) -> int:
     source.left_out.clear()  # all entries are read again, also those whose records are there
     try:
         with unfinished.open("a", encoding="utf-8") as file:
-            for sample in tqdm(source.limited(done), initial=done, desc="converting", unit="record"):
-                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+            for record in tqdm(source.limited(done), initial=done, desc="converting", unit="record"):
+                file.write(json.dumps(record.to_dict(), ensure_ascii=False) + "\n")
                 count += 1
         if not count:
             raise _no_record(source.left_out)
@@ -107,16 +107,16 @@ def _pack(lines: Path, output: Path, left_out: LeftOut) -> int:
             lines.open(encoding="utf-8") as file,
         ):
             for number, line in enumerate(tqdm(file, desc="packing pictures", unit="record"), 1):
-                sample: Sample = json.loads(line)
-                path = lines.parent / sample["image"]
-                if sample["image"].startswith(GLYPH_SCHEME):
+                record = json.loads(line)
+                path = lines.parent / record["image"]
+                if record["image"].startswith(GLYPH_SCHEME):
                     raise ValueError(
                         "GlyphScenes has no picture files: write .jsonl, whose pictures are drawn when opened."
                     )
                 with left_out.entry(output, f"record {number}"):
                     if not path.is_file():
                         raise EntryError("missing picture", f"found none at {path}, and a parquet file holds them all")
-                    inside = {**sample, "image": {"bytes": path.read_bytes(), "path": path.name}}
+                    inside = {**record, "image": {"bytes": path.read_bytes(), "path": path.name}}
                     writer.write(features.encode_example(inside))
                     count += 1
             if not count:

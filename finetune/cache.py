@@ -1,8 +1,7 @@
-"""Region tokens on disk: shards with a manifest, written by `cache_regions`, read by `train`.
+"""Region tokens of records: made by the region tokenizer, and kept on disk in shards with a manifest.
 
 A shard holds the tokens of a run of records, for each prompt variant, and the picture context if there is any. Every
-shard's checksum stands in the manifest, and is compared when the shard is first read: a damaged one is named. Knows
-tensors and files, not how tokens are made.
+shard's checksum stands in the manifest, and is compared when the shard is first read: a damaged one is named.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,37 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llm_bridge import PictureContext
-from tap_tokenizer import RegionTokens, write_whole
+from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, prompts_in_picture, write_whole
 
-from .data.json_text import read_json
+from .data.json_files import read_json
+from .records import Record, check_size
 
 _COLUMNS = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "boxes")
 MANIFEST = "manifest.json"
 VERSION = 1
+
+
+def encode_regions(
+    tokenizer: TapRegionTokenizer, features: ImageFeatures, records: Sequence[Record]
+) -> Iterator[RegionTokens]:
+    """Region tokens of each record, on the CPU; features: of the records' pictures, from `embed_image`.
+
+    Raises `WrongSizeError` if a picture is not as large as its record says, and `ValueError`, which names the record, for a
+    region that is refused.
+    """
+    for record, size in zip(records, features.original_sizes.tolist()):
+        check_size(record, (size[0], size[1]))
+    try:
+        tokens = tokenizer.encode(features=features, prompts=[record.prompts() for record in records])
+    except ValueError:
+        for record in records:
+            try:
+                prompts_in_picture(record.prompts(), record.size)
+            except ValueError as error:
+                raise ValueError(f"{record.name}: {error}") from None
+        raise
+    tokens = tokens.without_masks().to("cpu")
+    return (tokens.of_image(i) for i in range(len(records)))
 
 
 @dataclass(frozen=True)
