@@ -39,15 +39,15 @@ import tap_tokenizer
 from llm_bridge import DescribedRegionProcessor, RegionChat, describe_regions, region_features
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, damage_told, only_writer, write_whole
 
+from .answerers import fingerprint
 from .arguments import knob, parse_arguments, run_command
-from .evaluation.loading import fingerprint
-from .evaluation.mask_metrics import mask_iou, next_click
 from .glyphs.benchmark import BENCHMARK_VERSION, EVALUATION_SEEDS, EVALUATION_SPLITS, LONG_SIDE, QuestionBalance
 from .glyphs.figures import draw_curves, draw_figures
 from .glyphs.language import caption, concept_banks
 from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES, Question, number_regions
 from .glyphs.report import VIEWS, as_tables, summarise
 from .glyphs.scenes import SPLITS, VERSION, GlyphPicture, GlyphScene, draw_scene, make_scene
+from .tasks.prompted_masks import mask_iou, next_click
 
 CONTROLS = tuple(view for view in VIEWS if view not in ("full", "described"))
 

@@ -22,7 +22,6 @@ from typing import Any, Literal, TypeAlias
 
 from ..data.source import CAPTION_QUESTION
 from ..records import Region
-from .coco_file import read_coco
 from .files import read_json
 from .items import EvaluationSet, Item
 from .predictions import Line, match_answers
@@ -35,6 +34,7 @@ PROTOCOLS: dict[str, str] = {
     "ptb": "PTB tokenizer (Stanford CoreNLP 3.4.1), pycocoevalcap BLEU, METEOR 1.5, ROUGE-L, CIDEr-D",
     "plain": "plain tokens 1 (no PTB tokenizer), BLEU, ROUGE-L, CIDEr-D in Python, no METEOR",
 }
+
 
 @dataclass(kw_only=True)
 class Captions(Task):
@@ -54,7 +54,7 @@ class Captions(Task):
         self.scorer = choose_scorer(options.caption_scorer)
 
     def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
-        read_coco(read_json(path), found, self.title, limit, has_captions=True)
+        found.take_coco(read_json(path), self.title, limit, captions=True)
 
     def references(self, region: Region) -> list[Any]:
         captions: Any = region.captions

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from .average_precision import TOP_DETECTIONS, average_precision, published
-from .coco_file import read_coco
 from .files import read_json
 from .items import EvaluationSet, Item, Seen
 from .own_records import make_reference, share_pictures
@@ -38,7 +37,8 @@ class Classification(Task):
     is_percent = True
 
     def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
-        read_coco(read_json(path), found, self.title, limit, needs=self.needs, asks_crowds=True)
+        # TAP's protocol labels crowds, too
+        found.take_coco(read_json(path), self.title, limit, scored=True, crowds=True)
 
     def read_own(self, data: str, limit: int | None) -> EvaluationSet:
         found = super().read_own(data, limit)
@@ -101,6 +101,7 @@ LVIS_CLASSIFICATION = Classification(
         published("TAP-H v1.1", "AP APr APc APf", 0.596, 0.616, 0.600, 0.582),
     ),
 )  # fmt: skip
+
 
 def tap_detections(
     probabilities: np.ndarray,

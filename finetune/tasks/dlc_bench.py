@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .coco_file import read_coco
-from .files import Problems, counted, first_names, is_number, read_json, read_text
+from ..data.entries import is_number
+from ..data.problems import Problems, counted, first_names
+from .files import read_json, read_text
 from .items import EvaluationSet, Item
 from .judged import JUDGE_OPTIONS, JudgedTask
 from .judges import Prompt, fill_template
@@ -67,7 +68,7 @@ class DlcBench(JudgedTask):
     questions: dict[str, list[dict[str, Any]]] = field(init=False, default_factory=dict)
 
     def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
-        read_coco(read_json(path), found, self.title, limit)
+        found.take_coco(read_json(path), self.title, limit)
 
     @property
     def qa(self) -> str | None:
@@ -79,10 +80,10 @@ class DlcBench(JudgedTask):
         if self.qa == options.qa and self.has_judge != (self.qa is not None):
             raise ValueError("A judge needs qa=… with the benchmark's questions, and qa a judge=… or verdicts=….")
 
-    def prepare_judge(self, items: Sequence[Item], found: EvaluationSet, device: str) -> None:
+    def prepare_judge(self, items: Sequence[Item], found: EvaluationSet) -> None:
         if find_spec("inflect") is None:
             raise ValueError("A judge's questions need inflect (pip install 'tap-bridge[eval]'): install it.")
-        super().prepare_judge(items, found, device)
+        super().prepare_judge(items, found)
         given = self.options.recognition_question
         self.recognition_template = self.recognition if given is None else read_recognition(given)
         self.questions = read_questions(Path(str(self.qa)), self.recognition_template, self.more_names)

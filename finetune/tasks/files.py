@@ -1,62 +1,15 @@
-"""Files that people bring to an evaluation, and what is wrong in them, by kind and name, so that nothing is dropped unseen.
-
-Text is UTF-8, with a byte-order mark or without. What cannot be read at all is refused; an entry that cannot be used is
-named in `Problems`, and the others are read.
-"""
+"""Files that people bring to an evaluation, in UTF-8, with a byte-order mark or without; others are refused by name."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tap_tokenizer import check_regular_file, open_image, upright_size
 
-from ..data.entries import EntryError
-from ..data.json_text import JsonError, parse_json
+from ..data.json_files import JsonError, parse_json
 from ..data.validation import UNREADABLE
-
-MALFORMED = (KeyError, IndexError, TypeError, AttributeError, EntryError)
-"""What reading an entry raises if it lacks what the file's form has."""
-
-T = TypeVar("T")
-
-
-def counted(number: int, noun: str, several: str | None = None) -> str:
-    """A number with its noun: 1 picture, 2 pictures."""
-    return f"{number} {noun if number == 1 else several or noun + 's'}"
-
-
-def first_names(names: Sequence[str], most: int = 3) -> str:
-    """The first of many names, in one line."""
-    return f"{', '.join(names[:most])}{', …' if len(names) > most else ''}"
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-class Problems:
-    """Names of what is wrong, by kind."""
-
-    def __init__(self) -> None:
-        self.named: dict[str, dict[str, None]] = defaultdict(dict)
-
-    def add(self, kind: str, name: str) -> None:
-        """Note one problem; the same twice counts once."""
-        self.named[kind][name] = None
-
-    def extend(self, kind: str, names: Sequence[str]) -> None:
-        """Note several of one kind."""
-        for name in names:
-            self.add(kind, name)
-
-    def as_dict(self) -> dict[str, dict[str, object]]:
-        """Counts and names by kind, for `metrics.json`."""
-        return {kind: {"count": len(names), "names": list(names)} for kind, names in sorted(self.named.items())}
 
 
 def read_text(path: str | Path) -> str:
@@ -114,41 +67,6 @@ def read_questions(path: str | Path) -> list[dict[str, Any]]:
     if not any(isinstance(entry, dict) for entry in entries):
         raise TypeError("expected an object for every question")
     return [entry if isinstance(entry, dict) else {} for entry in entries]
-
-
-def numbered(content: Iterable[Any], start: int = 0) -> Iterator[tuple[str, Any]]:
-    """Entries named by their places, from `start`."""
-    return ((str(number), entry) for number, entry in enumerate(content, start))
-
-
-def read_each(
-    entries: Iterable[tuple[str, Any]], read: Callable[[str, Any], T | None], problems: Problems
-) -> Iterator[T]:
-    """What `read` makes of entries with names, which may be nothing; one that is malformed is named.
-
-    If all are malformed, the first one's error is raised: then the file is of another form.
-    """
-    first: Exception | None = None
-    is_form = False
-    for name, entry in entries:
-        try:
-            found = read(name, entry)
-        except MALFORMED as error:
-            first = first or error
-            problems.add(_lack(error), name)
-            continue
-        is_form = True
-        if found is not None:
-            yield found
-    if first is not None and not is_form:
-        raise first
-
-
-def _lack(error: Exception) -> str:
-    """The kind of problem that a malformed entry is."""
-    if isinstance(error, KeyError):
-        return f"entry without {error.args[0]}"
-    return f"entry whose {error}" if isinstance(error, EntryError) else "entry of another form"
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -8,11 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..data.entries import mask_fault
 from ..data.gar_bench import GarBenchSource
+from ..data.problems import numbered, read_each
 from ..data.source import literal
 from ..records import Record
-from .coco_file import mask_fault
-from .files import numbered, read_each, read_questions
+from .files import read_questions
 from .items import EvaluationSet, Place
 from .questions import Questions, choices_of
 from .task import Published
@@ -35,7 +36,7 @@ class GarBench(Questions):
             if fault := _fault(entry):
                 found.problems.add(fault, number)
                 return None
-            record = Record.from_dict(source.record_of(entry))
+            record = source.record_of(entry)
             regions = [replace(region, id=f"{number}/{i}") for i, region in enumerate(record.regions)]
             return replace(record, image_id=int(number), regions=regions)
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..data.source import literal, with_all_shown, with_box
-from ..records import Record, Region, Turn
-from .coco_file import mask_fault
-from .files import Problems, numbered, read_each, read_questions
-from .items import REGION_NAME, EvaluationSet, Item, Place
+from llm_bridge import replace_regions
+
+from ..data.entries import mask_fault
+from ..data.problems import Problems, numbered, read_each
+from ..data.source import literal, masked_region, with_all_shown
+from ..records import Record, Turn
+from .files import read_questions
+from .items import EvaluationSet, Item, Place
 from .judged import JudgedTask
 from .judges import Prompt, fill_template, region_mask, surroundings
 from .questions import AS_MEANT
@@ -74,7 +77,7 @@ class GarBenchCap(JudgedTask):
                 return None
             masks = literal(entry["mask_rles"])
             size = tuple(masks[0]["size"])
-            regions = [Region.from_dict({"id": f"{number}/{i}", **with_box({"mask": m}, size)}) for i, m in enumerate(masks)]
+            regions = [replace(masked_region(mask, size), id=f"{number}/{i}") for i, mask in enumerate(masks)]
             asked, truth, found.told[int(number)] = self.question_of(entry)
             turns = with_all_shown([Turn("user", asked), Turn("assistant", truth)], len(regions))
             return Record(entry["image"], size[1], size[0], regions, turns, self.title, image_id=int(number))
@@ -123,8 +126,8 @@ class GarBenchCapDetailed(GarBenchCap):
         told = {key: entry[key] for key in RELATION}
         return self.question, " ".join(told.values()), told
 
-    def prepare_judge(self, items: Sequence[Item], found: EvaluationSet, device: str) -> None:
-        super().prepare_judge(items, found, device)
+    def prepare_judge(self, items: Sequence[Item], found: EvaluationSet) -> None:
+        super().prepare_judge(items, found)
         if self.options.data is not None:
             raise ValueError(f"Records have no relations for a judge of {self.name}: take gar_bench_cap_simple.")
 
@@ -164,8 +167,7 @@ def as_prompts(answer: str, rows: Sequence[int]) -> str:
     rows: which of the record's regions each that the answer may name is.
     """
 
-    def renamed(match: re.Match[str]) -> str:
-        number = int(match[1] or match[2])
-        return f"<Prompt{rows[number - 1]}>" if 1 <= number <= len(rows) else match[0]
+    def renamed(number: int, _: bool) -> str | None:
+        return f"<Prompt{rows[number - 1]}>" if 1 <= number <= len(rows) else None
 
-    return REGION_NAME.sub(renamed, answer)
+    return replace_regions(answer, renamed)

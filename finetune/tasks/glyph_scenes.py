@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..glyphs.questions import FAMILIES, draw_question
-from ..glyphs.records import number_regions
+from ..glyphs.questions import FAMILIES, draw_question, number_regions
 from ..glyphs.scenes import draw_scene, make_scene
 from ..records import GLYPH_SCHEME, Record, Region, Turn, encode_mask
 from .items import EvaluationSet
@@ -41,13 +40,16 @@ def _record(index: int, seed: int) -> Record:
         turns += [Turn("user", text, family, list(question.choices)), Turn("assistant", answer)]
     height, width = picture.image.shape[:2]
     regions = [
-        Region(picture.boxes[i].tolist(), mask=encode_mask(picture.masks[i]), label=scene.objects[i].kind, id=f"{index}/{i}")
+        Region(
+            picture.boxes[i].tolist(),
+            mask=encode_mask(picture.masks[i]),
+            label=scene.objects[i].kind,
+            id=f"{index}/{i}",
+        )
         for i in order
     ]
     image = f"{GLYPH_SCHEME}test/{seed}/{index}/512"
     return Record(image, width, height, regions, turns, "GlyphScenes", image_id=index)
 
 
-GLYPH_SCENES = GlyphScenes(
-    name="glyph_scenes", title="GlyphScenes", rules="exact answers 1, a question of each family"
-)
+GLYPH_SCENES = GlyphScenes(name="glyph_scenes", title="GlyphScenes", rules="exact answers 1, a question of each family")

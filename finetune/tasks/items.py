@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,18 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from llm_bridge import region_numbers
 from tap_tokenizer import RegionTokens
 
+from ..data.coco import CocoTruth
+from ..data.problems import Problems, counted, first_names
 from ..records import Record
-from .files import Problems, counted, first_names
-
-REGION_NAME = re.compile(r"<region(\d+)>|\bregion(\d+)\b")
-"""A region's name in a text: `<region1>` where it is shown, region1 where it was shown before."""
-
-
-def named_regions(text: str) -> list[int]:
-    """Numbers (from 1) of the regions that a text names, each once, in the order of its words."""
-    return list(dict.fromkeys(int(shown or again) for shown, again in REGION_NAME.findall(text)))
 
 
 @dataclass(frozen=True)
@@ -66,6 +59,17 @@ class EvaluationSet:
     kept: dict[int, list[int]] = field(default_factory=dict)
     pictures: dict[Any, int] = field(default_factory=dict)
 
+    def take_coco(self, content: Any, source: str, limit: int | None, **how: bool) -> None:
+        """The first `limit` records of a file in COCO's or LVIS's layout, and the file as reference.
+
+        how: of `CocoTruth`. Raises `TypeError` for a file that is no object, which all such files are.
+        """
+        if not isinstance(content, dict):
+            kind = type(content).__name__
+            raise TypeError(f"expected COCO's object of images, annotations and categories, got a {kind}")
+        truth = CocoTruth(root=self.root, source=source, **how)
+        self.records, self.reference = truth.read(content, self.problems, limit)
+
 
 @dataclass
 class Item:
@@ -94,7 +98,7 @@ class Item:
         """
         count = len(self.record.regions)
         for turn in reversed(self.record.conversations):
-            named = [number for number in named_regions(turn.content) if 1 <= number <= count]
+            named = [number for number in region_numbers(turn.content, names=True) if 1 <= number <= count]
             if named:
                 return named[0] - 1
         return 0 if count else None

@@ -22,9 +22,10 @@ from tqdm.auto import tqdm
 
 from tap_tokenizer import write_whole
 
-from ..data.json_text import JsonError, parse_json
+from ..data.json_files import JsonError, parse_json
+from ..data.problems import Problems, counted
 from ..records import open_image
-from .files import Problems, counted, read_entries, read_text
+from .files import read_entries, read_text
 from .items import EvaluationSet, Item
 from .judges import Judge, LocalJudge, Prompt, ServerJudge, read_template
 from .predictions import Line, id_at, match_answers, whole_id
@@ -113,17 +114,18 @@ class JudgedTask(Task):
             raise ValueError(f"The judge of {self.name} must see pictures: give one on a server with judge_url=….")
 
     def prepare(self, items: Sequence[Item], found: EvaluationSet, device: str) -> None:
+        super().prepare(items, found, device)
         if self.has_judge:
-            self.prepare_judge(items, found, device)
+            self.prepare_judge(items, found)
 
-    def prepare_judge(self, items: Sequence[Item], found: EvaluationSet, device: str) -> None:
+    def prepare_judge(self, items: Sequence[Item], found: EvaluationSet) -> None:
         """Read the template, and the replies of a file. Raises `ValueError` for what does not belong with the items."""
         options = self.options
         self.template = read_template(options.judge_prompt, self.judge_prompt, self.fields)
         if options.verdicts is not None:
             self.verdicts = read_verdicts(options.verdicts, items, found)
             return
-        self._load: Callable[[], Judge] = partial(LocalJudge, str(options.judge), device, self.longest_reply)
+        self._load: Callable[[], Judge] = partial(LocalJudge, str(options.judge), self.device, self.longest_reply)
         if options.judge_url is not None:
             key = None if options.judge_key is None else read_text(options.judge_key).strip()
             server = ServerJudge(options.judge_url, str(options.judge), key, self.longest_reply)  # refuses no address

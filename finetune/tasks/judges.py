@@ -19,9 +19,10 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llm_bridge import generate_text
 from tap_tokenizer import load_pretrained
 
-from ..data.json_text import JsonError, parse_json
+from ..data.json_files import JsonError, parse_json
 from ..records import Record, Region, decode_mask
 from .files import read_text
 
@@ -59,11 +60,9 @@ class LocalJudge:
             text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=text is prompt).to(self.model.device)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        ids = self.model.generate(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=False, pad_token_id=pad,
-            max_new_tokens=self.max_new_tokens,
-        )  # fmt: skip
-        return str(self.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+        asked = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        options = {"pad_token_id": pad, "max_new_tokens": self.max_new_tokens}
+        return generate_text(self.model, self.tokenizer, asked, **options)[0]
 
 
 class ServerJudge:

@@ -24,12 +24,12 @@ from transformers.utils import cached_file
 
 from tap_tokenizer import load_pretrained
 
-from ..records import Record, Region, mask_box
-from .coco_file import mask_fault, read_coco
-from .files import numbered, read_each, read_json
+from ..data.osprey import read_named_masks
+from .files import read_json
 from .items import EvaluationSet, Item, Place
 from .predictions import Line, match_answers
 from .task import Published, Task
+
 
 def _osprey_prediction(text: str) -> str:
     parts = text.strip().split(":")
@@ -77,12 +77,11 @@ class Labels(Task):
     )
     takes = frozenset({"sentence_encoder"})
     is_percent = True
-    _device = "cpu"
 
     def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
         content = read_json(path)
         if isinstance(content, dict):
-            read_coco(content, found, self.title, limit)
+            found.take_coco(content, self.title, limit)
             return
         content = [entry if isinstance(entry, dict) else {} for entry in content]
         found.places = [
@@ -90,34 +89,13 @@ class Labels(Task):
             for number, entry in enumerate(content)
             for i, name in enumerate(entry.get("categories") or [])
         ]
-
-        def read(number: str, entry: dict[str, Any]) -> Record:
-            size = (entry["height"], entry["width"])
-            names, annotations = entry["categories"], entry["annotations"]
-            if len(names) != len(annotations):
-                found.problems.add("entry with another number of names than of masks", number)
-                names = annotations = []
-            regions = []
-            for i, (name, a) in enumerate(zip(names, annotations)):
-                fault = mask_fault(a.get("segmentation"), size)
-                box = None if fault else mask_box(a["segmentation"], size)
-                if box is None:
-                    found.problems.add(fault or "empty mask", f"{number}/{i}")
-                    continue
-                label = "" if name is None else str(name)
-                regions.append(Region(box, mask=a["segmentation"], label=label, id=f"{number}/{i}"))
-            return Record(entry["file_name"], size[1], size[0], regions, source=self.title, image_id=int(number))
-
-        found.records = list(islice(read_each(numbered(content), read, found.problems), limit))
-
-    def prepare(self, items: Sequence[Item], found: EvaluationSet, device: str) -> None:
-        self._device = device
+        found.records = list(islice(read_named_masks(content, self.title, found.problems), limit))
 
     @cached_property
     def encoder(self) -> SentenceEncoder | None:
         """The sentence encoder that was chosen, once there are answers."""
         source = self.options.sentence_encoder
-        return None if source is None else SentenceEncoder(source, self._device)
+        return None if source is None else SentenceEncoder(source, self.device)
 
     def score(self, row: str, lines: Sequence[Line], items: Sequence[Item], found: EvaluationSet) -> dict[str, Any]:
         by_id = match_answers(lines, items, row, found.problems)

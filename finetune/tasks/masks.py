@@ -9,10 +9,10 @@ from typing import Any
 
 from tap_tokenizer import ImageFeatures, TapRegionTokenizer
 
+from ..data.entries import clipped_box, is_number, mask_fault
 from ..records import Record, decode_mask, encode_mask, mask_box
 from .average_precision import average_precision, published
-from .coco_file import clipped_box, mask_fault, read_coco
-from .files import is_number, read_json
+from .files import read_json
 from .items import EvaluationSet, Item
 from .own_records import make_reference, one_record_a_picture, share_pictures
 from .predictions import Line, lacking, match_lines
@@ -33,7 +33,7 @@ class Masks(DrawnTask):
     is_percent = True
 
     def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
-        read_coco(read_json(path), found, self.title, limit, needs=self.needs)
+        found.take_coco(read_json(path), self.title, limit, masks=True, scored=True)
 
     def read_own(self, data: str, limit: int | None) -> EvaluationSet:
         found = super().read_own(data, limit)
@@ -43,6 +43,7 @@ class Masks(DrawnTask):
         return found
 
     def prepare(self, items: Sequence[Item], found: EvaluationSet, device: str) -> None:
+        super().prepare(items, found, device)
         if self.options.boxes is not None:
             found.boxes = read_boxes(self.options.boxes, found)
 

@@ -19,11 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from llm_bridge import replace_regions
+
+from ..data.entries import clipped_box, is_number, mask_fault
+from ..data.problems import Problems, numbered, read_each
 from ..data.source import literal, with_all_shown
 from ..records import Record, Region, Turn, mask_box
-from .coco_file import clipped_box, mask_fault
-from .files import Problems, is_number, numbered, read_each, read_questions, size_of
-from .items import REGION_NAME, EvaluationSet, Item, Place
+from .files import read_questions, size_of
+from .items import EvaluationSet, Item, Place
 from .judged import JudgedTask
 from .judges import Prompt, fill_template, with_numbers
 
@@ -108,16 +111,15 @@ class MdvpBench(JudgedTask):
     ) -> list[Prompt]:
         mark = told.get("mark", "Region")
 
-        def renamed(match: re.Match[str]) -> str:
-            number = int(match[1] or match[2])
-            return f"<{mark} {item.rows[number - 1] + 1}>" if 1 <= number <= len(item.rows) else match[0]
+        def renamed(number: int, _: bool) -> str | None:
+            return f"<{mark} {item.rows[number - 1] + 1}>" if 1 <= number <= len(item.rows) else None
 
         fields = {
             "context": next((words for name, words in CONTEXTS.items() if name in item.type), ""),
             "domain": item.type,
-            "question": told.get("question", REGION_NAME.sub(renamed, item.asked)),
-            "truth": REGION_NAME.sub(renamed, item.references[0]),
-            "answer": REGION_NAME.sub(renamed, answer),
+            "question": told.get("question", replace_regions(item.asked, renamed)),
+            "truth": replace_regions(item.references[0], renamed),
+            "answer": replace_regions(answer, renamed),
         }
         order = sorted(range(len(item.rows)), key=lambda row: item.rows[row])
         shown = with_numbers(picture(), [item.record.regions[row] for row in order])
@@ -158,9 +160,7 @@ def _picture(entry: dict[str, Any], root: Path) -> str:
     return next((place for place in places if (root / place).is_file()), name)
 
 
-def _regions(
-    entry: dict[str, Any], size: tuple[int, int], name: str, problems: Problems
-) -> Iterator[Region | None]:
+def _regions(entry: dict[str, Any], size: tuple[int, int], name: str, problems: Problems) -> Iterator[Region | None]:
     """An entry's regions; None for one of no place in the picture. A picture that does not open clips nothing."""
     height, width = size if size != (1, 1) else (10**6, 10**6)
     if "mask_rle" in entry:

@@ -16,7 +16,6 @@ from typing import Any
 
 from ..data.validation import problems_of
 from ..records import Record, Region, decode_mask, load_rows, mask_box
-from .files import Problems
 from .items import EvaluationSet
 
 FATAL = ("missing key", "wrong type", "no prompt", "wrong box", "empty box", "wrong points", "wrong point labels",

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from ..data.entries import mask_fault
+from ..data.problems import numbered, read_each
 from ..records import Record, Region, mask_box
-from .coco_file import mask_fault
 from .dlc_bench import DlcBench
-from .files import numbered, read_each, read_json
+from .files import read_json
 from .items import EvaluationSet, Item
 from .judges import Prompt, region_mask, surroundings
 from .task import Published
@@ -75,9 +76,7 @@ class ParaDlcBench(DlcBench):
 
         found.records = list(islice(read_each(numbered(read_json(path)), read, found.problems), limit))
         if limit is None or len(found.records) < limit:
-            found.problems.extend(
-                "questions of a region that is not listed", [key for key in asked if key not in seen]
-            )
+            found.problems.extend("questions of a region that is not listed", [key for key in asked if key not in seen])
 
     def prompts(
         self, item: Item, answer: str, picture: Callable[[], np.ndarray], told: Mapping[str, Any]

@@ -12,8 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..data.problems import read_each
 from ..records import Record, Region, Turn
-from .files import read_each, read_questions, size_of
+from .files import read_questions, size_of
 from .items import EvaluationSet, Item, Place, Seen
 from .predictions import Line, match_answers
 from .questions import AS_MEANT, Questions, overlap_answer

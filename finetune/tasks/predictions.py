@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .files import Problems, counted, read_entries, read_json, read_json_lines
+from ..data.problems import Problems, counted
+from .files import read_entries, read_json, read_json_lines
 from .items import Item, Place
 
 GIVEN = "given predictions"

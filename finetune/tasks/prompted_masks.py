@@ -17,9 +17,10 @@ import numpy as np
 
 from tap_tokenizer import ImageFeatures, TapRegionTokenizer
 
+from ..data.entries import is_number
+from ..data.problems import counted, first_names
 from ..records import Record, decode_mask, mask_box
-from .coco_file import read_coco
-from .files import counted, first_names, is_number, read_json
+from .files import read_json
 from .items import EvaluationSet, Item
 from .predictions import Line, lacking, match_lines
 from .task import DrawnTask, TaskOptions
@@ -55,7 +56,7 @@ class PromptedMasks(DrawnTask):
             raise ValueError(f"benchmark is {self.name}: {missing}. Install it, or give --predictions made elsewhere.")
 
     def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
-        read_coco(read_json(path), found, self.title, limit, needs=self.needs)
+        found.take_coco(read_json(path), self.title, limit, masks=True)
 
     def line_fault(self, line: Line) -> str | None:
         if fault := lacking(line, "id", "iou"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,54 +10,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..data.problems import counted, first_names
-from .benchmarks import BENCHMARKS
-from .mdvp_bench import GROUPS
-from .published import PUBLISHED
-from .question_metrics import AS_MEANT
-from .recognition_metrics import NORMALISATIONS
-
-SHOWN: dict[str, list[str]] = {
-    "captions": ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"],
-    "labels": [
-        *(f"SS ({name})" for name in NORMALISATIONS),
-        *(f"S-IoU ({name})" for name in NORMALISATIONS),
-        "S-IoU (osprey), mean of classes",
-    ],
-    "detections": ["AP", "AP50", "AP75", "APr", "APc", "APf"],
-    "masks": ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"],
-    "prompts": [
-        "regions",
-        "mIoU box",
-        "mIoU 1 point",
-        *(f"mIoU {n} points" for n in (3, 5, 9)),
-        *(f"mIoU click {n}" for n in (1, 3, 5, 9)),
-        "IoU ≥ 0.85 within 9 clicks",
-        "IoU ≥ 0.90 within 9 clicks",
-    ],
-    "questions": ["accuracy", AS_MEANT, "majority", "chance"],
-    "yes_no": ["accuracy", "precision", "recall", "F1", "yes", AS_MEANT, "neither"],
-    "descriptions": ["positive", "negative", "average", "recognised"],
-    "judged": ["questions", "accuracy", AS_MEANT, *GROUPS, "all"],
-}
-"""Columns of each task's table; `metrics.json` has more."""
+from .task import Published, Task
 
 COUNTS = ("detections", "regions", "questions", "neither")
 """Columns that hold numbers of things."""
 
-HUNDREDFOLD = ("captions", "labels", "detections", "masks")
-"""Tasks whose papers print scores times 100."""
 
-
-def as_markdown(metrics: dict[str, Any]) -> str:
+def as_markdown(metrics: dict[str, Any], task: Task) -> str:
     """Title, protocol, table, groups of questions, and what was wrong."""
-    name = metrics["benchmark"]
     n = metrics["n"]
+    published = [] if metrics["own_records"] else task.published
     wholes = [f"{n[key]} {noun}" for key, noun in (("whole", "items"), ("whole_pictures", "pictures")) if n.get(key)]
     size = f"{counted(n['items'], 'item')} in {counted(n['pictures'], 'picture')}"
     if metrics["subset"]:
         of = f", of {' in '.join(wholes)}" if wholes else ""
         size = f"**subset: {size}{of}; not comparable with the whole**"
-    elif not wholes and not metrics["own_records"] and BENCHMARKS[name].layout == "coco":
+    elif not wholes and not metrics["own_records"] and task.may_be_partial:
         size = f"**{size}; whether that is the whole, which has no size on record here, is for you to know**"
     protocol = metrics["protocol"]
     lines = [
@@ -64,7 +33,7 @@ def as_markdown(metrics: dict[str, Any]) -> str:
         "",
         f"Protocol {protocol['name']} {protocol['version']}: {protocol['rules']}. {size}.",
     ]
-    lines += ["", *_table(metrics)]
+    lines += ["", *_table(metrics, task, published)]
     if any("by_type" in scores for scores in metrics["rows"].values()):
         lines += ["", *_by_type(metrics)]
     reasons = dict.fromkeys(metrics["not_run"].values())
@@ -74,28 +43,27 @@ def as_markdown(metrics: dict[str, Any]) -> str:
     if metrics["problems"]:
         lines += ["", "**Marked**, for not all is as it should be:", ""]
         lines += [f"- {kind}: {p['count']} ({first_names(p['names'])})" for kind, p in metrics["problems"].items()]
-    if name in PUBLISHED and not metrics["own_records"]:
-        lines += ["", "Published figures, as their sources print them, on the whole benchmark: " + _sources(name) + "."]
+    if published:
+        sources = "; ".join(f"[{number}] {source}" for number, source in enumerate(_sources(published), 1))
+        lines += ["", f"Published figures, as their sources print them, on the whole benchmark: {sources}."]
     return "\n".join(lines) + "\n"
 
 
-def _table(metrics: dict[str, Any]) -> list[str]:
-    published = [] if metrics["own_records"] else PUBLISHED.get(metrics["benchmark"], [])
-    shown = SHOWN[metrics["task"]]
+def _table(metrics: dict[str, Any], task: Task, published: Sequence[Published]) -> list[str]:
     have = {c for scores in metrics["rows"].values() for c in scores} | {c for p in published for c in p.scores}
-    columns = [c for c in shown if c in have]
+    columns = [c for c in task.columns if c in have]
     marked = _marked(metrics)
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row, scores in metrics["rows"].items():
         lines.append(
             f"| {row}{' †' if row in marked else ''} | "
-            + " | ".join(_number(scores.get(c), c, metrics["task"]) for c in columns)
+            + " | ".join(_number(scores.get(c), c, task) for c in columns)
             + " |"
         )
-    sources = list(dict.fromkeys(p.source for p in published))
+    sources = _sources(published)
     for p in published:
         number = sources.index(p.source) + 1
-        cells = " | ".join(_number(p.scores.get(c), c, metrics["task"]) for c in columns)
+        cells = " | ".join(_number(p.scores.get(c), c, task) for c in columns)
         lines.append(f"| *{p.system}* [{number}] | {cells} |")
     if marked:
         where = [
@@ -131,36 +99,36 @@ def _by_type(metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _number(value: float | None, column: str, task: str) -> str:
+def _number(value: float | None, column: str, task: Task) -> str:
     if value is None or value == -1 or isinstance(value, dict):
         return "–"
     if column in COUNTS:
         return str(int(value))
-    return f"{100 * value:.2f}" if task in HUNDREDFOLD else f"{value:.3f}"
+    return f"{100 * value:.2f}" if task.is_percent else f"{value:.3f}"
 
 
-def _sources(name: str) -> str:
-    return "; ".join(f"[{i}] {source}" for i, source in enumerate(dict.fromkeys(p.source for p in PUBLISHED[name]), 1))
+def _sources(published: Sequence[Published]) -> list[str]:
+    return list(dict.fromkeys(p.source for p in published))
 
 
-def draw(metrics: dict[str, Any], path: Path) -> None:
+def draw(metrics: dict[str, Any], task: Task, path: Path) -> None:
     """Write `figure_of` as a PNG, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    figure_of(metrics).savefig(partial, dpi=120, format="png", metadata={"Software": None})
+    figure_of(metrics, task).savefig(partial, dpi=120, format="png", metadata={"Software": None})
     partial.replace(path)
 
 
-def figure_of(metrics: dict[str, Any]) -> Figure:
+def figure_of(metrics: dict[str, Any], task: Task) -> Figure:
     """Curves over points and clicks; accuracy by type beside chance; or a bar for each row and column."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    if metrics["task"] == "prompts":
+    if task.kind == "prompts":
         _draw_prompts(axes, metrics)
     elif any("by_type" in scores for scores in metrics["rows"].values()):
         _draw_types(axes, metrics)
     else:
-        _draw_columns(axes, metrics)
+        _draw_columns(axes, metrics, task)
     mark = f", subset of {counted(metrics['n']['items'], 'item')}" if metrics["subset"] else ""
     axes.set_title(f"{metrics['title']}{mark}", loc="left", fontsize=10)
     axes.grid(axis="y", alpha=0.3)
@@ -201,19 +169,19 @@ def _draw_types(axes: Any, metrics: dict[str, Any]) -> None:
     axes.set(ylabel="accuracy", ylim=(0, 1.02))
 
 
-def _draw_columns(axes: Any, metrics: dict[str, Any]) -> None:
-    shown = [c for c in SHOWN[metrics["task"]] if c not in COUNTS]
+def _draw_columns(axes: Any, metrics: dict[str, Any], task: Task) -> None:
+    shown = [c for c in task.columns if c not in COUNTS]
     columns = [c for c in shown if any(c in scores for scores in metrics["rows"].values())]
     if not columns:
         axes.set_axis_off()
         axes.text(0, 0.5, "No scores yet: see the table.", transform=axes.transAxes)
         return
-    factor = 100 if metrics["task"] in HUNDREDFOLD else 1
+    factor = 100 if task.is_percent else 1
     width = 0.8 / len(metrics["rows"])
     for k, (row, scores) in enumerate(metrics["rows"].items()):
         places = [i + (k - (len(metrics["rows"]) - 1) / 2) * width for i in range(len(columns))]
         bars = axes.bar(places, [factor * max(scores.get(c, 0.0), 0.0) for c in columns], width, label=row)
-        words = [_number(scores.get(c), c, metrics["task"]) for c in columns]  # so that a score of 0 is seen, too
+        words = [_number(scores.get(c), c, task) for c in columns]  # so that a score of 0 is seen, too
         axes.bar_label(
             bars, words, padding=2, fontsize=7, rotation=90 if len(metrics["rows"]) * len(columns) > 16 else 0
         )

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Literal
 from tap_tokenizer import ImageFeatures, TapRegionTokenizer
 
 from ..arguments import knob
-from ..data.entries import EntryError
+from ..data.entries import is_number
+from ..data.problems import EntryError, Problems
 from ..data.source import LABEL_QUESTION
 from ..records import Record, Region, Turn, cut_turns
-from .files import Problems, is_number
 from .items import EvaluationSet, Item, Place, Seen
 from .own_records import read_own
 from .predictions import Line, lacking, read_predictions
@@ -102,6 +102,7 @@ class Task(ABC):
     published: Sequence[Published] = ()
 
     options: TaskOptions = field(init=False, repr=False)
+    device: str = field(init=False, default="cpu")
 
     kind: ClassVar[str]
     """What is said of regions, and how it is scored; `metrics.json` has it as "task"."""
@@ -242,7 +243,11 @@ class Task(ABC):
         return {}
 
     def prepare(self, items: Sequence[Item], found: EvaluationSet, device: str) -> None:
-        """Read what else the options name, and refuse what cannot be scored, before any model is loaded."""
+        """Read what else the options name, and refuse what cannot be scored, before any model is loaded.
+
+        device: where models that score may run.
+        """
+        self.device = device
 
     @abstractmethod
     def score(self, row: str, lines: Sequence[Line], items: Sequence[Item], found: EvaluationSet) -> dict[str, Any]:
@@ -280,4 +285,3 @@ class DrawnTask(Task):
         self, tokenizer: TapRegionTokenizer, features: ImageFeatures, record: Record, found: EvaluationSet
     ) -> list[Line]:
         """The mask decoder's lines of a picture, in the order of `names`."""
-

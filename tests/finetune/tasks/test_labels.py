@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from finetune.evaluation.recognition_metrics import (
+from finetune.tasks.labels import (
     NORMALISATIONS,
     SentenceEncoder,
     mean_by_class,

@@ -15,8 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.evaluation.judge_pictures import numbered, region_mask, surroundings
-from finetune.evaluation.judges import LocalJudge, ServerJudge, fill_template, read_template
+from finetune.records import Record, Region
+from finetune.tasks.judges import (
+    LocalJudge,
+    ServerJudge,
+    fill_template,
+    read_template,
+    region_mask,
+    surroundings,
+    with_numbers,
+)
 
 
 @pytest.fixture
@@ -89,15 +97,15 @@ def test_surroundings_are_three_times_the_box_and_end_at_the_border() -> None:
 
 
 def test_a_region_without_a_mask_is_its_box() -> None:
-    sample = {"height": 10, "width": 20, "regions": [{"box": [2, 3, 5, 7]}, {"box": [4, 4, 4.2, 4.2]}]}
-    mask = region_mask(sample, 0)
+    record = Record("a.png", 20, 10, [Region([2, 3, 5, 7]), Region([4, 4, 4.2, 4.2])])
+    mask = region_mask(record, 0)
     assert (mask.sum(), mask[3:7, 2:5].all()) == (12, True)
-    assert region_mask(sample, 1).sum() == 1
+    assert region_mask(record, 1).sum() == 1
 
 
 def test_marks_are_drawn_with_their_numbers() -> None:
     picture = np.full((100, 120, 3), 200, dtype=np.uint8)
-    drawn = numbered(picture, [{"box": [10, 20, 60, 80]}, {"points": [[100, 50]], "point_labels": [1]}])
+    drawn = with_numbers(picture, [Region([10, 20, 60, 80]), Region(points=[[100, 50]], point_labels=[1])])
     assert drawn.shape == picture.shape
     assert tuple(drawn[80, 40]) == (0, 255, 0)
     assert tuple(drawn[50, 100]) == (0, 255, 0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from finetune.evaluation.dlc_bench import (
+from finetune.tasks.dlc_bench import (
     JUDGE_PROMPT,
     DlcBench,
     benchmark_scores,
@@ -21,7 +21,7 @@ from finetune.evaluation.dlc_bench import (
     recognition_question,
     region_scores,
 )
-from finetune.evaluation.judges import ServerJudge, read_template
+from finetune.tasks.judges import ServerJudge, read_template
 
 RECOGNITION = {"question": "Right?", "choices": [["Yes", "correct"], ["No", "incorrect"]], "type": "recognition"}
 POSITIVE = {

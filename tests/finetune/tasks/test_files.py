@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.evaluation.text_files import read_json, read_json_lines, read_text
+from finetune.tasks.files import read_json, read_json_lines, read_text
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,10 +12,11 @@ import torch
 pytest.importorskip("pycocotools")
 pytest.importorskip("inflect")
 
+from finetune.answerers import Bridge, CaptionDecoder, ConceptHead, DescribedModel
 from finetune.data.problems import Problems
-from finetune.evaluation.benchmarks import BENCHMARKS
-from finetune.evaluation.items import Seen, items_of, named_regions
-from finetune.evaluation.rows import BridgeRow, CaptionRow, ConceptRow, DescribedRow
+from finetune.records import Record, Region, Turn
+from finetune.tasks import TASKS
+from finetune.tasks.items import Seen
 from tap_tokenizer import ConceptBank, RegionTokens
 
 TURNS = [
@@ -41,13 +43,14 @@ class Regions:
         return Regions([self.numbers[i] for i in places])
 
 
+def turns(pairs: list[tuple[str, str]]) -> list[Turn]:
+    return [Turn(role, words) for pair in pairs for role, words in zip(("user", "assistant"), pair)]
+
+
 def seen(history: str) -> list[Seen]:
-    turns = [{"role": role, "content": words} for pair in TURNS for role, words in zip(("user", "assistant"), pair)]
-    sample = {
-        "image": "a.png", "image_id": 0, "width": 8, "height": 8, "conversations": turns,
-        "regions": [{"id": f"0/{i}", "box": box} for i, box in enumerate(BOXES)],
-    }  # fmt: skip
-    items = items_of(cast(Any, sample), BENCHMARKS["answers"], "", history, Problems())
+    regions = [Region(box, id=f"0/{i}") for i, box in enumerate(BOXES)]
+    record = Record("a.png", 8, 8, regions, turns(TURNS), image_id=0)
+    items = replace(TASKS["answers"], history=history).items(record, Problems())
     return [Seen(i, None, cast(Any, Regions([row + 1 for row in i.rows]))) for i in items]
 
 
@@ -57,43 +60,38 @@ def test_own_words_are_of_the_first_region_in_the_question(
 ) -> None:
     monkeypatch.setattr(RegionTokens, "concatenate", lambda some: [n for regions in some for n in regions.numbers])
     tokenizer = SimpleNamespace(caption=lambda numbers: [f"region {n}" for n in numbers])
-    said = CaptionRow(cast(Any, tokenizer)).answer(seen(history), "questions")
+    said = CaptionDecoder(cast(Any, tokenizer)).answer(seen(history), TASKS["answers"])
     expected = ["" if number is None else f"region {number}" for number in asked]
     assert [line["words"] for line in said] == expected
     bank = SimpleNamespace(scores=lambda embeds: embeds, names=["region 1", "region 2", "region 3"])
-    named = ConceptRow(cast(ConceptBank, bank)).answer(seen(history), "questions")
+    named = ConceptHead(cast(ConceptBank, bank)).answer(seen(history), TASKS["answers"])
     assert [line["words"] for line in named] == expected
 
 
 def test_regions_may_be_asked_about_in_any_order() -> None:
     """A conversation that begins with its second region is cut after each question, and numbered by what it then shows."""
-    turns = [("What is <region2>?", "a cup"), ("And <region1>, beside region2?", "region1 is a lid")]
-    sample = {
-        "image": "a.png", "image_id": 0, "width": 8, "height": 8, "regions": [{"id": "0/0"}, {"id": "0/1"}],
-        "conversations": [
-            {"role": role, "content": words} for pair in turns for role, words in zip(("user", "assistant"), pair)
-        ],
-    }  # fmt: skip
-    one, two = items_of(cast(Any, sample), BENCHMARKS["answers"], "", "true", Problems())
-    assert (one.rows, [turn["content"] for turn in one.sample["conversations"]]) == ([1], ["What is <region1>?"])
+    talk = turns([("What is <region2>?", "a cup"), ("And <region1>, beside region2?", "region1 is a lid")])
+    record = Record("a.png", 8, 8, [Region(id="0/0"), Region(id="0/1")], talk, image_id=0)
+    one, two = TASKS["answers"].items(record, Problems())
+    assert (one.rows, [turn.content for turn in one.record.conversations]) == ([1], ["What is <region1>?"])
     assert two.rows == [1, 0]
-    assert [turn["content"] for turn in two.sample["conversations"]] == [
+    assert [turn.content for turn in two.record.conversations] == [
         "What is <region1>?", "a cup", "And <region2>, beside region1?",
     ]  # fmt: skip
     assert two.references == ["region2 is a lid"]
 
 
 def test_what_cannot_be_asked_does_not_stop_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(self: BridgeRow, conversations: Any, rows: Any, grids: Any, sizes: Any) -> list[str]:
+    def ask(self: Bridge, conversations: Any, rows: Any, grids: Any, sizes: Any) -> list[str]:
         if any("<region3>" in turns[-1]["content"] for turns in conversations):
             raise ValueError("has 900 tokens, more than 512")
         return ["yes"] * len(conversations)
 
-    monkeypatch.setattr(BridgeRow, "_ask", ask)
-    monkeypatch.setattr("finetune.evaluation.rows.region_features", lambda *_: torch.zeros(3, 1, 4))
-    monkeypatch.setattr("finetune.evaluation.rows.picture_size", lambda _: (8, 8))
+    monkeypatch.setattr(Bridge, "_ask", ask)
+    monkeypatch.setattr("finetune.answerers.region_features", lambda *_: torch.zeros(3, 1, 4))
+    monkeypatch.setattr("finetune.answerers.picture_size", lambda _: (8, 8))
     processor = SimpleNamespace(experts="routed", context=SimpleNamespace(slots=0))
-    lines = BridgeRow(cast(Any, None), cast(Any, processor), 4, 3).answer(seen("true"), "questions")
+    lines = Bridge(cast(Any, None), cast(Any, processor), 4, 3).answer(seen("true"), TASKS["answers"])
     problems = [line.get("problem") for line in lines]
     assert [line["answer"] for line in lines] == ["" if problem else "yes" for problem in problems]
     assert problems.count("has 900 tokens, more than 512") == sum("<region3>" in q for q, _ in TURNS) > 0
@@ -110,10 +108,11 @@ def test_a_described_question_shows_every_region_that_it_names() -> None:
         told.append(messages[0]["content"])
         return Inputs(input_ids=torch.zeros(1, 1))
 
-    model = SimpleNamespace(device="cpu", generate=lambda **_: torch.zeros(1, 2))
-    processor = SimpleNamespace(apply_chat_template=template, decode=lambda *_, **__: " yes ")
-    lines = DescribedRow(cast(Any, SimpleNamespace(model=model, processor=processor)), 4).answer(
-        seen("true"), "questions"
+    config = SimpleNamespace(eos_token_id=1)
+    model = SimpleNamespace(device="cpu", generate=lambda **_: torch.zeros(1, 2), generation_config=config)
+    processor = SimpleNamespace(apply_chat_template=template, batch_decode=lambda *_, **__: [" yes "])
+    lines = DescribedModel(cast(Any, SimpleNamespace(model=model, processor=processor)), 4).answer(
+        seen("true"), TASKS["answers"]
     )
     assert [line["answer"] for line in lines] == ["yes"] * 5
     shown = [[(part["name"], part["box"]) for part in content if part["type"] == "region"] for content in told]
@@ -122,8 +121,3 @@ def test_a_described_question_shows_every_region_that_it_names() -> None:
     assert told[2][-1]["text"] == "\nIs region2 larger than region1?"
     assert shown[3] == [("region1", BOXES[0]), ("region2", BOXES[1])]
     assert shown[4] == []
-
-
-def test_names_of_regions() -> None:
-    assert named_regions("Is <region12> left of region3, or of <region12>?") == [12, 3]
-    assert named_regions("Which region is it?") == []

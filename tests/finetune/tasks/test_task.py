@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ pytest.importorskip("datasets")
 
 from PIL import Image
 
-from finetune.data.sample import decode_mask, encode_mask
-from finetune.evaluation.benchmarks import BENCHMARKS
-from finetune.evaluation.given import read_boxes
-from finetune.evaluation.items import items_of, refuse_doubles
-from finetune.evaluation.reading import EvaluationSet, read_set
-from finetune.evaluation.scoring import score_masks
+from finetune.records import decode_mask, encode_mask
+from finetune.tasks import TASKS
+from finetune.tasks.items import EvaluationSet, Item, refuse_doubles
+from finetune.tasks.masks import read_boxes
+from finetune.tasks.task import TaskOptions
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
 NAN = float("nan")
@@ -32,7 +32,17 @@ def annotation(number: Any, **other: Any) -> dict[str, Any]:
 def read(tmp_path: Path, benchmark: str, content: Any, **more: Any) -> EvaluationSet:
     path = tmp_path / "file.json"
     path.write_text(json.dumps(content))
-    return read_set(BENCHMARKS[benchmark], annotations=str(path), images=str(tmp_path), **more)
+    return read_set(benchmark, annotations=str(path), images=str(tmp_path), **more)
+
+
+def read_set(benchmark: str, **options: Any) -> EvaluationSet:
+    task = replace(TASKS[benchmark])
+    task.configure(TaskOptions("out", caption_scorer="plain", **options))
+    return task.read()
+
+
+def items_of(found: EvaluationSet, benchmark: str) -> list[Item]:
+    return [item for record in found.records for item in TASKS[benchmark].items(record, found.problems)]
 
 
 def coco(*annotations: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -45,7 +55,7 @@ def problems(found: EvaluationSet) -> dict[str, Any]:
 
 
 def ids(found: EvaluationSet) -> list[str]:
-    return [region["id"] for sample in found.records for region in sample["regions"]]
+    return [str(region.id) for record in found.records for region in record.regions]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +108,7 @@ def test_broken_boxes(tmp_path: Path, box: Any) -> None:
 
 def test_a_box_beyond_the_border_is_clipped_and_named(tmp_path: Path) -> None:
     found = read(tmp_path, "coco_classification", coco(annotation(7, bbox=[40, 30, 30, 10.3]), annotation(8)))
-    assert found.records[0]["regions"][0]["box"] == [40, 30, 60, 40]
+    assert found.records[0].regions[0].box == [40, 30, 60, 40]
     assert problems(found) == {"box beyond its picture's border, clipped": ["7"]}
     rounded = read(tmp_path, "coco_classification", coco(annotation(7, bbox=[40, 30, 20.4, 10.3])))
     assert not problems(rounded)
@@ -117,16 +127,14 @@ def test_doubled_unknown_and_foreign_annotations(tmp_path: Path) -> None:
         "picture listed twice, the first counts": ["1"],
     }
     assert ids(found) == ["0"]
-    assert [sample["image"] for sample in found.records] == ["1.png", "2.png"]
+    assert [record.image for record in found.records] == ["1.png", "2.png"]
 
 
 def test_annotations_without_ids_have_the_pictures(tmp_path: Path) -> None:
     without = [{k: v for k, v in annotation(1, image_id=i).items() if k != "id"} for i in (1, 1, 2)]
     found = read(tmp_path, "coco_classification", coco(*without))
     assert ids(found) == ["1_region_0", "1_region_1", "2_region_0"]
-    refuse_doubles(
-        [i for s in found.records for i in items_of(s, BENCHMARKS["lvis_labels"], "?", "none", found.problems)]
-    )
+    refuse_doubles(items_of(found, "lvis_labels"))
 
 
 def test_an_annotation_with_id_0_is_found_as_any_other(tmp_path: Path) -> None:
@@ -136,7 +144,7 @@ def test_an_annotation_with_id_0_is_found_as_any_other(tmp_path: Path) -> None:
     lines = [{k: a[k] for k in ("image_id", "category_id", "segmentation")} | {"score": 0.5} for a in masks]
     for line in lines:
         line["segmentation"] = encode_mask(decode_mask(line["segmentation"], (40, 60)))
-    assert score_masks(BENCHMARKS["coco_masks"], lines, found, found.problems, "x")["AP"] == pytest.approx(1)
+    assert TASKS["coco_masks"].score("x", lines, [], found)["AP"] == pytest.approx(1)
     assert not problems(found)
 
 
@@ -153,7 +161,7 @@ def test_captions_that_are_none(tmp_path: Path) -> None:
     content = coco(*(annotation(n, caption=words) for n, words in enumerate(["a  cup", "", " \n", None, 5], 1)))
     found = read(tmp_path, "vg_full", content)
     assert ids(found) == ["1_region_0"]
-    assert found.records[0]["regions"][0]["captions"] == ["a cup"]
+    assert found.records[0].regions[0].captions == ["a cup"]
     assert problems(found) == {"empty reference": [f"1_region_{n}" for n in (1, 2, 3, 4)]}
     with pytest.raises(ValueError, match=r"is not the file of vg_full: KeyError\('caption'\)"):
         read(tmp_path, "vg_full", coco(annotation(1)))
@@ -192,7 +200,7 @@ def test_ospreys_lists(tmp_path: Path) -> None:
         {**entry, "categories": ["cup"], "annotations": [{"segmentation": [[99, 1, 98, 1, 98, 2]]}]},
     ]
     found = read(tmp_path, "lvis_labels", content)
-    items = [i for s in found.records for i in items_of(s, BENCHMARKS["lvis_labels"], "?", "none", found.problems)]
+    items = items_of(found, "lvis_labels")
     assert [item.id for item in items] == ["0/0"]
     assert problems(found) == {
         "empty mask": ["2/0"], "entry with another number of names than of masks": ["1"],
@@ -234,10 +242,10 @@ def test_pope_reads_pictures_upright_and_names_labels_that_are_none(tmp_path: Pa
     ]  # fmt: skip
     path = tmp_path / "pope.jsonl"
     path.write_text("\n\n".join(json.dumps({**entry, **change}) for change in changes) + "\n")
-    found = read_set(BENCHMARKS["pope"], annotations=str(path), images=str(tmp_path))
-    assert [(s["width"], s["height"]) for s in found.records] == [(40, 60), (1, 1)]
-    assert found.records[0]["regions"][0]["box"] == [0, 0, 40, 60]
-    assert found.records[0]["conversations"][1]["content"] == "yes"
+    found = read_set("pope", annotations=str(path), images=str(tmp_path))
+    assert [(r.width, r.height) for r in found.records] == [(40, 60), (1, 1)]
+    assert found.records[0].regions[0].box == [0, 0, 40, 60]
+    assert found.records[0].conversations[1].content == "yes"
     assert problems(found) == {
         "question given twice, the first counts": ["1"],
         "question whose label is neither yes nor no": ["2", "3"],
@@ -264,8 +272,8 @@ def test_a_malformed_question_is_named_and_the_others_are_asked(
     entries[1] = bad and {key: value for key, value in changed.items() if value is not ...}
     path = tmp_path / "pope.json"
     path.write_text(json.dumps(entries))
-    found = read_set(BENCHMARKS["pope"], annotations=str(path), images=str(tmp_path))
-    assert [sample["image_id"] for sample in found.records] == [1, 3]
+    found = read_set("pope", annotations=str(path), images=str(tmp_path))
+    assert [record.image_id for record in found.records] == [1, 3]
     assert problems(found) == {kind: [name]}
     assert len(found.places) == 3  # answers without ids are told apart by their places
 
@@ -317,21 +325,21 @@ def test_pope_is_read_as_lines_and_as_a_list(tmp_path: Path, form: str) -> None:
         else json.dumps(entries, indent=4 if "ind" in form else None)
     )
     path.write_text("\ufeff" * (form == "list") + text)
-    found = read_set(BENCHMARKS["pope"], annotations=str(path), images=str(tmp_path))
-    assert [sample["image_id"] for sample in found.records] == [1, 2]
+    found = read_set("pope", annotations=str(path), images=str(tmp_path))
+    assert [record.image_id for record in found.records] == [1, 2]
     assert [place.id for place in found.places] == ["1/q0", "2/q0"]
     path.write_text('[{"question_id": 1, "image"')
     with pytest.raises(ValueError, match=r"pope\.json is not JSON: .*expected one whole JSON value"):
-        read_set(BENCHMARKS["pope"], annotations=str(path), images=str(tmp_path))
+        read_set("pope", annotations=str(path), images=str(tmp_path))
     path.write_text("[1, 2]")
     with pytest.raises(ValueError, match="is not the file of pope"):
-        read_set(BENCHMARKS["pope"], annotations=str(path), images=str(tmp_path))
+        read_set("pope", annotations=str(path), images=str(tmp_path))
 
 
 def test_every_published_set_of_pope_is_a_whole() -> None:
-    pope = BENCHMARKS["pope"]
+    pope = TASKS["pope"]
     assert [pope.whole_of(count) for count in (3000, 2910, 2909, 2999)] == [3000, 2910, 3000, 3000]
-    assert BENCHMARKS["refcocog"].whole_of(2910) is None
+    assert TASKS["refcocog"].whole_of(2910) is None
 
 
 def own(path: Path, *regions: dict[str, Any], answers: tuple[Any, ...] = ()) -> str:
@@ -347,11 +355,11 @@ def test_records_of_ones_own(tmp_path: Path) -> None:
     for bad, words in (({"box": [1, 1, 1, 9]}, "record 1: empty box"), ({"mask": [[1, 2]]}, "record 1: wrong mask"),
                        ({"label": "cup"}, "record 1: no prompt")):  # fmt: skip
         with pytest.raises(ValueError, match=f"{words}.* names all that is wrong"):
-            read_set(BENCHMARKS["refcocog"], data=own(path, bad))
-    found = read_set(BENCHMARKS["prompted_masks"], data=own(path, box, mask, {"mask": [[90, 1, 95, 1, 95, 5]]}))
+            read_set("refcocog", data=own(path, bad))
+    found = read_set("prompted_masks", data=own(path, box, mask, {"mask": [[90, 1, 95, 1, 95, 5]]}))
     assert ids(found) == ["0/1"]
     assert problems(found) == {"empty mask": ["0/2"], "region without a mask": ["0/0"]}
-    found = read_set(BENCHMARKS["coco_masks"], data=own(path, {**box, "label": "a"}, {**mask, "label": "a"}, mask))
+    found = read_set("coco_masks", data=own(path, {**box, "label": "a"}, {**mask, "label": "a"}, mask))
     assert ids(found) == ["0/1"]
     assert problems(found) == {"region without a label": ["0/2"], "region without a mask": ["0/0"]}
 
@@ -359,8 +367,8 @@ def test_records_of_ones_own(tmp_path: Path) -> None:
 def test_questions_of_ones_own_without_answers(tmp_path: Path) -> None:
     path = own(tmp_path / "own.jsonl", {"box": [1, 1, 9, 9]}, answers=("Yes.", "", "maybe", "no"))
     for name, kept in (("answers", ["0/q0", "0/q2", "0/q3"]), ("pope", ["0/q0", "0/q3"])):
-        found = read_set(BENCHMARKS[name], data=path)
-        items = items_of(found.records[0], BENCHMARKS[name], "", BENCHMARKS[name].history, found.problems)
+        found = read_set(name, data=path)
+        items = items_of(found, name)
         assert [item.id for item in items] == kept
         assert problems(found)["question without an answer"] == ["0/q1"]
     assert problems(found)["question whose answer is neither yes nor no"] == ["0/q2"]
@@ -397,11 +405,11 @@ def test_references_of_ones_own_that_are_no_texts(tmp_path: Path) -> None:
     box = {"box": [1, 1, 9, 9]}
     captions = (["a cup", " "], ["", None, 5], "a mug", [], None)
     path = own(tmp_path / "own.jsonl", *({**box, "captions": some} for some in captions), {**box, "label": 5})
-    found = read_set(BENCHMARKS["refcocog"], data=path)
-    items = items_of(found.records[0], BENCHMARKS["refcocog"], "?", "none", found.problems)
+    found = read_set("refcocog", data=path)
+    items = items_of(found, "refcocog")
     assert [(item.id, item.references) for item in items] == [("0/0", ["a cup"]), ("0/2", ["a mug"])]
     assert problems(found) == {
         "empty reference": ["0/0"], "region without a reference": ["0/1", "0/3", "0/4", "0/5"],
     }  # fmt: skip
-    found = read_set(BENCHMARKS["coco_classification"], data=path)
+    found = read_set("coco_classification", data=path)
     assert problems(found) == {"region without a label": [f"0/{i}" for i in range(6)]}

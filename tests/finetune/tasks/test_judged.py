@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,14 @@ pytest.importorskip("inflect")
 from PIL import Image
 
 from finetune import evaluate
-from finetune.data.sample import encode_mask
-from finetune.evaluation.benchmarks import BENCHMARKS
-from finetune.evaluation.gar_bench_cap import GarBenchCap, as_prompts
-from finetune.evaluation.items import Item, items_of
-from finetune.evaluation.judges import ServerJudge
-from finetune.evaluation.mdvp_bench import MdvpBench, read_ratings, relative_score
-from finetune.evaluation.reading import EvaluationSet, read_set
-from finetune.evaluation.verdicts import read_verdicts
+from finetune.records import encode_mask
+from finetune.tasks import TASKS
+from finetune.tasks.gar_bench_cap import GarBenchCap, as_prompts
+from finetune.tasks.items import EvaluationSet, Item
+from finetune.tasks.judged import read_verdicts
+from finetune.tasks.judges import ServerJudge
+from finetune.tasks.mdvp_bench import MdvpBench, read_ratings, relative_score
+from finetune.tasks.task import TaskOptions
 
 SIZE = (60, 80)
 
@@ -56,10 +56,10 @@ def run(folder: Path, benchmark: str, *flags: str) -> dict[str, Any]:
 
 
 def items_in(benchmark: str, annotations: str, images: Path) -> tuple[list[Item], EvaluationSet]:
-    about = BENCHMARKS[benchmark]
-    found = read_set(about, annotations=annotations, images=str(images))
-    items = [i for s in found.records for i in items_of(s, about, about.question, "none", found.problems)]
-    return items, found
+    task = replace(TASKS[benchmark])
+    task.configure(TaskOptions("out", annotations=annotations, images=str(images)))
+    found = task.read()
+    return [item for record in found.records for item in task.items(record, found.problems)], found
 
 
 def problems(metrics: dict[str, Any]) -> dict[str, list[str]]:
@@ -121,7 +121,7 @@ def test_only_true_to_the_letter_is_true(folder: Path) -> None:
 
 
 def test_a_judge_reads_the_benchmarks_names_of_regions_and_sees_each(folder: Path) -> None:
-    items, _ = items_in("gar_bench_cap_simple", write(folder / "cap.json", simple(2)), folder)
+    items, found = items_in("gar_bench_cap_simple", write(folder / "cap.json", simple(2)), folder)
     shown, turned = items
     assert shown.asked.startswith("The picture has <region1>, <region2>.")
     assert turned.asked == "What is <region1> to <region2>?"  # numbered as the question names them
@@ -129,10 +129,12 @@ def test_a_judge_reads_the_benchmarks_names_of_regions_and_sees_each(folder: Pat
     assert as_prompts("<region1> is beside region2, not <region3>.", turned.rows) == (
         "<Prompt1> is beside <Prompt0>, not <region3>."
     )
-    judge = GarBenchCap(SimpleNamespace(judge_prompt=None, data=None), items)  # type: ignore[arg-type]
+    judge = TASKS["gar_bench_cap_simple"]
+    assert isinstance(judge, GarBenchCap)
     picture = np.zeros((*SIZE, 3), np.uint8)
     picture[5:25, 5:25] = 200  # the first region
-    (prompt,) = judge.prompts(turned, "<region1> is beside <region2>", lambda: picture)
+    told = found.told[turned.record.image_id]
+    (prompt,) = judge.prompts(turned, "<region1> is beside <region2>", lambda: picture, told)
     assert not isinstance(prompt, str)
     texts = [part for part in prompt if isinstance(part, str)]
     pictures = [part for part in prompt if not isinstance(part, str)]
@@ -147,10 +149,10 @@ def test_a_judge_reads_the_benchmarks_names_of_regions_and_sees_each(folder: Pat
 
 
 def test_the_detailed_file_has_a_question_of_ours_and_its_relation(folder: Path) -> None:
-    items, _ = items_in("gar_bench_cap_detailed", write(folder / "cap.json", detailed(1)), folder)
+    items, found = items_in("gar_bench_cap_detailed", write(folder / "cap.json", detailed(1)), folder)
     assert "<region1>" in items[0].asked
     assert "<region2>" in items[0].asked
-    assert items[0].sample["judged"] == {"subject_name": "a dog", "object_name": "a cup", "predicate_name": "beside"}
+    assert found.told[0] == {"subject_name": "a dog", "object_name": "a cup", "predicate_name": "beside"}
 
 
 def test_entries_that_cannot_be_judged_are_named(folder: Path) -> None:
@@ -165,7 +167,7 @@ def test_entries_that_cannot_be_judged_are_named(folder: Path) -> None:
         "entry without question or answer": ["1", "2"], "entry without two masks": ["3"], "mask with broken counts": ["4"],
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"is not the file of gar_bench_cap_detailed: KeyError\('subject_name'\)"):
-        read_set(BENCHMARKS["gar_bench_cap_detailed"], annotations=str(folder / "cap.json"), images=str(folder))
+        items_in("gar_bench_cap_detailed", str(folder / "cap.json"), folder)
 
 
 # --- ParaDLC-Bench -------------------------------------------------------------------------------------------------
@@ -197,7 +199,7 @@ def test_a_hundred_pictures_are_evaluated_on_the_regions_with_questions(folder: 
     items, found = items_in("paradlc_bench", path, folder / "images")
     assert (len(found.records), len(items)) == (100, len(qa)) == (100, 200)
     assert items[1].id == "100_5"
-    assert items[1].sample["regions"][0]["box"] == [27, 3, 47, 23]
+    assert items[1].record.regions[0].box == [27, 3, 47, 23]
     assert not found.problems.as_dict()
     (folder / "qa.json").unlink()
     with pytest.raises(ValueError, match=r"Found nothing at .*qa\.json, which says what regions are evaluated"):
@@ -273,14 +275,15 @@ def test_a_domains_file_is_read_with_its_boxes_or_points(kind: str, folder: Path
     assert [item.id for item in items] == ["1/q0", "2/q0"]
     assert items[0].asked == "The picture has <region1>, <region2>.\nWhat is <region2>?"
     assert items[0].type == f"natural_QA_{kind}"
-    regions = items[0].sample["regions"]
+    regions = items[0].record.regions
     if kind == "box":
-        assert [r["box"] for r in regions] == [[5, 5, 25, 25], [40, 30, 60, 31]]
+        assert [r.box for r in regions] == [[5, 5, 25, 25], [40, 30, 60, 31]]
         assert found.problems.as_dict()["box thinner than a pixel, taken as one pixel"]["names"] == ["1/1"]
     else:
-        assert [r["points"] for r in regions] == [[[9, 9]], [[50, 40]]]
-    judge = MdvpBench(SimpleNamespace(judge_prompt=None), items)  # type: ignore[arg-type]
-    (prompt,) = judge.prompts(items[0], "region2 is a mug", lambda: np.zeros((*SIZE, 3), np.uint8))
+        assert [r.points for r in regions] == [[[9, 9]], [[50, 40]]]
+    judge = TASKS["mdvp_bench"]
+    assert isinstance(judge, MdvpBench)
+    (prompt,) = judge.prompts(items[0], "region2 is a mug", lambda: np.zeros((*SIZE, 3), np.uint8), found.told[1])
     assert not isinstance(prompt, str)
     text, picture = prompt
     mark = "Region" if kind == "box" else "Mark"
@@ -295,7 +298,7 @@ def test_entries_of_grasp_any_region_have_one_mask(folder: Path) -> None:
                 "question": "Describe each marked region.", "caption": "a cup"}]  # fmt: skip
     (item,), _ = items_in("mdvp_bench", write(folder / "m.json", entries), folder)
     assert item.references == ["a cup"]
-    assert item.sample["regions"][0]["box"] == [5, 5, 25, 25]
+    assert item.record.regions[0].box == [5, 5, 25, 25]
     broken = [{**entries[0], "mask_rle": {"size": [9, 9], "counts": "x"}}, {**entries[0], "caption": None}, *entries]
     _, found = items_in("mdvp_bench", write(folder / "m.json", broken), folder)
     assert {kind: about["names"] for kind, about in found.problems.as_dict().items()} == {
@@ -453,5 +456,5 @@ def test_records_have_no_relations_to_judge(folder: Path) -> None:
 def test_a_verdict_may_call_a_question_by_its_entrys_number(folder: Path) -> None:
     items, found = items_in("gar_bench_cap_simple", write(folder / "cap.json", simple(1)), folder)
     (folder / "verdicts.jsonl").write_text('{"id": 0, "reply": "True"}\n')
-    verdicts = read_verdicts(str(folder / "verdicts.jsonl"), items, found.places)
+    verdicts = read_verdicts(str(folder / "verdicts.jsonl"), items, found)
     assert verdicts[None][items[0].id].replies == ["True"]

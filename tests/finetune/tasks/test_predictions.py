@@ -11,11 +11,10 @@ import pytest
 pytest.importorskip("datasets")
 
 from finetune.data.problems import Problems
-from finetune.evaluation.benchmarks import BENCHMARKS
-from finetune.evaluation.given import GIVEN, read_predictions
-from finetune.evaluation.places import Place
-from finetune.evaluation.reading import EvaluationSet
-from finetune.evaluation.scoring import match_answers, match_lines, score_masks, score_prompts
+from finetune.records import Record, Region
+from finetune.tasks import TASKS
+from finetune.tasks.items import EvaluationSet, Item, Place
+from finetune.tasks.predictions import GIVEN, match_answers, match_lines
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
 MASK = {"image_id": 1, "category_id": 1, "segmentation": SQUARE, "score": 0.5}
@@ -37,7 +36,7 @@ MASK = {"image_id": 1, "category_id": 1, "segmentation": SQUARE, "score": 0.5}
 def test_predictions_that_are_none(tmp_path: Path, name: str, content: str, words: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=words):
-        read_predictions(str(tmp_path / name), BENCHMARKS["coco_classification"])
+        TASKS["coco_classification"].read_predictions(str(tmp_path / name), [])
 
 
 @pytest.mark.parametrize(
@@ -53,13 +52,13 @@ def test_lines_of_masks_that_are_none(tmp_path: Path, benchmark: str, line: dict
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(line))
     with pytest.raises(ValueError, match=words):
-        read_predictions(str(path), BENCHMARKS[benchmark])
+        TASKS[benchmark].read_predictions(str(path), [])
 
 
 def test_a_mark_at_the_beginning_and_an_object_of_answers(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b'\xef\xbb\xbf{"1": "x", "2": null}')
-    lines = read_predictions(str(path), BENCHMARKS["pope"])
+    lines = TASKS["pope"].read_predictions(str(path), [])
     assert lines == [{"id": "1", "answer": "x", "row": GIVEN}, {"id": "2", "answer": None, "row": GIVEN}]
 
 
@@ -94,18 +93,18 @@ def test_answer_files_of_other_systems_are_read(tmp_path: Path, name: str, lines
     """As a JSON list or as lines, whatever the file's name ends with."""
     path = tmp_path / name
     path.write_text("\n".join(map(json.dumps, lines)) if name != "a.json" else json.dumps(lines))
-    found = read_predictions(str(path), BENCHMARKS["pope"], PLACES)
+    found = TASKS["pope"].read_predictions(str(path), PLACES)
     assert {line["id"]: line["answer"] for line in found} == {"11/q0": "x", "12/q0": "y"}
 
 
 def test_a_list_in_a_file_of_lines_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps([{"id": 11, "answer": "x"}]))
-    assert read_predictions(str(tmp_path / "a.jsonl"), BENCHMARKS["pope"], PLACES)[0]["id"] == "11/q0"
+    assert TASKS["pope"].read_predictions(str(tmp_path / "a.jsonl"), PLACES)[0]["id"] == "11/q0"
 
 
 def test_texts_beside_a_judges_replies_are_the_answers(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"7": {"pred": "a cup", "response": ["Yes"]}, "avg_pos": 0.5}))
-    lines = read_predictions(str(tmp_path / "a.json"), BENCHMARKS["dlc_bench"])
+    lines = TASKS["dlc_bench"].read_predictions(str(tmp_path / "a.json"), [])
     assert [(line["id"], line["answer"]) for line in lines] == [("7", "a cup")]
 
 
@@ -126,19 +125,17 @@ def test_answers_of_another_file_and_questions_are_refused(
 ) -> None:
     (tmp_path / "a.json").write_text(json.dumps(lines))
     with pytest.raises(ValueError, match=words):
-        read_predictions(str(tmp_path / "a.json"), BENCHMARKS["pope"], PLACES)
+        TASKS["pope"].read_predictions(str(tmp_path / "a.json"), PLACES)
 
 
 def test_answers_without_ids_need_a_file_with_an_order(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"model_output": "x"}]')
     with pytest.raises(ValueError, match="prediction 1 lacks id"):
-        read_predictions(str(tmp_path / "a.json"), BENCHMARKS["coco_classification"])
+        TASKS["coco_classification"].read_predictions(str(tmp_path / "a.json"), [])
 
 
 def test_no_answer_is_an_empty_answer() -> None:
-    from finetune.evaluation.items import Item
-
-    items = [Item(str(n), {}, [], ["yes"]) for n in range(4)]
+    items = [Item(str(n), Record(), [], ["yes"]) for n in range(4)]
     lines = [{"id": 0, "answer": None}, {"id": 1, "answer": " "}, {"id": "2", "answer": 3}]
     problems = Problems()
     found = match_answers(lines, items, "r", problems)
@@ -157,7 +154,7 @@ def found() -> EvaluationSet:
     images = [{"id": n, "width": 60, "height": 40} for n in (1, 2, 3)]
     truth = [{"id": n, "image_id": n, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "segmentation": SQUARE}
              for n in (1, 2, 3)]  # fmt: skip
-    records = [{**i, "image_id": i["id"], "regions": [{"id": f"r{i['id']}"}]} for i in images[:2]]
+    records = [Record(None, 60, 40, [Region(id=f"r{n}")], image_id=n) for n in (1, 2)]
     reference = {"images": images, "annotations": truth, "categories": [{"id": 1, "name": "cup"}]}
     return EvaluationSet(records, Path(), reference=reference)
 
@@ -165,7 +162,7 @@ def found() -> EvaluationSet:
 def test_masks_with_everything_wrong() -> None:
     about = found()
     lines = [MASK, MASK, {**MASK, "image_id": 2, "segmentation": [[1, 2, 3, 4]]}, {**MASK, "image_id": 3}]
-    scores = score_masks(BENCHMARKS["coco_masks"], lines, about, about.problems, "x")
+    scores = TASKS["coco_masks"].score("x", lines, [], about)
     assert scores["detections"] == 1
     assert {kind: names["names"] for kind, names in about.problems.as_dict().items()} == {
         "x: mask with a broken polygon": ["prediction 3"],
@@ -178,7 +175,7 @@ def test_masks_with_everything_wrong() -> None:
 def test_lines_of_the_mask_decoder_are_matched_by_id() -> None:
     about = found()
     lines = [{**MASK, "id": "r1"}, {**MASK, "id": "r1", "score": 0.9}, {**MASK, "id": "r9"}]
-    scores = score_masks(BENCHMARKS["coco_masks"], lines, about, about.problems, "mask decoder")
+    scores = TASKS["coco_masks"].score("mask decoder", lines, [], about)
     assert scores["detections"] == 1
     assert {kind: names["names"] for kind, names in about.problems.as_dict().items()} == {
         "mask decoder: no prediction": ["r2"],
@@ -192,7 +189,7 @@ def test_prompted_masks_are_matched_by_id() -> None:
     about = found()
     names = ["box", "1 point", *(f"{n} points" for n in (3, 5, 9)), *(f"click {n}" for n in range(1, 10))]
     line = {"id": "r1", "iou": dict.fromkeys(names, 0.5)}
-    scores = score_prompts([line, {**line, "iou": {}}, {"id": "r9"}], about, about.problems, "x")
+    scores = TASKS["prompted_masks"].score("x", [line, {**line, "iou": {}}, {"id": "r9"}], [], about)
     assert scores["regions"] == 1
     assert scores["mIoU box"] == 0.5
     assert {kind: names["names"] for kind, names in about.problems.as_dict().items()} == {
@@ -200,6 +197,6 @@ def test_prompted_masks_are_matched_by_id() -> None:
         "x: prediction given twice, the first counts": ["r1"],
     }  # fmt: skip
     with pytest.raises(ValueError, match="lacks the IoU of box, 1 point, 3 points, …"):
-        score_prompts([{**line, "iou": {}}], about, about.problems, "x")
+        TASKS["prompted_masks"].score("x", [{**line, "iou": {}}], [], about)
     with pytest.raises(ValueError, match="None of 2 regions could be measured"):
-        score_prompts([], about, about.problems, "x")
+        TASKS["prompted_masks"].score("x", [], [], about)

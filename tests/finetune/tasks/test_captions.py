@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from finetune.evaluation import caption_metrics
-from finetune.evaluation.caption_metrics import (
+from finetune.tasks import captions
+from finetune.tasks.captions import (
     caption_scores,
     choose_scorer,
     meteor,
@@ -148,7 +148,7 @@ def test_known_answers_of_coco_captions(known: Path) -> None:
 
 
 def test_without_java_one_line_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caption_metrics.shutil, "which", lambda name: None)
+    monkeypatch.setattr(captions.shutil, "which", lambda name: None)
     missing = missing_for_ptb()
     assert missing is not None
     assert "Java" in missing

@@ -1,4 +1,4 @@
-"""Average precision: perfect, shifted and missing masks; LVIS's rules; TAP's labels of boxes."""
+"""Average precision: perfect, shifted and missing masks; LVIS's rules."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from finetune.data.sample import encode_mask
-from finetune.evaluation.detection_metrics import average_precision, tap_detections
+from finetune.records import encode_mask
+from finetune.tasks.average_precision import average_precision
 
 
 def square(x: int, y: int, side: int) -> np.ndarray:
@@ -112,14 +112,3 @@ def test_another_splits_file_is_refused(truth: dict[str, Any]) -> None:
         average_precision(truth, [detection], kind="segm")
     with pytest.raises(ValueError, match="unknown categories"):
         average_precision(truth, [{**found(truth)[0], "category_id": 99}], kind="segm")
-
-
-def test_labels_of_boxes_by_taps_protocol() -> None:
-    probabilities = np.array([[0.64, 0.3, 0.0005], [0.49, 0.0, 0.5], [0.04, 0.0, 0.9]])
-    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]], dtype=float)
-    found = tap_detections(probabilities, np.array([1.0, 1.0, 4.0]), boxes)
-    assert [(region, label) for region, label, _ in found] == [(2, 2), (0, 0), (1, 2), (0, 1), (2, 0)]
-    # (1, 0) overlaps the surer (0, 0) by 9/11; .0005 is below .001; an IoU score of 4 counts as 1
-    assert [score for *_, score in found] == pytest.approx([0.9**0.5, 0.8, 0.5**0.5, 0.3**0.5, 0.2])
-    assert tap_detections(probabilities, np.ones(3), boxes, top=2) == found[:2]
-    assert tap_detections(np.zeros((0, 3)), np.zeros(0), np.zeros((0, 4))) == []

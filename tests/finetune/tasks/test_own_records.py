@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from PIL import Image
 from finetune import evaluate
 from finetune.data.coco import CocoSource
 from finetune.data.conversion import convert
-from finetune.data.sample import FEATURES
-from finetune.evaluation.benchmarks import BENCHMARKS
-from finetune.evaluation.reading import read_set
+from finetune.records import FEATURES
+from finetune.tasks import TASKS
+from finetune.tasks.items import EvaluationSet
+from finetune.tasks.task import TaskOptions
 from tap_tokenizer import load_rgb
 
 REGIONS = 20
@@ -55,6 +57,12 @@ def converted(tmp_path: Path) -> Path:
 
 def records_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_own(benchmark: str, path: Path) -> EvaluationSet:
+    task = replace(TASKS[benchmark])
+    task.configure(TaskOptions("out", data=str(path)))
+    return task.read()
 
 
 def run(tmp_path: Path, *flags: str) -> dict[str, Any]:
@@ -116,17 +124,17 @@ def test_labels_of_a_picture_are_scored_together(converted: Path, tmp_path: Path
 
 
 def test_a_picture_is_one_record_of_masks_and_one_of_the_reference(converted: Path) -> None:
-    masks = read_set(BENCHMARKS["coco_masks"], data=str(converted))
-    assert [len(sample["regions"]) for sample in masks.records] == [REGIONS, 3, 2]
-    assert [sample["image_id"] for sample in masks.records] == [0, 2, 3]
-    labels = read_set(BENCHMARKS["coco_classification"], data=str(converted))
-    assert [sample["image_id"] for sample in labels.records] == [0, 0, 2, 3]
+    masks = read_own("coco_masks", converted)
+    assert [len(record.regions) for record in masks.records] == [REGIONS, 3, 2]
+    assert [record.image_id for record in masks.records] == [0, 2, 3]
+    labels = read_own("coco_classification", converted)
+    assert [record.image_id for record in labels.records] == [0, 0, 2, 3]
     for found in (masks, labels):
         assert found.reference is not None
         assert [image["id"] for image in found.reference["images"]] == [0, 2, 3]
         assert len(found.reference["annotations"]) == 25
-    others = read_set(BENCHMARKS["answers"], data=str(converted))  # elsewhere a record stays a record
-    assert [sample["image_id"] for sample in others.records] == [0, 1, 2, 3]
+    others = read_own("answers", converted)  # elsewhere a record stays a record
+    assert [record.image_id for record in others.records] == [0, 1, 2, 3]
 
 
 def test_a_detectors_boxes_are_those_of_the_picture(converted: Path, tmp_path: Path) -> None:
@@ -147,8 +155,8 @@ def test_pictures_inside_a_parquet_file_are_told_apart_by_their_bytes(converted:
     features = FEATURES.copy()
     features["image"] = Picture(decode=False)
     Dataset.from_list(samples, features=features).to_parquet(tmp_path / "own.parquet")
-    found = read_set(BENCHMARKS["coco_masks"], data=str(tmp_path / "own.parquet"))
-    assert [len(sample["regions"]) for sample in found.records] == [REGIONS, 3, 2]
+    found = read_own("coco_masks", tmp_path / "own.parquet")
+    assert [len(record.regions) for record in found.records] == [REGIONS, 3, 2]
     with Image.open(io.BytesIO(samples[0]["image"]["bytes"])) as picture:
         assert load_rgb(picture).shape == (100, 220, 3)
 
@@ -157,7 +165,7 @@ def test_a_region_that_comes_again_counts_once_and_is_named(converted: Path, tmp
     lines = converted.read_text().splitlines()
     (tmp_path / "twice.jsonl").write_text("\n".join([*lines, lines[3]]) + "\n")
     for name in ("coco_masks", "coco_classification"):
-        found = read_set(BENCHMARKS[name], data=str(tmp_path / "twice.jsonl"))
+        found = read_own(name, tmp_path / "twice.jsonl")
         assert found.reference is not None
         assert len(found.reference["annotations"]) == 25
         assert {kind: about["names"] for kind, about in found.problems.as_dict().items()} == {
@@ -174,7 +182,7 @@ def test_records_of_one_picture_that_differ_in_its_size_are_refused(converted: P
     with pytest.raises(
         ValueError, match=r"Record 2 says that its picture is 220 × 99, but record 1, of the same picture"
     ):
-        read_set(BENCHMARKS["coco_classification"], data=str(converted))
+        read_own("coco_classification", converted)
 
 
 def test_a_cache_gives_the_rows_that_are_left(converted: Path, tmp_path: Path) -> None:

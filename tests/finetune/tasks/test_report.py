@@ -9,7 +9,9 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from finetune.data.problems import counted, first_names
-from finetune.evaluation.report import as_markdown, figure_of
+from finetune.tasks import TASKS
+from finetune.tasks.report import as_markdown, figure_of
+from finetune.tasks.task import Task
 
 
 def metrics(task: str, rows: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -20,9 +22,13 @@ def metrics(task: str, rows: dict[str, Any], **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def of_kind(kind: str) -> Task:
+    return next(task for task in TASKS.values() if task.kind == kind)
+
+
 def words_of(about: dict[str, Any]) -> list[str]:
     """All that is written inside a plot's axes and beside them."""
-    (axes,) = figure_of(about).axes
+    (axes,) = figure_of(about, of_kind(about["task"])).axes
     return [text.get_text() for text in (*axes.texts, *axes.get_xticklabels(), axes.yaxis.label)]
 
 
@@ -35,7 +41,7 @@ def test_counts_have_their_nouns() -> None:
 
 def test_a_table_says_what_was_wrong() -> None:
     about = metrics("yes_no", {"a": {"accuracy": 0.5, "neither": 2.0}}, problems={"bad": {"count": 1, "names": ["q"]}})
-    table = as_markdown(about)
+    table = as_markdown(about, of_kind("yes_no"))
     assert "1 item in 2 pictures." in table
     assert "| | accuracy | neither |" in table
     assert "| a † | 0.500 | 2 |" in table
@@ -46,7 +52,7 @@ def test_only_the_rows_concerned_are_marked() -> None:
     rows = {name: {"accuracy": 0.5} for name in ("model", "model, question only", "head")}
 
     def marked(**more: Any) -> list[str]:
-        lines = as_markdown(metrics("questions", rows, **more)).splitlines()
+        lines = as_markdown(metrics("questions", rows, **more), of_kind("questions")).splitlines()
         return [line.split(" †")[0].removeprefix("| ") for line in lines if line.startswith("| ") and " †" in line]
 
     one = {"count": 1, "names": ["q"]}
@@ -55,7 +61,7 @@ def test_only_the_rows_concerned_are_marked() -> None:
     assert marked(problems={"head: empty answer": one, "model: no prediction": one}) == ["model", "head"]
     assert marked(problems={"question without an answer": one}) == list(rows)
     assert marked(subset=True) == list(rows)
-    table = as_markdown(metrics("questions", rows, problems={"head: empty answer": one}))
+    table = as_markdown(metrics("questions", rows, problems={"head: empty answer": one}), of_kind("questions"))
     assert "† marked: see the list below." in table
 
 
@@ -74,5 +80,5 @@ def test_a_plot_without_scores_says_so() -> None:
 
 def test_one_type_stands_beside_its_majority() -> None:
     group = {"questions": 3, "accuracy": 0.5, "majority": 0.4}
-    figure = figure_of(metrics("questions", {"a": {**group, "by_type": {"mine": group}}}))
+    figure = figure_of(metrics("questions", {"a": {**group, "by_type": {"mine": group}}}), of_kind("questions"))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["majority", "a"]
