@@ -28,7 +28,7 @@ from llm_bridge import (
 )
 from tap_tokenizer import ConceptBank, RegionTokens, TapRegionTokenizer
 
-from .data.collator import picture_size
+from .batches import picture_size
 from .records import Region, decode_mask
 from .tasks.classification import plain_name
 from .tasks.items import EvaluationSet, Seen

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens, TapRegionTokenizer, only_writer, write_whole
 
-from .arguments import knob, parse_arguments, run_command
 from .cache import CachePlan, data_checksum, encode_regions, shard_is_whole, write_manifest, write_shard
+from .config import knob, parse_arguments, run_command
 from .records import Record, Region, decode_mask, load_records, open_image
 
 PLAN = "plan.json"

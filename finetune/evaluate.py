@@ -25,10 +25,10 @@ from accelerate import PartialState
 from tap_tokenizer import only_writer, write_whole
 
 from .answerers import CONTROLS, ROWS, Cast, load_cast
-from .arguments import knob, parse_arguments, run_command
 from .cache import data_checksum, file_checksum
-from .environment import describe_environment
+from .config import knob, parse_arguments, run_command
 from .predictor import METRICS, PREDICTIONS, Predictor, prepare_output, refuse_changed, refuse_others, run_chunks
+from .run_log import describe_environment
 from .tasks import TASKS
 from .tasks.files import read_json_lines
 from .tasks.items import EvaluationSet, Item, refuse_doubles

@@ -24,7 +24,7 @@ from tap_tokenizer import RegionTokens, write_whole
 
 from .answerers import Cast
 from .cache import RegionCache, encode_regions, file_checksum
-from .data.collator import picture_size
+from .batches import picture_size
 from .data.validation import UNREADABLE
 from .records import Record, WrongSizeError, check_size, open_image
 from .tasks.files import read_json, read_json_lines

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from tap_tokenizer import only_writer, save_picture
 
-from ..arguments import knob, parse_arguments
+from ..config import knob, parse_arguments
 from ..glyphs.records import GlyphScenesSource
 from ..records import Record
 from .boxes_csv import BoxesCsvSource

@@ -17,23 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Region
 from .entries import number, shown, sound_region, sound_talk, text
 from .problems import EntryError
-from .source import LABEL_QUESTION, PictureSource, question_about
+from .source import LABEL_QUESTION, RegionQuestionSource, question_about
 
 CORNERS = ("x1", "y1", "x2", "y2")
 COLUMNS = ("image", *CORNERS, "answer", "question")
 
 
 @dataclass(kw_only=True)
-class BoxesCsvSource(PictureSource):
+class BoxesCsvSource(RegionQuestionSource):
     """Pictures and a CSV: image, x1, y1, x2, y2 in pixels, answer; question optional."""
 
     boxes: str = knob(help="the CSV file")
     question: str = knob(default=LABEL_QUESTION, help="asked where the table has no question")
-    regions_per_record: int = knob(default=16, help="a picture with more regions gives several records")
     source: str | None = knob(default=None, help="what to call the data; default: the CSV's name")
     license: str | None = knob(default=None, help="its terms")
 
@@ -95,9 +94,6 @@ class BoxesCsvSource(PictureSource):
                 region = sound_region(Region(box), size)
                 sound_talk(question_about(asked, 1, answer), 1)
                 found.append((region, asked, answer))
-        name = self.source or Path(self.boxes).name
-        for start in range(0, len(found), self.regions_per_record):
-            some = found[start : start + self.regions_per_record]
-            turns = [turn for n, (_, asked, said) in enumerate(some, 1) for turn in question_about(asked, n, said)]
-            regions = [region for region, *_ in some]
-            yield Record(self.picture(image), size[1], size[0], regions, turns, name, self.license)
+        if found:
+            name = self.source or Path(self.boxes).name
+            yield from self.records_of(self.picture(image), size, found, name, self.license)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Region, decode_mask
 from .annotations import AnnotationIndex
 from .entries import (
@@ -35,7 +35,7 @@ from .entries import (
     text,
 )
 from .problems import EntryError, Problems, read_each
-from .source import LABEL_QUESTION, PictureSource, records_of
+from .source import RegionQuestionSource
 
 LICENSE = "annotations CC BY 4.0; pictures: Flickr, see the data set's own file"
 
@@ -48,7 +48,7 @@ CROWD = "crowd: many objects drawn as one, marked iscrowd; --keep_crowds true ke
 
 
 @dataclass(kw_only=True)
-class ListedPicturesSource(PictureSource):
+class ListedPicturesSource(RegionQuestionSource):
     """Readers of files in COCO's layout."""
 
     annotations: str
@@ -82,8 +82,6 @@ class CocoSource(ListedPicturesSource):
     """COCO instances: each object with its box, mask and category."""
 
     annotations: str = knob(help="instances_*.json")
-    question: str = knob(default=LABEL_QUESTION, help="asked of every region; the answer is its category")
-    regions_per_record: int = knob(default=16, help="a picture with more regions gives several records")
     keep_crowds: bool | None = knob(
         default=None,
         help="keep regions that are marked iscrowd (many objects drawn as one); default: only if a third of the file or more "
@@ -96,21 +94,19 @@ class CocoSource(ListedPicturesSource):
             names = self._names(index)
             drawn = index.crowd_share() >= DRAWN_SHARE
             for path, size, _, annotations in self.pictures(index):
-                regions: list[tuple[Region, str]] = []
+                regions: list[tuple[Region, str, str]] = []
                 for key, annotation in annotations.items():
                     is_drawn = self.keep_crowds is None and (drawn or _is_of_cvat(annotation))
                     if is_crowd(annotation) and not (is_drawn or self.keep_crowds):
                         self.left_out.unwanted[CROWD] += 1
                         continue
                     with self.left_out.entry(self.annotations, key):
-                        regions.append(self.region(annotation, size, names))
+                        region, label = self._region(annotation, size, names)
+                        regions.append((region, self.question, label))
                         self.left_out.doubtful[DRAWN] += is_crowd(annotation) and is_drawn
                         if is_cut(annotation["bbox"], size):
                             self.left_out.doubtful[CUT] += 1
-                yield from records_of(
-                    path, size, regions,
-                    question=self.question, most=self.regions_per_record, source=self.name, terms=LICENSE,
-                )  # fmt: skip
+                yield from self.records_of(path, size, regions, self.name, LICENSE)
 
     name = "COCO instances"
 
@@ -126,7 +122,7 @@ class CocoSource(ListedPicturesSource):
         """What a category is called in an answer."""
         return answer(category, "name")
 
-    def region(self, annotation: dict[str, Any], size: tuple[int, int], names: dict[str, str]) -> tuple[Region, str]:
+    def _region(self, annotation: dict[str, Any], size: tuple[int, int], names: dict[str, str]) -> tuple[Region, str]:
         """An annotation's region of a picture of (height, width) `size`, and its label. Raises `EntryError`."""
         category = identity(annotation, "category_id")
         if category not in names:

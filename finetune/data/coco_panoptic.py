@@ -11,13 +11,13 @@ import numpy as np
 
 from tap_tokenizer import open_image
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Region, encode_mask
 from .annotations import AnnotationIndex
 from .coco import LICENSE, ListedPicturesSource
 from .entries import CUT, answer, box_of, identity, is_crowd, is_cut, listed, mapping, needed, sound_region, text
 from .problems import EntryError
-from .source import LABEL_QUESTION, inside, records_of
+from .source import inside
 from .validation import UNREADABLE
 
 
@@ -27,8 +27,6 @@ class CocoPanopticSource(ListedPicturesSource):
 
     annotations: str = knob(help="panoptic_*.json")
     segments: str = knob(help="folder of the PNGs of segments")
-    question: str = knob(default=LABEL_QUESTION, help="asked of every region; the answer is its category")
-    regions_per_record: int = knob(default=16, help="a picture with more regions gives several records")
     things_only: bool = knob(default=False, help="leave out stuff: sky, grass, …")
 
     def records(self) -> Iterator[Record]:
@@ -37,17 +35,14 @@ class CocoPanopticSource(ListedPicturesSource):
             categories = {identity(category, "id"): category for category in index.categories().values()}
             for path, size, _, annotations in self.pictures(index):
                 for key, annotation in annotations.items():
-                    regions: list[tuple[Region, str]] = []
+                    regions: list[tuple[Region, str, str]] = []
                     with self.left_out.entry(self.annotations, key):
                         regions = self._regions(key, annotation, size, categories)
-                    yield from records_of(
-                        path, size, regions,
-                        question=self.question, most=self.regions_per_record, source="COCO panoptic", terms=LICENSE,
-                    )  # fmt: skip
+                    yield from self.records_of(path, size, regions, "COCO panoptic", LICENSE)
 
     def _regions(
         self, key: str, annotation: dict[str, Any], size: tuple[int, int], categories: dict[str, dict[str, Any]]
-    ) -> list[tuple[Region, str]]:
+    ) -> list[tuple[Region, str, str]]:
         segments = listed(annotation, "segments_info")
         self.left_out.unwanted["picture without segments"] += not segments
         numbers = self._numbers(text(annotation, "file_name"), size)
@@ -63,7 +58,8 @@ class CocoPanopticSource(ListedPicturesSource):
                 elif self.things_only and not category.get("isthing"):
                     self.left_out.unwanted["stuff, because only things were asked for"] += 1
                 else:
-                    regions.append(self._region(segment, category, numbers, size))
+                    region, label = self._region(segment, category, numbers, size)
+                    regions.append((region, self.question, label))
                     if is_cut(segment["bbox"], size):
                         self.left_out.doubtful[CUT] += 1
         return regions

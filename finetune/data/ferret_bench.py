@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_bridge import number_regions
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Region, Turn
 from .entries import box_of, entry_name, mapping, mask_of, needed, sound, text
 from .json_files import iter_items

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Turn
 from .entries import entry_name, mapping, mask_of, needed, shown, size_of_rle, sound, text
 from .json_files import iter_items

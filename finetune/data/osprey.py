@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Region, Turn, mask_box
 from .entries import entry_name, listed, mapping, mask_fault, mask_of, needed, size_of, sound, text
 from .json_files import iter_items

@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_bridge import number_regions
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Turn
 from .entries import entry_name, listed, mapping, mask_of, needed, shown, size_of, size_of_rle, sound, text
 from .json_files import iter_items

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tap_tokenizer import read_pickle
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Region
 from .annotations import AnnotationIndex
 from .coco import region_of
@@ -29,13 +29,13 @@ from .entries import (
 )
 from .json_files import iter_items
 from .problems import EntryError
-from .source import PictureSource, records_of
+from .source import RegionQuestionSource
 
 QUESTION = "Describe <region> so that it cannot be taken for anything else in the picture."
 
 
 @dataclass(kw_only=True)
-class RefCocoSource(PictureSource):
+class RefCocoSource(RegionQuestionSource):
     """RefCOCO/+/g; `images` is COCO's train2014."""
 
     references: str = knob(help="refs(unc).p, refs(google).p or refs(umd).p; or the same as JSON")
@@ -46,7 +46,6 @@ class RefCocoSource(PictureSource):
         help="each: the k-th expressions of a picture's regions are its k-th record; first: only the first",
     )
     question: str = knob(default=QUESTION, help="asked of every region; the answer is an expression")
-    regions_per_record: int = knob(default=16, help="a picture with more regions gives several records")
 
     def records(self) -> Iterator[Record]:
         self.require(self.references, self.annotations)
@@ -89,11 +88,8 @@ class RefCocoSource(PictureSource):
                 found.append(self._region(name, reference, size, index))
         rounds = max((len(expressions) for _, expressions in found), default=0)
         for k in range(rounds if self.sentences == "each" else min(rounds, 1)):
-            having = [(region, expressions[k]) for region, expressions in found if k < len(expressions)]
-            yield from records_of(
-                picture, size, having,
-                question=self.question, most=self.regions_per_record, source="RefCOCO", terms="pictures: Flickr, see COCO",
-            )  # fmt: skip
+            having = [(region, self.question, expressions[k]) for region, expressions in found if k < len(expressions)]
+            yield from self.records_of(picture, size, having, "RefCOCO", "pictures: Flickr, see COCO")
 
     def _region(
         self, name: str, reference: dict[str, Any], size: tuple[int, int], index: AnnotationIndex

@@ -19,7 +19,7 @@ from typing import Any
 from llm_bridge import region_numbers
 from tap_tokenizer import check_regular_file, open_image, upright_size
 
-from ..arguments import knob
+from ..config import knob
 from ..records import Record, Region, Turn, mask_box
 from .entries import mapping, text
 from .problems import NAMED, EntryError, LeftOut
@@ -86,6 +86,28 @@ class PictureSource(Source):
                 check_regular_file(path)
 
 
+@dataclass(kw_only=True)
+class RegionQuestionSource(PictureSource):
+    """Knobs of readers that ask about every region by itself."""
+
+    question: str = knob(default=LABEL_QUESTION, help="asked of every region; the answer is its category")
+    regions_per_record: int = knob(default=16, help="a picture with more regions gives several records")
+
+    def records_of(
+        self,
+        image: str,
+        size: tuple[int, int],
+        asked: Sequence[tuple[Region, str, str]],
+        source: str,
+        terms: str | None,
+    ) -> Iterator[Record]:
+        """Records of a picture of (height, width) `size`; asked: its regions, each with its question and answer."""
+        for start in range(0, len(asked), self.regions_per_record):
+            some = asked[start : start + self.regions_per_record]
+            turns = [turn for n, (_, words, answer) in enumerate(some, 1) for turn in question_about(words, n, answer)]
+            yield Record(image, size[1], size[0], [region for region, *_ in some], turns, source, terms)
+
+
 def inside(folder: Path, name: str, follow_links: bool = False) -> Path:
     """The path of a file that a data set names. It must lie inside its folder, because a stranger's file may name anything.
 
@@ -113,20 +135,6 @@ def inside(folder: Path, name: str, follow_links: bool = False) -> Path:
 def question_about(question: str, number: int, answer: str) -> list[Turn]:
     """A question about a region, with its answer; `<region>` in the question becomes `<regionN>`."""
     return [Turn("user", question.replace("<region>", f"<region{number}>")), Turn("assistant", answer)]
-
-
-def records_of(
-    image: str, size: tuple[int, int], described: Sequence[tuple[Region, str]], *,
-    question: str, most: int, source: str, terms: str | None,
-) -> Iterator[Record]:  # fmt: skip
-    """Records of a picture of (height, width) `size` that ask one question about each region, at most `most` in one record.
-
-    described: regions, each with the answer.
-    """
-    for start in range(0, len(described), most):
-        some = described[start : start + most]
-        turns = [turn for n, (_, words) in enumerate(some, 1) for turn in question_about(question, n, words)]
-        yield Record(image, size[1], size[0], [region for region, _ in some], turns, source, terms)
 
 
 def with_all_shown(turns: Sequence[Turn], regions: int) -> list[Turn]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from tap_tokenizer import ImageFeatures, TapRegionTokenizer
 
-from ..arguments import knob
+from ..config import knob
 from ..data.entries import is_number
 from ..data.problems import EntryError, Problems
 from ..data.source import LABEL_QUESTION
