@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +84,19 @@ def _said(line: dict[str, Any], names: Sequence[str], is_right: bool) -> str:
     return said if is_right else f"{said}   (truth: {lettered(line['truth'])})"
 
 
-def draw_curves(logs: Sequence[Path], path: Path) -> None:
-    """What the held-out numbers of some models did in each stage of training.
+def stages_of(log: Path) -> dict[str, list[dict[str, Any]]]:
+    """The lines of a model's `training/log.jsonl` by their `stage`, in the order in which the stages were run."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for line in map(json.loads, log.read_text().splitlines()):
+        stages.setdefault(line["stage"], []).append(line)
+    return stages
 
-    logs: MODEL/training/log.jsonl, whose lines name their `stage`.
-    """
+
+def draw_curves(logs: Sequence[Path], path: Path) -> None:
+    """What the held-out numbers of some models did in each stage of training; logs: see `stages_of`."""
     from matplotlib.figure import Figure
 
-    stages = [
-        (f"{log.parents[1].name}: {stage}", list(lines))
-        for log in logs
-        for stage, lines in groupby(map(json.loads, log.read_text().splitlines()), key=lambda line: line["stage"])
-    ]
+    stages = [(f"{log.parents[1].name}: {stage}", lines) for log in logs for stage, lines in stages_of(log).items()]
     rows = -(-len(stages) // 4)
     figure = Figure(figsize=(17, 3.6 * rows), layout="constrained")
     grid = figure.subplots(rows, 4, squeeze=False)

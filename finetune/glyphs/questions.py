@@ -8,7 +8,7 @@ asked that a picture could be read either way.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -189,18 +189,18 @@ def _draw_statement(scene: GlyphScene, random: np.random.RandomState) -> Questio
     """A statement about one region to be confirmed or denied; a false one has one attribute changed."""
     wanted = _pick(random, _YES_NO)
     index = random.randint(len(scene.objects))
-    said = scene.objects[index]
+    glyph = scene.objects[index]
+    said = {"kind": glyph.kind, "colour": glyph.colour, "size": glyph.size}
     form = random.randint(4)
     if wanted == "no":
         changed = (0, 1, 2, random.randint(2))[form]
         attribute, words = (("kind", KINDS), ("colour", COLOURS), ("size", SIZES))[changed]
-        wrong = _pick(random, [word for word in words if word != getattr(said, attribute)])
-        said = replace(said, **{attribute: wrong})
+        said[attribute] = _pick(random, [word for word in words if word != said[attribute]])
     text = (
-        f"Is <region1> {_with_article(said.kind)}?",
-        f"Is <region1> {said.colour}?",
-        f"Is <region1> {said.size}?",
-        f"Is <region1> {_with_article(said.colour)} {said.kind}?",
+        f"Is <region1> {_with_article(said['kind'])}?",
+        f"Is <region1> {said['colour']}?",
+        f"Is <region1> {said['size']}?",
+        f"Is <region1> {_with_article(said['colour'])} {said['kind']}?",
     )[form]
     return Question("statement", text, wanted, (index,), _YES_NO)
 

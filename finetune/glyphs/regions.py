@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
-from ..evaluation.mask_metrics import mask_iou, next_click
+from ..tasks.prompted_masks import mask_iou, next_click
 from .benchmark import BenchmarkScene
 from .language import caption, concept_banks
 from .scenes import GlyphPicture, GlyphScene
@@ -97,6 +96,6 @@ def _random_points(scene: GlyphScene, picture: GlyphPicture) -> list[list[list[f
     return [[own[random.randint(len(own))][::-1].tolist()] for own in pixels]
 
 
-def _iou(predicted: Tensor, truth: np.ndarray) -> float:
+def _iou(predicted: Any, truth: np.ndarray) -> float:
     """IoU of a region's mask, wherever it lies, and the true one (H, W)."""
     return mask_iou(predicted.cpu().numpy(), truth)

@@ -186,10 +186,9 @@ def _answers(chat: RegionChat, asked: Sequence[Asked], *, hide_position: bool = 
     """What the bridge says to each question, all in one batch."""
     if not asked:
         return []
-    conversations = []
-    for one in asked:
-        turns = one.turns if one.context is None else [f"<image>\n{one.turns[0]}", *one.turns[1:]]
-        conversations.append([{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)])
+    conversations = [
+        [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(one.turns)] for one in asked
+    ]
     inputs = chat.processor.chat_batch(
         conversations, [one.features for one in asked], [one.context for one in asked], [one.size for one in asked]
     )
