@@ -36,8 +36,8 @@ import tap_tokenizer
 from llm_bridge import RegionChat
 from tap_tokenizer import TapRegionTokenizer, damage_told, only_writer, write_whole
 
+from .answerers import fingerprint
 from .config import knob, parse_arguments, run_command
-from .evaluation.loading import fingerprint
 from .glyphs.benchmark import EVALUATION_SCENES, EVALUATION_SEEDS, EVALUATION_SPLITS, TITLE, benchmark_scenes
 from .glyphs.figures import draw_curves, draw_figures
 from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES

@@ -128,7 +128,7 @@ from pathlib import Path
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 import finetune.data.__main__ as data
 from finetune.records import load_rows
-from finetune.evaluation.text_files import read_json
+from finetune.tasks.files import read_json
 resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))
 folder = Path(sys.argv[1])
 start = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
