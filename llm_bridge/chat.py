@@ -37,10 +37,11 @@ from tap_tokenizer import (
 from .chat_markup import user_content, words_of
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
 from .generation import generate_each, generate_text, stream_text
-from .modeling_bridge import RegionBridgeForConditionalGeneration, check_context
+from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .pictures import open_picture
 from .processing_bridge import RegionBridgeProcessor
 from .processing_described import DescribedRegionProcessor
+from .prompt_checks import check_context
 
 logger = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ pytest.importorskip("inflect")
 from PIL import Image
 
 from finetune import evaluate
-from finetune.data.converting import convert
-from finetune.data.glyph_records import GlyphScenesSource
+from finetune.data.conversion import convert
 from finetune.data.sample import open_image
-from finetune.evaluation import judging, mask_metrics
-from finetune.evaluation.benchmarks import BENCHMARKS
+from finetune.glyphs.records import GlyphScenesSource
+from finetune.tasks import TASKS, dlc_bench, prompted_masks
+from finetune.tasks.task import DrawnTask
 
 PLAIN = ("--caption_scorer", "plain")
 QUICK = ("--rows", "caption decoder;concept head;language model", "--max_new_tokens", "8")
@@ -114,47 +114,44 @@ def run(output: Path, *flags: str) -> dict[str, Any]:
 
 
 FILES = {
-    "coco": "coco.json",
-    "lvis": "lvis.json",
-    "osprey": "osprey.json",
+    **dict.fromkeys(("vg_full", "vg_glamm", "refcocog", "coco_classification", "coco_masks"), "coco.json"),
+    **dict.fromkeys(("prompted_masks", "dlc_bench"), "coco.json"),
+    **dict.fromkeys(("lvis_classification", "lvis_masks"), "lvis.json"),
+    **dict.fromkeys(("lvis_labels", "paco_labels"), "osprey.json"),
     "gar_bench": "gar.json",
     "pope": "pope.jsonl",
 }
 
 
 def of_file(published: Path, name: str) -> list[str]:
-    file = published / FILES[BENCHMARKS[name].layout]
+    file = published / FILES[name]
     return ["--benchmark", name, "--annotations", str(file), "--images", str(published / "images")]
 
 
-@pytest.mark.parametrize("name", [n for n, b in BENCHMARKS.items() if b.layout in FILES])
+@pytest.mark.parametrize("name", [name for name in TASKS if name in FILES])
 def test_every_benchmark_from_its_published_file(name: str, published: Path, tmp_path: Path) -> None:
     metrics = run(tmp_path, *of_file(published, name), *QUICK, *PLAIN)
-    benchmark = BENCHMARKS[name]
-    rows = (
-        ["mask decoder"]
-        if benchmark.task in ("masks", "prompts")
-        else ["caption decoder", "concept head", "language model"]
-    )
+    task = TASKS[name]
+    rows = ["mask decoder"] if isinstance(task, DrawnTask) else ["caption decoder", "concept head", "language model"]
     assert list(metrics["rows"]) == rows
     assert metrics["subset"] == (name not in ("refcocog", "prompted_masks"))  # of these no whole is known
-    assert metrics["n"]["pictures"] == (1 if benchmark.layout in ("gar_bench", "pope") else 2)
-    assert metrics["protocol"]["version"] == benchmark.version
+    assert metrics["n"]["pictures"] == (1 if name in ("gar_bench", "pope") else 2)
+    assert metrics["protocol"]["version"] == task.version
     assert metrics["fingerprints"]["region tokenizer"]
     # a question that the bundled bridge never learned it may leave unanswered, which is counted
-    silent = {"language model: empty answer"} if benchmark.layout == "gar_bench" else set()
+    silent = {"language model: empty answer"} if name == "gar_bench" else set()
     assert set(metrics["problems"]) <= silent
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert {line["row"] for line in lines} == set(rows)
-    if benchmark.task == "detections":
+    if task.kind == "detections":
         assert metrics["rows"]["concept head"]["AP"] > 0.5
-    if benchmark.task == "labels":
+    if task.kind == "labels":
         assert metrics["rows"]["concept head"]["S-IoU (osprey)"] > 0.5
-    if benchmark.task == "masks":
+    if task.kind == "masks":
         assert metrics["rows"]["mask decoder"]["AP"] > 0.5
-    if benchmark.task == "prompts":
+    if task.kind == "prompts":
         assert metrics["rows"]["mask decoder"]["mIoU box"] > 0.6
-    if benchmark.task == "captions":
+    if task.kind == "captions":
         assert metrics["rows"]["caption decoder"]["BLEU-1"] > 0.2
     table = (tmp_path / "table.md").read_text()
     assert f"| {rows[0]}" in table
@@ -387,7 +384,7 @@ def test_clicks_without_scipy_are_refused_before_anything_is_loaded(
 ) -> None:
     flags = [*of_file(published, "prompted_masks"), "--limit", "1"]
     run(tmp_path / "a", *flags)
-    monkeypatch.setattr(mask_metrics, "find_spec", lambda name: None)
+    monkeypatch.setattr(prompted_masks, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"Clicks need scipy \(pip install .*Install it, or give --predictions"):
         run(tmp_path / "b", *flags, "--model", "no-such-model")
     assert not (tmp_path / "b").exists()
@@ -398,7 +395,7 @@ def test_clicks_without_scipy_are_refused_before_anything_is_loaded(
 def test_a_judge_without_inflect_is_refused_before_anything_is_loaded(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judging, "find_spec", lambda name: None)
+    monkeypatch.setattr(dlc_bench, "find_spec", lambda name: None)
     flags = [
         *of_file(published, "dlc_bench"),
         "--qa",
@@ -444,7 +441,7 @@ def with_mark(path: Path) -> str:
 
 @pytest.mark.parametrize("name", ["refcocog", "gar_bench", "pope", "lvis_labels"])
 def test_files_with_a_byte_order_mark_or_in_latin_1(name: str, published: Path, tmp_path: Path) -> None:
-    file = tmp_path / FILES[BENCHMARKS[name].layout]
+    file = tmp_path / FILES[name]
     shutil.copy(published / file.name, file)
     flags = ["--benchmark", name, "--images", str(published / "images"), "--annotations", with_mark(file)]
     run(tmp_path / "a", *flags, *PLAIN, "--rows", "concept head")

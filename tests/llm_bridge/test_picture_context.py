@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.data.glyph_scenes import draw_scene, make_scene
+from finetune.glyphs.scenes import draw_scene, make_scene
 from llm_bridge import (
     FeatureLayout,
     PictureContext,

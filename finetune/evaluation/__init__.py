@@ -1,1 +1,0 @@
-"""Evaluation: protocols of the field over records, a row for everything that can answer, and reports."""

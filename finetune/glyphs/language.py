@@ -1,0 +1,85 @@
+"""GlyphScenes in words: captions, concept vectors and the vocabulary of captions.
+
+Knows what is in a scene, never how it looks: everything here follows from the list of objects. Questions are in
+`questions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tap_tokenizer import ConceptBank
+
+from .scenes import COLOURS, KINDS, SIZES, GlyphObject
+
+CONCEPT_SIZE = 128
+"""Width of the concept vectors, hence of the semantic embeddings of a TAP trained on GlyphScenes."""
+
+# How much of a description's vector is its kind, its colour and its size; the squares add up to one.
+_SHARES = {"kind": 0.7, "colour": 0.55, "size": 0.455}
+CONCEPT_LOGIT_SCALE = 20.0
+
+
+def caption(glyph: GlyphObject) -> str:
+    """The one true caption, e.g. "a small red umbrella"."""
+    return f"a {glyph.size} {glyph.colour} {glyph.kind}"
+
+
+@lru_cache(maxsize=1)
+def _word_vectors() -> dict[str, np.ndarray]:
+    """A unit vector for each kind, colour and size, all orthogonal: rows of a Hadamard matrix."""
+    matrix = np.ones((1, 1), dtype=np.float32)
+    while len(matrix) < CONCEPT_SIZE:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    rows = matrix / np.sqrt(np.float32(CONCEPT_SIZE))
+    return dict(zip([*KINDS, *COLOURS, *SIZES], rows))
+
+
+def concept_vector(phrase: str) -> np.ndarray:
+    """Unit vector (CONCEPT_SIZE,) of a phrase of kind, colour and size words: this world's text encoder.
+
+    The words "a" and "the" count for nothing, so "umbrella", "a red umbrella" and "small" are all phrases. Plays the
+    part that CLIP's text encoder plays for the original: what a picture shows and what a phrase says share one space.
+    """
+    total = np.zeros(CONCEPT_SIZE, dtype=np.float32)
+    for word in phrase.split():
+        if word in ("a", "the"):
+            continue
+        share = next((_SHARES[k] for k, names in _WORDS.items() if word in names), None)
+        if share is None:
+            raise ValueError(f"Got {word!r} in {phrase!r}, expected kinds, colours and sizes of GlyphScenes.")
+        total += share * _word_vectors()[word]
+    length = float(np.linalg.norm(total))
+    if not length:
+        raise ValueError(f"Got {phrase!r}, expected at least one kind, colour or size of GlyphScenes.")
+    return total / np.float32(length)
+
+
+_WORDS: dict[str, Collection[str]] = {"kind": KINDS, "colour": COLOURS, "size": SIZES}
+
+
+def concept_bank(names: Sequence[str]) -> ConceptBank:
+    """A bank of phrases of this world, for `TapRegionTokenizer.classify` or training."""
+    vectors = torch.from_numpy(np.stack([concept_vector(name) for name in names]))
+    return ConceptBank.from_vectors(names, vectors, CONCEPT_LOGIT_SCALE)
+
+
+def concept_banks() -> list[ConceptBank]:
+    """The banks of kinds, of colours and of sizes."""
+    return [concept_bank(list(names)) for names in _WORDS.values()]
+
+
+def build_text_tokenizer() -> PreTrainedTokenizerFast:
+    """The caption vocabulary: one id per word, laid out as LLaMA's (unknown 0, bos 1, eos 2, padding last)."""
+    words = ["<unk>", "<s>", "</s>", "a", *SIZES, *COLOURS, *KINDS, "<pad>"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )

@@ -1,0 +1,175 @@
+"""Masks from boxes, drawn points and clicks, measured by their IoU with the true mask.
+
+Points are drawn on the mask by a seed of the region's own, so that they depend on nothing else; clicks go where a patient
+user would click, into the middle of the larger error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tap_tokenizer import ImageFeatures, TapRegionTokenizer
+
+from ..data.entries import is_number
+from ..data.problems import counted, first_names
+from ..records import Record, decode_mask, mask_box
+from .files import read_json
+from .items import EvaluationSet, Item
+from .predictions import Line, lacking, match_lines
+from .task import DrawnTask, TaskOptions
+
+POINT_COUNTS = (1, 3, 5, 9)
+"""How many points are drawn on a mask, each number by itself."""
+CLICKS = 9
+"""Clicks one after the other, each into the larger error of what came before."""
+
+PROMPTS = ("box", *(f"{n} point{'s' * (n > 1)}" for n in POINT_COUNTS), *(f"click {n}" for n in range(1, CLICKS + 1)))
+
+
+@dataclass(kw_only=True)
+class PromptedMasks(DrawnTask):
+    """Masks in COCO's layout."""
+
+    kind = "prompts"
+    columns = (
+        "regions",
+        "mIoU box",
+        "mIoU 1 point",
+        *(f"mIoU {n} points" for n in (3, 5, 9)),
+        *(f"mIoU click {n}" for n in (1, 3, 5, 9)),
+        "IoU ≥ 0.85 within 9 clicks",
+        "IoU ≥ 0.90 within 9 clicks",
+    )
+    needs = frozenset({"mask"})
+    may_be_partial = True
+
+    def configure(self, options: TaskOptions) -> None:
+        super().configure(options)
+        if options.predictions is None and (missing := missing_for_clicks()):
+            raise ValueError(f"benchmark is {self.name}: {missing}. Install it, or give --predictions made elsewhere.")
+
+    def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
+        found.take_coco(read_json(path), self.title, limit, masks=True)
+
+    def line_fault(self, line: Line) -> str | None:
+        if fault := lacking(line, "id", "iou"):
+            return fault
+        good = isinstance(line["iou"], dict) and all(is_number(value) for value in line["iou"].values())
+        return None if good else "has an iou that is not an object of finite numbers"
+
+    def lines(
+        self, tokenizer: TapRegionTokenizer, features: ImageFeatures, record: Record, found: EvaluationSet
+    ) -> list[Line]:
+        """A line for each region: IoU of what its box, drawn points, and clicks give; a "problem" if its mask is empty."""
+        truths = [decode_mask(region.mask, record.size) for region in record.regions]
+        lines: list[Line] = [{"id": str(region.id), "iou": {}} for region in record.regions]
+        for line, truth in zip(lines, truths):
+            if not truth.any():
+                line["problem"] = "empty mask"
+        whole = [i for i, line in enumerate(lines) if "problem" not in line]
+        if not whole:
+            return lines
+        true = [truths[i] for i in whole]
+
+        def measure(name: str, **prompts: Any) -> list[np.ndarray]:
+            masks = tokenizer.encode(features=features, with_masks=True, **prompts).masks.cpu().numpy()
+            for i, mask in zip(whole, masks):
+                lines[i]["iou"][name] = mask_iou(mask, truths[i])
+            return list(masks)
+
+        regions = [record.regions[i] for i in whole]
+        measure("box", boxes=[[region.box or mask_box(region.mask, record.size) for region in regions]])
+        for count in POINT_COUNTS:
+            points = [sample_points(truth, count, self.options.seed, lines[i]["id"]) for truth, i in zip(true, whole)]
+            measure(f"{count} point{'s' * (count > 1)}", points=[points], point_labels=[[[1] * count] * len(points)])
+        clicks: list[list[list[float]]] = [[] for _ in whole]
+        labels: list[list[int]] = [[] for _ in whole]
+        predicted: list[np.ndarray | None] = [None] * len(whole)
+        for number in range(1, CLICKS + 1):
+            for k, truth in enumerate(true):
+                point, label = next_click(predicted[k], truth)
+                clicks[k].append(point)
+                labels[k].append(label)
+            masks = measure(
+                f"click {number}", points=[[list(c) for c in clicks]], point_labels=[[list(x) for x in labels]]
+            )
+            predicted = list(masks)
+        return lines
+
+    def score(self, row: str, lines: Sequence[Line], items: Sequence[Item], found: EvaluationSet) -> dict[str, Any]:
+        """Mean IoU over regions of every prompt, and the share that the clicks bring to an IoU of .85 and .90."""
+        ids = [str(region.id) for record in found.records for region in record.regions]
+        whole = [line for line in match_lines(lines, ids, row, found.problems).values() if not line.get("problem")]
+        if not whole:
+            raise ValueError(f"None of {counted(len(ids), 'region')} could be measured: do their pictures open?")
+        for line in whole:
+            if missing := [name for name in PROMPTS if name not in line["iou"]]:
+                raise ValueError(f"The prediction of {row} for {line['id']} lacks the IoU of {first_names(missing)}.")
+        scores: dict[str, float] = {"regions": len(whole)}
+        scores |= {f"mIoU {name}": float(np.mean([line["iou"][name] for line in whole])) for name in PROMPTS}
+        for target in (0.85, 0.9):
+            reached = [any(line["iou"][f"click {n}"] >= target for n in range(1, CLICKS + 1)) for line in whole]
+            scores[f"IoU ≥ {target:.2f} within {CLICKS} clicks"] = float(np.mean(reached))
+        return scores
+
+
+PROMPTED_MASKS = PromptedMasks(
+    name="prompted_masks",
+    title="Masks from boxes, points and clicks",
+    rules="mean IoU over regions; points drawn on the mask; clicks into the larger error's middle",
+)
+
+
+def missing_for_clicks() -> str | None:
+    """What keeps clicks from being placed here, in one line; None if nothing does."""
+    return None if find_spec("scipy") else "Clicks need scipy (pip install 'tap-bridge[train]')"
+
+
+def mask_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Intersection over union of two boolean masks (H, W); 0 if both are empty."""
+    return float((predicted & truth).sum() / max(int((predicted | truth).sum()), 1))
+
+
+def sample_points(mask: np.ndarray, count: int, seed: int, name: str) -> list[list[float]]:
+    """`count` points (x, y) in pixels on a mask (H, W), drawn evenly with replacement; equal for equal seed and name."""
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
+        raise ValueError(f"The mask of {name} is empty: no point lies on it.")
+    random = np.random.RandomState(int(sha256(f"{seed}/{name}".encode()).hexdigest()[:8], 16))
+    chosen = random.randint(len(rows), size=count)
+    return [[float(columns[i]), float(rows[i])] for i in chosen]
+
+
+def next_click(predicted: np.ndarray | None, truth: np.ndarray) -> tuple[list[float], int]:
+    """The next click on a prediction (H, W; None before there is one): the innermost pixel of its larger error.
+
+    Gives the point (x, y) and its label: 1 where the prediction misses the mask, 0 where it goes beyond. RITM's protocol
+    (Sofiiuk et al., 2021) for interactive segmentation. A prediction without error gets one more click on the mask.
+    """
+    seen = np.zeros_like(truth) if predicted is None else predicted
+    missed, beyond = _depth(truth & ~seen), _depth(seen & ~truth)
+    label = int(missed.max() >= beyond.max())
+    depth = missed if label else beyond
+    if not depth.max():
+        depth = _depth(truth)
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    return [float(x), float(y)], label
+
+
+def _depth(error: np.ndarray) -> np.ndarray:
+    """How far each pixel of an error lies from its border; the picture's edge is a border, too."""
+    from scipy.ndimage import distance_transform_edt
+
+    depth = np.zeros(error.shape)
+    if error.any():  # no border is nearer outside the box around the error than one beside it
+        rows, columns = (np.flatnonzero(error.any(axis=axis)) for axis in (1, 0))
+        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        depth[box] = distance_transform_edt(np.pad(error[box], 1))[1:-1, 1:-1]
+    return depth

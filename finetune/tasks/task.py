@@ -1,0 +1,287 @@
+"""What a protocol is: what it reads, what it asks about, how it scores answers, and the columns of its table.
+
+A benchmark is a `Task` in a file of its own and a row in the table of this package's `__init__`. Every task runs on records
+of one's own, too. A protocol that changes gets a new version. Scores, ours and published ones, are shares.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from tap_tokenizer import ImageFeatures, TapRegionTokenizer
+
+from ..config import knob
+from ..data.entries import is_number
+from ..data.problems import EntryError, Problems
+from ..data.source import LABEL_QUESTION
+from ..records import Record, Region, Turn, cut_turns
+from .items import EvaluationSet, Item, Place, Seen
+from .own_records import read_own
+from .predictions import Line, lacking, read_predictions
+
+MASKS = "mask decoder"
+"""The only row of tasks in which masks are drawn."""
+
+
+@dataclass
+class TaskOptions:
+    """Options of `python -m finetune.evaluate` that tasks read."""
+
+    output: str = knob(help="folder of predictions and numbers")
+    data: str | None = knob(default=None, help="records of your own, JSONL or parquet, instead of the benchmark's file")
+    annotations: str | None = knob(default=None, help="the benchmark's published file")
+    images: str | None = knob(default=None, help="folder of its pictures")
+    boxes: str | None = knob(default=None, help="masks: detections in COCO's result format; default: the true boxes")
+    qa: str | None = knob(
+        default=None,
+        help="dlc_bench: qa.json, with class_names.json beside it; paradlc_bench: default beside annotations",
+    )
+    judge: str | None = knob(
+        default=None, help="benchmarks with a judge: instruct model that judges, or its name on judge_url's server"
+    )
+    judge_url: str | None = knob(default=None, help="OpenAI-compatible server of the judge, up to and with /v1")
+    judge_key: str | None = knob(default=None, help="file that holds the server's key")
+    judge_prompt: str | None = knob(
+        default=None, help="file with the judge's prompt, with the fields that EVALUATION.md names for the benchmark"
+    )
+    recognition_question: str | None = knob(
+        default=None, help="dlc_bench, paradlc_bench: file with the first question, for {class_name} or {a_class_name}"
+    )
+    verdicts: str | None = knob(default=None, help="file of a judge's replies, instead of a judge")
+    predictions: str | None = knob(
+        default=None,
+        help="score these instead of asking: lines with id and answer, or a system's own answer file; masks: COCO's "
+        "result format",
+    )
+    caption_scorer: Literal["auto", "ptb", "plain"] = knob(
+        default="auto", help="captions: ptb needs Java and pycocoevalcap; auto takes it where it can"
+    )
+    sentence_encoder: str | None = knob(
+        default=None, help="labels: encoder for semantic similarity, folder or Hub name"
+    )
+    limit: int | None = knob(default=None, help="records to evaluate, from the first; scores are marked as a subset's")
+    seed: int = knob(default=0, help="of drawn points and of GlyphScenes")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Figures of another system by the same protocol, and where they were read."""
+
+    system: str
+    scores: dict[str, float]
+    source: str
+
+
+@dataclass(kw_only=True)
+class Task(ABC):
+    """One protocol.
+
+    An evaluation works on a copy of its own, which keeps what the run's options bring: `configure`, `read`, `prepare`, and
+    `score` for each row are called in this order.
+
+    rules: how scores are measured, in words. question: what language models are asked of each region, where the benchmark
+    itself asks nothing. history: whether earlier turns stand before a question. whole, whole_pictures: how many items and
+    pictures the published benchmark has, where that is fixed and known; other_wholes: how many items other published sets
+    of it have.
+    """
+
+    name: str
+    title: str
+    rules: str
+    version: int = 1
+    question: str = LABEL_QUESTION
+    history: Literal["true", "none"] = "none"
+    max_new_tokens: int = 40
+    whole: int | None = None
+    whole_pictures: int | None = None
+    other_wholes: tuple[int, ...] = ()
+    published: Sequence[Published] = ()
+
+    options: TaskOptions = field(init=False, repr=False)
+    device: str = field(init=False, default="cpu")
+
+    kind: ClassVar[str]
+    """What is said of regions, and how it is scored; `metrics.json` has it as "task"."""
+    columns: ClassVar[Sequence[str]]
+    """Columns of the table; `metrics.json` has more."""
+    takes: ClassVar[frozenset[str]] = frozenset()
+    """Options that only some tasks take, of which this is one."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What a region must have to be of use: "mask", "label", "box"."""
+    asks_questions: ClassVar[bool] = False
+    """Whether items are the questions of a record's conversation; else every region is an item."""
+    needs_references: ClassVar[bool] = True
+    """Whether a region without a true answer is left out; a judge may do without."""
+    is_percent: ClassVar[bool] = False
+    """Whether papers print the scores times 100."""
+    may_be_partial: ClassVar[bool] = False
+    """Whether a published file without a size on record may be a part of it, which a table says."""
+
+    def configure(self, options: TaskOptions) -> None:
+        """Keep the options of a run. Raises `ValueError` for such as do not fit the task, before anything is read."""
+        self.options = options
+
+    def read(self) -> EvaluationSet:
+        """The records that the options name: one's own, or a published file's first.
+
+        Raises `ValueError` for files that are missing, or not of the benchmark's form, before anything runs.
+        """
+        options = self.options
+        if options.data is not None and options.annotations is not None:
+            raise ValueError("Got data and annotations: give records of your own, or the benchmark's file.")
+        found = self.read_own(options.data, options.limit) if options.data is not None else self.read_published()
+        if not found.records:
+            raise ValueError(
+                f"There is nothing to evaluate, for the file holds no records: is it the file of {self.name}?"
+            )
+        return found
+
+    def read_own(self, data: str, limit: int | None) -> EvaluationSet:
+        """Records of one's own."""
+        return read_own(data, self.needs, limit)
+
+    def read_published(self) -> EvaluationSet:
+        """The benchmark's own records."""
+        annotations, images = self.options.annotations, self.options.images
+        if annotations is None or images is None:
+            raise ValueError(f"{self.name} needs its annotations=… with images=…, or data=… with records of your own.")
+        if not Path(annotations).is_file() or not Path(images).is_dir():
+            missing = annotations if not Path(annotations).is_file() else images
+            raise ValueError(
+                f"Found nothing at {missing}: give the file and the folder of pictures that the benchmark offers."
+            )
+        found = EvaluationSet([], Path(images))
+        try:
+            self.read_file(Path(annotations), found, self.options.limit)
+        except (KeyError, TypeError, AttributeError, EntryError) as error:
+            raise ValueError(f"{annotations} is not the file of {self.name}: {error!r}.") from error
+        return found
+
+    @abstractmethod
+    def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
+        """Fill `found` with the first `limit` records of the published file, and with what else it has.
+
+        Raises `KeyError`, `TypeError` or `EntryError` for a file of another form.
+        """
+
+    def items(self, record: Record, problems: Problems) -> list[Item]:
+        """The items of one record; what lacks a truth is named in `problems`."""
+        if self.asks_questions:
+            return self._questions(record, problems)
+        items = []
+        for row, region in enumerate(record.regions):
+            references = self.references(region)
+            truth = [words for words in references if isinstance(words, str) and words.strip()]
+            if not truth and self.needs_references:
+                problems.add("region without a reference", str(region.id))
+                continue
+            if len(truth) < len(references):
+                problems.add("empty reference", str(region.id))
+            turn = Turn("user", self.question.replace("<region>", "<region1>"))
+            alone = replace(record, regions=[region], conversations=[turn])
+            items.append(Item(str(region.id), alone, [row], truth, record.source or ""))
+        return items
+
+    def references(self, region: Region) -> list[Any]:
+        """What a region's truth should be; whether they are texts is not looked at."""
+        return [region.label] if region.label else []
+
+    def _questions(self, record: Record, problems: Problems) -> list[Item]:
+        """Every question of a record that has an answer; others are named."""
+        turns = record.conversations
+        items = []
+        for place, i in enumerate(i for i, turn in enumerate(turns) if turn.role == "user"):
+            key = f"{record.image_id}/q{place}"
+            answer = turns[i + 1].content if turns[i + 1 : i + 2] and turns[i + 1].role == "assistant" else None
+            if not isinstance(answer, str) or not answer.strip():
+                problems.add("question without an answer", key)
+                continue
+            if fault := self.truth_fault(answer):
+                problems.add(fault, key)
+                continue
+            cut, rows = cut_turns(record, place, 1) if self.history == "none" else cut_turns(record, 0, place + 1)
+            last = max(n for n, turn in enumerate(cut.conversations) if turn.role == "user")
+            truth = cut.conversations[last + 1].content
+            cut.conversations = cut.conversations[: last + 1]
+            kind = turns[i].type or record.source or "records"
+            items.append(Item(key, cut, rows, [truth], kind, turns[i].options or []))
+        return items
+
+    def truth_fault(self, answer: str) -> str | None:
+        """Why a true answer cannot be one; None if it can."""
+        return None
+
+    def read_predictions(self, path: str, places: Sequence[Place]) -> list[Line]:
+        """Predictions that were made elsewhere. Raises `ValueError` for lines that lack what the score needs."""
+        return read_predictions(path, self.line_fault, places)
+
+    def line_fault(self, line: Line) -> str | None:
+        """What keeps a prediction's line from being scored, in words; None if nothing does."""
+        if "id" not in line or ("answer" not in line and "labels" not in line):
+            return lacking(line, "id") or "lacks answer"
+        if not isinstance(line.get("answer"), (str, int, float, type(None))):
+            return f"has a {type(line['answer']).__name__} for an answer, expected text"
+        labels = line.get("labels", {})
+        if not isinstance(labels, dict) or not all(is_number(p) for p in (line.get("iou", 1.0), *labels.values())):
+            return "has labels or an iou that are not finite numbers"
+        return None
+
+    def answer(self, seen: Seen, words: str) -> Line:
+        """What a line says of an answer in words."""
+        return {"answer": words}
+
+    def answer_unasked(self, seen: Seen, words: str) -> Line:
+        """What a line says of a caption or a concept, which is said whatever the question is."""
+        return self.answer(seen, words)
+
+    def categories(self, found: EvaluationSet) -> dict[str, Any]:
+        """Ids of the categories among which a concept head chooses, by plain name; {} if it says the likeliest concept."""
+        return {}
+
+    def prepare(self, items: Sequence[Item], found: EvaluationSet, device: str) -> None:
+        """Read what else the options name, and refuse what cannot be scored, before any model is loaded.
+
+        device: where models that score may run.
+        """
+        self.device = device
+
+    @abstractmethod
+    def score(self, row: str, lines: Sequence[Line], items: Sequence[Item], found: EvaluationSet) -> dict[str, Any]:
+        """The numbers of one row, by column; what is wrong with its lines is named in `found.problems`.
+
+        A line that is missing, or whose picture did not open, counts as an empty answer.
+        """
+
+    @property
+    def protocol(self) -> tuple[str, str]:
+        """The protocol's name and rules, as `metrics.json` has them."""
+        return self.name, self.rules
+
+    def notes(self) -> list[str]:
+        """What is to be known of the scores."""
+        return []
+
+    def whole_of(self, count: int) -> int | None:
+        """How many items the published set has of which there are `count`; None where no size is known."""
+        return count if count in self.other_wholes else self.whole
+
+
+class DrawnTask(Task):
+    """A task in which a model draws masks and says nothing."""
+
+    def read_predictions(self, path: str, places: Sequence[Place]) -> list[Line]:
+        return read_predictions(path, self.line_fault, None)
+
+    def names(self, record: Record, found: EvaluationSet) -> list[str]:
+        """What a picture's lines are called."""
+        return [str(region.id) for region in record.regions]
+
+    @abstractmethod
+    def lines(
+        self, tokenizer: TapRegionTokenizer, features: ImageFeatures, record: Record, found: EvaluationSet
+    ) -> list[Line]:
+        """The mask decoder's lines of a picture, in the order of `names`."""
