@@ -37,7 +37,7 @@ from gradio_client.utils import apply_diff
 from machine import describe_machine
 from PIL import Image
 
-from finetune.data.glyph_scenes import draw_scene, make_scene
+from finetune.glyphs.scenes import draw_scene, make_scene
 from llm_bridge import RegionChat
 
 ROOT = Path(__file__).parents[1]

@@ -25,8 +25,8 @@ from finetune import cache_regions
 from finetune.conversations import summed_loss
 from finetune.data.collator import CachedSample, ConversationCollator
 from finetune.data.converting import convert
-from finetune.data.glyph_records import GlyphScenesSource
 from finetune.data.sample import cut_turns, load_samples, open_image
+from finetune.glyphs.records import GlyphScenesSource
 from finetune.region_cache import RegionCache
 from finetune.region_encoding import encode_regions
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, add_lora, set_trainable

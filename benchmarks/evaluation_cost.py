@@ -29,7 +29,7 @@ from side_by_side import arguments_of, make_tap
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from finetune.data.glyph_scenes import draw_scene, make_scene
+from finetune.glyphs.scenes import draw_scene, make_scene
 from tap_tokenizer import ConceptBank, TapModel, TapRegionTokenizer
 
 RUNS = ("1x8", "4x8", "1x40", "4x47", "16x8")

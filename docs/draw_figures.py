@@ -18,7 +18,7 @@ from PIL import Image
 
 import llm_bridge
 import tap_tokenizer
-from finetune.data.glyph_scenes import draw_scene, make_scene
+from finetune.glyphs.scenes import draw_scene, make_scene
 from llm_bridge import RegionChat
 from tap_tokenizer import RegionTokens, TapRegionTokenizer, draw_regions
 from tap_tokenizer.command_line import save_picture

@@ -4,7 +4,7 @@
     python -m finetune.evaluate_glyphs --model none --splits test --seeds 0     # the region tokenizer alone
 
 Masks, concepts and native captions of every object that can be seen; answers of the bridge to the benchmark's questions
-(`data/glyph_benchmark.py`), each in a conversation of its own. Controls, on the first scenes of each seed: the regions, and
+(`glyphs/benchmark.py`), each in a conversation of its own. Controls, on the first scenes of each seed: the regions, and
 the picture, of another scene; no regions at all; regions without their position, and objects besides in an order of chance;
 the true objects as picture context, if the bridge reads found ones; the question as a follow-up, after each of its regions,
 and then another, was described; and a plain language model, by default the one that became the bridge, that is told in words
@@ -40,15 +40,14 @@ from llm_bridge import DescribedRegionProcessor, RegionChat, describe_regions, r
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, damage_told, only_writer, write_whole
 
 from .arguments import knob, parse_arguments, run_command
-from .data.glyph_benchmark import BENCHMARK_VERSION, EVALUATION_SEEDS, EVALUATION_SPLITS, LONG_SIDE, QuestionBalance
-from .data.glyph_language import caption, concept_banks
-from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, Question
-from .data.glyph_records import number_regions
-from .data.glyph_scenes import SPLITS, VERSION, GlyphPicture, GlyphScene, draw_scene, make_scene
 from .evaluation.loading import fingerprint
 from .evaluation.mask_metrics import mask_iou, next_click
-from .glyph_figures import draw_curves, draw_figures
-from .glyph_report import VIEWS, as_tables, summarise
+from .glyphs.benchmark import BENCHMARK_VERSION, EVALUATION_SEEDS, EVALUATION_SPLITS, LONG_SIDE, QuestionBalance
+from .glyphs.figures import draw_curves, draw_figures
+from .glyphs.language import caption, concept_banks
+from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES, Question, number_regions
+from .glyphs.report import VIEWS, as_tables, summarise
+from .glyphs.scenes import SPLITS, VERSION, GlyphPicture, GlyphScene, draw_scene, make_scene
 
 CONTROLS = tuple(view for view in VIEWS if view not in ("full", "described"))
 

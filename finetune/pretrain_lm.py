@@ -37,10 +37,9 @@ from tap_tokenizer import check_config, model_from_config, only_writer, read_jso
 
 from .arguments import RECIPES, check_counts, knob, parse_arguments, run_command, save_arguments
 from .checkpoints import save_whole
-from .data.glyph_language import caption
-from .data.glyph_questions import CONTEXT_FAMILIES, FAMILIES, draw_question
-from .data.glyph_records import number_regions
-from .data.glyph_scenes import KINDS, GlyphScene, make_scene
+from .glyphs.language import caption
+from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES, draw_question, number_regions
+from .glyphs.scenes import KINDS, GlyphScene, make_scene
 from .loop import (
     MeanWindow,
     RunLog,

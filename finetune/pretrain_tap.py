@@ -34,8 +34,8 @@ from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, T
 
 from .arguments import RECIPES, check_counts, knob, parse_arguments, run_command, save_arguments
 from .checkpoints import save_whole
-from .data.glyph_language import build_text_tokenizer, concept_banks
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
+from .glyphs.language import build_text_tokenizer, concept_banks
 from .loop import (
     MeanWindow,
     RunLog,

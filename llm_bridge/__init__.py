@@ -22,8 +22,10 @@ if not help_is_wanted():
         use_adapter,
     )
     from .chat import RegionBaseline, RegionChat
+    from .chat_markup import number_regions, region_numbers, replace_regions
     from .configuration_bridge import REGION_TOKEN, RegionBridgeConfig
     from .description import RegionDescription, describe_regions
+    from .generation import generate_text
     from .modeling_bridge import RegionBridgeForConditionalGeneration, RegionBridgeOutput
     from .picture_context import PictureContext, grid_points
     from .pipelines import RegionCaptioningPipeline, RegionTextGenerationPipeline, register_pipelines
@@ -57,12 +59,16 @@ __all__ = [
     "count_parameters",
     "describe_regions",
     "find_adapter",
+    "generate_text",
     "grid_points",
     "has_adapter",
     "load_adapter",
     "merge_lora",
+    "number_regions",
     "region_features",
+    "region_numbers",
     "remove_lora",
+    "replace_regions",
     "set_trainable",
     "use_adapter",
 ]

@@ -131,7 +131,8 @@ def _load(arguments: argparse.Namespace) -> RegionChat:
 def _ask(arguments: argparse.Namespace) -> int:
     from tap_tokenizer import draw_regions, load_rgb
 
-    from .region_prompt import prompts_by_region, user_content
+    from .chat_markup import user_content
+    from .region_prompt import prompts_by_region
 
     if arguments.image.is_dir():
         return _ask_folder(arguments)
@@ -164,7 +165,7 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
     """One question of every picture of a table, about all its regions."""
     from tap_tokenizer import PictureRegions, read_region_table, write_records
 
-    from .region_prompt import user_content
+    from .chat_markup import user_content
 
     if arguments.json or arguments.save is not None or arguments.regions:
         raise ValueError(

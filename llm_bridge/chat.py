@@ -5,14 +5,11 @@ Holds a model, its processor and what has been said; knows no more about models 
 
 from __future__ import annotations
 
-import itertools
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any, Literal
 
 import numpy as np
@@ -23,9 +20,6 @@ from transformers import (
     AutoTokenizer,
     DynamicCache,
     PreTrainedModel,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TextIteratorStreamer,
 )
 
 from tap_tokenizer import (
@@ -42,12 +36,14 @@ from tap_tokenizer import (
     read_json_object,
 )
 
+from .chat_markup import user_content, words_of
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
+from .generation import generate_text, stream_text
 from .language_model import can_read_ahead
 from .modeling_bridge import RegionBridgeForConditionalGeneration, check_context
 from .processing_bridge import RegionBridgeProcessor, open_picture
 from .processing_described import DescribedRegionProcessor
-from .region_prompt import prompt_columns, prompts_by_region, user_content
+from .region_prompt import prompt_columns, prompts_by_region
 
 logger = logging.getLogger(__name__)
 
@@ -204,8 +200,12 @@ class RegionChat:
         asked = self._prepare(question, image, boxes, points, point_labels, masks, thinking)
         self._warn_of_limitation()
         inputs, options = asked.inputs, self._options(asked.inputs, max_new_tokens, generate_options)
-        pieces = self._stream(inputs, options) if stream else self._answer(inputs, options)
-        remembering = self._remembering(_trimmed(pieces), asked, self.messages)
+        before = self.messages
+        if stream:
+            pieces = _trimmed(stream_text(self.model, self.processor, inputs, **options))
+        else:
+            pieces = iter(generate_text(self.model, self.processor, inputs, **options))
+        remembering = self._remembering(pieces, asked, before)
         return remembering if stream else "".join(remembering)
 
     def ask_each(
@@ -236,7 +236,7 @@ class RegionChat:
         options = self._options(longest, max_new_tokens, generate_options)
         shared = min(_common_length(rows), min(map(len, rows)) - 1)  # of every prompt, something is left to read
         if not getattr(self.model.config, "reads_padding", True):  # then none can stand beside longer ones
-            return ["".join(_trimmed(self._answer(one.inputs, options))) for one in asked]
+            return [generate_text(self.model, self.processor, one.inputs, **options)[0] for one in asked]
         if (options.get("num_beams") or self.model.generation_config.num_beams or 1) > 1:
             shared = 0  # beams are copies of whole prompts
         if not can_read_ahead(getattr(self.model, "language_model", self.model)):
@@ -248,14 +248,7 @@ class RegionChat:
             inputs |= {k: v.to(self.model.device) for k, v in self.processor.pad_features(features).items()}
         if shared:
             inputs["past_key_values"] = self._read(longest, shared, len(rows))
-        ids = self.model.generate(**inputs, **options)
-        ends = options.get("eos_token_id", self.model.generation_config.eos_token_id)
-        ends = set(ends if isinstance(ends, list) else [ends])
-        answers = [
-            list(itertools.takewhile(lambda word: word not in ends, row))  # padding follows, if others go on
-            for row in ids[:, inputs["input_ids"].shape[1] :].tolist()
-        ]
-        return [self.processor.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+        return generate_text(self.model, self.processor, inputs, **options)
 
     def _seen_alike(self, ids: Tensor, features: Sequence[Tensor | None]) -> int:
         """How many of the `ids` that prompts begin with show the same, too: context stands around what is asked."""
@@ -330,46 +323,13 @@ class RegionChat:
 
     def _options(self, inputs: Any, max_new_tokens: int, generate_options: dict[str, Any]) -> dict[str, Any]:
         """Options of `generate`, which must leave room for the prompt and the answer."""
-        options = {"do_sample": False, **generate_options}
+        options = dict(generate_options)
         if "max_length" not in options:
             options["max_new_tokens"] = max_new_tokens
         if "stop_strings" in options:
             options.setdefault("tokenizer", self.processor.tokenizer)
         check_context(self.model.config, inputs["input_ids"].shape[1], options.get("max_new_tokens", 1))
         return options
-
-    def _answer(self, inputs: Any, options: dict[str, Any]) -> Iterator[str]:
-        """The answer in one piece."""
-        ids = self.model.generate(**inputs, **options)
-        yield self.processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-    def _stream(self, inputs: Any, options: dict[str, Any]) -> Iterator[str]:
-        """Pieces of the answer, generated in a thread of its own; an error there is raised here.
-
-        Whoever closes the iterator before its end stops the thread at its next token.
-        """
-        stop = Event()
-        given = options.get("stopping_criteria") or []
-        options = {**options, "stopping_criteria": StoppingCriteriaList([*given, _StopWhenSet(stop)])}
-        streamer = TextIteratorStreamer(self.processor, skip_prompt=True, skip_special_tokens=True)
-        failure: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                self.model.generate(**inputs, **options, streamer=streamer)
-            except BaseException as error:  # handed to the asking thread below
-                failure.append(error)
-                streamer.end()
-
-        thread = Thread(target=run, daemon=True)
-        thread.start()
-        try:
-            yield from streamer
-        finally:
-            stop.set()
-            thread.join()
-        if failure:
-            raise failure[0]
 
     def _remembering(self, pieces: Iterator[str], asked: _Asked, before: list[Any]) -> Iterator[str]:
         """Pass pieces on; when the last has come, the turn belongs to the conversation, if that is still what was `before`."""
@@ -397,16 +357,6 @@ class RegionChat:
         captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
         concepts = tokenizer.classify(regions, top_k) if tokenizer.concepts is not None else [[] for _ in captions]
         return [RegionBaseline(f"region{i}", c, best) for i, (c, best) in enumerate(zip(captions, concepts), start=1)]
-
-
-class _StopWhenSet(StoppingCriteria):
-    """Ends generation for every row once an event is set."""
-
-    def __init__(self, event: Event) -> None:
-        self.event = event
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
-        return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
 def _refuse_several(generate_options: dict[str, Any]) -> None:
@@ -472,11 +422,3 @@ def _trimmed(pieces: Iterator[str]) -> Iterator[str]:
         if kept:
             begun = True
             yield kept
-
-
-def words_of(content: Any) -> str:
-    """Content without its picture, regions by their names."""
-    if isinstance(content, str):
-        return content
-    words = [item["name"] if item["type"] == "region" else item.get("text", "") for item in content]
-    return re.sub(r" (?=[.,;:!?')])", "", " ".join(word for word in words if word))

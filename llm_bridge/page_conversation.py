@@ -23,11 +23,12 @@ from PIL import Image
 
 from tap_tokenizer import ImageFeatures, RegionTokens, draw_regions, mask_to_rle, region_colour
 
-from .chat import RegionChat, words_of
+from .chat import RegionChat
+from .chat_markup import spoken_numbers, user_content, words_of
 from .modeling_bridge import ContextFullError
 from .page_input import PageLimits, read_regions
 from .page_turns import Places, Turns
-from .region_prompt import SPOKEN, prompt_columns, user_content
+from .region_prompt import prompt_columns
 
 SHOWN_SIDE = 1280
 """The longest side, in pixels, of the picture that a browser is sent to draw on."""
@@ -129,7 +130,7 @@ def _check_spoken(question: str, known: int, new: int) -> None:
     """Refuse a question that does not fit its regions: `known` ones of the conversation, and `new` ones that were marked."""
     if "<image>" in question:
         raise ValueError("The question has an <image>: leave it out, because the picture is always shown.")
-    numbers = [int(match[1] or match[2]) for match in SPOKEN.finditer(question) if match[1] or match[2]]
+    numbers = spoken_numbers(question)
     if strangers := sorted({n for n in numbers if not 1 <= n <= known + new}):
         there = "no region is marked yet" if not known + new else "there is only region1"
         if known + new > 1:

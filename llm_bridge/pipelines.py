@@ -36,9 +36,11 @@ from transformers.utils.chat_template_utils import Chat
 
 from tap_tokenizer import TapModel, TapRegionTokenizer, bundled_or_given, check_findable
 
+from .chat_markup import user_content
+from .generation import generate_text
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .processing_bridge import RegionBridgeProcessor, as_batch
-from .region_prompt import prompts_by_region, user_content
+from .region_prompt import prompts_by_region
 
 _PROMPTS = ("boxes", "points", "point_labels", "masks")
 CAPTION_REQUEST = "Describe <region>."
@@ -177,10 +179,7 @@ class _RegionPipeline(Pipeline):
     def _say(self, inputs: Any, generate: dict[str, Any] | None) -> list[str]:
         """The language model's answers, greedy unless told."""
         assert self.processor is not None
-        options = {"do_sample": False, "max_new_tokens": 64, **(generate or {})}
-        ids = self.model.generate(**inputs, **options)
-        words = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in words]
+        return generate_text(self.model, self.processor, inputs, **{"max_new_tokens": 64, **(generate or {})})
 
     def check_model_type(self, supported_models: Any) -> None:
         """Any bridge and any TAP: the classes are ours, and transformers' lists do not know them."""

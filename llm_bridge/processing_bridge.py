@@ -43,19 +43,19 @@ from tap_tokenizer import (
     read_json_object,
 )
 
-from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, Span, add_stop_tokens, token_ids
-from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given, fingerprint_number, region_token_id
-from .picture_context import PictureContext
-from .region_features import region_features
-from .region_prompt import (
+from .chat_markup import (
     Layout,
     MarkerExpander,
     Shown,
     flatten_chat,
-    prompt_columns,
     with_image_markers,
     with_images_last,
 )
+from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, Span, add_stop_tokens, token_ids
+from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given, fingerprint_number, region_token_id
+from .picture_context import PictureContext
+from .region_features import region_features
+from .region_prompt import prompt_columns
 
 CONFIG_FILE = "processor_config.json"
 REGION_TOKENIZER_FOLDER = "region_tokenizer"

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from tap_tokenizer import RegionTokens
 
+from .chat_markup import Layout, MarkerExpander, Shown
 from .configuration_bridge import RegionBridgeConfig
 from .description import RegionDescription, describe_regions
 from .processing_bridge import RegionBridgeProcessor, Sample
-from .region_prompt import Layout, MarkerExpander, Shown
 
 
 class DescribedRegionProcessor(RegionBridgeProcessor):

@@ -10,7 +10,7 @@ from foreign_folders import BRIDGE, make_foreign_folders
 from limited import run_python
 
 from finetune.data.converting import convert
-from finetune.data.glyph_records import GlyphScenesSource
+from finetune.glyphs.records import GlyphScenesSource
 
 DOORS = """
 import json, sys, warnings

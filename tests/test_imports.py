@@ -49,12 +49,12 @@ LAYERS = {
         {"__init__", "__main__"},
     ],
     "llm_bridge": [
-        {"configuration_bridge", "description", "region_features"},
+        {"configuration_bridge", "description", "generation", "region_features", "region_prompt"},
         {
             "chat_template",
             "language_model",
             "projector",
-            "region_prompt",
+            "chat_markup",
             "uploading",
             "picture_context",
             "page_input",

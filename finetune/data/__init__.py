@@ -1,1 +1,1 @@
-"""Records, the data sets that become records, and GlyphScenes, the world of the bundled models."""
+"""Records, and the data sets that become records."""

@@ -26,13 +26,13 @@ from tqdm.auto import tqdm
 from tap_tokenizer import only_writer, save_picture
 
 from ..arguments import knob, parse_arguments
+from ..glyphs.records import GlyphScenesSource
 from .boxes_csv import BoxesCsvSource
 from .coco import CocoPanopticSource, CocoSource
 from .contact_sheet import contact_sheet
 from .converting import convert
 from .ferret_bench import FerretBenchSource
 from .gar_bench import GarBenchSource
-from .glyph_records import GlyphScenesSource
 from .lvis import LvisSource
 from .osprey import OspreySource
 from .pixelrefer import PixelReferSource

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from tap_tokenizer import TapImageProcessor
 
-from .glyph_language import caption, concept_vector
-from .glyph_scenes import draw_scene, make_scene
+from ..glyphs.language import caption, concept_vector
+from ..glyphs.scenes import draw_scene, make_scene
 
 
 @dataclass

@@ -29,7 +29,7 @@ from pycocotools import mask as coco_mask
 from tap_tokenizer import as_mask, check_regular_file, load_rgb
 from tap_tokenizer import open_image as picture_from
 
-from .glyph_scenes import draw_scene, make_scene
+from ..glyphs.scenes import draw_scene, make_scene
 
 Sample: TypeAlias = dict[str, Any]
 

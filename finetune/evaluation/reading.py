@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..data.entries import EntryError
-from ..data.glyph_questions import FAMILIES, draw_question
-from ..data.glyph_records import number_regions
-from ..data.glyph_scenes import draw_scene, make_scene
 from ..data.sample import GLYPH_SCHEME, Sample, encode_mask, mask_box
+from ..glyphs.questions import FAMILIES, draw_question, number_regions
+from ..glyphs.scenes import draw_scene, make_scene
 from .benchmarks import Benchmark
 from .coco_reading import mask_fault, read_coco
 from .gar_bench_cap import places_of as gar_cap_places

@@ -14,8 +14,8 @@ pytest.importorskip("datasets")
 from finetune import cache_regions, compose_regions
 from finetune.compose_regions import TokenBank, words_of
 from finetune.data.converting import convert
-from finetune.data.glyph_records import GlyphScenesSource
 from finetune.data.sample import load_samples
+from finetune.glyphs.records import GlyphScenesSource
 from finetune.region_cache import RegionCache
 from llm_bridge import PictureContext
 

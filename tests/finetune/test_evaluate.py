@@ -23,10 +23,10 @@ from PIL import Image
 
 from finetune import evaluate
 from finetune.data.converting import convert
-from finetune.data.glyph_records import GlyphScenesSource
 from finetune.data.sample import open_image
 from finetune.evaluation import judging, mask_metrics
 from finetune.evaluation.benchmarks import BENCHMARKS
+from finetune.glyphs.records import GlyphScenesSource
 
 PLAIN = ("--caption_scorer", "plain")
 QUICK = ("--rows", "caption decoder;concept head;language model", "--max_new_tokens", "8")

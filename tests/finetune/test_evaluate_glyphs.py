@@ -15,12 +15,11 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("accelerate")
 
 from finetune import evaluate_glyphs
-from finetune.data.glyph_benchmark import QuestionBalance
-from finetune.data.glyph_questions import CONTEXT_FAMILIES
-from finetune.data.glyph_records import number_regions
-from finetune.data.glyph_scenes import make_scene
 from finetune.evaluate_glyphs import main
-from finetune.glyph_report import as_tables, summarise
+from finetune.glyphs.benchmark import QuestionBalance
+from finetune.glyphs.questions import CONTEXT_FAMILIES, number_regions
+from finetune.glyphs.report import as_tables, summarise
+from finetune.glyphs.scenes import make_scene
 from llm_bridge import RegionChat
 from tap_tokenizer import TapRegionTokenizer
 

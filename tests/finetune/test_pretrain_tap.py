@@ -17,9 +17,9 @@ import torch
 pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
 
-from finetune.data.glyph_language import CONCEPT_SIZE, build_text_tokenizer, caption, concept_banks, concept_vector
-from finetune.data.glyph_scenes import COLOURS, KINDS, draw_scene, make_scene
 from finetune.data.masked_pictures import GlyphPictures, MaskedPictures, boxes_of, collate
+from finetune.glyphs.language import CONCEPT_SIZE, build_text_tokenizer, caption, concept_banks, concept_vector
+from finetune.glyphs.scenes import COLOURS, KINDS, draw_scene, make_scene
 from finetune.pretrain_tap import DenseTargets, Recolouring, TokenAnchor, main
 from finetune.prompt_sampling import PromptSampler
 from tap_tokenizer import TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer
@@ -303,7 +303,7 @@ def test_pictures_in_the_model_frame() -> None:
     inner = boxes_of(batch.masks > 0.5) * 2
     assert (batch.boxes[:, :2] <= inner[:, :2] + 2).all()
     assert (batch.boxes[:, 2:] >= inner[:, 2:] - 2).all()
-    from finetune.data.glyph_scenes import make_scene
+    from finetune.glyphs.scenes import make_scene
 
     assert batch.captions[0] in [caption(o) for o in make_scene(0, "train").objects]
     assert set(collate([data[1]]).captions) <= {caption(o) for o in make_scene(1, "val").objects}

@@ -29,9 +29,9 @@ def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
 def truth(question: dict[str, Any]) -> str:
     """The answer that the scene's geometry gives."""
     pytest.importorskip("matplotlib")
-    from finetune.data.glyph_language import caption
-    from finetune.data.glyph_questions import place_of
-    from finetune.data.glyph_scenes import SIZES, draw_scene, make_scene
+    from finetune.glyphs.language import caption
+    from finetune.glyphs.questions import place_of
+    from finetune.glyphs.scenes import SIZES, draw_scene, make_scene
 
     demo = json.loads((FOLDER / "demo.json").read_text())["scene"]
     scene = make_scene(demo["index"], demo["split"], demo["seed"])
@@ -85,7 +85,7 @@ def test_answers_are_generated(
 def test_follow_ups_are_about_the_region_that_they_name() -> None:
     """Two regions in separate turns, then a question about each by its name."""
     pytest.importorskip("matplotlib")
-    from finetune.data.glyph_scenes import draw_scene, make_scene
+    from finetune.glyphs.scenes import draw_scene, make_scene
 
     demo = json.loads((FOLDER / "demo.json").read_text())["scene"]
     scene = make_scene(demo["index"], demo["split"], demo["seed"])
@@ -100,7 +100,7 @@ def test_follow_ups_are_about_the_region_that_they_name() -> None:
 
 def test_card_belongs_to_the_weights() -> None:
     pytest.importorskip("matplotlib")
-    from finetune.data.glyph_questions import FAMILIES
+    from finetune.glyphs.questions import FAMILIES
 
     config = json.loads((FOLDER / "config.json").read_text())
     metrics = json.loads((FOLDER / "training" / "metrics.json").read_text())
@@ -144,8 +144,8 @@ def test_the_words_model_has_its_card() -> None:
 def test_what_is_farthest_is_answered_after_other_regions_were_described() -> None:
     """As the third question of a conversation; by chance one in three would be."""
     pytest.importorskip("matplotlib")
-    from finetune.data.glyph_questions import draw_question
-    from finetune.data.glyph_scenes import draw_scene, make_scene
+    from finetune.glyphs.questions import draw_question
+    from finetune.glyphs.scenes import draw_scene, make_scene
 
     chat = RegionChat.from_pretrained("region-context-tiny")
     right = asked = 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.data.glyph_scenes import draw_scene, make_scene
+from finetune.glyphs.scenes import draw_scene, make_scene
 from llm_bridge import (
     PictureContext,
     RegionBridgeConfig,
@@ -19,9 +19,9 @@ from llm_bridge import (
     grid_points,
     region_features,
 )
+from llm_bridge.chat_markup import with_images_last
 from llm_bridge.description import box_iou
 from llm_bridge.picture_context import find_objects
-from llm_bridge.region_prompt import with_images_last
 from tap_tokenizer import TapRegionTokenizer
 
 

@@ -251,7 +251,7 @@ def bundled() -> TapRegionTokenizer:
 def scene(index: int) -> tuple[Image.Image, torch.Tensor]:
     """A picture of glyphs and the boxes of its objects."""
     pytest.importorskip("matplotlib")
-    from finetune.data.glyph_scenes import draw_scene, make_scene
+    from finetune.glyphs.scenes import draw_scene, make_scene
 
     drawn = draw_scene(make_scene(index, "test", 0), 256)
     return Image.fromarray(drawn.image), torch.as_tensor(np.asarray(drawn.boxes), dtype=torch.float32)

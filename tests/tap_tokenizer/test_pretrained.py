@@ -24,8 +24,8 @@ def test_the_card_and_what_it_speaks_of_are_there() -> None:
 def test_masks_concepts_and_captions_are_near_what_was_measured() -> None:
     """On 12 scenes that the card's measurement begins with; the margin is four standard errors of so few."""
     pytest.importorskip("matplotlib")
-    from finetune.data.glyph_language import caption
-    from finetune.data.glyph_scenes import draw_scene, make_scene
+    from finetune.glyphs.language import caption
+    from finetune.glyphs.scenes import draw_scene, make_scene
 
     measured = json.loads((FOLDER / "training" / "metrics.json").read_text())["test"]
     tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")

@@ -135,7 +135,7 @@ def test_boxes_are_the_prompts_or_the_masks(tiny_tokenizer: TapRegionTokenizer, 
 def test_the_box_of_a_point_is_exactly_the_box_of_its_mask() -> None:
     """Of many points on pictures of several shapes, whichever masks are read, and in whatever company."""
     pytest.importorskip("matplotlib")
-    from finetune.data.glyph_scenes import draw_scene, make_scene
+    from finetune.glyphs.scenes import draw_scene, make_scene
 
     bundled = TapRegionTokenizer.from_pretrained("tap-tiny")
     drawn = [draw_scene(make_scene(i, "test", 5), 400).image for i in range(2)]

@@ -17,8 +17,8 @@ from small_files import read_whole, write_picture
 from finetune.data.__main__ import FORMATS, main
 from finetune.data.boxes_csv import BoxesCsvSource
 from finetune.data.converting import convert
-from finetune.data.glyph_records import GlyphScenesSource
 from finetune.data.sample import load_samples, open_image, region_prompts
+from finetune.glyphs.records import GlyphScenesSource
 from tap_tokenizer import only_writer
 
 
@@ -43,7 +43,7 @@ def test_records_are_whole(tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     convert(arguments(whole))
-    import finetune.data.glyph_records as script
+    import finetune.glyphs.records as script
 
     plain = script.glyph_record
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .data.glyph_benchmark import LONG_SIDE
-from .data.glyph_scenes import KINDS, draw_scene, make_scene
-from .metrics import is_exact
+from ..metrics import is_exact
+from .glyphs.benchmark import LONG_SIDE
+from .glyphs.scenes import KINDS, draw_scene, make_scene
 
 SCENES = 6
 """Pictures of a page."""

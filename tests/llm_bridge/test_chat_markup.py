@@ -1,4 +1,4 @@
-"""Markers that stand for no region are refused in a sentence, wherever a chat is read."""
+"""Regions in texts are found, renumbered, and refused in a sentence where there are none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,29 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from llm_bridge.region_prompt import Layout, MarkerExpander
+from llm_bridge import number_regions, region_numbers, replace_regions
+from llm_bridge.chat_markup import Layout, MarkerExpander
+
+
+def test_regions_of_a_text_are_those_that_it_shows_and_on_request_those_that_it_names() -> None:
+    text = "Is <region12> left of region3, or of <region12>?"
+    assert region_numbers(text) == [12]
+    assert region_numbers(text, names=True) == [12, 3]
+    assert region_numbers("Which region is it? <region>", names=True) == []
+    assert region_numbers(f"<region{'9' * 5000}>") == [int("9" * 18)]
+
+
+def test_regions_are_replaced_one_by_one() -> None:
+    text = "Is <region2> left of region3, or of region?"
+    assert replace_regions(text, lambda number, is_shown: None) == text
+    assert replace_regions(text, lambda number, is_shown: f"<{number}>" if is_shown else "it") == (
+        "Is <2> left of it, or of region?"
+    )
+
+
+def test_markers_without_a_number_are_numbered_as_they_come() -> None:
+    assert number_regions("<region> or <region>?", 2) == ("<region3> or <region4>?", 4)
+    assert number_regions("region1", 1) == ("region1", 1)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ from collections import Counter, defaultdict
 import pytest
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("datasets")
 
-from finetune.data.glyph_benchmark import EVALUATION_SPLITS, QuestionBalance
-from finetune.data.glyph_questions import Question
-from finetune.data.glyph_scenes import HELD_OUT_PAIRS, make_scene
+from finetune.glyphs.benchmark import EVALUATION_SPLITS, QuestionBalance, benchmark_records, benchmark_scenes
+from finetune.glyphs.questions import Question, number_regions
+from finetune.glyphs.scenes import HELD_OUT_PAIRS, make_scene
 
 
 def questions(split: str, scenes: int, seed: int = 0) -> list[list[Question]]:
@@ -43,6 +44,20 @@ def test_questions_are_frozen() -> None:
     """Of the first scenes of each split and seed; a change here is a new version of the benchmark."""
     words = repr([questions(split, 6, seed) for split in EVALUATION_SPLITS for seed in (0, 1, 2)])
     assert hashlib.sha256(words.encode()).hexdigest()[:16] == "4686e8d2050a0c56"
+
+
+def test_scenes_and_records_have_the_same_questions() -> None:
+    scenes, records = list(benchmark_scenes("test-crowded", 1, 4)), list(benchmark_records("test-crowded", 1, 4))
+    assert [record.image for record in records] == [f"glyph-scene:test-crowded/1/{i}/512" for i in range(4)]
+    for one, record in zip(scenes, records, strict=True):
+        asked, said = record.conversations[::2], record.conversations[1::2]
+        assert [turn.type for turn in asked] == [question.family for question in one.questions]
+        assert [turn.options for turn in asked] == [list(question.choices) for question in one.questions]
+        order: list[int] = []
+        words = [number_regions(question, order) for question in one.questions]
+        assert [(turn.content, answer.content) for turn, answer in zip(asked, said, strict=True)] == words
+        assert [region.box for region in record.regions] == one.picture.boxes[order].tolist()
+        assert [region.id for region in record.regions] == [f"{one.scene.index}/{i}" for i in order]
 
 
 def test_hidden_objects_are_not_asked_about() -> None:

@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("datasets")
 
-from finetune.data.glyph_language import caption
-from finetune.data.glyph_questions import (
+from finetune.data.validation import problems_of
+from finetune.glyphs.language import caption
+from finetune.glyphs.questions import (
     ATTRIBUTE_FAMILIES,
     CAPTION_FAMILIES,
     CONTEXT_FAMILIES,
@@ -23,11 +24,11 @@ from finetune.data.glyph_questions import (
     PLACES,
     Question,
     draw_question,
+    number_regions,
     place_of,
 )
-from finetune.data.glyph_records import GlyphScenesSource, draw_questions, glyph_record, number_regions
-from finetune.data.glyph_scenes import SIZES, GlyphObject, GlyphScene, draw_scene, make_scene
-from finetune.data.validation import problems_of
+from finetune.glyphs.records import GlyphScenesSource, draw_questions, glyph_record
+from finetune.glyphs.scenes import SIZES, GlyphObject, GlyphScene, draw_scene, make_scene
 
 
 def some(family: str, scenes: int = 600) -> list[tuple[GlyphScene, Question]]:
@@ -116,22 +117,21 @@ def test_records_number_regions_as_they_come() -> None:
 def test_records_are_whole_and_always_the_same() -> None:
     record = glyph_record(11, "train", 0)
     assert record == glyph_record(11, "train", 0)
-    asked = [turn for turn in record["conversations"] if turn["role"] == "user"]
+    asked = [turn for turn in record.conversations if turn.role == "user"]
     assert asked
-    assert all(turn["type"] in FAMILIES for turn in asked)  # by which an evaluation scores them
-    assert [turn["type"] for turn in glyph_record(11, "train", 0, families=["size"])["conversations"][::2]] == [
-        "size"
-    ] * 6
-    assert record["image"] == "glyph-scene:train/0/11/512"
-    assert len(record["conversations"]) == 12
-    text = " ".join(turn["content"] for turn in record["conversations"])
-    for i in range(len(record["regions"])):
+    assert all(turn.type in FAMILIES for turn in asked)  # by which an evaluation scores them
+    sizes = glyph_record(11, "train", 0, families=["size"])
+    assert [turn.type for turn in sizes.conversations[::2]] == ["size"] * 6
+    assert record.image == "glyph-scene:train/0/11/512"
+    assert len(record.conversations) == 12
+    text = " ".join(turn.content for turn in record.conversations)
+    for i in range(len(record.regions)):
         assert f"<region{i + 1}>" in text
-    assert f"<region{len(record['regions']) + 1}>" not in text
+    assert f"<region{len(record.regions) + 1}>" not in text
 
 
 def test_records_have_no_fault(tmp_path: Path) -> None:
-    assert problems_of(glyph_record(11, "train", 0), tmp_path) == []
+    assert problems_of(glyph_record(11, "train", 0).to_dict(), tmp_path) == []
 
 
 def test_nothing_is_asked_about_what_cannot_be_seen() -> None:
@@ -150,11 +150,11 @@ def test_records_of_scenes_that_offer_an_answer() -> None:
     chosen = list(GlyphScenesSource(output="", **options, offering="count_kind=two").records())
     assert 2 < len(chosen) < 30
     for record in chosen:
-        _, seed, index, _ = record["image"].rsplit("/", 3)
+        _, seed, index, _ = record.image.rsplit("/", 3)
         counts = Counter(glyph.kind for glyph in make_scene(int(index), "train", int(seed)).objects)
         assert 3 in counts.values()
-    everything = {record["image"]: record for record in GlyphScenesSource(output="", **options).records()}
-    assert all(everything[record["image"]] == record for record in chosen)
+    everything = {record.image: record for record in GlyphScenesSource(output="", **options).records()}
+    assert all(everything[record.image] == record for record in chosen)
     assert list(GlyphScenesSource(output="", **options, offering="count_kind=two", limit=3).limited(1)) == chosen[1:3]
     with pytest.raises(ValueError, match="None of 60 scenes has a question of offering, count_kind=2"):
         next(GlyphScenesSource(output="", **options, offering="count_kind=2").limited())

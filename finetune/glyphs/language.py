@@ -1,7 +1,7 @@
 """GlyphScenes in words: captions, concept vectors and the vocabulary of captions.
 
 Knows what is in a scene, never how it looks: everything here follows from the list of objects. Questions are in
-`glyph_questions`.
+`questions`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tap_tokenizer import ConceptBank
 
-from .glyph_scenes import COLOURS, KINDS, SIZES, GlyphObject
+from .scenes import COLOURS, KINDS, SIZES, GlyphObject
 
 CONCEPT_SIZE = 128
 """Width of the concept vectors, hence of the semantic embeddings of a TAP trained on GlyphScenes."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .data.glyph_questions import ATTRIBUTE_FAMILIES, CAPTION_FAMILIES, CONTEXT_FAMILIES, FAMILIES, PAIR_FAMILIES
-from .metrics import accuracy, chance, is_exact, majority
+from ..metrics import accuracy, chance, is_exact, majority
+from .glyphs.questions import ATTRIBUTE_FAMILIES, CAPTION_FAMILIES, CONTEXT_FAMILIES, FAMILIES, PAIR_FAMILIES
 
 GROUPS = {
     "attributes and position": ATTRIBUTE_FAMILIES,

@@ -3,7 +3,7 @@
 Scene n of a split and seed is always the same scene: nameable glyphs of the DejaVu Sans font in ten colours and three
 sizes, turned, lightly textured, shaded and overlapping, on varied backgrounds. Geometry is drawn from NumPy's frozen
 `RandomState` and lives in units of the picture's long side, so one scene can be rendered at any size. Knows pictures,
-masks and names; questions and captions about them are written in `glyph_language`.
+masks and names; questions and captions about them are written in `language` and `questions`.
 """
 
 from __future__ import annotations
@@ -120,6 +120,11 @@ class GlyphPicture:
     image: np.ndarray
     masks: np.ndarray
     boxes: np.ndarray
+
+    @property
+    def visible(self) -> list[int]:
+        """Numbers of the objects that can be seen, at least in part."""
+        return np.flatnonzero(self.masks.any(axis=(1, 2))).tolist()
 
 
 def make_scene(index: int, split: str = "train", seed: int = 0) -> GlyphScene:

@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from finetune.data.glyph_language import caption, concept_bank, concept_banks, concept_vector
-from finetune.data.glyph_scenes import (
+from finetune.glyphs.language import caption, concept_bank, concept_banks, concept_vector
+from finetune.glyphs.scenes import (
     COLOURS,
     HELD_OUT_PAIRS,
     KINDS,
