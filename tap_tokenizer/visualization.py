@@ -55,7 +55,7 @@ def draw_regions(
     corners = torch.as_tensor(boxes, dtype=torch.float32).cpu().reshape(-1, 4).tolist() if boxes is not None else []
     count = max(len(layers), len(corners), len(points or []))
     if labels is not None and len(labels) != count:
-        raise ValueError(f"Got {len(labels)} labels for {count} regions: give one for each.")
+        raise ValueError(f"Got {len(labels)} labels, expected {count}: give one for each region.")
     canvas = picture.astype(np.float32)
     for i, mask in enumerate(layers):
         canvas[mask] += (np.array(region_colour(i), dtype=np.float32) - canvas[mask]) * opacity
