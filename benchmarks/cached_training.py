@@ -22,13 +22,12 @@ from machine import describe_machine, interleaved
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune import cache_regions
-from finetune.conversations import summed_loss
-from finetune.data.collator import CachedSample, ConversationCollator
-from finetune.data.converting import convert
-from finetune.data.sample import cut_turns, load_samples, open_image
+from finetune.batches import CachedRecord, ConversationCollator
+from finetune.cache import RegionCache, encode_regions
+from finetune.data.conversion import convert
 from finetune.glyphs.records import GlyphScenesSource
-from finetune.region_cache import RegionCache
-from finetune.region_encoding import encode_regions
+from finetune.losses import summed_loss
+from finetune.records import cut_turns, load_records, open_image
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, add_lora, set_trainable
 from tap_tokenizer import TapConfig, TapModel, TapRegionTokenizer
 
@@ -58,27 +57,27 @@ def main() -> None:
         cache_regions.main(["--data", str(data), "--output", f"{folder}/cache", "--dtype", "float32",
                             "--region_tokenizer", tokenizer.source["source"]])  # fmt: skip
         making = time.perf_counter() - start
-        samples, cache = list(load_samples(data)), RegionCache(f"{folder}/cache")
+        records, cache = list(load_records(data)), RegionCache(f"{folder}/cache")
 
         set_trainable(add_lora(bridge), "lora")
         optimizer = torch.optim.AdamW([p for p in bridge.parameters() if p.requires_grad], lr=1e-4)
         collator = ConversationCollator(processor)
 
-        def from_cache(numbers: range) -> list[CachedSample]:
-            return [CachedSample(samples[i], cache.regions(i)) for i in numbers]
+        def from_cache(numbers: range) -> list[CachedRecord]:
+            return [CachedRecord(records[i], cache.regions(i)) for i in numbers]
 
-        def from_pictures(numbers: range) -> list[CachedSample]:
-            features = tokenizer.embed_image([open_image(samples[i], folder) for i in numbers])
-            regions = encode_regions(tokenizer, features, [samples[i] for i in numbers])
-            return [CachedSample(samples[i], own) for i, own in zip(numbers, regions)]
+        def from_pictures(numbers: range) -> list[CachedRecord]:
+            features = tokenizer.embed_image([open_image(records[i], folder) for i in numbers])
+            regions = encode_regions(tokenizer, features, [records[i] for i in numbers])
+            return [CachedRecord(records[i], own) for i, own in zip(numbers, regions)]
 
-        def first_questions(item: CachedSample) -> CachedSample:
-            sample, rows = cut_turns(item.sample, 0, TURNS)
-            return CachedSample(sample, item.regions[rows])
+        def first_questions(item: CachedRecord) -> CachedRecord:
+            record, rows = cut_turns(item.record, 0, TURNS)
+            return CachedRecord(record, item.regions[rows])
 
         batches = [
-            range(start, min(start + arguments.batch_size, len(samples)))
-            for start in range(0, len(samples), arguments.batch_size)
+            range(start, min(start + arguments.batch_size, len(records)))
+            for start in range(0, len(records), arguments.batch_size)
         ]
         same = max(
             float((a.regions.semantic_tokens - b.regions.semantic_tokens).abs().max())
@@ -97,8 +96,8 @@ def main() -> None:
         found = interleaved(
             {"cache": lambda: epoch(from_cache), "pictures": lambda: epoch(from_pictures)}, arguments.rounds
         )
-    regions = np.mean([len(sample["regions"]) for sample in samples])
-    print(f"\n{len(samples)} pictures with {regions:.1f} regions each; medians of {arguments.rounds} epochs\n")
+    regions = np.mean([len(record.regions) for record in records])
+    print(f"\n{len(records)} pictures with {regions:.1f} regions each; medians of {arguments.rounds} epochs\n")
     print("| an epoch | seconds | ratio |\n|---|---|---|")
     print(f"| from the cache | {found['cache']:.2f} | 1 |")
     print(f"| encoding every picture | {found['pictures']:.2f} | {found['pictures'] / found['cache']:.1f} |")

@@ -1,12 +1,13 @@
-"""What `finetune.train` starts from: the bridge and its processor, caches that belong to them, and optimizers.
+"""What a training of a bridge begins with: its arguments, the bridge and its processor, caches that belong to them, optimizers.
 
-What of them does not fit together is refused here, before a step is made; `train_arguments` has looked at the arguments alone.
+What does not go together is refused here, before a step is made.
 """
 
 from __future__ import annotations
 
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -15,10 +16,132 @@ from transformers import BitsAndBytesConfig
 from llm_bridge import PictureContext, RegionBridgeForConditionalGeneration, RegionBridgeProcessor, find_adapter
 from tap_tokenizer import TapRegionTokenizer
 
-from .optimizers import build_optimizers
-from .region_cache import RegionCache
-from .train_arguments import TrainArguments
-from .trained_weights import is_sharded
+from .cache import RegionCache
+from .checkpoints import is_sharded
+from .config import Source, check_counts, check_sources, knob
+from .loop import RunArguments
+from .optimizers import OptimizerName, build_optimizers
+
+
+@dataclass(kw_only=True)
+class TrainArguments(RunArguments):
+    """Train a bridge on conversations about regions."""
+
+    language_model: str | None = knob(
+        default=None, help="for a fresh bridge: name or folder of a causal language model"
+    )
+    init_from: str | None = knob(default=None, help="folder of a bridge to go on from, instead of a fresh one")
+    region_tokenizer: str = knob(default="tap-tiny", help="name, folder or repository of the tokenizer of the caches")
+    variant: str | None = knob(default=None, help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
+    mode: Literal["projector", "lora", "full"] = knob(default="lora", help="what learns; the projector always does")
+    sources: list[Source] = knob(
+        default_factory=list,
+        help="what to learn from: records, cache, weight, turns, questions of each; as flags, rather data, caches, …",
+    )
+    eval_data: str | None = knob(default=None, free=True, help="records to evaluate on during training")
+    eval_cache: str | None = knob(default=None, free=True, help="their cache")
+    experts: Literal["routed", "all"] = knob(default="routed", help="fresh bridge: tokens of a region")
+    use_semantic_embeds: bool = knob(default=True, help="fresh bridge: does the projector read semantic embeddings")
+    use_position: bool = knob(default=True, help="fresh bridge: does the projector read the position code")
+    image_grid: int | None = knob(
+        default=None, help="picture context: points per side of the grid; default: none, or as init_from has it"
+    )
+    image_regions: int | None = knob(
+        default=None, help="picture context of the other kind: this many regions; default: none, or as init_from has it"
+    )
+    new_region_tokenizer: str | None = knob(
+        default=None,
+        help="go on from init_from with the tokens of this region tokenizer, name or folder, in place of its own",
+    )
+    lora_r: int = knob(default=16, help="rank of LoRA")
+    lora_alpha: int = knob(default=32, help="scale of LoRA")
+    lora_dropout: float = knob(default=0.0, help="dropout inside LoRA")
+    merge: bool = knob(default=False, help="add the adapter to the language model's weights at the end")
+    language_model_dtype: Literal["float32", "bfloat16", "float16"] = knob(
+        default="float32", help="of frozen weights; projector and adapter keep float32"
+    )
+    quantize: Literal["no", "8bit", "4bit"] = knob(
+        default="no", help="load the frozen language model in 8 or 4 bit: QLoRA, by bitsandbytes"
+    )
+    gradient_checkpointing: bool = knob(
+        default=False,
+        free=True,
+        help="keep no activations of the layers and compute them twice: less memory, a third slower",
+    )
+    attn_implementation: str | None = knob(
+        default=None,
+        free=True,
+        help="how the language model computes attention, as in transformers: sdpa, eager, flash_attention_2; default: as "
+        "transformers chooses. On a CPU, short conversations are learned almost twice as fast with eager",
+    )
+    gradient_accumulation_steps: int = knob(default=1, help="forward passes per optimizer step")
+    workers: int = knob(default=0, free=True, help="processes that put batches together")
+    optimizer: OptimizerName = knob(default="adamw", help="muon: for the matrices of projector and transformer layers")
+    learning_rate: float = knob(default=2e-4, help="peak, of the language model or its adapter")
+    projector_learning_rate: float = knob(default=1e-3, help="peak, of the projector")
+    weight_decay: float = knob(default=0.0, help="of both optimizers")
+    warmup_steps: int = knob(default=50, help="linear rise of the learning rates")
+    decay_fraction: float = knob(
+        default=1.0, help="last part of the run, over which the rates fall to zero as a cosine"
+    )
+    same_region: float = knob(
+        default=0.0,
+        help="share of the conversations whose turns are taken from the questions of a record that name the same regions: "
+        "what people ask in a row is often about one",
+    )
+    mask_history: bool = knob(
+        default=False,
+        help="learn only the last answer of each conversation: a picture's context stands by the distance from the region of "
+        "the last question, so with image_regions the answers before it would be learned beside a context that is not theirs",
+    )
+    group_by_length: bool = knob(
+        default=False,
+        help="put conversations with about as many questions into one step, of each eight steps, so that less is padded; the "
+        "lengths are only known by reading each conversation unless turns says them",
+    )
+    max_length: int | None = knob(
+        default=None,
+        help="longest conversation in tokens, a longer one loses its last questions; default: the model's context",
+    )
+    eval_steps: int = knob(default=250, free=True, help="steps between evaluations")
+    eval_records: int = knob(default=128, free=True, help="records of an evaluation")
+    eval_max_new_tokens: int = knob(default=32, free=True, help="longest answer in an evaluation")
+    best_metric: Literal["val_loss", "val_answer"] = knob(
+        default="val_loss", free=True, help="which evaluation is best, whose weights are kept in output_dir/best"
+    )
+    load_best: bool = knob(
+        default=False, free=True, help="write the weights of the best evaluation to model, not the last ones"
+    )
+    tracker: str = knob(
+        default="tensorboard", free=True, help="of accelerate: tensorboard, wandb, mlflow, …; none for none"
+    )
+
+
+def check_arguments(arguments: TrainArguments) -> None:
+    """Refuse what does not go together, before anything is loaded."""
+    if (arguments.language_model is None) == (arguments.init_from is None):
+        raise ValueError(
+            "Got both or neither of language_model and init_from: give one, a fresh start or a saved bridge."
+        )
+    if arguments.quantize != "no" and (arguments.mode == "full" or arguments.merge):
+        raise ValueError("quantize is for a frozen language model: use mode projector or lora, and do not merge.")
+    if arguments.mode == "full" and arguments.language_model_dtype != "float32":
+        raise ValueError(
+            f"mode full trains the weights themselves, in float32: got language_model_dtype {arguments.language_model_dtype}; "
+            "use mixed_precision instead."
+        )
+    if arguments.merge and arguments.mode != "lora":
+        raise ValueError(f"merge adds an adapter to the weights, but mode is {arguments.mode}: leave it out.")
+    if arguments.load_best and not arguments.eval_data:
+        raise ValueError("load_best needs evaluations: give eval_data and eval_cache.")
+    check_sources(arguments.sources)
+    if not 0 <= arguments.same_region <= 1:
+        raise ValueError(f"same_region is {arguments.same_region}, expected a share from 0 to 1.")
+    if arguments.same_region and not any(source.turns for source in arguments.sources):
+        raise ValueError("Got same_region without turns: give turns, how many questions are taken from each record.")
+    if (arguments.eval_data is None) != (arguments.eval_cache is None):
+        raise ValueError("Got one of eval_data and eval_cache: give both or neither.")
+    check_counts(arguments, "gradient_accumulation_steps", "eval_records")
 
 
 def load_bridge(
@@ -74,12 +197,11 @@ def _adapted(
     if arguments.image_grid is not None or arguments.image_regions is not None:
         config.image_grid, config.image_regions = arguments.image_grid or 0, arguments.image_regions or 0
     if arguments.new_region_tokenizer is not None and tokenizer is not None:
-        decoder = tokenizer.model.config.image_decoder_config
-        sizes = (decoder.hidden_size, decoder.semantic_embed_size, decoder.num_experts)
-        if sizes != (config.token_size, config.embed_size, config.num_experts):
+        if processor.feature_layout != config.feature_layout:
             raise ValueError(
-                f"{arguments.new_region_tokenizer} has tokens, embeddings and experts of sizes {sizes}, the bridge reads "
-                f"{(config.token_size, config.embed_size, config.num_experts)}: begin a fresh bridge with it."
+                f"{arguments.new_region_tokenizer} has tokens, embeddings and experts of sizes "
+                f"{astuple(processor.feature_layout)}, the bridge reads {astuple(config.feature_layout)}: begin a fresh bridge "
+                "with it."
             )
         config.fingerprint = tokenizer.fingerprint
         config.concept_space = tokenizer.concepts.digest if tokenizer.concepts else None
@@ -105,7 +227,7 @@ def check_sharding(arguments: TrainArguments, accelerator: Accelerator) -> None:
 
 def check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGeneration) -> None:
     """Refuse caches that do not belong to the records or to the bridge, before anything is trained."""
-    pairs = list(zip(arguments.data, arguments.caches))
+    pairs = [(source.records, source.cache) for source in arguments.sources]
     if arguments.eval_data is not None and arguments.eval_cache is not None:
         pairs.append((arguments.eval_data, arguments.eval_cache))
     context = PictureContext.of(bridge.config)

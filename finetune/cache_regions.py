@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,10 +25,9 @@ from tqdm.auto import tqdm
 from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens, TapRegionTokenizer, only_writer, write_whole
 
-from .arguments import knob, parse_arguments, run_command
-from .data.sample import Sample, decode_mask, load_samples, open_image
-from .region_cache import CachePlan, data_checksum, shard_is_whole, write_manifest, write_shard
-from .region_encoding import encode_regions
+from .cache import CachePlan, data_checksum, encode_regions, shard_is_whole, write_manifest, write_shard
+from .config import knob, parse_arguments, run_command
+from .records import Record, Region, decode_mask, load_records, open_image
 
 PLAN = "plan.json"
 
@@ -63,22 +62,22 @@ class CacheArguments:
     seed: int = knob(default=0, help="of jitter and points")
 
 
-class _Pictures(Dataset[tuple[Sample, "np.ndarray | ValueError"]]):
+class _Pictures(Dataset[tuple[Record, "np.ndarray | ValueError"]]):
     """Records with their pictures open, or with why they cannot be: an error that a worker raises comes with its traceback."""
 
     def __init__(self, data: Path, rows: range) -> None:
-        self.samples, self.rows = load_samples(data), rows
+        self.records, self.rows = load_records(data), rows
         self.root = data if data.is_dir() else data.parent
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, position: int) -> tuple[Sample, np.ndarray | ValueError]:
-        sample = self.samples[self.rows[position]]
+    def __getitem__(self, position: int) -> tuple[Record, np.ndarray | ValueError]:
+        record = self.records[self.rows[position]]
         try:
-            return sample, open_image(sample, self.root)
+            return record, open_image(record, self.root)
         except (ValueError, OSError) as error:
-            return sample, ValueError(f"Record {self.rows[position]}: {error}")
+            return record, ValueError(f"Record {self.rows[position]}: {error}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -123,7 +122,7 @@ def _plan(arguments: CacheArguments, tokenizer: TapRegionTokenizer) -> CachePlan
     return CachePlan(
         data=data.name,
         data_checksum=data_checksum(data),
-        samples=len(load_samples(data)),
+        samples=len(load_records(data)),
         region_tokenizer=tokenizer.source,
         fingerprint=tokenizer.fingerprint,
         dtype=arguments.dtype,
@@ -172,11 +171,11 @@ def _encode_shard(
         for _, picture in batch:
             if isinstance(picture, ValueError):
                 raise picture
-        samples = [sample for sample, _ in batch]
+        records = [record for record, _ in batch]
         features = tokenizer.embed_image([picture for _, picture in batch])
         for name, column in zip(plan.variants, variants):
-            prompts = [_vary(sample, name, plan.seed, number + i) for i, sample in enumerate(samples)]
-            column += encode_regions(tokenizer, features, prompts)
+            prompted = [_vary(record, name, plan.seed, number + i) for i, record in enumerate(records)]
+            column += encode_regions(tokenizer, features, prompted)
         if context.regions and plan.context_from == "annotated":
             grids += [context.of_regions(regions) for regions in variants[-1][-len(batch) :]]
         elif context.slots:
@@ -186,39 +185,35 @@ def _encode_shard(
     write_shard(folder, shard, variants, grids, getattr(torch, plan.dtype))
 
 
-def _vary(sample: Sample, variant: str, seed: int, index: int) -> Sample:
+def _vary(record: Record, variant: str, seed: int, index: int) -> Record:
     """A record with its regions prompted as a variant says; the same for the same seed and record."""
     if variant == "exact":
-        return sample
+        return record
     random = np.random.RandomState([VARIANTS.index(variant), seed, index])
-    size = (sample["height"], sample["width"])
     change = jittered if variant == "jitter" else _pointed
-    return {**sample, "regions": [change(region, size, random) for region in sample["regions"]]}
+    return replace(record, regions=[change(region, record.size, random) for region in record.regions])
 
 
-def jittered(region: dict[str, object], size: tuple[int, int], random: np.random.RandomState) -> dict[str, object]:
+def jittered(region: Region, size: tuple[int, int], random: np.random.RandomState) -> Region:
     """A region of a picture of (height, width) `size`, its box's corners moved by a twentieth of its sides (one sigma)."""
-    box = region.get("box")
-    if box is None:
+    if region.box is None:
         return region
-    x1, y1, x2, y2 = np.asarray(box, dtype=float)
+    x1, y1, x2, y2 = np.asarray(region.box, dtype=float)
     shift = random.normal(0, 0.05, 4) * np.array([x2 - x1, y2 - y1, x2 - x1, y2 - y1])
     moved = np.clip(np.array([x1, y1, x2, y2]) + shift, 0, [size[1], size[0], size[1], size[0]])
     if moved[2] - moved[0] < 1 or moved[3] - moved[1] < 1:
         return region
-    return {**region, "box": moved.round(2).tolist()}
+    return replace(region, box=moved.round(2).tolist())
 
 
-def _pointed(region: dict[str, object], size: tuple[int, int], random: np.random.RandomState) -> dict[str, object]:
-    mask = region.get("mask")
-    if mask is None:
+def _pointed(region: Region, size: tuple[int, int], random: np.random.RandomState) -> Region:
+    if region.mask is None:
         return region
-    pixels = np.argwhere(decode_mask(mask, size))
+    pixels = np.argwhere(decode_mask(region.mask, size))
     if not len(pixels):
         return region
     chosen = pixels[random.randint(len(pixels), size=random.randint(1, 10))]
-    points = [[float(x), float(y)] for y, x in chosen]
-    return {"points": points, "point_labels": [1] * len(points)}
+    return Region(points=[[float(x), float(y)] for y, x in chosen])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,10 +25,10 @@ from tqdm.auto import tqdm
 from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens, only_writer
 
-from .arguments import knob, parse_arguments, run_command
+from .cache import CachePlan, RegionCache, data_checksum, shard_is_whole, write_manifest, write_shard
 from .cache_regions import jittered, prepare
-from .data.sample import Sample, load_samples
-from .region_cache import CachePlan, RegionCache, data_checksum, shard_is_whole, write_manifest, write_shard
+from .config import knob, parse_arguments, run_command
+from .records import Record, Records, Region, load_records
 
 
 @dataclass
@@ -64,8 +65,8 @@ class TokenBank:
         parts: list[RegionTokens] = []
         count = 0
         for path, cache in zip(data, opened):
-            for row, sample in enumerate(tqdm(load_samples(path), desc=f"tokens of {path}", leave=False)):
-                words = [words_of(region) for region in sample["regions"]]
+            for row, record in enumerate(tqdm(load_records(path), desc=f"tokens of {path}", leave=False)):
+                words = [words_of(region) for region in record.regions]
                 for variant in range(len(cache.plan.variants)):
                     parts.append(cache.regions(row, variant))
                     for place, word in enumerate(words, start=count):
@@ -73,29 +74,27 @@ class TokenBank:
                     count += len(words)
         self.tokens = RegionTokens.concatenate(parts)
 
-    def lacks(self, samples: list[Sample]) -> list[str]:
+    def lacks(self, records: Iterable[Record]) -> list[str]:
         """What some regions of records are, and no region here is."""
-        wanted = dict.fromkeys(words_of(region) for sample in samples for region in sample["regions"])
+        wanted = dict.fromkeys(words_of(region) for record in records for region in record.regions)
         return [words for words in wanted if words not in self.places]
 
-    def compose(self, sample: Sample, random: np.random.RandomState) -> RegionTokens:
+    def compose(self, record: Record, random: np.random.RandomState) -> RegionTokens:
         """Tokens of a record's regions, each from another region of which the same is true, at their own jittered boxes."""
-        size = sample["height"], sample["width"]
-        places = [self.places[words_of(region)] for region in sample["regions"]]
+        places = [self.places[words_of(region)] for region in record.regions]
         chosen = torch.tensor([own[random.randint(len(own))] for own in places], dtype=torch.long)
-        boxes = [jittered(region, size, random)["box"] for region in sample["regions"]]
+        boxes = [jittered(region, record.size, random).box for region in record.regions]
         return replace(
             self.tokens[chosen],
             boxes=torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
             image_index=torch.zeros(len(chosen), dtype=torch.long),
-            image_sizes=torch.tensor([size]),
+            image_sizes=torch.tensor([record.size]),
         )
 
 
-def words_of(region: dict[str, object]) -> str:
+def words_of(region: Region) -> str:
     """What is true of a region: its first caption, or its label."""
-    captions = region.get("captions")
-    words = captions[0] if isinstance(captions, list) and captions else region.get("label")
+    words = region.captions[0] if isinstance(region.captions, list) and region.captions else region.label
     if not isinstance(words, str) or not words:
         raise ValueError(f"Got the region {region}, expected captions or a label, by which tokens are found for it.")
     return words
@@ -105,11 +104,11 @@ def main(argv: list[str] | None = None) -> None:
     """Read the arguments, gather the tokens, fill the cache."""
     arguments = parse_arguments(ComposeArguments, argv, description=__doc__)
     data, folder = Path(arguments.data), Path(arguments.output)
-    samples = load_samples(data)
-    if any(region.get("box") is None for sample in samples for region in sample["regions"]):
+    records = load_records(data)
+    if any(region.box is None for record in records for region in record.regions):
         raise ValueError(f"A region of {data} has no box, expected one of each.")
     bank = TokenBank(arguments.from_data, arguments.from_caches)
-    if lacking := bank.lacks(samples):
+    if lacking := bank.lacks(records):
         raise ValueError(
             f"No region of from_data is {lacking[0]!r}, as one of {data} is (and {len(lacking) - 1} more such words): add "
             "records that have some, or leave those regions out."
@@ -117,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     plan = CachePlan(
         data=data.name,
         data_checksum=data_checksum(data),
-        samples=len(samples),
+        samples=len(records),
         region_tokenizer=bank.plan.region_tokenizer,
         fingerprint=bank.plan.fingerprint,
         dtype=bank.plan.dtype,
@@ -129,20 +128,20 @@ def main(argv: list[str] | None = None) -> None:
         seed=arguments.seed,
     )
     with only_writer(folder):
-        _fill(folder, plan, bank, samples)
+        _fill(folder, plan, bank, records)
     print(
         f"wrote {folder}: {plan.samples} record{'s' * (plan.samples != 1)} in {plan.shards} shard{'s' * (plan.shards != 1)}"
     )
 
 
-def _fill(folder: Path, plan: CachePlan, bank: TokenBank, samples: list[Sample]) -> None:
+def _fill(folder: Path, plan: CachePlan, bank: TokenBank, records: Records) -> None:
     """Write the shards that are not there yet, and the manifest when all are."""
     prepare(folder, plan)
     context = PictureContext.of(plan)
     for shard in tqdm(range(plan.shards), desc="composing", unit="shard"):
         if shard_is_whole(folder, shard):
             continue
-        composed = [bank.compose(samples[i], np.random.RandomState([11, plan.seed, i])) for i in plan.rows(shard)]
+        composed = [bank.compose(records[i], np.random.RandomState([11, plan.seed, i])) for i in plan.rows(shard)]
         grids = [context.of_regions(regions) for regions in composed] if context.slots else []
         write_shard(folder, shard, [composed], grids, getattr(torch, plan.dtype))
     write_manifest(folder, plan)

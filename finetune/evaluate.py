@@ -24,8 +24,8 @@ from accelerate import PartialState
 
 from tap_tokenizer import only_writer, write_whole
 
-from .arguments import knob, parse_arguments, run_command
-from .environment import describe_environment
+from .cache import data_checksum, file_checksum
+from .config import knob, parse_arguments, run_command
 from .evaluation.benchmarks import BENCHMARKS, Benchmark
 from .evaluation.caption_metrics import PROTOCOLS, choose_scorer, missing_for_ptb
 from .evaluation.given import read_boxes, read_predictions
@@ -48,7 +48,7 @@ from .evaluation.running import (
 )
 from .evaluation.scoring import score_masks, score_prompts, score_row
 from .evaluation.text_files import read_json_lines
-from .region_cache import data_checksum, file_checksum
+from .run_log import describe_environment
 
 IMAGE_TASKS = ("masks", "prompts")
 """Tasks in which a model draws and says nothing."""

@@ -1,64 +1,201 @@
-"""What every training loop here shares: the learning rate's course, the log, and checkpoints through accelerate.
+"""The one training loop: run, log, evaluate, keep the best, save, stop, and go on after a stop as if there had been none.
 
-Knows steps and files, not what is trained.
+A command gives it a `Training`, which says what is learned, from which batches, and how it is measured and saved.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
-from collections.abc import Sequence
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from tap_tokenizer import write_whole
+from tap_tokenizer import only_writer
 
-from .arguments import refuse_other_arguments
-from .checkpoints import list_checkpoints, save_checkpoint, step_of
+from .checkpoints import BestWeights, load_last_state, save_state
+from .config import check_counts, knob, save_arguments
+from .optimizers import OptimizerName, param_groups
+from .run_log import RunLog, describe_environment, draw_losses, in_words, record_environment
+
+
+@dataclass(kw_only=True)
+class RunArguments:
+    """What every training run can be told."""
+
+    output_dir: str = knob(free=True, help="folder of checkpoints, log and the trained model")
+    seed: int = knob(default=0, help="of the data and their order, and of new weights")
+    steps: int = knob(default=1000, help="optimizer steps")
+    batch_size: int = knob(default=16, help="records, pictures or texts per forward pass and process")
+    workers: int = knob(default=1, free=True, help="processes that put batches together")
+    optimizer: OptimizerName = knob(default="adamw", help="muon: for the matrices of attention and MLPs")
+    learning_rate: float = knob(default=1e-3, help="peak, of AdamW")
+    muon_learning_rate: float = knob(default=5e-3, help="peak, of Muon")
+    weight_decay: float = knob(default=0.05, help="of both optimizers")
+    warmup_steps: int = knob(default=100, help="linear rise of the learning rates")
+    decay_fraction: float = knob(
+        default=0.5, help="last part of the run, over which the rates fall to zero as a cosine"
+    )
+    max_grad_norm: float = knob(default=1.0, help="gradients are clipped to this norm")
+    mixed_precision: Literal["no", "bf16", "fp16"] = knob(default="no", help="as in accelerate")
+    save_steps: int = knob(default=250, free=True, help="steps between checkpoints")
+    log_steps: int = knob(default=20, free=True, help="steps between lines of log.jsonl")
+    eval_steps: int = knob(default=500, free=True, help="steps between evaluations")
+    tracker: str = knob(default="none", free=True, help="of accelerate: tensorboard, wandb, mlflow, …; none for none")
+
+
+class Training(ABC):
+    """What one training run is about; everything else is the loop's.
+
+    The loop replaces `model` by what accelerate makes of it for several processes, before it asks for the first batch.
+    """
+
+    name: str
+    """In front of the progress bar."""
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    passes = 1
+    """Forward passes per optimizer step."""
+    best_metric: Literal["val_loss", "val_answer"] | None = None
+    """Which number of an evaluation is best, if the weights of the best one are to be kept in `output_dir/best`."""
+    load_best = False
+    """Whether it is those that are saved at the end."""
+
+    @abstractmethod
+    def batches(self, start: int) -> Iterable[Any]:
+        """A batch for every forward pass from step `start` on, which depends on its step and nothing that came before."""
+
+    @abstractmethod
+    def loss(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """Scalars to be logged, among them `loss`, which is learned; each is summed over the `size` of the batch."""
+
+    def size(self, batch: Any) -> int:
+        """How much a batch counts beside the others of its step: 1 for a mean, the number of terms for a sum."""
+        return 1
+
+    @abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """Numbers on held-out data; nothing in a process, or a run, that does not evaluate."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what was trained to a folder, whole or not at all. Every process calls this, and the main one writes."""
+
+
+def run(arguments: RunArguments, begin: Callable[[Accelerator], Training]) -> None:
+    """Train what `begin` makes, from the last checkpoint in `output_dir` if there is one, and save it to `output_dir/model`."""
+    check_counts(arguments, "steps", "batch_size", "save_steps", "log_steps", "eval_steps")
+    output = Path(arguments.output_dir)
+    tracker = None if arguments.tracker == "none" else arguments.tracker
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision, log_with=tracker, project_dir=str(output))
+    set_seed(arguments.seed)
+    torch.set_flush_denormal(True)  # which a CPU multiplies at a fraction of its speed
+    with only_writer(output, accelerator.is_main_process):
+        training = begin(accelerator)
+        output.mkdir(parents=True, exist_ok=True)
+        _run(arguments, accelerator, training, output)
+
+
+def _run(arguments: RunArguments, accelerator: Accelerator, training: Training, output: Path) -> None:
+    environment = describe_environment(accelerator.num_processes, str(accelerator.device))
+    accelerator.print(in_words(environment))
+    training.model, *optimizers = accelerator.prepare(training.model, *training.optimizers)
+    peaks = [group["lr"] for group in param_groups(optimizers)]  # before a checkpoint brings the rates of its step
+    log = RunLog(output, accelerator)
+    start = load_last_state(accelerator, output, arguments)
+    log.forget_after(start)
+    best = BestWeights(output / "best", training.best_metric, start) if training.best_metric else None
+    if accelerator.is_main_process:
+        save_arguments(arguments, output / "arguments.yaml")
+        record_environment(output, start, environment)
+    if arguments.tracker != "none":
+        accelerator.init_trackers(arguments.tracker)
+    began, window = time.perf_counter(), list[dict[str, float]]()
+    progress = tqdm(range(start, arguments.steps), initial=start, total=arguments.steps, desc=training.name,
+                    disable=not accelerator.is_main_process)  # fmt: skip
+    with StopRequest(accelerator) as stop:
+        for step, batches in zip(progress, _grouped(training.batches(start), training.passes)):
+            share = rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
+            for group, peak in zip(param_groups(optimizers), peaks):
+                group["lr"] = peak * share
+            seed_step(arguments.seed, step, accelerator.process_index)
+            training.model.train()
+            window.append(_learn(accelerator, training, batches, step))
+            accelerator.clip_grad_norm_(training.model.parameters(), arguments.max_grad_norm)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            done = step + 1
+            is_last = done == arguments.steps
+            if done % arguments.log_steps == 0 or is_last:
+                means = mean_of(window)
+                window.clear()
+                progress.set_postfix(loss=f"{means['loss']:.3f}")
+                seconds = (time.perf_counter() - began) / (done - start)
+                log.write({"step": done, "seconds_per_step": seconds, "rate": share, **means})
+            if (done % arguments.eval_steps == 0 or is_last) and (found := training.evaluate()):
+                log.write({"step": done, **found})
+                if best is not None:
+                    best.offer(accelerator, training.model, done, found)
+            if done % arguments.save_steps == 0 or is_last or stop.wanted:
+                save_state(accelerator, output / "checkpoints", done)
+                if accelerator.is_main_process:
+                    draw_losses(log.read(), output / "loss.png", str(output))
+            stop.stop_if_wanted()
+    if best is not None and training.load_best:
+        accelerator.print(f"the best {best.metric}, {best.value:.4f}, was at step {best.step}")
+        best.load(accelerator.unwrap_model(training.model))
+    training.save(output / "model")
+    accelerator.print(f"wrote {output / 'model'}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def _learn(accelerator: Accelerator, training: Training, batches: Sequence[Any], step: int) -> dict[str, float]:
+    """Add up the gradients of a step's batches; its loss is the mean over all of them, in all processes."""
+    size = torch.tensor(float(sum(map(training.size, batches))), device=accelerator.device)
+    total = accelerator.reduce(size)
+    sums: dict[str, float] = {}
+    for i, batch in enumerate(batches):
+        with accelerator.no_sync(training.model) if i < len(batches) - 1 else nullcontext():
+            values = {name: value / total for name, value in training.loss(batch, step).items()}
+            accelerator.backward(values["loss"] * accelerator.num_processes)  # DDP averages gradients
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
+    means = accelerator.reduce(torch.tensor(list(sums.values()), device=accelerator.device)).tolist()
+    return dict(zip(sums, means))
+
+
+def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """The batches of each optimizer step."""
+    group: list[Any] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
 
 
 def rate_share(step: int, steps: int, warmup_steps: int, decay_fraction: float) -> float:
-    """Share of the peak learning rate at a step: a linear rise, a plateau, and a cosine to zero over the last part."""
+    """Share of the peak learning rate at a step: a linear rise, a plateau, and a cosine to zero over the last part.
+
+    transformers' `get_wsd_schedule` has this shape with other numbers: its rise begins at zero, and cannot overlap the fall.
+    """
     rise = min(1.0, (step + 1) / max(1, warmup_steps))
     left = (steps - step) / max(1.0, decay_fraction * steps)
     return rise * (0.5 - 0.5 * math.cos(math.pi * min(1.0, left)))
-
-
-class RunLog:
-    """`log.jsonl` of a run, one line of numbers after every few steps, and what accelerate's trackers make of them."""
-
-    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
-        self.path = folder / "log.jsonl"
-        self.accelerator = accelerator
-
-    def write(self, values: dict[str, float | int]) -> None:
-        """Append a line; floats to five decimals."""
-        if self.accelerator.is_main_process:
-            line = {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        numbers = {name: value for name, value in values.items() if name != "step"}
-        self.accelerator.log(numbers, step=int(values["step"]))  # trackers, if the run has any
-
-    def read(self) -> list[dict[str, float]]:
-        """All lines so far; a last one that a full disk or a kill left torn is not among them."""
-        lines = self.path.read_text().split("\n")[:-1] if self.path.exists() else []
-        try:
-            return [json.loads(line) for line in lines]
-        except ValueError:
-            raise ValueError(f"{self.path} is damaged: move it away to continue with a new one.") from None
-
-    def forget_after(self, step: int) -> None:
-        """Drop lines of steps after the last checkpoint: they are about to be run again."""
-        if self.accelerator.is_main_process and self.path.exists():
-            kept = [json.dumps(line) for line in self.read() if line["step"] <= step]
-            write_whole(self.path, "".join(line + "\n" for line in kept))
 
 
 class StopRequest:
@@ -99,21 +236,6 @@ def ignore_ctrl_c(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class MeanWindow:
-    """Means of named numbers over the steps since the last look."""
-
-    def __init__(self) -> None:
-        self._lines: list[dict[str, float]] = []
-
-    def add(self, values: dict[str, float]) -> None:
-        self._lines.append(values)
-
-    def take(self) -> dict[str, float]:
-        """The means; the window is empty afterwards."""
-        lines, self._lines = self._lines, []
-        return mean_of(lines)
-
-
 def mean_of(lines: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of each name over the lines that have it."""
     names = dict.fromkeys(name for line in lines for name in line)
@@ -123,40 +245,3 @@ def mean_of(lines: Sequence[dict[str, float]]) -> dict[str, float]:
 def seed_step(seed: int, step: int, process: int) -> None:
     """Make the random numbers of a step (dropout, drop path) depend on its number alone, not on where the run began."""
     torch.manual_seed((seed * 1_000_003 + step) * 1_009 + process)
-
-
-def save_state(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """A checkpoint of all that accelerate knows, written whole or not at all."""
-    save_checkpoint(
-        folder,
-        step,
-        lambda partial: accelerator.save_state(str(partial)),
-        is_main=accelerator.is_main_process,
-        wait=accelerator.wait_for_everyone,
-    )
-
-
-def load_last_state(accelerator: Accelerator, output: Path, arguments: Any, free: Sequence[str]) -> int:
-    """Load a run's newest checkpoint and give its step; 0 if there is none.
-
-    Refused before anything is loaded: other arguments than those it began with, but for the `free` ones, and fewer steps
-    than it has made.
-    """
-    found = list_checkpoints(output / "checkpoints")
-    if not found:
-        return 0
-    refuse_other_arguments(arguments, output / "arguments.yaml", free)
-    if step_of(found[-1]) > arguments.steps:
-        raise ValueError(
-            f"{found[-1]} lies after the last of {arguments.steps} steps, and its rates have not fallen: give more "
-            "steps, or another output_dir."
-        )
-    try:
-        accelerator.load_state(str(found[-1]))
-    except Exception as error:  # every kind of file in it fails in its own way
-        raise ValueError(
-            f"{found[-1]} cannot be read ({type(error).__name__}: {error}): delete it, and the same command continues from "
-            "the one before it."
-        ) from error
-    accelerator.print(f"resuming from {found[-1]}")
-    return step_of(found[-1])

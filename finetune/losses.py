@@ -1,16 +1,16 @@
-"""The losses of TAP's training: focal and dice on masks, squared error on IoU, KL on concepts.
+"""The losses of TAP's training, focal and dice on masks, squared error on IoU, KL on concepts, and that of a bridge's words.
 
-Formulas as in the authors' released loss layers (focal: α 0.25, γ 2; dice: ε 1). The weights 20 : 1 : 1 : 1 of focal,
+TAP's formulas as in the authors' released loss layers (focal: α 0.25, γ 2; dice: ε 1). The weights 20 : 1 : 1 : 1 of focal,
 dice, IoU and concept are SAM's for the first three, as the paper follows them; the fourth is not published and is our
-choice. Every function gives one number per region; none knows a model.
+choice. Each of TAP's functions gives one number per region.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tap_tokenizer import ConceptBank
@@ -95,3 +95,16 @@ def prompted_losses(
         "concept": weights[3] * concept_loss(semantic_embeds[row, nearest], concepts, banks).mean(),
     }
     return losses, nearest
+
+
+def words_learned(batch: Mapping[str, Tensor]) -> int:
+    """How many words of a batch of conversations are learned."""
+    return int((batch["labels"][:, 1:] != -100).sum())
+
+
+def summed_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Cross entropy summed over the words that a batch of conversations learns."""
+    labels = batch["labels"][:, 1:]
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits = model(**inputs).logits[:, :-1].float()
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")

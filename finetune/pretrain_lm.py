@@ -10,20 +10,16 @@ model of transformers instead.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,26 +28,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llm_bridge import RegionDescription, describe_regions
-from tap_tokenizer import check_config, model_from_config, only_writer, read_json_object
+from llm_bridge import RegionDescription, describe_regions, generate_text
+from tap_tokenizer import check_config, model_from_config, read_json_object
 
-from .arguments import RECIPES, check_counts, knob, parse_arguments, run_command, save_arguments
 from .checkpoints import save_whole
+from .config import RECIPES, check_counts, knob, parse_arguments, run_command
 from .glyphs.language import caption
-from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES, draw_question, number_regions
+from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES, draw_question
 from .glyphs.scenes import KINDS, GlyphScene, make_scene
-from .loop import (
-    MeanWindow,
-    RunLog,
-    StopRequest,
-    ignore_ctrl_c,
-    load_last_state,
-    mean_of,
-    rate_share,
-    save_state,
-    seed_step,
-)
-from .optimizers import OptimizerName, build_optimizers, param_groups
+from .loop import RunArguments, Training, ignore_ctrl_c, mean_of, run
+from .optimizers import build_optimizers
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
@@ -59,38 +45,25 @@ CHAT_TEMPLATE = (
     "{% else %}{{ 'Q: ' + message['content'] }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
 )
-FREE = ("output_dir", "steps", "workers", "save_steps", "log_steps", "eval_steps", "eval_texts")
-"""What a run that goes on may do otherwise than when it began; with other `steps`, the rates of those that are left change."""
 LONG_SIDE = 512
 """Pictures are described as if they had this many pixels."""
 
 
-@dataclass
-class LanguageArguments:
+@dataclass(kw_only=True)
+class LanguageArguments(RunArguments):
     """Train a small language model on descriptions of scenes and questions about them."""
 
-    output_dir: str = knob(help="folder of checkpoints, log and the trained model")
     model_config: str = knob(
         default="region_chat_tiny_lm.json", help="sizes: a transformers config file or shipped name"
     )
     vocab_size: int = knob(default=640, help="pieces of the byte-level BPE tokenizer, special tokens included")
-    seed: int = knob(default=0, help="of the scenes, the questions and the weights")
-    steps: int = knob(default=1000, help="optimizer steps")
+    steps: int = knob(
+        default=1000, free=True, help="optimizer steps; with others, the rates of those that are left change"
+    )
     batch_size: int = knob(default=32, help="texts per step and process")
     turns: int = knob(default=8, help="questions per text")
-    workers: int = knob(default=1, help="processes that write texts")
-    optimizer: OptimizerName = knob(default="adamw", help="muon: for the matrices of attention and MLPs")
     learning_rate: float = knob(default=2e-3, help="peak, of AdamW")
-    muon_learning_rate: float = knob(default=5e-3, help="peak, of Muon")
-    weight_decay: float = knob(default=0.05, help="of both optimizers")
-    warmup_steps: int = knob(default=100, help="linear rise of the learning rate")
-    decay_fraction: float = knob(default=0.5, help="last part of the run, over which the rate falls to zero")
-    max_grad_norm: float = knob(default=1.0, help="gradients are clipped to this norm")
-    mixed_precision: Literal["no", "bf16", "fp16"] = knob(default="no", help="as in accelerate")
-    save_steps: int = knob(default=250, help="steps between checkpoints")
-    log_steps: int = knob(default=20, help="steps between lines of log.jsonl")
-    eval_steps: int = knob(default=500, help="steps between evaluations on split val")
-    eval_texts: int = knob(default=64, help="texts of an evaluation")
+    eval_texts: int = knob(default=64, free=True, help="texts of an evaluation on split val")
 
 
 # --- the world in words -----------------------------------------------------------------------------------------------
@@ -115,7 +88,7 @@ def described_conversation(index: int, split: str, seed: int, turns: int) -> lis
         question = draw_question(scene, families[random.randint(len(families))], random)
         if question is None or not set(question.objects) <= set(order):
             continue
-        words, answer = number_regions(question, list(order))
+        words, answer = question.numbered(list(order))
         words = words.replace("<", "").replace(">", "")
         messages += [{"role": "user", "content": words}, {"role": "assistant", "content": answer}]
         if len(messages) == 2 * turns:
@@ -171,76 +144,65 @@ class _Conversations(Dataset[list[dict[str, str]]]):
         return described_conversation(self.numbers[position], self.split, self.seed, self.turns)
 
 
-# --- the loop ---------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class LanguageTraining(Training):
+    """A causal language model learns the answers; other tokens are mostly digits and names that nothing could foretell."""
+
+    name = "language"
+
+    def __init__(self, arguments: LanguageArguments, accelerator: Accelerator) -> None:
+        self.arguments, self.accelerator = arguments, accelerator
+        self.tokenizer = _tokenizer(arguments)
+        model = _model(arguments, self.tokenizer)
+        accelerator.print(f"{model.num_parameters():,} parameters, {len(self.tokenizer)} pieces")
+        self.model: torch.nn.Module = model
+        self.optimizers = build_optimizers(
+            [(list(model.named_parameters()), arguments.learning_rate)],
+            arguments.optimizer,
+            arguments.muon_learning_rate,
+            arguments.weight_decay,
+        )
+
+    def batches(self, start: int) -> Iterable[dict[str, Tensor]]:
+        per_step = self.arguments.batch_size * self.accelerator.num_processes
+        numbers = range(start * per_step, self.arguments.steps * per_step)
+        return self.accelerator.prepare(_loader(self.arguments, self.tokenizer, "train", numbers))
+
+    def loss(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        return {"loss": self.model(**batch).loss}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Loss on texts of split val, and how often the last answer of each is given word for word."""
+        if not self.accelerator.is_main_process:
+            return {}
+        plain = self.accelerator.unwrap_model(self.model).eval()
+        numbers = range(self.arguments.eval_texts)
+        losses = [{"val_loss": plain(**{k: v.to(plain.device) for k, v in batch.items()}).loss.item()}
+                  for batch in _loader(self.arguments, self.tokenizer, "val", numbers)]  # fmt: skip
+        right = []
+        for index in numbers:
+            messages = described_conversation(index, "val", self.arguments.seed, self.arguments.turns)
+            ids = self.tokenizer.apply_chat_template(
+                messages[:-1], add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+            (said,) = generate_text(plain, self.tokenizer, ids.to(plain.device), max_new_tokens=24)
+            right.append(said == messages[-1]["content"])
+        return {**mean_of(losses), "val_answer": sum(right) / len(right)}
+
+    def save(self, folder: Path) -> None:
+        if self.accelerator.is_main_process:
+            parts = (self.accelerator.unwrap_model(self.model), self.tokenizer)
+            save_whole(folder, lambda partial: [part.save_pretrained(partial) for part in parts])
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the arguments, train, and write the model with its tokenizer to `output_dir`."""
     arguments = parse_arguments(LanguageArguments, argv, description=__doc__)
-    check_counts(arguments, "steps", "batch_size", "turns", "save_steps", "log_steps", "eval_steps", "eval_texts")
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-    set_seed(arguments.seed)
-    torch.set_flush_denormal(True)  # which a CPU multiplies at a fraction of its speed
-    output = Path(arguments.output_dir)
-    with only_writer(output, accelerator.is_main_process):
-        _train(arguments, accelerator, output)
-
-
-def _train(arguments: LanguageArguments, accelerator: Accelerator, output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(arguments)
-    model = _model(arguments, tokenizer)
-    accelerator.print(f"{model.num_parameters():,} parameters, {len(tokenizer)} pieces")
-    optimizers = build_optimizers(
-        [(list(model.named_parameters()), arguments.learning_rate)],
-        arguments.optimizer,
-        arguments.muon_learning_rate,
-        arguments.weight_decay,
-    )
-    model, *optimizers = accelerator.prepare(model, *optimizers)
-    peaks = [group["lr"] for group in param_groups(optimizers)]  # before a checkpoint brings the rates of its step
-    checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
-    start = load_last_state(accelerator, output, arguments, FREE)
-    log.forget_after(start)
-    if accelerator.is_main_process:
-        save_arguments(arguments, output / "arguments.yaml")
-    per_step = arguments.batch_size * accelerator.num_processes
-    loader = accelerator.prepare(
-        _loader(arguments, tokenizer, "train", range(start * per_step, arguments.steps * per_step))
-    )
-    began, window = time.perf_counter(), MeanWindow()
-    progress = tqdm(
-        loader, initial=start, total=arguments.steps, desc="language", disable=not accelerator.is_main_process
-    )
-    with StopRequest(accelerator) as stop:
-        for step, batch in enumerate(progress, start=start):
-            share = rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
-            for group, peak in zip(param_groups(optimizers), peaks):
-                group["lr"] = peak * share
-            seed_step(arguments.seed, step, accelerator.process_index)
-            model.train()
-            loss = model(**batch).loss
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-            for optimizer in optimizers:
-                optimizer.step()
-            window.add({"loss": loss.item()})
-            done = step + 1
-            if done % arguments.log_steps == 0 or done == arguments.steps:
-                means = window.take()
-                progress.set_postfix(loss=f"{means['loss']:.3f}")
-                log.write({"step": done, "seconds_per_step": (time.perf_counter() - began) / (done - start), **means})
-            if done % arguments.eval_steps == 0 or done == arguments.steps:
-                log.write({"step": done, **_evaluate(arguments, accelerator, model, tokenizer)})
-            if done % arguments.save_steps == 0 or done == arguments.steps or stop.wanted:
-                save_state(accelerator, checkpoints, done)
-            stop.stop_if_wanted()
-    if accelerator.is_main_process:
-        trained = accelerator.unwrap_model(model)
-        save_whole(output / "model", lambda folder: [part.save_pretrained(folder) for part in (trained, tokenizer)])
-    accelerator.print(f"wrote {output / 'model'}")
+    check_counts(arguments, "turns", "eval_texts")
+    run(arguments, lambda accelerator: LanguageTraining(arguments, accelerator))
 
 
 def _tokenizer(arguments: LanguageArguments) -> PreTrainedTokenizerFast:
@@ -285,30 +247,6 @@ def _loader(
         num_workers=arguments.workers,
         worker_init_fn=ignore_ctrl_c,
     )
-
-
-@torch.no_grad()
-def _evaluate(
-    arguments: LanguageArguments, accelerator: Accelerator, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, float]:
-    """Loss on texts of split val, and how often the last answer of each is given word for word."""
-    if not accelerator.is_main_process:
-        return {}
-    plain = accelerator.unwrap_model(model).eval()
-    numbers = range(arguments.eval_texts)
-    losses = [{"val_loss": plain(**{k: v.to(plain.device) for k, v in batch.items()}).loss.item()}
-              for batch in _loader(arguments, tokenizer, "val", numbers)]  # fmt: skip
-    right = []
-    for index in numbers:
-        messages = described_conversation(index, "val", arguments.seed, arguments.turns)
-        ids = tokenizer.apply_chat_template(
-            messages[:-1], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        said = plain.generate(**ids.to(plain.device), max_new_tokens=24, do_sample=False)[
-            0, ids["input_ids"].shape[1] :
-        ]
-        right.append(tokenizer.decode(said, skip_special_tokens=True).strip() == messages[-1]["content"])
-    return {**mean_of(losses), "val_answer": sum(right) / len(right)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""TAP's own training, stages of one accelerate loop: dense patches, then prompts, then the concept head, then captions.
+"""TAP's own training, stage after stage: dense patches, then prompts, then the concept head, then captions.
 
     accelerate launch -m finetune.pretrain_tap --config tap_tiny_dense
     accelerate launch -m finetune.pretrain_tap --config tap_tiny_prompt
@@ -13,376 +13,101 @@ was stopped goes on from its last checkpoint when the same command is given agai
 
 from __future__ import annotations
 
-import copy
 import sys
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
+from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
-from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer, only_writer
+from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer
 
-from .arguments import RECIPES, check_counts, knob, parse_arguments, run_command, save_arguments
 from .checkpoints import save_whole
+from .config import RECIPES, check_counts, parse_arguments, run_command
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
 from .glyphs.language import build_text_tokenizer, concept_banks
-from .loop import (
-    MeanWindow,
-    RunLog,
-    StopRequest,
-    ignore_ctrl_c,
-    load_last_state,
-    mean_of,
-    rate_share,
-    save_state,
-    seed_step,
-)
-from .losses import concept_loss, enlarged, mask_iou, prompted_losses
-from .optimizers import OptimizerName, build_optimizers, param_groups
-from .prompt_sampling import PromptSampler, TrainingPrompts
-
-FREE = ("output_dir", "steps", "workers", "save_steps", "log_steps", "eval_steps", "eval_scenes", "compile_encoder")
-"""What a run that goes on may do otherwise than when it began; with other `steps`, the rates of those that are left change."""
-
-# --- what can be chosen -----------------------------------------------------------------------------------------------
+from .loop import Training, ignore_ctrl_c, mean_of, run
+from .losses import enlarged, mask_iou
+from .optimizers import build_optimizers
+from .prompt_sampling import PromptSampler
+from .tap_stages import CaptionStage, ConceptStage, DenseStage, PretrainArguments, PromptStage, is_named
 
 
-@dataclass
-class PretrainArguments:
-    """Train TAP on pictures whose regions have masks, concepts and captions."""
+class TapTraining(Training):
+    """One stage of a region tokenizer's own training, on scenes that are drawn as they are asked for."""
 
-    stage: Literal["dense", "prompt", "concept", "caption"] = knob(
-        help="what to train: patches, prompts, the concept head, or the caption decoder"
-    )
-    output_dir: str = knob(help="folder of checkpoints, log and the trained model")
-    init_from: str | None = knob(
-        default=None, help="folder of the region tokenizer to start from; default: a fresh one"
-    )
-    model_config: str = knob(
-        default="tap_tiny_model.json", help="sizes of a fresh model: a TapConfig file or shipped name"
-    )
-    splits: str = knob(default="train", help="splits of GlyphScenes to learn from, in turn, separated by commas")
-    seed: int = knob(default=0, help="of the scenes, the weights and the prompts")
-    steps: int = knob(default=1000, help="optimizer steps")
-    batch_size: int = knob(default=8, help="pictures per step and process")
-    workers: int = knob(default=1, help="processes that draw pictures")
-    optimizer: OptimizerName = knob(default="adamw", help="muon: for the matrices of attention and MLPs")
-    learning_rate: float = knob(default=1e-3, help="peak, of AdamW")
-    muon_learning_rate: float = knob(default=1e-2, help="peak, of Muon")
-    weight_decay: float = knob(default=0.05, help="of both optimizers")
-    warmup_steps: int = knob(default=100, help="linear rise of the learning rate")
-    decay_fraction: float = knob(
-        default=0.5, help="last part of the run, over which the rate falls to zero as a cosine"
-    )
-    max_grad_norm: float = knob(default=1.0, help="gradients are clipped to this norm")
-    box_probability: float = knob(default=0.5, help="chance that a prompt begins as a box rather than a point")
-    max_points: int = knob(default=9, help="points of a prompt, both stages together")
-    dice_weight: float = knob(
-        default=1.0, help="in stage prompt: of the dice loss, beside 20 of focal and 1 of concept"
-    )
-    iou_weight: float = knob(default=1.0, help="in stage prompt: of the squared error of predicted IoUs")
-    mask_enlargement: int = knob(
-        default=1, help="in stage prompt: masks are judged at this many times the side of the model's mask grid"
-    )
-    refined_share: float = knob(
-        default=1.0, help="in stage prompt: share of the regions that are asked again where the first answer was wrong"
-    )
-    dense_weight: float = knob(default=0.0, help="in stage prompt: weight of the dense loss kept beside the others")
-    anchor_weight: float = knob(
-        default=0.0,
-        help="in stage prompt: hold semantic tokens near those of `init_from`, so that a bridge and the caption decoder "
-        "still read them; weight of their squared distance, relative to their size; the concept head is frozen then",
-    )
-    recolour_probability: float = knob(
-        default=0.5,
-        help="in stage concept: chance that a token is moved to another colour, as if its object had that one",
-    )
-    regions_per_picture: int = knob(
-        default=0, help="in stage prompt: at most this many on average, drawn anew each step; 0: all"
-    )
-    compile_encoder: bool = knob(default=False, help="torch.compile the image encoder (needs a C++ compiler)")
-    mixed_precision: Literal["no", "bf16", "fp16"] = knob(default="no", help="as in accelerate")
-    save_steps: int = knob(default=200, help="steps between checkpoints")
-    log_steps: int = knob(default=20, help="steps between lines of log.jsonl")
-    eval_steps: int = knob(default=500, help="steps between evaluations on split val")
-    eval_scenes: int = knob(default=64, help="pictures of an evaluation")
-
-
-# --- what is trained --------------------------------------------------------------------------------------------------
-
-
-class DenseTargets:
-    """What every patch of the encoder's grid should say, from the masks of the regions.
-
-    A patch belongs to the region that covers most of it, if that is more than `least_cover`; others are background.
-    """
-
-    least_cover = 0.15
-
-    def __init__(self, batch: MaskedBatch, banks: list[ConceptBank], grid: int, image_size: int) -> None:
-        pictures, cells = len(batch.pixel_values), 4
-        masks = F.adaptive_avg_pool2d(batch.masks, grid * cells)
-        cover = F.avg_pool2d(masks, cells)
-        classes = [bank.scores(batch.concepts).argmax(dim=1) for bank in banks]
-        device = batch.masks.device
-        self.labels = [torch.full((pictures, grid, grid), len(bank), device=device) for bank in banks]
-        self.cells = torch.zeros(pictures, cells * cells, grid, grid, device=device)
-        self.edges = torch.zeros(pictures, 4, grid, grid, device=device)
-        best = torch.full((pictures, grid, grid), self.least_cover, device=device)
-        fine = F.pixel_unshuffle(masks[:, None], cells)
-        centre = (torch.arange(grid, device=device) + 0.5) * image_size / grid
-        for region, picture in enumerate(batch.image_index.tolist()):
-            owned = cover[region] > best[picture]
-            best[picture][owned] = cover[region][owned]
-            for label, index in zip(self.labels, classes):
-                label[picture][owned] = index[region]
-            self.cells[picture][:, owned] = fine[region][:, owned]
-            x1, y1, x2, y2 = batch.boxes[region]
-            sides = (centre[None, :] - x1, centre[:, None] - y1, x2 - centre[None, :], y2 - centre[:, None])
-            edges = torch.stack([side.expand(grid, grid) for side in sides]) * (4 / image_size)
-            self.edges[picture][:, owned] = edges[:, owned]
-        self.is_region = self.labels[0] != len(banks[0])
-
-
-class DenseHead(nn.Module):
-    """One linear reading of each patch: its class in every bank, its mask cells, and the distances to its box's edges."""
-
-    background_weight = 0.2
-
-    def __init__(self, width: int, banks: list[ConceptBank], cells: int) -> None:
-        super().__init__()
-        self.sizes = [*(len(bank) + 1 for bank in banks), cells * cells, 4]
-        self.linear = nn.Conv2d(width, sum(self.sizes), 1)
-
-    def forward(self, image_embeddings: Tensor, targets: DenseTargets) -> dict[str, Tensor]:
-        *classes, cells, edges = self.linear(image_embeddings).float().split(self.sizes, dim=1)
-        weight = torch.where(targets.is_region, 1.0, self.background_weight)
-        entropy = sum((F.cross_entropy(x, y, reduction="none") * weight).sum() for x, y in zip(classes, targets.labels))
-        miss = ((edges - targets.edges).abs() * targets.is_region[:, None]).sum() / targets.is_region.sum().clamp(min=1)
-        right = [((x.argmax(dim=1) == y) & targets.is_region).sum() for x, y in zip(classes, targets.labels)]
-        return {
-            "patch_class": entropy / weight.sum(),
-            "patch_mask": 4 * F.binary_cross_entropy_with_logits(cells, targets.cells),
-            "patch_box": 0.5 * miss,
-            "patch_kind_accuracy": right[0] / targets.is_region.sum().clamp(min=1),
-        }
-
-
-class DenseStage(nn.Module):
-    """The image encoder under the dense head."""
-
-    def __init__(self, model: TapModel, banks: list[ConceptBank], arguments: PretrainArguments) -> None:
-        super().__init__()
-        config = model.config.image_encoder_config
-        self.image_encoder = model.image_encoder
-        self.dense_head = DenseHead(config.output_size, banks, cells=4)
-        self.banks, self.image_size = banks, config.image_size
-
-    def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
-        embeddings = self.image_encoder(batch.pixel_values)
-        return self.dense_head(embeddings, DenseTargets(batch, self.banks, embeddings.shape[-1], self.image_size))
-
-
-class TokenAnchor:
-    """The semantic tokens of a model as it was, as a hold for those of the same model in training.
-
-    Whatever has learned to read the old tokens (concept head, caption decoder, a language model) can still read tokens
-    that stay near them. Regions that the old model named wrongly are let go: their tokens should move.
-    """
-
-    def __init__(self, model: TapModel, banks: list[ConceptBank]) -> None:
-        self.model, self.banks = copy.deepcopy(model).requires_grad_(False).eval(), banks
-
-    @torch.no_grad()
-    def embed(self, pixel_values: Tensor) -> Tensor:
-        """Image embeddings of the model as it was."""
-        return self.model.to(pixel_values.device).get_image_embeddings(pixel_values)
-
-    def distance(
-        self, semantic_tokens: Tensor, embeddings: Tensor, prompts: TrainingPrompts, batch: MaskedBatch
-    ) -> Tensor:
-        """Mean squared distance of tokens (R, K, D) from the old ones, over the mean square of the old; a scalar."""
-        with torch.no_grad():
-            old = self.model(
-                image_embeddings=embeddings, input_points=prompts.points, input_labels=prompts.labels,
-                image_index=batch.image_index, output_masks=False,
-            )  # fmt: skip
-            named = old.semantic_embeds[torch.arange(len(old.expert)), old.expert]
-            right = torch.stack([_is_named(named, batch, bank) for bank in self.banks]).all(dim=0)
-        squared = (semantic_tokens.float() - old.semantic_tokens.float()).square().mean(dim=(1, 2))
-        return (squared * right).sum() / right.sum().clamp(min=1) / old.semantic_tokens.float().square().mean()
-
-
-class PromptStage(nn.Module):
-    """Everything but the caption decoder, prompted twice per step; the dense loss may stay on beside it."""
-
-    def __init__(self, model: TapModel, banks: list[ConceptBank], arguments: PretrainArguments) -> None:
-        super().__init__()
-        self.image_encoder = model.image_encoder
-        self.prompt_encoder = model.prompt_encoder
-        self.image_decoder = model.image_decoder
-        width = model.config.image_encoder_config.output_size
-        self.dense_head = DenseHead(width, banks, cells=4) if arguments.dense_weight else None
-        self.dense_weight, self.regions_per_picture = arguments.dense_weight, arguments.regions_per_picture
-        self.refined_share = arguments.refined_share
-        self.weights = (20.0, arguments.dice_weight, arguments.iou_weight, 1.0)
-        self.banks, self.image_size, self.seed = banks, model.config.image_size, arguments.seed
-        self.sampler = PromptSampler(self.image_size, arguments.box_probability, arguments.max_points)
-        self.anchor_weight = arguments.anchor_weight
-        self.anchor = TokenAnchor(model, banks) if arguments.anchor_weight else None
-        self.image_decoder.semantic_head.requires_grad_(self.anchor is None)
-
-    def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
-        self.sampler.reseed(_seed_of_draws(self.seed, step))
-        embeddings = self.image_encoder(batch.pixel_values)
-        old = None if self.anchor is None else self.anchor.embed(batch.pixel_values)
-        asked = batch
-        if self.regions_per_picture:
-            asked = batch.select(self.sampler.some(len(batch.boxes), self.regions_per_picture * len(embeddings)))
-        target = asked.masks > 0.5
-        prompts = self.sampler.first(target, asked.boxes)
-        first, nearest, masks = self._ask(embeddings, prompts, asked, old)
-        answer = enlarged(masks[torch.arange(len(nearest)), nearest][:, None], target.shape[-1])[:, 0] > 0
-        again = self.sampler.some(len(target), max(1, round(self.refined_share * len(target))))
-        prompts = self.sampler.refine(prompts.select(again), target[again], answer[again])
-        second, _, _ = self._ask(embeddings, prompts, asked.select(again), old)
-        share = len(again) / (len(target) + len(again))
-        losses = {name: (1 - share) * first[name] + share * second[name] for name in first}
-        if self.dense_head is not None:
-            targets = DenseTargets(batch, self.banks, embeddings.shape[-1], self.image_size)
-            for name, value in self.dense_head(embeddings, targets).items():
-                losses[name] = value if name.endswith("accuracy") else self.dense_weight * value
-        return losses
-
-    def _ask(
-        self, embeddings: Tensor, prompts: TrainingPrompts, batch: MaskedBatch, old: Tensor | None
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        output = self.image_decoder(
-            image_embeddings=embeddings[batch.image_index],
-            image_positions=self.prompt_encoder.encode_grid(embeddings.shape[-1]),
-            prompt_embeddings=self.prompt_encoder(prompts.points, prompts.labels),
-        )
-        losses, nearest = prompted_losses(
-            output.pred_masks.float(), output.iou_scores, output.semantic_embeds, prompts.is_box,
-            batch.masks, batch.concepts, self.banks, self.weights,
-        )  # fmt: skip
-        if self.anchor is not None and old is not None:
-            distance = self.anchor.distance(output.semantic_tokens, old, prompts, batch)
-            losses["anchor"] = self.anchor_weight * distance
-        return losses, nearest, output.pred_masks.detach()
-
-
-def _seed_of_draws(seed: int, step: int) -> int:
-    """The seed that the prompts of a step are drawn with: another for every step, and for each of several processes."""
-    return seed * 1_000_003 + step + 7_919_000_003 * PartialState().process_index
-
-
-class FrozenTokens:
-    """Routed semantic tokens of a model that does not learn: of a box or a point, as the expert that answers it gives them."""
-
-    def __init__(self, model: TapModel, arguments: PretrainArguments) -> None:
-        self.model, self.seed = model, arguments.seed
-        self.sampler = PromptSampler(model.config.image_size, arguments.box_probability, arguments.max_points)
-
-    @torch.no_grad()
-    def __call__(self, batch: MaskedBatch, step: int) -> tuple[Tensor, Tensor]:
-        """Tokens (R, D) of a batch's regions, prompted as this step draws it, and their experts (R,)."""
-        self.sampler.reseed(_seed_of_draws(self.seed, step))
-        model = self.model.to(batch.pixel_values.device)
-        for part in (model.image_encoder, model.prompt_encoder, model.image_decoder):
-            part.eval()
-        prompts = self.sampler.first(batch.masks > 0.5, batch.boxes)
-        output = model(
-            batch.pixel_values, input_points=prompts.points, input_labels=prompts.labels,
-            image_index=batch.image_index, output_masks=False,
-        )  # fmt: skip
-        return output.semantic_tokens[torch.arange(len(output.expert)), output.expert].float(), output.expert
-
-
-class Recolouring(nn.Module):
-    """Tokens moved from their colour to another by the difference of the two colours' mean tokens.
-
-    Means are of all tokens that the (first) process has seen so far, for each expert by itself. What a kind looks like in
-    a colour that it never came in is thereby said without a picture of it.
-    """
-
-    sums: Tensor
-    counts: Tensor
-
-    def __init__(self, bank: ConceptBank, num_experts: int, size: int, probability: float) -> None:
-        super().__init__()
-        self.bank, self.probability = bank, probability
-        self.register_buffer("sums", torch.zeros(num_experts, len(bank), size))
-        self.register_buffer("counts", torch.zeros(num_experts, len(bank)))
-
-    def forward(self, tokens: Tensor, experts: Tensor, concepts: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (R, D) and what they should say, concept vectors (R, E), some of both moved."""
-        old = self.bank.scores(concepts).argmax(dim=1)
-        self.sums.index_put_((experts, old), tokens, accumulate=True)
-        self.counts.index_put_((experts, old), torch.ones_like(tokens[:, 0]), accumulate=True)
-        new = torch.randint(len(self.bank), old.shape, device=old.device)
-        moved = (torch.rand(old.shape, device=old.device) < self.probability) & (self.counts[experts, new] > 0)
-        new = torch.where(moved, new, old)
-        means = self.sums / self.counts.clamp(min=1)[..., None]
-        directions = F.normalize(self.bank.weights.to(concepts.device).T, dim=-1)
-        share = (concepts * directions[old]).sum(dim=1, keepdim=True)
-        return (
-            tokens + means[experts, new] - means[experts, old],
-            concepts + share * (directions[new] - directions[old]),
+    def __init__(self, arguments: PretrainArguments, accelerator: Accelerator) -> None:
+        self.arguments, self.accelerator, self.name = arguments, accelerator, arguments.stage
+        self.tokenizer = _starting_point(arguments)
+        _check_enlargement(arguments, self.tokenizer)
+        self.banks = concept_banks()
+        self.tokenizer.model.requires_grad_(True)
+        self.model = _stage(arguments, self.tokenizer, self.banks)
+        if arguments.compile_encoder:
+            self.tokenizer.model.image_encoder.compile()
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self.optimizers = build_optimizers(
+            [(named, arguments.learning_rate)],
+            arguments.optimizer,
+            arguments.muon_learning_rate,
+            arguments.weight_decay,
         )
 
+    def batches(self, start: int) -> Iterable[MaskedBatch]:
+        """Scenes are numbered, so a step's pictures depend on its number alone."""
+        per_step = self.arguments.batch_size * self.accelerator.num_processes
+        numbers = range(start * per_step, self.arguments.steps * per_step)
+        return self.accelerator.prepare(_loader(self.arguments, self.tokenizer, self.arguments.splits, numbers))
 
-class ConceptStage(nn.Module):
-    """The concept head on tokens of the frozen rest, in the colours that they have and in others."""
+    def loss(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
+        losses = self.model(batch, step)
+        return {"loss": sum(value for name, value in losses.items() if not name.endswith("accuracy")), **losses}
 
-    def __init__(self, model: TapModel, banks: list[ConceptBank], arguments: PretrainArguments) -> None:
-        super().__init__()
-        self.semantic_head = model.image_decoder.semantic_head
-        self.tokens, self.banks = FrozenTokens(model, arguments), banks
-        config = model.config.image_decoder_config
-        self.recolouring = Recolouring(banks[1], config.num_experts, config.hidden_size, arguments.recolour_probability)
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Numbers on the first scenes of split val, on the main process alone: `val_…`."""
+        if not self.accelerator.is_main_process:
+            return {}
+        model = self.tokenizer.model.eval()
+        batches = _loader(self.arguments, self.tokenizer, "val", range(self.arguments.eval_scenes))
+        if self.arguments.stage == "dense":
+            plain = self.accelerator.unwrap_model(self.model).eval()
+            return mean_of(
+                [{f"val_{k}": v.item() for k, v in plain(batch.to(model.device), 0).items()} for batch in batches]
+            )
+        return mean_of([line for batch in batches for line in self._evaluate_prompts(batch)])
 
-    def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
-        tokens, concepts = self.recolouring(*self.tokens(batch, step), batch.concepts)
-        return {"concept": concept_loss(self.semantic_head(tokens), concepts, self.banks).mean()}
+    def _evaluate_prompts(self, batch: MaskedBatch) -> Iterator[dict[str, float]]:
+        """Mask IoU and concept accuracy from tight boxes and from one point each; in stage caption, exact captions."""
+        model = self.tokenizer.model
+        batch = batch.to(model.device)
+        embeddings = model.get_image_embeddings(batch.pixel_values)
+        point = PromptSampler(model.config.image_size, box_probability=0.0).first(batch.masks > 0.5, batch.boxes)
+        corners = torch.tensor([[2, 3]], device=model.device).expand(len(batch.boxes), -1)
+        for name, points, labels in (
+            ("box", batch.boxes.view(-1, 2, 2), corners),
+            ("point", point.points, point.labels),
+        ):
+            output = model(
+                image_embeddings=embeddings, input_points=points, input_labels=labels, image_index=batch.image_index
+            )
+            rows = torch.arange(len(output.expert))
+            embeds = output.semantic_embeds[rows, output.expert]
+            masks = enlarged(output.pred_masks[rows, output.expert][:, None], batch.masks.shape[-1])[:, 0] > 0
+            line = {f"val_iou_{name}": mask_iou(masks, batch.masks > 0.5).mean().item()}
+            for bank, what in zip(self.banks, ("kind", "colour", "size")):
+                line[f"val_{what}_{name}"] = is_named(embeds, batch, bank).float().mean().item()
+            if self.arguments.stage == "caption":
+                tokens = output.semantic_tokens[rows, output.expert]
+                said = _captions(self.tokenizer, tokens)
+                line[f"val_caption_{name}"] = sum(a == b for a, b in zip(said, batch.captions)) / len(said)
+            yield line
 
-
-class CaptionStage(nn.Module):
-    """The caption decoder on tokens of the frozen rest."""
-
-    def __init__(self, model: TapModel, tokenizer: PreTrainedTokenizerBase, arguments: PretrainArguments) -> None:
-        super().__init__()
-        self.text_decoder, self.tokenizer = model.text_decoder, tokenizer
-        self.tokens = FrozenTokens(model, arguments)
-
-    def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
-        tokens, _ = self.tokens(batch, step)
-        config = self.text_decoder.config
-        rows = [
-            [config.bos_token_id, *self.tokenizer(text, add_special_tokens=False)["input_ids"], config.eos_token_id]
-            for text in batch.captions
-        ]
-        longest = max(len(row) for row in rows)
-        ids = torch.tensor([row + [config.pad_token_id] * (longest - len(row)) for row in rows], device=tokens.device)
-        ids = ids[:, : config.max_position_embeddings - 1]
-        labels = ids.masked_fill(ids == config.pad_token_id, -100)
-        labels = torch.cat([torch.full_like(labels[:, :1], -100), labels], dim=1)  # position 0 is the region
-        labels[:, 1] = -100  # bos is given, not predicted
-        logits = self.text_decoder(inputs_embeds=self.text_decoder.embed(tokens, ids), labels=labels)
-        return {"caption": logits.loss}
-
-
-# --- the loop ---------------------------------------------------------------------------------------------------------
+    def save(self, folder: Path) -> None:
+        if self.accelerator.is_main_process:
+            save_whole(folder, self.tokenizer.save_pretrained)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -393,14 +118,14 @@ def main(argv: list[str] | None = None) -> None:
             f"anchor_weight {arguments.anchor_weight} with stage {arguments.stage} and init_from {arguments.init_from}: "
             "there is nothing to hold on to. Give stage prompt and init_from, a trained region tokenizer."
         )
-    check_counts(arguments, "steps", "batch_size", "save_steps", "log_steps", "eval_steps", "eval_scenes")
+    check_counts(arguments, "eval_scenes")
     check_counts(arguments, "max_points", least=2)
     if not 0 < arguments.refined_share <= 1:
         raise ValueError(f"refined_share {arguments.refined_share}: expected a share above 0 and up to 1.")
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-    set_seed(arguments.seed)
-    torch.set_flush_denormal(True)  # which a CPU multiplies at a fraction of its speed
-    tokenizer = _starting_point(arguments)
+    run(arguments, lambda accelerator: TapTraining(arguments, accelerator))
+
+
+def _check_enlargement(arguments: PretrainArguments, tokenizer: TapRegionTokenizer) -> None:
     sizes = tokenizer.model.config.image_encoder_config
     most = sizes.image_size // (4 * sizes.grid_size)
     if not 1 <= arguments.mask_enlargement <= most:
@@ -408,62 +133,6 @@ def main(argv: list[str] | None = None) -> None:
             f"mask_enlargement {arguments.mask_enlargement}: expected 1 to {most}, which brings masks of "
             f"{4 * sizes.grid_size}² to the model frame of {sizes.image_size}²."
         )
-    output = Path(arguments.output_dir)
-    with only_writer(output, accelerator.is_main_process):
-        _train(arguments, accelerator, tokenizer, output)
-
-
-def _train(arguments: PretrainArguments, accelerator: Accelerator, tokenizer: TapRegionTokenizer, output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    model = tokenizer.model.requires_grad_(True)
-    banks = concept_banks()
-    stage = _stage(arguments, tokenizer, banks)
-    if arguments.compile_encoder:
-        model.image_encoder.compile()
-    optimizers = [accelerator.prepare(optimizer) for optimizer in _optimizers(stage, arguments)]
-    stage = accelerator.prepare(stage)
-    peaks = [group["lr"] for group in param_groups(optimizers)]  # before a checkpoint brings the rates of its step
-
-    checkpoints, log = output / "checkpoints", RunLog(output, accelerator)
-    start = load_last_state(accelerator, output, arguments, FREE)
-    log.forget_after(start)
-    if accelerator.is_main_process:
-        save_arguments(arguments, output / "arguments.yaml")
-
-    loader = accelerator.prepare(_loader(arguments, tokenizer, start, accelerator.num_processes))
-    began, window = time.perf_counter(), MeanWindow()
-    progress = tqdm(
-        loader, initial=start, total=arguments.steps, disable=not accelerator.is_main_process, desc=arguments.stage
-    )
-    with StopRequest(accelerator) as stop:
-        for step, batch in enumerate(progress, start=start):
-            for group, peak in zip(param_groups(optimizers), peaks):
-                group["lr"] = peak * rate_share(step, arguments.steps, arguments.warmup_steps, arguments.decay_fraction)
-            seed_step(arguments.seed, step, accelerator.process_index)
-            stage.train()
-            losses = stage(batch, step)
-            loss = sum(value for name, value in losses.items() if not name.endswith("accuracy"))
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(stage.parameters(), arguments.max_grad_norm)
-            for optimizer in optimizers:
-                optimizer.step()
-            window.add({"loss": loss.item(), **{name: value.item() for name, value in losses.items()}})
-            done = step + 1
-            if done % arguments.log_steps == 0 or done == arguments.steps:
-                means = window.take()
-                seconds = (time.perf_counter() - began) / (done - start)
-                progress.set_postfix(loss=f"{means['loss']:.3f}")
-                log.write({"step": done, "seconds_per_step": seconds, **means})
-            if done % arguments.eval_steps == 0 or done == arguments.steps:
-                log.write({"step": done, **_evaluate(arguments, accelerator, tokenizer, stage, banks)})
-            if done % arguments.save_steps == 0 or done == arguments.steps or stop.wanted:
-                save_state(accelerator, checkpoints, done)
-            stop.stop_if_wanted()
-    if accelerator.is_main_process:
-        save_whole(output / "model", tokenizer.save_pretrained)
-    accelerator.print(f"wrote {output / 'model'}")
 
 
 def _starting_point(arguments: PretrainArguments) -> TapRegionTokenizer:
@@ -486,22 +155,7 @@ def _stage(arguments: PretrainArguments, tokenizer: TapRegionTokenizer, banks: l
     return stages[arguments.stage](tokenizer.model, banks, arguments)
 
 
-def _optimizers(stage: nn.Module, arguments: PretrainArguments) -> list[torch.optim.Optimizer]:
-    named = [(name, p) for name, p in stage.named_parameters() if p.requires_grad]
-    return build_optimizers(
-        [(named, arguments.learning_rate)], arguments.optimizer, arguments.muon_learning_rate, arguments.weight_decay
-    )
-
-
 def _loader(
-    arguments: PretrainArguments, tokenizer: TapRegionTokenizer, start: int, processes: int
-) -> Iterable[MaskedBatch]:
-    """Batches of the steps that are left. Scenes are numbered, so a step's pictures depend on its number alone."""
-    per_step = arguments.batch_size * processes
-    return _batches(arguments, tokenizer, arguments.splits, range(start * per_step, arguments.steps * per_step))
-
-
-def _batches(
     arguments: PretrainArguments, tokenizer: TapRegionTokenizer, splits: str, indices: range
 ) -> DataLoader[MaskedBatch]:
     processor: TapImageProcessor = tokenizer.processor.image_processor
@@ -516,61 +170,6 @@ def _batches(
         worker_init_fn=ignore_ctrl_c,
         prefetch_factor=4 if arguments.workers else None,
     )
-
-
-# --- evaluation during training ---------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def _evaluate(
-    arguments: PretrainArguments,
-    accelerator: Accelerator,
-    tokenizer: TapRegionTokenizer,
-    stage: nn.Module,
-    banks: list[ConceptBank],
-) -> dict[str, float]:
-    """Numbers on the first scenes of split val, on the main process alone: `val_…`."""
-    if not accelerator.is_main_process:
-        return {}
-    model = tokenizer.model.eval()
-    batches = _batches(arguments, tokenizer, "val", range(arguments.eval_scenes))
-    if arguments.stage == "dense":
-        plain = accelerator.unwrap_model(stage).eval()
-        return mean_of(
-            [{f"val_{k}": v.item() for k, v in plain(batch.to(model.device), 0).items()} for batch in batches]
-        )
-    return mean_of([line for batch in batches for line in _evaluate_prompts(arguments, tokenizer, banks, batch)])
-
-
-def _evaluate_prompts(
-    arguments: PretrainArguments, tokenizer: TapRegionTokenizer, banks: list[ConceptBank], batch: MaskedBatch
-) -> Iterator[dict[str, float]]:
-    """Mask IoU and concept accuracy from tight boxes and from one point each; in stage caption, exact captions."""
-    model = tokenizer.model
-    batch = batch.to(model.device)
-    embeddings = model.get_image_embeddings(batch.pixel_values)
-    point = PromptSampler(model.config.image_size, box_probability=0.0).first(batch.masks > 0.5, batch.boxes)
-    corners = torch.tensor([[2, 3]], device=model.device).expand(len(batch.boxes), -1)
-    for name, points, labels in (("box", batch.boxes.view(-1, 2, 2), corners), ("point", point.points, point.labels)):
-        output = model(
-            image_embeddings=embeddings, input_points=points, input_labels=labels, image_index=batch.image_index
-        )
-        rows = torch.arange(len(output.expert))
-        embeds = output.semantic_embeds[rows, output.expert]
-        masks = enlarged(output.pred_masks[rows, output.expert][:, None], batch.masks.shape[-1])[:, 0] > 0
-        line = {f"val_iou_{name}": mask_iou(masks, batch.masks > 0.5).mean().item()}
-        for bank, what in zip(banks, ("kind", "colour", "size")):
-            line[f"val_{what}_{name}"] = _is_named(embeds, batch, bank).float().mean().item()
-        if arguments.stage == "caption":
-            tokens = output.semantic_tokens[rows, output.expert]
-            said = _captions(tokenizer, tokens)
-            line[f"val_caption_{name}"] = sum(a == b for a, b in zip(said, batch.captions)) / len(said)
-        yield line
-
-
-def _is_named(semantic_embeds: Tensor, batch: MaskedBatch, bank: ConceptBank) -> Tensor:
-    """Whether a bank names each region's embedding (R, E) as it should → (R,)."""
-    return bank.scores(semantic_embeds).argmax(dim=1) == bank.scores(batch.concepts).argmax(dim=1)
 
 
 def _captions(tokenizer: TapRegionTokenizer, tokens: Tensor) -> list[str]:

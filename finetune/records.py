@@ -25,7 +25,8 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError
 from pycocotools import mask as coco_mask
 
-from tap_tokenizer import as_mask, check_regular_file, load_rgb
+from llm_bridge import replace_regions
+from tap_tokenizer import RegionPrompt, as_mask, check_regular_file, load_rgb
 from tap_tokenizer import open_image as picture_from
 
 from .glyphs.scenes import draw_scene, make_scene
@@ -77,6 +78,17 @@ class Region:
     def to_dict(self) -> dict[str, Any]:
         """The region as files hold it: what it has, in the order of the fields."""
         return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
+
+    def prompt(self, size: tuple[int, int], name: str = "The region") -> RegionPrompt:
+        """What a tokenizer is given in a picture of (height, width) `size`: box, points or both; the mask only without them.
+
+        name: what errors call the region. Raises `ValueError` for a region without a prompt, or with one of another form.
+        """
+        if self.box is None and self.points is None:
+            return RegionPrompt(mask=decode_mask(self.mask, size))
+        labels = self.point_labels or None
+        given = {"box": self.box, "points": self.points, "point_labels": None if self.points is None else labels}
+        return RegionPrompt.read(given, name)
 
 
 @dataclass(slots=True)
@@ -158,6 +170,10 @@ class Record:
         """What an error calls the record: after its picture."""
         path = self.image.get("path") if isinstance(self.image, dict) else self.image
         return f"The record of {path or 'a picture without a name'}"
+
+    def prompts(self) -> list[RegionPrompt]:
+        """The prompts of the record's regions; errors call them Region 0, Region 1, …"""
+        return [region.prompt(self.size, f"Region {i}") for i, region in enumerate(self.regions)]
 
 
 class Records:
@@ -290,17 +306,15 @@ def cut_turns(record: Record, start: int, count: int) -> tuple[Record, list[int]
     kept = [turn for turn in turns[: asked[0]] if turn.role == "system"] + turns[asked[start] : stop]
     order: list[int] = []
 
-    def renumber(match: re.Match[str]) -> str:
-        number = int(match[1] or match[2])
-        if number > len(record.regions):
-            return match[0]
+    def renumber(number: int, is_shown: bool) -> str | None:
+        if not 0 < number <= len(record.regions):
+            return None
         if number not in order:
             order.append(number)
             return f"<region{len(order)}>"  # shown here, even where the whole conversation had shown it before
         name = f"region{order.index(number) + 1}"
-        return f"<{name}>" if match[1] else name
+        return f"<{name}>" if is_shown else name
 
-    rows_named = re.compile(r"<region(\d+)>|\bregion(\d+)\b")
-    conversations = [replace(turn, content=rows_named.sub(renumber, turn.content)) for turn in kept]
+    conversations = [replace(turn, content=replace_regions(turn.content, renumber)) for turn in kept]
     rows = [number - 1 for number in order]
     return replace(record, regions=[record.regions[i] for i in rows], conversations=conversations), rows

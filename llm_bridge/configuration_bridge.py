@@ -3,13 +3,14 @@
 Knows numbers and names only: no torch, no weights.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from tap_tokenizer import add_bundled, check_config
+from tap_tokenizer import TapConfig, add_bundled, check_config
 from tap_tokenizer import bundled_or_given as bundled_or_given
 
 REGION_TOKEN = "<|region|>"
@@ -22,14 +23,70 @@ add_bundled(BUNDLED)
 HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
 """Options of `from_pretrained` that say how files come from a model hub."""
 
-POSITION_SIZE = 6
-"""Numbers of the position code: x1, y1, x2, y2 as shares of the picture's width and height, area share, IoU score."""
-
 _LIMITS = {
     "token_size": 1 << 16, "embed_size": 1 << 16, "num_experts": 256, "projector_hidden_size": 1 << 17,
     "position_frequencies": 64,
 }  # fmt: skip
 """Sizes of a projector, at most: a file that says more is damaged, or meant to fill memory."""
+
+
+@dataclass(frozen=True)
+class FeatureLayout:
+    """Where the parts of a feature row stand: slices of its last axis, which holds `size` numbers, for each placeholder."""
+
+    token_size: int
+    embed_size: int
+    num_experts: int
+
+    @classmethod
+    def of(cls, config: TapConfig) -> "FeatureLayout":
+        """The layout of rows that are made of the tokens of a region tokenizer's model."""
+        decoder = config.image_decoder_config
+        return cls(decoder.hidden_size, decoder.semantic_embed_size, decoder.num_experts)
+
+    @property
+    def token(self) -> slice:
+        """The semantic token."""
+        return slice(0, self.token_size)
+
+    @property
+    def embed(self) -> slice:
+        """The semantic embedding."""
+        return slice(self.token.stop, self.token.stop + self.embed_size)
+
+    @property
+    def box(self) -> slice:
+        """x1, y1, x2, y2 as shares of the picture's width and height."""
+        return slice(self.embed.stop, self.embed.stop + 4)
+
+    @property
+    def area(self) -> slice:
+        """The box's area as a share of the picture's."""
+        return slice(self.box.stop, self.box.stop + 1)
+
+    @property
+    def score(self) -> slice:
+        """The predicted IoU."""
+        return slice(self.area.stop, self.area.stop + 1)
+
+    @property
+    def position(self) -> slice:
+        """Box, area and score."""
+        return slice(self.box.start, self.score.stop)
+
+    @property
+    def expert(self) -> slice:
+        """One number for each expert, 1 for the one whose token it is."""
+        return slice(self.score.stop, self.score.stop + self.num_experts)
+
+    @property
+    def context(self) -> slice:
+        """1 if the row is of a picture's context, 0 if it is of a region that is asked about."""
+        return slice(self.expert.stop, self.expert.stop + 1)
+
+    @property
+    def size(self) -> int:
+        return self.context.stop
 
 
 @strict
@@ -79,6 +136,8 @@ class RegionBridgeConfig(PreTrainedConfig):
     image_regions: int = 0
     """Picture context of the other kind: an `<image>` is up to this many regions that the tokenizer finds; 0 gives none."""
 
+    projector_type: str = "mlp"
+    """Which projector stands between the region tokenizer and the language model: a name in `projector.PROJECTORS`."""
     projector_hidden_size: int | None = None
     """Width of the projector's hidden layer; default: the language model's width."""
     position_frequencies: int = 6
@@ -132,9 +191,9 @@ class RegionBridgeConfig(PreTrainedConfig):
         return self.num_experts if self.experts == "all" else 1
 
     @property
-    def feature_size(self) -> int:
-        """Numbers that the processor gives for each placeholder: token, embedding, position, expert, context flag."""
-        return self.token_size + self.embed_size + POSITION_SIZE + self.num_experts + 1
+    def feature_layout(self) -> FeatureLayout:
+        """Where the parts of a feature row stand, of which the processor gives one for each placeholder."""
+        return FeatureLayout(self.token_size, self.embed_size, self.num_experts)
 
 
 def region_token_id(text_tokenizer: PreTrainedTokenizerBase) -> int:

@@ -36,10 +36,21 @@ from tap_tokenizer import (
     model_from_config,
 )
 
+from .adapters import (
+    find_adapter,
+    forget_adapter,
+    frozen_weights,
+    has_adapter,
+    load_adapter_folder,
+    model_card,
+    put_adapter_weights,
+    save_adapter_folder,
+)
 from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, add_stop_tokens
 from .configuration_bridge import (
     HUB_OPTIONS,
     REGION_TOKEN,
+    FeatureLayout,
     RegionBridgeConfig,
     bundled_or_given,
     fingerprint_number,
@@ -56,7 +67,8 @@ from .language_model import (
     text_side,
     try_out,
 )
-from .projector import RegionProjector
+from .projector import make_projector
+from .uploading import push_folder
 
 
 @dataclass
@@ -93,7 +105,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: RegionBridgeConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.language_model = language_model or model_from_config(AutoModelForCausalLM, config.text_config)
-        self.projector = RegionProjector(config)
+        self.projector = make_projector(config)
         self._is_generating = False
         self.post_init()
 
@@ -146,7 +158,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         language_model = text_side(language_model)
         check_kind(language_model, text_tokenizer)
         manner = try_out(language_model)
-        sizes = region_tokenizer.model.config
+        layout = FeatureLayout.of(region_tokenizer.model.config)
         attention = language_model.config._attn_implementation
         template = ChatTemplate(
             text_tokenizer,
@@ -158,9 +170,9 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             language_model=name,
             region_token_id=region_token_id(text_tokenizer),
             eos_token_id=template.stop_token_ids,
-            token_size=sizes.image_decoder_config.hidden_size,
-            embed_size=sizes.image_decoder_config.semantic_embed_size,
-            num_experts=sizes.image_decoder_config.num_experts,
+            token_size=layout.token_size,
+            embed_size=layout.embed_size,
+            num_experts=layout.num_experts,
             fingerprint=region_tokenizer.fingerprint,
             concept_space=region_tokenizer.concepts.digest if region_tokenizer.concepts else None,
             embedding_scale=manner.scale,
@@ -196,8 +208,6 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         trust_remote_code=True: run the Python code that lies beside the language model of an adapter folder, if it needs any;
         what a folder itself says of that is not listened to.
         """
-        from .adapters import find_adapter, load_adapter_folder
-
         given = str(pretrained_model_name_or_path)
         pretrained_model_name_or_path = bundled_or_given(pretrained_model_name_or_path)
         hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
@@ -226,8 +236,6 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         holds the projector, peft's files if there is an adapter, the config and a model card, and the language model only
         if that has no name (`config.language_model`).
         """
-        from .adapters import forget_adapter, has_adapter, save_adapter_folder
-
         if not (not has_adapter(self) if whole is None else whole):
             save_adapter_folder(self, Path(save_directory), kwargs.get("state_dict"))
             return
@@ -240,8 +248,6 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """As PyTorch's; the files of an adapter folder are taken, too, by which transformers' Trainer resumes."""
-        from .adapters import put_adapter_weights
-
         if put_adapter_weights(self, state_dict):
             return _IncompatibleKeys([], [])
         return super().load_state_dict(state_dict, *args, **kwargs)
@@ -249,8 +255,6 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     @property
     def _keys_to_ignore_on_save(self) -> set[str]:
         """What transformers' Trainer does not miss in a checkpoint: the language model below an adapter."""
-        from .adapters import frozen_weights, has_adapter
-
         return frozen_weights(self) if has_adapter(self) else self._never_saved
 
     @_keys_to_ignore_on_save.setter
@@ -265,9 +269,6 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         options: as in transformers' `push_to_hub`. A card that the repository already has is kept. `push_to_hub` of the
         processor to the same repository makes it complete.
         """
-        from .adapters import has_adapter, model_card
-        from .uploading import push_folder
-
         entire = not has_adapter(self) if whole is None else whole
 
         def save(folder: Path) -> None:
@@ -484,10 +485,11 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # --- what is refused ----------------------------------------------------------------------------------------------
 
     def _check_features(self, region_features: Tensor, region_source: Tensor | None) -> None:
-        if region_features.shape[-1] != self.config.feature_size:
+        width = self.config.feature_layout.size
+        if region_features.shape[-1] != width:
             raise ValueError(
-                f"Region features have width {region_features.shape[-1]}, this bridge reads {self.config.feature_size}: they "
-                "were made for another region tokenizer."
+                f"Region features have width {region_features.shape[-1]}, this bridge reads {width}: they were made for "
+                "another region tokenizer."
             )
         if not torch.isfinite(region_features).all():
             raise ValueError(
@@ -550,8 +552,8 @@ class _WithoutHead(nn.Module):
         return seen[-1]
 
 
-CONFIG_OPTIONS = ("experts", "use_semantic_embeds", "use_position", "image_grid", "image_regions", "projector_hidden_size",
-                  "position_frequencies", "accept_any_tokenizer")  # fmt: skip
+CONFIG_OPTIONS = ("experts", "use_semantic_embeds", "use_position", "image_grid", "image_regions", "projector_type",
+                  "projector_hidden_size", "position_frequencies", "accept_any_tokenizer")  # fmt: skip
 """Fields of the config that whoever builds a bridge may choose."""
 
 

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
-from .configuration_bridge import POSITION_SIZE
+from .configuration_bridge import FeatureLayout
 from .description import box_iou
-from .region_features import region_features
+from .feature_rows import layout_of, region_features
 
 CELLS = 8
 """Objects are looked for at the centres of this many cells per side, and then at their corners, where none was found."""
@@ -76,12 +76,9 @@ class PictureContext:
         """Context features (slots, F) that show given regions of one picture, the largest first; empty slots are zeros."""
         order = _by_size(regions.boxes)[: self.regions]
         rows = region_features(regions[order.tolist()], "routed", is_context=True).flatten(0, 1)
-        padded = rows.new_zeros(self.regions, rows.shape[1])
-        padded[: len(rows)] = rows
-        padded[:, -1] = 1.0
-        return padded
+        return torch.cat([rows, _free_slots(self.regions - len(rows), layout_of(regions))])
 
-    def beside(self, context: Tensor, regions: Tensor, num_experts: int, size: tuple[int, int]) -> Tensor:
+    def beside(self, context: Tensor, regions: Tensor, layout: FeatureLayout, size: tuple[int, int]) -> Tensor:
         """Context features (slots, F) of a picture as they stand beside `regions`, features (R, F) of the same picture.
 
         The objects that the regions show already leave (boxes whose IoU is above one half), so that a picture's objects
@@ -92,7 +89,7 @@ class PictureContext:
         """
         if self.grid or not len(regions):
             return context
-        shown, hidden = _boxes(context, num_experts), _boxes(regions, num_experts)
+        shown, hidden = context[:, layout.box], regions[:, layout.box]
         overlap = (
             torch.minimum(shown[:, None, 2:], hidden[:, 2:]) - torch.maximum(shown[:, None, :2], hidden[:, :2])
         ).clamp(min=0)
@@ -103,9 +100,14 @@ class PictureContext:
         centres = (shown[:, :2] + shown[:, 2:]) / 2, (hidden[:1, :2] + hidden[:1, 2:]) / 2
         distance = ((centres[0][kept] - centres[1]) * context.new_tensor([size[1], size[0]])).norm(dim=1)
         near, far = context[kept[distance.argsort(stable=True)]].tensor_split([(len(kept) + 1) // 2])
-        free = torch.zeros_like(context[len(kept) :])
-        free[:, -1] = 1.0
-        return torch.cat([near, free, far])
+        return torch.cat([near, _free_slots(len(context) - len(kept), layout).to(context), far])
+
+
+def _free_slots(count: int, layout: FeatureLayout) -> Tensor:
+    """Context features (count, F) that show nothing."""
+    rows = torch.zeros(count, layout.size)
+    rows[:, layout.context] = 1.0
+    return rows
 
 
 def grid_points(side: int, size: tuple[int, int]) -> tuple[list[list[list[float]]], list[list[int]]]:
@@ -199,12 +201,6 @@ def _small(masks: Tensor) -> Tensor:
     """Masks (R, H, W) as floats, of a picture whose long side is over 256 at half its size, a third, …: what overlaps needs."""
     shrink = max(1, max(masks.shape[1:]) // 256)
     return masks.float() if shrink == 1 else F.avg_pool2d(masks[:, None].float(), shrink, ceil_mode=True)[:, 0]
-
-
-def _boxes(features: Tensor, num_experts: int) -> Tensor:
-    """Boxes (R, 4), xyxy as shares of the picture's width and height, of features (R, F); zeros in an empty slot."""
-    start = features.shape[1] - 1 - num_experts - POSITION_SIZE
-    return features[:, start : start + 4]
 
 
 def _by_size(boxes: Tensor) -> Tensor:

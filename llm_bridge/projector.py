@@ -1,7 +1,7 @@
-"""Region features → the language model's embedding space.
+"""Region features → the language model's embedding space, by the projector that the config names.
 
-Knows one row of numbers per placeholder: token, embedding, position code, expert, context flag. Which text they stand in
-is not its business.
+A projector is a module that takes a `RegionBridgeConfig` and whose `forward` turns feature rows (S, `feature_layout.size`)
+into embeddings (S, hidden_size). Another one is a class here and its line in `PROJECTORS`.
 """
 
 from __future__ import annotations
@@ -11,37 +11,38 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .configuration_bridge import POSITION_SIZE, RegionBridgeConfig
+from .configuration_bridge import RegionBridgeConfig
 
 
-class RegionProjector(nn.Module):
+class MlpProjector(nn.Module):
     """Two linear layers over normalised parts, scaled to the size of the language model's own embeddings."""
 
     def __init__(self, config: RegionBridgeConfig) -> None:
         super().__init__()
         self.config = config
+        self.layout = layout = config.feature_layout
         hidden = config.projector_hidden_size or config.hidden_size
         self.token_norm = nn.LayerNorm(config.token_size)
         self.embed_norm = nn.LayerNorm(config.embed_size) if config.use_semantic_embeds else None
-        width = config.token_size + config.num_experts + 1
+        width = config.token_size + layout.context.stop - layout.expert.start
         width += config.embed_size * config.use_semantic_embeds
-        width += POSITION_SIZE * (1 + 2 * config.position_frequencies) * config.use_position
+        position_size = layout.position.stop - layout.position.start
+        width += position_size * (1 + 2 * config.position_frequencies) * config.use_position
         self.linear_1 = nn.Linear(width, hidden)
         self.linear_2 = nn.Linear(hidden, config.hidden_size)
         self.output_norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
 
     def forward(self, region_features: Tensor) -> Tensor:
-        """Features (S, `feature_size`) of S placeholders → embeddings (S, hidden_size)."""
-        config = self.config
-        token, embed, position, marks = region_features.split(
-            [config.token_size, config.embed_size, POSITION_SIZE, config.num_experts + 1], dim=-1
-        )
-        dtype = self.linear_1.weight.dtype
-        parts = [self.token_norm(token.to(dtype)), marks.to(dtype)]
+        layout, dtype = self.layout, self.linear_1.weight.dtype
+        parts = [
+            self.token_norm(region_features[..., layout.token].to(dtype)),
+            region_features[..., layout.expert].to(dtype),
+            region_features[..., layout.context].to(dtype),
+        ]
         if self.embed_norm is not None:
-            parts.append(self.embed_norm(embed.to(dtype)))
-        if config.use_position:
-            parts.append(self._spread(position.float()).to(dtype))
+            parts.append(self.embed_norm(region_features[..., layout.embed].to(dtype)))
+        if self.config.use_position:
+            parts.append(self._spread(region_features[..., layout.position].float()).to(dtype))
         hidden = nn.functional.gelu(self.linear_1(torch.cat(parts, dim=-1)))
         return self.output_norm(self.linear_2(hidden))
 
@@ -50,3 +51,14 @@ class RegionProjector(nn.Module):
         octaves = math.pi * 2.0 ** torch.arange(self.config.position_frequencies, device=position.device)
         angles = (position.unsqueeze(-1) * octaves).flatten(-2)
         return torch.cat([position, angles.sin(), angles.cos()], dim=-1)
+
+
+PROJECTORS: dict[str, type[nn.Module]] = {"mlp": MlpProjector}
+"""Projectors by what `projector_type` says in a config."""
+
+
+def make_projector(config: RegionBridgeConfig) -> nn.Module:
+    """A projector with fresh weights of the type that a config names."""
+    if config.projector_type not in PROJECTORS:
+        raise ValueError(f"projector_type is {config.projector_type!r:.40}, expected one of {', '.join(PROJECTORS)}.")
+    return PROJECTORS[config.projector_type](config)

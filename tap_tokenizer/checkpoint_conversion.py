@@ -1,33 +1,22 @@
 """Converts the original's checkpoints: a safe reader, sizes from the shapes, one table of new names, and a strict load.
 
-Run as a command, it writes a folder that `TapRegionTokenizer.from_pretrained` loads:
-
-    python -m tap_tokenizer.checkpoint_conversion tap_vit_l_v1_1.pkl tap-vit-l --concepts merged_2560.pkl
-    python -m tap_tokenizer.checkpoint_conversion BAAI/tokenize-anything tap-vit-l --variant tap_vit_l_v1_1
-
 It reads the files that baaivision/tokenize-anything publishes. Once a model is converted, this module is not needed.
 """
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from .command_line import add_conversion_flags
 from .concept_projector import ConceptBank
 from .configuration_tap import TapConfig
 from .image_processing_tap import PIXEL_MEAN_BGR, PIXEL_STD_BGR
 from .modeling_tap import TapModel
-from .output_files import only_writer
 from .restricted_pickle import read_pickle
 
 # Original name → ours, applied in this order. What no line touches is called the same.
@@ -226,57 +215,3 @@ def _check_names_and_shapes(
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-def main(argv: list[str] | None = None) -> None:
-    """The command: convert whatever `TapRegionTokenizer.from_pretrained` can load to a folder that loads quickly."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tap_tokenizer.checkpoint_conversion",
-        description="Convert one of the original's checkpoints to a folder for TapRegionTokenizer.from_pretrained.",
-        epilog="example: python -m tap_tokenizer.checkpoint_conversion BAAI/tokenize-anything tap-vit-l "
-        "--variant tap_vit_l_v1_1 --concepts merged_2560",
-    )
-    add_conversion_flags(parser)
-    try:
-        convert(parser.parse_args(argv))
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        parser.error(str(error))
-
-
-def convert(arguments: argparse.Namespace) -> None:
-    """Write the folder, completely or not at all. `ValueError` or `OSError` says why it could not."""
-    with only_writer(arguments.folder):
-        _convert(arguments)
-
-
-def _convert(arguments: argparse.Namespace) -> None:
-    from .region_tokenizer import TapRegionTokenizer
-
-    if arguments.folder.exists():
-        raise ValueError(f"{arguments.folder} exists: give a new folder.")
-    partial = arguments.folder.with_name(arguments.folder.name + ".partial")
-    try:
-        tokenizer = TapRegionTokenizer.from_pretrained(
-            arguments.source,
-            variant=arguments.variant,
-            concepts=arguments.concepts,
-            text_tokenizer=arguments.text_tokenizer,
-            dtype=arguments.dtype,
-        )
-        tokenizer.save_pretrained(partial)
-    except pickle.UnpicklingError as error:
-        raise ValueError(str(error)) from None
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    partial.replace(arguments.folder)
-    print(
-        f"wrote {arguments.folder}: {tokenizer.model.num_parameters():,} parameters, fingerprint {tokenizer.fingerprint}"
-    )
-
-
-if __name__ == "__main__":
-    main()

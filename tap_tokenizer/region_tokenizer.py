@@ -23,6 +23,8 @@ from .mask_boxes import boxes_of_masks
 from .modeling_tap import TapModel
 from .pretrained_files import CONCEPTS_FILE, TEXT_TOKENIZER_FOLDER, load_text_tokenizer, locate
 from .processing_tap import TapProcessor
+from .prompt_encoder import PointLabel
+from .prompts import RegionPrompt, read_prompts
 from .region_tokens import PendingMask, RegionTokens
 from .weight_files import check_device
 
@@ -268,6 +270,7 @@ class TapRegionTokenizer:
         points: Any = None,
         point_labels: Any = None,
         masks: Any = None,
+        prompts: Any = None,
         features: ImageFeatures | None = None,
         with_masks: bool = False,
     ) -> RegionTokens:
@@ -275,7 +278,8 @@ class TapRegionTokenizer:
 
         images: one picture (prompts are lists of regions) or a list (prompts are lists of such lists); see
         `TapImageProcessor` for what a picture may be and `TapProcessor` for what prompts may be. Coordinates are pixels
-        of the original picture, boxes xyxy. Instead of pictures, give `features` from `embed_image`.
+        of the original picture, boxes xyxy. Instead of lists of each kind, give `prompts`: a `RegionPrompt` for each region,
+        for a list of pictures in a list of its own for each. Instead of pictures, give `features` from `embed_image`.
         with_masks: compute masks in the same pass; otherwise the first reading of `RegionTokens.masks` costs a second one for
         regions that were given by boxes or masks. (Of others the mask's logits are kept: their boxes are read off them.)
 
@@ -283,17 +287,19 @@ class TapRegionTokenizer:
         """
         if (images is None) == (features is None):
             raise ValueError("Got both or neither of images and features: give one of them.")
-        prompts: dict[str, Any] = {"boxes": boxes, "points": points, "point_labels": point_labels, "masks": masks}
-        if features is None:
+        lists = {"boxes": boxes, "points": points, "point_labels": point_labels, "masks": masks}
+        pictures: list[Any] = []
+        if features is not None:
+            self._check_features(features)
+            is_batch, sizes = features.is_batch, features.original_sizes
+        else:
             assert images is not None
             is_batch = isinstance(images, (list, tuple))
             pictures = [load_rgb(image) for image in as_image_list(images)]  # opened once, before the model runs
             sizes = torch.tensor([picture.shape[:2] for picture in pictures])
-            prepared = self.processor.prepare_prompts(sizes, is_batch=is_batch, **prompts)
-            features = self.embed_image(pictures)
-        else:
-            self._check_features(features)
-            prepared = self.processor.prepare_prompts(features.original_sizes, is_batch=features.is_batch, **prompts)
+        given = read_prompts(len(sizes) if is_batch else None, prompts=prompts, **lists)
+        prepared = self.processor.prepare_prompts(sizes, given, is_batch=is_batch)
+        features = self.embed_image(pictures) if features is None else features
         return self._decode(features, prepared, with_masks)
 
     def encode_everything(
@@ -342,16 +348,14 @@ class TapRegionTokenizer:
         side = search.points_per_side(layer)
         ticks = (torch.arange(side) + 0.5) / side
         y, x = torch.meshgrid(ticks * height, ticks * width, indexing="ij")
-        points = torch.stack([x, y], dim=-1).view(-1, 1, 2)
-        prompts: dict[str, Any] = {"points": points.tolist(), "point_labels": [[1]] * len(points)}
-        if features.is_batch:
-            prompts = {name: [value] for name, value in prompts.items()}
-        prepared = self.processor.prepare_prompts(
-            features.original_sizes, is_batch=features.is_batch, boxes=None, masks=None, **prompts
-        )
+        grid = [
+            RegionPrompt(points=((px, py),), point_labels=(PointLabel.FOREGROUND,))
+            for px, py in zip(x.flatten().tolist(), y.flatten().tolist())
+        ]
+        prepared = self.processor.prepare_prompts(features.original_sizes, [grid], is_batch=features.is_batch)
         kept: list[dict[str, Tensor]] = []
         with self._frozen():
-            for rows in torch.arange(len(points)).split(self.region_batch_size):
+            for rows in torch.arange(len(grid)).split(self.region_batch_size):
                 output = self._run(features, prepared, rows, output_masks=True)
                 answer = torch.arange(len(rows)), output.expert
                 logits, score = output.pred_masks[answer].float(), output.iou_scores[answer]

@@ -19,25 +19,25 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
 from tap_tokenizer import only_writer, save_picture
 
-from ..arguments import knob, parse_arguments
+from ..config import knob, parse_arguments
 from ..glyphs.records import GlyphScenesSource
+from ..records import Record
 from .boxes_csv import BoxesCsvSource
-from .coco import CocoPanopticSource, CocoSource
+from .coco import CocoSource, LvisSource
+from .coco_panoptic import CocoPanopticSource
 from .contact_sheet import contact_sheet
-from .converting import convert
+from .conversion import convert
 from .ferret_bench import FerretBenchSource
 from .gar_bench import GarBenchSource
-from .lvis import LvisSource
 from .osprey import OspreySource
 from .pixelrefer import PixelReferSource
 from .refcoco import RefCocoSource
-from .sample import Sample
 from .source import Source
 from .validation import problems_of, read_raw
 from .visual_genome import GritSource, VisualGenomeSource
@@ -131,22 +131,22 @@ def _check(arguments: ValidateArguments, kept: _Kept | None) -> int:
     records = whole = regions = questions = unanswered = 0
     kinds: Counter[str] = Counter()
     root = data if data.is_dir() else data.parent
-    for number, sample in enumerate(tqdm(read_raw(data), desc="validating", unit="record"), 1):
+    for number, record in enumerate(tqdm(read_raw(data), desc="validating", unit="record"), 1):
         records += 1
-        problems = problems_of(sample, root, arguments.pictures)
+        problems = problems_of(record, root, arguments.pictures)
         for kind, words in problems:
             kinds[kind] += 1
             if arguments.show_all or kinds[kind] <= SHOWN_PER_KIND:
                 tqdm.write(f"record {number}: {kind}: {words}")
-        if problems or isinstance(sample, str):
+        if problems or isinstance(record, str):
             continue
         whole += 1
-        regions += len(sample["regions"])
-        asked = sum(turn["role"] == "user" for turn in sample["conversations"])
-        questions += asked
-        unanswered += asked - sum(turn["role"] == "assistant" for turn in sample["conversations"])
+        regions += len(record["regions"])
+        roles = Counter(turn["role"] for turn in record["conversations"])
+        questions += roles["user"]
+        unanswered += roles["user"] - roles["assistant"]
         if kept is not None:
-            kept.add(sample)
+            kept.add(record)
     for kind, count in kinds.most_common():
         print(f"{count:>8} × {kind}")
     print(f"{whole} of {records} records are whole: {regions} regions, {questions} questions, {unanswered} unanswered")
@@ -169,8 +169,8 @@ class _Kept:
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         self.file = self.partial.open("w", encoding="utf-8")
 
-    def add(self, sample: Sample) -> None:
-        self.file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+    def add(self, record: dict[str, Any]) -> None:
+        self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         self.file.close()
@@ -183,13 +183,13 @@ def _show(argv: Sequence[str]) -> int:
         raise ValueError(f"output is {arguments.output}, expected a name that ends in .png.")
     data, output = Path(arguments.data), Path(arguments.output)
     root = data if data.is_dir() else data.parent
-    chosen: list[Sample] = []
+    chosen: list[Record] = []
     raw = islice(read_raw(data), arguments.start, arguments.start + arguments.count)
-    for number, sample in enumerate(raw, arguments.start + 1):
-        if problems := problems_of(sample, root):
+    for number, record in enumerate(raw, arguments.start + 1):
+        if problems := problems_of(record, root):
             raise ValueError(f"record {number}: {problems[0][0]}: {problems[0][1]}; validate names all of them.")
-        assert isinstance(sample, dict)
-        chosen.append(sample)
+        assert isinstance(record, dict)
+        chosen.append(Record.from_dict(record))
     output.parent.mkdir(parents=True, exist_ok=True)
     save_picture(contact_sheet(chosen, root, arguments.columns), output)
     print(f"wrote {output}: {len(chosen)} record{'s' * (len(chosen) != 1)}")

@@ -17,26 +17,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import knob
-from .entries import EntryError, number, shown, sound_region, sound_talk, text
-from .sample import Sample
-from .source import LABEL_QUESTION, PictureSource, groups, record
+from ..config import knob
+from ..records import Record, Region
+from .entries import number, shown, sound_region, sound_talk, text
+from .problems import EntryError
+from .source import LABEL_QUESTION, RegionQuestionSource, question_about
 
 CORNERS = ("x1", "y1", "x2", "y2")
 COLUMNS = ("image", *CORNERS, "answer", "question")
 
 
 @dataclass(kw_only=True)
-class BoxesCsvSource(PictureSource):
+class BoxesCsvSource(RegionQuestionSource):
     """Pictures and a CSV: image, x1, y1, x2, y2 in pixels, answer; question optional."""
 
     boxes: str = knob(help="the CSV file")
     question: str = knob(default=LABEL_QUESTION, help="asked where the table has no question")
-    regions_per_record: int = knob(default=16, help="a picture with more regions gives several records")
     source: str | None = knob(default=None, help="what to call the data; default: the CSV's name")
     license: str | None = knob(default=None, help="its terms")
 
-    def records(self) -> Iterator[Sample]:
+    def records(self) -> Iterator[Record]:
         self.require(self.boxes)
         with closing(sqlite3.connect("")) as table:
             self._fill(table)
@@ -84,24 +84,16 @@ class BoxesCsvSource(PictureSource):
             raise EntryError("wrong box", words)
         return line, row["image"], *corners, text(row, "answer"), row.get("question") or self.question
 
-    def _records(self, image: str, rows: list[tuple[Any, ...]]) -> Iterator[Sample]:
-        found: list[tuple[dict[str, Any], str, str]] = []
+    def _records(self, image: str, rows: list[tuple[Any, ...]]) -> Iterator[Record]:
+        found: list[tuple[Region, str, str]] = []
         size = (0, 0)
         for line, *box, answer, question in rows:
             with self.left_out.entry(self.boxes, f"line {line}"):
                 size = size if found else self.size_on_disk(image)
-                region = sound_region({"box": box}, size)
-                sound_talk(_turns(question, answer, 1), 1)
-                found.append((region, question, answer))
-        name = self.source or Path(self.boxes).name
-        for some in groups(found, self.regions_per_record):
-            turns = [turn for place, (_, asked, said) in enumerate(some, 1) for turn in _turns(asked, said, place)]
-            yield record(self.picture(image), size, [region for region, *_ in some], turns, name, self.license)
-
-
-def _turns(question: str, answer: str, place: int) -> list[dict[str, str]]:
-    asked = question if "<region>" in question else f"<region>: {question}"
-    return [
-        {"role": "user", "content": asked.replace("<region>", f"<region{place}>")},
-        {"role": "assistant", "content": answer},
-    ]
+                asked = question if "<region>" in question else f"<region>: {question}"
+                region = sound_region(Region(box), size)
+                sound_talk(question_about(asked, 1, answer), 1)
+                found.append((region, asked, answer))
+        if found:
+            name = self.source or Path(self.boxes).name
+            yield from self.records_of(self.picture(image), size, found, name, self.license)

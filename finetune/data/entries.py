@@ -1,84 +1,28 @@
-"""Reads the values of a data set's entries one by one. A bad entry is named and counted, and reading continues.
+"""The values of a data set's entries: an id, a text, a size, a box, a mask. Whatever is wrong raises `EntryError`.
 
-This module knows plain values (an id, a text, a size, a box, a mask); each reader knows the layout of its own files.
+Each reader knows the layout of its own files.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from .sample import Sample
+from ..records import Record, Region, Turn, decode_mask
+from .problems import EntryError
 from .validation import MOST_PIXELS, region_problems, talk_problems
-
-NAMED = 5
-"""How many entries are named for each reason, unless all are asked for."""
-
 
 SLACK = 1.0
 """How far, in pixels, rounding may carry a box outside its picture, as everywhere."""
 
+BORDER = 0.5
+"""The same for a published file's box, in an evaluation, where every box that is clipped further is named."""
+
 CUT = (
     "box cut, for it reaches more than a pixel outside its picture; expected x y width height in pixels of this picture"
 )
-
-
-class EntryError(ValueError):
-    """What is wrong with an entry. Entries are counted by `reason`; the message describes this one."""
-
-    def __init__(self, reason: str, words: str) -> None:
-        super().__init__(words)
-        self.reason = reason
-
-
-class LeftOut:
-    """Entries that were left out, counted by reason.
-
-    faults: those that cannot be used. named: a sentence about each, for at most `NAMED` per reason unless `show_all`.
-    unwanted: those that are fine but were not asked for. doubtful: those that were kept despite a doubt.
-    """
-
-    def __init__(self, *, strict: bool = False, show_all: bool = False) -> None:
-        self.strict, self.show_all = strict, show_all
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin to count anew."""
-        self.faults: Counter[str] = Counter()
-        self.unwanted: Counter[str] = Counter()
-        self.doubtful: Counter[str] = Counter()
-        self.named: list[str] = []
-
-    @contextmanager
-    def entry(self, file: str | Path, name: str) -> Iterator[None]:
-        """Around the reading of one entry: an `EntryError` is counted and named; if `strict`, it is raised as `ValueError`."""
-        try:
-            yield
-        except EntryError as fault:
-            sentence = f"{file}, {name}: {fault}"
-            if self.strict:
-                raise ValueError(f"{sentence}. Correct it, or leave it out with --strict false.") from None
-            self.faults[fault.reason] += 1
-            if self.show_all or self.faults[fault.reason] <= NAMED:
-                self.named.append(sentence)
-
-    def summary(self) -> list[str]:
-        """Lines that say how many entries were left out and why; none if all were kept without doubt."""
-        lines = []
-        for words, counts in (
-            ("left out as faulty", self.faults),
-            ("passed over", self.unwanted),
-            ("taken, though in doubt", self.doubtful),
-        ):
-            if counts.total():
-                lines.append(f"{counts.total()} {'entry' if counts.total() == 1 else 'entries'} {words}:")
-                lines += [f"{count:>8} × {reason}" for reason, count in counts.most_common() if count]
-        return lines
 
 
 def shown(value: Any) -> str:
@@ -176,6 +120,11 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def size_of(entry: dict[str, Any]) -> tuple[int, int]:
     """Height and width of an entry's picture."""
     size = []
@@ -212,10 +161,16 @@ def box_of(box_xywh: Any, size: tuple[int, int], key: str = "bbox") -> list[floa
     x, y, w, h = (v for v in values if v is not None)
     if w <= 0 or h <= 0:
         raise EntryError("empty box", f"{key} is {shown(box_xywh)}, which has no area")
-    box = [max(0.0, x), max(0.0, y), min(float(size[1]), x + w), min(float(size[0]), y + h)]
-    if box[2] <= box[0] or box[3] <= box[1]:
+    box = _inside(x, y, w, h, size)
+    if box is None:
         raise EntryError("box outside", f"{key} is {shown(box_xywh)}, outside its picture of {size[1]} × {size[0]}")
     return [round(v, 2) for v in box]
+
+
+def _inside(x: float, y: float, w: float, h: float, size: tuple[int, int]) -> list[float] | None:
+    """The part of a box, xyxy, that lies inside a picture of (height, width) `size`; None if there is none."""
+    box = [max(x, 0.0), max(y, 0.0), min(x + w, float(size[1])), min(y + h, float(size[0]))]
+    return None if w <= 0 or h <= 0 or box[2] <= box[0] or box[3] <= box[1] else box
 
 
 def is_cut(box_xywh: Sequence[Any], size: tuple[int, int]) -> bool:
@@ -237,22 +192,58 @@ def mask_of(segmentation: Any) -> Any:
     return segmentation
 
 
-def sound_region(region: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+def mask_fault(mask: Any, size: tuple[int, int]) -> str | None:
+    """What is wrong with a mask of a picture of (height, width) `size`, in a few words; None if nothing is."""
+    if not mask:
+        return "no mask"
+    if isinstance(mask, dict) and list(mask.get("size") or []) != list(size):
+        return "mask of another size than its picture"
+    try:
+        decode_mask(mask, size)
+    except ValueError:
+        return "mask with a broken polygon" if isinstance(mask, list) else "mask with broken counts"
+    return None
+
+
+def clipped_box(bbox: Any, width: int, height: int) -> tuple[list[float], str | None] | None:
+    """A box xywh → xyxy inside a picture, at least a pixel wide and high, and what was done to it; None if nothing is left."""
+    if not isinstance(bbox, (list, tuple)) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
+        return None
+    x, y, w, h = (float(v) for v in bbox)
+    box = _inside(x, y, w, h, (height, width))
+    if box is None:
+        return None
+    if min(box[2] - box[0], box[3] - box[1]) < 1:
+        (x1, x2), (y1, y2) = _widened(box[0], box[2], width), _widened(box[1], box[3], height)
+        return [x1, y1, x2, y2], "thinner than a pixel, widened to one"
+    is_beyond = x < -BORDER or y < -BORDER or x + w > width + BORDER or y + h > height + BORDER
+    return box, "beyond its picture's border, clipped" if is_beyond else None
+
+
+def _widened(low: float, high: float, end: int) -> tuple[float, float]:
+    """A side of a box, at least a pixel long, between 0 and `end`."""
+    if high - low >= 1:
+        return low, high
+    start = min(max((low + high - 1) / 2, 0.0), end - 1.0)
+    return start, start + 1.0
+
+
+def sound_region(region: Region, size: tuple[int, int]) -> Region:
     """A region that `validate` finds no fault with, on a picture of (height, width) `size`."""
-    for kind, words in region_problems(region, size):
+    for kind, words in region_problems(region.to_dict(), size):
         raise EntryError(kind, f"{kind}: {words}")
     return region
 
 
-def sound_talk(conversations: Sequence[dict[str, str]], regions: int) -> None:
+def sound_talk(conversations: Sequence[Turn], regions: int) -> None:
     """Refuse turns about so many regions that `validate` finds fault with."""
-    for kind, words in talk_problems(conversations, regions):
+    for kind, words in talk_problems([turn.to_dict() for turn in conversations], regions):
         raise EntryError(kind, f"{kind}: {words}")
 
 
-def sound(sample: Sample) -> Sample:
+def sound(record: Record) -> Record:
     """A record whose regions and turns `validate` finds no fault with."""
-    for region in sample["regions"]:
-        sound_region(region, (sample["height"], sample["width"]))
-    sound_talk(sample["conversations"], len(sample["regions"]))
-    return sample
+    for region in record.regions:
+        sound_region(region, record.size)
+    sound_talk(record.conversations, len(record.regions))
+    return record

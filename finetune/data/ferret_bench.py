@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..arguments import knob
+from llm_bridge import number_regions
+
+from ..config import knob
+from ..records import Record, Region, Turn
 from .entries import box_of, entry_name, mapping, mask_of, needed, sound, text
-from .json_stream import iter_items
-from .sample import Sample
-from .source import PictureSource, literal, number_regions, record
+from .json_files import iter_items
+from .source import PictureSource, literal
 
 
 @dataclass(kw_only=True)
@@ -22,20 +24,18 @@ class FerretBenchSource(PictureSource):
 
     annotations: str = knob(help="box_refer_caption.json or box_refer_reason.json")
 
-    def records(self) -> Iterator[Sample]:
+    def records(self) -> Iterator[Record]:
         self.require(self.annotations)
         for number, entry in enumerate(iter_items(self.annotations), 1):
             with self.left_out.entry(self.annotations, entry_name(entry, number, "question_id")):
                 yield self._record(mapping(entry))
 
-    def _record(self, entry: dict[str, Any]) -> Sample:
+    def _record(self, entry: dict[str, Any]) -> Record:
         picture = text(entry, "image")
         size = self.size_on_disk(picture)
         annotation = mapping(literal(needed(entry, "annotation")), "annotation")
-        region = {
-            "box": box_of(needed(annotation, "bbox"), size),
-            "mask": mask_of(needed(annotation, "segmentation")),
-        }
-        turns = [{"role": "user", "content": number_regions(text(entry, "text"))[0]}]
+        box, mask = box_of(needed(annotation, "bbox"), size), mask_of(needed(annotation, "segmentation"))
+        turns = [Turn("user", number_regions(text(entry, "text"))[0])]
         source = f"Ferret-Bench {text(entry, 'category')}"
-        return sound(record(self.picture(picture), size, [region], turns, source, "CC BY-NC 4.0"))
+        regions = [Region(box, mask=mask)]
+        return sound(Record(self.picture(picture), size[1], size[0], regions, turns, source, "CC BY-NC 4.0"))

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..arguments import knob
-from .entries import EntryError, entry_name, mapping, mask_of, needed, shown, size_of_rle, sound, text
-from .json_stream import iter_items
-from .sample import Sample
-from .source import PictureSource, literal, record, with_all_shown, with_box
+from ..config import knob
+from ..records import Record, Turn
+from .entries import entry_name, mapping, mask_of, needed, shown, size_of_rle, sound, text
+from .json_files import iter_items
+from .problems import EntryError
+from .source import PictureSource, literal, masked_region, with_all_shown
 
 
 @dataclass(kw_only=True)
@@ -23,24 +24,24 @@ class GarBenchSource(PictureSource):
 
     annotations: str = knob(help="GAR-Bench-VQA.json")
 
-    def records(self) -> Iterator[Sample]:
+    def records(self) -> Iterator[Record]:
         self.require(self.annotations)
         for number, entry in enumerate(iter_items(self.annotations), 1):
             with self.left_out.entry(self.annotations, entry_name(entry, number, "id", "image")):
                 yield sound(self.record_of(mapping(entry)))
 
-    def record_of(self, entry: dict[str, Any]) -> Sample:
+    def record_of(self, entry: dict[str, Any]) -> Record:
         """One question of the file as a record. Raises `EntryError`."""
         masks, choices = literal(needed(entry, "mask_rles")), literal(needed(entry, "choices"))
         size = size_of_rle(masks, "mask_rles")
         if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
             raise EntryError("wrong choices", f"choices is {shown(choices)}, expected a list of texts")
-        regions = [with_box({"mask": mask_of(mask)}, size) for mask in masks]
+        regions = [masked_region(mask_of(mask), size) for mask in masks]
         question = "\n".join([text(entry, "question"), *choices, "Answer with the letter of the right choice."])
         turns = [
-            {"role": "user", "content": re.sub(r"<Prompt(\d{1,9})>", lambda m: f"<region{int(m[1]) + 1}>", question)},
-            {"role": "assistant", "content": text(entry, "answer")},
+            Turn("user", re.sub(r"<Prompt(\d{1,9})>", lambda m: f"<region{int(m[1]) + 1}>", question)),
+            Turn("assistant", text(entry, "answer")),
         ]
         source = f"GAR-Bench-VQA {text(entry, 'type')}"
         picture = self.picture(text(entry, "image"))
-        return record(picture, size, regions, with_all_shown(turns, len(regions)), source, None)
+        return Record(picture, size[1], size[0], regions, with_all_shown(turns, len(regions)), source)

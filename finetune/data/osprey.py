@@ -1,22 +1,24 @@
 """Osprey-724K (https://huggingface.co/datasets/AntGroup-MI/Osprey-724K): five files of talk about COCO's regions.
 
 CC BY-NC 4.0. Conversations, short answers and parts name their picture `…_<COCO 2017 name>`; positives and negatives of
-LVIS give the name as it is; detailed descriptions have no conversation but a text for each region.
+LVIS give the name as it is; detailed descriptions have no conversation but a text for each region. The names of LVIS's and
+PACO's masks, which Osprey evaluates on, have a layout of their own.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..arguments import knob
-from .entries import entry_name, listed, mapping, mask_of, needed, size_of, sound, text
-from .json_stream import iter_items
-from .sample import Sample
-from .source import PictureSource, record, talk, with_all_shown, with_box
+from ..config import knob
+from ..records import Record, Region, Turn, mask_box
+from .entries import entry_name, listed, mapping, mask_fault, mask_of, needed, size_of, sound, text
+from .json_files import iter_items
+from .problems import Problems, numbered, read_each
+from .source import PictureSource, masked_region, talk, with_all_shown
 
 Kind = Literal["conversation", "detail_description", "short_form", "part_level", "lvis_positive_negative"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -37,7 +39,7 @@ class OspreySource(PictureSource):
     annotations: str = knob(help="osprey_*.json")
     kind: Kind | None = knob(default=None, help="which of the five files it is; default: as its name says")
 
-    def records(self) -> Iterator[Sample]:
+    def records(self) -> Iterator[Record]:
         self.require(self.annotations)
         kind = self.kind or next((name for name in KINDS if name in Path(self.annotations).stem), None)
         if kind is None:
@@ -46,25 +48,51 @@ class OspreySource(PictureSource):
             with self.left_out.entry(self.annotations, entry_name(entry, number + 1, "id", "file_name")):
                 yield self._record(mapping(entry), number, kind)
 
-    def _record(self, entry: dict[str, Any], number: int, kind: Kind) -> Sample:
+    def _record(self, entry: dict[str, Any], number: int, kind: Kind) -> Record:
         name = text(entry, "file_name") if kind == "lvis_positive_negative" else text(entry, "file_name").split("_")[-1]
         size = size_of(entry)
         masks = [
             mask_of(needed(mapping(a, "one of its annotation"), "segmentation")) for a in listed(entry, "annotation")
         ]
-        regions = [with_box({"mask": mask}, size) for mask in masks]
+        regions = [masked_region(mask, size) for mask in masks]
         described = kind == "detail_description"
         turns = _detailed(listed(entry, "description"), number) if described else talk(listed(entry, "conversations"))
         if kind in ("short_form", "part_level"):
-            turns = [{**t, "content": f"{t['content']} {BRIEF}"} if t["role"] == "user" else t for t in turns]
+            turns = [Turn("user", f"{t.content} {BRIEF}") if t.role == "user" else t for t in turns]
         source, turns = f"Osprey-724K {kind}", with_all_shown(turns, len(regions))
-        return sound(record(self.picture(name), size, regions, turns, source, "CC BY-NC 4.0"))
+        return sound(Record(self.picture(name), size[1], size[0], regions, turns, source, "CC BY-NC 4.0"))
 
 
-def _detailed(descriptions: list[Any], number: int) -> list[dict[str, str]]:
+def _detailed(descriptions: list[Any], number: int) -> list[Turn]:
     turns = []
     for i, description in enumerate(descriptions):
         question = DETAIL_QUESTIONS[(number + i) % len(DETAIL_QUESTIONS)].replace("<region>", f"<region{i + 1}>")
         answer = re.sub(r"^\s*<[^>]*>:\s*", "", text({"description": description}, "description")).strip()
-        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        turns += [Turn("user", question), Turn("assistant", answer)]
     return turns
+
+
+def read_named_masks(content: Sequence[Any], source: str, problems: Problems) -> Iterator[Record]:
+    """Osprey's lists for evaluation, {file_name, height, width, categories, annotations}: masks with their names.
+
+    Regions are called NUMBER/PLACE, after the entry's number and their place in it. What cannot be used is named.
+    """
+
+    def read(number: str, entry: dict[str, Any]) -> Record:
+        size = (entry["height"], entry["width"])
+        names, annotations = entry["categories"], entry["annotations"]
+        if len(names) != len(annotations):
+            problems.add("entry with another number of names than of masks", number)
+            names = annotations = []
+        regions = []
+        for i, (name, a) in enumerate(zip(names, annotations)):
+            fault = mask_fault(a.get("segmentation"), size)
+            box = None if fault else mask_box(a["segmentation"], size)
+            if box is None:
+                problems.add(fault or "empty mask", f"{number}/{i}")
+                continue
+            label = "" if name is None else str(name)
+            regions.append(Region(box, mask=a["segmentation"], label=label, id=f"{number}/{i}"))
+        return Record(entry["file_name"], size[1], size[0], regions, source=source, image_id=int(number))
+
+    return read_each(numbered(content), read, problems)

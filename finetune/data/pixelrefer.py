@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..arguments import knob
-from .entries import EntryError, entry_name, listed, mapping, mask_of, needed, shown, size_of, size_of_rle, sound, text
-from .json_stream import iter_items
-from .sample import Sample
-from .source import PictureSource, number_regions, record, talk, with_all_shown, with_box
+from llm_bridge import number_regions
+
+from ..config import knob
+from ..records import Record, Turn
+from .entries import entry_name, listed, mapping, mask_of, needed, shown, size_of, size_of_rle, sound, text
+from .json_files import iter_items
+from .problems import EntryError
+from .source import PictureSource, masked_region, talk, with_all_shown
 
 
 @dataclass(kw_only=True)
@@ -23,7 +26,7 @@ class PixelReferSource(PictureSource):
 
     annotations: str = knob(help="JSON list of entries with image, conversations, and masks or annotation")
 
-    def records(self) -> Iterator[Sample]:
+    def records(self) -> Iterator[Record]:
         self.require(self.annotations)
         for number, entry in enumerate(iter_items(self.annotations), 1):
             with self.left_out.entry(self.annotations, entry_name(entry, number, "id", "image", "video")):
@@ -32,7 +35,7 @@ class PixelReferSource(PictureSource):
                 else:
                     yield self._record(entry)
 
-    def _record(self, entry: dict[str, Any]) -> Sample:
+    def _record(self, entry: dict[str, Any]) -> Record:
         picture = self.picture(text(entry, "image"))
         is_of_videorefer = entry.get("masks") is None and entry.get("annotation") is not None
         masks = [_mask(value) for value in listed(entry, "annotation" if is_of_videorefer else "masks")]
@@ -44,10 +47,10 @@ class PixelReferSource(PictureSource):
             size = self.size_on_disk(text(entry, "image"))
         turns, count = [], 0
         for turn in talk(listed(entry, "conversations")):
-            content, count = number_regions(turn["content"], count)
-            turns.append({**turn, "content": content})
-        regions = [with_box({"mask": mask}, size) for mask in masks]
-        return sound(record(picture, size, regions, with_all_shown(turns, len(regions)), "PixelRefer", None))
+            content, count = number_regions(turn.content, count)
+            turns.append(Turn(turn.role, content))
+        regions = [masked_region(mask, size) for mask in masks]
+        return sound(Record(picture, size[1], size[0], regions, with_all_shown(turns, len(regions)), "PixelRefer"))
 
 
 def _mask(value: Any) -> Any:

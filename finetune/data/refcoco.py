@@ -12,32 +12,30 @@ from typing import Any, Literal
 
 from tap_tokenizer import read_pickle
 
-from ..arguments import knob
+from ..config import knob
+from ..records import Record, Region
+from .annotations import AnnotationIndex
+from .coco import region_of
 from .entries import (
     CUT,
-    EntryError,
     answer,
-    box_of,
     entry_name,
     identity,
     is_cut,
     listed,
     mapping,
-    mask_of,
-    needed,
     size_of,
-    sound_region,
     text,
 )
-from .json_stream import AnnotationIndex, iter_items
-from .sample import Sample
-from .source import PictureSource, ask_each, groups, record
+from .json_files import iter_items
+from .problems import EntryError
+from .source import RegionQuestionSource
 
 QUESTION = "Describe <region> so that it cannot be taken for anything else in the picture."
 
 
 @dataclass(kw_only=True)
-class RefCocoSource(PictureSource):
+class RefCocoSource(RegionQuestionSource):
     """RefCOCO/+/g; `images` is COCO's train2014."""
 
     references: str = knob(help="refs(unc).p, refs(google).p or refs(umd).p; or the same as JSON")
@@ -48,9 +46,8 @@ class RefCocoSource(PictureSource):
         help="each: the k-th expressions of a picture's regions are its k-th record; first: only the first",
     )
     question: str = knob(default=QUESTION, help="asked of every region; the answer is an expression")
-    regions_per_record: int = knob(default=16, help="a picture with more regions gives several records")
 
-    def records(self) -> Iterator[Sample]:
+    def records(self) -> Iterator[Record]:
         self.require(self.references, self.annotations)
         by_image: dict[str, dict[str, dict[str, Any]]] = {}
         splits: set[str] = set()
@@ -80,8 +77,8 @@ class RefCocoSource(PictureSource):
 
     def _records(
         self, image: dict[str, Any] | None, references: dict[str, dict[str, Any]], index: AnnotationIndex
-    ) -> Iterator[Sample]:
-        found: list[dict[str, Any]] = []
+    ) -> Iterator[Record]:
+        found: list[tuple[Region, list[str]]] = []
         for name, reference in references.items():
             with self.left_out.entry(self.references, name):
                 if image is None:
@@ -89,17 +86,15 @@ class RefCocoSource(PictureSource):
                     raise EntryError("picture not listed", words)
                 picture, size = self.picture(text(image, "file_name")), size_of(image)
                 found.append(self._region(name, reference, size, index))
-        rounds = max((len(region["captions"]) for region in found), default=0)
+        rounds = max((len(expressions) for _, expressions in found), default=0)
         for k in range(rounds if self.sentences == "each" else min(rounds, 1)):
-            having = [region for region in found if k < len(region["captions"])]
-            for some in groups(having, self.regions_per_record):
-                turns = ask_each(self.question, [region["captions"][k] for region in some])
-                yield record(picture, size, list(some), turns, "RefCOCO", "pictures: Flickr, see COCO")
+            having = [(region, self.question, expressions[k]) for region, expressions in found if k < len(expressions)]
+            yield from self.records_of(picture, size, having, "RefCOCO", "pictures: Flickr, see COCO")
 
     def _region(
         self, name: str, reference: dict[str, Any], size: tuple[int, int], index: AnnotationIndex
-    ) -> dict[str, Any]:
-        """The region that a reference singles out, with its expressions for captions."""
+    ) -> tuple[Region, list[str]]:
+        """The region that a reference singles out, and its expressions, which are its captions, too."""
         key = identity(reference, "ann_id")
         annotation = index.annotation(key)
         if annotation is None:
@@ -110,10 +105,7 @@ class RefCocoSource(PictureSource):
                 expressions.append(answer(mapping(sentence), "sent"))
         if not expressions:
             raise EntryError("no expression", "none of its sentences says anything")
-        region: dict[str, Any] = {"box": box_of(needed(annotation, "bbox"), size)}
-        if annotation.get("segmentation"):
-            region["mask"] = mask_of(annotation["segmentation"])
-        sound_region(region, size)
+        region = region_of(annotation, size, captions=expressions)
         if is_cut(annotation["bbox"], size):
             self.left_out.doubtful[CUT] += 1
-        return {**region, "captions": expressions}
+        return region, expressions

@@ -11,16 +11,18 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from llm_bridge import region_numbers
 from tap_tokenizer import check_regular_file, open_image, upright_size
 
-from ..arguments import knob
-from .entries import NAMED, EntryError, LeftOut, mapping, text
-from .sample import Sample, mask_box
+from ..config import knob
+from ..records import Record, Region, Turn, mask_box
+from .entries import mapping, text
+from .problems import NAMED, EntryError, LeftOut
 from .validation import UNREADABLE, region_problems
 
 LABEL_QUESTION = "What is <region>?"
@@ -38,10 +40,10 @@ class Source(ABC):
     """What `records` has given no record of so far."""
 
     @abstractmethod
-    def records(self) -> Iterator[Sample]:
+    def records(self) -> Iterator[Record]:
         """The records, always in the same order."""
 
-    def limited(self, start: int = 0) -> Iterator[Sample]:
+    def limited(self, start: int = 0) -> Iterator[Record]:
         """Records from number `start` on, up to `limit` in all."""
         return islice(self.records(), start, self.limit)
 
@@ -84,6 +86,28 @@ class PictureSource(Source):
                 check_regular_file(path)
 
 
+@dataclass(kw_only=True)
+class RegionQuestionSource(PictureSource):
+    """Knobs of readers that ask about every region by itself."""
+
+    question: str = knob(default=LABEL_QUESTION, help="asked of every region; the answer is its category")
+    regions_per_record: int = knob(default=16, help="a picture with more regions gives several records")
+
+    def records_of(
+        self,
+        image: str,
+        size: tuple[int, int],
+        asked: Sequence[tuple[Region, str, str]],
+        source: str,
+        terms: str | None,
+    ) -> Iterator[Record]:
+        """Records of a picture of (height, width) `size`; asked: its regions, each with its question and answer."""
+        for start in range(0, len(asked), self.regions_per_record):
+            some = asked[start : start + self.regions_per_record]
+            turns = [turn for n, (_, words, answer) in enumerate(some, 1) for turn in question_about(words, n, answer)]
+            yield Record(image, size[1], size[0], [region for region, *_ in some], turns, source, terms)
+
+
 def inside(folder: Path, name: str, follow_links: bool = False) -> Path:
     """The path of a file that a data set names. It must lie inside its folder, because a stranger's file may name anything.
 
@@ -108,28 +132,12 @@ def inside(folder: Path, name: str, follow_links: bool = False) -> Path:
     return Path(path)
 
 
-def ask_each(question: str, answers: Sequence[str]) -> list[dict[str, str]]:
-    """One question about each region in order, with its answer; `<region>` in the question becomes `<regionN>`."""
-    turns = []
-    for number, answer in enumerate(answers, 1):
-        turns.append({"role": "user", "content": question.replace("<region>", f"<region{number}>")})
-        turns.append({"role": "assistant", "content": answer})
-    return turns
+def question_about(question: str, number: int, answer: str) -> list[Turn]:
+    """A question about a region, with its answer; `<region>` in the question becomes `<regionN>`."""
+    return [Turn("user", question.replace("<region>", f"<region{number}>")), Turn("assistant", answer)]
 
 
-def number_regions(text: str, start: int = 0) -> tuple[str, int]:
-    """`<region>`, `<region>` → `<region1>`, `<region2>`, after `start` regions before; and how many there are by now."""
-    count = start
-
-    def name(_: re.Match[str]) -> str:
-        nonlocal count
-        count += 1
-        return f"<region{count}>"
-
-    return re.sub("<region>", name, text), count
-
-
-def with_all_shown(turns: Sequence[dict[str, str]], regions: int) -> list[dict[str, str]]:
+def with_all_shown(turns: Sequence[Turn], regions: int) -> list[Turn]:
     """Turns in which users show every region before the assistant speaks of it.
 
     If one is not shown, or named by the assistant first, the first question begins with a list of all.
@@ -137,37 +145,35 @@ def with_all_shown(turns: Sequence[dict[str, str]], regions: int) -> list[dict[s
     shown: set[int] = set()
     named_first = False
     for turn in turns:
-        numbers = {int(n) for n in re.findall(r"<region(\d+)>", turn["content"])}
-        if turn["role"] == "user":
+        numbers = set(region_numbers(turn.content))
+        if turn.role == "user":
             shown |= numbers
         else:
             named_first |= not numbers <= shown
-    first = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
+    first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
     if first is None or (len(shown) >= regions and not named_first):
         return list(turns)
     names = ", ".join(f"<region{n}>" for n in range(1, regions + 1))
-    opening = {**turns[first], "content": f"The picture has {names}.\n{turns[first]['content']}"}
+    opening = replace(turns[first], content=f"The picture has {names}.\n{turns[first].content}")
     return [*turns[:first], opening, *turns[first + 1 :]]
 
 
-def with_box(region: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """A region with its mask's box; as it was if the mask is empty. Raises `EntryError` for a mask that is broken."""
-    for kind, words in region_problems(region, size):
+def masked_region(mask: Any, size: tuple[int, int]) -> Region:
+    """A region of a mask and the box around it, if the mask is not empty. Raises `EntryError` for a mask that is broken."""
+    for kind, words in region_problems({"mask": mask}, size):
         if kind != "empty mask":
             raise EntryError(kind, f"{kind}: {words}")
-    box = mask_box(region["mask"], size)
-    return region if box is None else {"box": box, **region}
+    return Region(box=mask_box(mask, size), mask=mask)
 
 
-def talk(conversations: list[Any]) -> list[dict[str, str]]:
+def talk(conversations: list[Any]) -> list[Turn]:
     """LLaVA's turns ("from", "value") → ours; picture tokens go, for the record's picture is never in question."""
     turns = []
     for turn in conversations:
         speaker = text(mapping(turn, "a turn"), "from")
         if speaker not in ROLES:
             raise EntryError("wrong turn", f"a turn is from {speaker!r:.60}, expected {' or '.join(ROLES)}")
-        said = re.sub(r"<(?:image|video)>\s*", "", text(turn, "value")).strip()
-        turns.append({"role": ROLES[speaker], "content": said})
+        turns.append(Turn(ROLES[speaker], re.sub(r"<(?:image|video)>\s*", "", text(turn, "value")).strip()))
     return turns
 
 
@@ -179,29 +185,3 @@ def literal(value: Any) -> Any:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         raise EntryError("wrong text", f"{value!r:.60} is not a list or mapping in Python's notation") from None
-
-
-def record(
-    image: str,
-    size: tuple[int, int],
-    regions: list[dict[str, Any]],
-    conversations: list[dict[str, str]],
-    source: str,
-    terms: str | None,
-) -> Sample:
-    """A record of a picture of (height, width) `size`."""
-    return {
-        "image": image,
-        "width": int(size[1]),
-        "height": int(size[0]),
-        "regions": regions,
-        "conversations": conversations,
-        "source": source,
-        "license": terms,
-    }
-
-
-def groups(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Runs of at most `size` items."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -7,7 +7,6 @@ record's form; repairs nothing.
 from __future__ import annotations
 
 import os
-import re
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,13 +15,15 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from llm_bridge import region_numbers
 from tap_tokenizer import box_problems, open_image, point_problems, upright_size
 
-from .json_text import JsonError, parse_json
-from .sample import GLYPH_SCHEME, PROMPT_KEYS, Sample, decode_mask, iterate, load_samples
+from ..records import GLYPH_SCHEME, decode_mask, load_rows
+from .json_files import JsonError, parse_json
 
 RECORD_KEYS = {"image", "width", "height", "regions", "conversations", "source", "license"}
 NEEDED_KEYS = ("image", "width", "height", "regions", "conversations")
+PROMPT_KEYS = ("box", "points", "mask")
 REGION_KEYS = {*PROMPT_KEYS, "point_labels", "label", "captions"}
 TURN_KEYS = {"role", "content", "type", "options"}
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
@@ -34,17 +35,17 @@ MOST_PIXELS = 178_956_970
 Pictures = Literal["skip", "header", "decode"]
 
 
-def read_raw(path: Path) -> Iterator[Sample | str]:
+def read_raw(path: Path) -> Iterator[dict[str, Any] | str]:
     """Records as they stand in the file; a line that is no JSON object comes as the words of what is wrong with it."""
     if path.suffix != ".jsonl":
-        yield from iterate(load_samples(path, streaming=True))
+        yield from load_rows(path, streaming=True)
         return
     if not path.is_file():
         raise ValueError(f"Found no records at {path}: give a JSONL or parquet file.")
     with path.open("rb") as file:
         for number, line in enumerate(file):
             try:
-                sample = parse_json(line if number == 0 else line.decode("utf-8"))  # a byte-order mark stands first
+                record = parse_json(line if number == 0 else line.decode("utf-8"))  # a byte-order mark stands first
             except UnicodeDecodeError as error:
                 yield f"the line is not UTF-8: {error.reason} at byte {error.start}"
                 continue
@@ -52,36 +53,36 @@ def read_raw(path: Path) -> Iterator[Sample | str]:
                 yield f"the line is {error}"
                 continue
             yield (
-                sample if isinstance(sample, dict) else f"the line holds a {type(sample).__name__}, expected an object"
+                record if isinstance(record, dict) else f"the line holds a {type(record).__name__}, expected an object"
             )
 
 
-def problems_of(sample: Sample | str, root: Path, pictures: Pictures = "header") -> list[tuple[str, str]]:
+def problems_of(record: dict[str, Any] | str, root: Path, pictures: Pictures = "header") -> list[tuple[str, str]]:
     """(kind, words) of all that is wrong with a record; `root` is the folder that its picture's path starts from."""
-    if isinstance(sample, str):
-        return [("broken line", sample)]
-    found = [("unknown key", f"{key!r} in the record") for key in sorted(set(sample) - RECORD_KEYS)]
-    missing = [key for key in NEEDED_KEYS if sample.get(key) is None]
+    if isinstance(record, str):
+        return [("broken line", record)]
+    found = [("unknown key", f"{key!r} in the record") for key in sorted(set(record) - RECORD_KEYS)]
+    missing = [key for key in NEEDED_KEYS if record.get(key) is None]
     if missing:
         return [*found, ("missing key", f"the record lacks {', '.join(missing)}")]
     shapes = {"width": int, "height": int, "regions": list, "conversations": list}
-    wrong = [key for key, kind in shapes.items() if not isinstance(sample[key], kind) or sample[key] is True]
-    if wrong or min(sample["width"], sample["height"]) < 1:
+    wrong = [key for key, kind in shapes.items() if not isinstance(record[key], kind) or record[key] is True]
+    if wrong or min(record["width"], record["height"]) < 1:
         return [*found, ("wrong type", f"{', '.join(wrong) or 'width or height'} is not what a record holds there")]
-    if sample["width"] * sample["height"] > MOST_PIXELS:
-        return [*found, ("wrong size", f"{sample['width']} × {sample['height']} has more than {MOST_PIXELS:,} pixels")]
-    found += _picture_problems(sample, root, pictures)
-    for number, region in enumerate(sample["regions"], 1):
+    if record["width"] * record["height"] > MOST_PIXELS:
+        return [*found, ("wrong size", f"{record['width']} × {record['height']} has more than {MOST_PIXELS:,} pixels")]
+    found += _picture_problems(record, root, pictures)
+    for number, region in enumerate(record["regions"], 1):
         if not isinstance(region, dict):
             found.append(("wrong type", f"region {number} is a {type(region).__name__}, expected an object"))
             continue
-        for kind, words in region_problems(region, (sample["height"], sample["width"])):
+        for kind, words in region_problems(region, (record["height"], record["width"])):
             found.append((kind, f"region {number}: {words}"))
-    return [*found, *talk_problems(sample["conversations"], len(sample["regions"]))]
+    return [*found, *talk_problems(record["conversations"], len(record["regions"]))]
 
 
-def _picture_problems(sample: Sample, root: Path, pictures: Pictures) -> list[tuple[str, str]]:
-    image = sample["image"]
+def _picture_problems(record: dict[str, Any], root: Path, pictures: Pictures) -> list[tuple[str, str]]:
+    image = record["image"]
     if pictures == "skip" or (isinstance(image, str) and image.startswith(GLYPH_SCHEME)):
         return []
     if isinstance(image, str):
@@ -103,8 +104,8 @@ def _picture_problems(sample: Sample, root: Path, pictures: Pictures) -> list[tu
                 picture.load()
     except UNREADABLE as error:
         return [("unreadable picture", f"{image if isinstance(image, str) else 'the picture inside'}: {error}")]
-    if size != (sample["width"], sample["height"]):
-        said = f"{sample['width']} × {sample['height']}"
+    if size != (record["width"], record["height"]):
+        said = f"{record['width']} × {record['height']}"
         return [("wrong size", f"the picture is {size[0]} × {size[1]}, the record says {said}")]
     return []
 
@@ -184,7 +185,7 @@ def talk_problems(conversations: Sequence[Any], regions: int) -> Iterator[tuple[
             yield "empty text", f"turn {i} says nothing"
         if "<region>" in turn["content"]:
             yield "unnumbered region", f"turn {i} has <region>, expected <region1>, <region2>, …"
-        numbers = {int(n[:18]) for n in re.findall(r"<region(\d+)>", turn["content"])}  # longer ones name none, either
+        numbers = set(region_numbers(turn["content"]))
         if turn["role"] == "assistant" and numbers - shown:
             names = ", ".join(f"<region{n}>" for n in sorted(numbers - shown))
             yield "unseen region", f"turn {i} answers with {names}, which no question has shown"

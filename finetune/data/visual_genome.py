@@ -6,15 +6,16 @@ Two layouts: the original's `region_descriptions.json` with `image_data.json`, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..arguments import knob
-from .coco import ListedPicturesSource
+from ..config import knob
+from ..records import Record, Region
+from .annotations import AnnotationIndex
+from .coco import ListedPicturesSource, region_of
 from .entries import (
     CUT,
-    EntryError,
     answer,
     box_of,
     entry_name,
@@ -23,45 +24,29 @@ from .entries import (
     is_cut,
     listed,
     mapping,
-    mask_of,
     needed,
     size_of,
     sound_region,
     text,
 )
-from .json_stream import AnnotationIndex, iter_items
-from .sample import Sample
-from .source import CAPTION_QUESTION, PictureSource, ask_each, groups, record
+from .json_files import iter_items
+from .problems import EntryError
+from .source import CAPTION_QUESTION, RegionQuestionSource
 
 LICENSE = "CC BY 4.0"
 
 
 @dataclass(kw_only=True)
-class DescriptionSource(PictureSource):
-    """Knobs of both layouts."""
-
-    question: str = knob(default=CAPTION_QUESTION, help="asked of every region; the answer is its description")
-    regions_per_record: int = knob(default=16, help="a picture with more regions gives several records")
-
-    def described(
-        self, picture: str, size: tuple[int, int], regions: Sequence[dict[str, Any]], source: str
-    ) -> Iterator[Sample]:
-        """Records of a picture whose regions have their description in "label"."""
-        for some in groups(regions, self.regions_per_record):
-            turns = ask_each(self.question, [region["label"] for region in some])
-            yield record(picture, size, list(some), turns, source, LICENSE)
-
-
-@dataclass(kw_only=True)
-class VisualGenomeSource(DescriptionSource):
+class VisualGenomeSource(RegionQuestionSource):
     """The original layout; `images` is the folder that holds VG_100K and VG_100K_2."""
 
     annotations: str = knob(help="region_descriptions.json")
+    question: str = knob(default=CAPTION_QUESTION, help="asked of every region; the answer is its description")
     image_data: str = knob(help="image_data.json, which has the pictures' sizes and folders")
     splits: str | None = knob(default=None, help="densecap_splits.json, to take one split of it")
     split: Literal["train", "val", "test"] = knob(default="train", help="which split, if splits are given")
 
-    def records(self) -> Iterator[Sample]:
+    def records(self) -> Iterator[Record]:
         self.require(self.annotations, self.image_data, *([self.splits] if self.splits else []))
         wanted = None
         if self.splits:
@@ -87,7 +72,7 @@ class VisualGenomeSource(DescriptionSource):
                     raise EntryError("picture described twice", f"picture {key:.60} came before: the first counts")
                 seen.add(key)
                 path, size = pictures[key]
-                yield from self.described(path, size, self._regions(name, regions, size), "Visual Genome")
+                yield from self.records_of(path, size, self._regions(name, regions, size), "Visual Genome", LICENSE)
 
     def _pictures(self) -> dict[str, tuple[str, tuple[int, int]]]:
         """Path and (height, width) of each picture, by id."""
@@ -98,14 +83,14 @@ class VisualGenomeSource(DescriptionSource):
                 found[identity(entry, "image_id")] = self.picture(name), size_of(entry)
         return found
 
-    def _regions(self, name: str, described: list[Any], size: tuple[int, int]) -> list[dict[str, Any]]:
+    def _regions(self, name: str, described: list[Any], size: tuple[int, int]) -> list[tuple[Region, str, str]]:
         regions = []
         for place, r in enumerate(described, 1):
             with self.left_out.entry(self.annotations, f"{name}, {_region_name(r, place)}"):
                 sides = [needed(mapping(r), side) for side in ("x", "y", "width", "height")]
                 box = box_of(sides, size, "x y width height")
                 label = answer(r, "phrase")
-                regions.append(sound_region({"box": box, "label": label}, size))
+                regions.append((sound_region(Region(box, label=label), size), self.question, label))
         return regions
 
 
@@ -121,12 +106,13 @@ def _region_name(region: Any, place: int) -> str:
 
 
 @dataclass(kw_only=True)
-class GritSource(DescriptionSource, ListedPicturesSource):
+class GritSource(ListedPicturesSource):
     """COCO-style files whose annotations have a caption, masks optional: GRiT's train.json and test.json, and others."""
 
     annotations: str = knob(help="train.json or test.json")
+    question: str = knob(default=CAPTION_QUESTION, help="asked of every region; the answer is its description")
 
-    def records(self) -> Iterator[Sample]:
+    def records(self) -> Iterator[Record]:
         self.require(self.annotations)
         with AnnotationIndex(self.annotations, self.left_out) as index:
             for path, size, _, annotations in self.pictures(index):
@@ -136,15 +122,8 @@ class GritSource(DescriptionSource, ListedPicturesSource):
                         self.left_out.unwanted["annotation marked iscrowd or ignore"] += 1
                         continue
                     with self.left_out.entry(self.annotations, name):
-                        regions.append(_captioned(annotation, size))
+                        caption = answer(annotation, "caption")
+                        regions.append((region_of(annotation, size, label=caption), self.question, caption))
                         if is_cut(annotation["bbox"], size):
                             self.left_out.doubtful[CUT] += 1
-                yield from self.described(path, size, regions, "region captions")
-
-
-def _captioned(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    label = answer(annotation, "caption")
-    region = {"box": box_of(needed(annotation, "bbox"), size), "label": label}
-    if annotation.get("segmentation"):
-        region["mask"] = mask_of(annotation["segmentation"])
-    return sound_region(region, size)
+                yield from self.records_of(path, size, regions, "region captions", LICENSE)

@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .problems import counted
+from ..data.problems import counted
 
 TOP_DETECTIONS = 300
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")

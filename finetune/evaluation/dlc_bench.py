@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .coco_reading import is_number
+from ..data.entries import is_number
+from ..data.problems import Problems, counted, first_names
 from .items import Item
 from .judges import JudgedBenchmark, Prompt, fill_template
-from .problems import Problems, counted, first_names
 from .text_files import read_json, read_text
 
 if TYPE_CHECKING:

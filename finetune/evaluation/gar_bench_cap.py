@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.entries import mask_fault
+from ..data.problems import Problems, numbered, read_each
 from ..data.sample import Sample
-from ..data.source import literal, record, with_all_shown, with_box
+from ..data.source import literal, masked_region, with_all_shown
+from ..records import Record, Turn
 from .benchmarks import Benchmark
-from .coco_reading import mask_fault
 from .items import REGION_NAME, Item
 from .judge_pictures import region_mask, surroundings
 from .judges import JudgedBenchmark, Prompt, fill_template
 from .places import Place
-from .problems import Problems, numbered, read_each
 from .question_metrics import AS_MEANT
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def read_gar_cap(content: Sequence[Any], benchmark: Benchmark, problems: Problem
             return None
         masks = literal(entry["mask_rles"])
         size = tuple(masks[0]["size"])
-        regions = [{"id": f"{number}/{i}", **with_box({"mask": mask}, size)} for i, mask in enumerate(masks)]
+        regions = [replace(masked_region(mask, size), id=f"{number}/{i}") for i, mask in enumerate(masks)]
         if is_detailed:
             told = {key: entry[key] for key in RELATION}
             asked, truth = benchmark.question, " ".join(told.values())
@@ -66,9 +68,9 @@ def read_gar_cap(content: Sequence[Any], benchmark: Benchmark, problems: Problem
                 re.sub(r"<Prompt(\d+)>", lambda m: f"<region{int(m[1]) + 1}>", entry["question"]),
                 entry["answer"],
             )
-        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": truth}]
-        sample = record(entry["image"], size, regions, with_all_shown(turns, len(regions)), benchmark.title, None)
-        return {**sample, "image_id": int(number), "judged": told}
+        turns = with_all_shown([Turn("user", asked), Turn("assistant", truth)], len(regions))
+        record = Record(entry["image"], size[1], size[0], regions, turns, benchmark.title, image_id=int(number))
+        return {**record.to_dict(), "judged": told}
 
     return read_each(numbered(content), read, problems)
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.entries import clipped_box, is_number, mask_fault
+from ..data.problems import Problems, counted
 from ..data.sample import decode_mask, encode_mask
 from .benchmarks import Benchmark, Task
-from .coco_reading import clipped_box, is_number, mask_fault
 from .places import Place
-from .problems import Problems, counted
 from .reading import EvaluationSet
 from .text_files import read_entries, read_json, read_json_lines
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tap_tokenizer import RegionTokens
 
+from ..data.problems import Problems, counted, first_names
 from ..data.sample import Sample, cut_turns
 from .benchmarks import QUESTION_TASKS, Benchmark
-from .problems import Problems, counted, first_names
 
 REGION_NAME = re.compile(r"<region(\d+)>|\bregion(\d+)\b")
 """A region's name in a text: `<region1>` where it is shown, region1 where it was shown before."""

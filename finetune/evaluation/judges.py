@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tap_tokenizer import load_pretrained
 
-from ..data.json_text import JsonError, parse_json
+from ..data.json_files import JsonError, parse_json
+from ..data.problems import Problems
 from .items import Item
-from .problems import Problems
 from .text_files import read_text
 
 if TYPE_CHECKING:

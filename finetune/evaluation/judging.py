@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from tap_tokenizer import write_whole
 
+from ..data.problems import Problems, counted
 from ..data.sample import Sample, open_image
 from .benchmarks import Benchmark
 from .dlc_bench import DlcBench
@@ -27,7 +28,6 @@ from .items import Item
 from .judges import Judge, JudgedBenchmark, LocalJudge, Prompt, ServerJudge
 from .mdvp_bench import MdvpBench
 from .paradlc_bench import ParaDlcBench
-from .problems import Problems, counted
 from .reading import EvaluationSet
 from .scoring import match_answers
 from .text_files import read_text

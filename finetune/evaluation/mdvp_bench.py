@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 
+from ..data.entries import clipped_box, is_number, mask_fault
+from ..data.problems import Problems, read_each
+from ..data.problems import numbered as named_by_place
 from ..data.sample import Sample, mask_box
-from ..data.source import literal, record, with_all_shown
-from .coco_reading import clipped_box, is_number, mask_fault
+from ..data.source import literal, with_all_shown
+from ..records import Record, Region, Turn
 from .items import REGION_NAME, Item
 from .judge_pictures import numbered
 from .judges import JudgedBenchmark, Prompt, fill_template
 from .picture_files import size_of
 from .places import Place
-from .problems import Problems, read_each
-from .problems import numbered as named_by_place
 
 JUDGE_PROMPT = """Two answers to a question about numbered regions of the picture are to be rated. {context}
 
@@ -78,11 +79,12 @@ def read_mdvp(content: Sequence[Any], root: Path, title: str, problems: Problems
             problems.add("question about a region that cannot be shown", number)
         else:
             asked = re.sub(r"<(?:Region|Mark) (\d+)>", r"<region\1>", entry["question"])
-            turns = [{"role": "user", "content": asked, "type": domain}, {"role": "assistant", "content": truth}]
+            turns = with_all_shown([Turn("user", asked, type=domain), Turn("assistant", truth)], len(regions))
             mark = "Mark" if "points" in entry else "Region"
             told = {"question": entry["question"], "domain": domain, "mark": mark, "number": counts[domain]}
-            sample = record(image, size, regions, with_all_shown(turns, len(regions)), title, None)
-            return {**sample, "image_id": int(number), "judged": told}
+            shown = list(map(Region.from_dict, regions))
+            record = Record(image, size[1], size[0], shown, turns, title, image_id=int(number))
+            return {**record.to_dict(), "judged": told}
         return None
 
     return read_each(named_by_place(content, 1), read, problems)

@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..data.problems import Problems
 from ..data.sample import Sample, decode_mask, iterate, load_samples, mask_box
 from ..data.validation import problems_of
 from .benchmarks import Benchmark
-from .problems import Problems
 
 FATAL = ("missing key", "wrong type", "no prompt", "wrong box", "empty box", "wrong points", "wrong point labels",
          "wrong mask size", "wrong mask")  # fmt: skip

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from ..data.entries import mask_fault
+from ..data.problems import Problems, numbered, read_each
 from ..data.sample import Sample, mask_box
-from .coco_reading import mask_fault
 from .dlc_bench import DlcBench
 from .items import Item
 from .judge_pictures import region_mask, surroundings
 from .judges import Prompt
-from .problems import Problems, numbered, read_each
 from .text_files import read_json
 
 RECOGNITION_QUESTION = (

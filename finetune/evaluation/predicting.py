@@ -11,11 +11,11 @@ import torch
 from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens
 
-from ..data.collator import picture_size
+from ..batches import picture_size
+from ..cache import RegionCache, encode_regions
 from ..data.sample import Sample, WrongSizeError, check_size, open_image
 from ..data.validation import UNREADABLE
-from ..region_cache import RegionCache
-from ..region_encoding import encode_regions
+from ..records import Record
 from .benchmarks import Benchmark
 from .items import Item, Seen
 from .loading import Cast
@@ -96,7 +96,9 @@ class Predictor:
         if not pictures:
             return [], failed
         features = self.cast.tokenizer.embed_image(list(pictures.values()))
-        regions = encode_regions(self.cast.tokenizer, features, [self.found.records[n] for n in pictures])
+        regions = encode_regions(
+            self.cast.tokenizer, features, [Record.from_dict(self.found.records[n]) for n in pictures]
+        )
         context = self.cast.context
         grids = context.encode(self.cast.tokenizer, features) if context else [None] * len(pictures)
         return [

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.entries import mask_fault
 from ..data.gar_bench import GarBenchSource
+from ..data.problems import Problems, numbered, read_each
 from ..data.sample import Sample
 from ..data.source import literal
-from .coco_reading import mask_fault
 from .picture_files import size_of
 from .places import Place
-from .problems import Problems, numbered, read_each
 from .question_metrics import choices_of
 
 
@@ -27,7 +27,7 @@ def read_gar(content: Sequence[Any], path: Path, root: Path, problems: Problems)
         if fault := _gar_fault(entry):
             problems.add(fault, number)
             return None
-        sample = source.record_of(entry)
+        sample = source.record_of(entry).to_dict()
         regions = [{"id": f"{number}/{i}", **region} for i, region in enumerate(sample["regions"])]
         return {**sample, "image_id": int(number), "regions": regions}
 

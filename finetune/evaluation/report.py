@@ -8,9 +8,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..data.problems import counted, first_names
 from .benchmarks import BENCHMARKS
 from .mdvp_bench import GROUPS
-from .problems import counted, first_names
 from .published import PUBLISHED
 from .question_metrics import AS_MEANT
 from .recognition_metrics import NORMALISATIONS

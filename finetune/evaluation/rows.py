@@ -18,7 +18,7 @@ from torch import Tensor
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat, region_features
 from tap_tokenizer import ConceptBank, RegionTokens, TapRegionTokenizer
 
-from ..data.collator import picture_size
+from ..batches import picture_size
 from ..data.sample import decode_mask
 from .benchmarks import Task
 from .items import REGION_NAME, Seen, named_regions

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from tap_tokenizer import write_whole
 
-from ..region_cache import file_checksum
+from ..cache import file_checksum
 from .text_files import read_json, read_json_lines
 
 PREDICTIONS, ABOUT, PARTS, METRICS = "predictions.jsonl", "about.json", "parts", "metrics.json"

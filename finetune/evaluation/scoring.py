@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from ..data.problems import Problems, counted, first_names
 from .benchmarks import Benchmark
 from .caption_metrics import Scorer, caption_scores
 from .detection_metrics import average_precision, tap_detections
 from .given import usable_masks
 from .items import Item, plain_truth
 from .mask_rows import CLICKS, POINT_COUNTS, names_of_boxes
-from .problems import Problems, counted, first_names
 from .question_metrics import answer_scores, yes_no_scores, yes_or_no
 from .reading import EvaluationSet
 from .recognition_metrics import (

@@ -11,7 +11,7 @@ from typing import Any
 
 from tap_tokenizer import check_regular_file
 
-from ..data.json_text import JsonError, parse_json
+from ..data.json_files import JsonError, parse_json
 
 
 def read_text(path: str | Path) -> str:

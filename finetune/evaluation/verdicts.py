@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data.json_text import JsonError, parse_json
+from ..data.json_files import JsonError, parse_json
+from ..data.problems import counted
 from .items import Item
 from .places import Place
-from .problems import counted
 from .text_files import read_entries, read_text
 
 

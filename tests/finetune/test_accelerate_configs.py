@@ -14,9 +14,8 @@ from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from finetune.arguments import RECIPES
-from finetune.bridge_setup import check_sharding
-from finetune.train_arguments import TrainArguments
+from finetune.bridge_setup import TrainArguments, check_sharding
+from finetune.config import RECIPES
 
 CONFIGS = sorted((RECIPES / "accelerate").glob("*.yaml"))
 

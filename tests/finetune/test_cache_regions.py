@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ pytest.importorskip("datasets")
 from small_files import write_picture
 
 from finetune import cache_regions
-from finetune.data.sample import WrongSizeError, load_samples, open_image
-from finetune.region_cache import RegionCache
-from finetune.region_encoding import encode_regions
+from finetune.cache import RegionCache, encode_regions
+from finetune.records import WrongSizeError, load_records, open_image
 from tap_tokenizer import TapRegionTokenizer
 
 TALK = [{"role": "user", "content": "What is <region1>?"}, {"role": "assistant", "content": "a dog"}]
@@ -69,21 +69,21 @@ def test_sizes_are_those_of_the_upright_picture(tmp_path: Path, tap: Path) -> No
     assert [cached.regions(i).image_sizes.tolist() for i in range(2)] == [[[40, 60]]] * 2
     lying = records(tmp_path, {"image": "turned.tif", "width": 40, "height": 60, "regions": [{"box": [1, 2, 30, 50]}]})
     with pytest.raises(WrongSizeError, match=r"turned\.tif says .* 40 × 60 pixels, but it has 60 × 40"):
-        open_image(load_samples(lying)[0], tmp_path)
+        open_image(load_records(lying)[0], tmp_path)
 
 
 def test_every_door_where_a_record_meets_its_picture_checks_the_size(tmp_path: Path, tiny_tokenizer: Any) -> None:
     """The picture as a file, inside a parquet, drawn, and as features."""
-    (sample,) = load_samples(records(tmp_path, {"width": 61}))
+    (record,) = load_records(records(tmp_path, {"width": 61}))
     content = io.BytesIO()
     Image.new("RGB", (60, 40)).save(content, "PNG")
     inside = {"bytes": content.getvalue(), "path": "b.png"}
     for image in ("a.jpg", inside, {"bytes": None, "path": "a.jpg"}, "glyph-scene:test/0/0/64"):
         with pytest.raises(WrongSizeError, match=r"says that its picture has 61 × 40 pixels"):
-            open_image({**sample, "image": image}, tmp_path)
+            open_image(replace(record, image=image), tmp_path)
     features = tiny_tokenizer.embed_image([Image.new("RGB", (60, 40))])
     with pytest.raises(WrongSizeError, match=r"The record of a\.jpg says"):
-        encode_regions(tiny_tokenizer, features, [sample])
+        encode_regions(tiny_tokenizer, features, [record])
 
 
 def test_a_region_that_is_refused_names_its_record(tmp_path: Path, tap: Path) -> None:

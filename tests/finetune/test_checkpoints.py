@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, newest found, old ones dropped."""
+"""Checkpoints: whole or not at all, newest found, old ones dropped; trained weights go back where they came from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
-from finetune.checkpoints import list_checkpoints, save_checkpoint, step_of
+pytest.importorskip("accelerate")
+
+from accelerate import Accelerator
+
+from finetune.checkpoints import (
+    TRAINED_WEIGHTS,
+    BestWeights,
+    keep_only_what_learns,
+    list_checkpoints,
+    save_checkpoint,
+    step_of,
+)
 
 
 def write(text: str):  # type: ignore[no-untyped-def]
@@ -84,3 +98,27 @@ def test_what_torch_says_of_a_full_disk_is_told_with_the_folder(tmp_path: Path, 
     with pytest.raises(OSError, match=r"step-3 could not be written .*free some disk space"):
         save_checkpoint(tmp_path, 3, fill)
     assert not list_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (4, 1), (1, 1), (3, 4), (4, 3, 1)])
+def test_weights_of_another_shape_are_refused_and_not_broadcast(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    model = nn.Linear(3, 4)
+    before = model.weight.detach().clone()
+    save_file({"weight": torch.ones(shape), "bias": torch.zeros(4)}, tmp_path / TRAINED_WEIGHTS)
+    message = r"holds weight of shape .*, but this run trains \(4, 3\): use another output_dir"
+    with pytest.raises(ValueError, match=message):
+        BestWeights(tmp_path, "val_loss", 0).load(model)
+    accelerator = Accelerator(cpu=True)
+    prepared = accelerator.prepare(model)
+    keep_only_what_learns(accelerator)
+    with pytest.raises(ValueError, match=message):
+        accelerator.load_state(str(tmp_path))
+    assert torch.equal(prepared.weight, before)
+    accelerator.free_memory()
+
+
+def test_weights_of_the_same_shape_are_put_in(tmp_path: Path) -> None:
+    model = nn.Linear(3, 4)
+    save_file({"weight": torch.ones(4, 3), "bias": torch.zeros(4)}, tmp_path / TRAINED_WEIGHTS)
+    BestWeights(tmp_path, "val_loss", 0).load(model)
+    assert torch.equal(model.weight, torch.ones(4, 3))

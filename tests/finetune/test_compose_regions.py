@@ -12,11 +12,11 @@ import torch
 pytest.importorskip("datasets")
 
 from finetune import cache_regions, compose_regions
+from finetune.cache import RegionCache
 from finetune.compose_regions import TokenBank, words_of
-from finetune.data.converting import convert
-from finetune.data.sample import load_samples
+from finetune.data.conversion import convert
 from finetune.glyphs.records import GlyphScenesSource
-from finetune.region_cache import RegionCache
+from finetune.records import load_records
 from llm_bridge import PictureContext
 
 SCENES = {"bank": ("train-packed", 30), "wanted": ("train", 10)}
@@ -49,23 +49,23 @@ def flags(folder: Path, output: str, data: str = "wanted.jsonl") -> list[str]:
 
 def test_regions_have_tokens_of_their_like_and_boxes_of_their_own(folder: Path) -> None:
     compose_regions.main(flags(folder, "composed"))
-    samples, cache, bank = (
-        load_samples(folder / "wanted.jsonl"),
+    records, cache, bank = (
+        load_records(folder / "wanted.jsonl"),
         RegionCache(folder / "composed"),
         RegionCache(folder / "bank"),
     )
     cache.check(folder / "wanted.jsonl", bank.plan.fingerprint, PictureContext(regions=6))
-    lent = load_samples(folder / "bank.jsonl")
+    lent = load_records(folder / "bank.jsonl")
     own = [(words_of(region), token) for row in range(len(lent)) for variant in (0, 1)
-           for region, token in zip(lent[row]["regions"], bank.regions(row, variant).semantic_tokens)]  # fmt: skip
-    for row, sample in enumerate(samples):
+           for region, token in zip(lent[row].regions, bank.regions(row, variant).semantic_tokens)]  # fmt: skip
+    for row, record in enumerate(records):
         regions = cache.regions(row)
-        assert len(regions) == len(sample["regions"])
-        for region, token, box in zip(sample["regions"], regions.semantic_tokens, regions.boxes):
+        assert len(regions) == len(record.regions)
+        for region, token, box in zip(record.regions, regions.semantic_tokens, regions.boxes):
             lenders = {words for words, other in own if torch.equal(token, other)}
             assert lenders == {words_of(region)}
-            sides = torch.tensor(region["box"][2:]) - torch.tensor(region["box"][:2])
-            assert (box - torch.tensor(region["box"])).abs().max() < 0.3 * sides.max()
+            sides = torch.tensor(region.box[2:]) - torch.tensor(region.box[:2])
+            assert (box - torch.tensor(region.box)).abs().max() < 0.3 * sides.max()
         torch.testing.assert_close(cache.grid(row), PictureContext(regions=6).of_regions(regions), atol=2e-3, rtol=1e-2)
 
 

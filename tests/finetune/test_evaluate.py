@@ -22,7 +22,7 @@ pytest.importorskip("inflect")
 from PIL import Image
 
 from finetune import evaluate
-from finetune.data.converting import convert
+from finetune.data.conversion import convert
 from finetune.data.sample import open_image
 from finetune.evaluation import judging, mask_metrics
 from finetune.evaluation.benchmarks import BENCHMARKS

@@ -26,11 +26,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
-from finetune import cache_regions, train
-from finetune.checkpoints import list_checkpoints, save_whole
-from finetune.loop import RunLog, ignore_ctrl_c
-from finetune.region_cache import MANIFEST, RegionCache
-from finetune.trained_weights import BestWeights
+from finetune import cache_regions, loop, train
+from finetune.cache import MANIFEST, RegionCache
+from finetune.checkpoints import BestWeights, list_checkpoints, save_whole
+from finetune.loop import ignore_ctrl_c
+from finetune.run_log import RunLog
 from tap_tokenizer import only_writer
 
 ROOT = Path(__file__).parents[2]
@@ -181,23 +181,23 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train.main(flags(stage, tmp_path / "whole"))
-    plain = train.save_state
+    plain = loop.save_state
 
     def stop_at_six(accelerator: Any, folder: Path, step: int) -> None:
         if step == 6:
             raise InterruptedError
         plain(accelerator, folder, step)
 
-    monkeypatch.setattr(train, "save_state", stop_at_six)
+    monkeypatch.setattr(loop, "save_state", stop_at_six)
     with pytest.raises(InterruptedError):
         train.main(flags(stage, tmp_path / "full"))
-    monkeypatch.setattr(train, "save_state", plain)
+    monkeypatch.setattr(loop, "save_state", plain)
     kept = {path: path.read_bytes() for path in (tmp_path / "full" / "checkpoints").rglob("*") if path.is_file()}
     code = (
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "import finetune.train\n"
-        "from finetune.arguments import run_command\n"
+        "from finetune.config import run_command\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"  # what a full disk does: writing fails midway
         f"sys.exit(run_command(lambda: finetune.train.main({flags(stage, tmp_path / 'full')!r})))\n"
     )

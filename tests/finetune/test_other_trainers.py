@@ -19,7 +19,8 @@ pytest.importorskip("peft")
 from datasets import Dataset
 from PIL import Image
 
-from finetune.data.collator import CachedSample, ConversationCollator, Item
+from finetune.batches import CachedRecord, ConversationCollator, Item
+from finetune.records import Record
 from llm_bridge import (
     RegionBridgeForConditionalGeneration,
     RegionBridgeProcessor,
@@ -50,10 +51,10 @@ def in_words() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def cached(processor: RegionBridgeProcessor, picture: Image.Image) -> list[CachedSample]:
+def cached(processor: RegionBridgeProcessor, picture: Image.Image) -> list[CachedRecord]:
     assert processor.region_tokenizer is not None
     regions = processor.region_tokenizer.encode(picture, boxes=BOXES)
-    return [CachedSample(conversation(i), regions[[i % 2]]) for i in range(8)]
+    return [CachedRecord(Record.from_dict(conversation(i)), regions[[i % 2]]) for i in range(8)]
 
 
 def bridge_for(mode: str, seed: int = 0) -> RegionBridgeForConditionalGeneration:
@@ -116,7 +117,7 @@ def assert_equal_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
 @pytest.mark.parametrize("mode", ["lora", "projector", "full"])
 def test_a_stopped_run_of_the_trainer_goes_on_as_if_it_had_not_been(
     processor: RegionBridgeProcessor,
-    cached: list[CachedSample],
+    cached: list[CachedRecord],
     tmp_path: Path,
     mode: str,
     caplog: pytest.LogCaptureFixture,
@@ -137,7 +138,7 @@ def test_a_stopped_run_of_the_trainer_goes_on_as_if_it_had_not_been(
 
 
 def test_a_checkpoint_refers_to_the_bundled_model_by_its_name(
-    processor: RegionBridgeProcessor, cached: list[CachedSample], tmp_path: Path
+    processor: RegionBridgeProcessor, cached: list[CachedRecord], tmp_path: Path
 ) -> None:
     train(tmp_path, processor, cached, max_steps=1, save_steps=1)
     loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "checkpoint-1")
@@ -146,7 +147,7 @@ def test_a_checkpoint_refers_to_the_bundled_model_by_its_name(
 
 
 def test_a_language_model_without_a_name_is_saved_in_each_checkpoint(
-    processor: RegionBridgeProcessor, cached: list[CachedSample], tmp_path: Path
+    processor: RegionBridgeProcessor, cached: list[CachedRecord], tmp_path: Path
 ) -> None:
     bridge = merge_lora(bridge_for("lora"))
     add_lora(bridge, r=2)
@@ -155,7 +156,7 @@ def test_a_language_model_without_a_name_is_saved_in_each_checkpoint(
 
 
 def test_the_best_checkpoint_is_loaded_at_the_end(
-    processor: RegionBridgeProcessor, cached: list[CachedSample], tmp_path: Path
+    processor: RegionBridgeProcessor, cached: list[CachedRecord], tmp_path: Path
 ) -> None:
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
     trainer = train(tmp_path, processor, cached, learning_rate=1.0, **options)  # a rate at which it gets worse
@@ -169,7 +170,7 @@ def test_the_best_checkpoint_is_loaded_at_the_end(
 
 
 def test_metrics_see_logits_and_labels(
-    processor: RegionBridgeProcessor, cached: list[CachedSample], tmp_path: Path
+    processor: RegionBridgeProcessor, cached: list[CachedRecord], tmp_path: Path
 ) -> None:
     seen: list[tuple[int, ...]] = []
 
@@ -185,7 +186,7 @@ def test_metrics_see_logits_and_labels(
 
 
 def test_gradient_checkpointing_changes_no_loss(
-    processor: RegionBridgeProcessor, cached: list[CachedSample], tmp_path: Path
+    processor: RegionBridgeProcessor, cached: list[CachedRecord], tmp_path: Path
 ) -> None:
     plain, thrifty = (
         train(tmp_path, processor, cached, "projector", max_steps=2, save_strategy="no", gradient_checkpointing=is_on)
@@ -195,7 +196,7 @@ def test_gradient_checkpointing_changes_no_loss(
 
 
 def test_accumulated_batches_give_the_loss_of_a_large_one(
-    processor: RegionBridgeProcessor, cached: list[CachedSample], tmp_path: Path
+    processor: RegionBridgeProcessor, cached: list[CachedRecord], tmp_path: Path
 ) -> None:
     shapes = ({"per_device_train_batch_size": 4}, {"gradient_accumulation_steps": 2})
     large, small = (
@@ -206,10 +207,10 @@ def test_accumulated_batches_give_the_loss_of_a_large_one(
 
 @pytest.mark.parametrize("mode", ["lora", "projector"])
 def test_regions_and_words_alone_are_learned_together(
-    processor: RegionBridgeProcessor, cached: list[CachedSample], tmp_path: Path, mode: str
+    processor: RegionBridgeProcessor, cached: list[CachedRecord], tmp_path: Path, mode: str
 ) -> None:
     """In one batch, and in batches of which one has no region at all."""
-    words = CachedSample(in_words(), None)
+    words = CachedRecord(Record.from_dict(in_words()), None)
     for number, mixed in enumerate(([cached[0], words] * 4, [*cached[:2], words, words])):
         trainer = train(
             tmp_path / str(number), processor, mixed, mode, save_strategy="no", train_sampling_strategy="sequential"
@@ -218,10 +219,10 @@ def test_regions_and_words_alone_are_learned_together(
 
 
 def test_records_need_no_cache(
-    processor: RegionBridgeProcessor, cached: list[CachedSample], picture: Image.Image, tmp_path: Path
+    processor: RegionBridgeProcessor, cached: list[CachedRecord], picture: Image.Image, tmp_path: Path
 ) -> None:
     picture.save(tmp_path / "p.png")
-    records = [{"image": "p.png", "width": 90, "height": 60, **item.sample} for item in cached[:3]]
+    records = [{**item.record.to_dict(), "image": "p.png", "width": 90, "height": 60} for item in cached[:3]]
     collator = ConversationCollator(processor, images=tmp_path)
     assert_same_batch(collator(records), collator(cached[:3]))
     assert_same_batch(collator([{**record, "image": picture} for record in records]), collator(cached[:3]))
@@ -265,7 +266,7 @@ def sft(output: Path, processor: RegionBridgeProcessor, data: Dataset, images: P
 
 
 def test_a_stopped_run_of_trl_goes_on_as_if_it_had_not_been(
-    processor: RegionBridgeProcessor, cached: list[CachedSample], picture: Image.Image, tmp_path: Path
+    processor: RegionBridgeProcessor, cached: list[CachedRecord], picture: Image.Image, tmp_path: Path
 ) -> None:
     pytest.importorskip("trl", reason="needs the extra dev, on Python 3.11 or later")
     picture.save(tmp_path / "p.png")

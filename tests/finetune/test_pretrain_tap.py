@@ -20,8 +20,9 @@ pytest.importorskip("matplotlib")
 from finetune.data.masked_pictures import GlyphPictures, MaskedPictures, boxes_of, collate
 from finetune.glyphs.language import CONCEPT_SIZE, build_text_tokenizer, caption, concept_banks, concept_vector
 from finetune.glyphs.scenes import COLOURS, KINDS, draw_scene, make_scene
-from finetune.pretrain_tap import DenseTargets, Recolouring, TokenAnchor, main
+from finetune.pretrain_tap import main
 from finetune.prompt_sampling import PromptSampler
+from finetune.tap_stages import DenseTargets, Recolouring, TokenAnchor
 from tap_tokenizer import TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer
 
 SIZES: dict[str, Any] = {
@@ -69,21 +70,21 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, model_config: Path, optimi
     class KilledError(Exception):
         pass
 
-    import finetune.pretrain_tap as script
+    from finetune import loop
 
-    plain, calls = script.save_state, []
+    plain, calls = loop.save_state, []
 
     def save_then_die(*arguments: Any) -> None:
         plain(*arguments)
         calls.append(1)
         raise KilledError
 
-    script.save_state = save_then_die
+    loop.save_state = save_then_die
     try:
         with pytest.raises(KilledError):
             train(tmp_path / "cut", "prompt", 4, *flags)
     finally:
-        script.save_state = plain
+        loop.save_state = plain
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-2"]
     resumed = train(tmp_path / "cut", "prompt", 4, *flags)
     for a, b in zip(whole, resumed):

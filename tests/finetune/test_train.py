@@ -17,8 +17,8 @@ pytest.importorskip("peft")
 
 from tiny_stage import make_cache as make
 
-import finetune.train as train
-from finetune.region_cache import RegionCache
+from finetune import loop, train
+from finetune.cache import RegionCache
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat
 
 pytestmark = pytest.mark.slow
@@ -59,16 +59,16 @@ def test_projector_then_lora(stage: Path, tmp_path: Path) -> None:
 def test_resumed_equals_uninterrupted(stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--language_model", str(stage / "lm" / "model"), "--image_grid", "2", "--merge", "true"]
     whole = run(stage, tmp_path / "whole", "lora", *flags)
-    plain = train.save_state
+    plain = loop.save_state
 
     def save_then_die(*arguments: Any) -> None:
         plain(*arguments)
         raise InterruptedError
 
-    monkeypatch.setattr(train, "save_state", save_then_die)
+    monkeypatch.setattr(loop, "save_state", save_then_die)
     with pytest.raises(InterruptedError):
         run(stage, tmp_path / "cut", "lora", *flags)
-    monkeypatch.setattr(train, "save_state", plain)
+    monkeypatch.setattr(loop, "save_state", plain)
     resumed = run(stage, tmp_path / "cut", "lora", *flags)
     assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in whole], abs=1e-6)
     one, other = (

@@ -12,6 +12,7 @@ import torch
 
 from finetune.glyphs.scenes import draw_scene, make_scene
 from llm_bridge import (
+    FeatureLayout,
     PictureContext,
     RegionBridgeConfig,
     RegionBridgeProcessor,
@@ -19,10 +20,13 @@ from llm_bridge import (
     grid_points,
     region_features,
 )
-from llm_bridge.chat_markup import with_images_last
+from llm_bridge.chat_markup import place_images
 from llm_bridge.description import box_iou
 from llm_bridge.picture_context import find_objects
 from tap_tokenizer import TapRegionTokenizer
+
+LAYOUT = FeatureLayout(token_size=32, embed_size=16, num_experts=4)
+"""The tiny tokenizer's."""
 
 
 @pytest.fixture
@@ -145,13 +149,13 @@ def test_regions_that_are_asked_about_leave_the_context(finding: TapRegionTokeni
     context = PictureContext(regions=5)
     (rows,) = context.encode(finding, finding.embed_image([picture]))
     nearly = region_features(finding.encode(picture, boxes=[[21.0, 10.0, 40.0, 31.0], [0.0, 0.0, 5.0, 5.0]]), "routed")
-    left = context.beside(rows, nearly[:, 0], 4, (40, 60))
+    left = context.beside(rows, nearly[:, 0], LAYOUT, (40, 60))
     assert sorted(left[[0, -1]].tolist()) == sorted(rows[[0, 2]].tolist())  # the second of three went
     torch.testing.assert_close(left[1:-1], rows[[3, 3, 3]])
-    assert context.beside(rows, nearly[1:, 0], 4, (40, 60))[:, :-1].any(dim=1).sum() == 3  # too far from any
-    torch.testing.assert_close(context.beside(rows, nearly[:0, 0], 4, (40, 60)), rows)
+    assert context.beside(rows, nearly[1:, 0], LAYOUT, (40, 60))[:, :-1].any(dim=1).sum() == 3  # too far from any
+    torch.testing.assert_close(context.beside(rows, nearly[:0, 0], LAYOUT, (40, 60)), rows)
     torch.testing.assert_close(
-        PictureContext(grid=2).beside(rows[:4], nearly[:, 0], 4, (40, 60)), rows[:4]
+        PictureContext(grid=2).beside(rows[:4], nearly[:, 0], LAYOUT, (40, 60)), rows[:4]
     )  # places, not objects
 
 
@@ -170,7 +174,7 @@ def test_the_nearest_to_the_first_region_stands_first_and_the_farthest_last(
         (asked.flip(0), [1, 4, 4, 4, 4, 2]),
         (asked[:1], [2, 1, 4, 4, 4, 3]),
     ):
-        torch.testing.assert_close(PictureContext(regions=6).beside(rows, regions, 4, (40, 60)), features[order])
+        torch.testing.assert_close(PictureContext(regions=6).beside(rows, regions, LAYOUT, (40, 60)), features[order])
 
 
 def test_distance_is_measured_in_pixels(finding: TapRegionTokenizer) -> None:
@@ -178,10 +182,10 @@ def test_distance_is_measured_in_pixels(finding: TapRegionTokenizer) -> None:
     wide = np.zeros((100, 200, 3), np.uint8)
     encoded = finding.encode(wide, boxes=[[5.0, 5.0, 15.0, 15.0], [45.0, 5.0, 55.0, 15.0], [5.0, 30.0, 15.0, 40.0]])
     features = region_features(encoded, "routed", is_context=True)[:, 0]
-    shown = PictureContext(regions=3).beside(features, features[:1], 4, (100, 200))
+    shown = PictureContext(regions=3).beside(features, features[:1], LAYOUT, (100, 200))
     torch.testing.assert_close(shown[0], features[2])
     torch.testing.assert_close(shown[2], features[1])
-    as_square = PictureContext(regions=3).beside(features, features[:1], 4, (100, 100))
+    as_square = PictureContext(regions=3).beside(features, features[:1], LAYOUT, (100, 100))
     torch.testing.assert_close(as_square[0], features[1])
 
 
@@ -247,8 +251,10 @@ def test_context_stands_in_the_turn_of_the_last_question(
     assert before.count(slot) == 1
     assert f"{slot * 4}\nregion2 {slot} and that ?" in last
     system = [{"role": "system", "content": "<image>\nbe brief"}, {"role": "user", "content": "a <image> here"}]
-    assert [turn["content"] for turn in with_images_last(system)] == ["be brief", "<image>\na <image> here"]
-    assert with_images_last(system[1:]) == system[1:]
+    assert [turn["content"] for turn in place_images(system, 2)] == ["be brief", "<image>\na <image> here"]
+    assert place_images(system[1:], 1) == system[1:]
+    unsaid = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    assert [turn["content"] for turn in place_images(unsaid, 1)] == ["a", "b", "<image>\nc"]
     _, processor = make_bridge(region_tokenizer=finding)
     assert f"{slot}\n" not in processor.apply_chat_template(_talk_of_two(picture, boxes))
 

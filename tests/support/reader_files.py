@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 from small_files import SQUARE, write_json, write_picture
 
-from finetune.data.coco import CocoPanopticSource, CocoSource
+from finetune.data.coco import CocoSource, LvisSource
+from finetune.data.coco_panoptic import CocoPanopticSource
 from finetune.data.ferret_bench import FerretBenchSource
 from finetune.data.gar_bench import GarBenchSource
-from finetune.data.lvis import LvisSource
 from finetune.data.osprey import OspreySource
 from finetune.data.pixelrefer import PixelReferSource
 from finetune.data.refcoco import RefCocoSource

@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from finetune.data.sample import Sample
 from finetune.data.source import Source
 from finetune.data.validation import problems_of
+from finetune.records import Record
 
 SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
 """A polygon of 20 × 20 pixels."""
@@ -28,13 +28,13 @@ def write_json(path: Path, value: Any) -> str:
     return str(path)
 
 
-def read_whole(source: Source, root: Path) -> list[Sample]:
+def read_whole(source: Source, root: Path) -> list[Record]:
     """A source's records, none of which `validate` finds fault with."""
-    samples = list(source.limited())
-    for sample in samples:
-        assert problems_of(json.loads(json.dumps(sample)), root) == []
-    return samples
+    records = list(source.limited())
+    for record in records:
+        assert problems_of(json.loads(json.dumps(record.to_dict())), root) == []
+    return records
 
 
-def talk_of(sample: Sample) -> list[str]:
-    return [turn["content"] for turn in sample["conversations"]]
+def talk_of(record: Record) -> list[str]:
+    return [turn.content for turn in record.conversations]

@@ -117,7 +117,8 @@ def test_the_command_writes_a_folder_that_loads(
     command = [
         sys.executable,
         "-m",
-        "tap_tokenizer.checkpoint_conversion",
+        "tap_tokenizer",
+        "convert",
         str(original_checkpoint),
         str(tmp_path / "tap"),
     ]
@@ -136,7 +137,7 @@ def test_the_command_writes_a_folder_that_loads(
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tap_tokenizer.checkpoint_conversion", "nowhere.pkl", str(tmp_path / "tap")]
+    command = [sys.executable, "-m", "tap_tokenizer", "convert", "nowhere.pkl", str(tmp_path / "tap")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert "Found nothing at nowhere.pkl" in done.stderr

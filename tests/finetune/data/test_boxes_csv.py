@@ -13,6 +13,7 @@ pytest.importorskip("datasets")
 from small_files import read_whole, talk_of, write_picture
 
 from finetune.data.boxes_csv import BoxesCsvSource
+from finetune.records import Region
 
 
 def source(folder: Path, text: str, **knobs: Any) -> BoxesCsvSource:
@@ -27,9 +28,9 @@ def test_rows_of_a_picture_come_together(tmp_path: Path) -> None:
     text = 'image,x1,y1,x2,y2,answer\na.jpg,1,2,30,20,"a cup, red"\nb b.jpg,0,0,60,40,a wall\na.jpg,5,5,9,9,a lid\n'
     first, second = read_whole(source(tmp_path, text), tmp_path)
     assert talk_of(first) == ["What is <region1>?", "a cup, red", "What is <region2>?", "a lid"]
-    assert (first["image"], first["width"], first["height"]) == ("pictures/a.jpg", 60, 40)
-    assert second["regions"] == [{"box": [0, 0, 60, 40]}]
-    assert first["source"] == "mine.csv"
+    assert (first.image, first.width, first.height) == ("pictures/a.jpg", 60, 40)
+    assert second.regions == [Region([0, 0, 60, 40])]
+    assert first.source == "mine.csv"
 
 
 def test_questions_of_ones_own(tmp_path: Path) -> None:

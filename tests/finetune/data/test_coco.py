@@ -14,9 +14,10 @@ from PIL import Image
 from small_files import SQUARE, read_whole, talk_of, write_json, write_picture
 
 from finetune.data.__main__ import main
-from finetune.data.coco import CocoPanopticSource, CocoSource
+from finetune.data.coco import CocoSource, LvisSource
+from finetune.data.coco_panoptic import CocoPanopticSource
 from finetune.data.entries import CUT
-from finetune.data.sample import decode_mask
+from finetune.records import decode_mask
 
 IMAGES = [
     {"id": 7, "file_name": "a.jpg", "width": 60, "height": 40},
@@ -46,11 +47,11 @@ def test_instances(tmp_path: Path, pictures: Path) -> None:
         "info": {}, "annotations": annotations, "images": IMAGES, "categories": CATEGORIES})  # fmt: skip
     common = {"annotations": path, "images": str(pictures), "output": str(tmp_path / "o.jsonl")}
     first, second = read_whole(CocoSource(**common), tmp_path)
-    assert first["image"] == "pictures/a.jpg"
-    assert [r["box"] for r in first["regions"]] == [[0, 30, 15, 40]]  # clipped
-    assert [r["box"] for r in second["regions"]] == [[10, 10, 30, 30], [12, 12, 17, 17]]
+    assert first.image == "pictures/a.jpg"
+    assert [r.box for r in first.regions] == [[0, 30, 15, 40]]  # clipped
+    assert [r.box for r in second.regions] == [[10, 10, 30, 30], [12, 12, 17, 17]]
     assert talk_of(second) == ["What is <region1>?", "dog", "What is <region2>?", "dog"]
-    assert len(read_whole(CocoSource(**common, keep_crowds=True), tmp_path)[1]["regions"]) == 3
+    assert len(read_whole(CocoSource(**common, keep_crowds=True), tmp_path)[1].regions) == 3
     assert len(read_whole(CocoSource(**common, regions_per_record=1), tmp_path)) == 3
     with pytest.raises(ValueError, match="nowhere"):
         list(CocoSource(**{**common, "images": str(tmp_path / "nowhere")}).records())
@@ -63,7 +64,7 @@ def test_boxes_that_are_cut_by_more_than_rounding_are_told(tmp_path: Path, pictu
         "annotations": annotations, "images": IMAGES, "categories": CATEGORIES})  # fmt: skip
     source = CocoSource(annotations=path, images=str(pictures), output=str(tmp_path / "o.jsonl"))
     (record,) = read_whole(source, tmp_path)
-    assert record["regions"][2]["box"] == [30, 20, 60, 40]
+    assert record.regions[2].box == [30, 20, 60, 40]
     assert source.left_out.summary()[-2:] == ["1 entry taken, though in doubt:", f"       1 × {CUT}"]
 
 
@@ -84,8 +85,8 @@ def test_panoptic(tmp_path: Path, pictures: Path) -> None:
               "output": str(tmp_path / "o.jsonl")}  # fmt: skip
     (sample,) = read_whole(CocoPanopticSource(**common), tmp_path)
     assert talk_of(sample)[1::2] == ["dog", "sky"]
-    for region, number in zip(sample["regions"], (300, 70_000)):
-        assert np.array_equal(decode_mask(region["mask"], (40, 60)), numbers == number)
+    for region, number in zip(sample.regions, (300, 70_000)):
+        assert np.array_equal(decode_mask(region.mask, (40, 60)), numbers == number)
     (things,) = read_whole(CocoPanopticSource(**common, things_only=True), tmp_path)
     assert talk_of(things)[1::2] == ["dog"]
 
@@ -114,7 +115,7 @@ def source(
 
 
 def regions_of(made: CocoSource, folder: Path) -> list[int]:
-    return [len(sample["regions"]) for sample in read_whole(made, folder)]
+    return [len(sample.regions) for sample in read_whole(made, folder)]
 
 
 def test_ids_as_text_lose_nothing(tmp_path: Path, pictures: Path) -> None:
@@ -197,7 +198,7 @@ def test_other_tools_files_are_read(tmp_path: Path, pictures: Path) -> None:
         whole,
     ]
     (sample,) = read_whole(source(tmp_path, annotations, images=images), tmp_path)
-    assert [len(region.get("mask", [])) for region in sample["regions"]] == [1, 1, 0, 0]
+    assert [len(region.mask or []) for region in sample.regions] == [1, 1, 0, 0]
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path, pictures: Path) -> None:
@@ -214,4 +215,28 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path, pictures: Path) -> None:
 ])  # fmt: skip
 def test_real_files(tmp_path: Path, file: str, images: str, regions: int) -> None:
     source = CocoSource(annotations=str(SHARED / file), images=str(SHARED / images), output=str(tmp_path / "o.jsonl"))
-    assert sum(len(sample["regions"]) for sample in read_whole(source, tmp_path)) == regions
+    assert sum(len(sample.regions) for sample in read_whole(source, tmp_path)) == regions
+
+
+def test_pictures_of_lvis_are_found_by_address(tmp_path: Path) -> None:
+    write_picture(tmp_path / "coco" / "val2017" / "000000000139.jpg")
+    path = write_json(tmp_path / "lvis_v1_val.json", {
+        "images": [{"id": 139, "width": 60, "height": 40, "neg_category_ids": [], "not_exhaustive_category_ids": [],
+                    "coco_url": "http://images.cocodataset.org/val2017/000000000139.jpg"}],
+        "annotations": [{"id": 1, "image_id": 139, "category_id": 3, "bbox": [10, 10, 20, 20], "segmentation": SQUARE}],
+        "categories": [{"id": 3, "name": "alarm_clock", "synonyms": ["alarm_clock"], "frequency": "f"}]})  # fmt: skip
+    source = LvisSource(annotations=path, images=str(tmp_path / "coco"), output=str(tmp_path / "o.jsonl"))
+    (sample,) = read_whole(source, tmp_path)
+    assert sample.image == "coco/val2017/000000000139.jpg"
+    assert talk_of(sample) == ["What is <region1>?", "alarm clock"]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real files of ../shared/data")
+def test_real_file_of_lvis(tmp_path: Path) -> None:
+    folder = SHARED / "lvis_sample"
+    source = LvisSource(
+        annotations=str(folder / "lvis_val_100.json"), images=str(folder), output=str(tmp_path / "o.jsonl")
+    )
+    samples = list(source.limited())
+    assert sum(len(sample.regions) for sample in samples) == 977
+    assert all("/val2017/" in sample.image or "/train2017/" in sample.image for sample in samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,35 +15,36 @@ from small_files import SQUARE, write_json, write_picture
 
 from finetune.data.__main__ import main
 from finetune.data.contact_sheet import TILE, contact_sheet
+from finetune.records import Record, Region, Turn
 
 TALK = [{"role": "user", "content": "What is <region1>?"}, {"role": "assistant", "content": "a dog"}]
 
 
+def record(*regions: Region) -> Record:
+    return Record("a.jpg", 300, 200, list(regions), list(map(Turn.from_dict, TALK)))
+
+
 def test_every_kind_of_region_is_drawn(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.jpg", 300, 200)
-    rest = {"image": "a.jpg", "width": 300, "height": 200, "conversations": TALK}
-    plain = np.asarray(contact_sheet([{**rest, "regions": []}], tmp_path), dtype=int)
+    plain = np.asarray(contact_sheet([record()], tmp_path), dtype=int)
     assert plain.shape[1] == TILE
-    prompts = ({"box": [20, 20, 90, 90]}, {"points": [[50, 50], [150, 150]], "point_labels": [1, 0]}, {"mask": SQUARE})
+    prompts = (
+        Region([20, 20, 90, 90]),
+        Region(points=[[50, 50], [150, 150]], point_labels=[1, 0]),
+        Region(mask=SQUARE),
+    )
     for prompt in prompts:
-        sheet = np.asarray(contact_sheet([{**rest, "regions": [prompt]}], tmp_path), dtype=int)
+        sheet = np.asarray(contact_sheet([record(prompt)], tmp_path), dtype=int)
         assert np.abs(sheet - plain).max() > 60
-    four = contact_sheet([{**rest, "regions": [prompts[0]]}] * 4, tmp_path, columns=3)
+    four = contact_sheet([record(prompts[0])] * 4, tmp_path, columns=3)
     assert four.width == 3 * TILE
     assert four.height == 2 * len(plain)
 
 
 def test_a_picture_of_another_size_is_not_drawn_on(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.jpg", 300, 200)
-    record = {
-        "image": "a.jpg",
-        "width": 600,
-        "height": 400,
-        "regions": [{"box": [20, 20, 90, 90]}],
-        "conversations": TALK,
-    }
     with pytest.raises(ValueError, match=r"The record of a\.jpg says .* 600 × 400 pixels, but it has 300 × 200"):
-        contact_sheet([record], tmp_path)
+        contact_sheet([replace(record(Region([20, 20, 90, 90])), width=600, height=400)], tmp_path)
 
 
 def test_command(tmp_path: Path) -> None:

@@ -13,8 +13,6 @@ from reader_files import READERS, changed
 from small_files import SQUARE
 
 from finetune.data.entries import (
-    EntryError,
-    LeftOut,
     answer,
     box_of,
     identity,
@@ -26,7 +24,9 @@ from finetune.data.entries import (
     sound_region,
     text,
 )
+from finetune.data.problems import EntryError, LeftOut
 from finetune.data.validation import problems_of
+from finetune.records import Region
 
 NASTY = [None, True, "", -1, float("nan"), 10**400, [], {}, "\ud800", "../../x", "<region7>"]
 
@@ -39,10 +39,10 @@ def test_one_bad_entry_costs_no_other(name: str, tmp_path: Path) -> None:
         folder.mkdir()
         source = files.write(folder, [files.entry, entry])
         records = list(source.limited())
-        assert "a.jpg" in records[0]["image"], what
+        assert "a.jpg" in records[0].image, what
         assert len(records) == 2 or source.left_out.summary(), f"{what} went unsaid"
         for record in records:
-            kinds = [kind for kind, _ in problems_of(json.loads(json.dumps(record)), folder)]
+            kinds = [kind for kind, _ in problems_of(json.loads(json.dumps(record.to_dict())), folder)]
             assert set(kinds) <= ({"missing picture", "wrong mask"} if "counts" in what else {"missing picture"}), what
     assert count > 20
 
@@ -147,10 +147,10 @@ def test_values_are_shown_short() -> None:
 
 
 def test_regions_keep_the_rules_of_validate() -> None:
-    assert sound_region({"box": [1, 2, 30, 20]}, (40, 60)) == {"box": [1, 2, 30, 20]}
+    assert sound_region(Region([1, 2, 30, 20]), (40, 60)) == Region([1, 2, 30, 20])
     for region, reason in (
-        ({"box": [0.1, 0.2, 0.7, 0.9]}, "thin box"), ({"box": [1, 2, 1.5, 20]}, "thin box"),
-        ({"box": [1, 2, 30, 20], "mask": {"size": [40, 60], "counts": [2400]}}, "empty mask"),
+        (Region([0.1, 0.2, 0.7, 0.9]), "thin box"), (Region([1, 2, 1.5, 20]), "thin box"),
+        (Region([1, 2, 30, 20], mask={"size": [40, 60], "counts": [2400]}), "empty mask"),
     ):  # fmt: skip
         with pytest.raises(EntryError) as fault:
             sound_region(region, (40, 60))

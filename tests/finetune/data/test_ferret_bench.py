@@ -22,5 +22,5 @@ def test_questions(tmp_path: Path) -> None:
     source = FerretBenchSource(annotations=path, images=str(tmp_path), output=str(tmp_path / "o.jsonl"))
     (sample,) = read_whole(source, tmp_path)
     assert talk_of(sample) == ["How does the object <region1> interact?"]
-    assert (sample["width"], sample["height"]) == (60, 40)
-    assert sample["regions"][0]["box"] == [10, 10, 30, 30]
+    assert (sample.width, sample.height) == (60, 40)
+    assert sample.regions[0].box == [10, 10, 30, 30]

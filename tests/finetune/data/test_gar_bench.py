@@ -26,4 +26,4 @@ def test_all_masks_are_shown_before_the_choices(tmp_path: Path) -> None:
     assert question.startswith("The picture has <region1>, <region2>, <region3>.\nIs <region1> in the mirror?")
     assert "B. Only <region2>" in question
     assert answer == "B"
-    assert sample["source"] == "GAR-Bench-VQA mirror"
+    assert sample.source == "GAR-Bench-VQA mirror"

@@ -11,10 +11,10 @@ pytest.importorskip("datasets")
 from small_files import SQUARE, read_whole, talk_of, write_json, write_picture
 
 from finetune.data.osprey import BRIEF, OspreySource
-from finetune.data.sample import Sample
+from finetune.records import Record
 
 
-def read(folder: Path, kind: str, **entry: object) -> Sample:
+def read(folder: Path, kind: str, **entry: object) -> Record:
     write_picture(folder / "000000000009.jpg")
     content = {"file_name": "000000000009.jpg", "height": 40, "width": 60,
                "annotation": [{"segmentation": SQUARE}, {"segmentation": {"size": [40, 60], "counts": [100, 50, 2250]}}],
@@ -31,11 +31,11 @@ def turns(*values: str) -> list[dict[str, str]]:
 def test_conversation(tmp_path: Path) -> None:
     talk = turns("What is <region1>?", "A dog beside <region2>.", "Is it wet?", "No.")
     sample = read(tmp_path, "conversation", file_name="COCO_train2014_000000000009.jpg", conversations=talk)
-    assert sample["image"] == "000000000009.jpg"
+    assert sample.image == "000000000009.jpg"
     first = talk_of(sample)[0]
     assert first.startswith("The picture has <region1>, <region2>.")  # region 2 would else be shown by the answer
     assert first.endswith("What is <region1>?")
-    assert sample["regions"][0]["box"] == [10, 10, 30, 30]
+    assert sample.regions[0].box == [10, 10, 30, 30]
 
 
 def test_short_answers_and_parts(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_positives_and_negatives_keep_the_name(tmp_path: Path) -> None:
     write_picture(tmp_path / "val_9.jpg")
     talk = turns("Is <region1> a cat, and <region2>?", "No")
     sample = read(tmp_path, "lvis_positive_negative", file_name="val_9.jpg", conversations=talk)
-    assert sample["image"] == "val_9.jpg"
+    assert sample.image == "val_9.jpg"
 
 
 def test_descriptions(tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def test_every_expression_comes_once(tmp_path: Path, common: dict[str, str]) -> 
     one, two = read_whole(RefCocoSource(**common), tmp_path)
     assert talk_of(one)[1::2] == ["dog on the left", "brown dog"]
     assert talk_of(two)[1::2] == ["left dog"]
-    assert one["image"] == "train2014/COCO_train2014_000000581857.jpg"
-    assert one["regions"][0]["captions"] == ["dog on the left", "left dog"]
+    assert one.image == "train2014/COCO_train2014_000000581857.jpg"
+    assert one.regions[0].captions == ["dog on the left", "left dog"]
     assert len(read_whole(RefCocoSource(**common, sentences="first"), tmp_path)) == 1
     (val,) = read_whole(RefCocoSource(**common, split="val"), tmp_path)
     assert talk_of(val)[1::2] == ["cat"]

@@ -10,19 +10,23 @@ pytest.importorskip("datasets")
 
 from small_files import write_picture
 
-from finetune.data.entries import EntryError
-from finetune.data.source import ask_each, groups, inside, literal, number_regions, talk, with_all_shown
+from finetune.data.coco import CocoSource
+from finetune.data.problems import EntryError
+from finetune.data.source import inside, literal, talk, with_all_shown
+from finetune.records import Region
 
 
 def test_turns() -> None:
-    turns = ask_each("What is <region>?", ["dog", "cat"])
-    assert [turn["content"] for turn in turns] == ["What is <region1>?", "dog", "What is <region2>?", "cat"]
-    assert number_regions("<region> or <region>", 2) == ("<region3> or <region4>", 4)
+    source = CocoSource(output="o.jsonl", images=".", annotations="a.json", regions_per_record=2)
+    asked = [(Region([0, 0, 9, 9], label=name), "What is <region>?", name) for name in ("dog", "cat", "cow")]
+    first, second = source.records_of("a.jpg", (40, 60), asked, "x", None)
+    turns = first.conversations
+    assert [turn.content for turn in turns] == ["What is <region1>?", "dog", "What is <region2>?", "cat"]
+    assert [turn.content for turn in second.conversations] == ["What is <region1>?", "cow"]
+    assert [region.label for record in (first, second) for region in record.regions] == ["dog", "cat", "cow"]
+    assert first.size == (40, 60)
     assert with_all_shown(turns, 2) == turns
-    assert (
-        with_all_shown(turns, 3)[0]["content"] == "The picture has <region1>, <region2>, <region3>.\nWhat is <region1>?"
-    )
-    assert [list(some) for some in groups([1, 2, 3], 2)] == [[1, 2], [3]]
+    assert with_all_shown(turns, 3)[0].content == "The picture has <region1>, <region2>, <region3>.\nWhat is <region1>?"
 
 
 def test_a_picture_lies_inside_its_folder(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from small_files import SQUARE, write_picture
 
 from finetune.data.__main__ import main
 from finetune.data.boxes_csv import BoxesCsvSource
-from finetune.data.sample import load_samples
 from finetune.data.validation import problems_of
+from finetune.records import load_records
 
 
 def good(**changes: Any) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def test_pictures_are_as_large_as_they_are_seen(folder: Path) -> None:
     (folder / "mine.csv").write_text("image,x1,y1,x2,y2,answer\nturned.jpg,1,2,30,55,a cup\n")
     source = BoxesCsvSource(boxes=str(folder / "mine.csv"), images=str(folder), output=str(folder / "o.jsonl"))
     (sample,) = source.records()
-    assert not problems_of(sample, folder)
+    assert not problems_of(sample.to_dict(), folder)
 
 
 def test_torn_pictures_are_found_when_decoded(folder: Path) -> None:
@@ -152,7 +152,7 @@ def test_every_door_reads_a_byte_order_mark(folder: Path, capsys: pytest.Capture
     assert main(["validate", "--data", str(folder / "bom.jsonl"), "--keep", str(folder / "kept.jsonl")]) == 0
     assert "2 of 2 records are whole" in capsys.readouterr().out
     assert main(["show", "--data", str(folder / "bom.jsonl"), "--output", str(folder / "bom.png")]) == 0
-    assert len(load_samples(folder / "bom.jsonl")) == len(load_samples(folder / "kept.jsonl")) == 2
+    assert len(load_records(folder / "bom.jsonl")) == len(load_records(folder / "kept.jsonl")) == 2
 
 
 def test_lines_that_no_parser_survives_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,12 +35,12 @@ def test_original_layout(tmp_path: Path) -> None:
         "images": str(tmp_path), "output": str(tmp_path / "o.jsonl"),
     }  # fmt: skip
     one, two = read_whole(VisualGenomeSource(**common), tmp_path)
-    assert (one["image"], two["image"]) == ("VG_100K_2/1.jpg", "VG_100K/2.jpg")
+    assert (one.image, two.image) == ("VG_100K_2/1.jpg", "VG_100K/2.jpg")
     assert talk_of(one)[1::2] == ["the clock is green", "leaves the picture"]
-    assert one["regions"][1]["box"] == [50, 0, 60, 12]
+    assert one.regions[1].box == [50, 0, 60, 12]
     splits = write_json(tmp_path / "splits.json", {"train": [1], "val": [2], "test": []})
     (kept,) = read_whole(VisualGenomeSource(**common, splits=splits, split="val"), tmp_path)
-    assert kept["image"] == two["image"]
+    assert kept.image == two.image
 
 
 def test_grit_layout(tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_real_files(tmp_path: Path) -> None:
     common = {"annotations": str(folder / "region_descriptions.json"), "image_data": str(folder / "image_data.json"),
               "images": str(folder), "output": output}  # fmt: skip
     samples = list(VisualGenomeSource(**common).limited())
-    assert sum(len(sample["regions"]) for sample in samples) == 7278
-    assert not [problem for sample in samples for problem in problems_of(sample, tmp_path, "skip")]
+    assert sum(len(sample.regions) for sample in samples) == 7278
+    assert not [problem for sample in samples for problem in problems_of(sample.to_dict(), tmp_path, "skip")]
     splits = str(folder / "densecap_splits.json")
     parts = [
         list(VisualGenomeSource(**common, splits=splits, split=name).limited()) for name in ("train", "val", "test")
@@ -90,4 +90,4 @@ def test_real_files(tmp_path: Path) -> None:
     folder = SHARED / "region_captions"
     for name, count in (("train", 195), ("test", 42)):
         source = GritSource(annotations=str(folder / f"{name}.json"), images=str(folder / "images"), output=output)
-        assert sum(len(sample["regions"]) for sample in read_whole(source, tmp_path)) == count
+        assert sum(len(sample.regions) for sample in read_whole(source, tmp_path)) == count

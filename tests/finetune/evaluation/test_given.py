@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("datasets")
 
+from finetune.data.problems import Problems
 from finetune.evaluation.benchmarks import BENCHMARKS
 from finetune.evaluation.given import GIVEN, read_predictions
 from finetune.evaluation.places import Place
-from finetune.evaluation.problems import Problems
 from finetune.evaluation.reading import EvaluationSet
 from finetune.evaluation.scoring import match_answers, match_lines, score_masks, score_prompts
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from finetune import evaluate
 from finetune.data.coco import CocoSource
-from finetune.data.converting import convert
+from finetune.data.conversion import convert
 from finetune.data.sample import FEATURES
 from finetune.evaluation.benchmarks import BENCHMARKS
 from finetune.evaluation.reading import read_set

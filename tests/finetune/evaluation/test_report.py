@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from finetune.evaluation.problems import counted, first_names
+from finetune.data.problems import counted, first_names
 from finetune.evaluation.report import as_markdown, figure_of
 
 

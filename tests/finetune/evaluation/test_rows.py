@@ -11,9 +11,9 @@ import torch
 pytest.importorskip("pycocotools")
 pytest.importorskip("inflect")
 
+from finetune.data.problems import Problems
 from finetune.evaluation.benchmarks import BENCHMARKS
 from finetune.evaluation.items import Seen, items_of, named_regions
-from finetune.evaluation.problems import Problems
 from finetune.evaluation.rows import BridgeRow, CaptionRow, ConceptRow, DescribedRow
 from tap_tokenizer import ConceptBank, RegionTokens
 

@@ -1,0 +1,447 @@
+"""Records → the batches that a bridge learns from: a mixture of sources, turns of a conversation, tensors.
+
+Nothing here depends on where a run began: what stands at a position is a matter of the seed and the position alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm.auto import tqdm
+from transformers import BatchFeature
+
+from llm_bridge import RegionBridgeProcessor, region_features, region_numbers
+from tap_tokenizer import RegionTokens
+
+from .bridge_setup import TrainArguments
+from .cache import RegionCache, encode_regions
+from .config import Source
+from .loop import ignore_ctrl_c
+from .records import Record, Records, Turn, check_size, cut_turns, load_records, open_image
+
+_BLOCK = 4096
+"""Positions of a mixture in which every source has its share."""
+
+_KEPT = 40_000
+"""Records that a process keeps once it has read them."""
+
+
+@dataclass
+class CachedRecord:
+    """A record, the region tokens of its regions, and its picture's context features (slots, F) if there are any.
+
+    regions: None for a conversation without a picture.
+    """
+
+    record: Record
+    regions: RegionTokens | None
+    context: Tensor | None = None
+
+
+# --- which record comes when ------------------------------------------------------------------------------------------
+
+
+class Mixture:
+    """An endless sequence of (data set, record, visit) drawn from data sets of given sizes.
+
+    Each data set is gone through in a new random order every time; how often it comes follows its weight, by default its
+    size, evenly in every block of 4096 positions. `visit` counts how many times the record has come before.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0) -> None:
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"Got data sets of {list(sizes)} records: every one needs at least one.")
+        weights = list(sizes) if weights is None else list(weights)
+        if len(weights) != len(sizes) or min(weights) <= 0:
+            raise ValueError(
+                f"Got {len(weights)} weights for {len(sizes)} data sets, expected a positive one for each."
+            )
+        self.sizes, self.seed = list(sizes), seed
+        self.shares = np.asarray(weights, dtype=np.float64) / sum(weights)
+        self._order = lru_cache(maxsize=4)(self._draw_order)
+        self._permutation = lru_cache(maxsize=2 * len(sizes))(self._draw_permutation)
+
+    def __reduce__(self) -> tuple[type[Mixture], tuple[list[int], list[float], int]]:
+        return Mixture, (self.sizes, self.shares.tolist(), self.seed)
+
+    def __getitem__(self, position: int) -> tuple[int, int, int]:
+        block, place = divmod(position, _BLOCK)
+        sources, before = self._order(block)
+        source = int(sources[place])
+        drawn = int(before[source]) + int((sources[:place] == source).sum())
+        visit, row = divmod(drawn, self.sizes[source])
+        return source, int(self._permutation(source, visit)[row]), visit
+
+    def _draw_order(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """The data set of each place of a block, and how many of each came before it."""
+        before = self._quota(block * _BLOCK)
+        here = self._quota((block + 1) * _BLOCK) - before
+        sources = np.repeat(np.arange(len(self.sizes)), here)
+        np.random.RandomState([self.seed, 1, block]).shuffle(sources)
+        return sources, before
+
+    def _quota(self, positions: int) -> np.ndarray:
+        """How many of the first `positions` belong to each data set."""
+        edges = np.floor(np.concatenate([[0.0], np.cumsum(self.shares)]) * positions + 1e-9).astype(np.int64)
+        edges[-1] = positions
+        return np.diff(edges)
+
+    def _draw_permutation(self, source: int, visit: int) -> np.ndarray:
+        return np.random.RandomState([self.seed, 2, source, visit]).permutation(self.sizes[source])
+
+
+class Conversations(Dataset[CachedRecord]):
+    """The conversation at each position of a mixture, with a prompt variant of its own."""
+
+    def __init__(self, sources: Sequence[Source], seed: int = 0, same_region: float = 0.0) -> None:
+        records = {source.records: load_records(source.records).without_pictures() for source in sources}
+        caches = {source.cache: RegionCache(source.cache) for source in sources}
+        self.sources, self.seed, self.same_region = sources, seed, same_region
+        self.records = [records[source.records] for source in sources]
+        self.caches = [caches[source.cache] for source in sources]
+        self.rows = self._rows()
+        self._read: dict[tuple[int, int], tuple[Record, list[int]]] = {}
+        weights = [source.weight for source in sources if source.weight is not None]
+        self.mixture = Mixture([len(rows) for rows in self.rows], weights or None, seed)
+
+    def __getitem__(self, position: int) -> CachedRecord:
+        number, place, visit = self.mixture[position]
+        source, row, cache = self.sources[number], self.rows[number][place], self.caches[number]
+        variant = (row + visit + self.seed) % len(cache.plan.variants)
+        record, regions = self._record(number, row)
+        tokens = cache.regions(row, variant)
+        check_size(record, picture_size(tokens), f"Record {row} of {source.records}, for which tokens are cached,")
+        item = CachedRecord(record, tokens[regions], cache.grid(row))
+        random = np.random.RandomState([self.seed, 3, position % 2**32])
+        return _cut(item, source.turns, random, self.same_region)
+
+    def _record(self, number: int, row: int) -> tuple[Record, list[int]]:
+        """A record with the questions that its source wants of it, and the numbers of the regions that it keeps."""
+        found = self._read.get((number, row))
+        if found is None:
+            record = self.records[number][row]
+            asked = _questions(record.conversations)
+            wanted = [i for i, turns in enumerate(asked) if re.search(self.sources[number].questions, _words(turns))]
+            found = _of(record, asked, wanted)
+            if len(self._read) < _KEPT:
+                self._read[number, row] = found
+        return found
+
+    def length(self, position: int) -> int:
+        """How many questions the conversation at a position has, at most."""
+        number, place, _ = self.mixture[position]
+        if turns := self.sources[number].turns:
+            return turns
+        record, _ = self._record(number, self.rows[number][place])
+        return len(_questions(record.conversations))
+
+    def _rows(self) -> list[Sequence[int]]:
+        """Which records of each source have a question that is wanted of it."""
+        if not any(source.questions for source in self.sources):
+            return [range(len(records)) for records in self.records]
+        found: list[list[int]] = [[] for _ in self.sources]
+        for path, records in {source.records: own for source, own in zip(self.sources, self.records)}.items():
+            readers = [(rows, source) for rows, source in zip(found, self.sources) if source.records == path]
+            alone = Records(records.rows.select_columns("conversations"))
+            for row, record in enumerate(tqdm(alone, desc=f"questions of {path}", total=len(alone), leave=False)):
+                asked = [_words(turns) for turns in _questions(record.conversations)]
+                for rows, source in readers:
+                    if any(re.search(source.questions, words) for words in asked):
+                        rows.append(row)
+        for rows, source in zip(found, self.sources):
+            if not rows:
+                raise ValueError(
+                    f"No record of {source.records} has a question in which {source.questions!r} is found."
+                )
+        return list(found)
+
+
+class _Steps(Sampler[list[int]]):
+    """The positions of every batch from step `start` to the last one; the same whether or not the run began before.
+
+    With `group_by_length`, conversations of each 8 steps that are about as long come into one step, and these steps in an
+    order of chance.
+    """
+
+    WINDOW = 8
+
+    def __init__(self, data: Conversations, arguments: TrainArguments, start: int, processes: int) -> None:
+        self.data, self.start, self.steps = data, start, arguments.steps
+        self.batch_size, self.drop_last = arguments.batch_size, False
+        self.per_step = arguments.batch_size * arguments.gradient_accumulation_steps * processes
+        self.seed = arguments.seed
+        self._positions = lru_cache(maxsize=1)(self._grouped if arguments.group_by_length else self._in_order)
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * self.per_step // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.steps):
+            window, place = divmod(step, self.WINDOW)
+            mine = self._positions(window)[place]
+            for i in range(0, self.per_step, self.batch_size):
+                yield mine[i : i + self.batch_size]
+
+    def _in_order(self, window: int) -> list[list[int]]:
+        """The positions of each step of a window."""
+        positions = range(window * self.WINDOW * self.per_step, (window + 1) * self.WINDOW * self.per_step)
+        return self._by_step(list(positions))
+
+    def _grouped(self, window: int) -> list[list[int]]:
+        positions = [position for step in self._in_order(window) for position in step]
+        steps = self._by_step(sorted(positions, key=self.data.length))
+        return [steps[i] for i in np.random.RandomState([self.seed, 5, window]).permutation(self.WINDOW)]
+
+    def _by_step(self, positions: list[int]) -> list[list[int]]:
+        return [positions[i : i + self.per_step] for i in range(0, len(positions), self.per_step)]
+
+
+# --- the turns of a conversation ----------------------------------------------------------------------------------------
+
+
+def _words(turns: Sequence[Turn]) -> str:
+    """A question and its answer, a line each."""
+    return "\n".join(turn.content for turn in turns)
+
+
+def _questions(conversation: Sequence[Turn]) -> list[list[Turn]]:
+    """The turns of a conversation by the question that they belong to."""
+    found: list[list[Turn]] = []
+    for turn in conversation:
+        if turn.role == "user":
+            found.append([])
+        if found:
+            found[-1].append(turn)
+    return found
+
+
+def _cut(item: CachedRecord, turns: int, random: np.random.RandomState, same_region: float = 0.0) -> CachedRecord:
+    """`turns` questions in a row of a conversation that has more, from a random one on.
+
+    same_region: how often, instead of those that follow it, random ones that name the same regions, as many as there are.
+    """
+    is_same = bool(same_region) and random.random_sample() < same_region
+    asked = _questions(item.record.conversations)
+    if not turns or not asked or (len(asked) <= turns and not is_same):
+        return item
+    if is_same:
+        named = [frozenset(region_numbers(question.content, names=True)) for question, *_ in asked]
+        first = random.randint(len(asked))
+        others = [i for i, regions in enumerate(named) if regions == named[first] and i != first]
+        chosen = sorted([first, *random.permutation(others)[: turns - 1].tolist()])
+    else:
+        start = random.randint(len(asked) - turns + 1)
+        chosen = list(range(start, start + turns))
+    record, regions = _of(item.record, asked, chosen)
+    return replace(item, record=record, regions=item.regions if item.regions is None else item.regions[regions])
+
+
+def _of(record: Record, asked: list[list[Turn]], chosen: Sequence[int]) -> tuple[Record, list[int]]:
+    """A record of some of its questions, all of which are `asked`, and the numbers of the regions that they name."""
+    if len(chosen) == len(asked):
+        return record, list(range(len(record.regions)))
+    before = takewhile(lambda turn: turn.role == "system", record.conversations)
+    turns = [*before, *(turn for i in chosen for turn in asked[i])]
+    return cut_turns(replace(record, conversations=turns), 0, len(chosen))
+
+
+def held_out(arguments: TrainArguments, process: int, processes: int) -> Iterator[list[CachedRecord]]:
+    """The records that a process evaluates on, by batches, each cut to as many turns as training has."""
+    records, cache = load_records(str(arguments.eval_data)), RegionCache(str(arguments.eval_cache))
+    chosen = [i for i in range(min(arguments.eval_records, len(records))) if records[i].conversations]
+    mine = chosen[process::processes]
+    turns = max(source.turns for source in arguments.sources)
+    for start in range(0, len(mine), arguments.batch_size):
+        yield [
+            _cut(
+                CachedRecord(records[i], cache.regions(i), cache.grid(i)),
+                turns,
+                np.random.RandomState([arguments.seed, 4, i]),
+                arguments.same_region,
+            )
+            for i in mine[start : start + arguments.batch_size]
+        ]
+
+
+def make_loader(
+    arguments: TrainArguments, data: Conversations, collator: ConversationCollator, start: int, processes: int
+) -> DataLoader[CachedRecord]:
+    """Batches of the steps that are left."""
+    return DataLoader(
+        data,
+        batch_sampler=_Steps(data, arguments, start, processes),
+        collate_fn=collator,
+        num_workers=arguments.workers,
+        worker_init_fn=ignore_ctrl_c,
+    )
+
+
+# --- conversations → tensors --------------------------------------------------------------------------------------------
+
+
+Item: TypeAlias = CachedRecord | Record | Mapping[str, Any]
+"""What a batch is made of: a record with its cached region tokens, or a record alone, maybe as a `datasets.Dataset` has it."""
+
+
+class ConversationCollator:
+    """Conversations → input_ids, attention_mask, labels and region features; −100 wherever nothing is learned.
+
+    Items are records with their cached region tokens, or records alone, whose regions are then encoded here, by the
+    processor's region tokenizer, every time that they come: leave the number of a DataLoader's workers at 0 if it is on a
+    GPU. A record without a picture is a conversation in words.
+
+    max_length: in tokens; a longer conversation loses its last questions.
+    mask_history: only the last answer of each conversation is learned.
+    images: the folder that paths of pictures start from.
+    """
+
+    def __init__(
+        self,
+        processor: RegionBridgeProcessor,
+        max_length: int | None = None,
+        mask_history: bool = False,
+        images: str | Path = ".",
+    ) -> None:
+        processor.check_turn_ends()
+        self.processor = processor
+        self.max_length = max_length
+        self.mask_history = mask_history
+        self.images = images
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        items = self._encoded(items)
+        batch = self._batch(items, return_assistant_tokens_mask=True, padding_side="right")
+        if self.max_length is not None and batch["input_ids"].shape[1] > self.max_length:
+            fitting = [self._fit(item) for item in items]
+            batch = self._batch(fitting, return_assistant_tokens_mask=True, padding_side="right")
+        learned = batch.pop("assistant_masks")
+        if self.mask_history:
+            learned = _last_run(learned)
+        if not learned.any():
+            raise ValueError(
+                "Got conversations in which the assistant says nothing: give at least one answer to learn from."
+            )
+        batch["labels"] = batch["input_ids"].masked_fill(learned == 0, -100)
+        if "region_features" not in batch:
+            batch.update(self._no_regions(len(items)))
+        return dict(batch)
+
+    def _encoded(self, items: Sequence[Item]) -> list[CachedRecord]:
+        """The items, those that are records alone with the region tokens and context features of their pictures."""
+        found = [item if isinstance(item, CachedRecord) else CachedRecord(_as_record(item), None) for item in items]
+        alone = [i for i, item in enumerate(items) if not isinstance(item, CachedRecord)]
+        seen = [i for i in alone if found[i].record.image is not None]
+        if seen:
+            for i, item in zip(seen, self._cached([found[i].record for i in seen])):
+                found[i] = item
+        return found
+
+    def _cached(self, records: Sequence[Record]) -> list[CachedRecord]:
+        """Records with what a cache would hold of them; all pictures are encoded at once."""
+        tokenizer, context = self.processor.region_tokenizer, self.processor.context
+        if tokenizer is None:
+            raise ValueError("Records need region tokens: load the processor with its region tokenizer, or cache them.")
+        features = tokenizer.embed_image([open_image(record, self.images) for record in records])
+        sizes = features.original_sizes.tolist()
+        records = [
+            record if record.width else replace(record, width=width, height=height)
+            for record, (height, width) in zip(records, sizes)
+        ]
+        contexts = list(context.encode(tokenizer, features)) if context.slots else [None] * len(records)
+        return list(map(CachedRecord, records, encode_regions(tokenizer, features, records), contexts))
+
+    def _no_regions(self, count: int) -> dict[str, Tensor]:
+        """Region features of a batch without any region, of which none is read: the projector still takes part.
+
+        Without it, a loss that only the projector is trained for has no gradient, and processes that train together wait
+        for the one that has no region.
+        """
+        if self.processor.region_tokenizer is None:
+            return {}
+        nothing = torch.zeros(1, self.processor.feature_layout.size)
+        features = self.processor.pad_features([nothing, *[None] * (count - 1)])
+        return {**features, "region_mask": torch.zeros_like(features["region_mask"])}
+
+    def _fit(self, item: CachedRecord) -> CachedRecord:
+        """A conversation without as many of its last questions as are too many for `max_length`."""
+        assert self.max_length is not None
+        while (
+            length := self._batch([item], return_assistant_tokens_mask=True)["input_ids"].shape[1]
+        ) > self.max_length:
+            questions = len(_questions(item.record.conversations))
+            if questions < 2:
+                picture = item.record.image if isinstance(item.record.image, str) else "a picture"
+                raise ValueError(
+                    f"A question about {picture} has {length} tokens with its answer, more than "
+                    f"max_length {self.max_length}: raise max_length, or shorten the record."
+                )
+            record, rows = cut_turns(item.record, 0, questions - 1)
+            item = replace(item, record=record, regions=None if item.regions is None else item.regions[rows])
+        return item
+
+    def prompts(self, items: Sequence[Item]) -> BatchFeature:
+        """Conversations that end with a question → inputs of `generate`."""
+        return self._batch(self._encoded(items), padding_side="left")
+
+    def _batch(self, items: Sequence[CachedRecord], **options: Any) -> BatchFeature:
+        return self.processor.chat_batch(
+            [self._messages(item) for item in items],
+            [self._features(item) for item in items],
+            [item.context if self.processor.context.slots else None for item in items],
+            [(0, 0) if item.regions is None else picture_size(item.regions) for item in items],
+            **options,
+        )
+
+    def _features(self, item: CachedRecord) -> Tensor:
+        """Features of the regions that the conversation speaks of, which are the first ones of the record."""
+        if item.regions is None:
+            return torch.empty(0, 1, 0)
+        return region_features(item.regions[: _regions_shown(item.record)], self.processor.experts)
+
+    def _messages(self, item: CachedRecord) -> list[dict[str, Any]]:
+        messages = [{"role": turn.role, "content": turn.content} for turn in item.record.conversations]
+        if self.processor.context.slots and item.regions is not None and messages:
+            messages[0]["content"] = "<image>\n" + messages[0]["content"]
+        return messages
+
+
+def _last_run(learned: Tensor) -> Tensor:
+    """Of each row (B, L) of zeros and ones, the last unbroken run of ones."""
+    ends = (learned[:, :-1] == 1) & (learned[:, 1:] == 0)
+    later = ends.flip(1).cumsum(dim=1).flip(1)  # runs that end here or further on
+    later = torch.cat([later, torch.zeros_like(later[:, :1])], dim=1)
+    return learned * (later == (learned[:, -1:] == 0).long())
+
+
+def picture_size(regions: RegionTokens) -> tuple[int, int]:
+    """(height, width), in pixels, of the picture that all of some regions belong to."""
+    number = int(regions.image_index[0]) if len(regions) else 0
+    height, width = regions.image_sizes[number].tolist()
+    return height, width
+
+
+def _regions_shown(record: Record) -> int:
+    """How many regions a conversation shows: the largest N of its <regionN>, as records number them without gaps."""
+    numbers = [number for turn in record.conversations for number in region_numbers(turn.content)]
+    return max(numbers, default=0)
+
+
+def _as_record(item: Record | Mapping[str, Any]) -> Record:
+    if isinstance(item, Record):
+        return item
+    if "conversations" not in item:
+        raise ValueError(
+            f"Got an item with {', '.join(map(str, item)) or 'nothing'}, expected a record with conversations: if a "
+            "trainer has removed them, set its remove_unused_columns=False."
+        )
+    return Record.from_dict(item)

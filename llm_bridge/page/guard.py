@@ -1,0 +1,184 @@
+"""Decides which requests from the network reach the page: under which host names, at which paths, with how many bytes.
+
+`PageGuard` is an ASGI middleware around Gradio's app. It reads a request, up to the limit, before Gradio sees any of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import re
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from .turns import Places
+
+CLOSED = ("/upload", "/file=", "/file/", "/proxy=", "/stream/", "/call/")
+"""Parts of the paths of Gradio's uploads, files and scripts' calls, which the page has no use for."""
+
+BODY_SECONDS = 60.0
+"""How long a request may take to send its body."""
+
+BODIES = 8
+"""How many of the largest bodies may be on their way at once, of all clients together."""
+
+
+REFUSAL_SECONDS = 1.0
+"""How long a refusal waits before it is sent, so that whoever repeats refused requests takes little of the server's time."""
+
+QUESTION_BYTES = 400_000
+"""How large a request may be that carries no picture."""
+
+
+class Hosts:
+    """The host names under which the page answers.
+
+    listening: the address that the page listens on. On a loopback address, that address and the loopback names are allowed.
+    On all addresses ("0.0.0.0", "::"), so are numeric addresses and this machine's own names; only a name can be made to
+    resolve to this machine by somebody else. others: further names, for example a proxy's.
+    """
+
+    def __init__(self, listening: str, others: Sequence[str] = ()) -> None:
+        self.names = {"localhost", "127.0.0.1", "::1", listening.lower(), *(name.lower() for name in others)}
+        self.any_address = listening in ("0.0.0.0", "::", "")
+        if self.any_address:
+            self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+
+    def allow(self, host: str) -> bool:
+        """Whether a request's Host header names one of them; its port does not matter."""
+        found = _HOST.fullmatch(host.strip().lower())
+        if found is None:
+            return False
+        name = found["address"] or found["name"].removesuffix(".")
+        if name in self.names:
+            return True
+        return self.any_address and _is_address(name)
+
+
+_HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^\[\]:@]+))(?::\d+)?")
+"""A Host header: an address of IPv6 in brackets or a name, and perhaps a port."""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class PageGuard:
+    """Refuses unknown host names, closed paths, bodies over the limit, and sessions with too many places in the queue.
+
+    most_bytes: limit of a request's body, counted as it arrives, whatever its headers say. places: those of the queue.
+    hosts: names under which the page answers. Without that check, somebody else's web page could make its own name resolve
+    to this machine and read the conversation (DNS rebinding).
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], most_bytes: int, places: Places, hosts: Hosts) -> None:
+        self.app, self.most_bytes, self.places, self.hosts = app, most_bytes, places, hosts
+        self._bytes_on_their_way = 0
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if refusal is None and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            refusal, receive = await self._read(scope, receive)
+        if refusal is None:
+            await self.app(scope, receive, send)
+            return
+        await asyncio.sleep(REFUSAL_SECONDS)
+        status, words = refusal
+        body = json.dumps({"detail": words}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if status in (400, 408):  # who sends such requests is not read any further
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _refusal(self, scope: dict[str, Any]) -> tuple[int, str] | None:
+        """What is wrong with a request as far as its first lines tell: a status and a sentence."""
+        headers = [(name.lower(), value) for name, value in scope["headers"]]
+        hosts = [value for name, value in headers if name == b"host"]
+        if len(hosts) != 1 or not self.hosts.allow(hosts[0].decode("latin-1")):
+            return (
+                421,
+                "This page does not answer under that name: start it with --allowed_host NAME to allow the name.",
+            )
+        if any(part in scope["path"] for part in CLOSED):
+            return 404, "There is nothing here."
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return None
+        lengths = [value for name, value in headers if name == b"content-length"]
+        if len(lengths) != 1 or not lengths[0].isdigit():
+            return 411, "The request does not say how long it is: send exactly one Content-Length."
+        if any(name == b"transfer-encoding" for name, _ in headers):
+            return 400, "The request has both a Content-Length and a Transfer-Encoding: send only the Content-Length."
+        if len(lengths[0]) > 20 or int(lengths[0]) > self.most_bytes:
+            return 413, f"The request is larger than {self.most_bytes / 1e6:.1f} MB: choose a smaller picture."
+        return None
+
+    async def _read(self, scope: dict[str, Any], receive: Any) -> tuple[tuple[int, str] | None, Any]:
+        """Read a request's body within the limits; gives a refusal or None, and what hands the body on."""
+        parts: list[bytes] = []
+        size, said = 0, int(dict(scope["headers"])[b"content-length"])
+        end = time.monotonic() + BODY_SECONDS
+        more = True
+        try:
+            while more:
+                message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
+                if message["type"] == "http.disconnect":
+                    return (400, "The request ended early: send it again."), receive
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                self._bytes_on_their_way += len(parts[-1])
+                if size > said:
+                    return (400, f"The request is longer than the {said} bytes that it announced."), receive
+                if self._bytes_on_their_way > BODIES * self.most_bytes:
+                    return (503, "The page is busy: try again in a moment."), receive
+                more = message.get("more_body", False)
+        except asyncio.TimeoutError:
+            return (408, f"The request took longer than {BODY_SECONDS:.0f} s to arrive: try again."), receive
+        finally:
+            self._bytes_on_their_way -= size
+        body = b"".join(parts)
+        if size > QUESTION_BYTES and b'"upload"' not in body:
+            return (
+                413,
+                f"The question is larger than {QUESTION_BYTES / 1e3:.0f} kB: mark fewer regions, or paint less.",
+            ), receive
+        if scope["path"].endswith("/queue/join") and (refusal := self._no_place(body)):
+            return refusal, receive
+        return None, _handed_on(body, receive)
+
+    def _no_place(self, body: bytes) -> tuple[int, str] | None:
+        """Take a place in the queue for a request that would enter it; a refusal if there is none for its session."""
+        try:
+            session = json.loads(body)["session_hash"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            session = None
+        if not isinstance(session, str) or not 0 < len(session) <= 64:
+            return 400, "The request does not name a session: reload the page."
+        return (
+            None
+            if self.places.join(session)
+            else (503, "Too many questions are waiting already: wait for their answers.")
+        )
+
+
+def _handed_on(body: bytes, receive: Any) -> Any:
+    """An ASGI `receive` that gives a body that was read before, and then whatever comes."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def hand_on() -> Any:
+        return waiting.pop() if waiting else await receive()
+
+    return hand_on

@@ -1,0 +1,158 @@
+"""What comes from a browser, checked against limits: pictures as data URLs, and regions as they were drawn.
+
+Nobody is trusted here, and nothing is written. Knows pictures and numbers; no models, no web framework.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, UnidentifiedImageError
+
+from tap_tokenizer import RegionPrompt, box_problems, load_rgb, mask_to_rle
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""What a picture may be, in Pillow's names."""
+
+
+@dataclass(frozen=True)
+class PageLimits:
+    """What users may ask of the server.
+
+    file_bytes, pixels: of a picture. regions: of a conversation. points, stroke_points: of a region. characters: of a
+    question. new_tokens: of an answer. queue: requests that wait at once, of all users; places: of one user.
+    users, memory: conversations that are kept, and their bytes. Those idle longest make room for new ones, once they have
+    been idle for idle_seconds; where none has, newcomers are refused.
+    """
+
+    file_bytes: int = 10_000_000
+    pixels: int = 16_000_000
+    regions: int = 24
+    points: int = 64
+    stroke_points: int = 5000
+    characters: int = 2000
+    new_tokens: int = 128
+    queue: int = 40
+    places: int = 4
+    users: int = 64
+    memory: int = 2_000_000_000
+    idle_seconds: float = 600
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = 0 if name == "idle_seconds" else 1
+            if value < least:
+                raise ValueError(f"{name} is {value}, expected {least} or more.")
+
+
+def read_picture(address: Any, limits: PageLimits) -> np.ndarray:
+    """A picture (H, W, 3) from a data URL; `ValueError` if it is none, or larger than the limits."""
+    if not isinstance(address, str) or not address.startswith("data:") or ";base64," not in address:
+        raise ValueError("Got no picture: choose a file, or paste a picture.")
+    body = address.split(";base64,", 1)[1]
+    if len(body) * 3 // 4 - 2 > limits.file_bytes:
+        raise ValueError(
+            f"The file has {len(body) * 0.75 / 1e6:.1f} MB, expected at most {limits.file_bytes / 1e6:g} MB."
+        )
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(body, validate=True)), formats=FORMATS)
+        if image.width * image.height > limits.pixels:
+            raise ValueError(
+                f"The picture has {image.width} × {image.height} pixels, expected at most {limits.pixels / 1e6:g} "
+                "million: make it smaller first."
+            )
+        image.load()
+        return load_rgb(image)
+    except binascii.Error:
+        raise ValueError("The picture arrived damaged: choose it again.") from None
+    except UnidentifiedImageError:
+        raise ValueError(
+            "The file is not a picture that can be read: give PNG, JPEG, WebP, BMP, GIF or TIFF."
+        ) from None
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError):
+        raise ValueError("The picture is damaged or incomplete: give another.") from None
+
+
+def read_regions(drawn: Any, size: tuple[int, int], limits: PageLimits, known: int = 0) -> list[RegionPrompt]:
+    """Prompts of regions from what was drawn on a picture of (height, width) `size`, in its pixels.
+
+    Each is {"box": [x1, y1, x2, y2]}, {"points": [[x, y], …], "point_labels": [1 or 0, …]}, both, or
+    {"strokes": [[[x, y], …], …], "brush": diameter}, which becomes a mask. `ValueError` names the region that is wrong, as the
+    page does: `known` regions of the conversation came before.
+    """
+    if not isinstance(drawn, list):
+        raise ValueError("The regions are not a list: reload the page.")
+    if len(drawn) > limits.regions:
+        raise ValueError(f"A conversation has at most {limits.regions} regions: start a new chat.")
+    return [_read_region(region, size, f"region{i}", limits) for i, region in enumerate(drawn, start=known + 1)]
+
+
+def _read_region(region: Any, size: tuple[int, int], name: str, limits: PageLimits) -> RegionPrompt:
+    if not isinstance(region, dict):
+        raise ValueError(f"{name} cannot be read: reload the page.")
+    if region.get("strokes") is not None:
+        return RegionPrompt(mask=mask_to_rle(_painted(region, size, name, limits)))  # which takes little room
+    prompt: dict[str, Any] = {}
+    if region.get("box") is not None:
+        x1, y1, x2, y2 = _coordinates(region["box"], 4, name, size)
+        prompt["box"] = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
+        for problem in box_problems(np.array([prompt["box"]]), size).values():
+            raise ValueError(f"{name}: its {problem.words}")
+    if region.get("points") is not None:
+        points = _list(region["points"], limits.points, "points", name)
+        labels = _list(region.get("point_labels", [1] * len(points)), limits.points, "point labels", name)
+        if len(labels) != len(points):
+            raise ValueError(f"{name} has {len(points)} points but {len(labels)} labels: reload the page.")
+        prompt["points"] = [_coordinates(point, 2, name, size) for point in points]
+        prompt["point_labels"] = [1 if label else 0 for label in labels]
+    if not prompt or prompt.get("points") == []:
+        raise ValueError(f"{name} is empty: draw a box, a point or a stroke.")
+    return RegionPrompt.read(prompt, name)
+
+
+def _list(values: Any, most: int, what: str, name: str) -> list[Any]:
+    if not isinstance(values, list):
+        raise ValueError(f"{name} has {what} that cannot be read: reload the page.")
+    if len(values) > most:
+        raise ValueError(f"{name} has {len(values)} {what}, expected at most {most}: mark it with fewer.")
+    return values
+
+
+def _coordinates(values: Any, count: int, name: str, size: tuple[int, int]) -> list[float]:
+    """Numbers x, y, x, y, … in a picture of (height, width) `size`."""
+    if not isinstance(values, list) or len(values) != count:
+        raise ValueError(f"{name} has coordinates {values!r:.80}, expected {count} numbers.")
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        raise ValueError(f"{name} has coordinates {values!r:.80}, expected numbers.")
+    height, width = size
+    if not all(-1 <= value <= side + 1 for value, side in zip(values, [width, height] * count)):
+        raise ValueError(f"{name} leaves the picture of {width} × {height} pixels: mark it again.")
+    return [float(value) for value in values]
+
+
+def _painted(region: dict[str, Any], size: tuple[int, int], name: str, limits: PageLimits) -> np.ndarray:
+    """Strokes of a round brush as a mask (H, W)."""
+    brush, widest = region.get("brush", 1), max(4, max(size) // 10)
+    if isinstance(brush, bool) or not isinstance(brush, (int, float)) or not 0 < brush <= widest:
+        raise ValueError(f"{name} has a brush of {brush!r:.20} pixels, expected more than 0 and at most {widest}.")
+    strokes = _list(region["strokes"], limits.stroke_points, "strokes", name)
+    strokes = [_list(stroke, limits.stroke_points, "points in a stroke", name) for stroke in strokes]
+    if (count := sum(map(len, strokes))) > limits.stroke_points:
+        raise ValueError(
+            f"{name} has {count} points in its strokes, expected at most {limits.stroke_points}: paint less."
+        )
+    mask = Image.new("1", (size[1], size[0]))
+    pen, half = ImageDraw.Draw(mask), max(brush / 2, 0.5)
+    for stroke in strokes:
+        points = [(x, y) for x, y in (_coordinates(point, 2, name, size) for point in stroke)]
+        pen.line(points, fill=1, width=max(1, round(brush)))
+        for x, y in points:
+            pen.ellipse((x - half, y - half, x + half, y + half), fill=1)
+    if mask.getbbox() is None:
+        raise ValueError(f"{name} is empty: draw a box, a point or a stroke.")
+    return np.asarray(mask)

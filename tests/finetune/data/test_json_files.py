@@ -1,0 +1,168 @@
+"""JSON as people bring it: what Python's parser takes is taken, wherever a file is cut; what is none is named by its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("datasets")
+
+import finetune.data.json_files as json_files
+from finetune.data.json_files import MAX_DEPTH, JsonError, JsonFile, parse_json, read_json
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "é"}
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf [1, 2]\n")
+    assert read_json(tmp_path / "a.json") == [1, 2]
+    with closing(JsonFile(tmp_path / "a.json")) as file:
+        assert list(file.items()) == [1, 2]
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("", "character|char 0"), ("{", "char 1"), ("[1, 2] x", "there is more text after its end, at character 7"),
+    ("[1,,2]", "char 3"),
+    ('["a]', "Unterminated"), (b"\xff\xfe", "not UTF-8: invalid start byte at byte 0"),
+])  # fmt: skip
+def test_what_is_no_json_says_where(text: str | bytes, words: str) -> None:
+    with pytest.raises(JsonError, match=words):
+        parse_json(text)
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":', '[{"a":'])
+def test_nesting_has_a_bound(opening: str, tmp_path: Path) -> None:
+    closing_marks = "".join({"[": "]", "{": "}"}[mark] for mark in reversed(opening) if mark in "[{")
+    marks = len(closing_marks)
+    for times in (MAX_DEPTH // marks, MAX_DEPTH // marks + 1, 10_000):
+        text = opening * times + "0" + closing_marks * times
+        (tmp_path / "deep.json").write_text(f"[{text}]")
+        if times * marks <= MAX_DEPTH:
+            assert parse_json(text)
+            with closing(JsonFile(tmp_path / "deep.json")) as file:
+                assert list(file.items()) == [parse_json(text)]
+            continue
+        with pytest.raises(JsonError, match="nested more than 100 deep"):
+            parse_json(text)
+        with closing(JsonFile(tmp_path / "deep.json")) as file, pytest.raises(ValueError, match=r"deep\.json.*nested"):
+            list(file.items())
+
+
+def test_brackets_in_texts_are_no_nesting() -> None:
+    text = json.dumps(["[" * 500, '"[{\\', {"[": "{" * 500}])
+    assert parse_json(text) == json.loads(text)
+
+
+def test_numbers_of_any_size_are_read() -> None:
+    assert parse_json("[1e400, -Infinity]") == [float("inf"), float("-inf")]
+    assert parse_json(f"[{10**30}]") == [10**30]
+    assert parse_json(f"[{'9' * 5000}, 1.5, 2]") == [float("inf"), 1.5, 2]
+    assert parse_json("NaN") != parse_json("NaN")
+
+
+def some_value(random_: random.Random, depth: int = 0) -> Any:
+    kind = random_.randrange(8 if depth < 3 else 6)
+    if kind == 6:
+        return [some_value(random_, depth + 1) for _ in range(random_.randrange(4))]
+    if kind == 7:
+        return {some_text(random_): some_value(random_, depth + 1) for _ in range(random_.randrange(4))}
+    numbers = (random_.randrange(-(10**6), 10**25), random_.uniform(-1, 1) * 10.0 ** random_.randrange(-30, 30))
+    return (None, True, some_text(random_), some_text(random_), *numbers)[kind]
+
+
+def some_text(random_: random.Random) -> str:
+    return "".join(random_.choice('ab"\\[]{},:\n/é€😀 \ud83d') for _ in range(random_.randrange(12)))
+
+
+def test_a_file_is_read_alike_wherever_it_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random_ = random.Random(0)
+    path = tmp_path / "cut.json"
+    for number in range(400):
+        items = [some_value(random_) for _ in range(random_.randrange(6))]
+        indent = random_.choice([None, 1])
+        text = json.dumps({"before": [[1], 2], "wanted": items}, ensure_ascii=number % 2 == 0, indent=indent)
+        path.write_text(text, encoding="utf-8", errors="replace")
+        expected = json.loads(path.read_text(encoding="utf-8"))["wanted"]
+        monkeypatch.setattr(json_files, "_CHUNK", random_.randrange(1, 9))
+        with closing(JsonFile(path)) as file:
+            found = {name: list(file.items()) for name in file.members()}
+            file.end()
+        assert found["wanted"] == expected
+
+
+def test_a_torn_file_never_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = json.dumps([{"id": 12, "box": [1.5, -2e30, True, None], "name": 'a "b" \\ é'}, "c"])
+    for chunk in (3, 1 << 20):
+        monkeypatch.setattr(json_files, "_CHUNK", chunk)
+        for end in range(len(text)):
+            (tmp_path / "torn.json").write_text(text[:end])
+            with (
+                closing(JsonFile(tmp_path / "torn.json")) as file,
+                pytest.raises(ValueError, match=r"torn\.json.*character"),
+            ):
+                list(file.items())
+
+
+@pytest.mark.parametrize(("data", "words"), [
+    (b"\x1f\x8b\x08\x00", "compressed: unpack it"), (b"PK\x03\x04", "zip archive: unpack it"),
+    ('["a"]'.encode("utf-16"), "UTF-16: save it as UTF-8"), (b'["\xff"]', "not UTF-8"),
+])  # fmt: skip
+def test_files_of_other_forms_are_named(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "other.json").write_bytes(data)
+    with pytest.raises(ValueError, match=words):
+        list(JsonFile(tmp_path / "other.json").items())
+    with pytest.raises(ValueError, match="no file"):
+        JsonFile(tmp_path)
+
+
+BOMBED = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+import finetune.data.__main__ as data
+from finetune.records import load_rows
+from finetune.evaluation.text_files import read_json
+resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))
+folder = Path(sys.argv[1])
+start = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+deep = "[" * 10**6 + "]" * 10**6
+(folder / "coco.json").write_text('{"images": [{"id": 1, "extra": ' + deep + "}]}")
+(folder / "list.json").write_text(deep)
+record = '{"image": "a.jpg", "width": 6, "height": 4, "conversations": [], "regions": ' + deep + "}"
+(folder / "records.jsonl").write_text(record)
+common = ["--images", str(folder), "--output", str(folder / "o.jsonl")]
+for name in ("coco", "lvis", "grit"):
+    assert data.main(["convert", name, "--annotations", str(folder / "coco.json"), *common]) == 2
+for name in ("osprey", "pixelrefer", "gar_bench", "ferret_bench"):
+    flags = ["--kind", "conversation"] if name == "osprey" else []
+    assert data.main(["convert", name, "--annotations", str(folder / "list.json"), *common, *flags]) == 2
+assert data.main(["validate", "--data", str(folder / "records.jsonl")]) == 1
+for read, path in ((load_rows, "records.jsonl"), (read_json, "list.json")):
+    try:
+        read(folder / path)
+    except ValueError as error:
+        assert path in str(error)
+    else:
+        raise AssertionError(path)
+used = resource.getrusage(resource.RUSAGE_SELF)
+print("peak", used.ru_maxrss // 1024, "MiB, seconds", round(used.ru_utime + used.ru_stime - start, 1))
+assert used.ru_maxrss < 2 << 20
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_a_million_brackets_cost_no_memory_at_any_door(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", BOMBED, str(tmp_path)],
+        capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "HF_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("nested more than 100 deep") == 7

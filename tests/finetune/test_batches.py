@@ -1,0 +1,290 @@
+"""Which records come when, which of their questions are asked, and what tensors they become."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+pytest.importorskip("datasets")
+
+import finetune.train as train
+from finetune.batches import CachedRecord, ConversationCollator, Conversations, Mixture, _Steps
+from finetune.bridge_setup import TrainArguments
+from finetune.cache import RegionCache
+from finetune.config import Source
+from finetune.records import Record, Region, Turn
+from llm_bridge import PictureContext, RegionBridgeConfig, RegionBridgeProcessor
+
+# --- which record comes when ------------------------------------------------------------------------------------------
+
+
+def test_each_visit_goes_through_all_records() -> None:
+    mixture = Mixture([7], seed=1)
+    for visit in range(3):
+        drawn = [mixture[i] for i in range(7 * visit, 7 * visit + 7)]
+        assert sorted(row for _, row, _ in drawn) == list(range(7))
+        assert {v for _, _, v in drawn} == {visit}
+    assert [mixture[i][1] for i in range(7)] != [mixture[i][1] for i in range(7, 14)]
+
+
+def test_positions_do_not_depend_on_how_they_are_reached() -> None:
+    forward = [Mixture([50, 30], [1, 3], seed=2)[i] for i in range(5000)]
+    mixture = Mixture([50, 30], [1, 3], seed=2)
+    assert [mixture[i] for i in reversed(range(5000))][::-1] == forward
+
+
+def test_weights_hold_evenly() -> None:
+    mixture = Mixture([1000, 10, 500], [1, 1, 2], seed=0)
+    for block in range(3):
+        counts = Counter(mixture[block * 4096 + i][0] for i in range(4096))
+        assert counts == {0: 1024, 1: 1024, 2: 2048}
+    assert Counter(Mixture([300, 100])[i][0] for i in range(4096)) == {0: 3072, 1: 1024}
+
+
+def test_every_record_comes_as_often_as_the_others() -> None:
+    mixture = Mixture([40, 25], [1, 1], seed=3)
+    drawn = Counter(mixture[i][:2] for i in range(20_000))
+    for source, size in ((0, 40), (1, 25)):
+        counts = [drawn[source, row] for row in range(size)]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_seeds_differ() -> None:
+    assert [Mixture([50], seed=0)[i] for i in range(20)] != [Mixture([50], seed=1)[i] for i in range(20)]
+
+
+@pytest.mark.parametrize(("sizes", "weights"), [([], None), ([0], None), ([3], [1, 2]), ([3, 4], [1, 0])])
+def test_impossible_mixtures_are_refused(sizes: list[int], weights: list[float] | None) -> None:
+    with pytest.raises(ValueError, match="Got"):
+        Mixture(sizes, weights)
+
+
+# --- the turns of a conversation ----------------------------------------------------------------------------------------
+
+
+def conversations(stage: Path, cache: str, seed: int = 0, same_region: float = 0.0, **options: object) -> Conversations:
+    source = Source(str(stage / "records.jsonl"), str(stage / cache), **options)  # type: ignore[arg-type]
+    return Conversations([source], seed, same_region)
+
+
+def questions(record: Record) -> list[str]:
+    return [turn.content for turn in record.conversations if turn.role == "user"]
+
+
+def answers_of(record: Record) -> list[str]:
+    return [turn.content for turn in record.conversations if turn.role == "assistant"]
+
+
+def by_record(data: Conversations) -> dict[int, CachedRecord]:
+    """One pass over the records, by their rows."""
+    places = [data.mixture[position] for position in range(len(data.rows[0]))]
+    return {data.rows[source][place]: data[position] for position, (source, place, _) in enumerate(places)}
+
+
+@pytest.mark.slow
+def test_records_and_caches_that_are_named_twice_are_opened_once(stage: Path) -> None:
+    data = Conversations([Source(str(stage / "records.jsonl"), str(stage / "cache"))] * 2)
+    assert data.records[0] is data.records[1]
+    assert data.caches[0] is data.caches[1]
+
+
+@pytest.mark.slow
+def test_tokens_of_a_picture_of_another_size_are_refused(stage: Path, tmp_path: Path) -> None:
+    """As caches have them that were made before the size was checked."""
+    lines = [json.loads(line) for line in (stage / "records.jsonl").read_text().splitlines()]
+    data = tmp_path / "records.jsonl"
+    data.write_text("".join(json.dumps({**line, "width": 2 * line["width"]}) + "\n" for line in lines))
+    with pytest.raises(
+        ValueError, match=r"^Record \d+ of .*records\.jsonl, for which tokens are cached, says that its"
+    ):
+        Conversations([Source(str(data), str(stage / "cache"))])[0]
+
+
+@pytest.mark.slow
+def test_only_questions_of_a_kind(stage: Path) -> None:
+    everything = by_record(conversations(stage, "cache"))
+    chosen = by_record(conversations(stage, "cache", questions="What|Which"))
+    shortened = 0
+    for row, whole in everything.items():
+        wanted = [q for q in questions(whole.record) if "What" in q or "Which" in q]
+        if not wanted:
+            assert row not in chosen
+            continue
+        part = chosen[row]
+        assert len(questions(part.record)) == len(wanted)
+        shortened += len(wanted) < len(questions(whole.record))
+        for turn, mine in zip(wanted, questions(part.record)):
+            assert turn.split("<")[0] == mine.split("<")[0]
+        assert set(answers_of(part.record)) <= set(answers_of(whole.record))
+        for region, box in zip(part.record.regions, part.regions.boxes):
+            row = whole.record.regions.index(region)
+            assert torch.equal(whole.regions.boxes[row], box)  # the tokens went with their regions
+    assert shortened
+
+
+@pytest.mark.slow
+def test_only_questions_with_an_answer(stage: Path) -> None:
+    answers = [item.record.conversations[1].content for item in by_record(conversations(stage, "cache")).values()]
+    wanted = sorted(answers)[0]
+    chosen = by_record(conversations(stage, "cache", questions=rf"\n{re.escape(wanted)}$"))
+    assert 0 < len(chosen) <= len(RegionCache(stage / "cache"))
+    for item in chosen.values():
+        assert set(answers_of(item.record)) == {wanted}
+    with pytest.raises(ValueError, match=r"No record of .* has a question in which 'zebra'"):
+        conversations(stage, "cache", questions="zebra")
+
+
+@pytest.mark.slow
+def test_steps_are_the_same_wherever_a_run_began_and_alike_conversations_come_together(stage: Path) -> None:
+    def steps(start: int, **options: object) -> tuple[Conversations, list[list[int]]]:
+        records, cache = str(stage / "records.jsonl"), str(stage / "cache")
+        sources = [Source(records, cache, turns=1), Source(records, cache, turns=3)]
+        arguments = TrainArguments(output_dir="", sources=sources, steps=20, batch_size=2, **options)  # type: ignore[arg-type]
+        data = Conversations(sources)
+        batches = list(sampler := _Steps(data, arguments, start, processes=2))
+        assert len(sampler) == len(batches)
+        return data, batches
+
+    for options in ({}, {"group_by_length": True}, {"group_by_length": True, "gradient_accumulation_steps": 2}):
+        data, whole = steps(0, **options)
+        per_step = 2 * options.get("gradient_accumulation_steps", 1)
+        assert len(whole) == 20 * per_step
+        positions = np.ravel(whole)
+        assert len(set(positions)) == len(positions)
+        assert sorted(positions)[: 16 * 2 * per_step] == list(range(16 * 2 * per_step))  # two whole windows
+        for start in (3, 8, 19):
+            assert steps(start, **options)[1] == whole[start * per_step :]
+        mixed = sum(len({data.length(p) for batch in whole[i : i + per_step] for p in batch}) > 1
+                    for i in range(0, 16 * per_step, per_step))  # fmt: skip
+        assert mixed <= 2 if options else mixed > 2  # one step of each window has both
+
+
+@pytest.mark.slow
+def test_conversations_reach_workers_that_are_started_anew(stage: Path) -> None:
+    data = conversations(stage, "cache", questions="What", turns=1)
+    assert pickle.loads(pickle.dumps(data))[3].record == data[3].record
+
+
+@pytest.mark.slow
+def test_questions_about_the_same_regions(stage: Path) -> None:
+    several = 0
+    for seed in range(8):
+        picked = by_record(conversations(stage, "cache", turns=2, same_region=1.0, seed=seed))
+        wholes = by_record(conversations(stage, "cache", seed=seed))
+        for row, part in picked.items():
+            whole = wholes[row]
+            asked = questions(part.record)
+            named = [set(re.findall(r"region\d+", question)) for question in asked]
+            assert all(names == named[0] for names in named)
+            assert len(part.record.regions) == len(named[0]) == len(part.regions)
+            several += len(asked) == 2
+            assert len(asked) <= 2
+            for region, box in zip(part.record.regions, part.regions.boxes):
+                assert torch.equal(whole.regions.boxes[whole.record.regions.index(region)], box)
+    assert several > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--same_region", "0.5", "--image_grid", "2"], "without turns"),
+    (["--same_region", "2", "--turns", "2", "--image_grid", "2"], "a share from 0 to 1"),
+    (["--questions", "(", "--image_grid", "2"], "no regular expression"),
+    (["--questions", "a", "b", "--image_grid", "2"], "2 questions for 1 data"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_is_loaded(tmp_path: Path, flags: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        train.main(["--output_dir", str(tmp_path / "x"), "--language_model", str(tmp_path / "none"), "--data", "none.jsonl",
+                    "--caches", "none", *flags])  # fmt: skip
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_a_bridge_without_context_learns_from_a_cache_that_has_one(stage: Path, tmp_path: Path) -> None:
+    train.main(["--output_dir", str(tmp_path), "--mode", "projector", "--language_model", str(stage / "lm" / "model"),
+                "--data", str(stage / "records.jsonl"), "--caches", str(stage / "cache"), "--region_tokenizer",
+                str(stage / "tap0"), "--steps", "1", "--batch_size", "2", "--tracker", "none"])  # fmt: skip
+    assert PictureContext.of(RegionBridgeConfig.from_pretrained(tmp_path / "model")).slots == 0
+    assert PictureContext.of(RegionCache(stage / "cache").plan).slots == 4
+
+
+# --- conversations → tensors --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def item() -> CachedRecord:
+    processor = RegionBridgeProcessor.from_pretrained("region-chat-tiny")
+    tokenizer = processor.region_tokenizer
+    assert tokenizer is not None
+    regions = tokenizer.encode(np.zeros((60, 90, 3), np.uint8), boxes=[[1, 2, 30, 40], [30, 5, 80, 50], [2, 2, 9, 9]])
+    turns = []
+    for n in (1, 2, 3):
+        turns += [Turn("user", f"What is <region{n}>?"), Turn("assistant", "cloud")]
+    return CachedRecord(Record("a.png", 90, 60, [Region(), Region(), Region()], turns), regions)
+
+
+def test_last_questions_go(item: CachedRecord) -> None:
+    processor = RegionBridgeProcessor.from_pretrained("region-chat-tiny")
+    whole = ConversationCollator(processor)([item])
+    length = whole["input_ids"].shape[1]
+    assert torch.equal(ConversationCollator(processor, length)([item])["input_ids"], whole["input_ids"])
+    cut = ConversationCollator(processor, length - 1)([item, item])
+    assert cut["input_ids"].shape[1] < length
+    assert cut["region_mask"].sum(dim=1).tolist() == [2, 2]
+    assert torch.equal(cut["region_features"][0], whole["region_features"][0, :2])
+    assert (cut["labels"] != -100).any(dim=1).all()
+    with pytest.raises(ValueError, match=r"A question about a\.png has \d+ tokens"):
+        ConversationCollator(processor, 3)([item])
+
+
+def test_only_the_last_answer_is_learned(item: CachedRecord) -> None:
+    processor = RegionBridgeProcessor.from_pretrained("region-chat-tiny")
+    turns = item.record.conversations
+    answers = [Turn("assistant", text) for text in ("cloud", "a small red umbrella", "star")]
+    first = replace(item.record, conversations=[turns[0], answers[0], turns[2], answers[1]])
+    second = replace(item.record, conversations=[turns[0], answers[2]])
+    items = [CachedRecord(first, item.regions[:2]), CachedRecord(second, item.regions[:1])]
+    everything = ConversationCollator(processor)(items)
+    last = ConversationCollator(processor, mask_history=True)(items)
+    assert torch.equal(everything["input_ids"], last["input_ids"])
+    learned = [processor.decode(row[row != -100], skip_special_tokens=True).strip() for row in last["labels"]]
+    assert learned == ["a small red umbrella", "star"]
+    assert torch.equal(everything["labels"][1], last["labels"][1])
+    assert (everything["labels"][0] != -100).sum() > (last["labels"][0] != -100).sum()
+
+
+def test_every_answer_ends_with_a_token_that_stops_generation(
+    item: CachedRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here with a template that ends no turn: the end is appended, and that is said before the first batch."""
+    type(logging.getLogger()).warning_once.cache_clear()  # type: ignore[attr-defined]
+    processor = RegionBridgeProcessor.from_pretrained("region-chat-tiny")
+    processor.chat_template = (
+        "{% for m in messages %}{{ {'user': 'Q: ', 'assistant': 'A: '}[m['role']] + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'A: ' }}{% endif %}"
+    )
+    end = processor.tokenizer.eos_token_id
+    for mask_history, answers in ((False, 3), (True, 1)):
+        collator = ConversationCollator(processor, mask_history=mask_history)
+        assert "training appends '</s>' to them" in caplog.text
+        labels = collator([item])["labels"][0].tolist()
+        assert labels.count(end) == answers
+        ends = [label for label, after in zip(labels, [*labels[1:], -100]) if label != -100 and after == -100]
+        assert ends == [end] * answers
+
+
+def test_a_tokenizer_without_an_end_is_refused_before_the_first_batch() -> None:
+    processor = RegionBridgeProcessor.from_pretrained("region-chat-tiny")
+    processor.tokenizer.eos_token = None
+    processor.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(ValueError, match=r"could not learn to stop: set tokenizer\.eos_token"):
+        ConversationCollator(processor)

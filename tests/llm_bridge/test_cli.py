@@ -1,0 +1,315 @@
+"""region-chat in the shell: ask of pictures and folders, a conversation line by line, and exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from llm_bridge import RegionChat
+from llm_bridge.cli import main
+
+FOLDER = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny"
+DEMO = FOLDER / "demo.png"
+QUESTIONS = json.loads((FOLDER / "demo.json").read_text())["questions"]
+LARGER, BOXES = QUESTIONS[2]["text"], QUESTIONS[2]["boxes"]
+FLAGS = ["--box", *BOXES[0], "--box", *BOXES[1]]
+
+
+@pytest.fixture(scope="module")
+def chat() -> RegionChat:
+    return RegionChat.from_pretrained("region-chat-tiny")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pictures").mkdir()
+    for name in ("a.png", "b.png"):
+        shutil.copyfile(DEMO, tmp_path / "pictures" / name)
+    rows = [f"{name},{','.join(str(x) for x in box)}" for name in ("a.png", "b.png") for box in BOXES]
+    (tmp_path / "boxes.csv").write_text("image,x1,y1,x2,y2\n" + "\n".join(rows) + "\n")
+    return tmp_path
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    assert main([str(argument) for argument in arguments]) == 2
+    got = capsys.readouterr()
+    assert got.out == ""
+    assert got.err.startswith("region-chat ")
+    assert len(got.err.splitlines()) == 1
+    return got.err
+
+
+def test_ask_answers(capsys: pytest.CaptureFixture[str], chat: RegionChat, tmp_path: Path) -> None:
+    chat.reset()
+    answer = chat.ask(LARGER, image=DEMO, boxes=BOXES)
+    assert said(capsys, "ask", DEMO, LARGER, *FLAGS) == f"{answer}\n"
+    record = json.loads(said(capsys, "ask", DEMO, LARGER, *FLAGS, "--json", "--save", tmp_path / "out.png"))
+    assert record["answer"] == answer
+    assert record["question"] == LARGER
+    assert [region["name"] for region in record["regions"]] == ["region1", "region2"]
+    assert [region["box"] for region in record["regions"]] == BOXES
+    assert [region["caption"] for region in record["regions"]] == [own.caption for own in chat.baseline()]
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.size == (512, 512)
+
+
+def test_points_and_masks_in_their_order(capsys: pytest.CaptureFixture[str], chat: RegionChat, tmp_path: Path) -> None:
+    mask = Image.new("1", (512, 512))
+    mask.paste(1, (190, 400, 260, 460))
+    mask.save(tmp_path / "mask.png")
+    flags = ["--point", 398, 240, "--mask", tmp_path / "mask.png"]
+    chat.reset()
+    answer = chat.ask(LARGER, image=DEMO, points=[[[398, 240]], None], masks=[None, mask])
+    assert said(capsys, "ask", DEMO, LARGER, *flags) == f"{answer}\n"
+
+
+def test_ask_of_a_folder(capsys: pytest.CaptureFixture[str], chat: RegionChat, folder: Path) -> None:
+    flags = ["--boxes", folder / "boxes.csv", "--output"]
+    said(capsys, "ask", folder / "pictures", LARGER, *flags, folder / "both.jsonl")
+    lines = [json.loads(line) for line in (folder / "both.jsonl").read_text().splitlines()]
+    chat.reset()
+    assert [line["image"] for line in lines] == ["a.png", "b.png"]
+    assert [entry["answer"] for entry in lines[1]["answers"]] == [chat.ask(LARGER, image=DEMO, boxes=BOXES)]
+    assert [region["box"] for region in lines[1]["answers"][0]["regions"]] == BOXES
+    said(capsys, "ask", folder / "pictures", "What is <region>?", *flags, folder / "each.jsonl")
+    line = json.loads((folder / "each.jsonl").read_text().splitlines()[0])
+    for entry, box in zip(line["answers"], BOXES):
+        chat.reset()
+        assert entry["answer"] == chat.ask("What is <region>?", image=DEMO, boxes=[box])
+    three = "<region>, <region> or <region>?"
+    assert "3 <region> and a.png has 2" in refused(
+        capsys, "ask", folder / "pictures", three, *flags, folder / "x.jsonl"
+    )
+
+
+def test_a_conversation_line_by_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, chat: RegionChat, tmp_path: Path
+) -> None:
+    box = " ".join(str(x) for x in BOXES[1])
+    lines = [
+        "What is <region>?", "/box 1 2", "/save nothing.txt", f"/box {box}", "/box 600 600 700 700", "/box 9 9 5 5",
+        "/point 5 5", "/undo", "Is region1 larger than <region>?",
+        "What is <region>?", "/undo", "/json talk.json", "/save talk.png", "/new", f"/box {box}", "What is <region>?",
+        "/quit", "never",
+    ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    out = said(capsys, "chat", DEMO, "--box", *BOXES[0])
+    chat.reset()
+    first = chat.ask("What is <region>?", image=DEMO, boxes=BOXES[:1])
+    second = chat.ask("Is region1 larger than <region>?", boxes=BOXES[1:])
+    talk = [{"role": role, "content": words} for role, words in chat.history]
+    chat.reset()
+    third = chat.ask("What is <region>?", image=DEMO, boxes=BOXES[1:])
+    answers = out.splitlines()[3:]
+    assert answers[0] == first
+    assert "expected 4 numbers" in answers[1]
+    assert "what kind of picture" in answers[2]
+    assert "600" in answers[3]  # outside: does not wait for a question
+    assert "9" in answers[4]
+    assert answers[5:7] == ["Took back /point 5 5.", second]
+    assert answers[7].startswith(
+        "The question has 1 <region>, and no new region is marked: /box X1 Y1 X2 Y2, /point X Y or"
+    )
+    assert answers[7].endswith("or speak of one that you asked about before by its name, as in region1.")
+    assert "no region that waits" in answers[8]
+    assert answers[9:] == ["Wrote talk.json.", "Wrote talk.png.", third]
+    assert json.loads((tmp_path / "talk.json").read_text()) == {"messages": talk}
+    assert (tmp_path / "talk.png").is_file()
+
+
+def test_what_is_read_is_not_overwritten(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    picture = tmp_path / "p.png"
+    shutil.copyfile(DEMO, picture)
+    (tmp_path / "link.png").symlink_to(picture)
+    before = picture.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for output in (picture, "p.png", "link.png"):
+        assert "would overwrite" in refused(capsys, "ask", picture, LARGER, *FLAGS, "--save", output)
+    assert "would overwrite" in refused(capsys, "demo", "--output", DEMO)
+    lines = ["Which is larger, <region> or <region>?", "/save link.png", "/json p.png", "/quit"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert said(capsys, "chat", picture, *FLAGS).count("would overwrite") == 2
+    assert picture.read_bytes() == before
+    assert (tmp_path / "link.png").is_symlink()
+
+
+def test_a_torn_picture_of_a_folder(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    command = ["ask", folder / "pictures", LARGER, "--boxes", folder / "boxes.csv", "--output", folder / "o.jsonl"]
+    whole = (folder / "pictures" / "a.png").read_bytes()
+    (folder / "pictures" / "a.png").write_bytes(whole[:9000])
+    assert main([str(word) for word in command]) == 3
+    assert re.search(r"^a.png: .*decoded.*\n1 of 2 pictures", capsys.readouterr().err, re.MULTILINE)
+    (folder / "pictures" / "a.png").write_bytes(whole)
+    said(capsys, *command)
+    lines = [json.loads(line) for line in (folder / "o.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["a.png", "b.png"]
+
+
+def test_what_the_page_cannot_be_is_refused_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gradio")
+    monkeypatch.setattr(RegionChat, "from_pretrained", lambda *_, **__: pytest.fail("must not be called"))
+    for number in ("nan", "inf", "0", "-1"):
+        for flag in ("--max_file_mb", "--max_megapixels"):
+            assert f"Got {flag} {float(number)}: expected" in refused(capsys, "app", flag, number)
+    assert "cannot be listened at" in refused(capsys, "app", "--host", "300.1.1.1")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"127.0.0.1, port {port}, cannot be listened at" in refused(capsys, "app", "--port", port)
+
+
+def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert "--port 0: expected 1 to 65535" in refused(capsys, "app", "--port", 0)
+    pictures, table, output = folder / "pictures", folder / "boxes.csv", folder / "o.jsonl"
+    (folder / "one.csv").write_text("image,x1,y1,x2,y2\na.png,1,1,90,90\n")
+    for message, arguments in (
+        ("no image file", ["ask", folder / "none.png", "what", *FLAGS]),
+        ("<region> placeholders but 2 regions", ["ask", DEMO, "What is <region>?", *FLAGS]),
+        ("Got no region", ["ask", DEMO, "What is region1?"]),
+        ("Got no region", ["ask", DEMO, "what", "--save", folder / "out.png", "--model", "not-asked-for"]),
+        (
+            "there are regions 1 to 2",
+            ["ask", DEMO, "Is <region> <region> <region9>?", *FLAGS, "--model", "not-asked-for"],
+        ),
+        ("for a folder", ["ask", DEMO, "what", "--boxes", table]),
+        ("needs its regions", ["ask", pictures, "what", "--output", output]),
+        ("exists", ["ask", pictures, "what", "--boxes", table, "--output", table, "--model", "not-asked-for"]),
+        ("are for one picture", ["ask", pictures, "what", "--boxes", table, "--output", output, "--json"]),
+        (
+            "a.png has 1 regions",
+            [
+                "ask",
+                pictures,
+                "Is <region1> like <region2>?",
+                "--boxes",
+                folder / "one.csv",
+                "--output",
+                output,
+                "--model",
+                "not-asked-for",
+            ],
+        ),
+        ("--max_new_tokens is 0", ["ask", DEMO, "what", *FLAGS, "--max_new_tokens", 0]),
+        ("no folder at", ["ask", DEMO, "what", *FLAGS, "--model", folder / "none"]),
+        ("needs a region tokenizer", ["ask", DEMO, "what", *FLAGS, "--mode", "described", "--model", "some/model"]),
+        ("no image file", ["chat", DEMO, "--mask", folder / "none.png"]),
+        ("queue is 0", ["app", "--queue", 0]),
+        ("no folder", ["demo", "--output", folder / "none" / "x.png"]),
+    ):
+        assert message in refused(capsys, *arguments), arguments
+    assert not output.exists()
+
+
+def test_the_page_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a name that pip knows, whatever way the project was installed; and before a model is loaded."""
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(RegionChat, "from_pretrained", lambda *_, **__: pytest.fail("must not be called"))
+    assert "the extra app of tap-bridge: pip install 'gradio>=6'" in refused(capsys, "app")
+    extras = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert 'name = "tap-bridge"' in extras
+    assert 'app = ["gradio>=6"]' in extras
+
+
+def test_help_says_what_a_command_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for command in ("ask", "chat"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown[command] = " ".join(capsys.readouterr().out.split())
+        assert "--box and --point together are two regions" in shown[command]
+    assert "folder of pictures" not in shown["chat"]
+    assert "--boxes CSV" in shown["ask"]
+    assert "to continue after an interruption" in shown["ask"]
+
+
+@pytest.mark.slow
+def test_the_examples_of_help_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each as it is printed, in a shell of its own; the page until its address is written."""
+    shutil.copyfile(DEMO, folder / "picture.png")
+    seen = 0
+    for command in ("ask", "chat", "demo", "app"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown = capsys.readouterr().out
+        for line in re.findall(r"^  (region-chat .*)$", shown, re.MULTILINE):
+            seen += 1
+            if command == "app":
+                pytest.importorskip("gradio")
+                line = re.sub(r" --port \d+", "", line)  # which may be taken here: the first free one
+            with begun(line, folder) as shell:
+                if command == "app":
+                    assert shell.stdout is not None
+                    assert "http://127.0.0.1:" in shell.stdout.readline()
+                    shell.send_signal(signal.SIGINT)
+                    shell.communicate(timeout=60)
+                    assert "0 when Ctrl+C ends the page" in shown
+                    assert shell.returncode == 0
+                    continue
+                out, err = shell.communicate("What is region1?\n", timeout=120)
+            assert shell.returncode == 0, f"{line}: {err}"
+            assert out.strip(), line
+    assert seen == 5
+    assert len((folder / "answers.jsonl").read_text().splitlines()) == 2  # a line of each picture
+
+
+@contextmanager
+def begun(line: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, which hears Ctrl+C even if the tests run in the background; killed at the end."""
+    root = str(Path(__file__).parents[2])
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"sys.path.insert(0, {root!r}); from llm_bridge.cli import main; sys.exit(main())"
+    )
+    pipe = subprocess.PIPE
+    words = [sys.executable, "-u", "-c", code, *shlex.split(line)[1:]]
+    with subprocess.Popen(words, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_conversation_says_in_its_own_commands_what_a_question_lacks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["What is <region>?", "What is it?", "/box 177 392 271 470", "/point 5 5", "What is <region>?"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert said(capsys, "chat", DEMO).splitlines()[3:] == [
+        *["No region is marked yet: /box X1 Y1 X2 Y2, /point X Y or /mask PICTURE marks one; then ask."] * 2,
+        "The question has 1 <region>, and 2 new regions are marked: write <region> once for each, or take the others back "
+        "with /undo.",
+    ]
+
+
+def test_what_the_bundled_models_cannot_do_is_said_beside_every_answer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["ask", str(DEMO), "What is <region>?", "--box", "177", "392", "271", "470"]) == 0
+    assert capsys.readouterr().err.count("it misreads photographs") == 1
+    lines = ["What is <region>?", "What colour is region1?", "/quit"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert main(["chat", str(DEMO), "--box", "177", "392", "271", "470"]) == 0
+    assert capsys.readouterr().err.count("it misreads photographs") == 2
