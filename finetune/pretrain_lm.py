@@ -34,7 +34,7 @@ from tap_tokenizer import check_config, model_from_config, read_json_object
 from .checkpoints import save_whole
 from .config import RECIPES, check_counts, knob, parse_arguments, run_command
 from .glyphs.language import caption
-from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES, draw_question, number_regions
+from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES, draw_question
 from .glyphs.scenes import KINDS, GlyphScene, make_scene
 from .loop import RunArguments, Training, ignore_ctrl_c, mean_of, run
 from .optimizers import build_optimizers
@@ -88,7 +88,7 @@ def described_conversation(index: int, split: str, seed: int, turns: int) -> lis
         question = draw_question(scene, families[random.randint(len(families))], random)
         if question is None or not set(question.objects) <= set(order):
             continue
-        words, answer = number_regions(question, list(order))
+        words, answer = question.numbered(list(order))
         words = words.replace("<", "").replace(">", "")
         messages += [{"role": "user", "content": words}, {"role": "assistant", "content": answer}]
         if len(messages) == 2 * turns:

@@ -1,15 +1,13 @@
 """The bridge says: region tokens and text → text, by any causal language model.
 
-Importing it registers the bridge with transformers' Auto classes.
+Its model and its pipelines are registered with transformers as soon as both packages are imported, in whatever order.
 """
 
-from tap_tokenizer import help_is_wanted
+from typing import TYPE_CHECKING
 
-if not help_is_wanted():
-    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from tap_tokenizer import lazy_names, once_transformers_is_there
 
-    from tap_tokenizer import take_bundled_names
-
+if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .adapters import (
         add_lora,
         count_parameters,
@@ -22,24 +20,20 @@ if not help_is_wanted():
         use_adapter,
     )
     from .chat import RegionBaseline, RegionChat
-    from .chat_markup import number_regions, region_numbers, replace_regions
     from .configuration_bridge import REGION_TOKEN, FeatureLayout, RegionBridgeConfig
     from .description import RegionDescription, describe_regions
+    from .feature_rows import region_features
     from .generation import generate_text
     from .modeling_bridge import RegionBridgeForConditionalGeneration, RegionBridgeOutput
     from .picture_context import PictureContext, grid_points
-    from .pipelines import RegionCaptioningPipeline, RegionTextGenerationPipeline, register_pipelines
+    from .pipelines import RegionCaptioningPipeline, RegionTextGenerationPipeline
     from .processing_bridge import RegionBridgeProcessor
     from .processing_described import DescribedRegionProcessor
     from .projector import MlpProjector
-    from .region_features import region_features
-
-    take_bundled_names(RegionBridgeConfig, checked=True)
-    AutoConfig.register("region_bridge", RegionBridgeConfig, exist_ok=True)
-    AutoModel.register(RegionBridgeConfig, RegionBridgeForConditionalGeneration, exist_ok=True)
-    AutoModelForImageTextToText.register(RegionBridgeConfig, RegionBridgeForConditionalGeneration, exist_ok=True)
-    AutoProcessor.register(RegionBridgeConfig, RegionBridgeProcessor, exist_ok=True)
-    register_pipelines()
+if TYPE_CHECKING:  # shared with finetune, and promised to nobody
+    from .chat_markup import number_regions, region_numbers, replace_regions
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [
     "REGION_TOKEN",
@@ -65,11 +59,29 @@ __all__ = [
     "has_adapter",
     "load_adapter",
     "merge_lora",
-    "number_regions",
     "region_features",
-    "region_numbers",
     "remove_lora",
-    "replace_regions",
     "set_trainable",
     "use_adapter",
 ]
+
+
+def _register() -> None:
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+    from tap_tokenizer import take_bundled_names
+
+    from .configuration_bridge import RegionBridgeConfig
+    from .modeling_bridge import RegionBridgeForConditionalGeneration
+    from .pipelines import register_pipelines
+    from .processing_bridge import RegionBridgeProcessor
+
+    take_bundled_names(RegionBridgeConfig, checked=True)
+    AutoConfig.register("region_bridge", RegionBridgeConfig, exist_ok=True)
+    AutoModel.register(RegionBridgeConfig, RegionBridgeForConditionalGeneration, exist_ok=True)
+    AutoModelForImageTextToText.register(RegionBridgeConfig, RegionBridgeForConditionalGeneration, exist_ok=True)
+    AutoProcessor.register(RegionBridgeConfig, RegionBridgeProcessor, exist_ok=True)
+    register_pipelines()
+
+
+once_transformers_is_there(__name__, _register)

@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from huggingface_hub import snapshot_download
@@ -37,11 +37,13 @@ from tap_tokenizer import (
 
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
 from .language_model import differing_weights, embedding_sums, load_language_model, plain, text_side, weight_sums
-from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .picture_context import PictureContext
 from .projector import make_projector
 
 logger = logging.getLogger(__name__)
+
+Bridge = TypeVar("Bridge", bound=PreTrainedModel)
+"""`RegionBridgeForConditionalGeneration`, whose module stands on this one."""
 
 TrainingMode = Literal["projector", "lora", "full"]
 
@@ -55,7 +57,7 @@ _BARE = ""
 _SAME_MODEL = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 
 
-def set_trainable(bridge: RegionBridgeForConditionalGeneration, mode: TrainingMode) -> list[str]:
+def set_trainable(bridge: PreTrainedModel, mode: TrainingMode) -> list[str]:
     """Let a mode's parameters learn and no others; gives their names.
 
     projector: the projector alone. lora: the projector and the active adapter, which `add_lora` has put in. full: all.
@@ -88,20 +90,20 @@ def count_parameters(bridge: nn.Module) -> str:
 # --- adapters on the language model -----------------------------------------------------------------------------------
 
 
-def has_adapter(bridge: RegionBridgeForConditionalGeneration) -> bool:
+def has_adapter(bridge: PreTrainedModel) -> bool:
     """Whether the language model wears a peft adapter."""
     return hasattr(bridge.language_model, "peft_config") and hasattr(bridge.language_model, "merge_and_unload")
 
 
 def add_lora(
-    bridge: RegionBridgeForConditionalGeneration,
+    bridge: Bridge,
     *,
     r: int = 16,
     alpha: int | None = None,
     dropout: float = 0.0,
     targets: str | Sequence[str] = "all-linear",
     name: str = "default",
-) -> RegionBridgeForConditionalGeneration:
+) -> Bridge:
     """Put a LoRA adapter on the language model's linear layers, in place, and make it the active one.
 
     alpha defaults to 2 · r. targets: peft's `target_modules`; "all-linear" is every linear layer but the output head, and but
@@ -159,7 +161,7 @@ def _require_peft() -> None:
         raise ImportError('Adapters need peft: pip install "peft>=0.20", or this package with its extra "bridge".')
 
 
-def _check_new_name(bridge: RegionBridgeForConditionalGeneration, name: str) -> None:
+def _check_new_name(bridge: PreTrainedModel, name: str) -> None:
     """Refuse a name that an adapter has, or that no part of a module and no folder can have."""
     if has_adapter(bridge) and name in bridge.language_model.peft_config:
         raise ValueError(f"There is an adapter {name!r} already: choose another name.")
@@ -172,12 +174,12 @@ def _check_new_name(bridge: RegionBridgeForConditionalGeneration, name: str) -> 
         )
 
 
-def _name_base(bridge: RegionBridgeForConditionalGeneration, name: str) -> None:
+def _name_base(bridge: PreTrainedModel, name: str) -> None:
     """peft's own files name the language model too."""
     bridge.language_model.peft_config[name].base_model_name_or_path = bridge.config.language_model
 
 
-def load_adapter(bridge: RegionBridgeForConditionalGeneration, folder: str | Path, name: str) -> None:
+def load_adapter(bridge: PreTrainedModel, folder: str | Path, name: str) -> None:
     """Put the adapter and the projector of another folder beside those that are there, and make them the active ones."""
     path = find_adapter(folder)
     if path is None or not (path / ADAPTER_FOLDER).is_dir():
@@ -204,7 +206,7 @@ def load_adapter(bridge: RegionBridgeForConditionalGeneration, folder: str | Pat
     _keep_projector(bridge)
 
 
-def use_adapter(bridge: RegionBridgeForConditionalGeneration, name: str) -> None:
+def use_adapter(bridge: PreTrainedModel, name: str) -> None:
     """Change to another of the adapters that stand side by side, and to its projector."""
     kept = _projectors(bridge)
     if not has_adapter(bridge) or name not in bridge.language_model.peft_config:
@@ -215,7 +217,7 @@ def use_adapter(bridge: RegionBridgeForConditionalGeneration, name: str) -> None
     bridge.projector.load_state_dict(kept[name])
 
 
-def merge_lora(bridge: RegionBridgeForConditionalGeneration) -> RegionBridgeForConditionalGeneration:
+def merge_lora(bridge: Bridge) -> Bridge:
     """Add the active adapter to the language model's weights and take all adapters off, in place."""
     if has_adapter(bridge):
         bridge.language_model = bridge.language_model.merge_and_unload()
@@ -224,7 +226,7 @@ def merge_lora(bridge: RegionBridgeForConditionalGeneration) -> RegionBridgeForC
     return bridge
 
 
-def remove_lora(bridge: RegionBridgeForConditionalGeneration) -> RegionBridgeForConditionalGeneration:
+def remove_lora(bridge: Bridge) -> Bridge:
     """Remove all adapters. Language model and projector are then as they were before the first, or as loaded with it."""
     if has_adapter(bridge):
         bridge.language_model = bridge.language_model.unload()
@@ -234,14 +236,14 @@ def remove_lora(bridge: RegionBridgeForConditionalGeneration) -> RegionBridgeFor
     return bridge
 
 
-def _projectors(bridge: RegionBridgeForConditionalGeneration) -> dict[str, dict[str, Tensor]]:
+def _projectors(bridge: PreTrainedModel) -> dict[str, dict[str, Tensor]]:
     """The projector weights of each adapter that was active once, and those of the bridge without any."""
     if not hasattr(bridge, "_projector_of_adapter"):
         bridge._projector_of_adapter = {}
     return bridge._projector_of_adapter
 
 
-def _keep_projector(bridge: RegionBridgeForConditionalGeneration) -> None:
+def _keep_projector(bridge: PreTrainedModel) -> None:
     """Remember the present projector as the active adapter's, or as the bridge's own where there is none."""
     state = {key: value.detach().clone() for key, value in bridge.projector.state_dict().items()}
     _projectors(bridge)[bridge.language_model.active_adapter if has_adapter(bridge) else _BARE] = state
@@ -250,9 +252,7 @@ def _keep_projector(bridge: RegionBridgeForConditionalGeneration) -> None:
 # --- adapter folders --------------------------------------------------------------------------------------------------
 
 
-def save_adapter_folder(
-    bridge: RegionBridgeForConditionalGeneration, folder: Path, state_dict: dict[str, Tensor] | None = None
-) -> None:
+def save_adapter_folder(bridge: PreTrainedModel, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
     """Write projector, active adapter, config and card; `state_dict` as gathered by a distributed run.
 
     A language model without a name is written too, in a folder of its own: nothing else holds it.
@@ -323,7 +323,7 @@ def _sort_modules(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
-def _save_language_model(bridge: RegionBridgeForConditionalGeneration, folder: Path, state: dict[str, Tensor]) -> None:
+def _save_language_model(bridge: PreTrainedModel, folder: Path, state: dict[str, Tensor]) -> None:
     """Write the language model as it is without its adapters."""
     language_model, prefix = bridge.language_model, "language_model."
     if has_adapter(bridge):
@@ -333,13 +333,13 @@ def _save_language_model(bridge: RegionBridgeForConditionalGeneration, folder: P
     language_model.save_pretrained(folder, state_dict=plain)
 
 
-def _weights_index(bridge: RegionBridgeForConditionalGeneration) -> str:
+def _weights_index(bridge: PreTrainedModel) -> str:
     """Which of the folder's files holds which weight of the bridge, as transformers' Trainer looks for them on resuming."""
     files = {name: file for name in bridge.state_dict() if (file := _file_of(bridge, name)) is not None}
     return json.dumps({"metadata": {}, "weight_map": files}, indent=2)
 
 
-def _file_of(bridge: RegionBridgeForConditionalGeneration, name: str) -> str | None:
+def _file_of(bridge: PreTrainedModel, name: str) -> str | None:
     """The file of an adapter folder that holds a weight of the bridge; None for one that belongs to the language model."""
     if name.startswith("projector."):
         return PROJECTOR_FILE
@@ -347,12 +347,12 @@ def _file_of(bridge: RegionBridgeForConditionalGeneration, name: str) -> str | N
     return f"{ADAPTER_FOLDER}/adapter_model.safetensors" if is_adapter else None
 
 
-def frozen_weights(bridge: RegionBridgeForConditionalGeneration) -> set[str]:
+def frozen_weights(bridge: PreTrainedModel) -> set[str]:
     """Names of the weights that an adapter folder does without."""
     return {name for name in bridge.state_dict() if _file_of(bridge, name) is None}
 
 
-def put_adapter_weights(bridge: RegionBridgeForConditionalGeneration, state: dict[str, Tensor]) -> bool:
+def put_adapter_weights(bridge: PreTrainedModel, state: dict[str, Tensor]) -> bool:
     """Put the weights of one file of an adapter folder, by the names in the file, into a bridge; whether `state` is such."""
     if state.keys() == bridge.projector.state_dict().keys():
         bridge.projector.load_state_dict(state)
@@ -384,13 +384,13 @@ def find_adapter(source: str | Path, **hub: Any) -> Path | None:
 
 
 def load_adapter_folder(
-    bridge_class: type[RegionBridgeForConditionalGeneration],
+    bridge_class: type[Bridge],
     folder: Path,
     language_model: Any = None,
     *,
     dtype: torch.dtype | str | None = None,
     **options: Any,
-) -> RegionBridgeForConditionalGeneration:
+) -> Bridge:
     """A bridge from an adapter folder and its language model; options are those of the language model's loading."""
     check_folder(folder)
     with misfits_told(folder):
@@ -429,9 +429,7 @@ def load_adapter_folder(
     return bridge.eval()
 
 
-def _load_language_model(
-    bridge_class: type[RegionBridgeForConditionalGeneration], source: str, **options: Any
-) -> PreTrainedModel:
+def _load_language_model(bridge_class: type[PreTrainedModel], source: str, **options: Any) -> PreTrainedModel:
     """A causal language model by name or folder, or the one inside a bridge that was saved whole."""
     source = bundled_or_given(source)
     hub = {key: options[key] for key in HUB_OPTIONS if key in options}
@@ -517,9 +515,7 @@ def _check_same_model(config: RegionBridgeConfig, language_model: Any, folder: s
         )
 
 
-def model_card(
-    bridge: RegionBridgeForConditionalGeneration, name: str = "path/or/name/of/this/folder", whole: bool = False
-) -> str:
+def model_card(bridge: PreTrainedModel, name: str = "path/or/name/of/this/folder", whole: bool = False) -> str:
     """The README.md of a saved bridge: what it is, what it needs, how it is loaded by `name`."""
     config = bridge.config
     base = config.language_model or "(no name)"

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from transformers import (
 
 from tap_tokenizer import (
     ImageInput,
+    RegionPrompt,
     RegionTokens,
     TapConfig,
     TapRegionTokenizer,
@@ -41,9 +41,9 @@ from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_gi
 from .generation import generate_text, stream_text
 from .language_model import can_read_ahead
 from .modeling_bridge import RegionBridgeForConditionalGeneration, check_context
-from .processing_bridge import RegionBridgeProcessor, open_picture
+from .pictures import open_picture
+from .processing_bridge import RegionBridgeProcessor
 from .processing_described import DescribedRegionProcessor
-from .region_prompt import prompt_columns, prompts_by_region
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class _Asked:
     picture: np.ndarray | None
     messages: list[dict[str, Any]]
     """The conversation up to the question and with it; without what was said of another picture."""
-    regions: list[dict[str, Any]]
+    regions: list[RegionPrompt]
     """All regions of that conversation."""
 
 
@@ -92,7 +92,7 @@ class RegionChat:
         """Whether the next answer warns of `limitation`: the first one does. Set it to False to show the sentence yourself."""
         self.image: np.ndarray | None = None
         self.messages: list[dict[str, Any]] = []
-        self._regions: list[dict[str, Any]] = []
+        self._regions: list[RegionPrompt] = []
 
     @classmethod
     def from_pretrained(
@@ -153,7 +153,7 @@ class RegionChat:
     @property
     def region_tokenizer(self) -> TapRegionTokenizer:
         """The region tokenizer through which the conversation sees."""
-        return self.processor._region_tokenizer()
+        return self.processor.encoder.tokenizer
 
     @property
     def limitation(self) -> str | None:
@@ -178,6 +178,7 @@ class RegionChat:
         points: Any = None,
         point_labels: Any = None,
         masks: Any = None,
+        prompts: Sequence[RegionPrompt] = (),
         stream: bool = False,
         thinking: bool = False,
         max_new_tokens: int = 64,
@@ -189,7 +190,8 @@ class RegionChat:
         region2, … for the regions of the conversation by their numbers; a question that speaks of none of the regions that
         come with it is asked of all of them.
         image: the picture; needed in the first question with a region, and beginning anew when it is another.
-        boxes, points, point_labels, masks: as for `TapRegionTokenizer.encode`, in pixels of the picture.
+        boxes, points, point_labels, masks: as for `TapRegionTokenizer.encode`, in pixels of the picture; or prompts, which
+        have been read before.
         thinking: let a model that can think aloud do so before it answers; give it more max_new_tokens then.
         generate_options: of transformers' `generate` (do_sample, num_beams, …); greedy by default.
 
@@ -197,7 +199,8 @@ class RegionChat:
         its end stops the generation.
         """
         _refuse_several(generate_options)
-        asked = self._prepare(question, image, boxes, points, point_labels, masks, thinking)
+        new = [*prompts, *RegionPrompt.read_lists(boxes=boxes, points=points, point_labels=point_labels, masks=masks)]
+        asked = self._prepare(question, image, new, thinking)
         self._warn_of_limitation()
         inputs, options = asked.inputs, self._options(asked.inputs, max_new_tokens, generate_options)
         before = self.messages
@@ -229,7 +232,8 @@ class RegionChat:
         questions = questions if isinstance(questions, str) else list(questions)
         if isinstance(questions, str) or not questions:
             raise ValueError(f"questions is {questions!r}, expected a list of at least one question.")
-        asked = [self._prepare(question, image, boxes, points, point_labels, masks, False) for question in questions]
+        new = RegionPrompt.read_lists(boxes=boxes, points=points, point_labels=point_labels, masks=masks)
+        asked = [self._prepare(question, image, new, thinking=False) for question in questions]
         self._warn_of_limitation()
         rows = [one.inputs["input_ids"][0] for one in asked]
         longest = max(asked, key=lambda one: one.inputs["input_ids"].shape[1]).inputs
@@ -278,11 +282,8 @@ class RegionChat:
         cache.batch_repeat_interleave(copies)
         return cache
 
-    def _prepare(
-        self, question: str, image: Any, boxes: Any, points: Any, point_labels: Any, masks: Any, thinking: bool
-    ) -> _Asked:
+    def _prepare(self, question: str, image: Any, new: Sequence[RegionPrompt], thinking: bool) -> _Asked:
         """A question and what came with it → the model's inputs and the conversation to come; a new picture begins anew."""
-        new = deepcopy(prompts_by_region(boxes, points, point_labels, masks))  # what is remembered is as it was asked
         opened = None if image is None else open_picture(image).copy()
         image_before, messages, regions = self.image, self.messages, self._regions
         if opened is not None and (image_before is None or not np.array_equal(opened, image_before)):
@@ -295,9 +296,14 @@ class RegionChat:
                 "Got a picture but no region, and this bridge sees pictures through their regions alone: give boxes, points "
                 "or masks, and <region> in the question."
             )
-        for prompt in new:
-            if "mask" in prompt and picture is not None:  # read once: its file may be gone at the next question
-                prompt["mask"] = mask_to_rle(as_mask(prompt["mask"], (picture.shape[0], picture.shape[1])))
+        if picture is not None:  # masks are read once: a file may be gone, an array changed, at the next question
+            height, width = picture.shape[:2]
+            new = [
+                prompt
+                if prompt.mask is None
+                else replace(prompt, mask=mask_to_rle(as_mask(prompt.mask, (height, width))))
+                for prompt in new
+            ]
         shown = picture if image_before is None else None  # a picture is shown in the first turn that has it
         turn = {"role": "user", "content": user_content(question, new, shown, known=len(regions))}
         messages = [*messages, turn]
@@ -349,7 +355,7 @@ class RegionChat:
         """Region tokens of all regions of the conversation, in order."""
         if not self._regions:
             raise ValueError("No region was asked about yet.")
-        return self.region_tokenizer.encode(self.image, **prompt_columns(self._regions))
+        return self.region_tokenizer.encode(self.image, prompts=self._regions)
 
     def baseline(self, top_k: int = 3) -> list[RegionBaseline]:
         """For each region of the conversation, TAP's own caption and concepts: what the language model must beat."""

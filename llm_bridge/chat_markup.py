@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tap_tokenizer import RegionPrompt
+
 from .configuration_bridge import REGION_TOKEN
 
 _MARKER = re.compile(r"<image>(\n?)|<region(\d*)>")
@@ -147,27 +149,27 @@ class MarkerExpander:
         return Shown(self.order, self._asked)
 
 
-def with_image_markers(text: str, images: int) -> str:
-    """Text that shows its images: as it is if it says where they stand, else with all of them before it."""
-    return text if "<image>" in text or not images else "<image>" * images + "\n" + text
-
-
-def with_images_last(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages whose images are shown by the user's last text: earlier `<image>` markers go before its words, in their order.
+def place_images(messages: Sequence[dict[str, Any]], images: int) -> list[dict[str, Any]]:
+    """Messages whose images are shown by the user's last text: where it says so itself, else before its words.
 
     What an image shows is chosen, and stands, around the regions of the last question, which so finds it in the same place
-    however much was said before.
+    however much was said before. `images` stand there if no text holds `<image>`; markers of earlier texts move there, too.
     """
-    moved = [dict(message) for message in messages]
-    last = max((i for i, m in enumerate(moved) if m["role"] == "user" and "content" in m), default=0)
-    images = 0
-    for message in moved[:last]:
-        if "content" in message:
-            images += message["content"].count("<image>")
-            message["content"] = _IMAGE.sub("", message["content"])
-    if images:
-        moved[last]["content"] = "<image>" * images + "\n" + moved[last]["content"]
-    return moved
+    placed = [dict(message) for message in messages]
+    spoken = [message for message in placed if "content" in message]
+    if not spoken:
+        return placed
+    last = next((message for message in reversed(spoken) if message["role"] == "user"), spoken[0])
+    moved = 0 if any("<image>" in message["content"] for message in spoken) else images
+    for message in spoken[: spoken.index(last)]:
+        moved += message["content"].count("<image>")
+        message["content"] = _IMAGE.sub("", message["content"])
+    if moved:
+        last["content"] = "<image>" * moved + "\n" + last["content"]
+    return placed
+
+
+# --- chats whose content is a list of items ---------------------------------------------------------------------------
 
 
 @dataclass
@@ -176,11 +178,11 @@ class ChatPrompts:
 
     messages: list[dict[str, Any]]
     images: list[Any] = field(default_factory=list)
-    numbered: dict[int, tuple[int, dict[str, Any]]] = field(default_factory=dict)
+    numbered: dict[int, tuple[int, RegionPrompt]] = field(default_factory=dict)
     """Each region's picture and prompt, by its number from 1."""
 
     @property
-    def regions(self) -> list[tuple[int, dict[str, Any]]]:
+    def regions(self) -> list[tuple[int, RegionPrompt]]:
         """Each region's picture and prompt, in the order of their numbers."""
         return [self.numbered[number] for number in sorted(self.numbered)]
 
@@ -189,7 +191,7 @@ _REGION_KEYS = ("box", "points", "point_labels", "mask")
 _ITEM_KEYS = {"type", "name", "image", *_REGION_KEYS}
 
 
-def flatten_chat(messages: Sequence[dict[str, Any]], sample: str) -> ChatPrompts:
+def read_chat(messages: Sequence[dict[str, Any]], sample: str) -> ChatPrompts:
     """Messages whose content is a string or a list of items → messages whose content is text with markers.
 
     Items: {"type": "text", "text": …}; {"type": "image", "image" | "url" | "path": …}; {"type": "region", "box" | "points"
@@ -256,13 +258,12 @@ def _picture(item: dict[str, Any], sample: str) -> Any:
 
 
 def _region_marker(item: dict[str, Any], chat: ChatPrompts, sample: str) -> str:
-    prompt = {key: item[key] for key in _REGION_KEYS if item.get(key) is not None}
     if unknown := sorted(set(item) - _ITEM_KEYS):
         raise ValueError(f"{sample}: region item with {', '.join(unknown)}, expected {', '.join(sorted(_ITEM_KEYS))}.")
     name = re.fullmatch(r"region([1-9]\d*)", str(item.get("name") or ""))
     if item.get("name") and not name:
         raise ValueError(f"{sample}: region item with the name {item['name']!r}, expected region1, region2, ….")
-    if not prompt:
+    if all(item.get(key) is None for key in _REGION_KEYS):
         if name:
             return f"<{name[0]}>"
         raise ValueError(f"{sample}: region item without a prompt, expected 'box', 'points' or 'mask'.")
@@ -274,12 +275,12 @@ def _region_marker(item: dict[str, Any], chat: ChatPrompts, sample: str) -> str:
     number = int(name[1]) if name else max(chat.numbered, default=0) + 1
     if number in chat.numbered:
         raise ValueError(f"{sample}: region{number} has a prompt twice: give it once, and name it afterwards.")
-    chat.numbered[number] = (image, prompt)
+    chat.numbered[number] = (image, RegionPrompt.read(item, f"{sample}: region{number}"))
     return f"<region{number}>"
 
 
 def user_content(
-    question: str, prompts: Sequence[dict[str, Any]], image: Any = None, known: int = 0
+    question: str, prompts: Sequence[RegionPrompt], image: Any = None, known: int = 0
 ) -> list[dict[str, Any]]:
     """A question as content items: the picture if it is new, words, and regions where the question speaks of them.
 
@@ -296,7 +297,7 @@ def user_content(
     new = [number for number in dict.fromkeys(number for _, number in spoken) if number > known]
     if prompts and not new and "<region" not in question:
         new = list(range(known + 1, known + len(prompts) + 1))
-        content += [{"type": "region", "name": f"region{n}", **prompts[n - known - 1]} for n in new]
+        content += [{"type": "region", "name": f"region{n}", **prompts[n - known - 1].as_dict()} for n in new]
     if len(new) != len(prompts):
         if "<region" not in question:
             raise ValueError(
@@ -319,7 +320,8 @@ def user_content(
         if text.strip():
             content.append({"type": "text", "text": text.strip()})
         text = ""
-        content.append({"type": "region", "name": name, **(prompts[number - known - 1] if number > known else {})})
+        shown_as = prompts[number - known - 1].as_dict() if number > known else {}
+        content.append({"type": "region", "name": name, **shown_as})
     if text := (text + question[position:]).strip():
         content.append({"type": "text", "text": text})
     return content

@@ -36,6 +36,16 @@ from tap_tokenizer import (
     model_from_config,
 )
 
+from .adapters import (
+    find_adapter,
+    forget_adapter,
+    frozen_weights,
+    has_adapter,
+    load_adapter_folder,
+    model_card,
+    put_adapter_weights,
+    save_adapter_folder,
+)
 from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, add_stop_tokens
 from .configuration_bridge import (
     HUB_OPTIONS,
@@ -58,6 +68,7 @@ from .language_model import (
     try_out,
 )
 from .projector import make_projector
+from .uploading import push_folder
 
 
 @dataclass
@@ -197,8 +208,6 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         trust_remote_code=True: run the Python code that lies beside the language model of an adapter folder, if it needs any;
         what a folder itself says of that is not listened to.
         """
-        from .adapters import find_adapter, load_adapter_folder
-
         given = str(pretrained_model_name_or_path)
         pretrained_model_name_or_path = bundled_or_given(pretrained_model_name_or_path)
         hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
@@ -227,8 +236,6 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         holds the projector, peft's files if there is an adapter, the config and a model card, and the language model only
         if that has no name (`config.language_model`).
         """
-        from .adapters import forget_adapter, has_adapter, save_adapter_folder
-
         if not (not has_adapter(self) if whole is None else whole):
             save_adapter_folder(self, Path(save_directory), kwargs.get("state_dict"))
             return
@@ -241,8 +248,6 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """As PyTorch's; the files of an adapter folder are taken, too, by which transformers' Trainer resumes."""
-        from .adapters import put_adapter_weights
-
         if put_adapter_weights(self, state_dict):
             return _IncompatibleKeys([], [])
         return super().load_state_dict(state_dict, *args, **kwargs)
@@ -250,8 +255,6 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     @property
     def _keys_to_ignore_on_save(self) -> set[str]:
         """What transformers' Trainer does not miss in a checkpoint: the language model below an adapter."""
-        from .adapters import frozen_weights, has_adapter
-
         return frozen_weights(self) if has_adapter(self) else self._never_saved
 
     @_keys_to_ignore_on_save.setter
@@ -266,9 +269,6 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         options: as in transformers' `push_to_hub`. A card that the repository already has is kept. `push_to_hub` of the
         processor to the same repository makes it complete.
         """
-        from .adapters import has_adapter, model_card
-        from .uploading import push_folder
-
         entire = not has_adapter(self) if whole is None else whole
 
         def save(folder: Path) -> None:

@@ -19,7 +19,7 @@ from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
 from .configuration_bridge import FeatureLayout
 from .description import box_iou
-from .region_features import layout_of, region_features
+from .feature_rows import layout_of, region_features
 
 CELLS = 8
 """Objects are looked for at the centres of this many cells per side, and then at their corners, where none was found."""

@@ -34,16 +34,21 @@ from transformers import AutoModel, AutoModelForImageTextToText, ImageTextToText
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.chat_template_utils import Chat
 
-from tap_tokenizer import TapModel, TapRegionTokenizer, bundled_or_given, check_findable
+from tap_tokenizer import RegionPrompt, TapModel, TapRegionTokenizer, bundled_or_given, check_findable
 
 from .chat_markup import user_content
 from .generation import generate_text
 from .modeling_bridge import RegionBridgeForConditionalGeneration
-from .processing_bridge import RegionBridgeProcessor, as_batch
-from .region_prompt import prompts_by_region
+from .processing_bridge import RegionBridgeProcessor
 
 _PROMPTS = ("boxes", "points", "point_labels", "masks")
 CAPTION_REQUEST = "Describe <region>."
+
+
+def _prompts_of(item: dict[str, Any]) -> list[RegionPrompt]:
+    """The prompts of the regions of one of a pipeline's inputs."""
+    lists: dict[str, Any] = {name: item.get(name) for name in _PROMPTS}
+    return RegionPrompt.read_lists(**lists)
 
 
 class _RegionPipeline(Pipeline):
@@ -194,10 +199,10 @@ class RegionCaptioningPipeline(_RegionPipeline):
     _of_results = ("top_k",)
 
     def preprocess(self, inputs: list[dict[str, Any]], **_: Any) -> dict[str, Any]:
-        prompts = [prompts_by_region(*(item.get(name) for name in _PROMPTS)) for item in inputs]
+        prompts = [_prompts_of(item) for item in inputs]
         if not any(prompts):
             raise ValueError("Got no regions: give boxes, points or masks with the pictures.")
-        regions = self.region_tokenizer.encode([item["image"] for item in inputs], **as_batch(prompts))
+        regions = self.region_tokenizer.encode([item["image"] for item in inputs], prompts=prompts)
         if isinstance(self.model, TapModel):
             return {"regions": regions}
         conversations = [
@@ -235,9 +240,8 @@ class RegionTextGenerationPipeline(_RegionPipeline):
         if any(not item.get("text") for item in inputs):
             raise ValueError("Got no text: give text=… with a <region> for every region.")
         conversations = [
-            [{"role": "user", "content": user_content(item["text"], prompts, item["image"])}]
+            [{"role": "user", "content": user_content(item["text"], _prompts_of(item), item["image"])}]
             for item in inputs
-            for prompts in [prompts_by_region(*(item.get(name) for name in _PROMPTS))]
         ]
         return {"texts": [item["text"] for item in inputs], "inputs": self._chat(conversations)}
 
@@ -275,8 +279,13 @@ class RegionImageTextToTextPipeline(ImageTextToTextPipeline):
             elif not isinstance(value, (list, tuple)) or len(value) != count:
                 raise ValueError(f"Got {count} texts, but {name} for a different number: give one entry for each text.")
         conversations = [
-            [{"role": "user", "content": user_content(text, prompts_by_region(*prompts), image)}]
-            for text, image, *prompts in zip(texts, *columns.values())
+            [
+                {
+                    "role": "user",
+                    "content": user_content(text, RegionPrompt.read_lists(**dict(zip(_PROMPTS, lists))), image),
+                }
+            ]
+            for text, image, *lists in zip(texts, *columns.values())
         ]
         model_inputs = self.processor.apply_chat_template(
             conversations,

@@ -6,6 +6,7 @@ shows it, and the rest is `RegionBridgeProcessor`. The second baseline of every 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +17,8 @@ from tap_tokenizer import RegionTokens
 from .chat_markup import Layout, MarkerExpander, Shown
 from .configuration_bridge import RegionBridgeConfig
 from .description import RegionDescription, describe_regions
-from .processing_bridge import RegionBridgeProcessor, Sample
+from .processing_bridge import RegionBridgeProcessor
+from .samples import Sample
 
 
 class DescribedRegionProcessor(RegionBridgeProcessor):
@@ -54,17 +56,17 @@ class DescribedRegionProcessor(RegionBridgeProcessor):
             raise ValueError(f"{name}: regions can only be described from a picture, not from ready-made features.")
         return _DescribingExpander(self, sample, name)
 
-    def _feature_rows(self, samples: list[Sample], shown: list[Shown]) -> list[Tensor | None]:
+    def _feature_rows(self, samples: Sequence[Sample], shown: Sequence[Shown]) -> list[Tensor | None]:
         return [None] * len(samples)
 
     def describe(self, sample: Sample) -> tuple[list[RegionDescription], list[tuple[int, int]]]:
         """What TAP says of a sample's regions, and the (height, width) of their pictures."""
-        regions, sizes = self.encode_sample(sample)
+        regions, sizes = self.encoder.regions_of(sample)
         return self.describe_tokens(regions), sizes
 
     def describe_tokens(self, regions: RegionTokens) -> list[RegionDescription]:
         """What TAP says of regions that were encoded before: region1, region2, … in their order."""
-        tokenizer = self._region_tokenizer()
+        tokenizer = self.encoder.tokenizer
         captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
         concepts = tokenizer.classify(regions, self.concepts) if tokenizer.concepts is not None else [[]] * len(regions)
         return [

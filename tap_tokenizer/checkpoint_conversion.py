@@ -1,33 +1,22 @@
-"""The original's checkpoint → ours: a safe reader, the sizes from the shapes, one rename table, a strict load.
+"""Converts the original's checkpoints: a safe reader, sizes from the shapes, one table of new names, and a strict load.
 
-Run as a command it writes a folder that `TapRegionTokenizer.from_pretrained` loads:
-
-    python -m tap_tokenizer.checkpoint_conversion tap_vit_l_v1_1.pkl tap-vit-l --concepts merged_2560.pkl
-    python -m tap_tokenizer.checkpoint_conversion BAAI/tokenize-anything tap-vit-l --variant tap_vit_l_v1_1
-
-Knows the files that baaivision/tokenize-anything publishes; nothing here is needed once a model is converted.
+It reads the files that baaivision/tokenize-anything publishes. Once a model is converted, this module is not needed.
 """
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from .command_line import add_conversion_flags
 from .concept_projector import ConceptBank
 from .configuration_tap import TapConfig
 from .image_processing_tap import PIXEL_MEAN_BGR, PIXEL_STD_BGR
 from .modeling_tap import TapModel
-from .output_files import only_writer
 from .restricted_pickle import read_pickle
 
 # Original name → ours, applied in this order. What no line touches is called the same.
@@ -72,8 +61,8 @@ PIXEL_STATISTICS = ("pixel_mean", "pixel_rsig")
 def load_original(path: str | Path, dtype: torch.dtype = torch.float32) -> TapModel:
     """A `TapModel` in evaluation mode from one of the original's `.pkl` checkpoints.
 
-    Raises `pickle.UnpicklingError` for a file that is no pickle of arrays, and `ValueError` for one whose names, shapes
-    or values are not those of a TAP: the message lists them.
+    Raises `pickle.UnpicklingError` if the file is not a pickle of arrays, and `ValueError` if its names, shapes or values
+    are not those of a TAP; the message lists them.
     """
     arrays = _read_arrays(path)
     _check_pixel_statistics(arrays, path)
@@ -108,7 +97,7 @@ def load_original_concepts(path: str | Path) -> ConceptBank:
 
 
 def rename(name: str) -> str:
-    """Our name of one of the original's weights."""
+    """Our name for one of the original's weights."""
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
@@ -117,8 +106,8 @@ def rename(name: str) -> str:
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str | Path = "weights") -> TapConfig:
     """The sizes of a TAP, read from the shapes of its weights (our names).
 
-    What shapes do not tell are the original's constants: 32 channels per head in the image decoder, 64 in the caption
-    decoder, 40 text positions, bos 1, eos 2, and the last id of the vocabulary for padding.
+    Shapes do not show the original's constants, so they are fixed here: 32 channels per head in the image decoder, 64 in the
+    caption decoder, 40 text positions, bos 1, eos 2, and the last id of the vocabulary for padding.
     """
 
     def count(pattern: str) -> int:
@@ -167,7 +156,7 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str | Path
             f"{source} lacks {error.args[0]}: expected a complete TAP checkpoint, download it again."
         ) from None
     except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise ValueError(f"{source} has weights whose shapes make no TAP: {error}") from None
+        raise ValueError(f"{source} has weights whose shapes are not those of a TAP: {error}") from None
 
 
 def _read_arrays(path: str | Path) -> dict[str, Tensor]:
@@ -200,7 +189,7 @@ def _check_pixel_statistics(arrays: Mapping[str, Tensor], path: str | Path) -> N
         got = arrays.get(name)
         if got is not None and not torch.allclose(got.flatten(), torch.tensor(want), rtol=1e-3):
             raise ValueError(
-                f"{path} was trained with {name} {got.tolist()}, expected {list(want)} as every published TAP."
+                f"{path} was trained with {name} {got.tolist()}, expected {list(want)}, as in every published TAP."
             )
 
 
@@ -226,57 +215,3 @@ def _check_names_and_shapes(
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Convert what `TapRegionTokenizer.from_pretrained` can load to a folder that loads at once."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tap_tokenizer.checkpoint_conversion",
-        description="Convert one of the original's checkpoints to a folder for TapRegionTokenizer.from_pretrained.",
-        epilog="example: python -m tap_tokenizer.checkpoint_conversion BAAI/tokenize-anything tap-vit-l "
-        "--variant tap_vit_l_v1_1 --concepts merged_2560",
-    )
-    add_conversion_flags(parser)
-    try:
-        convert(parser.parse_args(argv))
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        parser.error(str(error))
-
-
-def convert(arguments: argparse.Namespace) -> None:
-    """Write the folder, whole or not at all; `ValueError` or `OSError` says why not."""
-    with only_writer(arguments.folder):
-        _convert(arguments)
-
-
-def _convert(arguments: argparse.Namespace) -> None:
-    from .region_tokenizer import TapRegionTokenizer
-
-    if arguments.folder.exists():
-        raise ValueError(f"{arguments.folder} exists: give a new folder.")
-    partial = arguments.folder.with_name(arguments.folder.name + ".partial")
-    try:
-        tokenizer = TapRegionTokenizer.from_pretrained(
-            arguments.source,
-            variant=arguments.variant,
-            concepts=arguments.concepts,
-            text_tokenizer=arguments.text_tokenizer,
-            dtype=arguments.dtype,
-        )
-        tokenizer.save_pretrained(partial)
-    except pickle.UnpicklingError as error:
-        raise ValueError(str(error)) from None
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    partial.replace(arguments.folder)
-    print(
-        f"wrote {arguments.folder}: {tokenizer.model.num_parameters():,} parameters, fingerprint {tokenizer.fingerprint}"
-    )
-
-
-if __name__ == "__main__":
-    main()

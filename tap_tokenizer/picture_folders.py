@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .command_line import check_new
 from .coordinates import box_problems, point_problems
+from .flags import check_new
 from .foreign_files import check_regular_file
 from .image_processing_tap import load_rgb, open_image, upright_size
 from .output_files import only_writer

@@ -18,9 +18,9 @@ warnings.simplefilter("ignore")
 from pathlib import Path
 import finetune.cache_regions, finetune.evaluate, finetune.train
 from llm_bridge import RegionBridgeForConditionalGeneration as Bridge, RegionBridgeProcessor as Processor, RegionChat
-from llm_bridge.__main__ import main as region_chat
+from llm_bridge.cli import main as region_chat
 from tap_tokenizer import TapRegionTokenizer
-from tap_tokenizer.__main__ import main as tap_tokenizer
+from tap_tokenizer.cli import main as tap_tokenizer
 
 folders, demo, output, every = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "every"
 records = output + ".jsonl"

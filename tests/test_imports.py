@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-
-from tap_tokenizer import help_is_wanted
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tap_tokenizer", "llm_bridge", "finetune")
@@ -34,7 +35,7 @@ LIBRARIES = {
 
 LAYERS = {
     "tap_tokenizer": [
-        {"command_line", "everything_options", "output_files", "coordinates", "mask_boxes", "bundled"},
+        {"lazy_imports", "everything_options", "output_files", "coordinates", "mask_boxes", "bundled"},
         {"configuration_tap", "attention", "everything", "trial", "weight_files"},
         {"foreign_files"},
         {"restricted_pickle"},
@@ -42,80 +43,121 @@ LAYERS = {
         {"fast_inference"},
         {"modeling_tap", "image_processing_tap"},
         {"masks"},
-        {"prompts"},
+        {"prompts", "flags"},
         {"processing_tap", "region_tokens", "checkpoint_conversion", "picture_folders"},
         {"pretrained_files"},
         {"region_tokenizer"},
         {"visualization"},
-        {"__init__", "__main__"},
+        {"cli", "__init__"},
+        {"__main__"},
     ],
     "llm_bridge": [
-        {"configuration_bridge", "description", "generation", "region_features", "region_prompt"},
-        {
-            "chat_template",
-            "language_model",
-            "projector",
-            "chat_markup",
-            "uploading",
-            "region_features",
-            "page_input",
-            "page_turns",
-        },
-        {"picture_context"},
+        {"configuration_bridge", "description", "generation", "uploading"},
+        {"chat_template", "language_model", "projector", "chat_markup", "feature_rows"},
+        {"picture_context", "text_batch", "tokenizer_reference"},
+        {"pictures", "adapters"},
+        {"samples"},
         {"modeling_bridge", "processing_bridge"},
-        {"adapters", "processing_described", "page_guard"},
+        {"processing_described"},
         {"chat", "pipelines"},
-        {"page_conversation"},
-        {"app"},
-        {"__init__"},
+        {"page.__init__", "page.input", "page.turns"},
+        {"page.guard", "page.conversation"},
+        {"page.app"},
+        {"cli", "__init__"},
         {"__main__"},
     ],
 }
 """Files from the ground up: each imports only from layers below its own."""
 
 
-def imports(path: Path, *, top_level_only: bool = False) -> list[tuple[int, str]]:
-    """(relative level, module) of every import of a file."""
+def modules(package: str) -> dict[str, Path]:
+    """The files of a package by their dotted names."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+
+
+def imports(name: str, path: Path, *, top_level_only: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """(absolute module, names) of every import of a file, those inside functions and those for type checkers, too."""
     tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
-    found = []
-    for node in nodes:
+    for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [(0, alias.name) for alias in node.names]
+            yield from ((alias.name, []) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            found.append((node.level, node.module or ""))
-    return found
+            above = name.split(".")[: -node.level] if node.level else []
+            yield ".".join([*above, *filter(None, [node.module])]), [alias.name for alias in node.names]
+
+
+def imported_modules(package: str) -> dict[str, set[str]]:
+    """Which files of a package each of its files imports."""
+    files = modules(package)
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        targets = {
+            target
+            for module, names in imports(name, path)
+            for target in (module, f"{module}.__init__", *(f"{module}.{one}" for one in names))
+        }
+        graph[name] = targets & set(files) - {name, f"{name.rpartition('.')[0]}.__init__"}
+    return graph
+
+
+def names_under_type_checking(package: str) -> list[set[str]]:
+    """The names in each block of an `__init__.py` that type checkers read: those that are exported, and those shared."""
+    blocks = [
+        node
+        for node in ast.parse((ROOT / package / "__init__.py").read_text()).body
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    ]
+    return [
+        {alias.name for line in block.body if isinstance(line, ast.ImportFrom) for alias in line.names}
+        for block in blocks
+    ]
+
+
+# --- between packages -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_packages_import_downwards_and_through_the_door(package: str) -> None:
-    for path in (ROOT / package).rglob("*.py"):
-        for level, module in imports(path):
-            ours = module.split(".")[0]
-            if level or ours not in PACKAGES:
+def test_packages_import_downwards_and_only_what_another_lists(package: str) -> None:
+    for name, path in modules(package).items():
+        for module, names in imports(name, path):
+            other = module.split(".")[0]
+            if other not in PACKAGES or other == package:
                 continue
-            assert ours == package or ours in MAY_IMPORT[package], f"{path} imports {module}"
-            assert ours == package or module == ours, f"{path} reaches inside {module}: import from {ours}"
+            assert other in MAY_IMPORT[package], f"{path} imports {module}"
+            assert module == other, f"{path} reaches inside {module}: import from {other}"
+            init = imports(f"{other}.__init__", ROOT / other / "__init__.py")
+            listed = {one for origin, ones in init if origin.startswith(f"{other}.") for one in ones}
+            assert set(names) <= listed, (
+                f"{path} imports {set(names) - listed}, which {other}/__init__.py does not list"
+            )
 
 
 @pytest.mark.parametrize("package", sorted(LIBRARIES))
 def test_packages_need_no_other_libraries(package: str) -> None:
-    for path in (ROOT / package).glob("*.py"):
-        for level, module in imports(path, top_level_only=True):
-            name = module.split(".")[0]
-            allowed = LIBRARIES[package] | MAY_IMPORT[package] | set(sys.stdlib_module_names)
-            assert level or name in allowed, f"{path} imports {module}"
+    allowed = LIBRARIES[package] | MAY_IMPORT[package] | {package} | set(sys.stdlib_module_names)
+    for name, path in modules(package).items():
+        for module, _ in imports(name, path, top_level_only=True):
+            assert module.split(".")[0] in allowed, f"{path} imports {module}"
+
+
+# --- inside a package -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_in_no_circle(package: str) -> None:
+    """Not even inside functions, or for types."""
+    TopologicalSorter(imported_modules(package)).prepare()  # CycleError names the files
 
 
 @pytest.mark.parametrize("package", sorted(LAYERS))
 def test_files_import_from_layers_below(package: str) -> None:
-    layers = LAYERS[package]
-    height = {name: i for i, layer in enumerate(layers) for name in layer}
-    assert {path.stem for path in (ROOT / package).glob("*.py")} == set(height)
-    for path in (ROOT / package).glob("*.py"):
-        for level, module in imports(path, top_level_only=True):
-            if level:
-                assert height[module] < height[path.stem], f"{path} imports {module}"
+    height = {f"{package}.{name}": i for i, layer in enumerate(LAYERS[package]) for name in layer}
+    graph = imported_modules(package)
+    assert set(graph) == set(height)
+    for name, targets in graph.items():
+        for target in targets:
+            assert height[target] < height[name], f"{name} imports {target}"
 
 
 @pytest.mark.parametrize("package", ["tap_tokenizer", "llm_bridge"])
@@ -127,16 +169,66 @@ def test_packages_are_flat_and_relative(package: str) -> None:
             if isinstance(node, ast.ImportFrom) and node.level:
                 assert node.level == 1, path
                 assert node.module, f"{path}: write `from .module import name`"
-                assert "." not in node.module, path
+                assert "." not in node.module or path.name == "cli.py", path
+
+
+# --- what importing a package costs and brings ------------------------------------------------------------------------
+
+
+def run(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 @pytest.mark.parametrize("package", ["tap_tokenizer", "llm_bridge"])
-def test_packages_import_without_optional_libraries(package: str) -> None:
+def test_exports_are_what_type_checkers_see(package: str) -> None:
+    module = import_module(package)
+    exported, *shared = names_under_type_checking(package)
+    assert set(module.__all__) == exported
+    assert exported.isdisjoint(*shared)
+    for name in exported.union(*shared):
+        assert name in dir(module)
+        assert f"{package}.{name}" not in modules(package), f"{name} is a module, which would hide the export"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = module.nothing
+
+
+@pytest.mark.parametrize("package", ["tap_tokenizer", "llm_bridge"])
+def test_everything_is_imported_without_optional_libraries_and_whatever_the_command_line_says(package: str) -> None:
     absent = ["peft", "accelerate", "datasets", "matplotlib", "gradio", "pycocotools", "bitsandbytes", "sentencepiece",
               "torchvision", "flash_attn", "tensorboard"]  # fmt: skip
-    code = f"import sys\nsys.modules.update({{name: None for name in {absent!r}}})\nimport {package}\nprint('fine')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout.strip() == "fine", done.stderr
+    code = (
+        f"import sys\nsys.modules.update({{name: None for name in {absent!r}}})\nfrom {package} import *\nprint('fine')"
+    )
+    assert run(code, "--help") == "fine"
+
+
+@pytest.mark.parametrize("package", ["tap_tokenizer", "llm_bridge"])
+def test_a_package_is_imported_without_torch(package: str) -> None:
+    assert run(f"import sys, {package}\nprint({{'torch', 'transformers'}} & set(sys.modules))") == "set()"
+
+
+@pytest.mark.parametrize(
+    "imported",
+    [
+        "import llm_bridge\nfrom transformers import AutoModel, pipeline",
+        "from transformers import AutoModel, pipeline\nimport llm_bridge",
+        "from llm_bridge.feature_rows import region_features\nfrom transformers import AutoModel, pipeline",
+        "import llm_bridge, importlib.util\nimportlib.util.find_spec('transformers')\nfrom transformers.models.auto "
+        "import AutoModel\nfrom transformers.pipelines import pipeline",
+    ],
+    ids=["before transformers", "after transformers", "by a module of ours", "submodules"],
+)
+def test_transformers_knows_our_models_whichever_is_imported_first(imported: str) -> None:
+    code = f"""{imported}
+print(type(AutoModel.from_pretrained("region-chat-tiny")).__name__)
+print(type(pipeline("region-captioning", model="tap-tiny")).__name__)
+from llm_bridge import region_features
+print(region_features.__name__)"""
+    assert run(code).split() == ["RegionBridgeForConditionalGeneration", "RegionCaptioningPipeline", "region_features"]
 
 
 @pytest.mark.parametrize("command", ["tap_tokenizer", "tap_tokenizer describe", "llm_bridge", "llm_bridge ask"])
@@ -147,17 +239,3 @@ def test_help_is_shown_without_torch(command: str) -> None:
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "argparse" in imported
     assert not imported & {"torch", "transformers", "gradio"}
-
-
-def test_scripts_are_told_from_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for argv, wanted in (
-        (["/usr/bin/tap-tokenizer", "describe", "--help"], True),
-        (["region-chat.exe", "-h"], True),
-        (["region-chat", "ask", "picture.png", "--", "--help"], False),
-        (["region-chat", "ask", "picture.png", "help"], False),
-        (["/usr/bin/pytest", "--help"], False),
-        (["-m", "--help"], False),
-    ):
-        monkeypatch.setattr(sys, "argv", argv)
-        monkeypatch.setattr(sys, "orig_argv", ["python", *argv])
-        assert help_is_wanted() is wanted, argv

@@ -95,7 +95,7 @@ BENCHMARKS = {
                   max_new_tokens=512),
         Benchmark("gar_bench_cap_detailed", "GAR-Bench-Cap, detailed", "judged", 1, "gar_bench_cap", GAR_CAP,
                   "Describe <region1> in detail, and tell how it relates to <region2>.", whole=107, max_new_tokens=512),
-        Benchmark("glyph_scenes", "GlyphScenes", "questions", 1, "glyph_scenes", "exact answers 1, a question of each family"),
+        Benchmark("glyph_scenes", "GlyphScenes", "questions", 2, "glyph_scenes", "exact answers 1, balanced questions"),
         Benchmark("answers", "Answers to the records' questions", "questions", 2, "records", "exact answers 1, or the letter",
                   max_new_tokens=64, history="true"),
         Benchmark("pope", "POPE", "yes_no", 3, "pope",

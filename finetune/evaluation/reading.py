@@ -12,14 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..data.coco import CocoTruth
 from ..data.osprey import read_named_masks
 from ..data.problems import EntryError, Problems
-from ..data.sample import GLYPH_SCHEME, Sample, encode_mask
-from ..glyphs.questions import FAMILIES, draw_question, number_regions
-from ..glyphs.scenes import draw_scene, make_scene
+from ..data.sample import Sample
+from ..glyphs.benchmark import EVALUATION_SCENES, benchmark_records
 from .benchmarks import Benchmark
 from .gar_bench_cap import places_of as gar_cap_places
 from .gar_bench_cap import read_gar_cap
@@ -30,9 +27,6 @@ from .paradlc_bench import read_paradlc
 from .places import Place
 from .question_files import gar_places, pope_places, read_gar, read_pope
 from .text_files import read_entries, read_json
-
-GLYPH_SCENES = 200
-"""Scenes of the GlyphScenes benchmark, unless `limit` says otherwise."""
 
 
 @dataclass
@@ -78,7 +72,8 @@ def read_set(
                 found.records = one_record_a_picture(found.records, found.problems)
             found.reference = reference_of(found.records, found.problems)
     elif benchmark.layout == "glyph_scenes":
-        found = EvaluationSet([_glyph_record(i, seed) for i in range(limit or GLYPH_SCENES)], Path())
+        records = benchmark_records(seed=seed, count=limit or EVALUATION_SCENES)
+        found = EvaluationSet([record.to_dict() for record in records], Path())
     elif annotations is None or images is None:
         raise ValueError(f"{benchmark.name} needs its annotations=… with images=…, or data=… with records of your own.")
     elif not Path(annotations).is_file() or not Path(images).is_dir():
@@ -153,31 +148,3 @@ def _osprey_places(content: list[Any]) -> list[Place]:
         for number, entry in enumerate(content)
         for i, name in enumerate(entry.get("categories") or [])
     ]
-
-
-def _glyph_record(index: int, seed: int) -> Sample:
-    """A scene of the test split with a question of every family that it has one for, each to be asked alone."""
-    scene = make_scene(index, "test", seed)
-    picture = draw_scene(scene)
-    visible = set(np.flatnonzero(picture.masks.any(axis=(1, 2))).tolist())
-    order: list[int] = []
-    turns: list[dict[str, Any]] = []
-    for k, family in enumerate(FAMILIES):
-        question = draw_question(scene, family, np.random.RandomState([223, seed, index, k]))
-        if question is None or not set(question.objects) <= visible:
-            continue
-        text, answer = number_regions(question, order)
-        turns += [
-            {"role": "user", "content": text, "type": family, "options": list(question.choices)},
-            {"role": "assistant", "content": answer},
-        ]
-    height, width = picture.image.shape[:2]
-    regions = [
-        {"id": f"{index}/{i}", "box": picture.boxes[i].tolist(), "mask": encode_mask(picture.masks[i]),
-         "label": scene.objects[i].kind}
-        for i in order
-    ]  # fmt: skip
-    return {
-        "image": f"{GLYPH_SCHEME}test/{seed}/{index}/512", "image_id": index, "width": width, "height": height,
-        "regions": regions, "conversations": turns, "source": "GlyphScenes",
-    }  # fmt: skip

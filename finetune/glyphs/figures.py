@@ -1,6 +1,7 @@
-"""Figures of a GlyphScenes evaluation: pictures with right and wrong answers, kinds that are confused, scores by size.
+"""Figures of a GlyphScenes evaluation: pictures with right and wrong answers, kinds that are confused, scores by size,
+and what training did.
 
-The pictures are the first scenes of the evaluation, not chosen ones. Knows the lines of an evaluation, no model.
+The pictures are the first scenes of the evaluation, not chosen ones.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from llm_bridge import replace_regions
+
 from ..metrics import is_exact
-from .glyphs.benchmark import LONG_SIDE
-from .glyphs.scenes import KINDS, draw_scene, make_scene
+from .benchmark import LONG_SIDE
+from .scenes import KINDS, draw_scene, make_scene
 
 SCENES = 6
 """Pictures of a page."""
@@ -37,9 +40,7 @@ def draw_answers(lines: Sequence[dict[str, Any]], path: Path) -> None:
 
     scenes = list(dict.fromkeys((line["split"], line["seed"], line["scene"]) for line in lines))[:SCENES]
     rows = -(-len(scenes) // 3)
-    figure = Figure(
-        figsize=(17, 8.2 * rows)
-    )  # no automatic layout, which would make room for the longest line of words
+    figure = Figure(figsize=(17, 8.2 * rows))  # no automatic layout: it makes room for the longest line of words
     edges = {"left": 0.01, "right": 0.99, "top": 0.97, "bottom": 0.01, "hspace": 0.04, "wspace": 0.03}
     grid = figure.subplots(2 * rows, 3, squeeze=False, height_ratios=[5, 3.2] * rows, gridspec_kw=edges)
     for axes in grid.flat:
@@ -50,36 +51,65 @@ def draw_answers(lines: Sequence[dict[str, Any]], path: Path) -> None:
         boxes = list(dict.fromkeys(tuple(box) for line in own for box in line["boxes"]))
         above.imshow(draw_scene(make_scene(index, split, seed), LONG_SIDE).image)
         above.set_title(f"{split}, seed {seed}, scene {index}", fontsize=9)
-        for number, (x1, y1, x2, y2) in enumerate(boxes):
-            above.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color="white", linewidth=1.5)
-            above.text(x1, y1, _letter(number), color="black", backgroundcolor="white", fontsize=8)
-        for number, line in enumerate(own):
-            is_right = is_exact(line["answer"], line["truth"])
-            names = [_letter(boxes.index(tuple(box))) for box in line["boxes"]]
-            below.text(0, 1 - number / 15, _said(line, names, is_right), transform=below.transAxes, fontsize=8.5, va="top",
-                       color="#15722c" if is_right else "#b3261e")  # fmt: skip
+        _draw_boxes(above, boxes)
+        _write_answers(below, own, boxes)
     figure.savefig(path, dpi=70)
 
 
-def draw_curves(folders: Sequence[Path], path: Path) -> None:
-    """What the held-out numbers in `training/*-log.jsonl` of some models did, stage after stage in the order of their logs."""
+def _draw_boxes(axes: Any, boxes: Sequence[tuple[float, ...]]) -> None:
+    for number, (x1, y1, x2, y2) in enumerate(boxes):
+        axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color="white", linewidth=1.5)
+        axes.text(x1, y1, _letter(number), color="black", backgroundcolor="white", fontsize=8)
+
+
+def _write_answers(axes: Any, lines: Sequence[dict[str, Any]], boxes: Sequence[tuple[float, ...]]) -> None:
+    for number, line in enumerate(lines):
+        is_right = is_exact(line["answer"], line["truth"])
+        names = [_letter(boxes.index(tuple(box))) for box in line["boxes"]]
+        axes.text(0, 1 - number / 15, _said(line, names, is_right), transform=axes.transAxes, fontsize=8.5, va="top",
+                  color="#15722c" if is_right else "#b3261e")  # fmt: skip
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number)
+
+
+def _said(line: dict[str, Any], names: Sequence[str], is_right: bool) -> str:
+    """Question and answer in one line, regions by the letters on the picture; a wrong answer with the truth."""
+
+    def lettered(text: str) -> str:
+        return replace_regions(text, lambda number, is_shown: names[number - 1] if number <= len(names) else None)
+
+    said = f"{lettered(line['question'])}  {lettered(line['answer'])}"
+    return said if is_right else f"{said}   (truth: {lettered(line['truth'])})"
+
+
+def stages_of(log: Path) -> dict[str, list[dict[str, Any]]]:
+    """The lines of a model's `training/log.jsonl` by their `stage`, in the order in which the stages were run."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for line in map(json.loads, log.read_text().splitlines()):
+        stages.setdefault(line["stage"], []).append(line)
+    return stages
+
+
+def draw_curves(logs: Sequence[Path], path: Path) -> None:
+    """What the held-out numbers of some models did in each stage of training; logs: see `stages_of`."""
     from matplotlib.figure import Figure
 
-    logs = [log for folder in folders for log in sorted((folder / "training").glob("*-log.jsonl"), key=_began)]
-    rows = -(-len(logs) // 4)
+    stages = [(f"{log.parents[1].name}: {stage}", lines) for log in logs for stage, lines in stages_of(log).items()]
+    rows = -(-len(stages) // 4)
     figure = Figure(figsize=(17, 3.6 * rows), layout="constrained")
     grid = figure.subplots(rows, 4, squeeze=False)
-    for axes in grid.flat[len(logs) :]:
+    for axes in grid.flat[len(stages) :]:
         axes.set_axis_off()
     shown: dict[str, Any] = {}  # of each name its line in the legend, which is one for all: the curves fill their axes
-    for axes, log in zip(grid.flat, logs):
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
+    for axes, (title, lines) in zip(grid.flat, stages):
         for name in dict.fromkeys(name for line in lines for name in line if name.startswith("val_")):
             own = [(line["step"], line[name]) for line in lines if name in line]
             colour = shown[name].get_color() if name in shown else _COLOURS[len(shown) % len(_COLOURS)]
             (curve,) = axes.plot(*zip(*own), marker=".", color=colour, label=name.removeprefix("val_"))
             shown.setdefault(name, curve)
-        axes.set_title(f"{log.parents[1].name}: {log.stem.removesuffix('-log')}", fontsize=9)
+        axes.set_title(title, fontsize=9)
         axes.set_xlabel("step")
     if shown:
         figure.legend(handles=list(shown.values()), loc="outside upper center", ncols=8, fontsize=9)
@@ -89,33 +119,6 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
             "#000080", "#800000", "#006400", "#b8860b", "#4b0082", "#696969")  # fmt: skip
 """Of the held-out numbers, one each in all curves."""
-
-
-_STAGES = ("dense", "prompt", "masks", "caption", "anchored", "longer", "concept", "language", "full", "more", "most", "lora",
-           "tokens", "kinds", "settled", "talks", "context", "last", "context-last", "sharper", "sharper-concept",
-           "chat-sharper", "context-sharper", "context-even", "sharpest", "sharpest-concept",
-           "chat-finished", "context-counted", "points", "points-concept", "chat-points", "context-balanced",
-           "scaled", "scaled-settled", "settled-concept", "chat-scaled", "context-many", "context-composed",
-           "context-made", "context-settled", "context-followed", "context-later")  # fmt: skip
-
-
-def _began(log: Path) -> int:
-    """The place of a stage among the others."""
-    stage = log.stem.removesuffix("-log")
-    return _STAGES.index(stage) if stage in _STAGES else len(_STAGES)
-
-
-def _letter(number: int) -> str:
-    return chr(ord("A") + number)
-
-
-def _said(line: dict[str, Any], names: Sequence[str], is_right: bool) -> str:
-    """Question and answer in one line, regions by the letters on the picture; a wrong answer with the truth."""
-    words, answer, truth = line["question"], line["answer"], line["truth"]
-    for place, name in enumerate(names, start=1):
-        words = words.replace(f"<region{place}>", name)
-        answer, truth = (text.replace(f"region{place}", name) for text in (answer, truth))
-    return f"{words}  {answer}" + ("" if is_right else f"   (truth: {truth})")
 
 
 def draw_confusion(regions: Sequence[dict[str, Any]], path: Path) -> None:

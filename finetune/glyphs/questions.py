@@ -7,15 +7,18 @@ asked that a picture could be read either way.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
+from llm_bridge import replace_regions
+
 from .language import caption
 from .scenes import COLOURS, KINDS, SIZES, GlyphObject, GlyphScene
+
+_YES_NO = ("yes", "no")
 
 PLACES = tuple(
     " ".join(word for word in (row, column) if word) or "center"
@@ -48,6 +51,16 @@ class Question:
     objects: tuple[int, ...]
     choices: tuple[str, ...]
 
+    def numbered(self, order: list[int]) -> tuple[str, str]:
+        """Text and answer with regions numbered by their objects' places in `order`, which grows by those that are new."""
+        order += [i for i in self.objects if i not in order]
+
+        def rename(number: int, is_shown: bool) -> str:
+            name = f"region{order.index(self.objects[number - 1]) + 1}"
+            return f"<{name}>" if is_shown else name
+
+        return replace_regions(self.text, rename), replace_regions(self.answer, rename)
+
 
 Draw: TypeAlias = Callable[[GlyphScene, np.random.RandomState], Question | None]
 """Draws a question about a scene; None if the scene has none with the answer that was drawn."""
@@ -72,17 +85,6 @@ def draw_question(scene: GlyphScene, family: str, random: np.random.RandomState)
     return FAMILIES[family].draw(scene, random)
 
 
-def number_regions(question: Question, order: list[int]) -> tuple[str, str]:
-    """A question's text and answer with its regions numbered by `order`, which grows by those that are new."""
-    order += [number for number in question.objects if number not in order]
-
-    def renumber(match: re.Match[str]) -> str:
-        return f"region{order.index(question.objects[int(match[1]) - 1]) + 1}"
-
-    text, answer = (re.sub(r"region(\d)", renumber, words) for words in (question.text, question.answer))
-    return text, answer
-
-
 def place_of(glyph: GlyphObject, scene: GlyphScene) -> str | None:
     """Which of the nine places holds an object's centre; None if it lies on a border."""
     x, y = glyph.x / scene.width, glyph.y / scene.height
@@ -99,10 +101,7 @@ def _pick(random: np.random.RandomState, items: Sequence[str]) -> str:
 
 
 def _one(
-    name: str,
-    texts: Sequence[str],
-    choices: Sequence[str],
-    answer_of: Callable[[GlyphObject, GlyphScene], str | None],
+    name: str, texts: Sequence[str], choices: Sequence[str], answer_of: Callable[[GlyphObject, GlyphScene], str | None]
 ) -> Family:
     """About one region, with few answers."""
 
@@ -176,34 +175,34 @@ def _neighbour(name: str, texts: Sequence[str], *, farthest: bool) -> Family:
     return Family(name, draw, is_open=True)
 
 
-def _count(name: str, texts: Sequence[str], same: Callable[[GlyphObject, GlyphObject], bool]) -> Family:
+def _count(name: str, text: str, same: Callable[[GlyphObject, GlyphObject], bool]) -> Family:
     """How many other objects of the picture share something with a region."""
 
     def answer_of(glyph: GlyphObject, scene: GlyphScene) -> str | None:
         others = sum(same(glyph, other) for other in scene.objects) - 1
         return NUMBERS[others] if others < len(NUMBERS) else None
 
-    return _one(name, texts, NUMBERS, answer_of)
+    return _one(name, (text,), NUMBERS, answer_of)
 
 
 def _draw_statement(scene: GlyphScene, random: np.random.RandomState) -> Question | None:
     """A statement about one region to be confirmed or denied; a false one has one attribute changed."""
-    wanted = _pick(random, ("yes", "no"))
+    wanted = _pick(random, _YES_NO)
     index = random.randint(len(scene.objects))
-    said = scene.objects[index]
+    glyph = scene.objects[index]
+    said = {"kind": glyph.kind, "colour": glyph.colour, "size": glyph.size}
     form = random.randint(4)
     if wanted == "no":
         changed = (0, 1, 2, random.randint(2))[form]
         attribute, words = (("kind", KINDS), ("colour", COLOURS), ("size", SIZES))[changed]
-        wrong = _pick(random, [word for word in words if word != getattr(said, attribute)])
-        said = replace(said, **{attribute: wrong})
+        said[attribute] = _pick(random, [word for word in words if word != said[attribute]])
     text = (
-        f"Is <region1> {_with_article(said.kind)}?",
-        f"Is <region1> {said.colour}?",
-        f"Is <region1> {said.size}?",
-        f"Is <region1> {_with_article(said.colour)} {said.kind}?",
+        f"Is <region1> {_with_article(said['kind'])}?",
+        f"Is <region1> {said['colour']}?",
+        f"Is <region1> {said['size']}?",
+        f"Is <region1> {_with_article(said['colour'])} {said['kind']}?",
     )[form]
-    return Question("statement", text, wanted, (index,), ("yes", "no"))
+    return Question("statement", text, wanted, (index,), _YES_NO)
 
 
 def _with_article(word: str) -> str:
@@ -217,7 +216,7 @@ def _side(words: str, lead: Callable[[GlyphObject, GlyphObject], float]) -> Fami
         distance = lead(a, b)
         return None if abs(distance) < SIDE_MARGIN else "yes" if distance > 0 else "no"
 
-    return _pair("side", (f"Is <region1> {words} <region2>?",), ("yes", "no"), answer_of)
+    return _pair("side", (f"Is <region1> {words} <region2>?",), _YES_NO, answer_of)
 
 
 _SIDES = (
@@ -247,56 +246,29 @@ def _whole(glyph: GlyphObject, scene: GlyphScene) -> str | None:
 # --- the families -----------------------------------------------------------------------------------------------------
 
 
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        _one("kind", ("What is <region1>?", "What kind of object is <region1>?"), tuple(KINDS), lambda o, s: o.kind),
-        _one(
-            "colour",
-            ("What colour is <region1>?", "Which colour does <region1> have?"),
-            tuple(COLOURS),
-            lambda o, s: o.colour,
-        ),
-        _one("size", ("How big is <region1>?", "What size is <region1>?"), tuple(SIZES), lambda o, s: o.size),
-        _one("place", ("Where is <region1>?", "Where in the picture is <region1>?"), PLACES, place_of),
-        _any("caption", ("Describe <region1>.", "Give a caption of <region1>."), lambda o, s: caption(o)),
-        _any("caption_place", ("What is <region1>, and where is it?",), _whole),
-        Family("statement", _draw_statement),
-        _pair(
-            "same_colour",
-            ("Are <region1> and <region2> the same colour?", "Do <region1> and <region2> share a colour?"),
-            ("yes", "no"),
-            lambda a, b: "yes" if a.colour == b.colour else "no",
-        ),
-        _pair(
-            "same_kind",
-            ("Are <region1> and <region2> the same kind of object?", "Do <region1> and <region2> show the same kind?"),
-            ("yes", "no"),
-            lambda a, b: "yes" if a.kind == b.kind else "no",
-        ),
-        _pair(
-            "larger",
-            ("Which is larger, <region1> or <region2>?", "Which of <region1> and <region2> is bigger?"),
-            ("region1", "region2"),
-            _larger,
-        ),
-        Family("side", _draw_side),
-        _neighbour(
-            "nearest", ("What is nearest to <region1>?", "Which object is closest to <region1>?"), farthest=False
-        ),
-        _neighbour("farthest", ("What is farthest from <region1>?",), farthest=True),
-        _count(
-            "count_colour",
-            ("How many other objects are the same colour as <region1>?",),
-            lambda a, b: a.colour == b.colour,
-        ),
-        _count(
-            "count_kind",
-            ("How many other objects are the same kind as <region1>?",),
-            lambda a, b: a.kind == b.kind,
-        ),
-    )
-}
+FAMILIES: dict[str, Family] = {family.name: family for family in (
+    _one("kind", ("What is <region1>?", "What kind of object is <region1>?"), tuple(KINDS), lambda o, s: o.kind),
+    _one("colour", ("What colour is <region1>?", "Which colour does <region1> have?"), tuple(COLOURS), lambda o, s: o.colour),
+    _one("size", ("How big is <region1>?", "What size is <region1>?"), tuple(SIZES), lambda o, s: o.size),
+    _one("place", ("Where is <region1>?", "Where in the picture is <region1>?"), PLACES, place_of),
+    _any("caption", ("Describe <region1>.", "Give a caption of <region1>."), lambda o, s: caption(o)),
+    _any("caption_place", ("What is <region1>, and where is it?",), _whole),
+    Family("statement", _draw_statement),
+    _pair("same_colour",
+          ("Are <region1> and <region2> the same colour?", "Do <region1> and <region2> share a colour?"),
+          _YES_NO, lambda a, b: "yes" if a.colour == b.colour else "no"),
+    _pair("same_kind",
+          ("Are <region1> and <region2> the same kind of object?", "Do <region1> and <region2> show the same kind?"),
+          _YES_NO, lambda a, b: "yes" if a.kind == b.kind else "no"),
+    _pair("larger",
+          ("Which is larger, <region1> or <region2>?", "Which of <region1> and <region2> is bigger?"),
+          ("region1", "region2"), _larger),
+    Family("side", _draw_side),
+    _neighbour("nearest", ("What is nearest to <region1>?", "Which object is closest to <region1>?"), farthest=False),
+    _neighbour("farthest", ("What is farthest from <region1>?",), farthest=True),
+    _count("count_colour", "How many other objects are the same colour as <region1>?", lambda a, b: a.colour == b.colour),
+    _count("count_kind", "How many other objects are the same kind as <region1>?", lambda a, b: a.kind == b.kind),
+)}  # fmt: skip
 """Every family by name. The benchmark draws each with a seed from its place here, so that a new one comes last."""
 
 ATTRIBUTE_FAMILIES = ("kind", "colour", "size", "place", "statement")

@@ -14,7 +14,7 @@ from ..config import knob
 from ..data.source import Source
 from ..records import GLYPH_SCHEME, Record, Region, Turn, encode_mask
 from .language import caption
-from .questions import FAMILIES, Question, draw_question, number_regions
+from .questions import FAMILIES, Question, draw_question
 from .scenes import SPLITS, GlyphPicture, GlyphScene, draw_scene, make_scene
 
 LICENSE = "Apache-2.0"
@@ -151,7 +151,7 @@ def record_of(
     order: list[int] = []
     turns: list[Turn] = []
     for question in questions:
-        text, answer = number_regions(question, order)
+        text, answer = question.numbered(order)
         turns += [Turn("user", text, type=question.family), Turn("assistant", answer)]
     order += [number for number in shown if number not in order]
     height, width = picture.image.shape[:2]

@@ -1,7 +1,4 @@
-"""Lines of a GlyphScenes evaluation → means over seeds, and the tables that show them.
-
-Knows what a line holds, nothing of models or pictures.
-"""
+"""Lines of a GlyphScenes evaluation → means over seeds, and the tables that show them."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics import accuracy, chance, is_exact, majority
-from .glyphs.questions import ATTRIBUTE_FAMILIES, CAPTION_FAMILIES, CONTEXT_FAMILIES, FAMILIES, PAIR_FAMILIES
+from .questions import ATTRIBUTE_FAMILIES, CAPTION_FAMILIES, CONTEXT_FAMILIES, FAMILIES, PAIR_FAMILIES
 
 GROUPS = {
     "attributes and position": ATTRIBUTE_FAMILIES,
@@ -21,15 +18,27 @@ GROUPS = {
 }
 """Families as the first table groups them."""
 
-VIEWS = ("full", "shuffled", "question only", "no position", "objects given", "follow-up", "described")
-"""What the language model is given: the regions; regions and picture of another scene; no regions; all but position; as
-picture context the true objects instead of those that are found; the regions in earlier turns, each described there, and then
-another; TAP's words instead of tokens."""
+_MASKS = {
+    "mask mIoU from a box": "iou_box",
+    "mask mIoU from the centre point": "iou_centre",
+    "mask mIoU from a random point": "iou_point",
+}
+_CONCEPTS = {f"concept top-1 ({name})": name for name in ("kind", "colour", "size")}
+"""Numbers of the region tokenizer alone, and the entries of a line that they are means of."""
 
-_REGION_ROWS = (
-    "mask mIoU from a box", "mask mIoU from the centre point", "mask mIoU from a random point", "concept top-1 (kind)",
-    "concept top-1 (colour)", "concept top-1 (size)", "native caption exact",
-)  # fmt: skip
+_OVERVIEW = {
+    **{name: name for name in ("regions", *_MASKS, *_CONCEPTS, "native caption exact")},
+    "LLM: caption exact": "full: caption",
+    **{f"LLM: {group}": f"full: {group}" for group in GROUPS},
+}
+"""Rows of the first table, and the numbers that they show."""
+
+_COLUMNS = {
+    "n": "n", "LLM": "full", "TAP alone": "tap alone", "no position": "no position", "regions shuffled": "shuffled",
+    "question only": "question only", "objects given": "objects given", "follow-up": "follow-up",
+    "described": "described", "chance": "chance", "majority": "majority",
+}  # fmt: skip
+"""Columns of a split's table, and the kinds of numbers that they show: views, and what a view is measured by."""
 
 
 def summarise(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -52,10 +61,8 @@ def _of_seed(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     regions = [line for line in lines if line["task"] == "region"]
     result = {
         "regions": float(len(regions)),
-        "mask mIoU from a box": float(np.mean([r["iou_box"] for r in regions])),
-        "mask mIoU from the centre point": float(np.mean([r["iou_centre"] for r in regions])),
-        "mask mIoU from a random point": float(np.mean([r["iou_point"] for r in regions])),
-        **{f"concept top-1 ({name})": _share(regions, name) for name in ("kind", "colour", "size")},
+        **{name: float(np.mean([region[key] for region in regions])) for name, key in _MASKS.items()},
+        **{name: _share(regions, key) for name, key in _CONCEPTS.items()},
         "native caption exact": _share(regions, "caption"),
     }
     questions = [line for line in lines if line["task"] == "question"]
@@ -111,29 +118,29 @@ def as_tables(metrics: dict[str, Any]) -> str:
 
 
 def _overview(metrics: dict[str, Any], splits: Sequence[str]) -> str:
-    rows = ["regions", *_REGION_ROWS, "full: caption", *(f"full: {group}" for group in GROUPS)]
     lines = ["| | " + " | ".join(splits) + " |", "|---" * (len(splits) + 1) + "|"]
-    for name in rows:
+    for row, name in _OVERVIEW.items():
         values = [metrics[split].get(name) for split in splits]
         if any(value is not None for value in values):
-            shown = name.replace("full: caption", "full: caption exact", 1) if name == "full: caption" else name
-            cells = ["" if v is None else f"{v:.0f}" if name == "regions" else f"{v:.3f}" for v in values]
-            lines.append(f"| {shown.replace('full: ', 'LLM: ')} | " + " | ".join(cells) + " |")
+            lines.append(_row(row, [_cell(value, whole=name == "regions") for value in values]))
     return "\n".join(lines)
 
 
 def _families(split: str, numbers: dict[str, float]) -> str:
     columns = {
-        "n": "n", "LLM": "full", "TAP alone": "tap alone", "no position": "no position", "regions shuffled": "shuffled",
-        "question only": "question only", "objects given": "objects given", "follow-up": "follow-up",
-        "described": "described", "chance": "chance", "majority": "majority",
-    }  # fmt: skip
-    columns = {shown: kind for shown, kind in columns.items() if any(name.startswith(f"{kind}: ") for name in numbers)}
-    lines = [f"| {split} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        column: kind for column, kind in _COLUMNS.items() if any(name.startswith(f"{kind}: ") for name in numbers)
+    }
+    lines = [_row(split, list(columns)), "|---" * (len(columns) + 1) + "|"]
     for family in FAMILIES:
-        if f"full: {family}" not in numbers:
-            continue
-        values = [numbers.get(f"{kind}: {family}") for kind in columns.values()]
-        cells = ["" if v is None else f"{v:.0f}" if kind == "n" else f"{v:.3f}" for kind, v in zip(columns, values)]
-        lines.append(f"| {family} | " + " | ".join(cells) + " |")
+        if f"full: {family}" in numbers:
+            cells = [_cell(numbers.get(f"{kind}: {family}"), whole=kind == "n") for kind in columns.values()]
+            lines.append(_row(family, cells))
     return "\n".join(lines)
+
+
+def _row(head: str, cells: Sequence[str]) -> str:
+    return f"| {head} | " + " | ".join(cells) + " |"
+
+
+def _cell(value: float | None, *, whole: bool) -> str:
+    return "" if value is None else f"{value:.0f}" if whole else f"{value:.3f}"

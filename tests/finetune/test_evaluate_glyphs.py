@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,13 @@ pytest.importorskip("accelerate")
 
 from finetune import evaluate_glyphs
 from finetune.evaluate_glyphs import main
-from finetune.glyphs.benchmark import QuestionBalance
-from finetune.glyphs.questions import CONTEXT_FAMILIES, number_regions
+from finetune.glyphs import views
+from finetune.glyphs.benchmark import benchmark_scenes
+from finetune.glyphs.questions import CONTEXT_FAMILIES
+from finetune.glyphs.regions import SeenScenes
 from finetune.glyphs.report import as_tables, summarise
-from finetune.glyphs.scenes import make_scene
-from llm_bridge import RegionChat
+from finetune.glyphs.views import Asked
+from llm_bridge import FeatureLayout, RegionChat
 from tap_tokenizer import TapRegionTokenizer
 
 pytestmark = pytest.mark.slow
@@ -57,10 +60,10 @@ def test_other_weights_are_another_evaluation(evaluated: Path, monkeypatch: pyte
 
 
 def test_no_position_hides_boxes_and_order_alone() -> None:
-    config = SimpleNamespace(token_size=3, embed_size=2)
+    config = SimpleNamespace(feature_layout=FeatureLayout(token_size=3, embed_size=2, num_experts=4))
     features = torch.rand(2, 6, 3 + 2 + 5 + 1 + 4 + 1)
     features[..., -1] = torch.tensor([1.0, 1, 1, 1, 0, 0])
-    blind = evaluate_glyphs._without_position(SimpleNamespace(model=SimpleNamespace(config=config)), features)  # type: ignore[arg-type]
+    blind = views._without_position(SimpleNamespace(model=SimpleNamespace(config=config)), features)  # type: ignore[arg-type]
     assert not blind[..., 5:10].any()
     torch.testing.assert_close(blind[:, 4:, :5], features[:, 4:, :5])  # the regions themselves stay where they are
     assert not torch.equal(blind[:, :4, :5], features[:, :4, :5])
@@ -69,17 +72,22 @@ def test_no_position_hides_boxes_and_order_alone() -> None:
 
 
 def test_shuffled_questions_see_another_scene() -> None:
-    def asked(scene: int, regions: int) -> Any:
-        return evaluate_glyphs._Asked(scene, None, "", [], torch.zeros(regions, 1, 4), None, (1, 1))  # type: ignore[arg-type]
+    def asked(text: str, scene: int, regions: int) -> Asked:
+        return Asked(scene, None, [], [text], torch.full((regions, 1, 4), scene), torch.tensor(scene), (scene, 1))  # type: ignore[arg-type]
 
-    questions = [asked(0, 1), asked(0, 2), asked(1, 1), asked(1, 1)]
-    kept, shown = evaluate_glyphs._shuffled(questions)
-    assert [next(i for i, o in enumerate(questions) if o is one) for one in kept] == [
-        0,
-        2,
-        3,
+    questions = [asked("a", 0, 1), asked("b", 0, 2), asked("c", 1, 1), asked("d", 1, 1)]
+    shown = views._shuffled(None, None, questions)  # type: ignore[arg-type]
+    assert [(one.turns, one.scene) for one in shown] == [
+        (["a"], 0),
+        (["c"], 1),
+        (["d"], 1),
     ]  # nothing else has two regions
-    assert [one.scene for one in shown] == [1, 0, 0]
+    for seen in (
+        [int(one.features[0, 0, 0]) for one in shown],
+        [one.context for one in shown],
+        [one.size[0] for one in shown],
+    ):
+        assert seen == [1, 0, 0]
 
 
 def test_a_follow_up_shows_its_regions_again_after_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -108,14 +116,14 @@ def test_a_follow_up_shows_its_regions_again_after_another(monkeypatch: pytest.M
 def test_surroundings_are_asked_of_the_bridge_that_sees_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of the first scenes alone, whose objects are searched for once; every other question is left to the model itself."""
     seen: list[tuple[bool, str]] = []
-    plain = evaluate_glyphs._generate
+    plain = views._answers
 
-    def spy(chat: RegionChat, turns: Any, rows: Any, contexts: Any, *rest: Any, **options: Any) -> list[str]:
-        answers = plain(chat, turns, rows, contexts, *rest, **options)
-        seen.extend((context is not None, answer) for context, answer in zip(contexts, answers))
+    def spy(chat: RegionChat, asked: Sequence[Asked], **options: Any) -> list[str]:
+        answers = plain(chat, asked, **options)
+        seen.extend((one.context is not None, answer) for one, answer in zip(asked, answers))
         return answers
 
-    monkeypatch.setattr(evaluate_glyphs, "_generate", spy)
+    monkeypatch.setattr(views, "_answers", spy)
     main(["--splits", "test", "--seeds", "0", "--scenes", "4", "--batch_size", "2", "--context_scenes", "2",
           "--control_scenes", "0", "--shuffled_scenes", "0", "--described_model", "none",
           "--output", str(tmp_path)])  # fmt: skip
@@ -138,16 +146,14 @@ def test_described_questions_are_those_that_a_chat_would_write() -> None:
     """Whose regions are described by the scene and answered in a batch, to the letter as one at a time."""
     tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
     chat = RegionChat.from_pretrained("region-words-tiny", mode="described", region_tokenizer=tokenizer)
-    batch = evaluate_glyphs._encode(tokenizer, [make_scene(index, "test", 0) for index in range(2)])
-    balance = QuestionBalance()
-    questions = [balance.questions(scene, seen) for scene, seen in zip(batch.scenes, batch.visible)]
-    written = list(evaluate_glyphs._described_questions(chat, batch, questions))
-    answered = list(evaluate_glyphs._described_answers(chat, batch, questions))
-    asked = [(picture, question) for picture, own in zip(batch.pictures, questions) for question in own]
+    seen = SeenScenes.encode(tokenizer, list(benchmark_scenes("test", 0, 2)))
+    written = list(views.described_questions(chat, seen))
+    answered = list(views.described_lines(chat, seen))
+    asked = [(one.picture, question) for one in seen.scenes for question in one.questions]
     assert len(asked) == len(written) == len(answered) > 10
     for (picture, question), text, line in zip(asked, written, answered):
         order: list[int] = []
-        words, _ = number_regions(question, order)
+        words, _ = question.numbered(order)
         chat.reset()
         assert chat.ask(words, image=picture.image, boxes=picture.boxes[order].tolist()) == line["answer"]
         plain = [{"role": "user", "content": text}]

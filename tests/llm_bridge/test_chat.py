@@ -289,12 +289,12 @@ def test_streams_give_what_ask_gives(chat: RegionChat, picture: Image.Image, cap
 
 
 @pytest.mark.parametrize(("prompts", "words"), [
-    ({"boxes": [1, 2, 30, 40]}, r"boxes is one region's.*\[\[x1"),
-    ({"boxes": "1 2 3 4"}, "boxes is a str"),
-    ({"points": [[3, 4]]}, "points is one region's"),
-    ({"masks": np.ones((60, 90), bool)}, "masks is one region's"),
-    ({"masks": Image.new("1", (90, 60))}, "masks is a Image"),
-    ({"boxes": BOXES, "masks": [np.ones((60, 90), bool)]}, "are of one region"),
+    ({"boxes": [1, 2, 30, 40]}, r"boxes as a flat list of numbers, expected one entry per region: write boxes=\[\[x1"),
+    ({"boxes": "1 2 3 4"}, "boxes of type str, expected a list"),
+    ({"points": [[3, 4]]}, r"Region 0: points has shape \(2,\), expected n × 2"),
+    ({"masks": np.ones((60, 90), bool)}, r"masks of shape \(60, 90\), .* give a single region as a list of one"),
+    ({"masks": Image.new("1", (90, 60))}, "masks of type Image, expected a list"),
+    ({"boxes": BOXES, "masks": [np.ones((60, 90), bool)]}, "2 boxes, 1 masks: give the same number"),
 ])  # fmt: skip
 def test_one_region_is_no_list_of_regions(
     chat: RegionChat, picture: Image.Image, prompts: dict[str, Any], words: str
@@ -506,14 +506,14 @@ def test_a_mask_that_is_none_is_refused_and_not_remembered(chat: RegionChat, pic
     for given, words in (
         ([{"size": [60, 90], "counts": [5400]}], "mask is empty"),
         ([{"size": [61, 90], "counts": [5490]}], "RLE of size"),
-        ({"size": [60, 90], "counts": [5400]}, "masks is a dictionary, expected a list"),
-        ("mask.png", "masks is a str, expected a list"),
+        ({"size": [60, 90], "counts": [5400]}, "masks of type dict, expected a list"),
+        ("mask.png", "masks of type str, expected a list"),
         (["none.png"], "Found no image file"),
         ([np.arange(5400).reshape(60, 90) // 900], "label map with the labels 1, 2, 3, 4, 5"),
     ):
         with pytest.raises(ValueError, match=words):
             chat.ask("<region> ?", image=picture, masks=given)
-    with pytest.raises(ValueError, match="boxes holds a dict, expected a list"):
+    with pytest.raises(ValueError, match=r"Region 0: box is .*, expected numbers"):
         chat.ask("<region> ?", image=picture, boxes=[{"size": [60, 90], "counts": [5400]}])
     assert chat.history == []
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat
-from llm_bridge.__main__ import main
+from llm_bridge.cli import main
 
 FOLDER = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny"
 

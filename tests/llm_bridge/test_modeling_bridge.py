@@ -256,7 +256,7 @@ def test_training_mode_reaches_no_tokenizer(make_bridge: Callable[..., Pair], pi
     bridge, processor = make_bridge()
     want = one(processor, picture)["region_features"]
     bridge.train()
-    processor._cache._features.clear()
+    processor.encoder.cache.clear()
     assert torch.equal(one(processor, picture)["region_features"], want)
     assert not processor.region_tokenizer.model.training
     assert not any("tap" in name or "image_encoder" in name for name, _ in bridge.named_modules())

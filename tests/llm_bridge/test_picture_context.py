@@ -20,7 +20,7 @@ from llm_bridge import (
     grid_points,
     region_features,
 )
-from llm_bridge.chat_markup import with_images_last
+from llm_bridge.chat_markup import place_images
 from llm_bridge.description import box_iou
 from llm_bridge.picture_context import find_objects
 from tap_tokenizer import TapRegionTokenizer
@@ -251,8 +251,10 @@ def test_context_stands_in_the_turn_of_the_last_question(
     assert before.count(slot) == 1
     assert f"{slot * 4}\nregion2 {slot} and that ?" in last
     system = [{"role": "system", "content": "<image>\nbe brief"}, {"role": "user", "content": "a <image> here"}]
-    assert [turn["content"] for turn in with_images_last(system)] == ["be brief", "<image>\na <image> here"]
-    assert with_images_last(system[1:]) == system[1:]
+    assert [turn["content"] for turn in place_images(system, 2)] == ["be brief", "<image>\na <image> here"]
+    assert place_images(system[1:], 1) == system[1:]
+    unsaid = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    assert [turn["content"] for turn in place_images(unsaid, 1)] == ["a", "b", "<image>\nc"]
     _, processor = make_bridge(region_tokenizer=finding)
     assert f"{slot}\n" not in processor.apply_chat_template(_talk_of_two(picture, boxes))
 

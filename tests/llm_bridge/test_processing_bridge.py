@@ -105,7 +105,7 @@ def test_masks_in_every_form_are_the_same_region_in_text_and_in_chats(
         for features in (texts, shown):
             torch.testing.assert_close(features[number : number + 1], want, rtol=0, atol=1e-4, msg=name)
     for lone in ({"size": [512, 512], "counts": [512 * 512]}, "mask.png"):
-        with pytest.raises(ValueError, match="expected a list with an entry for each region"):
+        with pytest.raises(ValueError, match="expected a list with one entry per region"):
             processor("is <region> red", picture, masks=lone)
 
 
@@ -308,7 +308,11 @@ def test_no_reference_no_saving_by_reference(make_bridge: Callable[..., Pair], t
         ("<region1> <region3>", {"boxes": BOXES}, "Found region3 among 2 regions: number them from 1"),
         ("a <|region|> b", {"boxes": BOXES[:1]}, r"holds the placeholder <\|region\|> itself"),
         ("<region>", {"boxes": [[0, 0, 500, 20]]}, "leaves the picture of 90 × 60 pixels"),
-        ("<region>", {"boxes": BOXES[:1], "points": [[[1, 1]], [[2, 2]]]}, "of different numbers"),
+        (
+            "<region>",
+            {"boxes": BOXES[:1], "points": [[[1, 1]], [[2, 2]]]},
+            "Got 1 boxes, 2 points: give the same number of each",
+        ),
         ("<image> <image>", {"boxes": []}, "Found 2 <image> placeholders but 1 images"),
     ],
 )

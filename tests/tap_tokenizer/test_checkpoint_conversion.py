@@ -80,8 +80,8 @@ def test_missing_and_surplus_names_are_listed(tmp_path: Path, original_weights: 
         ("image_encoder.norm.bias", np.full(32, np.nan, np.float32), "NaN or infinite values in image_encoder.norm.bias"),
         ("image_encoder.norm.bias", np.full(32, np.inf, np.float32), "NaN or infinite"),
         ("image_encoder.norm.bias", "zero", "entries that are not arrays: 'image_encoder.norm.bias': str"),
-        ("image_encoder.patch_embed.proj.weight", np.zeros((32, 3), np.float32), "shapes make no TAP"),
-        ("image_encoder.pos_embed.weight", np.zeros((7, 32), np.float32), "shapes make no TAP"),
+        ("image_encoder.patch_embed.proj.weight", np.zeros((32, 3), np.float32), "shapes are not those of a TAP"),
+        ("image_encoder.pos_embed.weight", np.zeros((7, 32), np.float32), "shapes are not those of a TAP"),
         ("pixel_mean", np.zeros(3, np.float32), "was trained with pixel_mean"),
     ],
 )  # fmt: skip
@@ -117,7 +117,8 @@ def test_the_command_writes_a_folder_that_loads(
     command = [
         sys.executable,
         "-m",
-        "tap_tokenizer.checkpoint_conversion",
+        "tap_tokenizer",
+        "convert",
         str(original_checkpoint),
         str(tmp_path / "tap"),
     ]
@@ -136,7 +137,7 @@ def test_the_command_writes_a_folder_that_loads(
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tap_tokenizer.checkpoint_conversion", "nowhere.pkl", str(tmp_path / "tap")]
+    command = [sys.executable, "-m", "tap_tokenizer", "convert", "nowhere.pkl", str(tmp_path / "tap")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert "Found nothing at nowhere.pkl" in done.stderr

@@ -74,14 +74,15 @@ def test_tensors_that_cannot_be_written_leave_the_old_ones(tmp_path: Path) -> No
     old = path.read_bytes()
     code = (
         "import resource, signal, sys, torch\n"
-        "from tap_tokenizer import ConceptBank, checkpoint_conversion\n"
+        "from tap_tokenizer import ConceptBank\n"
+        "from tap_tokenizer.cli import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n"
         f"    ConceptBank(list('abcdefghi'), torch.zeros(1000, 9)).save({str(path)!r})\n"
         "except OSError as error:\n"
         "    print(error)\n"
-        f"checkpoint_conversion.main(['tap-tiny', {str(tmp_path / 'tap')!r}])\n"
+        f"sys.exit(main(['convert', 'tap-tiny', {str(tmp_path / 'tap')!r}]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "concepts.safetensors could not be written" in done.stdout

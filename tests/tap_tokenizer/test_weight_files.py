@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tap_tokenizer import ConceptBank, RegionTokens, TapRegionTokenizer, check_device, check_hub, pretrained_files
-from tap_tokenizer.__main__ import main
+from tap_tokenizer.cli import main
 
 TAP = Path(__file__).parents[2] / "tap_tokenizer" / "pretrained" / "tap-tiny"
 BRIDGE = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny"

@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("datasets")
 
 from finetune.glyphs.benchmark import EVALUATION_SPLITS, QuestionBalance, benchmark_records, benchmark_scenes
-from finetune.glyphs.questions import Question, number_regions
+from finetune.glyphs.questions import Question
 from finetune.glyphs.scenes import HELD_OUT_PAIRS, make_scene
 
 
@@ -54,7 +54,7 @@ def test_scenes_and_records_have_the_same_questions() -> None:
         assert [turn.type for turn in asked] == [question.family for question in one.questions]
         assert [turn.options for turn in asked] == [list(question.choices) for question in one.questions]
         order: list[int] = []
-        words = [number_regions(question, order) for question in one.questions]
+        words = [question.numbered(order) for question in one.questions]
         assert [(turn.content, answer.content) for turn, answer in zip(asked, said, strict=True)] == words
         assert [region.box for region in record.regions] == one.picture.boxes[order].tolist()
         assert [region.id for region in record.regions] == [f"{one.scene.index}/{i}" for i in order]

@@ -24,7 +24,6 @@ from finetune.glyphs.questions import (
     PLACES,
     Question,
     draw_question,
-    number_regions,
     place_of,
 )
 from finetune.glyphs.records import GlyphScenesSource, draw_questions, glyph_record
@@ -110,7 +109,7 @@ def test_unknown_families_are_refused() -> None:
 def test_records_number_regions_as_they_come() -> None:
     order: list[int] = [4]
     question = Question("larger", "Which is larger, <region1> or <region2>?", "region2", (2, 4), ("region1", "region2"))
-    assert number_regions(question, order) == ("Which is larger, <region2> or <region1>?", "region1")
+    assert question.numbered(order) == ("Which is larger, <region2> or <region1>?", "region1")
     assert order == [4, 2]
 
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from tap_tokenizer import RegionTokens, TapRegionTokenizer
-from tap_tokenizer.__main__ import main
+from tap_tokenizer.cli import main
 
 DEMO = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
 BOX = [361, 233, 436, 307]
@@ -261,7 +261,7 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
 def run(folder: Path, line: str) -> str:
     words = shlex.split(line.replace("everything pictures", "everything pictures --points_per_crop 3"))
     root = str(Path(__file__).parents[2])
-    code = f"import sys; sys.path.insert(0, {root!r}); from tap_tokenizer.__main__ import main; sys.exit(main())"
+    code = f"import sys; sys.path.insert(0, {root!r}); from tap_tokenizer.cli import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, *words[1:]], cwd=folder, capture_output=True, text=True, check=False
     )

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat
-from llm_bridge.page_conversation import (
+from llm_bridge.page.conversation import (
     Look,
     PageConversation,
     PageConversations,
@@ -21,7 +21,7 @@ from llm_bridge.page_conversation import (
     as_html,
     table_of,
 )
-from llm_bridge.page_input import PageLimits
+from llm_bridge.page.input import PageLimits
 
 Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
 BOX = {"box": [5, 5, 40, 30]}

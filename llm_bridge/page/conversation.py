@@ -1,6 +1,6 @@
 """What the page knows of each of its users: a picture, a conversation about it, and what TAP saw there.
 
-What comes from a browser is checked in `page_input`. Knows pictures and conversations; nothing of the web framework, and it
+What comes from a browser is checked in `input`. Knows pictures and conversations; nothing of the web framework, and it
 writes no file.
 """
 
@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tap_tokenizer import ImageFeatures, RegionTokens, draw_regions, mask_to_rle, region_colour
+from tap_tokenizer import ImageFeatures, RegionPrompt, RegionTokens, draw_regions, mask_to_rle, region_colour
 
-from .chat import RegionChat
-from .chat_markup import spoken_numbers, user_content, words_of
-from .modeling_bridge import ContextFullError
-from .page_input import PageLimits, read_regions
-from .page_turns import Places, Turns
-from .region_prompt import prompt_columns
+from ..chat import RegionChat
+from ..chat_markup import spoken_numbers, user_content, words_of
+from ..modeling_bridge import ContextFullError
+from .input import PageLimits, read_regions
+from .turns import Places, Turns
 
 SHOWN_SIDE = 1280
 """The longest side, in pixels, of the picture that a browser is sent to draw on."""
@@ -58,7 +57,7 @@ class Scene:
     masks: list[np.ndarray] = field(default_factory=list)
     """Of the conversation's regions as TAP sees them, eight pixels a byte."""
     looks: list[Look] = field(default_factory=list)
-    prompts: list[dict[str, Any]] = field(default_factory=list)
+    prompts: list[RegionPrompt] = field(default_factory=list)
 
     @property
     def memory(self) -> int:
@@ -67,12 +66,12 @@ class Scene:
         held = sum({id(array): array.nbytes for array in arrays if array is not None}.values())
         return held + (self.features.embeddings.nbytes if self.features is not None else 0)
 
-    def see(self, columns: dict[str, Any]) -> RegionTokens:
+    def see(self, prompts: list[RegionPrompt]) -> RegionTokens:
         """Regions by their prompts, with masks; the picture was encoded when it was first asked about."""
         tokenizer = self.chat.region_tokenizer
         if self.features is None:
             self.features = self.chat.processor.embed_image(self.picture)
-        return tokenizer.encode(features=self.features, with_masks=True, **columns)
+        return tokenizer.encode(features=self.features, with_masks=True, prompts=prompts)
 
     def look(self, regions: RegionTokens, first: int) -> list[Look]:
         """What TAP says of regions, the first of which has the number `first` in the conversation."""
@@ -114,7 +113,7 @@ class Scene:
             "regions": [
                 {
                     "name": look.name,
-                    "prompt": {key: value for key, value in prompt.items() if key != "mask"} or {"mask": "painted"},
+                    "prompt": prompt.as_dict() if prompt.mask is None else {"mask": "painted"},
                     "box": [round(x, 2) for x in box],
                     "caption": look.caption,
                     "concepts": [{"name": name, "score": round(score, 4)} for name, score in look.concepts],
@@ -197,7 +196,7 @@ class PageConversation:
         self.stopped.clear()
         if self.is_stopped(joined):
             self.stopped.set()
-        scene = self._scene("choose one, paste one, or take the example")
+        scene = self._scene("choose one, paste one, or use the example")
         prompts = self._checked(question, drawn, scene)
         known = len(scene.prompts)
         before = scene.chat.history
@@ -212,7 +211,7 @@ class PageConversation:
             for start in range(0, len(prompts), REGIONS_AT_ONCE):
                 if self.stopped.is_set():
                     break
-                regions = scene.see(prompt_columns(prompts[start : start + REGIONS_AT_ONCE]))
+                regions = scene.see(prompts[start : start + REGIONS_AT_ONCE])
                 looks = [*looks, *scene.look(regions, first=len(looks) + 1)]
                 boxes += regions.boxes.tolist()
                 masks += [np.packbits(mask.numpy()) for mask in regions.masks.cpu()]
@@ -230,12 +229,12 @@ class PageConversation:
         if scene.chat.image is not None:
             scene.picture = scene.chat.image  # the same pixels: one copy is enough
 
-    def _answer(self, scene: Scene, question: str, prompts: list[dict[str, Any]]) -> Iterator[str]:
+    def _answer(self, scene: Scene, question: str, prompts: list[RegionPrompt]) -> Iterator[str]:
         """The pieces of an answer; what the chat refuses in Python's words is refused in the page's."""
         image = scene.picture if scene.chat.image is None else None
-        columns, limit = prompt_columns(prompts), self.limits.new_tokens
+        limit = self.limits.new_tokens
         try:
-            pieces = scene.chat.ask(question, image=image, stream=True, max_new_tokens=limit, **columns)
+            pieces = scene.chat.ask(question, image=image, prompts=prompts, stream=True, max_new_tokens=limit)
         except ContextFullError:
             raise ValueError(
                 "The conversation has become too long for the language model: start a new chat, or ask about fewer regions."
@@ -250,7 +249,7 @@ class PageConversation:
             raise ValueError(f"There is no picture yet: {advice}.")
         return self.scene
 
-    def _checked(self, question: Any, drawn: Any, scene: Scene) -> list[dict[str, Any]]:
+    def _checked(self, question: Any, drawn: Any, scene: Scene) -> list[RegionPrompt]:
         """The prompts of a question's regions; everything that is wrong is said in the page's own words."""
         if not isinstance(question, str) or not question.strip():
             raise ValueError("There is no question yet: write one, for example: What is <region>?")
@@ -258,12 +257,9 @@ class PageConversation:
             raise ValueError(f"The question has {len(question)} characters, expected at most {self.limits.characters}.")
         height, width = scene.picture.shape[:2]
         prompts = read_regions(drawn, (height, width), self.limits, len(scene.prompts))
-        for prompt in prompts:
-            if "mask" in prompt:  # run lengths take little room for as long as the conversation is kept
-                prompt["mask"] = mask_to_rle(prompt["mask"])
         known, new = len(scene.prompts), len(prompts)
         if known + new > self.limits.regions:
-            raise ValueError(f"A conversation has at most {self.limits.regions} regions: start a new one.")
+            raise ValueError(f"A conversation has at most {self.limits.regions} regions: start a new chat.")
         if not known + new and not scene.chat.sees_pictures:
             raise ValueError("No region is marked yet: mark one on the picture first.")
         _check_spoken(question, known, new)

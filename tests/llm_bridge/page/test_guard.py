@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from llm_bridge import page_guard
-from llm_bridge.page_guard import Hosts, PageGuard
-from llm_bridge.page_turns import Places
+import llm_bridge.page.guard as page_guard
+from llm_bridge.page.guard import Hosts, PageGuard
+from llm_bridge.page.turns import Places
 
 LIMIT = 1000
 JOIN = "/gradio_api/queue/join"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
-from tap_tokenizer import box_problems, load_rgb
+from tap_tokenizer import RegionPrompt, box_problems, load_rgb, mask_to_rle
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What a picture may be, in Pillow's names."""
@@ -78,7 +78,7 @@ def read_picture(address: Any, limits: PageLimits) -> np.ndarray:
         raise ValueError("The picture is damaged or incomplete: give another.") from None
 
 
-def read_regions(drawn: Any, size: tuple[int, int], limits: PageLimits, known: int = 0) -> list[dict[str, Any]]:
+def read_regions(drawn: Any, size: tuple[int, int], limits: PageLimits, known: int = 0) -> list[RegionPrompt]:
     """Prompts of regions from what was drawn on a picture of (height, width) `size`, in its pixels.
 
     Each is {"box": [x1, y1, x2, y2]}, {"points": [[x, y], …], "point_labels": [1 or 0, …]}, both, or
@@ -88,15 +88,15 @@ def read_regions(drawn: Any, size: tuple[int, int], limits: PageLimits, known: i
     if not isinstance(drawn, list):
         raise ValueError("The regions are not a list: reload the page.")
     if len(drawn) > limits.regions:
-        raise ValueError(f"A conversation has at most {limits.regions} regions: start a new one.")
+        raise ValueError(f"A conversation has at most {limits.regions} regions: start a new chat.")
     return [_read_region(region, size, f"region{i}", limits) for i, region in enumerate(drawn, start=known + 1)]
 
 
-def _read_region(region: Any, size: tuple[int, int], name: str, limits: PageLimits) -> dict[str, Any]:
+def _read_region(region: Any, size: tuple[int, int], name: str, limits: PageLimits) -> RegionPrompt:
     if not isinstance(region, dict):
         raise ValueError(f"{name} cannot be read: reload the page.")
     if region.get("strokes") is not None:
-        return {"mask": _painted(region, size, name, limits)}
+        return RegionPrompt(mask=mask_to_rle(_painted(region, size, name, limits)))  # which takes little room
     prompt: dict[str, Any] = {}
     if region.get("box") is not None:
         x1, y1, x2, y2 = _coordinates(region["box"], 4, name, size)
@@ -112,7 +112,7 @@ def _read_region(region: Any, size: tuple[int, int], name: str, limits: PageLimi
         prompt["point_labels"] = [1 if label else 0 for label in labels]
     if not prompt or prompt.get("points") == []:
         raise ValueError(f"{name} is empty: draw a box, a point or a stroke.")
-    return prompt
+    return RegionPrompt.read(prompt, name)
 
 
 def _list(values: Any, most: int, what: str, name: str) -> list[Any]:

@@ -8,8 +8,8 @@ from threading import Event, Thread
 
 import pytest
 
-from llm_bridge import page_turns
-from llm_bridge.page_turns import Places, Turns
+import llm_bridge.page.turns as page_turns
+from llm_bridge.page.turns import Places, Turns
 
 
 def never() -> bool:

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from llm_bridge import RegionChat
-from llm_bridge.__main__ import main
+from llm_bridge.cli import main
 
 FOLDER = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny"
 DEMO = FOLDER / "demo.png"
@@ -281,7 +281,7 @@ def begun(line: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     root = str(Path(__file__).parents[2])
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        f"sys.path.insert(0, {root!r}); from llm_bridge.__main__ import main; sys.exit(main())"
+        f"sys.path.insert(0, {root!r}); from llm_bridge.cli import main; sys.exit(main())"
     )
     pipe = subprocess.PIPE
     words = [sys.executable, "-u", "-c", code, *shlex.split(line)[1:]]

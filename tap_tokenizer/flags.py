@@ -10,14 +10,10 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
-
-if TYPE_CHECKING:
-    from .picture_folders import PictureRegions
 
 BAD_INPUT = 2
 """Exit code for what was asked wrongly; argparse has the same."""
@@ -26,19 +22,6 @@ LEFT_OUT = 3
 """Exit code of a folder some of whose pictures could not be read."""
 
 INTERRUPTED = 130
-
-SCRIPTS = ("tap-tokenizer", "region-chat")
-MODULES = (("-m", "tap_tokenizer"), ("-m", "llm_bridge"))
-"""How the commands are started."""
-
-
-def help_is_wanted() -> bool:
-    """Whether this process is one of the commands, asked for its help alone: that is shown without loading torch."""
-    module = sys.argv[:1] == ["-m"] and any(pair in pairwise(sys.orig_argv) for pair in MODULES)
-    script = bool(sys.argv) and Path(sys.argv[0]).stem in SCRIPTS
-    words = sys.argv[1:] if script else sys.orig_argv
-    words = words[: words.index("--")] if "--" in words else words
-    return (module or script) and any(word in ("-h", "--help") for word in words)
 
 
 def run_command(
@@ -127,20 +110,6 @@ def _true_or_false(word: str) -> bool:
     if word.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"got {word!r}, expected true or false")
     return word.lower() == "true"
-
-
-def add_conversion_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what `convert` reads."""
-    parser.add_argument("source", help="a .pkl checkpoint, or the Hub repository of the original")
-    parser.add_argument("folder", type=Path, help="where to write; must not exist")
-    parser.add_argument("--variant", help="which checkpoint of the repository, e.g. tap_vit_l_v1_1")
-    parser.add_argument(
-        "--concepts", help="a concept file, or its name in the repository (merged_2560, lvis_1203, coco_80)"
-    )
-    parser.add_argument(
-        "--text_tokenizer", help="the caption vocabulary: a tokenizer.model, a folder or a Hub repository"
-    )
-    parser.add_argument("--dtype", default="float32", help="of the weights that are written (default: float32)")
 
 
 def prompts_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -233,10 +202,8 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.stem + ".partial" + path.suffix)
 
 
-def tell_folder(
-    output: Path, pictures: Sequence[PictureRegions], unread: dict[str, str], skip_unreadable: bool = False
-) -> int:
-    """Say what `write_records` has written and which pictures it could not read; gives the exit code.
+def tell_folder(output: Path, pictures: int, unread: dict[str, str], skip_unreadable: bool = False) -> int:
+    """Say which of a folder's pictures `write_records` could not read, and what it wrote; gives the exit code.
 
     skip_unreadable: the user has agreed to leave those pictures out, so the output is there without them.
     """
@@ -244,13 +211,13 @@ def tell_folder(
         sys.stderr.write(f"{name}: {reason}\n")
     if unread and not skip_unreadable:
         sys.stderr.write(
-            f"{len(unread)} of {len(pictures)} pictures could not be read. The lines of the others are in "
+            f"{len(unread)} of {pictures} pictures could not be read. The lines of the others are in "
             f"{output}.partial. Repair or remove those pictures and run the same command again, which continues there; or "
             "add --skip_unreadable true to finish without them.\n"
         )
         return LEFT_OUT
-    left_out = f" {len(unread)} of {len(pictures)} could not be read and are left out." if unread else ""
-    sys.stdout.write(f"Wrote {output}: {len(pictures) - len(unread)} pictures.{left_out}\n")
+    left_out = f" {len(unread)} of {pictures} could not be read and are left out." if unread else ""
+    sys.stdout.write(f"Wrote {output}: {pictures - len(unread)} pictures.{left_out}\n")
     return 0
 
 

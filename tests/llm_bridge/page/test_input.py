@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llm_bridge.page_conversation import data_address
-from llm_bridge.page_input import PageLimits, read_picture, read_regions
+from llm_bridge.page.conversation import data_address
+from llm_bridge.page.input import PageLimits, read_picture, read_regions
+from tap_tokenizer import as_mask
 
 
 def decoded(address: str) -> bytes:
@@ -97,13 +98,13 @@ def test_marks_become_prompts() -> None:
         {"strokes": [[[10, 10], [20, 10]], [[50, 40]]], "brush": 6},
     ]
     box, points, both, mask = read_regions(drawn, (60, 90), PageLimits())
-    assert box == {"box": [5, 6, 40, 30]}
+    assert box.as_dict() == {"box": (5, 6, 40, 30)}
     for value in (10**400, "3", None, [3], float("inf")):
         with pytest.raises(ValueError, match=r"expected numbers|leaves the picture"):
             read_regions([{"box": [1, 2, value, 40]}], (60, 90), PageLimits())
-    assert points == {"points": [[3, 4], [50, 20]], "point_labels": [1, 0]}
-    assert both == {"box": [1, 2, 30, 40], "points": [[9, 9]], "point_labels": [1]}
-    painted = mask["mask"]
+    assert points.as_dict() == {"points": ((3, 4), (50, 20)), "point_labels": (1, 0)}
+    assert both.as_dict() == {"box": (1, 2, 30, 40), "points": ((9, 9),), "point_labels": (1,)}
+    painted = as_mask(mask.mask, (60, 90))
     assert painted.shape == (60, 90)
     assert painted[10, 8:23].all()
     assert painted[40, 50]

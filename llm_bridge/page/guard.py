@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from .page_turns import Places
+from .turns import Places
 
 CLOSED = ("/upload", "/file=", "/file/", "/proxy=", "/stream/", "/call/")
 """Parts of the paths of Gradio's uploads, files and scripts' calls, which the page has no use for."""

@@ -25,8 +25,8 @@ pytest.importorskip("playwright", reason="needs playwright: the extra dev")
 
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from llm_bridge.app import serve
-from llm_bridge.page_input import PageLimits
+from llm_bridge.page.app import serve
+from llm_bridge.page.input import PageLimits
 
 pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny"
@@ -211,7 +211,7 @@ def test_enter_asks_and_shift_enter_begins_a_line(tab: Page) -> None:
     load(tab)
     drag(tab, QUESTIONS[0]["boxes"][0])
     question = tab.locator("#question textarea")
-    expect(tab.locator("#question")).to_contain_text("Enter asks, Shift+Enter begins a new line")
+    expect(tab.locator("#question")).to_contain_text("Enter asks, Shift+Enter starts a new line")
     question.fill("What is")
     question.press("Shift+Enter")
     tab.keyboard.type("<region>?")
@@ -394,7 +394,7 @@ def test_an_error_that_nobody_foresaw_is_said_and_logged(
     served: tuple[Any, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert called(served[1], "example", session="unforeseen")["success"]
-    monkeypatch.setattr("llm_bridge.page_conversation.read_regions", lambda *_: 1 / 0)
+    monkeypatch.setattr("llm_bridge.page.conversation.read_regions", lambda *_: 1 / 0)
     message = called(served[1], "ask", "What is <region>?", {"regions": []}, session="unforeseen")
     assert "Something went wrong" in message["output"]["data"][0]["error"]
     assert "ZeroDivisionError" in caplog.text

@@ -1,0 +1,75 @@
+"""Pictures as people give them → RGB bytes; and what was made of the latest ones, by their content."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from huggingface_hub import get_session
+from torch import Tensor
+
+from tap_tokenizer import ImageFeatures, TapRegionTokenizer, load_rgb, open_image
+
+from .picture_context import PictureContext
+
+
+def open_picture(image: Any) -> np.ndarray:
+    """A picture as RGB bytes (H, W, 3); addresses and base64 text, which transformers' pipelines pass on, are fetched first."""
+    if isinstance(image, str) and image.startswith("data:image/"):
+        try:
+            image = open_image(base64.b64decode(image.partition(",")[2], validate=True))
+        except binascii.Error as error:
+            raise ValueError(f"The picture in a data: address is not valid base64: {error}.") from None
+    elif isinstance(image, str) and image.startswith(("http://", "https://")):
+        answer = get_session().get(image, timeout=60, follow_redirects=True)
+        answer.raise_for_status()
+        image = open_image(answer.content)
+    return load_rgb(image)
+
+
+def content_key(picture: np.ndarray) -> str:
+    """A name that equal pictures share."""
+    return hashlib.sha1(picture.tobytes() + repr(picture.shape).encode(), usedforsecurity=False).hexdigest()
+
+
+class PictureCache:
+    """Features and contexts of the `size` pictures seen last, by content, so that a second question costs no second look."""
+
+    def __init__(self, tokenizer: TapRegionTokenizer, context: PictureContext, size: int) -> None:
+        self.tokenizer, self.context, self.size = tokenizer, context, size
+        self._features: OrderedDict[str, ImageFeatures] = OrderedDict()
+        self._contexts: dict[str, Tensor] = {}
+
+    def features(self, pictures: Mapping[str, np.ndarray]) -> ImageFeatures:
+        """Features of all pictures, in their order; only new ones are encoded."""
+        known = {k: f for k, f in self._features.items() if f.fingerprint == self.tokenizer.fingerprint}
+        new = [key for key in pictures if key not in known]
+        if new:
+            encoded = self.tokenizer.embed_image([pictures[key] for key in new])
+            known |= {key: encoded[i] for i, key in enumerate(new)}
+        for key in pictures:
+            self._features[key] = known[key]
+            self._features.move_to_end(key)
+        while len(self._features) > self.size:
+            old, _ = self._features.popitem(last=False)
+            self._contexts.pop(old, None)
+        return ImageFeatures.concatenate([known[key] for key in pictures])
+
+    def context_of(self, key: str, features: ImageFeatures) -> Tensor:
+        """Context features (slots, F) of the picture with a key and `features`; computed once."""
+        if key in self._contexts:
+            return self._contexts[key]
+        (context,) = self.context.encode(self.tokenizer, features)
+        if key in self._features:
+            self._contexts[key] = context
+        return context
+
+    def clear(self) -> None:
+        """Forget all pictures."""
+        self._features.clear()
+        self._contexts.clear()

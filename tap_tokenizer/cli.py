@@ -1,0 +1,295 @@
+"""The command line: `tap-tokenizer describe`, `everything` and `convert`.
+
+Prints and writes files; everything it does is one call of the library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .everything_options import EverythingOptions
+from .flags import (
+    add_output_flags,
+    add_prompt_flags,
+    check_new,
+    check_picture_path,
+    inputs_of,
+    prompts_of,
+    run_command,
+    save_picture,
+    tell_folder,
+    tell_limitation,
+)
+
+if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
+    import numpy as np
+
+    from .picture_folders import PictureRegions
+    from .region_tokenizer import TapRegionTokenizer
+    from .region_tokens import RegionTokens
+
+DEFAULT = "tap-tiny"
+EXIT_CODES = "exit codes: 0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; gives the exit code, 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="tap-tokenizer", description="What TAP sees in a picture: masks, captions, concepts.", epilog=EXIT_CODES
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    describe = _command(
+        commands,
+        "describe",
+        "mask, caption and concepts of regions that you point at",
+        "tap-tokenizer describe picture.png --box 177 392 271 470 --point 398 270 --save described.png",
+        "tap-tokenizer describe pictures --boxes boxes.csv --output described.jsonl",
+    )
+    add_prompt_flags(describe)
+    everything = _command(
+        commands,
+        "everything",
+        "find all objects of a picture, and say what they are",
+        "tap-tokenizer everything picture.png --points_per_crop 16 --pred_iou_thresh 0.5 --stability_score_thresh 0.7 "
+        "--crops_nms_thresh 0.3",
+        "tap-tokenizer everything pictures --output everything.jsonl",
+    )
+    group = everything.add_argument_group("the search, as in transformers' mask generation")
+    for option in fields(EverythingOptions):
+        kind = int if isinstance(option.default, int) else float
+        group.add_argument(
+            f"--{option.name}", type=kind, default=option.default, metavar="N", help="default: %(default).4g"
+        )
+    conversion = commands.add_parser(
+        "convert",
+        help="one of the original's checkpoints → a folder that loads at once",
+        epilog="example: tap-tokenizer convert BAAI/tokenize-anything tap-vit-l --variant tap_vit_l_v1_1",
+    )
+    _add_conversion_flags(conversion)
+    return run_command(parser, {"describe": _describe, "everything": _everything, "convert": _convert}, argv)
+
+
+def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.ArgumentParser:
+    """A command that reads a picture or a folder and says something of regions."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=words,
+        description=words,
+        epilog="examples:\n  " + "\n  ".join(examples) + f"\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("image", type=Path, help="the picture, or a folder of pictures")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of words")
+    add_output_flags(parser)
+    parser.add_argument("--masks", action="store_true", help="put masks into the JSON, as COCO run lengths")
+    parser.add_argument("--top_k", type=int, default=3, help="how many concepts of each region (default: 3)")
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "--model", default=DEFAULT, help=f"name, folder, checkpoint or Hub repository (default: {DEFAULT})"
+    )
+    group.add_argument("--variant", help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
+    group.add_argument("--concepts", help="a concept file, or its name in the original's repository")
+    group.add_argument("--text_tokenizer", help="the caption vocabulary: a file, a folder or a Hub repository")
+    group.add_argument("--device", help="cpu, cuda or mps (default: cpu)")
+    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32)")
+    return parser
+
+
+def _add_conversion_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="a .pkl checkpoint, or the Hub repository of the original")
+    parser.add_argument("folder", type=Path, help="where to write; must not exist")
+    parser.add_argument("--variant", help="which checkpoint of the repository, e.g. tap_vit_l_v1_1")
+    parser.add_argument(
+        "--concepts", help="a concept file, or its name in the repository (merged_2560, lvis_1203, coco_80)"
+    )
+    parser.add_argument(
+        "--text_tokenizer", help="the caption vocabulary: a tokenizer.model, a folder or a Hub repository"
+    )
+    parser.add_argument("--dtype", default="float32", help="of the weights that are written (default: float32)")
+
+
+def _describe(arguments: argparse.Namespace) -> int:
+    from .image_processing_tap import load_rgb
+    from .picture_folders import read_region_table
+
+    if arguments.image.is_dir():
+        _check_folder_flags(arguments)
+        if arguments.boxes is None:
+            raise ValueError(f"{arguments.image} is a folder: give its regions in a table, --boxes boxes.csv.")
+        pictures = read_region_table(arguments.boxes, arguments.image)
+        tokenizer = _load(arguments)
+
+        def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
+            regions = tokenizer.encode(pixels, **picture.prompts, with_masks=arguments.masks)
+            found = _record(tokenizer, regions, arguments)
+            found["regions"] = [{**given, **own} for given, own in zip(picture.regions, found["regions"])]
+            return found
+
+        return _write_folder(tokenizer, pictures, _settings(tokenizer), record, arguments)
+    if arguments.boxes is not None or arguments.output is not None:
+        raise ValueError(
+            "--boxes and --output are for a folder of pictures: give --box, --point or --mask for one picture."
+        )
+    prompts = prompts_of(arguments)
+    if not prompts:
+        raise ValueError(
+            "Got no region: give --box X1 Y1 X2 Y2, --point X Y or --mask PICTURE; or search with everything."
+        )
+    _check_flags(arguments)
+    load_rgb(arguments.image)  # refused before a model is loaded
+    tokenizer = _load(arguments)
+    _tell(tokenizer, tokenizer.encode(arguments.image, **prompts, with_masks=True), arguments)
+    return 0
+
+
+def _everything(arguments: argparse.Namespace) -> int:
+    from .image_processing_tap import load_rgb
+    from .picture_folders import pictures_of
+
+    options = {option.name: getattr(arguments, option.name) for option in fields(EverythingOptions)}
+    EverythingOptions(**options)
+    if arguments.image.is_dir():
+        _check_folder_flags(arguments)
+        pictures = pictures_of(arguments.image)
+        tokenizer = _load(arguments)
+
+        def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
+            return _record(tokenizer, tokenizer.encode_everything(pixels, **options), arguments)
+
+        settings = {**_settings(tokenizer), "search": options}
+        return _write_folder(tokenizer, pictures, settings, record, arguments)
+    if arguments.output is not None:
+        raise ValueError("--output is for a folder of pictures: print --json for one picture.")
+    _check_flags(arguments)
+    load_rgb(arguments.image)
+    tokenizer = _load(arguments)
+    regions = tokenizer.encode_everything(arguments.image, **options)
+    if not len(regions):
+        sys.stderr.write("No mask passed the filters: lower --pred_iou_thresh or --stability_score_thresh.\n")
+    _tell(tokenizer, regions, arguments)
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    """Write the folder of a converted checkpoint, whole or not at all."""
+    from .output_files import only_writer
+    from .region_tokenizer import TapRegionTokenizer
+
+    with only_writer(arguments.folder):
+        if arguments.folder.exists():
+            raise ValueError(f"{arguments.folder} exists: give a new folder.")
+        partial = arguments.folder.with_name(arguments.folder.name + ".partial")
+        names = ("variant", "concepts", "text_tokenizer", "dtype")
+        try:
+            tokenizer = TapRegionTokenizer.from_pretrained(
+                arguments.source, **{name: getattr(arguments, name) for name in names}
+            )
+            tokenizer.save_pretrained(partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        partial.replace(arguments.folder)
+    weights = f"{tokenizer.model.num_parameters():,} parameters"
+    print(f"wrote {arguments.folder}: {weights}, fingerprint {tokenizer.fingerprint}")
+
+
+def _load(arguments: argparse.Namespace) -> TapRegionTokenizer:
+    from .region_tokenizer import TapRegionTokenizer
+
+    names = ("variant", "concepts", "text_tokenizer", "device", "dtype")
+    return TapRegionTokenizer.from_pretrained(arguments.model, **{name: getattr(arguments, name) for name in names})
+
+
+def _write_folder(
+    tokenizer: TapRegionTokenizer,
+    pictures: Sequence[PictureRegions],
+    settings: dict[str, Any],
+    record: Callable[[PictureRegions, np.ndarray], dict[str, Any]],
+    arguments: argparse.Namespace,
+) -> int:
+    """Write the records of a folder and say what was written; gives the exit code."""
+    from .picture_folders import write_records
+
+    options, skip = _options(tokenizer, arguments), arguments.skip_unreadable
+    unread = write_records(arguments.output, pictures, settings, record, options, skip_unreadable=skip)
+    tell_limitation(tokenizer.limitation)
+    return tell_folder(arguments.output, len(pictures), unread, skip)
+
+
+def _check_folder_flags(arguments: argparse.Namespace) -> None:
+    if arguments.json or arguments.save is not None or getattr(arguments, "regions", None):
+        raise ValueError(
+            "--json, --save, --box, --point and --mask are for one picture: a folder is written to --output."
+        )
+    if arguments.output is None:
+        raise ValueError("A folder needs --output: the file of JSON lines to write.")
+    check_new(arguments.output)
+    _check_flags(arguments)
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    if arguments.top_k < 1:
+        raise ValueError(f"--top_k is {arguments.top_k}, expected 1 or more.")
+    check_picture_path(arguments.save, inputs_of(arguments))
+
+
+def _settings(tokenizer: TapRegionTokenizer) -> dict[str, Any]:
+    return {"region_tokenizer": tokenizer.fingerprint}
+
+
+def _options(tokenizer: TapRegionTokenizer, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a record depends on besides: the banks and the numbers that were asked for."""
+    concepts = tokenizer.concepts.digest if tokenizer.concepts is not None else None
+    asked = {name: getattr(arguments, name) for name in ("top_k", "masks", "dtype", "text_tokenizer")}
+    return {"concepts": concepts, **{name: None if value is None else str(value) for name, value in asked.items()}}
+
+
+def _record(tokenizer: TapRegionTokenizer, regions: RegionTokens, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is said of the regions of one picture, for a script."""
+    height, width = regions.image_sizes[0].tolist()
+    captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
+    concepts = (
+        tokenizer.classify(regions, arguments.top_k) if tokenizer.concepts is not None else [[] for _ in captions]
+    )
+    masks = regions.coco_rle() if arguments.masks else [None] * len(regions)
+    rows = []
+    for box, score, caption, best, mask in zip(
+        regions.boxes.tolist(), regions.quality.tolist(), captions, concepts, masks
+    ):
+        row: dict[str, Any] = {
+            "box": [round(x, 2) for x in box],
+            "score": round(score, 4),
+            "caption": caption,
+            "concepts": [{"name": name, "score": round(value, 4)} for name, value in best],
+        }
+        rows.append({**row, "mask": mask} if arguments.masks else row)
+    return {"width": width, "height": height, "regions": rows}
+
+
+def _tell(tokenizer: TapRegionTokenizer, regions: RegionTokens, arguments: argparse.Namespace) -> None:
+    """Print what is said of one picture's regions, and draw them if asked."""
+    record = _record(tokenizer, regions, arguments)
+    tell_limitation(tokenizer.limitation)
+    if arguments.save is not None:
+        from .visualization import draw_regions
+
+        labels = [
+            row["caption"] or (row["concepts"][0]["name"] if row["concepts"] else "") for row in record["regions"]
+        ]
+        save_picture(draw_regions(arguments.image, regions, labels=labels), arguments.save)
+    if arguments.json:
+        print(json.dumps({"image": str(arguments.image), **_settings(tokenizer), **record}, ensure_ascii=False))
+        return
+    for i, row in enumerate(record["regions"], start=1):
+        box = " ".join(f"{x:.0f}" for x in row["box"])
+        concepts = ", ".join(f"{concept['name']} {concept['score']:.0%}" for concept in row["concepts"])
+        print(f"{i}. {row['caption'] or '–'} ({concepts or 'no concepts'}; box {box}; mask quality {row['score']:.2f})")
+    if arguments.save is not None:
+        print(f"Wrote {arguments.save}.")
