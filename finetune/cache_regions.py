@@ -109,7 +109,9 @@ def _fill(arguments: CacheArguments, tokenizer: TapRegionTokenizer, state: Parti
     state.wait_for_everyone()
     if state.is_main_process:
         write_manifest(folder, plan)
-        print(f"wrote {folder}: {plan.samples} records in {plan.shards} shards")
+        print(
+            f"wrote {folder}: {plan.samples} record{'s' * (plan.samples != 1)} in {plan.shards} shard{'s' * (plan.shards != 1)}"
+        )
 
 
 def _plan(arguments: CacheArguments, tokenizer: TapRegionTokenizer) -> CachePlan:

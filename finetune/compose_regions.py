@@ -129,7 +129,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     with only_writer(folder):
         _fill(folder, plan, bank, records)
-    print(f"wrote {folder}: {plan.samples} records in {plan.shards} shards")
+    print(
+        f"wrote {folder}: {plan.samples} record{'s' * (plan.samples != 1)} in {plan.shards} shard{'s' * (plan.shards != 1)}"
+    )
 
 
 def _fill(folder: Path, plan: CachePlan, bank: TokenBank, records: Records) -> None:

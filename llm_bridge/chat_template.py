@@ -47,7 +47,7 @@ class WrittenChat:
 
 
 class _Turn(NamedTuple):
-    """Where the assistant's words stand in a text, and whether they get an end if the template writes none."""
+    """Where the assistant's words stand in a text, and whether an end is appended if the template writes none."""
 
     start: int
     end: int
@@ -76,11 +76,11 @@ class ChatTemplate:
         self._lead = ""
         """White space before the assistant's words, which is the assistant's to write."""
         self._prompt_alone = self._lesson_alone = ""
-        """What a prompt has before the assistant's words and a lesson has not, and the other way about."""
+        """What only a prompt has before the assistant's words, and what only a training example has."""
         self._unthought = ""
-        """What a prompt alone has because the model was asked not to think: a lesson is given it, too."""
+        """What only a prompt has because the model was asked not to think; training examples are given it, too."""
         self._takes_parts = False
-        """Whether it reads content as a list of texts and pictures, and loses content that is a text."""
+        """Whether the template reads content as a list of texts and pictures, and loses content that is a plain text."""
         self._closing: str | None = None
         """What stands between the assistant's words and the end of its turn, with the token that ends it."""
         self._end: str | None = None
@@ -114,7 +114,7 @@ class ChatTemplate:
         """A conversation as the template writes it with its `options`.
 
         learn: find what the assistant writes, and append the end of each of its turns that the template leaves open.
-        as_taught: write prompts as lessons are written: with the ends that were appended, and, where the model is asked not to
+        as_taught: write prompts like training examples: with the ends that were appended, and, if the model is asked not to
         think, with what the template writes before the assistant's words. Errors begin with `name`.
         """
         with_ends = learn or (as_taught and self._leaves_history_open)
@@ -175,7 +175,7 @@ class ChatTemplate:
         self._leaves_history_open, self._leaves_turns_open = not is_ended[0], not all(is_ended)
 
     def _in_a_form_that_is_read(self, words: Sequence[str], talk: list[dict[str, Any]]) -> str | None:
-        """The talk as it is written; None if its words are not, as texts or as the lists that models that see may want."""
+        """The talk as the template writes it, given as texts or as lists of items; None if its words are lost in both."""
         for takes_parts in (False, True):
             self._takes_parts = takes_parts
             try:
@@ -188,9 +188,9 @@ class ChatTemplate:
         return None
 
     def _compare(self, asked: str, text: str, question: int, answer: int, is_obeyed: bool) -> None:
-        """What stands between the end of a question and the answer, in a prompt and in a lesson.
+        """Compare what stands between a question and its answer in a prompt and in a training example.
 
-        is_obeyed: the template heeds that the model is asked not to think; what it writes for that stays in the prompt.
+        is_obeyed: whether the template follows the request not to think; what it writes for that stays in the prompt.
         """
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, text)))
         if shared < question:
@@ -220,11 +220,11 @@ class ChatTemplate:
 
     @cached_property
     def _greedy(self) -> tuple[str, ...]:
-        """Tokens that take the white space after them, which is then nobody's to write."""
+        """Tokens that absorb the white space after them, so that nobody has to write it."""
         return tuple(token.content for token in self.tokenizer.added_tokens_decoder.values() if token.rstrip)
 
     def _ending(self, text: str, place: int) -> int:
-        """How many characters from a place on end a turn there; 0 if nothing does."""
+        """How many characters from a position on end a turn there; 0 if none do."""
         if self._closing is not None and text.startswith(self._closing, place):
             return len(self._closing)
         found = self._any_end.match(text, place) if self._ends else None
@@ -262,7 +262,7 @@ class ChatTemplate:
         return turns
 
     def _with_ends(self, text: str, turns: Sequence[_Turn], *, goes_on: bool, learn: bool) -> tuple[str, list[Span]]:
-        """The text in which every turn that needs one has an end, but for a last one that `goes_on`, and all turns in it."""
+        """The text with an end for every turn that needs one, except a last turn that `goes_on`; and all its turns."""
         parts: list[str] = []
         spans: list[Span] = []
         done = added = 0
@@ -279,7 +279,7 @@ class ChatTemplate:
         return "".join([*parts, text[done:]]), spans
 
     def _unthinking(self, text: str, turn: _Turn) -> tuple[str, _Turn]:
-        """A lesson whose last answer has before it what a prompt has because the model is asked not to think."""
+        """A training example whose last answer is preceded by what a prompt contains when the model is asked not to think."""
         own, start = self._unthought, turn.start
         return f"{text[:start]}{own}{text[start:]}", turn._replace(start=start + len(own), end=turn.end + len(own))
 
@@ -294,7 +294,7 @@ class ChatTemplate:
     def _apply(
         self, messages: list[dict[str, Any]], options: dict[str, Any], marked: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
-        """What the template writes, and if `marked`, what of it stands in `{% generation %}` blocks."""
+        """What the template writes and, if `marked`, which parts of it stand in `{% generation %}` blocks."""
         from jinja2 import TemplateError
 
         if self._takes_parts:
@@ -377,7 +377,7 @@ def _text_of(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
 
 
 def _around(words: Sequence[str], text: str) -> list[str] | None:
-    """What stands before, between and after words; None unless each stands in the text once, in their order."""
+    """The text before, between and after words; None unless each word occurs in the text exactly once, in this order."""
     pieces = []
     for word in words:
         if text.count(word) != 1:
@@ -388,7 +388,7 @@ def _around(words: Sequence[str], text: str) -> list[str] | None:
 
 
 def _between(pieces: Sequence[str], text: str) -> list[tuple[int, int]] | None:
-    """Where a text lies between pieces that follow each other in it; None if it does not, or could in several ways."""
+    """Where the text between consecutive pieces lies; None if they do not occur in this order, or in more than one way."""
     first, *middle, last = pieces
     begin, stop = len(first), len(text) - len(last)
     if begin > stop or not text.startswith(first) or not text.endswith(last):

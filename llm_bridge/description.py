@@ -1,7 +1,6 @@
-"""Regions in words: what TAP itself says of them, as text that any instruct language model can read.
+"""Describes regions in words: what TAP says about them, as text that any instruct language model can read.
 
-Needs no projector and no training. Knows captions, concepts and boxes; which model said them, and which one reads them,
-is not its business.
+This needs no projector and no training.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ PLACES = (
 """The nine parts of a picture cut into thirds, row by row."""
 
 MIN_OVERLAP = 0.02
-"""Boxes of a smaller IoU are not said to overlap."""
+"""Overlaps with a smaller IoU are not mentioned."""
 
 
 @dataclass(frozen=True)
 class RegionDescription:
-    """What is known of one region: its name, caption (None if unknown), concepts with scores, and box xyxy in pixels."""
+    """What is known about one region: name, caption (None if unknown), concepts with scores, and box xyxy in pixels."""
 
     name: str
     caption: str | None
@@ -31,7 +30,7 @@ class RegionDescription:
 
 
 def place_of_box(box: Sequence[float], size: tuple[int, int]) -> str:
-    """Which ninth of a picture of (height, width) `size` holds the middle of a box xyxy."""
+    """Which of the nine parts of a picture of (height, width) `size` contains the middle of a box xyxy."""
     height, width = size
     column = min(2, max(0, int(3 * (box[0] + box[2]) / 2 / width)))
     row = min(2, max(0, int(3 * (box[1] + box[3]) / 2 / height)))
@@ -44,9 +43,9 @@ def describe_regions(
     earlier: Sequence[RegionDescription] = (),
     title: str = "The picture",
 ) -> str:
-    """A line for the picture of (height, width) `size`, one for each region, and one for each pair that overlaps.
+    """One line for the picture of (height, width) `size`, one for each region, and one for each pair that overlaps.
 
-    earlier: regions of the same picture that were described before: only their overlaps with new ones are told.
+    earlier: regions of the same picture that have been described before. Only their overlaps with new ones are mentioned.
     """
     height, width = size
     lines = [f"{title} is {width} pixels wide and {height} high."] if not earlier else []

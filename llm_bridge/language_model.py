@@ -38,17 +38,17 @@ QUANTIZATION_ATTRIBUTES = (
     "hf_quantizer",
     "quantization_method",
 )
-"""What peft and transformers look for on the outermost model of a quantized one."""
+"""Attributes that peft and transformers look for on the outermost model if it is quantized."""
 _WORDS, _PADDING = 16, 5
-"""Lengths of the prompt by which a language model is tried out, and of the padding in front of a part of it."""
+"""Lengths of the prompt that tries out a language model, and of the padding in front of a part of it."""
 
 
 @dataclass(frozen=True)
 class Manner:
     """How a language model takes a prompt, as `try_out` found it.
 
-    size: width of its input embeddings. scale: their root mean square. reads_ids: it reads the ids of a prompt beside their
-    embeddings. reads_padding: a prompt with padding in front of it gets the logits that it gets alone.
+    size: width of its input embeddings. scale: their root mean square. reads_ids: it needs the ids of a prompt as well as
+    the embeddings. reads_padding: padding in front of a prompt does not change the logits.
     """
 
     size: int
@@ -104,7 +104,7 @@ def text_side(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _text_config(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
-    """The config of a model's text side, which is the model's own unless it sees."""
+    """The config of a model's text side: the model's own, unless the model is multimodal."""
     if config.is_encoder_decoder or config.get_text_config(decoder=True) is config:
         return config
     text_config = config.get_text_config(decoder=True)
@@ -120,18 +120,18 @@ def _text_config(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
 
 
 def plain(language_model: Any) -> PreTrainedModel:
-    """The language model under a peft adapter, if it wears one."""
+    """The language model without its peft adapter, if it has one."""
     return language_model.get_base_model() if hasattr(language_model, "get_base_model") else language_model
 
 
 def forward_arguments(language_model: Any, **arguments: Any) -> dict[str, Any]:
-    """The arguments that are given, without those that `generate` would not give this language model."""
+    """The given arguments, without those that `generate` would not pass to this language model."""
     left_out = [name for name in _BY_SIGNATURE if not _takes(plain(language_model), name)]
     return {name: value for name, value in arguments.items() if value is not None and name not in left_out}
 
 
 def can_read_ahead(language_model: Any) -> bool:
-    """Whether it can read a prompt's beginning once into a `DynamicCache`, from which several prompts go on."""
+    """Whether the model can read the common beginning of several prompts once, into a `DynamicCache`."""
     model = plain(language_model)
     return _takes(model, "past_key_values") and model._supports_default_dynamic_cache() and not model._is_stateful
 
@@ -143,7 +143,7 @@ def _takes(model: PreTrainedModel, argument: str) -> bool:
 
 
 def filler_id(config: PreTrainedConfig) -> int:
-    """The id that stands at a placeholder where a language model looks at ids: its padding, if that is a word of its."""
+    """The id at a placeholder, for a language model that reads ids: its padding id, if that is within its vocabulary."""
     text = config.get_text_config()
     pad = getattr(text, "pad_token_id", None)
     return pad if isinstance(pad, int) and 0 <= pad < text.vocab_size else 0
@@ -151,7 +151,7 @@ def filler_id(config: PreTrainedConfig) -> int:
 
 @contextmanager
 def replaced_embeddings(table: nn.Module, positions: Tensor, rows: Tensor) -> Iterator[None]:
-    """Within, `table` gives `rows` (N, D) for the ids at the N `positions` (B, L), in this thread."""
+    """While the block runs, `table` returns `rows` (N, D) for the ids at the N `positions` (B, L), in this thread."""
     thread, asked = get_ident(), 0
 
     def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
@@ -269,7 +269,7 @@ def embedding_sums(language_model: Any) -> list[float]:
 
 @torch.no_grad()
 def weight_sums(language_model: Any) -> dict[str, list[float]]:
-    """Four such sums over a few rows of each of up to 96 weights across the depth, by name; packed weights are left out."""
+    """Four such sums for each of up to 96 weights from first to last layer, over a few rows, by name; no packed weights."""
     weights = _weights(language_model)
     names = list(weights)
     chosen = torch.linspace(0, len(names) - 1, min(len(names), 96)).long().tolist()
@@ -278,7 +278,7 @@ def weight_sums(language_model: Any) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def differing_weights(language_model: Any, kept: dict[str, list[float]]) -> list[str]:
-    """Names of weights whose sums differ from those `kept` by more than rounding does; unknown names are passed over."""
+    """Names of weights whose sums differ from the `kept` ones by more than rounding; unknown names are skipped."""
     weights = _weights(language_model)
     return [
         name

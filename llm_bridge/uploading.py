@@ -1,7 +1,6 @@
-"""Saved folders to the Hub, with a card of ours; a card that the repository already has is left as it is.
+"""Uploads saved folders to the Hub, with our card. A card that the repository already has is left as it is.
 
-transformers' own upload puts its general card over whatever `save_pretrained` has written. Knows the Hub's client; knows
-nothing of what it uploads.
+transformers' own upload would replace the card that `save_pretrained` has written by a general one.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ def push_folder(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Upload what `save` writes to a folder; gives the address of the commit.
+    """Upload what `save` writes to a folder. Returns the address of the commit.
 
-    card: the README.md of a repository that has none. tags: added to its header. The rest is as in transformers'
-    `push_to_hub`.
+    card: the README.md for a repository that has none. tags: added to its header. The other arguments are those of
+    transformers' `push_to_hub`.
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

@@ -49,7 +49,7 @@ class RegionPicker:
         self.figure.canvas.mpl_connect("button_release_event", self._release)
         self.question = widgets.Text("What is <region>?", description="Question", layout=widgets.Layout(width="95%"))
         self._ask_button = widgets.Button(description="Ask", button_style="primary")
-        self._clear_button = widgets.Button(description="Start anew")
+        self._clear_button = widgets.Button(description="New chat")
         self.talk = widgets.HTML()
         self._ask_button.on_click(lambda _: self.ask())
         self._clear_button.on_click(lambda _: self.clear())

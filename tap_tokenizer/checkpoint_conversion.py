@@ -1,6 +1,6 @@
-"""The original's checkpoint → ours: a safe reader, the sizes from the shapes, one rename table, a strict load.
+"""Converts the original's checkpoints: a safe reader, sizes from the shapes, one table of new names, and a strict load.
 
-Knows the files that baaivision/tokenize-anything publishes; nothing here is needed once a model is converted.
+It reads the files that baaivision/tokenize-anything publishes. Once a model is converted, this module is not needed.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ PIXEL_STATISTICS = ("pixel_mean", "pixel_rsig")
 def load_original(path: str | Path, dtype: torch.dtype = torch.float32) -> TapModel:
     """A `TapModel` in evaluation mode from one of the original's `.pkl` checkpoints.
 
-    Raises `pickle.UnpicklingError` for a file that is no pickle of arrays, and `ValueError` for one whose names, shapes
-    or values are not those of a TAP: the message lists them.
+    Raises `pickle.UnpicklingError` if the file is not a pickle of arrays, and `ValueError` if its names, shapes or values
+    are not those of a TAP; the message lists them.
     """
     arrays = _read_arrays(path)
     _check_pixel_statistics(arrays, path)
@@ -97,7 +97,7 @@ def load_original_concepts(path: str | Path) -> ConceptBank:
 
 
 def rename(name: str) -> str:
-    """Our name of one of the original's weights."""
+    """Our name for one of the original's weights."""
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
@@ -106,8 +106,8 @@ def rename(name: str) -> str:
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str | Path = "weights") -> TapConfig:
     """The sizes of a TAP, read from the shapes of its weights (our names).
 
-    What shapes do not tell are the original's constants: 32 channels per head in the image decoder, 64 in the caption
-    decoder, 40 text positions, bos 1, eos 2, and the last id of the vocabulary for padding.
+    Shapes do not show the original's constants, so they are fixed here: 32 channels per head in the image decoder, 64 in the
+    caption decoder, 40 text positions, bos 1, eos 2, and the last id of the vocabulary for padding.
     """
 
     def count(pattern: str) -> int:
@@ -156,7 +156,7 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str | Path
             f"{source} lacks {error.args[0]}: expected a complete TAP checkpoint, download it again."
         ) from None
     except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise ValueError(f"{source} has weights whose shapes make no TAP: {error}") from None
+        raise ValueError(f"{source} has weights whose shapes are not those of a TAP: {error}") from None
 
 
 def _read_arrays(path: str | Path) -> dict[str, Tensor]:
@@ -189,7 +189,7 @@ def _check_pixel_statistics(arrays: Mapping[str, Tensor], path: str | Path) -> N
         got = arrays.get(name)
         if got is not None and not torch.allclose(got.flatten(), torch.tensor(want), rtol=1e-3):
             raise ValueError(
-                f"{path} was trained with {name} {got.tolist()}, expected {list(want)} as every published TAP."
+                f"{path} was trained with {name} {got.tolist()}, expected {list(want)}, as in every published TAP."
             )
 
 

@@ -1,6 +1,6 @@
 """Open-vocabulary recognition: semantic embeddings × a bank of concept vectors → scores.
 
-Knows vectors and names, not where either comes from: a bank is the original's, the package's, or a user's own.
+A bank may be the original's, the bundled one, or the user's own.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class ConceptBank:
     """N named concepts in the space of TAP's semantic embeddings.
 
     names: N distinct strings.
-    weights (E, N): a unit vector per concept times the temperature exp(logit_scale), float32. The temperature is inside
-    the matrix, as in the files that the original publishes.
+    weights (E, N): a unit vector per concept times the temperature exp(logit_scale), float32. The matrix includes the
+    temperature, as it does in the files that the original publishes.
     """
 
     names: tuple[str, ...]
@@ -50,7 +50,7 @@ class ConceptBank:
             raise ValueError("The weights are on the meta device, where they have no values: load them first.")
         strangers = [name for name in self.names if not isinstance(name, str) or not name]
         if strangers or len(set(self.names)) < len(self.names):
-            raise ValueError("Concept names must be distinct, non-empty strings: remove doubles and blanks.")
+            raise ValueError("Concept names must be distinct, non-empty strings: remove duplicates and blanks.")
         if not torch.isfinite(self.weights).all():
             raise ValueError("Concept weights hold NaN or infinite values: build the bank again.")
 
@@ -69,7 +69,7 @@ class ConceptBank:
 
     @property
     def digest(self) -> str:
-        """Which concepts these are: SHA-256, 16 hex digits, over names and weights."""
+        """SHA-256 of names and weights, 16 hex digits: identifies the concepts."""
         content = json.dumps(self.names).encode() + self.weights.contiguous().numpy().tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
@@ -113,8 +113,8 @@ class ConceptBank:
         """A bank from a CLIP-like text encoder of transformers.
 
         `text_encoder` has `get_text_features` (CLIPModel, SiglipModel …) or returns `text_embeds`
-        (CLIPTextModelWithProjection …). TAP's weights need the encoder they were trained towards,
-        EVA02-CLIP-bigE-14-plus; any other makes a bank that only a TAP trained towards it understands.
+        (CLIPTextModelWithProjection …). TAP's weights were trained to match EVA02-CLIP-bigE-14-plus and need that
+        encoder. A bank of any other encoder is of use only to a TAP that was trained to match that one.
         `logit_scale` defaults to the encoder's own exp(logit_scale).
         """
         if logit_scale is None:
@@ -137,7 +137,7 @@ class ConceptBank:
         return cls.from_vectors(names, torch.cat(vectors), logit_scale)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, whole or not at all."""
+        """Write one safetensors file, completely or not at all."""
         save_tensors(path, {"weights": self.weights.contiguous()}, {"names": json.dumps(self.names)})
 
     @classmethod
@@ -155,7 +155,7 @@ class ConceptBank:
 
 
 def check_bank(concepts: Any) -> None:
-    """Refuse what is given as a concept bank and is none; names, above all."""
+    """Refuse what is not a concept bank. Most often it is a list of names."""
     if not isinstance(concepts, ConceptBank):
         raise ValueError(
             f"concepts is a {type(concepts).__name__}, expected a ConceptBank: names need a text encoder. "
@@ -171,7 +171,7 @@ def _text_features(text_encoder: PreTrainedModel, inputs: Any) -> Tensor:
     output = text_encoder(**inputs)
     if getattr(output, "text_embeds", None) is None:
         raise ValueError(
-            f"{type(text_encoder).__name__} gives neither get_text_features nor text_embeds: use a CLIP-like text "
+            f"{type(text_encoder).__name__} has no get_text_features and returns no text_embeds: use a CLIP-like text "
             "encoder with a projection, for example CLIPTextModelWithProjection."
         )
     return output.text_embeds

@@ -1,7 +1,4 @@
-"""The sizes of a TAP model, as `TapConfig` and the configs of its parts.
-
-Knows numbers only: no torch, no files, no weights.
-"""
+"""The sizes of a TAP model: `TapConfig` and the configs of its parts. This module does not import torch."""
 
 from typing import Any, ClassVar
 
@@ -11,7 +8,7 @@ from transformers import PreTrainedConfig
 
 @strict
 class TapImageEncoderConfig(PreTrainedConfig):
-    """The windowed ViT: square picture of `image_size` pixels → map of `grid_size`² embeddings."""
+    """Sizes of the windowed ViT, which turns a square picture of `image_size` pixels into `grid_size`² embeddings."""
 
     model_type = "tap_image_encoder"
     base_config_key = "image_encoder_config"
@@ -28,12 +25,12 @@ class TapImageEncoderConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     output_size: int = 256
-    """Width of the neck, hence of everything after the encoder."""
+    """Width of the neck, and therefore of everything after the encoder."""
     num_cross_window_layers: int = 4
     layer_norm_eps: float = 1e-5
     batch_norm_eps: float = 1e-5
     drop_path_rate: float | int = 0.1
-    """Chance that a residual branch is skipped, in training only."""
+    """Probability that a residual branch is skipped; only in training."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -62,7 +59,7 @@ class TapImageEncoderConfig(PreTrainedConfig):
 
 @strict
 class TapImageDecoderConfig(PreTrainedConfig):
-    """The two-way transformer: prompts × image embedding → masks, IoU scores, semantic tokens and embeddings."""
+    """Sizes of the two-way transformer: prompts × image embedding → masks, IoU scores, semantic tokens and embeddings."""
 
     model_type = "tap_image_decoder"
     base_config_key = "image_decoder_config"
@@ -72,7 +69,7 @@ class TapImageDecoderConfig(PreTrainedConfig):
     num_attention_heads: int = 8
     intermediate_size: int = 2048
     attention_downsample_rate: int = 2
-    """Cross-attentions work at `hidden_size // attention_downsample_rate`."""
+    """Cross-attentions have the width `hidden_size // attention_downsample_rate`."""
     num_experts: int = 4
     """Semantic and mask tokens per region. Expert 0 answers boxes, the others points and sketches."""
     semantic_embed_size: int = 1024
@@ -94,7 +91,7 @@ class TapImageDecoderConfig(PreTrainedConfig):
 
 @strict
 class TapTextDecoderConfig(PreTrainedConfig):
-    """The native caption decoder: one semantic token → one caption."""
+    """Sizes of TAP's own caption decoder: one semantic token → one caption."""
 
     model_type = "tap_text_decoder"
     base_config_key = "text_decoder_config"
@@ -107,7 +104,7 @@ class TapTextDecoderConfig(PreTrainedConfig):
     num_attention_heads: int = 8
     intermediate_size: int = 2048
     max_position_embeddings: int = 40
-    """The region, bos and the generated ids: a caption row has one id fewer than this."""
+    """Counts the region, bos and the generated ids, so a caption has one id fewer than this."""
     rope_theta: float | int = 10000.0
     layer_norm_eps: float = 1e-5
     dropout: float | int = 0.1
@@ -135,8 +132,8 @@ class TapTextDecoderConfig(PreTrainedConfig):
 class TapConfig(PreTrainedConfig):
     """All sizes of a TAP model (arXiv 2312.09128, section 3).
 
-    The default, like `TapConfig.tap_vit_b()`, has the paper's TAP-B shape; `tap_vit_l` and `tap_vit_h` differ in the
-    image encoder alone.
+    The default is the TAP-B of the paper, like `TapConfig.tap_vit_b()`. `tap_vit_l` and `tap_vit_h` differ only in the
+    image encoder.
     """
 
     model_type = "tap"
@@ -147,13 +144,13 @@ class TapConfig(PreTrainedConfig):
     }
 
     image_encoder_config: Any = None
-    """A `TapImageEncoderConfig`, or its values; so are the other two of their kinds."""
+    """A `TapImageEncoderConfig`, or a dictionary of its values. The same goes for the other two configs."""
     image_decoder_config: Any = None
     text_decoder_config: Any = None
     fingerprint: str | None = None
     """Digest of the weights that decide region tokens; written when a model is saved or converted."""
     limitation: str | None = None
-    """What these weights cannot do, in a sentence that users see beside the answers; None for weights without a warning."""
+    """A sentence about what these weights cannot do, which users see beside the answers; None if there is no warning."""
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -196,7 +193,7 @@ class TapConfig(PreTrainedConfig):
 
 
 def _check_sizes(config: PreTrainedConfig, **limits: int) -> None:
-    """Refuse sizes below 1, or above what any TAP could have: a file that says so is damaged, or meant to fill memory."""
+    """Refuse sizes below 1 or far above any TAP's: such a file is damaged, or made to fill the memory."""
     for name, limit in limits.items():
         value = getattr(config, name)
         if not 1 <= value <= limit:

@@ -1,8 +1,8 @@
-"""Everything mode: what to ask of a picture when nobody points at anything, and which of the answers to keep.
+"""Everything mode: which points to ask about when nobody points at anything, and which of the answers to keep.
 
-A grid of points, over the whole picture and over crops of it; filters on the predicted IoU and on how firmly a mask
-stands; of masks that show the same thing, the best one; specks and holes taken out. Knows geometry and masks; who asks the
-model is `TapRegionTokenizer.encode_everything`.
+The points form a grid over the whole picture and over crops of it. Masks are filtered by their predicted IoU and their
+stability. Of masks that show the same thing, only the best is kept, and specks and holes are removed.
+`TapRegionTokenizer.encode_everything` asks the model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Crop = tuple[int, int, int, int]
 
 
 def crops_of(size: tuple[int, int], options: EverythingOptions) -> list[tuple[int, Crop]]:
-    """(layer, crop) of the whole picture of (height, width) `size` and of all its crops."""
+    """(layer, crop) for a picture of (height, width) `size`: first the whole picture, then all its crops."""
     height, width = size
     found = [(0, (0, 0, width, height))]
     for layer in range(1, options.crops_n_layers + 1):
@@ -44,10 +44,10 @@ def stability_scores(logits: Tensor, offset: float) -> Tensor:
 
 
 def mask_nms(masks: Sequence[Tensor] | Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Rows of boolean masks, each (h, w), to keep, best score first: of any two with an IoU over `threshold`, the better.
+    """Which rows of boolean masks (h, w) to keep, best score first: of any two with an IoU over `threshold`, the better.
 
-    Two masks are laid over each other only where their boxes and areas leave room for such an IoU, and only there, so
-    that many masks of a large picture need little time; beside the masks, memory for a few numbers of each two.
+    Two masks are compared pixel by pixel only if their boxes and areas allow such an IoU, and only inside a box, so that
+    many masks of a large picture take little time. Memory: a few numbers for each pair of masks.
     """
     device = scores.device
     if not len(masks):
@@ -80,7 +80,7 @@ def _iou(mask: Tensor, other: Tensor, extent: Sequence[int], area_sum: float) ->
 
 
 def is_cut_off(boxes: Tensor, crop: Crop, size: tuple[int, int], slack: float) -> Tensor:
-    """Which boxes (R, 4), in pixels of the picture, end where a crop does and the picture does not: cut through there."""
+    """Which boxes (R, 4), in pixels of the picture, are cut off by the edge of a crop that is not the picture's edge."""
     edges = boxes.new_tensor(crop)
     height, width = size
     is_inner = torch.tensor([crop[0] > 0, crop[1] > 0, crop[2] < width, crop[3] < height], device=boxes.device)
@@ -88,7 +88,7 @@ def is_cut_off(boxes: Tensor, crop: Crop, size: tuple[int, int], slack: float) -
 
 
 def clean_mask(mask: np.ndarray, area: int) -> np.ndarray:
-    """A mask (H, W) without holes, and then without specks, of fewer than `area` pixels; its largest part always stays."""
+    """Fill a mask's (H, W) holes and then remove its specks of fewer than `area` pixels. Its largest part always stays."""
     holes, sizes = connected_parts(~mask)
     mask = mask | np.isin(holes, [i for i, size in enumerate(sizes) if i and size < area])
     specks, sizes = connected_parts(mask)

@@ -1,7 +1,7 @@
 """TAP's image decoder: prompt embeddings × image embedding → masks, IoU scores, semantic tokens and embeddings.
 
-SAM's two-way transformer with four semantic tokens added (arXiv 2312.09128, section 3.2). Knows regions as rows of a
-batch: which picture a row belongs to, and which of the four experts answers, is decided outside.
+It is SAM's two-way transformer with four more tokens, the semantic ones (arXiv 2312.09128, section 3.2). Regions are rows of a
+batch. `TapModel` decides which picture a row belongs to and which of the four experts answers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .configuration_tap import TapImageDecoderConfig
 
 @dataclass
 class TapImageDecoderOutput(ModelOutput):
-    """What the decoder says of R regions with K experts on an image grid of side G.
+    """What the decoder says about R regions, with K experts and an image grid of side G.
 
     iou_scores (R, K): predicted IoU of each expert's mask, float32.
     semantic_tokens (R, K, D) and semantic_embeds (R, K, E).
@@ -33,7 +33,7 @@ class TapImageDecoderOutput(ModelOutput):
 
 
 class TapImageDecoder(nn.Module):
-    """Learned tokens and a prompt look at the picture and come back with the region."""
+    """Learned tokens and a prompt attend to the picture and gather what it shows of the region."""
 
     def __init__(self, config: TapImageDecoderConfig) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class TapImageDecoder(nn.Module):
 
 
 class TapTwoWayTransformer(nn.Module):
-    """Blocks that let tokens read the image and the image read the tokens, then one last read."""
+    """Blocks in which tokens read the image and the image reads the tokens; then the tokens read it once more."""
 
     def __init__(self, config: TapImageDecoderConfig) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class TapTwoWayTransformer(nn.Module):
 
 
 class TapTwoWayLayer(nn.Module):
-    """Tokens among themselves, tokens read the image, MLP, image reads the tokens; a LayerNorm after each."""
+    """Self-attention of tokens, tokens read the image, MLP, the image reads the tokens; a LayerNorm after each."""
 
     def __init__(self, config: TapImageDecoderConfig, is_first: bool) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class TapDecoderAttention(nn.Module):
 
 
 class TapMaskUpscaler(nn.Module):
-    """Image side of the transformer (R, D, G, G) → mask features (R, D/8, 4G, 4G)."""
+    """The image as the transformer leaves it (R, D, G, G) → mask features (R, D/8, 4G, 4G)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

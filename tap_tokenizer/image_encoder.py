@@ -1,7 +1,7 @@
 """TAP's image encoder: pixel values → one embedding per patch.
 
-A ViT whose attention never leaves its window; four convolutional bottlenecks carry information across windows, and a
-neck sets the width (arXiv 2312.09128, section 3.1). Knows nothing of prompts, regions or the user's picture size.
+It is a ViT whose attention never leaves its window. Four convolutional bottlenecks carry information across windows, and a
+neck sets the width (arXiv 2312.09128, section 3.1).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TapImageEncoder(nn.Module):
         return self.neck(rearrange(grid, "b y x d -> b d y x"))
 
     def embed_patches(self, pixel_values: Tensor) -> Tensor:
-        """Patches with their positions: (B, G, G, D)."""
+        """Embeddings of patches and of their positions, added: (B, G, G, D)."""
         size = self.config.image_size
         if pixel_values.shape[1:] != (3, size, size):
             raise ValueError(
@@ -55,12 +55,12 @@ class TapImageEncoder(nn.Module):
         return rearrange(hidden, "b (y x) d -> b y x d", y=self.config.grid_size)
 
     def split_windows(self, grid: Tensor) -> Tensor:
-        """A map (B, G, G, D) → its windows (B·windows, w², D), by rows of windows."""
+        """A map (B, G, G, D) → its windows (B·windows, w², D), row by row."""
         side = self.config.window_size
         return rearrange(grid, "b (ny y) (nx x) d -> (b ny nx) (y x) d", y=side, x=side)
 
     def merge_windows(self, windows: Tensor) -> Tensor:
-        """What `split_windows` split."""
+        """Put together what `split_windows` has split."""
         side, count = self.config.window_size, self.config.grid_size // self.config.window_size
         return rearrange(windows, "(b ny nx) (y x) d -> b (ny y) (nx x) d", y=side, x=side, ny=count, nx=count)
 
@@ -150,7 +150,7 @@ class TapCrossWindowLayer(nn.Module):
 
 
 class TapImageEncoderNeck(nn.Module):
-    """To the decoder's width: 1×1 and 3×3 convolutions, each with BatchNorm, no activation."""
+    """1×1 and 3×3 convolutions to the decoder's width, each with BatchNorm and without activation."""
 
     def __init__(self, config: TapImageEncoderConfig) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""TAP, wired: picture and prompts in the model frame → masks, IoU scores, semantic tokens and embeddings.
+"""`TapModel`: picture and prompts in the model frame → masks, IoU scores, semantic tokens and embeddings.
 
-`TapModel.forward` reads like the figure of the paper (arXiv 2312.09128, figure 2). Knows tensors in the model frame
-only: the user's pictures and pixels belong to the processor, words to the tokenizer.
+`TapModel.forward` reads like the figure of the paper (arXiv 2312.09128, figure 2). All coordinates are in the model frame; the
+processor converts the user's pictures and pixels.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .text_decoder import TapTextDecoder
 
 @dataclass
 class TapOutput(TapImageDecoderOutput):
-    """What TAP says of R regions with K experts; see `TapImageDecoderOutput`.
+    """What TAP says about R regions, with K experts; see `TapImageDecoderOutput`.
 
     expert (R,): the expert that answers the prompt, as `route` decides.
-    image_embeddings (B, D, G, G): give them back to `forward` to ask about the same pictures again.
+    image_embeddings (B, D, G, G): pass them to `forward` to ask about the same pictures again.
     """
 
     expert: Tensor | None = None
@@ -37,7 +37,7 @@ class TapOutput(TapImageDecoderOutput):
 
 
 class TapPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know about every TAP model: weights' initial values, and what may be split or cast."""
+    """Tells transformers how to initialise the weights of a TAP model, and what it may split or cast."""
 
     config_class = TapConfig
     base_model_prefix = "tap"
@@ -84,14 +84,14 @@ class TapModel(TapPreTrainedModel):
         self.image_decoder = TapImageDecoder(config.image_decoder_config)
         self.text_decoder = TapTextDecoder(config.text_decoder_config)
         self.is_plain = False
-        """Compute everything as the parts spell it out, even where `fast_inference` gives the same numbers sooner."""
+        """Always use the plain formulation, even where `fast_inference` gives the same numbers faster."""
         self._fast_encoder = FastImageEncoder(self.image_encoder)
         self._fast_decoder = FastImageDecoder(self.image_decoder, self.prompt_encoder)
         self._fast_captions = FastCaptions(self.text_decoder)
         self.post_init()
 
     def train(self, mode: bool = True) -> TapModel:
-        """As every module; training may change weights unseen, so what evaluation has prepared is prepared anew after it."""
+        """Switch the mode. Training may change weights unnoticed, so the fast inference prepares them again afterwards."""
         if mode:
             for fast in (self._fast_encoder, self._fast_decoder, self._fast_captions):
                 fast.forget()
@@ -99,7 +99,7 @@ class TapModel(TapPreTrainedModel):
 
     @property
     def is_fast(self) -> bool:
-        """Whether a call made now takes `fast_inference`: in evaluation mode, not with gradients, autocast or "eager"."""
+        """Whether a call would use `fast_inference` now: in evaluation mode, without gradients, autocast or "eager"."""
         asks_for_formula = self.is_plain or self.config._attn_implementation == "eager"
         kind = self.device.type
         is_mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -141,7 +141,9 @@ class TapModel(TapPreTrainedModel):
         assert image_embeddings is not None
         if image_index is None:
             if len(image_embeddings) != 1:
-                raise ValueError(f"Got {len(image_embeddings)} pictures and no image_index: say whose each region is.")
+                raise ValueError(
+                    f"Got {len(image_embeddings)} pictures but no image_index: say which picture shows each region."
+                )
             image_index = torch.zeros(len(input_points), dtype=torch.long, device=image_embeddings.device)
         prompts = self.prompt_encoder(input_points, input_labels)
         if self.is_fast and len(prompts):
@@ -166,13 +168,13 @@ class TapModel(TapPreTrainedModel):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the weights that decide region tokens: as saved in the config, or taken now if there is none."""
+        """Digest of the weights that decide region tokens: from the config, or computed if the config has none."""
         return self.config.fingerprint or self.compute_fingerprint()
 
     def compute_fingerprint(self) -> str:
         """SHA-256, 16 hex digits, over names, shapes and values of all weights but the caption decoder's.
 
-        Values count as float32: weights that are loaded in a wider dtype than they were saved in are the same.
+        Values are compared as float32, so loading weights in a wider dtype than they were saved in changes nothing.
         """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
@@ -189,6 +191,6 @@ class TapModel(TapPreTrainedModel):
         self.config._attn_implementation = attn_implementation  # reaches the configs of the parts
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As every transformers model; the config records the fingerprint of the weights that are saved."""
+        """Save as every transformers model does. The config records the fingerprint of the saved weights."""
         self.config.fingerprint = self.compute_fingerprint()
         super().save_pretrained(save_directory, **kwargs)

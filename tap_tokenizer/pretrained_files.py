@@ -1,7 +1,4 @@
-"""Where a region tokenizer's files lie, and how each kind is read: bundled, a folder, an original checkpoint, the Hub.
-
-Knows names of files and repositories; what is in them belongs to the parts that read them.
-"""
+"""Finds the files of a region tokenizer: bundled, in a folder, in an original checkpoint, or on the Hub."""
 
 from __future__ import annotations
 
@@ -48,7 +45,7 @@ CONCEPTS_FILE = "concepts.safetensors"
 TEXT_TOKENIZER_FOLDER = "text_tokenizer"
 
 DEFAULT_CONCEPTS = "merged_2560"
-"""The concept file of the original's repository that is loaded unless another is named."""
+"""The concept file of the original's repository that is loaded by default."""
 
 DEFAULT_TEXT_TOKENIZER = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 """An open Hub repository whose `tokenizer.model` is LLaMA-1's, the vocabulary of every published TAP."""
@@ -64,10 +61,10 @@ Hub = dict[str, Any]
 
 
 def check_findable(source: str | Path, hub: Hub, *, may_lack_owner: bool = False) -> None:
-    """Refuse at once, in a sentence, what is neither a bundled model, nor here, nor on a Hub in reach.
+    """Refuse a model at once if it is not bundled, not on this machine, and not on a Hub that can be reached.
 
-    may_lack_owner: whether a repository's name may have no owner, as those of some old language models ("gpt2").
-    Raises `ValueError` for what is no name of a repository, and `OSError` as `check_hub` does.
+    may_lack_owner: whether a repository's name may have no owner, like those of some old language models ("gpt2").
+    Raises `ValueError` if `source` is not the name of a repository, and `OSError` as `check_hub` does.
     """
     name = bundled_or_given(source)
     if Path(name).exists():
@@ -86,9 +83,9 @@ def check_findable(source: str | Path, hub: Hub, *, may_lack_owner: bool = False
 
 
 def take_bundled_names(*classes: Any, checked: bool = False) -> None:
-    """Let `from_pretrained` of classes take the names of bundled models, for which it would ask the Hub.
+    """Let `from_pretrained` of these classes accept the names of bundled models instead of asking the Hub for them.
 
-    checked: refuse unknown names at once, for classes that read nothing but models of ours.
+    checked: refuse unknown names at once; for classes that read no models but ours.
     """
     for one in classes:
         plain = one.from_pretrained.__func__
@@ -108,13 +105,13 @@ def take_bundled_names(*classes: Any, checked: bool = False) -> None:
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """The files of one region tokenizer: a folder that we saved, or a checkpoint of the original."""
+    """The files of one region tokenizer, from a folder that we saved or from a checkpoint of the original."""
 
     folder: Path | None = None
     checkpoint: Path | None = None
     concepts: ConceptBank | Path | None = None
     text_tokenizer: str | Path | None = None
-    """The vocabulary to load when the user names none; a string is a Hub repository, which may be out of reach."""
+    """The vocabulary to load if the user names none. A string is a Hub repository, which may be out of reach."""
 
     def load_model(self, dtype: torch.dtype, attn_implementation: str | None) -> tuple[TapModel, TapProcessor | None]:
         """The model, in evaluation mode, and its processor if one was saved with it."""
@@ -154,7 +151,7 @@ class TokenizerFiles:
 def locate(
     source: str | Path, *, variant: str | None, concepts: str | Path | ConceptBank | None, hub: Hub
 ) -> TokenizerFiles:
-    """Find, and if need be download, the files that `source` names; see `TapRegionTokenizer.from_pretrained`."""
+    """Find the files that `source` names, and download them if necessary; see `TapRegionTokenizer.from_pretrained`."""
     path = Path(source)
     if path.is_file():
         if not _is_pickle(path):
@@ -232,8 +229,8 @@ def _check_is_tap(folder: Path) -> None:
     kind = read_json_object(folder / "config.json").get("model_type")
     if kind != TapConfig.model_type:
         raise ValueError(
-            f"{folder} holds a model of type {kind}, not a region tokenizer (type {TapConfig.model_type}): give the folder of "
-            "one."
+            f"{folder} holds a model of type {kind}, not a region tokenizer (type {TapConfig.model_type}): give the "
+            "folder of one."
         )
 
 
@@ -250,7 +247,7 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _variants(repository: str, hub: Hub) -> list[str]:
-    """Names of the checkpoints in the original's repository; empty if they cannot be listed."""
+    """The names of the checkpoints in the original's repository; empty if they cannot be listed."""
     try:
         names = list_repo_files(repository, revision=hub.get("revision"), token=hub.get("token"))
     except Exception:  # only for a message, which says enough without
@@ -259,10 +256,10 @@ def _variants(repository: str, hub: Hub) -> list[str]:
 
 
 def check_hub(repository: str, name: str, hub: Hub) -> None:
-    """Ask the Hub once, and briefly, for a file that was not downloaded earlier: a download would ask again and again.
+    """Ask the Hub once, briefly, for a file that has not been downloaded yet; a download would ask again and again.
 
-    Raises `ValueError` for what is no name of a repository, and `OSError` if there is none of this name or no Hub in reach. A
-    file that a repository lacks is left to the download.
+    Raises `ValueError` if `repository` is not the name of a repository, and `OSError` if there is no such repository or the
+    Hub cannot be reached. If the repository lacks the file, the download reports it.
     """
     place = {key: hub.get(key) for key in ("revision", "cache_dir")}
     try:
@@ -305,7 +302,7 @@ def _download(repository: str, name: str, hub: Hub) -> Path:
 def load_text_tokenizer(
     wanted: str | Path | PreTrainedTokenizerBase | None, files: TokenizerFiles, *, vocab_size: int, hub: Hub
 ) -> PreTrainedTokenizerBase | None:
-    """The vocabulary that the user named, or the model's own; None if there is none or it is out of reach."""
+    """The vocabulary that the user named, or the model's own; None if there is none or it cannot be reached."""
     if isinstance(wanted, PreTrainedTokenizerBase):
         return _checked_size(wanted, vocab_size)
     if wanted is not None:
@@ -342,7 +339,7 @@ def _read_text_tokenizer(wanted: str | Path, vocab_size: int, hub: Hub) -> PreTr
 
 
 def _read_sentencepiece(path: Path, vocab_size: int) -> PreTrainedTokenizerBase:
-    """A `tokenizer.model`; for a vocabulary of LLaMA's size it must be LLaMA-1's, byte for byte."""
+    """Read a `tokenizer.model`. If its vocabulary has LLaMA's size, it must be LLaMA-1's, byte for byte."""
     digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
     if vocab_size == LLAMA_VOCABULARY_SIZE and digest != LLAMA_TOKENIZER_MD5:
         raise ValueError(
@@ -362,7 +359,7 @@ def _read_sentencepiece(path: Path, vocab_size: int) -> PreTrainedTokenizerBase:
 
 
 def _told(path: Path, read: Callable[[], PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase:
-    """What `read` gives, or a sentence that names the files."""
+    """The result of `read`, or an error that names the files."""
     try:
         return read()
     except Exception as error:  # tokenizers raises no class of its own

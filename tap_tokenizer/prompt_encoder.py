@@ -1,6 +1,6 @@
 """TAP's prompt encoder: points and box corners → sparse embeddings, and the positions of the image grid.
 
-Pure geometry in the model frame, 0 … `image_size` pixels; knows nothing of pictures, regions or the user's pixels.
+All coordinates are in pixels of the model frame, 0 … `image_size`; the processor converts the user's pixels.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class PointLabel(IntEnum):
     TOP_LEFT = 2
     BOTTOM_RIGHT = 3
     PADDING = 4
-    """Ends every prompt that has no box. A token of its own, seen by the decoder."""
+    """Ends every prompt that has no box. The decoder sees it as a token of its own."""
 
 
 class TapPromptEncoder(nn.Module):
-    """Random Fourier features of a position plus a learned embedding of its label."""
+    """Adds random Fourier features of a position and a learned embedding of its label."""
 
     coord_matrix: Tensor
 
@@ -56,7 +56,7 @@ class TapPromptEncoder(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.label_embed.weight.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TapPromptEncoder:
-        """Move with the module, but stay float32: half precision would shift positions by pixels."""
+        """Move the buffer with the module, but keep it in float32: half precision would shift positions by pixels."""
         exact = self.coord_matrix
         super()._apply(fn, recurse)
         if self.coord_matrix.dtype != torch.float32:

@@ -70,7 +70,8 @@ class RegionTokens:
 
     def __repr__(self) -> str:
         return (
-            f"RegionTokens({len(self)} regions of {self.num_images} images, experts={self.semantic_tokens.shape[1]}, "
+            f"RegionTokens({len(self)} region{'s' * (len(self) != 1)} of {self.num_images} "
+            f"image{'s' * (self.num_images != 1)}, experts={self.semantic_tokens.shape[1]}, "
             f"width={self.semantic_tokens.shape[2]}, fingerprint={self.fingerprint!r})"
         )
 

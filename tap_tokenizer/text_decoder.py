@@ -1,7 +1,7 @@
-"""TAP's native caption decoder: one semantic token → one caption. The baseline that a language model must beat.
+"""TAP's own caption decoder: one semantic token → one caption. It is the baseline that a language model must beat.
 
-A causal LM in transformers' sense, so its text comes from transformers' `generate`; it differs from others in that
-position 0 holds a region instead of a word (arXiv 2312.09128, section 3.3). Knows ids, not words.
+It is a causal LM as transformers defines it, so transformers' `generate` writes its text. It differs from other causal LMs
+in one point: position 0 holds a region instead of a word (arXiv 2312.09128, section 3.3).
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class TapTextDecoder(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits (R, L, vocab_size) after each position of `inputs_embeds`, or of `input_ids` that continue a cache.
 
-        A caption starts from `inputs_embeds=embed(region_tokens, ids)`. Rows may be padded on the right only.
+        A caption starts from `inputs_embeds=embed(region_tokens, ids)`. Rows may only be padded on the right.
         `labels` (R, L), −100 where nothing is to be predicted, are shifted inside as for every causal LM.
-        `attention_mask` is what `generate` passes along; causality alone decides what is seen.
+        `attention_mask` is accepted because `generate` passes it, but has no effect: attention is causal and nothing more.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Got both or neither of input_ids and inputs_embeds: give one of them.")
@@ -107,7 +107,7 @@ class TapTextDecoder(PreTrainedModel, GenerationMixin):
 
 
 class TapTextDecoderLayer(nn.Module):
-    """Pre-norm transformer block with causal attention."""
+    """A pre-norm transformer block with causal attention."""
 
     def __init__(self, config: TapTextDecoderConfig, layer_index: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class TapTextDecoderLayer(nn.Module):
 
 
 class TapCausalAttention(nn.Module):
-    """Attention to earlier positions, rotary embedding on queries and keys."""
+    """Attention to earlier positions, with rotary embedding of queries and keys."""
 
     def __init__(self, config: TapTextDecoderConfig, layer_index: int) -> None:
         super().__init__()

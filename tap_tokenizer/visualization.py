@@ -1,6 +1,6 @@
-"""Regions on a picture: masks, boxes, points and words, PIL in and PIL out.
+"""Draws regions on a picture: masks, boxes, points and words. Takes and returns PIL images.
 
-Legible on light and dark pictures alike: lines have a dark rim and words a plate. Knows numbers to draw, not models.
+Lines have a dark rim and words a dark plate, so that they are legible on light and dark pictures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GOLDEN_ANGLE = 0.61803398875
 
 
 def region_colour(index: int) -> tuple[int, int, int]:
-    """A bright colour for region `index`; neighbouring numbers differ most."""
+    """A bright colour for region `index`. Neighbouring numbers have the most different colours."""
     red, green, blue = colorsys.hsv_to_rgb((0.02 + index * _GOLDEN_ANGLE) % 1.0, 0.68, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -40,9 +40,9 @@ def draw_regions(
 ) -> Image.Image:
     """The picture with its regions drawn on it.
 
-    Give `regions` (their masks and boxes are drawn), or any of masks (R, H, W), boxes (R, 4) xyxy and points, all in
-    pixels of the picture. labels: words for each region, shown beside its name ("1", "2", …, unless `names` is False).
-    Points with label 0 are drawn as a cross.
+    Give `regions` to draw their masks and boxes, or any of masks (R, H, W), boxes (R, 4) xyxy and points, all in pixels of
+    the picture. labels: words for each region, shown beside its name ("1", "2", …, unless `names` is False). Points with
+    label 0 are drawn as crosses.
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity is {opacity}, expected 0 to 1.")
@@ -55,7 +55,7 @@ def draw_regions(
     corners = torch.as_tensor(boxes, dtype=torch.float32).cpu().reshape(-1, 4).tolist() if boxes is not None else []
     count = max(len(layers), len(corners), len(points or []))
     if labels is not None and len(labels) != count:
-        raise ValueError(f"Got {len(labels)} labels for {count} regions: give one for each.")
+        raise ValueError(f"Got {len(labels)} labels, expected {count}: give one for each region.")
     canvas = picture.astype(np.float32)
     for i, mask in enumerate(layers):
         canvas[mask] += (np.array(region_colour(i), dtype=np.float32) - canvas[mask]) * opacity
@@ -86,12 +86,14 @@ def _as_masks(masks: Any, size: tuple[int, int]) -> list[np.ndarray]:
         return []
     array = masks.detach().cpu().numpy() if isinstance(masks, Tensor) else np.asarray(masks)
     if array.ndim != 3 or array.shape[1:] != size:
-        raise ValueError(f"masks have shape {array.shape}, expected (R, {size[0]}, {size[1]}), as the picture.")
+        raise ValueError(
+            f"masks have shape {array.shape}, expected (R, {size[0]}, {size[1]}), the size of the picture."
+        )
     return list(array.astype(bool))
 
 
 def _draw_outline(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int], line: int) -> None:
-    """A mask's edge: the pixels of it that have a neighbour outside."""
+    """Draw a mask's edge: those of its pixels that have a neighbour outside."""
     edge = mask.copy()
     for _ in range(line):
         padded = np.pad(edge, 1)
@@ -112,7 +114,7 @@ def _draw_point(
 
 
 def _anchor(layers: list[np.ndarray], points: Any, index: int) -> list[float]:
-    """A box to write at, for a region that has none: its mask's, or its first point."""
+    """The box to write at for a region without a box: that of its mask, or its first point."""
     if index < len(layers) and layers[index].any():
         rows, columns = np.nonzero(layers[index].any(axis=1))[0], np.nonzero(layers[index].any(axis=0))[0]
         return [float(columns[0]), float(rows[0]), float(columns[-1]), float(rows[-1])]
@@ -131,7 +133,7 @@ def _draw_words(
     size: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:
-    """Words on a dark plate with a coloured edge, above the anchor or, where that is taken or outside, below or in it."""
+    """Draw words on a dark plate with a coloured edge: above the anchor, or below or in it if that place is not free."""
     left, top, right, bottom = pen.textbbox((0, 0), words, font=font)
     pad = max(2, round((bottom - top) / 5))
     wide, high = right - left + 3 * pad + 2, bottom - top + 2 * pad

@@ -111,7 +111,7 @@ def _convert(argv: Sequence[str]) -> int:
     finally:
         for sentence in source.left_out.named:
             print(f"left out: {sentence}")
-    print(f"wrote {source.output}: {count} records")
+    print(f"wrote {source.output}: {count} record{'s' * (count != 1)}")
     for line in source.left_out.summary():
         print(line)
     return 0
@@ -154,7 +154,7 @@ def _check(arguments: ValidateArguments, kept: _Kept | None) -> int:
         raise ValueError(f"{data} holds no records.")
     if kept is not None:
         kept.close()
-        print(f"wrote {arguments.keep}: {whole} records")
+        print(f"wrote {arguments.keep}: {whole} record{'s' * (whole != 1)}")
     return 1 if kinds else 0
 
 
@@ -192,7 +192,7 @@ def _show(argv: Sequence[str]) -> int:
         chosen.append(Record.from_dict(record))
     output.parent.mkdir(parents=True, exist_ok=True)
     save_picture(contact_sheet(chosen, root, arguments.columns), output)
-    print(f"wrote {output}: {len(chosen)} records")
+    print(f"wrote {output}: {len(chosen)} record{'s' * (len(chosen) != 1)}")
     return 0
 
 

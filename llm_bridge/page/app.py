@@ -33,8 +33,8 @@ PARTS = Path(__file__).parent
 EXAMPLE = BUNDLED / "region-chat-tiny" / "demo.png"
 
 INTRODUCTION = """# Ask about regions
-Choose a picture, mark one or more regions, and ask. `<region>` in a question is the next region you marked; later questions
-may speak of region1, region2, …"""
+Choose a picture, mark one or more regions, and ask. `<region>` in a question stands for the next region that you marked. Later
+questions can refer to region1, region2, …"""
 
 
 def build_page(conversations: PageConversations) -> gr.Blocks:
@@ -59,7 +59,7 @@ def build_page(conversations: PageConversations) -> gr.Blocks:
                 )
             with gr.Column(scale=5, min_width=320):
                 question = gr.Textbox(
-                    "What is <region>?", label="Question", info="Enter asks, Shift+Enter begins a new line.",
+                    "What is <region>?", label="Question", info="Enter asks, Shift+Enter starts a new line.",
                     lines=2, max_lines=6, max_length=limits.characters,
                     placeholder="Ask about region1 again, or mark another region: What is <region>?", elem_id="question",
                 )  # fmt: skip
@@ -69,7 +69,7 @@ def build_page(conversations: PageConversations) -> gr.Blocks:
                     again = gr.Button("New chat", elem_id="again", min_width=80)
                 said = gr.Chatbot(
                     label="Conversation", height=300, elem_id="said", render_markdown=False, feedback_options=None,
-                    buttons=[], placeholder="The answer is written here.", layout="bubble", show_label=False,
+                    buttons=[], placeholder="The answer appears here.", layout="bubble", show_label=False,
                 )  # fmt: skip
                 if chat.limitation is not None:
                     gr.HTML(f'<p class="limitation">{as_html(chat.limitation)}</p>', elem_id="limitation", **theme)

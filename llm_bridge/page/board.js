@@ -173,15 +173,15 @@ canvas.onkeydown = (event) => {
     if (tool() === "point") add(point(at));
     else if (tool() === "paint") {
       if (state.drag) { const { region } = state.drag; state.drag = null; add(region); }
-      else { state.drag = { region: { strokes: [[at]], brush: brush() } }; say("The brush is down: move it, then Enter."); }
-    } else if (!state.corner) { state.corner = at; say("First corner at " + at.join(" ") + ": move to the opposite one, then Enter."); }
+      else { state.drag = { region: { strokes: [[at]], brush: brush() } }; say("The brush is down: move it, then press Enter."); }
+    } else if (!state.corner) { state.corner = at; say("First corner at " + at.join(" ") + ": move to the opposite one, then press Enter."); }
     else {
       const box = boxOf(state.corner, at);
       state.corner = null;
-      if (box[2] > box[0] && box[3] > box[1]) add({ box }); else say("That box is empty: move the cross before the second Enter.", true);
+      if (box[2] > box[0] && box[3] > box[1]) add({ box }); else say("That box is empty: move the cross before you press Enter again.", true);
     }
   } else if (event.key === "Backspace" || event.key === "Delete") {
-    if (state.regions.pop()) changed("The last region was taken back.");
+    if (state.regions.pop()) changed("The last region was removed.");
   } else if (event.key === "Escape") {
     state.drag = state.corner = state.cross = null;
   } else return;
@@ -219,7 +219,7 @@ function send(file) {
   reader.onerror = () => say("The file could not be read.", true);
   reader.readAsDataURL(file);
 }
-find(".example").onclick = () => { say("Fetching the example …"); trigger("select"); };
+find(".example").onclick = () => { say("Loading the example …"); trigger("select"); };
 find(".file").onchange = (event) => { send(event.target.files[0]); event.target.value = ""; };
 const stage = find(".stage");
 stage.ondragover = (event) => { event.preventDefault(); stage.classList.add("over"); };
@@ -232,8 +232,8 @@ document.addEventListener("paste", (event) => {
 
 // --- the question --------------------------------------------------------------------------------------------------
 
-// Enter asks and Shift+Enter begins a new line, as in other chats (in Gradio it is the other way round); an Enter that
-// ends the composing of a word is neither.
+// Enter asks and Shift+Enter starts a new line, as in other chats (in Gradio it is the other way round). An Enter that ends
+// the composing of a word does neither.
 for (const kind of ["keydown", "keypress"]) document.addEventListener(kind, (event) => {
   if (event.key !== "Enter" || event.isComposing || !event.target.closest || !event.target.closest("#question")) return;
   event.stopPropagation();

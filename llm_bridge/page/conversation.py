@@ -196,7 +196,7 @@ class PageConversation:
         self.stopped.clear()
         if self.is_stopped(joined):
             self.stopped.set()
-        scene = self._scene("choose one, paste one, or take the example")
+        scene = self._scene("choose one, paste one, or use the example")
         prompts = self._checked(question, drawn, scene)
         known = len(scene.prompts)
         before = scene.chat.history
@@ -259,7 +259,7 @@ class PageConversation:
         prompts = read_regions(drawn, (height, width), self.limits, len(scene.prompts))
         known, new = len(scene.prompts), len(prompts)
         if known + new > self.limits.regions:
-            raise ValueError(f"A conversation has at most {self.limits.regions} regions: start a new one.")
+            raise ValueError(f"A conversation has at most {self.limits.regions} regions: start a new chat.")
         if not known + new and not scene.chat.sees_pictures:
             raise ValueError("No region is marked yet: mark one on the picture first.")
         _check_spoken(question, known, new)

@@ -88,7 +88,7 @@ def read_regions(drawn: Any, size: tuple[int, int], limits: PageLimits, known: i
     if not isinstance(drawn, list):
         raise ValueError("The regions are not a list: reload the page.")
     if len(drawn) > limits.regions:
-        raise ValueError(f"A conversation has at most {limits.regions} regions: start a new one.")
+        raise ValueError(f"A conversation has at most {limits.regions} regions: start a new chat.")
     return [_read_region(region, size, f"region{i}", limits) for i, region in enumerate(drawn, start=known + 1)]
 
 

@@ -80,8 +80,8 @@ def test_missing_and_surplus_names_are_listed(tmp_path: Path, original_weights: 
         ("image_encoder.norm.bias", np.full(32, np.nan, np.float32), "NaN or infinite values in image_encoder.norm.bias"),
         ("image_encoder.norm.bias", np.full(32, np.inf, np.float32), "NaN or infinite"),
         ("image_encoder.norm.bias", "zero", "entries that are not arrays: 'image_encoder.norm.bias': str"),
-        ("image_encoder.patch_embed.proj.weight", np.zeros((32, 3), np.float32), "shapes make no TAP"),
-        ("image_encoder.pos_embed.weight", np.zeros((7, 32), np.float32), "shapes make no TAP"),
+        ("image_encoder.patch_embed.proj.weight", np.zeros((32, 3), np.float32), "shapes are not those of a TAP"),
+        ("image_encoder.pos_embed.weight", np.zeros((7, 32), np.float32), "shapes are not those of a TAP"),
         ("pixel_mean", np.zeros(3, np.float32), "was trained with pixel_mean"),
     ],
 )  # fmt: skip

@@ -118,7 +118,7 @@ def test_unclear_inputs_are_refused(make_tap: Callable[..., TapModel]) -> None:
     model, points = make_tap(), {"input_points": torch.zeros(1, 2, 2), "input_labels": torch.tensor([[2, 3]])}
     with pytest.raises(ValueError, match="both or neither of pixel_values and image_embeddings"):
         model(**points)
-    with pytest.raises(ValueError, match="2 pictures and no image_index"):
+    with pytest.raises(ValueError, match="2 pictures but no image_index"):
         model(torch.zeros(2, 3, 64, 64), **points)
 
 

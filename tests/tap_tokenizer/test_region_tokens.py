@@ -141,7 +141,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_repr_says_what_it_is(regions: RegionTokens) -> None:
-    assert repr(regions).startswith("RegionTokens(3 regions of 1 images, experts=4, width=32")
+    assert repr(regions).startswith("RegionTokens(3 regions of 1 image, experts=4, width=32")
 
 
 @pytest.mark.parametrize("with_masks", [False, True])

@@ -64,7 +64,7 @@ def test_regions_at_the_edge_stay_inside() -> None:
     ("arguments", "message"),
     [
         ({"opacity": 2.0}, "opacity is 2.0, expected 0 to 1"),
-        ({"boxes": [[0, 0, 1, 1]], "labels": []}, "Got 0 labels for 1 regions"),
+        ({"boxes": [[0, 0, 1, 1]], "labels": []}, "Got 0 labels, expected 1"),
         ({"masks": np.zeros((1, 3, 3))}, r"expected \(R, 60, 90\)"),
     ],
 )

@@ -165,7 +165,7 @@ def test_every_lost_annotation_is_named(tmp_path: Path, pictures: Path, capsys: 
     said = capsys.readouterr().out
     assert all(f"left out: {made.annotations}, annotation {a['id']}: " in said for a in faulty)
     assert "17 entries left out as faulty:" in said
-    assert f"wrote {made.output}: 1 records" in said
+    assert f"wrote {made.output}: 1 record" in said
     Path(made.output).unlink()
     assert main(["convert", "coco", *flags, "--strict", "true"]) == 2
     assert "annotation 14: image_id is null" in capsys.readouterr().err

@@ -211,7 +211,7 @@ def test_enter_asks_and_shift_enter_begins_a_line(tab: Page) -> None:
     load(tab)
     drag(tab, QUESTIONS[0]["boxes"][0])
     question = tab.locator("#question textarea")
-    expect(tab.locator("#question")).to_contain_text("Enter asks, Shift+Enter begins a new line")
+    expect(tab.locator("#question")).to_contain_text("Enter asks, Shift+Enter starts a new line")
     question.fill("What is")
     question.press("Shift+Enter")
     tab.keyboard.type("<region>?")
