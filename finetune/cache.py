@@ -22,7 +22,7 @@ from torch import Tensor
 from llm_bridge import PictureContext
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, prompts_in_picture, write_whole
 
-from .data.json_files import read_json
+from .data.json_files import parse_json
 from .records import Record, check_size
 
 _COLUMNS = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "boxes")
@@ -165,7 +165,7 @@ class RegionCache:
                 f"{folder} is not a finished cache: run cache_regions with this output until it has finished."
             )
         try:
-            values = read_json(manifest)
+            values = parse_json(manifest.read_bytes())
             values["version"], values["checksums"]
         except (ValueError, TypeError, KeyError):
             raise ValueError(

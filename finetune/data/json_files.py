@@ -12,8 +12,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TextIO
 
-from tap_tokenizer import check_regular_file
-
 MAX_DEPTH = 100
 """How deep lists and objects may lie inside each other. The data sets that are read here need fewer than ten."""
 
@@ -50,15 +48,6 @@ def parse_json(text: str | bytes) -> Any:
     if (rest := _space_end(text, end)) < len(text):
         raise JsonError(f"not JSON: there is more text after its end, at character {rest}")
     return value
-
-
-def read_json(path: str | Path) -> Any:
-    """The value in a JSON file. Raises `ValueError` with the file's name if it is not JSON."""
-    check_regular_file(path)
-    try:
-        return parse_json(Path(path).read_bytes())
-    except JsonError as error:
-        raise ValueError(f"{path} is {error}.") from None
 
 
 class JsonFile:

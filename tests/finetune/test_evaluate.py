@@ -23,8 +23,8 @@ from PIL import Image
 
 from finetune import evaluate
 from finetune.data.conversion import convert
-from finetune.data.sample import open_image
 from finetune.glyphs.records import GlyphScenesSource
+from finetune.records import Record, open_image
 from finetune.tasks import TASKS, dlc_bench, prompted_masks
 from finetune.tasks.task import DrawnTask
 
@@ -49,7 +49,7 @@ def published(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = sorted({r["label"] for s in samples for r in s["regions"]})
     for number, sample in enumerate(samples, 1):
         file = f"{number:04d}.png"
-        Image.fromarray(open_image(sample, folder)).save(folder / "images" / file)
+        Image.fromarray(open_image(Record.from_dict(sample), folder)).save(folder / "images" / file)
         size = {"height": sample["height"], "width": sample["width"]}
         images.append({"id": number, "file_name": file, **size})
         for region in sample["regions"]:
