@@ -21,7 +21,7 @@ from encode_picture import make_sam
 from original import Original
 from side_by_side import Row, arguments_of, compare, make_tap, ours
 
-from tap_tokenizer import TapModel
+from tap_tokenizer import PointLabel, TapModel
 
 
 def main() -> None:
@@ -71,7 +71,8 @@ def asking(model: TapModel, boxes: torch.Tensor, masks: bool) -> Callable[[], di
     generator = torch.Generator().manual_seed(2)
     picture = torch.randn(1, config.output_size, config.grid_size, config.grid_size, generator=generator)
     picture = picture.to(model.device, model.dtype)
-    labels = torch.tensor([2, 3], device=model.device).expand(len(boxes), -1)
+    corners = torch.tensor([PointLabel.TOP_LEFT, PointLabel.BOTTOM_RIGHT], device=model.device)
+    labels = corners.expand(len(boxes), -1)
 
     def ask() -> dict[str, Any]:
         output = model(image_embeddings=picture, input_points=boxes, input_labels=labels, output_masks=masks)

@@ -15,13 +15,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
-from tap_tokenizer.command_line import save_picture
 
 import llm_bridge
 import tap_tokenizer
 from finetune.glyphs.scenes import draw_scene, make_scene
 from llm_bridge import RegionChat
-from tap_tokenizer import RegionTokens, TapRegionTokenizer, draw_regions
+from tap_tokenizer import RegionTokens, TapRegionTokenizer, draw_regions, save_picture
 
 FIGURES = Path(__file__).parent / "figures"
 DEMO = Path(llm_bridge.__file__).parent / "pretrained" / "region-chat-tiny"

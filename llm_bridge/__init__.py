@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from tap_tokenizer import lazy_names, once_transformers_is_there
 
 if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
+    from .adapter_folder import find_adapter, load_adapter
     from .adapters import (
         add_lora,
         count_parameters,
-        find_adapter,
         has_adapter,
-        load_adapter,
         merge_lora,
         remove_lora,
         set_trainable,

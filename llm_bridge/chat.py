@@ -13,11 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    DynamicCache,
     PreTrainedModel,
 )
 
@@ -38,12 +36,12 @@ from tap_tokenizer import (
 
 from .chat_markup import user_content, words_of
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
-from .generation import generate_text, stream_text
-from .language_model import can_read_ahead
-from .modeling_bridge import RegionBridgeForConditionalGeneration, check_context
+from .generation import generate_each, generate_text, stream_text
+from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .pictures import open_picture
 from .processing_bridge import RegionBridgeProcessor
 from .processing_described import DescribedRegionProcessor
+from .prompt_checks import check_context
 
 logger = logging.getLogger(__name__)
 
@@ -235,52 +233,10 @@ class RegionChat:
         new = RegionPrompt.read_lists(boxes=boxes, points=points, point_labels=point_labels, masks=masks)
         asked = [self._prepare(question, image, new, thinking=False) for question in questions]
         self._warn_of_limitation()
-        rows = [one.inputs["input_ids"][0] for one in asked]
-        longest = max(asked, key=lambda one: one.inputs["input_ids"].shape[1]).inputs
+        inputs = [one.inputs for one in asked]
+        longest = max(inputs, key=lambda one: one["input_ids"].shape[1])
         options = self._options(longest, max_new_tokens, generate_options)
-        shared = min(_common_length(rows), min(map(len, rows)) - 1)  # of every prompt, something is left to read
-        if not getattr(self.model.config, "reads_padding", True):  # then none can stand beside longer ones
-            return [generate_text(self.model, self.processor, one.inputs, **options)[0] for one in asked]
-        if (options.get("num_beams") or self.model.generation_config.num_beams or 1) > 1:
-            shared = 0  # beams are copies of whole prompts
-        if not can_read_ahead(getattr(self.model, "language_model", self.model)):
-            shared = 0
-        features = [one.inputs["region_features"][0] if "region_features" in one.inputs else None for one in asked]
-        shared = self._seen_alike(rows[0][:shared], features)
-        inputs = _joined(rows, shared, self.model.generation_config.pad_token_id or 0)
-        if any(row is not None for row in features):
-            inputs |= {k: v.to(self.model.device) for k, v in self.processor.pad_features(features).items()}
-        if shared:
-            inputs["past_key_values"] = self._read(longest, shared, len(rows))
-        return generate_text(self.model, self.processor, inputs, **options)
-
-    def _seen_alike(self, ids: Tensor, features: Sequence[Tensor | None]) -> int:
-        """How many of the `ids` that prompts begin with show the same, too: context stands around what is asked."""
-        places = (ids == getattr(self.model.config, "region_token_id", -1)).nonzero()[:, 0].tolist()
-        own = [row for row in features if row is not None]
-        for number, place in enumerate(places):
-            if any(not torch.equal(row[number], own[0][number]) for row in own):
-                return place
-        return len(ids)
-
-    @torch.no_grad()
-    def _read(self, inputs: Any, length: int, copies: int) -> DynamicCache:
-        """Keys and values of a prompt's beginning, for so many that go on from it."""
-        ids = inputs["input_ids"][:, :length]
-        cache = DynamicCache(config=self.model.config.get_text_config())
-        regions = {}
-        if "region_features" in inputs:
-            seen = int((ids == self.model.config.region_token_id).sum())
-            regions = {name: inputs[name][:, :seen] for name in ("region_features", "region_mask")}
-        self.model(
-            input_ids=ids,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **(regions if regions and seen else {}),
-        )
-        cache.batch_repeat_interleave(copies)
-        return cache
+        return generate_each(self.model, self.processor, inputs, **options)
 
     def _prepare(self, question: str, image: Any, new: Sequence[RegionPrompt], thinking: bool) -> _Asked:
         """A question and what came with it → the model's inputs and the conversation to come; a new picture begins anew."""
@@ -368,23 +324,6 @@ class RegionChat:
 def _refuse_several(generate_options: dict[str, Any]) -> None:
     if generate_options.get("num_return_sequences", 1) != 1:
         raise ValueError("num_return_sequences asks for several answers, expected one: ask again, with do_sample=True.")
-
-
-def _common_length(rows: Sequence[Tensor]) -> int:
-    """How many ids all rows begin with."""
-    shortest = min(map(len, rows))
-    same = torch.stack([row[:shortest] == rows[0][:shortest] for row in rows]).all(dim=0)
-    return shortest if bool(same.all()) else int(same.int().argmin())
-
-
-def _joined(rows: Sequence[Tensor], shared: int, filler: int) -> dict[str, Tensor]:
-    """Rows of ids as a batch, padded between what they share and what they do not."""
-    longest = max(map(len, rows))
-    ids, mask = rows[0].new_full((len(rows), longest), filler), rows[0].new_zeros(len(rows), longest)
-    for row, own, seen in zip(rows, ids, mask):
-        own[:shared], own[longest - len(row) + shared :] = row[:shared], row[shared:]
-        seen[:shared], seen[longest - len(row) + shared :] = 1, 1
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 def _check_source(path: str, mode: str, hub: dict[str, Any]) -> None:

@@ -9,15 +9,16 @@ import argparse
 import json
 import math
 import socket
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tap_tokenizer import (
+    add_command,
     add_output_flags,
     add_prompt_flags,
+    check_folder_of_pictures,
     check_new,
-    check_not_read,
+    check_one_picture,
     check_picture_path,
     inputs_of,
     prompts_of,
@@ -36,18 +37,20 @@ if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
     from .chat import RegionChat
 
 DEMO = "region-chat-tiny"
-EXIT_CODES = "exit codes: 0 done, 2 bad input, 130 interrupted"
-ASK_CODES = "exit codes: 0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
-APP_CODES = "exit codes: 0 when Ctrl+C ends the page, 2 bad input, 130 interrupted before there was a page"
+EXIT_CODES = "0 done, 2 bad input, 130 interrupted"
+ASK_CODES = "0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
+APP_CODES = "0 when Ctrl+C ends the page, 2 bad input, 130 interrupted before there was a page"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; gives the exit code, 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="region-chat", description="Ask a language model about regions of a picture.", epilog=ASK_CODES
+        prog="region-chat",
+        description="Ask a language model about regions of a picture.",
+        epilog=f"exit codes: {ASK_CODES}",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    ask = _command(
+    ask = add_command(
         commands,
         "ask",
         "ask about regions of your own picture, or of a folder of pictures",
@@ -61,19 +64,22 @@ def main(argv: list[str] | None = None) -> int:
     ask.add_argument("--json", action="store_true", help="print one JSON object instead of the answer alone")
     add_output_flags(ask)
     _add_model_flags(ask)
-    chat = _command(
+    chat = add_command(
         commands,
         "chat",
         "talk about regions of a picture, line by line",
         "region-chat chat picture.png --box 177 392 271 470",
+        exit_codes=EXIT_CODES,
     )
     chat.add_argument("image", type=Path, help="the picture")
     add_prompt_flags(chat, folders=False)
     _add_model_flags(chat)
-    demo = _command(commands, "demo", "ask the bundled models about the bundled picture", "region-chat demo")
+    demo = add_command(
+        commands, "demo", "ask the bundled models about the bundled picture", "region-chat demo", exit_codes=EXIT_CODES
+    )
     demo.add_argument("--output", type=Path, default=Path("region-chat-demo.png"),
                       help="where to write the annotated picture (default: %(default)s)")  # fmt: skip
-    app = _command(commands, "app", "serve the web page", "region-chat app --port 7860", exit_codes=APP_CODES)
+    app = add_command(commands, "app", "serve the web page", "region-chat app --port 7860", exit_codes=APP_CODES)
     app.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: this machine alone)")
     app.add_argument("--port", type=int, help="default: the first free one from 7860")
     app.add_argument("--allowed_host", action="append", default=[], metavar="NAME",
@@ -83,19 +89,6 @@ def main(argv: list[str] | None = None) -> int:
     app.add_argument("--queue", type=int, default=40, help="questions that may wait at once (default: %(default)s)")
     _add_model_flags(app)
     return run_command(parser, {"ask": _ask, "chat": _chat, "demo": _demo, "app": _app}, argv)
-
-
-def _command(
-    commands: Any, name: str, words: str, *examples: str, exit_codes: str = EXIT_CODES
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=words,
-        description=words,
-        epilog="examples:\n  " + "\n  ".join(examples) + f"\n\n{exit_codes}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return parser
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -129,24 +122,21 @@ def _load(arguments: argparse.Namespace) -> RegionChat:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
-    from tap_tokenizer import RegionPrompt, draw_regions, load_rgb
+    from tap_tokenizer import draw_regions, load_rgb
 
     from .chat_markup import user_content
 
     if arguments.image.is_dir():
         return _ask_folder(arguments)
-    if arguments.boxes is not None or arguments.output is not None:
-        raise ValueError(
-            "--boxes and --output are for a folder of pictures: give --box, --point or --mask for one picture."
-        )
+    check_one_picture(arguments)
     prompts = prompts_of(arguments)
     check_picture_path(arguments.save, inputs_of(arguments))
     if not prompts:
         raise ValueError("Got no region to ask about: give --box X1 Y1 X2 Y2, --point X Y or --mask PICTURE.")
-    user_content(arguments.question, RegionPrompt.read_lists(**prompts))
+    user_content(arguments.question, prompts)
     picture = load_rgb(arguments.image)  # all is refused before a model is loaded
     chat = _load(arguments)
-    answer = chat.ask(arguments.question, image=picture, max_new_tokens=arguments.max_new_tokens, **prompts)
+    answer = chat.ask(arguments.question, image=picture, max_new_tokens=arguments.max_new_tokens, prompts=prompts)
     if arguments.save is not None:
         save_picture(draw_regions(picture, chat.regions()), arguments.save)
     if arguments.json:
@@ -161,14 +151,11 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 def _ask_folder(arguments: argparse.Namespace) -> int:
     """One question of every picture of a table, about all its regions."""
-    from tap_tokenizer import PictureRegions, RegionPrompt, read_region_table, write_records
+    from tap_tokenizer import read_region_table, write_records
 
     from .chat_markup import user_content
 
-    if arguments.json or arguments.save is not None or arguments.regions:
-        raise ValueError(
-            "--json, --save, --box, --point and --mask are for one picture: a folder is written to --output."
-        )
+    check_folder_of_pictures(arguments)
     if arguments.boxes is None or arguments.output is None:
         raise ValueError("A folder needs its regions, --boxes boxes.csv, and a file to write, --output answers.jsonl.")
     check_new(arguments.output)
@@ -181,21 +168,19 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
                 "write one <region>, to ask of each, or as many as every picture has."
             )
         try:
-            prompts = RegionPrompt.read_lists(**picture.prompts)
-            user_content(arguments.question, prompts[:1] if each == 1 else prompts)
+            user_content(arguments.question, picture.prompts[:1] if each == 1 else picture.prompts)
         except ValueError as error:
             raise ValueError(f"{picture.image} has {len(picture.regions)} regions in the table: {error}") from None
     chat = _load(arguments)
 
     def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
         """With one <region> in the question, each region is asked about by itself; else all are, at once."""
-        groups = [[region] for region in picture.regions] if each == 1 else [picture.regions]
+        count = len(picture.regions)
         said = []
-        for group in groups:
+        for group in [slice(i, i + 1) for i in range(count)] if each == 1 else [slice(count)]:
             chat.reset()
-            part = PictureRegions(picture.image, picture.path, group)
-            answer = chat.ask(arguments.question, image=pixels, max_new_tokens=arguments.max_new_tokens, **part.prompts)
-            said.append({"regions": group, "answer": answer})
+            options = {"image": pixels, "max_new_tokens": arguments.max_new_tokens, "prompts": picture.prompts[group]}
+            said.append({"regions": picture.regions[group], "answer": chat.ask(arguments.question, **options)})
         return {"answers": said}
 
     skip = arguments.skip_unreadable
@@ -225,131 +210,22 @@ def _said(chat: RegionChat, answer: Any) -> dict[str, Any]:
     return {"answer": answer, "regions": regions}
 
 
-# --- chat -------------------------------------------------------------------------------------------------------------
-
-CHAT_HELP = """Write a question, with <region> for each new region; region1, region2, … are those you asked about before.
-  /box X1 Y1 X2 Y2 · /point X Y · /mask PICTURE   a region for the next question · /undo   take it back
-  /save PICTURE   draw the regions · /json FILE   write the conversation · /new   start a new chat · /quit"""
+# --- chat, demo and app -----------------------------------------------------------------------------------------------
 
 
 def _chat(arguments: argparse.Namespace) -> None:
     from tap_tokenizer import load_rgb
 
-    regions = list(arguments.regions or [])
-    inputs = inputs_of(arguments)
+    from .terminal_chat import HELP, TerminalChat
+
     picture = load_rgb(arguments.image)
-    size = picture.shape[:2]
-    region_prompts(regions, size)  # refused before a model is loaded
-    chat = _load(arguments)
-    for region in regions:
-        _try_region(picture, region)
-    print(f"{arguments.image}: {picture.shape[1]} × {picture.shape[0]} pixels. {CHAT_HELP}")
-    while (line := _next_line()) is not None:
-        if line in ("/quit", "/exit"):
-            return
-        try:
-            if line.startswith("/"):
-                _obey(line, chat, picture, regions, inputs)
-            elif line:
-                _check_marked(line, chat, len(regions))
-                pieces = chat.ask(
-                    line,
-                    image=picture,
-                    stream=True,
-                    max_new_tokens=arguments.max_new_tokens,
-                    **region_prompts(regions, size),
-                )
-                for piece in pieces:
-                    print(piece, end="", flush=True)
-                print(flush=True)
-                tell_limitation(chat.limitation)
-                regions.clear()
-        except (ValueError, OSError) as error:
-            print(error)
-
-
-def _check_marked(question: str, chat: RegionChat, new: int) -> None:
-    """Refuse a question with more or fewer <region> than regions wait for one, in words of the commands that mark them."""
-    marks = "/box X1 Y1 X2 Y2, /point X Y or /mask PICTURE marks one"
-    if not new and not chat._regions and not chat.sees_pictures:
-        raise ValueError(f"No region is marked yet: {marks}; then ask.")
-    spoken = question.count("<region>")
-    waiting = "no new region is" if not new else "1 new region is" if new == 1 else f"{new} new regions are"
-    if spoken > new:
-        earlier = ", or speak of one that you asked about before by its name, as in region1" if chat._regions else ""
-        raise ValueError(f"The question has {spoken} <region>, and {waiting} marked: {marks}{earlier}.")
-    if 0 < spoken < new:
-        raise ValueError(
-            f"The question has {spoken} <region>, and {waiting} marked: write <region> once for each, or take the others "
-            "back with /undo."
-        )
-
-
-def _next_line() -> str | None:
-    """A line of input without its ends, or None when there is no more."""
-    try:
-        return input("> " if sys.stdin.isatty() else "").strip()
-    except EOFError:
-        return None
-
-
-def _obey(line: str, chat: RegionChat, picture: np.ndarray, regions: list[tuple[str, Any]], inputs: list[Path]) -> None:
-    """Do what a line that begins with a slash says; `inputs` are files that must stay as they are."""
-    name, _, rest = line[1:].partition(" ")
-    words = rest.split()
-    if name in ("box", "point"):
-        count = 4 if name == "box" else 2
-        try:
-            values = [float(word) for word in words]
-        except ValueError:
-            values = []
-        if len(values) != count:
-            raise ValueError(f"Got /{name} {rest}, expected {count} numbers in pixels of the picture.")
-        _try_region(picture, (name, values))
-        regions.append((name, values))
-    elif name == "mask" and rest:
-        _try_region(picture, ("mask", Path(rest)))
-        regions.append((name, Path(rest)))
-        inputs.append(Path(rest))
-    elif name == "undo":
-        if not regions:
-            raise ValueError(
-                "There is no region that waits for a question: /undo takes back the last /box, /point or /mask."
-            )
-        kind, value = regions.pop()
-        print(f"Took back /{kind} {value if kind == 'mask' else ' '.join(f'{number:g}' for number in value)}.")
-    elif name == "save" and rest:
-        check_picture_path(Path(rest), inputs)
-        if chat.image is None:
-            raise ValueError("There is nothing to draw yet: ask about a region first.")
-        from tap_tokenizer import draw_regions
-
-        save_picture(draw_regions(chat.image, chat.regions()), Path(rest))
-        print(f"Wrote {rest}.")
-    elif name == "json" and rest:
-        messages = [{"role": role, "content": content} for role, content in chat.history]
-        check_not_read(Path(rest), inputs)
-        partial = Path(rest + ".partial")
-        partial.write_text(json.dumps({"messages": messages}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        partial.replace(rest)
-        print(f"Wrote {rest}.")
-    elif name == "new":
-        chat.reset()
-        regions.clear()
-    else:
-        raise ValueError(CHAT_HELP)
-
-
-def _try_region(picture: np.ndarray, region: tuple[str, Any]) -> None:
-    """Refuse a region that no question could be asked about, as the region tokenizer does, before it waits for one."""
-    from tap_tokenizer import RegionPrompt, prompts_in_picture
-
-    height, width = picture.shape[:2]
-    prompts = region_prompts([region], (height, width))
-    prompts_in_picture(RegionPrompt.read_lists(**prompts), (height, width))
-
-
-# --- demo and app -----------------------------------------------------------------------------------------------------
+    regions = arguments.regions or []
+    region_prompts(regions, (picture.shape[0], picture.shape[1]))  # refused before a model is loaded
+    chat = TerminalChat(_load(arguments), picture, inputs_of(arguments), arguments.max_new_tokens)
+    for kind, value in regions:
+        chat.mark(kind, value)
+    print(f"{arguments.image}: {picture.shape[1]} × {picture.shape[0]} pixels. {HELP}")
+    chat.run()
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from threading import Event, Thread
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+from .language_model import can_read_ahead
 
 
 def generate_text(model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any], **options: Any) -> list[str]:
@@ -26,6 +29,30 @@ def generate_text(model: PreTrainedModel, processor: Any, inputs: Mapping[str, A
         for row in ids[:, inputs["input_ids"].shape[1] :].tolist()
     ]
     return [text.strip() for text in processor.batch_decode(said, skip_special_tokens=True)]
+
+
+def generate_each(model: PreTrainedModel, processor: Any, prompts: Sequence[Any], **options: Any) -> list[str]:
+    """The words that `model` says after each of several prompts, which were encoded one by one.
+
+    What all prompts have in common from the beginning is read once; then all are answered in one batch.
+    """
+    rows = [prompt["input_ids"][0] for prompt in prompts]
+    if not getattr(model.config, "reads_padding", True):  # then none can stand beside longer ones
+        return [generate_text(model, processor, prompt, **options)[0] for prompt in prompts]
+    features = [prompt["region_features"][0] if "region_features" in prompt else None for prompt in prompts]
+    shared = min(_common_length(rows), min(map(len, rows)) - 1)  # of every prompt, something is left to read
+    if (options.get("num_beams") or model.generation_config.num_beams or 1) > 1:
+        shared = 0  # beams are copies of whole prompts
+    if not can_read_ahead(getattr(model, "language_model", model)):
+        shared = 0
+    shared = _seen_alike(rows[0][:shared], features, getattr(model.config, "region_token_id", -1))
+    inputs = _joined(rows, shared, model.generation_config.pad_token_id or 0)
+    if any(row is not None for row in features):
+        inputs |= {name: value.to(model.device) for name, value in processor.pad_features(features).items()}
+    if shared:
+        longest = max(prompts, key=lambda prompt: prompt["input_ids"].shape[1])
+        inputs["past_key_values"] = _read(model, longest, shared, len(rows))
+    return generate_text(model, processor, inputs, **options)
 
 
 def stream_text(model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any], **options: Any) -> Iterator[str]:
@@ -65,3 +92,52 @@ class _StopWhenSet(StoppingCriteria):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
         return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+# --- what prompts have in common --------------------------------------------------------------------------------------
+
+
+def _common_length(rows: Sequence[Tensor]) -> int:
+    """How many ids all rows begin with."""
+    shortest = min(map(len, rows))
+    same = torch.stack([row[:shortest] == rows[0][:shortest] for row in rows]).all(dim=0)
+    return shortest if bool(same.all()) else int(same.int().argmin())
+
+
+def _seen_alike(ids: Tensor, features: Sequence[Tensor | None], region_token_id: int) -> int:
+    """How many of the `ids` that prompts begin with show the same, too: context stands around what is asked."""
+    own = [row for row in features if row is not None]
+    for number, place in enumerate((ids == region_token_id).nonzero()[:, 0].tolist()):
+        if any(not torch.equal(row[number], own[0][number]) for row in own):
+            return place
+    return len(ids)
+
+
+@torch.no_grad()
+def _read(model: PreTrainedModel, inputs: Any, length: int, copies: int) -> DynamicCache:
+    """Keys and values of a prompt's beginning, for so many that go on from it."""
+    ids = inputs["input_ids"][:, :length]
+    cache = DynamicCache(config=model.config.get_text_config())
+    regions = {}
+    if "region_features" in inputs:
+        seen = int((ids == model.config.region_token_id).sum())
+        regions = {name: inputs[name][:, :seen] for name in ("region_features", "region_mask")}
+    model(
+        input_ids=ids,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        **(regions if regions and seen else {}),
+    )
+    cache.batch_repeat_interleave(copies)
+    return cache
+
+
+def _joined(rows: Sequence[Tensor], shared: int, filler: int) -> dict[str, Tensor]:
+    """Rows of ids as a batch, padded between what they share and what they do not."""
+    longest = max(map(len, rows))
+    ids, mask = rows[0].new_full((len(rows), longest), filler), rows[0].new_zeros(len(rows), longest)
+    for row, own, seen in zip(rows, ids, mask):
+        own[:shared], own[longest - len(row) + shared :] = row[:shared], row[shared:]
+        seen[:shared], seen[longest - len(row) + shared :] = 1, 1
+    return {"input_ids": ids, "attention_mask": mask}

@@ -15,15 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     Cache,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from tap_tokenizer import (
@@ -33,31 +30,27 @@ from tap_tokenizer import (
     check_source,
     load_pretrained,
     misfits_told,
-    model_from_config,
 )
 
-from .adapters import (
+from .adapter_folder import (
     find_adapter,
     forget_adapter,
     frozen_weights,
-    has_adapter,
     load_adapter_folder,
-    model_card,
     put_adapter_weights,
     save_adapter_folder,
 )
-from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, add_stop_tokens
+from .adapters import has_adapter
+from .bridge_parts import RegionBridgePreTrainedModel
+from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate
 from .configuration_bridge import (
     HUB_OPTIONS,
-    REGION_TOKEN,
     FeatureLayout,
     RegionBridgeConfig,
     bundled_or_given,
-    fingerprint_number,
     region_token_id,
 )
 from .language_model import (
-    QUANTIZATION_ATTRIBUTES,
     check_kind,
     filler_id,
     forward_arguments,
@@ -67,7 +60,8 @@ from .language_model import (
     text_side,
     try_out,
 )
-from .projector import make_projector
+from .model_card import model_card
+from .prompt_checks import check_context, check_counts, check_features, check_padding, check_text_only
 from .uploading import push_folder
 
 
@@ -85,27 +79,11 @@ class RegionBridgeOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """A language model and a projector."""
-
-    config_class = RegionBridgeConfig
-    base_model_prefix = ""
-    main_input_name = "input_ids"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _skip_keys_device_placement = ["past_key_values"]
-    _tied_weights_keys: dict[str, str] = {}  # the language model ties its own
-    _never_saved: set[str] = set()
+class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, GenerationMixin):
+    """A language model that reads projected region tokens in its prompt."""
 
     def __init__(self, config: RegionBridgeConfig, language_model: PreTrainedModel | None = None) -> None:
-        super().__init__(config)
-        self.language_model = language_model or model_from_config(AutoModelForCausalLM, config.text_config)
-        self.projector = make_projector(config)
+        super().__init__(config, language_model)
         self._is_generating = False
         self.post_init()
 
@@ -186,17 +164,6 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         config._attn_implementation = attention
         bridge.adopt_language_model()
         return bridge.eval()
-
-    def adopt_language_model(self) -> None:
-        """Put the projector where the language model is, in its dtype unless it is quantized, and share its settings."""
-        self.projector.to(self.language_model.device)
-        if not getattr(self.language_model, "is_quantized", False):
-            self.projector.to(self.language_model.dtype)
-        for attribute in QUANTIZATION_ATTRIBUTES:  # peft and transformers look for these on the outermost model
-            if hasattr(self.language_model, attribute):
-                setattr(self, attribute, getattr(self.language_model, attribute))
-        self.generation_config = self.language_model.generation_config
-        add_stop_tokens(self, self.config.eos_token_id)
 
     @classmethod
     def from_pretrained(
@@ -283,33 +250,6 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The bridge without its output head; trl's losses, which compute no more logits than they need, call it."""
         return _WithoutHead(self)
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.language_model.get_output_embeddings()
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_output_embeddings(value)
-
-    def is_custom_code(self) -> bool:
-        """As of the language model: for custom code, transformers would leave some of its buffers empty on loading."""
-        return bool(self.language_model.is_custom_code())
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):  # the projector's: the language model sees to its own
-            init.xavier_uniform_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.RMSNorm):
-            init.constant_(module.weight, self.config.embedding_scale)
-
     # --- seeing through the prompt ------------------------------------------------------------------------------------
 
     def embed(
@@ -335,15 +275,15 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         region_features: Tensor,
         region_mask: Tensor,
-        region_positions: Tensor | None = None,
-        region_source: Tensor | None = None,
+        region_positions: Tensor | None,
+        region_source: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Where the placeholders are (B, L), and what comes to stand there (N, hidden_size)."""
         positions = input_ids == self.config.region_token_id if region_positions is None else region_positions
         region_mask = region_mask.bool()
         if not torch.compiler.is_compiling():
-            _check_counts(positions, region_mask)
-            self._check_features(region_features, region_source)
+            check_counts(positions, region_mask)
+            check_features(self.config, region_features, region_source)
         return positions, self.projector(region_features[region_mask])
 
     def forward(
@@ -367,7 +307,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Without region features the language model gets exactly what was given. `labels` (B, L) are its own labels.
         """
         if not torch.compiler.is_compiling() and not self._is_generating:
-            self._check_padding(attention_mask)
+            check_padding(self.config, type(plain(self.language_model)).__name__, attention_mask)
         arguments = forward_arguments(
             self.language_model,
             attention_mask=attention_mask,
@@ -393,7 +333,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 output = self.language_model(inputs_embeds=self.embed(input_ids, *regions), **arguments)
         else:
             if input_ids is not None and not self._is_generating and not torch.compiler.is_compiling():
-                self._check_text_only(input_ids)
+                check_text_only(self.config, input_ids)
             output = self.language_model(input_ids=input_ids, inputs_embeds=inputs_embeds, **arguments)
         result = RegionBridgeOutput()
         for name, value in output.items():
@@ -410,11 +350,11 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids = kwargs.pop("input_ids", inputs)
         if input_ids is None or kwargs.get("region_features") is None:
             if input_ids is not None:
-                self._check_text_only(input_ids)
+                check_text_only(self.config, input_ids)
             return self._generate(input_ids, *args, **kwargs)
         positions = input_ids == self.config.region_token_id
-        _check_counts(positions, kwargs["region_mask"].bool())
-        self._check_features(kwargs["region_features"], kwargs.get("region_source"))
+        check_counts(positions, kwargs["region_mask"].bool())
+        check_features(self.config, kwargs["region_features"], kwargs.get("region_source"))
         check_context(self.config, input_ids.shape[1], kwargs.get("max_new_tokens") or 1)
         filled = input_ids.masked_fill(positions, filler_id(self.config))
         output = self._generate(filled, *args, region_positions=positions, **kwargs)
@@ -425,7 +365,7 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _generate(self, input_ids: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         """transformers' own; the placeholder's id, should the language model come to write it, is then just a word."""
-        self._check_padding(kwargs.get("attention_mask"))
+        check_padding(self.config, type(plain(self.language_model)).__name__, kwargs.get("attention_mask"))
         self._is_generating = True
         try:
             return super().generate(input_ids, *args, **kwargs)
@@ -452,81 +392,27 @@ class RegionBridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         inputs_embeds: Tensor | None = None,
-        region_features: Tensor | None = None,
-        region_mask: Tensor | None = None,
-        region_positions: Tensor | None = None,
-        region_source: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """What the language model reads next; regions join whenever that is of the prompt."""
+        regions = {name: kwargs.pop(name, None) for name in REGION_ARGUMENTS}
         if inputs_embeds is not None:
             kwargs["inputs_embeds"] = inputs_embeds
         prepared = self.language_model.prepare_inputs_for_generation(input_ids, **kwargs)
         ids = prepared.get("input_ids")
-        if region_features is None or ids is None:
+        if regions["region_features"] is None or ids is None:
             return prepared
+        positions, mask = regions["region_positions"], regions["region_mask"]
         start = input_ids.shape[1] - ids.shape[1]  # what lies before is in the cache
         if start:
-            if region_positions is None or region_mask is None or start >= region_positions.shape[1]:
+            if positions is None or mask is None or start >= positions.shape[1]:
                 return prepared  # answers only: no prompt is left to be read
-            known = region_positions[:, :start].sum(dim=1, keepdim=True)
-            region_mask = region_mask.bool() & (torch.arange(region_mask.shape[1], device=known.device) >= known)
-            region_positions = region_positions[:, start:]
-        if region_positions is not None and region_positions.shape[1] < ids.shape[1]:  # no cache: answers join the ids
-            region_positions = nn.functional.pad(region_positions, (0, ids.shape[1] - region_positions.shape[1]))
-        prepared |= {
-            "region_features": region_features,
-            "region_mask": region_mask,
-            "region_positions": region_positions,
-            "region_source": region_source,
-        }
-        return prepared
-
-    # --- what is refused ----------------------------------------------------------------------------------------------
-
-    def _check_features(self, region_features: Tensor, region_source: Tensor | None) -> None:
-        width = self.config.feature_layout.size
-        if region_features.shape[-1] != width:
-            raise ValueError(
-                f"Region features have width {region_features.shape[-1]}, this bridge reads {width}: they were made for "
-                "another region tokenizer."
-            )
-        if not torch.isfinite(region_features).all():
-            raise ValueError(
-                "Region features hold NaN or infinity: check the picture, and the dtype of the region tokenizer."
-            )
-        if region_source is None or self.config.fingerprint is None or self.config.accept_any_tokenizer:
-            return
-        own = fingerprint_number(self.config.fingerprint, self.config.experts)
-        strangers = (region_source != own).nonzero().flatten().tolist()
-        if strangers and int(region_source[strangers[0]]) // 2 == own // 2:
-            raise ValueError(
-                f"Sample {strangers[0]} has features of a processor with other experts than {self.config.experts!r}, which "
-                "this bridge reads: build the processor with RegionBridgeProcessor.for_bridge."
-            )
-        if strangers:
-            raise ValueError(
-                f"Sample {strangers[0]} has region tokens of another tokenizer than {self.config.fingerprint}, which this "
-                "bridge was built on: encode with that one, or set config.accept_any_tokenizer to try all the same."
-            )
-
-    def _check_padding(self, attention_mask: Tensor | None) -> None:
-        """Refuse padding in front of a prompt where the language model would read it as words."""
-        if self.config.reads_padding or attention_mask is None or attention_mask.ndim != 2:
-            return
-        if not bool(attention_mask[:, 0].all()):
-            raise ValueError(
-                f"{type(plain(self.language_model)).__name__} reads the padding in front of a prompt as words, so an answer "
-                "would depend on the other prompts in its batch: give one prompt at a time."
-            )
-
-    def _check_text_only(self, input_ids: Tensor) -> None:
-        rows = (input_ids == self.config.region_token_id).any(dim=1).nonzero().flatten().tolist()
-        if rows:
-            raise ValueError(
-                f"Sample {rows[0]} has {self.config.region_token} placeholders but no region features came with it: give "
-                "all that the processor returned."
-            )
+            known = positions[:, :start].sum(dim=1, keepdim=True)
+            mask = mask.bool() & (torch.arange(mask.shape[1], device=known.device) >= known)
+            positions = positions[:, start:]
+        if positions is not None and positions.shape[1] < ids.shape[1]:  # no cache: answers join the ids
+            positions = nn.functional.pad(positions, (0, ids.shape[1] - positions.shape[1]))
+        return {**prepared, **regions, "region_positions": positions, "region_mask": mask}
 
 
 class _WithoutHead(nn.Module):
@@ -555,29 +441,5 @@ class _WithoutHead(nn.Module):
 CONFIG_OPTIONS = ("experts", "use_semantic_embeds", "use_position", "image_grid", "image_regions", "projector_type",
                   "projector_hidden_size", "position_frequencies", "accept_any_tokenizer")  # fmt: skip
 """Fields of the config that whoever builds a bridge may choose."""
-
-
-class ContextFullError(ValueError):
-    """A prompt leaves no room for an answer in the language model's context."""
-
-
-def check_context(config: PreTrainedConfig, length: int, new: int) -> None:
-    """Refuse a prompt that leaves no room for an answer in the language model's context."""
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and length + new > longest:
-        raise ContextFullError(
-            f"The prompt has {length} tokens and the answer may have {new}, but the language model reads {longest} in all: "
-            "ask about fewer regions, begin a new conversation, or lower max_new_tokens."
-        )
-
-
-def _check_counts(positions: Tensor, region_mask: Tensor) -> None:
-    """Every sample has as many placeholders as features."""
-    found, given = positions.sum(dim=1), region_mask.sum(dim=1)
-    wrong = (found != given).nonzero().flatten().tolist()
-    if wrong:
-        row = wrong[0]
-        raise ValueError(
-            f"Sample {row} has {int(found[row])} {REGION_TOKEN} placeholders but {int(given[row])} region features: give "
-            "one region per <region> in its text, in order, and do not cut the text."
-        )
+REGION_ARGUMENTS = ("region_features", "region_mask", "region_positions", "region_source")
+"""What `embed` takes beside the ids."""

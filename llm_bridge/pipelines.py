@@ -42,6 +42,8 @@ from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .processing_bridge import RegionBridgeProcessor
 
 _PROMPTS = ("boxes", "points", "point_labels", "masks")
+_ASKED = ("text", *_PROMPTS)
+"""What is asked about a picture."""
 CAPTION_REQUEST = "Describe <region>."
 
 
@@ -112,41 +114,20 @@ class _RegionPipeline(Pipeline):
         batch_size = batch_size or self._batch_size or 8
         if isinstance(images, Iterator):
             return self._stream(images, batch_size, kwargs)
-        if isinstance(images, dict) or (isinstance(images, (list, tuple)) and images and isinstance(images[0], dict)):
-            return self._of_dictionaries(images, batch_size, kwargs)
-        columns = {name: kwargs.pop(name) for name in (*_PROMPTS, "text") if kwargs.get(name) is not None}
-        is_list = isinstance(images, (list, tuple))
-        pictures = list(images) if is_list else [images]
-        if not is_list:
-            columns = {name: [value] for name, value in columns.items()}
-        if not is_list and isinstance(columns.get("text", [""])[0], (list, tuple)):
-            raise ValueError("Got one image and a list of texts: give a list of images, one for each text.")
-        for name, value in columns.items():
-            if isinstance(value, (list, tuple)) and len(value) != len(pictures):
-                raise ValueError(f"Got {len(pictures)} images and {name} for {len(value)}: give one entry per image.")
-        items = [
-            {"image": image, **{name: v if isinstance(v, str) else v[i] for name, v in columns.items()}}
-            for i, image in enumerate(pictures)
-        ]
-        return self._run(items, batch_size, kwargs) if is_list else self._run(items, batch_size, kwargs)[0]
-
-    def _of_dictionaries(self, items: Any, batch_size: int, kwargs: dict[str, Any]) -> Any:
-        is_one = isinstance(items, dict)
-        items = [items] if is_one else list(items)
-        for number, item in enumerate(items):
-            unknown = set(item) - {"image", "text", *_PROMPTS} if isinstance(item, dict) else {type(item).__name__}
-            if unknown or "image" not in item:
-                wrong = ", ".join(sorted(unknown)) or "no image"
-                raise ValueError(f"Input {number} has {wrong}, expected image, text, {', '.join(_PROMPTS)}.")
-        if named := [name for name in ("text", *_PROMPTS) if kwargs.get(name) is not None]:
-            items = [{**{name: kwargs[name] for name in named}, **item} for item in items]
-            kwargs = {key: value for key, value in kwargs.items() if key not in named}
+        asked = {name: value for name in _ASKED if (value := kwargs.pop(name, None)) is not None}
+        is_one = not isinstance(images, (list, tuple))
+        given = [images] if is_one else list(images)
+        if given and isinstance(given[0], dict):
+            items = [{**asked, **_checked(item, number)} for number, item in enumerate(given)]
+        else:
+            items = _rows(given, asked, is_one)
         results = self._run(items, batch_size, kwargs)
         return results[0] if is_one else results
 
-    def _stream(self, items: Iterator[Any], batch_size: int, kwargs: dict[str, Any]) -> Iterator[Any]:
+    def _stream(self, items: Iterator[Any], batch_size: int, options: dict[str, Any]) -> Iterator[Any]:
         while batch := list(islice(items, batch_size)):
-            yield from self._of_dictionaries(batch, batch_size, kwargs)
+            checked = [_checked(item, number) for number, item in enumerate(batch)]
+            yield from self(checked, batch_size=batch_size, **options)
 
     def _run(self, items: list[dict[str, Any]], batch_size: int, kwargs: dict[str, Any]) -> list[Any]:
         """Results of items, some at once; what the pipeline was made with holds where the call does not say otherwise."""
@@ -188,6 +169,29 @@ class _RegionPipeline(Pipeline):
 
     def check_model_type(self, supported_models: Any) -> None:
         """Any bridge and any TAP: the classes are ours, and transformers' lists do not know them."""
+
+
+def _checked(item: Any, number: int) -> dict[str, Any]:
+    """An input that holds its picture and all that is asked about it."""
+    unknown = set(item) - {"image", *_ASKED} if isinstance(item, dict) else {type(item).__name__}
+    if unknown or "image" not in item:
+        wrong = ", ".join(sorted(unknown)) or "no image"
+        raise ValueError(f"Input {number} has {wrong}, expected image, {', '.join(_ASKED)}.")
+    return dict(item)
+
+
+def _rows(images: list[Any], asked: dict[str, Any], is_one: bool) -> list[dict[str, Any]]:
+    """An input for each picture, from lists of what is asked about each; a text alone is for all."""
+    if is_one and isinstance(asked.get("text"), (list, tuple)):
+        raise ValueError("Got one image and a list of texts: give a list of images, one for each text.")
+    columns = {name: [value] if is_one else value for name, value in asked.items()}
+    for name, value in columns.items():
+        if isinstance(value, (list, tuple)) and len(value) != len(images):
+            raise ValueError(f"Got {len(images)} images and {name} for {len(value)}: give one entry per image.")
+    return [
+        {"image": image, **{name: v if isinstance(v, str) else v[i] for name, v in columns.items()}}
+        for i, image in enumerate(images)
+    ]
 
 
 class RegionCaptioningPipeline(_RegionPipeline):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from .lazy_imports import lazy_names, once_transformers_is_there
 
 if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
+    from .coco_masks import mask_to_rle
     from .concept_projector import ConceptBank
     from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
-    from .everything import mask_to_rle
     from .everything_options import EverythingOptions
     from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb
     from .masks import as_mask
@@ -19,17 +19,21 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .processing_tap import TapProcessor
     from .prompt_encoder import PointLabel
     from .prompts import RegionPrompt
-    from .region_tokenizer import ImageFeatures, TapRegionTokenizer
+    from .region_decoder import ImageFeatures
+    from .region_tokenizer import TapRegionTokenizer
     from .region_tokens import RegionTokens
     from .visualization import draw_regions, region_colour
 if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     from .bundled import add_bundled, bundled_or_given
     from .coordinates import box_problems, point_problems
     from .flags import (
+        add_command,
         add_output_flags,
         add_prompt_flags,
+        check_folder_of_pictures,
         check_new,
         check_not_read,
+        check_one_picture,
         check_picture_path,
         inputs_of,
         prompts_of,

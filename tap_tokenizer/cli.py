@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from .everything_options import EverythingOptions
 from .flags import (
+    add_command,
     add_output_flags,
     add_prompt_flags,
+    check_folder_of_pictures,
     check_new,
+    check_one_picture,
     check_picture_path,
     inputs_of,
     prompts_of,
@@ -36,13 +39,15 @@ if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
     from .region_tokens import RegionTokens
 
 DEFAULT = "tap-tiny"
-EXIT_CODES = "exit codes: 0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
+EXIT_CODES = "0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; gives the exit code, 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="tap-tokenizer", description="What TAP sees in a picture: masks, captions, concepts.", epilog=EXIT_CODES
+        prog="tap-tokenizer",
+        description="What TAP sees in a picture: masks, captions, concepts.",
+        epilog=f"exit codes: {EXIT_CODES}",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     describe = _command(
@@ -78,13 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.ArgumentParser:
     """A command that reads a picture or a folder and says something of regions."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=words,
-        description=words,
-        epilog="examples:\n  " + "\n  ".join(examples) + f"\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, name, words, *examples, exit_codes=EXIT_CODES)
     parser.add_argument("image", type=Path, help="the picture, or a folder of pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of words")
     add_output_flags(parser)
@@ -127,16 +126,13 @@ def _describe(arguments: argparse.Namespace) -> int:
         tokenizer = _load(arguments)
 
         def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
-            regions = tokenizer.encode(pixels, **picture.prompts, with_masks=arguments.masks)
+            regions = tokenizer.encode(pixels, prompts=picture.prompts, with_masks=arguments.masks)
             found = _record(tokenizer, regions, arguments)
             found["regions"] = [{**given, **own} for given, own in zip(picture.regions, found["regions"])]
             return found
 
         return _write_folder(tokenizer, pictures, _settings(tokenizer), record, arguments)
-    if arguments.boxes is not None or arguments.output is not None:
-        raise ValueError(
-            "--boxes and --output are for a folder of pictures: give --box, --point or --mask for one picture."
-        )
+    check_one_picture(arguments)
     prompts = prompts_of(arguments)
     if not prompts:
         raise ValueError(
@@ -145,7 +141,7 @@ def _describe(arguments: argparse.Namespace) -> int:
     _check_flags(arguments)
     load_rgb(arguments.image)  # refused before a model is loaded
     tokenizer = _load(arguments)
-    _tell(tokenizer, tokenizer.encode(arguments.image, **prompts, with_masks=True), arguments)
+    _tell(tokenizer, tokenizer.encode(arguments.image, prompts=prompts, with_masks=True), arguments)
     return 0
 
 
@@ -224,10 +220,7 @@ def _write_folder(
 
 
 def _check_folder_flags(arguments: argparse.Namespace) -> None:
-    if arguments.json or arguments.save is not None or getattr(arguments, "regions", None):
-        raise ValueError(
-            "--json, --save, --box, --point and --mask are for one picture: a folder is written to --output."
-        )
+    check_folder_of_pictures(arguments)
     if arguments.output is None:
         raise ValueError("A folder needs --output: the file of JSON lines to write.")
     check_new(arguments.output)

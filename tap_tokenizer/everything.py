@@ -1,13 +1,13 @@
 """Everything mode: what to ask of a picture when nobody points at anything, and which of the answers to keep.
 
 A grid of points, over the whole picture and over crops of it; filters on the predicted IoU and on how firmly a mask
-stands; of masks that show the same thing, the best one; specks and holes taken out. Knows geometry and masks; who asks the
-model is `TapRegionTokenizer.encode_everything`.
+stands; of masks that show the same thing, the best one; specks and holes taken out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,9 +15,114 @@ from torch import Tensor
 
 from .everything_options import EverythingOptions
 from .mask_boxes import boxes_of_masks
+from .prompt_encoder import PointLabel
+from .prompts import RegionPrompt
+from .region_decoder import ANSWERS, ImageFeatures, RegionDecoder, boxes_around, frozen
+from .region_tokens import RegionTokens
 
 Crop = tuple[int, int, int, int]
 """A part of a picture: x1, y1, x2, y2 in whole pixels."""
+
+
+def search_picture(
+    decoder: RegionDecoder,
+    whole: ImageFeatures,
+    picture: np.ndarray | None,
+    embed: Callable[[np.ndarray], ImageFeatures],
+    options: EverythingOptions,
+) -> RegionTokens:
+    """Regions of one picture, the surest first, with their masks.
+
+    whole: its features. picture (H, W, 3) and embed, which encodes a part of it: needed for crops alone.
+    """
+    size = (int(whole.original_sizes[0, 0]), int(whole.original_sizes[0, 1]))
+    parts = []
+    for layer, crop in crops_of(size, options):
+        seen = whole
+        if layer:
+            assert picture is not None
+            seen = embed(picture[crop[1] : crop[3], crop[0] : crop[2]])
+        parts.append(_search_crop(decoder, seen, crop, size, layer, options))
+    found = RegionTokens.concatenate(parts, same_images=True)
+    if options.min_mask_region_area:
+        found = _without_specks(found, options.min_mask_region_area)
+    if len(parts) > 1 or options.min_mask_region_area:  # what several crops found, or what cleaning made alike
+        masks = [mask for mask in found.mask_parts if isinstance(mask, Tensor)]
+        found = found[mask_nms(masks, found.scores, options.crops_nms_thresh)]
+    return found
+
+
+def _search_crop(
+    decoder: RegionDecoder,
+    features: ImageFeatures,
+    crop: Crop,
+    size: tuple[int, int],
+    layer: int,
+    options: EverythingOptions,
+) -> RegionTokens:
+    """Regions of one crop, placed in its picture of (height, width) `size`."""
+    height, width = features.original_sizes[0].tolist()
+    side = options.points_per_side(layer)
+    ticks = (torch.arange(side) + 0.5) / side
+    y, x = torch.meshgrid(ticks * height, ticks * width, indexing="ij")
+    grid = [
+        RegionPrompt(points=((px, py),), point_labels=(PointLabel.FOREGROUND,))
+        for px, py in zip(x.flatten().tolist(), y.flatten().tolist())
+    ]
+    prepared = decoder.processor.prepare_prompts(features.original_sizes, [grid], is_batch=features.is_batch)
+    kept: list[dict[str, Tensor]] = []
+    with frozen(decoder.model):
+        for rows in torch.arange(len(grid)).split(decoder.batch_size):
+            output = decoder.run(features, prepared, rows, output_masks=True)
+            answer = torch.arange(len(rows)), output.expert
+            logits, score = output.pred_masks[answer].float(), output.iou_scores[answer]
+            passes = (
+                (score >= options.pred_iou_thresh)
+                & (stability_scores(logits, options.stability_score_offset) >= options.stability_score_thresh)
+                & (logits > 0).amax(dim=(1, 2))
+            )
+            kept.append({name: output[name][passes] for name in ANSWERS} | {"logits": logits[passes]})
+        found = {name: torch.cat([part[name] for part in kept]) for name in kept[0]}
+        if layer:
+            index = torch.zeros(len(found["logits"]), dtype=torch.long)
+            corner = index.new_tensor([crop[0], crop[1], crop[0], crop[1]]).to(decoder.device)
+            boxes = corner + decoder.boxes_of_masks(found["logits"], features, index)
+            cell = max(height, width) / found["logits"].shape[-1]
+            whole = ~is_cut_off(boxes, crop, size, cell)
+            found = {name: value[whole] for name, value in found.items()}
+        scores = found["iou_scores"].gather(1, found["expert"][:, None]).squeeze(1)
+        best = mask_nms(found["logits"] > 0, scores, options.crops_nms_thresh)
+        found = {name: value[best] for name, value in found.items()}
+        index = torch.zeros(len(best), dtype=torch.long)
+        masks = decoder.masks(found.pop("logits"), features, index)
+    masks = [_placed(mask, crop, size) for mask in masks]
+    regions = RegionTokens(
+        **found,
+        boxes=boxes_around(masks, decoder.device),
+        image_index=index.to(decoder.device),
+        image_sizes=torch.tensor([size]),
+        fingerprint=decoder.fingerprint,
+        mask_parts=list(masks),
+    )
+    seen = regions.boxes.any(dim=1).cpu()  # a speck may vanish at the picture's own size
+    return regions if seen.all() else regions[seen]
+
+
+def _placed(mask: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
+    """A crop's mask in its picture of (height, width) `size`."""
+    if tuple(mask.shape) == size:
+        return mask
+    full = torch.zeros(size, dtype=torch.bool, device=mask.device)
+    full[crop[1] : crop[3], crop[0] : crop[2]] = mask
+    return full
+
+
+def _without_specks(regions: RegionTokens, area: int) -> RegionTokens:
+    """The same regions with specks and holes of fewer than `area` pixels taken out of their masks, and boxes to match."""
+    given = [mask for mask in regions.mask_parts if isinstance(mask, Tensor)]
+    device = regions.boxes.device
+    masks = [torch.from_numpy(clean_mask(mask.cpu().numpy(), area)).to(device) for mask in given]
+    return replace(regions, boxes=boxes_around(masks, device), mask_parts=list(masks))
 
 
 def crops_of(size: tuple[int, int], options: EverythingOptions) -> list[tuple[int, Crop]]:
@@ -99,47 +204,8 @@ def clean_mask(mask: np.ndarray, area: int) -> np.ndarray:
 
 
 def connected_parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (H, W) of a mask's connected parts (8 neighbours), from 1, 0 outside it; and the pixels of each label.
+    """Labels (H, W) of a mask's connected parts (8 neighbours), from 1, 0 outside it; and the pixels of each label."""
+    from scipy.ndimage import label  # here: it takes longer to load than most searches need it
 
-    Runs of pixels are joined row by row with union-find, in time linear in the number of runs.
-    """
-    height, width = mask.shape
-    padded = np.zeros((height, width + 2), dtype=np.int8)
-    padded[:, 1:-1] = mask
-    rows, edges = np.nonzero(np.diff(padded, axis=1))
-    rows, starts, ends = rows[::2], edges[::2], edges[1::2]  # a run covers starts … ends − 1
-    parent = list(range(len(rows)))
-
-    def root(run: int) -> int:
-        while parent[run] != run:
-            parent[run] = parent[parent[run]]
-            run = parent[run]
-        return run
-
-    first = np.searchsorted(rows, np.arange(height + 1)).tolist()
-    for row in range(1, height):
-        above, here = first[row - 1], first[row]
-        while above < first[row] and here < first[row + 1]:
-            if starts[above] <= ends[here] and starts[here] <= ends[above]:  # corners touch as well
-                parent[root(here)] = root(above)
-            if ends[above] < ends[here]:
-                above += 1
-            else:
-                here += 1
-    _, numbers = np.unique(np.array([root(run) for run in range(len(rows))], dtype=np.int64), return_inverse=True)
-    labels = np.zeros((height, width), dtype=np.int64)
-    for row, start, end, number in zip(rows.tolist(), starts, ends, numbers):
-        labels[row, start:end] = number + 1
+    labels, _ = label(mask, structure=np.ones((3, 3)))
     return labels, np.bincount(labels.ravel())
-
-
-def mask_to_rle(mask: np.ndarray | Tensor) -> dict[str, list[int]]:
-    """A mask (H, W) as COCO's uncompressed run lengths: column by column, the first run counts zeros.
-
-    `pycocotools.mask.frPyObjects(rle, *rle["size"])` packs it into COCO's short form, and `decode` reads that.
-    """
-    pixels = np.asarray(mask, dtype=bool)
-    flat = pixels.ravel(order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    counts = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
-    return {"size": list(pixels.shape), "counts": [0, *counts] if flat.size and flat[0] else counts}

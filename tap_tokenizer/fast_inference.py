@@ -24,9 +24,6 @@ all regions of a picture share, U (M, D) what this region's tokens have written,
 
 X, and all that the weights make of it, is computed once per picture (`_Picture`), what follows from weights alone once per
 weight (`_Plan`). Tokens whose answer nobody reads do not look at the picture a last time; masks are made for who asks.
-
-**Captions** (`FastCaptions`). Keys and values have their places from the start, weights lie as small products want them, and
-captions that have ended leave the batch.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, cast
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -44,7 +41,6 @@ from torch.nn import functional as F
 from .image_decoder import TapDecoderAttention, TapImageDecoder, TapImageDecoderOutput, TapTwoWayLayer
 from .image_encoder import TapImageEncoder, TapImageEncoderLayer, TapWindowAttention
 from .prompt_encoder import TapPromptEncoder
-from .text_decoder import TapTextDecoder, TapTextDecoderLayer, rotary_embedding, rotate
 
 _REGIONS_AT_ONCE = 4
 _PLACES_AT_ONCE = 1024
@@ -56,7 +52,7 @@ _PAIRS = {2: torch.int32, 4: torch.int64, 8: torch.complex128}
 
 
 @lru_cache(maxsize=1)
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep the memory of freed tensors up to 32 MB, as it does once it has seen such a block freed.
 
     Before, it gives them back to the system, which hands them out again page by page, as slowly as some layers compute.
@@ -78,7 +74,7 @@ class FastImageEncoder:
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """Pixel values (B, 3, S, S) → image embeddings (B, D, G, G)."""
-        _keep_freed_memory()
+        keep_freed_memory()
         encoder, biases = self.encoder, self._position_biases()
         grid = encoder.embed_patches(pixel_values)
         at_once = _WINDOWS_AT_ONCE if grid.device.type == "cpu" else len(grid) * encoder.config.grid_size**2
@@ -103,7 +99,7 @@ class FastImageEncoder:
     def _position_biases(self) -> list[Tensor]:
         """The bias of every block (1, heads, w², w²)."""
         layers = [cast(TapImageEncoderLayer, layer).attention for layer in self.encoder.layers]
-        state = _state_of(layer.relative_position_bias for layer in layers)
+        state = state_of(layer.relative_position_bias for layer in layers)
         if state != self._state:
             self._biases, self._state = [layer.position_bias().unsqueeze(0) for layer in layers], state
         return self._biases
@@ -131,7 +127,7 @@ class FastImageDecoder:
         output_masks: bool = True,
     ) -> TapImageDecoderOutput:
         """As `TapImageDecoder.forward`, for pictures (B, D, G, G) and the picture of each region, image_index (R,), R > 0."""
-        _keep_freed_memory()
+        keep_freed_memory()
         decoder, plan = self.decoder, self._current_plan(image_embeddings.shape[-1])
         learned = torch.cat([decoder.semantic_tokens, decoder.iou_token, decoder.mask_tokens])
         tokens = torch.cat([learned.expand(len(prompt_embeddings), -1, -1), prompt_embeddings], dim=1)
@@ -184,7 +180,7 @@ class FastImageDecoder:
 
     def _current_plan(self, grid_size: int) -> _Plan:
         weights = [*self.decoder.parameters(), self.prompt_encoder.coord_matrix]
-        state = (grid_size, _state_of(weights))
+        state = (grid_size, state_of(weights))
         if self._plan is None or state != self._state:
             self._plan, self._state = _Plan(self.decoder, self.prompt_encoder.encode_grid(grid_size)), state
         return self._plan
@@ -385,91 +381,9 @@ def _centred(rows: Tensor) -> Tensor:
     return rows - rows.mean(dim=-1, keepdim=True)
 
 
-def _state_of(weights: Iterable[Tensor]) -> object:
+def state_of(weights: Iterable[Tensor]) -> object:
     """Changes when a weight is moved, cast, loaded or trained: its place in memory, or its count of changes, does.
 
     Fused optimizers, and edits through `.data`, do not count; `TapModel.train` forgets for them.
     """
     return [(weight.data_ptr(), weight._version, weight.dtype) for weight in weights]
-
-
-class FastCaptions:
-    """The greedy captions that transformers' `generate` writes with `TapTextDecoder`."""
-
-    def __init__(self, decoder: TapTextDecoder) -> None:
-        self.decoder = decoder
-        self._packed: dict[nn.Module, Tensor] = {}
-        self._state: object = None
-
-    def __getstate__(self) -> dict[str, Any]:  # packed weights can be neither copied nor pickled
-        return {"decoder": self.decoder, "_packed": {}, "_state": None}
-
-    def forget(self) -> None:
-        """Prepare anew at the next call: weights may have changed."""
-        self._packed, self._state = {}, None
-
-    def __call__(self, region_tokens: Tensor, max_length: int) -> Tensor:
-        """Region tokens (R, D) → ids (R, max_length): bos first, padded after eos."""
-        _keep_freed_memory()
-        self._pack()
-        decoder, config, device = self.decoder, self.decoder.config, region_tokens.device
-        ids = torch.full((len(region_tokens), max_length), config.pad_token_id, device=device)
-        ids[:, 0] = config.bos_token_id
-        hidden = decoder.embed(region_tokens, ids[:, :1])
-        rotary = rotary_embedding(torch.arange(max_length, device=device), config.head_size, config.rope_theta)
-        shape = (len(decoder.layers), 2, len(ids), config.num_attention_heads, max_length, config.head_size)
-        cache = hidden.new_empty(shape)
-        alive = torch.arange(len(ids), device=device)  # rows of ids whose captions go on
-        start, ended = 0, torch.zeros(len(ids), dtype=torch.bool, device=device)
-        for length in range(1, max_length):
-            for layer, kept in zip(cast("list[TapTextDecoderLayer]", list(decoder.layers)), cache):
-                hidden = self._continue(layer, hidden, start, rotary, kept)
-            words = self._linear(decoder.lm_head, decoder.norm(hidden[:, -1])).argmax(dim=1)
-            ids[alive, length] = torch.where(ended, config.pad_token_id, words)
-            ended |= words == config.eos_token_id
-            # To ask who has ended makes a GPU wait, and to make room makes copies: both only now and then.
-            if (device.type == "cpu" or length % 8 == 0) and ended.sum() * 4 >= len(ended):
-                going_on = (~ended).nonzero().squeeze(1)
-                if not len(going_on):
-                    break
-                alive, words, ended = alive[going_on], words[going_on], ended[going_on]
-                cache = cache[:, :, going_on]
-            hidden, start = decoder.token_embed(words).unsqueeze(1), length + 1
-        return ids
-
-    def _continue(
-        self, layer: TapTextDecoderLayer, hidden: Tensor, start: int, rotary: tuple[Tensor, Tensor], kept: Tensor
-    ) -> Tensor:
-        """A block at the positions from `start` on; kept (2, R, heads, T, d) are its keys and values."""
-        attention, stop = layer.attention, start + hidden.shape[1]
-        heads = attention.config.num_attention_heads
-        qkv = self._linear(attention.qkv, layer.norm1(hidden))
-        parts = rearrange(qkv, "r t (three h d) -> three r h t d", three=3, h=heads)
-        query, key = rotate(parts[:2], (rotary[0][start:stop], rotary[1][start:stop]))
-        kept[0, :, :, start:stop], kept[1, :, :, start:stop] = key, parts[2]
-        seen = kept[:, :, :, :stop]
-        found = F.scaled_dot_product_attention(query, seen[0], seen[1], is_causal=start == 0)
-        hidden = hidden + self._linear(attention.output, rearrange(found, "r h t d -> r t (h d)"))
-        inner = F.gelu(self._linear(cast(nn.Linear, layer.mlp[0]), layer.norm2(hidden)))
-        return hidden + self._linear(cast(nn.Linear, layer.mlp[2]), inner)
-
-    def _linear(self, layer: nn.Linear, hidden: Tensor) -> Tensor:
-        packed = self._packed.get(layer)
-        if packed is None:
-            return layer(hidden)
-        return torch.ops.mkldnn._linear_pointwise(hidden, packed, layer.bias, "none", [], "")
-
-    def _pack(self) -> None:
-        """Lay weights out once as a CPU's small products want them, which it else does at every word; a copy of each.
-
-        The operators are those of PyTorch's own compiler, which promises nothing for them: where there are none, none is used.
-        """
-        layers = [layer for layer in self.decoder.modules() if isinstance(layer, nn.Linear)]
-        state = _state_of(layer.weight for layer in layers)
-        if state == self._state:
-            return
-        self._packed, self._state = {}, state
-        usable = all(layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32 for layer in layers)
-        if usable and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
-            pack = torch.ops.mkldnn._reorder_linear_weight
-            self._packed = {layer: pack(layer.weight.detach(), None) for layer in layers}

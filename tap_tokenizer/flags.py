@@ -11,9 +11,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+
+if TYPE_CHECKING:
+    from .prompts import RegionPrompt
 
 BAD_INPUT = 2
 """Exit code for what was asked wrongly; argparse has the same."""
@@ -52,6 +55,18 @@ def run_command(
     except KeyboardInterrupt:
         sys.stderr.write(f"{parser.prog} {arguments.command}: interrupted\n")
         return INTERRUPTED
+
+
+def add_command(commands: Any, name: str, words: str, *examples: str, exit_codes: str) -> argparse.ArgumentParser:
+    """Add a command whose help is `words`, examples, and its exit codes."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=words,
+        description=words,
+        epilog="examples:\n  " + "\n  ".join(examples) + f"\n\nexit codes: {exit_codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
 
 
 # --- regions from flags -----------------------------------------------------------------------------------------------
@@ -112,8 +127,8 @@ def _true_or_false(word: str) -> bool:
     return word.lower() == "true"
 
 
-def prompts_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say, as `TapRegionTokenizer.encode` takes it for one picture; {} if they name no region."""
+def prompts_of(arguments: argparse.Namespace) -> list[RegionPrompt]:
+    """The regions that the flags name, with masks as large as the picture."""
     from .image_processing_tap import open_image, upright_size
 
     regions = arguments.regions or []
@@ -124,20 +139,36 @@ def prompts_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return region_prompts(regions, (height, width))
 
 
-def region_prompts(regions: Sequence[tuple[str, Any]], size: tuple[int, int]) -> dict[str, Any]:
-    """Regions as (kind, value), kind being box, point or mask (a picture's path) → the lists that `encode` takes.
+def region_prompts(regions: Sequence[tuple[str, Any]], size: tuple[int, int]) -> list[RegionPrompt]:
+    """Regions as (kind, value), kind being box, point or mask (a picture's path) → their prompts.
 
     size: (height, width) of the picture, which masks must have.
     """
     from .masks import as_mask
+    from .prompts import RegionPrompt
 
-    columns: dict[str, Any] = {
-        "boxes": [value if kind == "box" else None for kind, value in regions],
-        "points": [[value] if kind == "point" else None for kind, value in regions],
-        "point_labels": [[1] if kind == "point" else None for kind, value in regions],
-        "masks": [as_mask(value, size) if kind == "mask" else None for kind, value in regions],
+    read = {
+        "box": lambda box: {"box": box},
+        "point": lambda point: {"points": [point]},
+        "mask": lambda mask: {"mask": as_mask(mask, size)},
     }
-    return {name: column for name, column in columns.items() if any(value is not None for value in column)}
+    return [RegionPrompt.read(read[kind](value), f"Region {i}") for i, (kind, value) in enumerate(regions)]
+
+
+def check_one_picture(arguments: argparse.Namespace) -> None:
+    """Refuse flags that are for a folder of pictures."""
+    if arguments.boxes is not None or arguments.output is not None:
+        raise ValueError(
+            "--boxes and --output are for a folder of pictures: give --box, --point or --mask for one picture."
+        )
+
+
+def check_folder_of_pictures(arguments: argparse.Namespace) -> None:
+    """Refuse flags that are for one picture."""
+    if arguments.json or arguments.save is not None or getattr(arguments, "regions", None):
+        raise ValueError(
+            "--json, --save, --box, --point and --mask are for one picture: a folder is written to --output."
+        )
 
 
 # --- what is written --------------------------------------------------------------------------------------------------

@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_tap import TapConfig
-from .fast_inference import FastCaptions, FastImageDecoder, FastImageEncoder
+from .fast_captions import FastCaptions
+from .fast_inference import FastImageDecoder, FastImageEncoder
 from .image_decoder import TapImageDecoder, TapImageDecoderOutput
 from .image_encoder import TapImageEncoder, TapWindowAttention
-from .prompt_encoder import TapPromptEncoder
+from .prompt_encoder import PointLabel, TapPromptEncoder
 from .text_decoder import TapTextDecoder
 
 
@@ -161,7 +162,7 @@ class TapModel(TapPreTrainedModel):
     @staticmethod
     def route(iou_scores: Tensor, input_labels: Tensor) -> Tensor:
         """The expert that answers each region: 0 for a box, else the one of highest IoU score among the others."""
-        is_box = input_labels[:, 0] == 2
+        is_box = input_labels[:, 0] == PointLabel.TOP_LEFT
         return torch.where(is_box, 0, iou_scores[:, 1:].argmax(dim=1) + 1)
 
     @property

@@ -23,6 +23,7 @@ from .flags import check_new
 from .foreign_files import check_regular_file
 from .image_processing_tap import load_rgb, open_image, upright_size
 from .output_files import only_writer
+from .prompts import RegionPrompt
 
 CORNERS, POINT = ("x1", "y1", "x2", "y2"), ("x", "y")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -40,14 +41,12 @@ class PictureRegions:
     regions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def prompts(self) -> dict[str, Any]:
-        """The regions as `TapRegionTokenizer.encode` takes them for one picture."""
-        columns = {
-            "boxes": [region.get("box") for region in self.regions],
-            "points": [[region["point"]] if "point" in region else None for region in self.regions],
-            "point_labels": [[1] if "point" in region else None for region in self.regions],
-        }
-        return {name: column for name, column in columns.items() if any(value is not None for value in column)}
+    def prompts(self) -> list[RegionPrompt]:
+        """What marks each region."""
+        return [
+            RegionPrompt.read({"box": region.get("box"), "points": [region["point"]] if "point" in region else None})
+            for region in self.regions
+        ]
 
 
 def pictures_of(folder: Path) -> list[PictureRegions]:

@@ -6,9 +6,7 @@ and works in the user's pixels. Never trains: encoding is always in evaluation m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -17,60 +15,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .concept_projector import ConceptBank, check_bank
-from .everything import Crop, EverythingOptions, clean_mask, crops_of, is_cut_off, mask_nms, stability_scores
+from .everything import search_picture
+from .everything_options import EverythingOptions
 from .image_processing_tap import ImageInput, TapImageProcessor, as_image_list, load_rgb
-from .mask_boxes import boxes_of_masks
 from .modeling_tap import TapModel
 from .pretrained_files import CONCEPTS_FILE, TEXT_TOKENIZER_FOLDER, load_text_tokenizer, locate
 from .processing_tap import TapProcessor
-from .prompt_encoder import PointLabel
-from .prompts import RegionPrompt, read_prompts
-from .region_tokens import PendingMask, RegionTokens
+from .prompts import read_prompts
+from .region_decoder import ImageFeatures, RegionDecoder, frozen
+from .region_tokens import RegionTokens
 from .weight_files import check_device
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFeatures:
-    """Encoded pictures, to be asked about many times.
-
-    embeddings (B, D, G, G); original_sizes and reshaped_input_sizes (B, 2) as from `TapImageProcessor`; is_batch: whether
-    a list of pictures was given, so that prompts are expected per picture.
-    """
-
-    embeddings: Tensor
-    original_sizes: Tensor
-    reshaped_input_sizes: Tensor
-    is_batch: bool
-    fingerprint: str
-
-    def __len__(self) -> int:
-        return len(self.embeddings)
-
-    def __repr__(self) -> str:
-        sizes = [f"{width} × {height}" for height, width in self.original_sizes[:3].tolist()]
-        more = ", …" if len(self) > 3 else ""
-        return f"ImageFeatures({len(self)} images of {', '.join(sizes)}{more} pixels, fingerprint={self.fingerprint!r})"
-
-    def __getitem__(self, index: int) -> ImageFeatures:
-        """The features of one picture, as a batch of one."""
-        row = slice(index, index + 1) if index >= 0 else slice(len(self) + index, len(self) + index + 1)
-        if not len(self.embeddings[row]):
-            raise IndexError(f"Got image {index} of {len(self)}.")
-        parts = (self.embeddings[row], self.original_sizes[row], self.reshaped_input_sizes[row])
-        return ImageFeatures(*parts, is_batch=True, fingerprint=self.fingerprint)
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
-        """Join the pictures of several calls into one batch."""
-        if len({part.fingerprint for part in parts}) != 1:
-            raise ValueError("Got features of different tokenizers, or none: embed the pictures with one.")
-        return cls(
-            embeddings=torch.cat([part.embeddings for part in parts]),
-            original_sizes=torch.cat([part.original_sizes for part in parts]),
-            reshaped_input_sizes=torch.cat([part.reshaped_input_sizes for part in parts]),
-            is_batch=True,
-            fingerprint=parts[0].fingerprint,
-        )
 
 
 class TapRegionTokenizer:
@@ -247,7 +201,7 @@ class TapRegionTokenizer:
         """Encode one picture or a list once, for many calls of `encode(features=…)`."""
         pictures = as_image_list(images)
         parts, originals, reshaped = [], [], []
-        with self._frozen():
+        with frozen(self.model):
             for start in range(0, len(pictures), self.image_batch_size):
                 inputs = self.processor.image_processor(pictures[start : start + self.image_batch_size])
                 parts.append(self.model.get_image_embeddings(inputs["pixel_values"].to(self.device)))
@@ -299,7 +253,7 @@ class TapRegionTokenizer:
         given = read_prompts(len(sizes) if is_batch else None, prompts=prompts, **lists)
         prepared = self.processor.prepare_prompts(sizes, given, is_batch=is_batch)
         features = self.embed_image(pictures) if features is None else features
-        return self._decode(features, prepared, with_masks)
+        return self._decoder.decode(features, prepared, with_masks)
 
     def encode_everything(
         self, image: ImageInput | None = None, *, features: ImageFeatures | None = None, **options: Any
@@ -323,164 +277,14 @@ class TapRegionTokenizer:
             self._check_features(features)
         picture = None if image is None else load_rgb(image)
         whole = self.embed_image(picture) if features is None else features  # type: ignore[arg-type]
-        size = (int(whole.original_sizes[0, 0]), int(whole.original_sizes[0, 1]))
-        parts = []
-        for layer, crop in crops_of(size, search):
-            seen = whole
-            if layer:
-                assert picture is not None
-                seen = self.embed_image(picture[crop[1] : crop[3], crop[0] : crop[2]])
-            parts.append(self._search(seen, crop, size, layer, search))
-        found = RegionTokens.concatenate(parts, same_images=True)
-        if search.min_mask_region_area:
-            found = _cleaned(found, search.min_mask_region_area)
-        if len(parts) > 1 or search.min_mask_region_area:  # what several crops found, or what cleaning made alike
-            masks = [mask for mask in found.mask_parts if isinstance(mask, Tensor)]
-            found = found[mask_nms(masks, found.scores, search.crops_nms_thresh)]
-        return found
+        return search_picture(self._decoder, whole, picture, self.embed_image, search)
 
-    def _search(
-        self, features: ImageFeatures, crop: Crop, size: tuple[int, int], layer: int, search: EverythingOptions
-    ) -> RegionTokens:
-        """Regions of one crop, placed in its picture of (height, width) `size`."""
-        height, width = features.original_sizes[0].tolist()
-        side = search.points_per_side(layer)
-        ticks = (torch.arange(side) + 0.5) / side
-        y, x = torch.meshgrid(ticks * height, ticks * width, indexing="ij")
-        grid = [
-            RegionPrompt(points=((px, py),), point_labels=(PointLabel.FOREGROUND,))
-            for px, py in zip(x.flatten().tolist(), y.flatten().tolist())
-        ]
-        prepared = self.processor.prepare_prompts(features.original_sizes, [grid], is_batch=features.is_batch)
-        kept: list[dict[str, Tensor]] = []
-        with self._frozen():
-            for rows in torch.arange(len(grid)).split(self.region_batch_size):
-                output = self._run(features, prepared, rows, output_masks=True)
-                answer = torch.arange(len(rows)), output.expert
-                logits, score = output.pred_masks[answer].float(), output.iou_scores[answer]
-                passes = (
-                    (score >= search.pred_iou_thresh)
-                    & (stability_scores(logits, search.stability_score_offset) >= search.stability_score_thresh)
-                    & (logits > 0).amax(dim=(1, 2))
-                )
-                values = (output.semantic_tokens, output.semantic_embeds, output.iou_scores, output.expert, logits)
-                kept.append({name: value[passes] for name, value in zip(_SEARCHED, values)})
-            found = {name: torch.cat([part[name] for part in kept]) for name in _SEARCHED}
-            if layer:
-                index = torch.zeros(len(found["logits"]), dtype=torch.long)
-                corner = index.new_tensor([crop[0], crop[1], crop[0], crop[1]]).to(self.device)
-                boxes = corner + self._boxes_of_masks(found["logits"], features, index)
-                cell = max(height, width) / found["logits"].shape[-1]
-                whole = ~is_cut_off(boxes, crop, size, cell)
-                found = {name: value[whole] for name, value in found.items()}
-            scores = found["iou_scores"].gather(1, found["expert"][:, None]).squeeze(1)
-            best = mask_nms(found["logits"] > 0, scores, search.crops_nms_thresh)
-            found = {name: value[best] for name, value in found.items()}
-            index = torch.zeros(len(best), dtype=torch.long)
-            masks = self._masks_to_pictures(found.pop("logits"), features, index)
-        masks = [_placed(mask, crop, size) for mask in masks]
-        regions = RegionTokens(
-            **found,
-            boxes=_boxes_around(masks, self.device),
-            image_index=index.to(self.device),
-            image_sizes=torch.tensor([size]),
-            fingerprint=self.fingerprint,
-            mask_parts=list(masks),
+    @property
+    def _decoder(self) -> RegionDecoder:
+        """Made at each call: its parts may have been exchanged."""
+        return RegionDecoder(
+            self.model, self.processor, fingerprint=self.fingerprint, batch_size=self.region_batch_size
         )
-        seen = regions.boxes.any(dim=1).cpu()  # a speck may vanish at the picture's own size
-        return regions if seen.all() else regions[seen]
-
-    def _decode(self, features: ImageFeatures, prepared: dict[str, Tensor], with_masks: bool) -> RegionTokens:
-        parts: dict[str, list[Tensor]] = {name: [] for name in ("tokens", "embeds", "iou", "expert", "boxes")}
-        masks: list[Tensor | PendingMask | None] = []
-        source = _MaskSource(self, features, prepared)
-        count = len(prepared["image_index"])
-        without_box = prepared["prompt_boxes"].isnan().any(dim=1)
-        with self._frozen():
-            for start in range(0, max(count, 1), self.region_batch_size):
-                rows = torch.arange(start, min(start + self.region_batch_size, count))
-                needs_masks = with_masks or bool(without_box[rows].any())
-                output = self._run(features, prepared, rows, output_masks=needs_masks)
-                box = prepared["prompt_boxes"][rows].to(self.device)
-                if needs_masks:
-                    routed = output.pred_masks[torch.arange(len(rows)), output.expert]
-                    index = prepared["image_index"][rows]
-                    lacking = without_box[rows].nonzero().squeeze(1)
-                    if with_masks:
-                        found = self._masks_to_pictures(routed, features, index)
-                        masks += found
-                        around = _boxes_around([found[i] for i in lacking.tolist()], self.device)
-                    else:
-                        source.keep(rows[lacking], routed[lacking])
-                        around = self._boxes_of_masks(routed[lacking], features, index[lacking])
-                    box[lacking] = self._or_whole_picture(around, features, index[lacking])
-                for name, value in zip(parts, (output.semantic_tokens, output.semantic_embeds, output.iou_scores,
-                                               output.expert, box)):  # fmt: skip
-                    parts[name].append(value)
-        tokens, embeds, iou, expert, boxes = (torch.cat(value) for value in parts.values())
-        return RegionTokens(
-            semantic_tokens=tokens,
-            semantic_embeds=embeds,
-            iou_scores=iou,
-            expert=expert,
-            boxes=boxes,
-            image_index=prepared["image_index"].to(self.device),
-            image_sizes=features.original_sizes,
-            fingerprint=self.fingerprint,
-            mask_parts=masks or [PendingMask(source, row) for row in range(count)],
-        )
-
-    def _run(self, features: ImageFeatures, prepared: dict[str, Tensor], rows: Tensor, output_masks: bool) -> Any:
-        """The image decoder on some rows; prompts of equal length need no mask."""
-        mask = prepared["prompt_mask"][rows]
-        longest = int(mask.sum(dim=1).max()) if len(rows) else mask.shape[1]
-        mask = mask[:, :longest]
-        return self.model(
-            image_embeddings=features.embeddings.to(self.device, self.dtype),  # the model may have moved since
-            input_points=prepared["input_points"][rows, :longest].to(self.device),
-            input_labels=prepared["input_labels"][rows, :longest].to(self.device),
-            prompt_mask=None if bool(mask.all()) else mask.to(self.device),
-            image_index=prepared["image_index"][rows].to(self.device),
-            output_masks=output_masks,
-        )
-
-    def _masks_to_pictures(self, logits: Tensor, features: ImageFeatures, image_index: Tensor) -> list[Tensor]:
-        """Mask logits (R, h, w) of the answering experts → a boolean mask of its picture's size for each."""
-        masks = []
-        for row, image in zip(logits, image_index.tolist()):
-            original, reshaped = (
-                s[image : image + 1] for s in (features.original_sizes, features.reshaped_input_sizes)
-            )
-            full = self.processor.image_processor.post_process_masks([row[None, None]], original, reshaped)
-            masks.append(full[0][0, 0])
-        return masks
-
-    def _boxes_of_masks(self, logits: Tensor, features: ImageFeatures, image_index: Tensor) -> Tensor:
-        """Boxes (R, 4), in the user's pixels, around the masks that `_masks_to_pictures` gives; zeros if one is empty."""
-        boxes = torch.zeros(len(logits), 4, device=logits.device)
-        for image in image_index.unique().tolist():
-            mine = (image_index == image).nonzero().squeeze(1)
-            sizes = features.original_sizes[image], features.reshaped_input_sizes[image]
-            boxes[mine] = self.processor.image_processor.boxes_of_masks(logits[mine], *sizes).float()
-        return boxes
-
-    @staticmethod
-    def _or_whole_picture(boxes: Tensor, features: ImageFeatures, image_index: Tensor) -> Tensor:
-        """Boxes (R, 4), with the whole picture where a mask is empty and has none."""
-        sizes = features.original_sizes[image_index].to(boxes)
-        whole = torch.cat([torch.zeros_like(sizes), sizes.flip(1)], dim=1)
-        return torch.where(boxes.any(dim=1, keepdim=True), boxes, whole)
-
-    @contextmanager
-    def _frozen(self) -> Iterator[None]:
-        """Evaluation mode without gradients, whatever mode someone has put the model in; the mode comes back after."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.model.train(was_training)
 
     # --- TAP's own words ----------------------------------------------------------------------------------------------
 
@@ -532,7 +336,7 @@ class TapRegionTokenizer:
         if temperature:
             generate_options |= {"do_sample": True, "temperature": temperature}
         parts = []
-        with self._frozen():
+        with frozen(self.model):
             for tokens in regions.tokens.to(self.device).split(64):
                 if generate_options:
                     options = {"do_sample": False, **generate_options}
@@ -583,61 +387,8 @@ class TapRegionTokenizer:
             )
 
 
-_SEARCHED = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "logits")
-
-
 _CAPTIONS_OWN = {"input_ids", "inputs_embeds", "attention_mask", "max_new_tokens", "return_dict_in_generate"}
 """What `caption` says to `generate`, or counts on."""
-
-
-def _boxes_around(masks: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Boxes (R, 4) around masks (H, W) of any sizes; zeros where one is empty."""
-    found = [boxes_of_masks(mask[None]) for mask in masks]
-    return torch.cat([torch.zeros(0, 4, dtype=torch.long, device=device), *found]).float()
-
-
-def _placed(mask: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
-    """A crop's mask in its picture of (height, width) `size`."""
-    if tuple(mask.shape) == size:
-        return mask
-    full = torch.zeros(size, dtype=torch.bool, device=mask.device)
-    full[crop[1] : crop[3], crop[0] : crop[2]] = mask
-    return full
-
-
-def _cleaned(regions: RegionTokens, area: int) -> RegionTokens:
-    """The same regions with specks and holes of fewer than `area` pixels taken out of their masks, and boxes to match."""
-    given = [mask for mask in regions.mask_parts if isinstance(mask, Tensor)]
-    device = regions.boxes.device
-    masks = [torch.from_numpy(clean_mask(mask.cpu().numpy(), area)).to(device) for mask in given]
-    return replace(regions, boxes=_boxes_around(masks, device), mask_parts=list(masks))
-
-
-class _MaskSource:
-    """Computes masks of one `encode` call later: from logits that were kept, or by asking the image decoder again.
-
-    Logits are kept where a region's box was read off them, for box and mask must agree to the pixel, and a decoder that is
-    asked in other company rounds otherwise.
-    """
-
-    def __init__(self, tokenizer: TapRegionTokenizer, features: ImageFeatures, prepared: dict[str, Tensor]) -> None:
-        self.tokenizer, self.features, self.prepared = tokenizer, features, prepared
-        self.logits: dict[int, Tensor] = {}
-
-    def keep(self, rows: Tensor, logits: Tensor) -> None:
-        """Keep mask logits (N, h, w) of the answering experts of some rows."""
-        self.logits.update(zip(rows.tolist(), logits))
-
-    def __call__(self, rows: list[int]) -> list[Tensor]:
-        found = dict(self.logits)
-        asked = [row for row in rows if row not in found]
-        with self.tokenizer._frozen():
-            for part in torch.tensor(asked, dtype=torch.long).split(self.tokenizer.region_batch_size):
-                if len(part):
-                    output = self.tokenizer._run(self.features, self.prepared, part, output_masks=True)
-                    found |= zip(part.tolist(), output.pred_masks[torch.arange(len(part)), output.expert])
-            logits = torch.stack([found[row].to(self.tokenizer.device) for row in rows])
-            return self.tokenizer._masks_to_pictures(logits, self.features, self.prepared["image_index"][rows])
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

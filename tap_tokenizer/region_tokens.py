@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .everything import mask_to_rle
+from .coco_masks import mask_to_rle
 from .foreign_files import check_regular_file
 from .output_files import save_tensors
 from .weight_files import damage_told

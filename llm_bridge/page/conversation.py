@@ -25,7 +25,7 @@ from tap_tokenizer import ImageFeatures, RegionPrompt, RegionTokens, draw_region
 
 from ..chat import RegionChat
 from ..chat_markup import spoken_numbers, user_content, words_of
-from ..modeling_bridge import ContextFullError
+from ..prompt_checks import ContextFullError
 from .input import PageLimits, read_regions
 from .turns import Places, Turns
 

@@ -300,17 +300,17 @@ def test_the_last_that_was_saved_into_a_folder_is_what_it_holds(
 def test_an_adapters_revision_is_not_its_language_models(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm_bridge import adapters
+    from llm_bridge import adapter_folder
 
     pair[0].save_pretrained(tmp_path / "a", whole=False)
     asked: list[dict[str, Any]] = []
-    load = adapters._load_language_model
+    load = adapter_folder._load_language_model
 
     def spy(bridge_class: Any, source: str, **options: Any) -> Any:
         asked.append(options)
         return load(bridge_class, source, **options)
 
-    monkeypatch.setattr(adapters, "_load_language_model", spy)
+    monkeypatch.setattr(adapter_folder, "_load_language_model", spy)
     RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a", revision="v2", local_files_only=True)
     assert asked == [{"dtype": "auto", "local_files_only": True}]
 
@@ -321,7 +321,7 @@ def test_an_interrupted_save_leaves_the_earlier_folder(
     bridge, _ = pair
     bridge.save_pretrained(tmp_path / "a", whole=False)
     before = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
-    monkeypatch.setattr("llm_bridge.adapters.model_card", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("llm_bridge.adapter_folder.model_card", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with torch.no_grad():
         bridge.projector.linear_1.weight.add_(1)
     with pytest.raises(OSError, match="disk full"):

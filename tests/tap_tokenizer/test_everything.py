@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tap_tokenizer import EverythingOptions, RegionTokens, TapRegionTokenizer, mask_to_rle
+from tap_tokenizer import EverythingOptions, RegionTokens, TapRegionTokenizer
 from tap_tokenizer.everything import clean_mask, connected_parts, crops_of, is_cut_off, mask_nms, stability_scores
 from tap_tokenizer.mask_boxes import boxes_of_masks
 
@@ -195,17 +195,6 @@ def test_the_largest_part_stays_however_small() -> None:
     mask = square(3, 3, 5, 5).numpy() | square(10, 10, 11, 11).numpy()
     assert np.array_equal(clean_mask(mask, 100), square(3, 3, 5, 5).numpy())
     assert not clean_mask(np.zeros((20, 30), dtype=bool), 5).any()
-
-
-@pytest.mark.parametrize("shape", [(7, 5), (1, 9), (9, 1)])
-def test_run_lengths_are_those_of_coco(shape: tuple[int, int]) -> None:
-    codec = pytest.importorskip("pycocotools.mask")
-    random = np.random.RandomState(0)
-    for mask in (random.rand(*shape) > 0.4, np.zeros(shape, bool), np.ones(shape, bool)):
-        rle = mask_to_rle(mask)
-        packed = codec.frPyObjects(rle, *rle["size"])
-        assert packed == codec.encode(np.asfortranarray(mask, dtype=np.uint8))
-        assert np.array_equal(codec.decode(packed).astype(bool), mask)
 
 
 def test_regions_export_their_masks(

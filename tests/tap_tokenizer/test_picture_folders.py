@@ -92,12 +92,13 @@ def test_tables_of_points_and_turned_pictures(folder: Path) -> None:
         "image,x1,y1,x2,y2,x,y\nturned.jpg,1,2,30,90,,\nturned.jpg,,,,,20,80\na.png,1,2,30,90,5,6\n"
     )
     turned, other = read_region_table(folder / "t.csv", folder / "pictures")
-    assert turned.prompts == {
-        "boxes": [[1, 2, 30, 90], None],
-        "points": [None, [[20, 80]]],
-        "point_labels": [None, [1]],
-    }
-    assert other.prompts == {"boxes": [[1, 2, 30, 90]], "points": [[[5, 6]]], "point_labels": [[1]]}
+    assert [prompt.as_dict() for prompt in turned.prompts] == [
+        {"box": (1, 2, 30, 90)},
+        {"points": ((20, 80),), "point_labels": (1,)},
+    ]
+    assert [prompt.as_dict() for prompt in other.prompts] == [
+        {"box": (1, 2, 30, 90), "points": ((5, 6),), "point_labels": (1,)}
+    ]
 
 
 def test_an_unreadable_picture_is_passed_over_and_comes_when_it_is_mended(folder: Path) -> None:

@@ -29,7 +29,7 @@ from llm_bridge.page.app import serve
 from llm_bridge.page.input import PageLimits
 
 pytestmark = pytest.mark.slow
-FOLDER = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny"
+FOLDER = Path(__file__).parents[3] / "llm_bridge" / "pretrained" / "region-chat-tiny"
 PICTURE = FOLDER / "demo.png"
 QUESTIONS = json.loads((FOLDER / "demo.json").read_text())["questions"]
 LIMITS = PageLimits(file_bytes=2_000_000, pixels=1_000_000, regions=4, queue=5)
@@ -430,7 +430,7 @@ def test_no_path_of_the_server_reaches_the_page(served: tuple[Any, str], context
     everything = "".join(bodies)
     assert "data:image/jpeg" in everything  # what the handlers sent is among it
     assert "region1" in everything
-    for place in (str(Path.cwd()), str(Path(__file__).parents[2]), str(Path.home()) + "/", "site-packages", "/tmp/"):
+    for place in (str(Path.cwd()), str(Path(__file__).parents[3]), str(Path.home()) + "/", "site-packages", "/tmp/"):
         assert place not in everything, place
     assert hosts <= {"127.0.0.1", ""} | {"None"}, hosts
 

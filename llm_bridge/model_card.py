@@ -1,0 +1,49 @@
+"""The card of a saved bridge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .adapters import has_adapter
+from .bridge_parts import RegionBridgePreTrainedModel
+from .picture_context import PictureContext
+
+
+def model_card(
+    bridge: RegionBridgePreTrainedModel, name: str = "path/or/name/of/this/folder", whole: bool = False
+) -> str:
+    """The README.md of a saved bridge: what it is, what it needs, how it is loaded by `name`."""
+    config = bridge.config
+    base = config.language_model or "(no name)"
+    peft = bridge.language_model.peft_config[bridge.language_model.active_adapter] if has_adapter(bridge) else None
+    held = "language model and projector" if whole else "the projector"
+    if peft:
+        held += f", and LoRA of rank {peft.r} for the language model"
+    context = str(PictureContext.of(config))
+    header = "\n".join(
+        ["---", "library_name: transformers", "pipeline_tag: image-text-to-text"]
+        + ([f"base_model: {base}"] if config.language_model and not Path(base).exists() else [])
+        + ["tags: [region-captioning, tap, llm_bridge]", "---"]
+    )
+    return f"""{header}
+
+# A language model that reads regions
+
+A bridge from the region tokenizer `{config.fingerprint}` to `{base}`: it answers questions about regions of a picture.
+
+| | |
+|---|---|
+| language model | `{base}` |
+| region tokenizer | fingerprint `{config.fingerprint}` |
+| holds | {held} |
+| a region gives | {config.slots_per_region} token(s), experts: {config.experts} |
+| the projector reads | token{", semantic embedding" * config.use_semantic_embeds}{", position" * config.use_position} |
+| picture context | {context} |
+
+```python
+from llm_bridge import RegionChat
+
+chat = RegionChat.from_pretrained("{name}")
+print(chat.ask("What is <region>?", image="picture.png", boxes=[[40, 60, 310, 420]]))
+```
+"""
