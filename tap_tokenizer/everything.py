@@ -1,8 +1,7 @@
-"""Everything mode: which points to ask about when nobody points at anything, and which of the answers to keep.
+"""Everything mode: what to ask of a picture when nobody points at anything, and which of the answers to keep.
 
-The points form a grid over the whole picture and over crops of it. Masks are filtered by their predicted IoU and their
-stability. Of masks that show the same thing, only the best is kept, and specks and holes are removed.
-`TapRegionTokenizer.encode_everything` asks the model.
+A grid of points, over the whole picture and over crops of it; filters on the predicted IoU and on how firmly a mask
+stands; of masks that show the same thing, the best one; specks and holes taken out.
 """
 
 from __future__ import annotations
