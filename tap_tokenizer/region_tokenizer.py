@@ -49,8 +49,7 @@ class ImageFeatures:
     def __repr__(self) -> str:
         sizes = [f"{width} × {height}" for height, width in self.original_sizes[:3].tolist()]
         more = ", …" if len(self) > 3 else ""
-        count = f"{len(self)} image{'s' * (len(self) != 1)}"
-        return f"ImageFeatures({count} of {', '.join(sizes)}{more} pixels, fingerprint={self.fingerprint!r})"
+        return f"ImageFeatures({len(self)} images of {', '.join(sizes)}{more} pixels, fingerprint={self.fingerprint!r})"
 
     def __getitem__(self, index: int) -> ImageFeatures:
         """The features of one picture, as a batch of one."""
