@@ -29,7 +29,6 @@ from llm_bridge import (
 from tap_tokenizer import ConceptBank, RegionTokens, TapRegionTokenizer
 
 from .batches import picture_size
-from .records import Region, decode_mask
 from .tasks.classification import plain_name
 from .tasks.items import EvaluationSet, Seen
 from .tasks.predictions import Line
@@ -118,7 +117,7 @@ class DescribedModel(Answerer):
         content: list[dict[str, Any]] = [{"type": "image", "image": seen.image}]
         for number, place in new.items():
             content.append(
-                {"type": "region", "name": f"region{place}", **_prompt(record.regions[number - 1], record.size)}
+                {"type": "region", "name": f"region{place}", **record.regions[number - 1].prompt(record.size).as_dict()}
             )
         text = replace_regions(seen.item.asked, lambda number, _: f"region{new[number]}" if number in new else None)
         inputs = self.chat.processor.apply_chat_template(
@@ -126,16 +125,6 @@ class DescribedModel(Answerer):
             tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, enable_thinking=False,
         ).to(self.chat.model.device)  # fmt: skip
         return generate_text(self.chat.model, self.chat.processor, inputs, max_new_tokens=self.max_new_tokens)[0]
-
-
-def _prompt(region: Region, size: tuple[int, int]) -> dict[str, Any]:
-    """A region as chats hold it: its box, else its points, else its mask."""
-    if region.box is not None:
-        return {"box": region.box}
-    if region.points is not None:
-        labels = {} if region.point_labels is None else {"point_labels": region.point_labels}
-        return {"points": region.points, **labels}
-    return {"mask": decode_mask(region.mask, size)}
 
 
 class Bridge(Answerer):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tap_tokenizer import RegionPrompt
@@ -187,7 +187,7 @@ class ChatPrompts:
         return [self.numbered[number] for number in sorted(self.numbered)]
 
 
-_REGION_KEYS = ("box", "points", "point_labels", "mask")
+_REGION_KEYS = tuple(kind.name for kind in fields(RegionPrompt))
 _ITEM_KEYS = {"type", "name", "image", *_REGION_KEYS}
 
 
