@@ -115,7 +115,7 @@ def test_a_described_question_shows_every_region_that_it_names() -> None:
         seen("true"), TASKS["answers"]
     )
     assert [line["answer"] for line in lines] == ["yes"] * 5
-    shown = [[(part["name"], part["box"]) for part in content if part["type"] == "region"] for content in told]
+    shown = [[(part["name"], list(part["box"])) for part in content if part["type"] == "region"] for content in told]
     assert shown[1] == [("region1", BOXES[1])]
     assert shown[2] == [("region1", BOXES[1]), ("region2", BOXES[2])]
     assert told[2][-1]["text"] == "\nIs region2 larger than region1?"
