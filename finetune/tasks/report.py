@@ -123,7 +123,7 @@ def figure_of(metrics: dict[str, Any], task: Task) -> Figure:
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    if task.kind == "prompts":
+    if any("mIoU box" in scores for scores in metrics["rows"].values()):
         _draw_prompts(axes, metrics)
     elif any("by_type" in scores for scores in metrics["rows"].values()):
         _draw_types(axes, metrics)
