@@ -147,30 +147,30 @@ class Bridge(Answerer):
 
     def answer(self, seen: Sequence[Seen], task: Task) -> list[Line]:
         rows: list[Tensor] = [region_features(item.regions, self.processor.experts) for item in seen]
-        grids = [item.grid for item in seen]
+        contexts = [item.context for item in seen]
         sizes = [picture_size(item.regions) for item in seen]
         swapped = [True] * len(seen)
         if self.view == "shuffled":
-            rows, grids, sizes, swapped = _swap(seen, rows, grids, sizes)
+            rows, contexts, sizes, swapped = _swap(seen, rows, contexts, sizes)
         conversations = []
         for i, item in enumerate(seen):
             turns = [{"role": turn.role, "content": turn.content} for turn in item.item.record.conversations]
             rows[i] = rows[i][: max((n for turn in turns for n in region_numbers(turn["content"])), default=0)]
             if self.view == "question only":
                 turns = [{**t, "content": replace_regions(t["content"], lambda n, _: f"region{n}")} for t in turns]
-                rows[i], grids[i] = rows[i][:0], None
+                rows[i], contexts[i] = rows[i][:0], None
             conversations.append(turns)
         problems = {i: "no other picture to swap with" for i, ok in enumerate(swapped) if not ok}
         said: list[str] = []
         for start in range(0, len(seen), self.batch_size):
             part = slice(start, start + self.batch_size)
             try:
-                said += self._ask(conversations[part], rows[part], grids[part], sizes[part])
+                said += self._ask(conversations[part], rows[part], contexts[part], sizes[part])
             except ValueError:  # one of them cannot be asked, a conversation that is too long say: which one?
                 for i in range(len(seen))[part]:
                     one = slice(i, i + 1)
                     try:
-                        said += self._ask(conversations[one], rows[one], grids[one], sizes[one])
+                        said += self._ask(conversations[one], rows[one], contexts[one], sizes[one])
                     except ValueError as error:
                         said.append("")
                         problems[i] = str(error)
@@ -182,27 +182,27 @@ class Bridge(Answerer):
         self,
         conversations: list[Any],
         rows: list[Tensor],
-        grids: list[Tensor | None],
+        contexts: list[Tensor | None],
         sizes: list[tuple[int, int]],
     ) -> list[str]:
-        inputs = self.processor.chat_batch(conversations, rows, grids, sizes, padding_side="left")
+        inputs = self.processor.chat_batch(conversations, rows, contexts, sizes, padding_side="left")
         inputs = inputs.to(self.bridge.device)
         return generate_text(self.bridge, self.processor, inputs, max_new_tokens=self.max_new_tokens)
 
 
 def _swap(
-    seen: Sequence[Seen], rows: list[Tensor], grids: list[Tensor | None], sizes: list[tuple[int, int]]
+    seen: Sequence[Seen], rows: list[Tensor], contexts: list[Tensor | None], sizes: list[tuple[int, int]]
 ) -> tuple[list[Tensor], list[Tensor | None], list[tuple[int, int]], list[bool]]:
     """Each item's features replaced by those of another picture's item with as many regions; and whether there was one."""
-    new_rows, new_grids, new_sizes, found = list(rows), list(grids), list(sizes), []
+    new_rows, new_contexts, new_sizes, found = list(rows), list(contexts), list(sizes), []
     for i, item in enumerate(seen):
         picture = item.item.record.image
         others = [j for j, o in enumerate(seen) if len(rows[j]) == len(rows[i]) and o.item.record.image != picture]
         found.append(bool(others))
         if others:
             j = others[(7 * i) % len(others)]
-            new_rows[i], new_grids[i], new_sizes[i] = rows[j], grids[j], sizes[j]
-    return new_rows, new_grids, new_sizes, found
+            new_rows[i], new_contexts[i], new_sizes[i] = rows[j], contexts[j], sizes[j]
+    return new_rows, new_contexts, new_sizes, found
 
 
 @dataclass
@@ -214,7 +214,7 @@ class Cast:
     not_run: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[str, str | None] = field(default_factory=dict)
     context: PictureContext | None = None
-    """What the language model's `<image>` shows, if it reads any."""
+    """What of the whole picture the language model is shown, if it reads any."""
 
 
 def load_cast(

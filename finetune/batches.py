@@ -121,7 +121,7 @@ class Conversations(Dataset[CachedRecord]):
         record, regions = self._record(number, row)
         tokens = cache.regions(row, variant)
         check_size(record, picture_size(tokens), f"Record {row} of {source.records}, for which tokens are cached,")
-        item = CachedRecord(record, tokens[regions], cache.grid(row))
+        item = CachedRecord(record, tokens[regions], cache.context(row))
         random = np.random.RandomState([self.seed, 3, position % 2**32])
         return _cut(item, source.turns, random, self.same_region)
 
@@ -264,7 +264,7 @@ def held_out(arguments: TrainArguments, process: int, processes: int) -> Iterato
     for start in range(0, len(mine), arguments.batch_size):
         yield [
             _cut(
-                CachedRecord(records[i], cache.regions(i), cache.grid(i)),
+                CachedRecord(records[i], cache.regions(i), cache.context(i)),
                 turns,
                 np.random.RandomState([arguments.seed, 4, i]),
                 arguments.same_region,
@@ -409,10 +409,7 @@ class ConversationCollator:
         return region_features(item.regions[: _regions_shown(item.record)], self.processor.experts)
 
     def _messages(self, item: CachedRecord) -> list[dict[str, Any]]:
-        messages = [{"role": turn.role, "content": turn.content} for turn in item.record.conversations]
-        if self.processor.context.slots and item.regions is not None and messages:
-            messages[0]["content"] = "<image>\n" + messages[0]["content"]
-        return messages
+        return [{"role": turn.role, "content": turn.content} for turn in item.record.conversations]
 
 
 def _last_run(learned: Tensor) -> Tensor:

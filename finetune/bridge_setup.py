@@ -43,6 +43,7 @@ class TrainArguments(RunArguments):
     experts: Literal["routed", "all"] = knob(default="routed", help="fresh bridge: tokens of a region")
     use_semantic_embeds: bool = knob(default=True, help="fresh bridge: does the projector read semantic embeddings")
     use_position: bool = knob(default=True, help="fresh bridge: does the projector read the position code")
+    projector_type: str = knob(default="mlp", help="fresh bridge: which projector")
     image_grid: int | None = knob(
         default=None, help="picture context: points per side of the grid; default: none, or as init_from has it"
     )
@@ -182,6 +183,7 @@ def load_bridge(
         experts=arguments.experts,
         use_semantic_embeds=arguments.use_semantic_embeds,
         use_position=arguments.use_position,
+        projector_type=arguments.projector_type,
         image_grid=arguments.image_grid or 0,
         image_regions=arguments.image_regions or 0,
         **options,

@@ -86,11 +86,11 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 
 def write_shard(
-    folder: Path, shard: int, variants: list[list[RegionTokens]], grids: list[Tensor], dtype: torch.dtype
+    folder: Path, shard: int, variants: list[list[RegionTokens]], contexts: list[Tensor], dtype: torch.dtype
 ) -> None:
     """Write one shard whole, then the checksum that says so.
 
-    variants: for each prompt variant, the region tokens of each record; grids: context features (slots, F) of each record.
+    variants: for each prompt variant, the region tokens of each record; contexts: context features (slots, F) of each record.
     """
     first = variants[0]
     tensors: dict[str, Tensor] = {
@@ -101,8 +101,8 @@ def write_shard(
         columns = [torch.cat([getattr(regions, name).cpu() for regions in variant]) for variant in variants]
         stacked = torch.stack(columns)
         tensors[name] = stacked.to(dtype) if name.startswith("semantic") else stacked
-    if grids:
-        tensors["grids"] = torch.stack(grids).to(dtype)
+    if contexts:
+        tensors["grids"] = torch.stack(contexts).to(dtype)
     path = shard_path(folder, shard)
     partial = path.with_suffix(".partial")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
@@ -219,11 +219,11 @@ class RegionCache:
             fingerprint=self.plan.fingerprint,
         )
 
-    def grid(self, index: int) -> Tensor | None:
+    def context(self, index: int) -> Tensor | None:
         """Context features (slots, F) of a record's picture, or None if the cache has no picture context."""
         shard, row = self._shard(index)
-        grid = shard.grid(row)
-        return None if grid is None else grid.float()
+        context = shard.context(row)
+        return None if context is None else context.float()
 
     def _shard(self, index: int) -> tuple[_Shard, int]:
         if not 0 <= index < self.plan.samples:
@@ -251,7 +251,7 @@ class _Shard:
         counts = self._file.get_tensor("counts")
         self.image_sizes = self._file.get_tensor("image_sizes")
         self._ends = [0, *counts.cumsum(0).tolist()]
-        self._has_grids = "grids" in self._file.keys()  # noqa: SIM118, which is no dictionary
+        self._has_contexts = "grids" in self._file.keys()  # noqa: SIM118, which is no dictionary
 
     def columns(self, row: int, variant: int) -> dict[str, Tensor]:
         """All that is kept of the regions of a record, as prompted in a variant."""
@@ -260,6 +260,6 @@ class _Shard:
             return {name: self._file.get_tensor(name)[variant, :0] for name in _COLUMNS}
         return {name: self._file.get_slice(name)[variant : variant + 1, start:end][0] for name in _COLUMNS}
 
-    def grid(self, row: int) -> Tensor | None:
+    def context(self, row: int) -> Tensor | None:
         """Context features (slots, F) of a record's picture, if the shard has any."""
-        return self._file.get_slice("grids")[row : row + 1][0] if self._has_grids else None
+        return self._file.get_slice("grids")[row : row + 1][0] if self._has_contexts else None

@@ -159,7 +159,7 @@ def _encode_shard(
 ) -> None:
     rows = plan.rows(shard)
     variants: list[list[RegionTokens]] = [[] for _ in plan.variants]
-    grids: list[Tensor] = []
+    contexts: list[Tensor] = []
     pictures = DataLoader(
         _Pictures(Path(arguments.data), rows),
         batch_size=arguments.batch_size,
@@ -177,12 +177,12 @@ def _encode_shard(
             prompted = [_vary(record, name, plan.seed, number + i) for i, record in enumerate(records)]
             column += encode_regions(tokenizer, features, prompted)
         if context.regions and plan.context_from == "annotated":
-            grids += [context.of_regions(regions) for regions in variants[-1][-len(batch) :]]
+            contexts += [context.of_regions(regions) for regions in variants[-1][-len(batch) :]]
         elif context.slots:
-            grids += context.encode(tokenizer, features)
+            contexts += context.encode(tokenizer, features)
         number += len(batch)
         progress.update(len(batch))
-    write_shard(folder, shard, variants, grids, getattr(torch, plan.dtype))
+    write_shard(folder, shard, variants, contexts, getattr(torch, plan.dtype))
 
 
 def _vary(record: Record, variant: str, seed: int, index: int) -> Record:

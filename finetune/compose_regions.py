@@ -142,8 +142,8 @@ def _fill(folder: Path, plan: CachePlan, bank: TokenBank, records: Records) -> N
         if shard_is_whole(folder, shard):
             continue
         composed = [bank.compose(records[i], np.random.RandomState([11, plan.seed, i])) for i in plan.rows(shard)]
-        grids = [context.of_regions(regions) for regions in composed] if context.slots else []
-        write_shard(folder, shard, [composed], grids, getattr(torch, plan.dtype))
+        contexts = [context.of_regions(regions) for regions in composed] if context.slots else []
+        write_shard(folder, shard, [composed], contexts, getattr(torch, plan.dtype))
     write_manifest(folder, plan)
 
 

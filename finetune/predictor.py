@@ -153,10 +153,12 @@ class Predictor:
         """Items with what is seen of them, and those whose picture does not open with why."""
         numbers = [n for n in numbers if self.items[n]]
         if self.cache is not None:
-            cached = [(n, None, self._cached(self.cache, n), self.cache.grid(n)) for n in numbers]
+            cached = [(n, None, self._cached(self.cache, n), self.cache.context(n)) for n in numbers]
             for n, _, own, _ in cached:
                 check_size(self.found.records[n], picture_size(own))
-            return [Seen(i, picture, r[i.rows], grid) for n, picture, r, grid in cached for i in self.items[n]], []
+            return [
+                Seen(i, picture, r[i.rows], context) for n, picture, r, context in cached for i in self.items[n]
+            ], []
         opened = {n: self._open(self.found.records[n]) for n in numbers}
         failed = [(item, p) for n, p in opened.items() if isinstance(p, str) for item in self.items[n]]
         pictures = {n: p for n, p in opened.items() if isinstance(p, np.ndarray)}
@@ -165,10 +167,10 @@ class Predictor:
         features = self.cast.tokenizer.embed_image(list(pictures.values()))
         regions = encode_regions(self.cast.tokenizer, features, [self.found.records[n] for n in pictures])
         context = self.cast.context
-        grids = context.encode(self.cast.tokenizer, features) if context else [None] * len(pictures)
+        contexts = context.encode(self.cast.tokenizer, features) if context else [None] * len(pictures)
         return [
-            Seen(item, picture, own[item.rows], grid)
-            for (n, picture), own, grid in zip(pictures.items(), regions, grids)
+            Seen(item, picture, own[item.rows], shown)
+            for (n, picture), own, shown in zip(pictures.items(), regions, contexts)
             for item in self.items[n]
         ], failed
 

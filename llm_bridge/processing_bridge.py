@@ -6,7 +6,6 @@ The region tokenizer lives here, as speech models keep their neural codec in the
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,16 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.utils import cached_file, to_py_obj
 
 from tap_tokenizer import (
     ImageFeatures,
     TapRegionTokenizer,
-    check_chat_template,
     check_findable,
     load_pretrained,
     misfits_told,
-    read_json_object,
 )
 
 from .chat_markup import Layout, MarkerExpander, Shown, place_images, read_chat
@@ -37,11 +33,10 @@ from .configuration_bridge import (
     region_token_id,
 )
 from .picture_context import PictureContext
+from .processor_files import REGION_TOKENIZER_FOLDER, load_region_tokenizer, read_processor_config, reference_to
 from .samples import Sample, SampleEncoder, read_sample, read_samples, rows_in_order
-from .text_batch import encode_texts, pad_rows
-from .tokenizer_reference import REGION_TOKENIZER_FOLDER, load_referenced, reference_to
-
-CONFIG_FILE = "processor_config.json"
+from .text_batch import encode_texts, give_padding, pad_rows, without_tokens
+from .uploading import push_folder
 
 
 class RegionBridgeProcessor(ProcessorMixin):
@@ -82,7 +77,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         self.context = PictureContext(image_grid, image_regions)
         self.eos_token_id = token_ids(eos_token_id)
         self.region_token_id = self._placeholder(tokenizer)
-        self._give_padding(tokenizer)
+        give_padding(tokenizer)
         self.cached_images = cached_images
         self._encoder: SampleEncoder | None = None
         self._templates: dict[Any, ChatTemplate] = {}
@@ -172,16 +167,6 @@ class RegionBridgeProcessor(ProcessorMixin):
     @staticmethod
     def _placeholder(tokenizer: PreTrainedTokenizerBase) -> int:
         return region_token_id(tokenizer)
-
-    @staticmethod
-    def _give_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-        if tokenizer.pad_token is None:
-            substitute = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
-            if substitute is None:
-                raise ValueError(
-                    "The text tokenizer has no padding, end, begin or unknown token: set tokenizer.pad_token."
-                )
-            tokenizer.pad_token = substitute
 
     @property
     def layout(self) -> Layout:
@@ -378,12 +363,12 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> Any:
         """Decode as the text tokenizer does; with the special tokens, skip those that end a turn, too."""
-        ids = self._without_ends(token_ids) if skip_special_tokens else token_ids
+        ids = without_tokens(token_ids, self.stop_token_ids) if skip_special_tokens else token_ids
         return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **options)
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
         """`decode` of several."""
-        ids = self._without_ends(sequences) if skip_special_tokens else sequences
+        ids = without_tokens(sequences, self.stop_token_ids) if skip_special_tokens else sequences
         return self.tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens, **options)
 
     def post_process_image_text_to_text(
@@ -391,17 +376,6 @@ class RegionBridgeProcessor(ProcessorMixin):
     ) -> Any:
         """The texts of generated sequences, for transformers' image-text-to-text pipeline."""
         return self.decode(generated_outputs, skip_special_tokens, **options)
-
-    def _without_ends(self, ids: Any) -> list[Any]:
-        """Ids, or lists of them, without those that end a turn."""
-        ends = set(self.stop_token_ids)
-
-        def kept(values: Any) -> list[Any]:
-            nested = [one if isinstance(one, int) else kept(one) for one in values]
-            return [one for one in nested if isinstance(one, list) or one not in ends]
-
-        plain = to_py_obj(ids)
-        return kept([plain] if isinstance(plain, int) else plain)
 
     # --- the batch ----------------------------------------------------------------------------------------------------
 
@@ -467,8 +441,6 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     def push_to_hub(self, repo_id: str, *, whole: bool | None = None, **options: Any) -> str:
         """Upload what `save_pretrained` writes; gives the address of the commit. options: as in transformers' own."""
-        from .uploading import push_folder
-
         return push_folder(lambda folder: self.save_pretrained(folder, whole=whole), repo_id, **options)
 
     @classmethod
@@ -486,29 +458,13 @@ class RegionBridgeProcessor(ProcessorMixin):
         """
         hub: dict[str, Any] = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         check_findable(pretrained_model_name_or_path, hub)
-        pretrained_model_name_or_path = bundled_or_given(pretrained_model_name_or_path)
-        path = cached_file(pretrained_model_name_or_path, CONFIG_FILE, **hub)
-        values = read_json_object(path)
-        made_by = values.get("processor_class", cls.__name__)
-        if made_by != cls.__name__:
-            raise ValueError(f"{pretrained_model_name_or_path} was saved by {made_by}: load it with that class.")
-        entry = values.get("region_tokenizer")
+        source = bundled_or_given(pretrained_model_name_or_path)
+        path, options, reference = read_processor_config(cls, source, hub)
         if isinstance(region_tokenizer, str):
             region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer, device=device)
-        elif region_tokenizer is None and entry is not None:
-            region_tokenizer = load_referenced(str(pretrained_model_name_or_path), entry, hub, device)
-        tokenizer = load_pretrained(
-            AutoTokenizer,
-            pretrained_model_name_or_path,
-            trust_remote_code=kwargs.get("trust_remote_code", False),
-            **hub,
-        )
-        options = {key: value for key, value in values.items() if key not in ("processor_class", "region_tokenizer")}
-        if unknown := sorted(set(options) - set(inspect.signature(cls).parameters)):
-            raise ValueError(
-                f"{path} has {', '.join(unknown)[:200]}, which {cls.__name__} does not know: copy or download it again."
-            )
-        if isinstance(options.get("chat_template"), str):
-            check_chat_template(options["chat_template"], str(path))
+        elif region_tokenizer is None and reference is not None:
+            region_tokenizer = load_region_tokenizer(source, reference, hub, device)
+        trusted = kwargs.get("trust_remote_code", False)
+        tokenizer = load_pretrained(AutoTokenizer, source, trust_remote_code=trusted, **hub)
         with misfits_told(path):
             return cls(tokenizer, region_tokenizer, **options)

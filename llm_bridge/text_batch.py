@@ -1,4 +1,4 @@
-"""Texts with placeholders, and feature rows, of several samples → padded tensors."""
+"""Texts with placeholders, and feature rows, of several samples → padded tensors; and ids on their way back to words."""
 
 from __future__ import annotations
 
@@ -8,8 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers.utils import to_py_obj
 
 from .chat_template import Span
+
+
+def give_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer without a padding token pad with another of its special tokens, in place."""
+    if tokenizer.pad_token is None:
+        substitute = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+        if substitute is None:
+            raise ValueError("The text tokenizer has no padding, end, begin or unknown token: set tokenizer.pad_token.")
+        tokenizer.pad_token = substitute
+
+
+def without_tokens(ids: Any, unwanted: Sequence[int]) -> list[Any]:
+    """Ids, or lists of them, without those that are unwanted."""
+    dropped = set(unwanted)
+
+    def kept(values: Any) -> list[Any]:
+        nested = [one if isinstance(one, int) else kept(one) for one in values]
+        return [one for one in nested if isinstance(one, list) or one not in dropped]
+
+    plain = to_py_obj(ids)
+    return kept([plain] if isinstance(plain, int) else plain)
 
 
 def encode_texts(

@@ -58,7 +58,7 @@ LAYERS = {
     "llm_bridge": [
         {"configuration_bridge", "description", "uploading"},
         {"chat_template", "language_model", "projector", "chat_markup", "feature_rows"},
-        {"picture_context", "text_batch", "tokenizer_reference"},
+        {"picture_context", "text_batch", "processor_files"},
         {"pictures", "bridge_parts"},
         {"samples", "adapters", "prompt_checks"},
         {"model_card"},

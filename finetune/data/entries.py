@@ -6,9 +6,10 @@ Each reader knows the layout of its own files.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
+
+from llm_bridge import region_numbers
 
 from ..records import Record, Region, Turn, decode_mask
 from .problems import EntryError
@@ -89,7 +90,7 @@ def _unicode(value: str, key: str) -> str:
 def answer(entry: dict[str, Any], key: str) -> str:
     """A text of an entry that can answer a question: with single spaces, and without names of regions."""
     words = " ".join(text(entry, key).split())
-    if re.search(r"<region\d*>", words):
+    if "<region>" in words or region_numbers(words):
         raise EntryError("region in an answer", f"{key} is {shown(words)}, which names a region that no question shows")
     return words
 

@@ -111,7 +111,7 @@ class Seen:
     item: Item
     image: np.ndarray | None
     regions: RegionTokens
-    grid: Tensor | None = None
+    context: Tensor | None = None
 
 
 def refuse_doubles(items: Sequence[Item]) -> None:

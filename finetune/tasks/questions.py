@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from llm_bridge import number_regions, replace_regions
+
 from ..metrics import accuracy, chance, majority
 from .items import EvaluationSet, Item, Seen
 from .predictions import Line, match_answers
@@ -142,7 +144,7 @@ def is_yes_no(question: str) -> bool:
 
 def _sentence_asked(question: str) -> str:
     """The last sentence with a question mark (of none, the last sentence), in lower case and without names of regions."""
-    plain = re.sub(r"<region\d*>|\bregion\d+\b", " ", question.lower())
+    plain = replace_regions(number_regions(question.lower())[0], lambda *_: " ")
     sentences = [some for some in re.split(r"(?<=[.?!])\s+", plain) if re.search(r"\w", some)]
     return next((some for some in reversed(sentences) if "?" in some), sentences[-1] if sentences else "")
 

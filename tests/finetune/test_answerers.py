@@ -82,7 +82,7 @@ def test_regions_may_be_asked_about_in_any_order() -> None:
 
 
 def test_what_cannot_be_asked_does_not_stop_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(self: Bridge, conversations: Any, rows: Any, grids: Any, sizes: Any) -> list[str]:
+    def ask(self: Bridge, conversations: Any, rows: Any, contexts: Any, sizes: Any) -> list[str]:
         if any("<region3>" in turns[-1]["content"] for turns in conversations):
             raise ValueError("has 900 tokens, more than 512")
         return ["yes"] * len(conversations)

@@ -66,7 +66,9 @@ def test_regions_have_tokens_of_their_like_and_boxes_of_their_own(folder: Path) 
             assert lenders == {words_of(region)}
             sides = torch.tensor(region.box[2:]) - torch.tensor(region.box[:2])
             assert (box - torch.tensor(region.box)).abs().max() < 0.3 * sides.max()
-        torch.testing.assert_close(cache.grid(row), PictureContext(regions=6).of_regions(regions), atol=2e-3, rtol=1e-2)
+        torch.testing.assert_close(
+            cache.context(row), PictureContext(regions=6).of_regions(regions), atol=2e-3, rtol=1e-2
+        )
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path) -> None:
