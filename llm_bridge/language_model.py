@@ -223,9 +223,11 @@ def try_out(language_model: PreTrainedModel) -> Manner:
             with replaced_embeddings(table, at_the_end, no_word):
                 shown = _read(language_model, padded, input_ids=padded)
             causal = _same(language_model, shown[0, :-1], alone[0, :-1])
+        language_model(whole[:1], **forward_arguments(language_model, use_cache=True))  # as generation begins
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{name} cannot be shown a region, because it does not read a prompt as one embedding for each word: {error}"
+            f"{name} cannot be shown a region, because it does not read a prompt as one embedding for each word, or "
+            f"cannot keep what it has read: {error}"
         ) from error
     finally:
         language_model.train(training)

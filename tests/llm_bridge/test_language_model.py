@@ -64,6 +64,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("mamba", "falcon_mamba", "rwkv", "recurrent_gemma", "minimax", "lfm2", "qwen3_next")},
     "mamba2": {"head_dim": 16, "expand": 2, "n_groups": 1},
     "falcon_h1": {"mamba_d_ssm": 64},
+    "xlstm": {
+        "hidden_size": 128, "num_heads": 4, "num_blocks": 2, "qk_dim_factor": 1.0, "v_head_dim": None, "qk_head_dim": None,
+    },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "bamba": {"attn_layer_indices": [1, 3]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
@@ -79,7 +82,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Decoder-only families by model type, with what one needs beside `SIZES`; None takes a size away."""
 READ_IDS = {"gemma3n_text", "gemma4_text", "deepseek_v4"}
-READ_PADDING_AS_WORDS = {"rwkv", "recurrent_gemma", "deepseek_v4", "bart"}
+READ_PADDING_AS_WORDS = {"rwkv", "xlstm", "recurrent_gemma", "deepseek_v4", "bart"}
 
 
 def build(family: str) -> PreTrainedModel:
@@ -367,6 +370,19 @@ def test_what_reads_more_than_a_row_of_embeddings_is_refused(bridge_on: Callable
 
     with pytest.raises(ValueError, match=r"TwoTables cannot be shown a region.*looks up its words more than once"):
         bridge_on(TwoTables(build("llama").config))
+
+
+def test_a_model_that_cannot_keep_what_it_has_read_is_refused(bridge_on: Callable[..., Pair]) -> None:
+    class WithoutCache(type(build("llama"))):  # type: ignore[misc]
+        """As BLT is in some versions of transformers, whose own generate fails."""
+
+        def forward(self, input_ids: torch.Tensor | None = None, use_cache: bool | None = None, **kwargs: Any) -> Any:
+            if use_cache is not False:
+                raise AttributeError("'Config' object has no attribute 'num_hidden_layers'")
+            return super().forward(input_ids=input_ids, use_cache=False, **kwargs)
+
+    with pytest.raises(ValueError, match=r"WithoutCache cannot be shown a region.*cannot keep what it has read: 'Conf"):
+        bridge_on(WithoutCache(build("llama").config))
 
 
 @pytest.mark.parametrize("kind", ["t5", "diffusion_gemma", "clip"])
