@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tap_tokenizer import ConceptBank, RegionTokens, TapRegionTokenizer, check_device, check_hub, pretrained_files
+from tap_tokenizer import ConceptBank, RegionTokens, TapRegionTokenizer, check_device, pretrained_files
 from tap_tokenizer.cli import main
 
 TAP = Path(__file__).parents[2] / "tap_tokenizer" / "pretrained" / "tap-tiny"
@@ -127,4 +127,4 @@ def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         TapRegionTokenizer.from_pretrained("some/where", cache_dir=tmp_path)
     assert len(asked) == 1
     with pytest.raises(ValueError, match="neither a file or folder here nor a Hub repository"):
-        check_hub("a b/c", "config.json", {})
+        pretrained_files.check_hub("a b/c", "config.json", {})
