@@ -170,8 +170,6 @@ class Bridge(Answerer):
             if self.view == "question only":
                 turns = [{**t, "content": replace_regions(t["content"], lambda n, _: f"region{n}")} for t in turns]
                 rows[i], grids[i] = rows[i][:0], None
-            elif self.processor.context.slots:
-                turns[0] = {**turns[0], "content": "<image>\n" + turns[0]["content"]}
             conversations.append(turns)
         problems = {i: "no other picture to swap with" for i, ok in enumerate(swapped) if not ok}
         said: list[str] = []

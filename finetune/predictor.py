@@ -23,8 +23,8 @@ from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens, write_whole
 
 from .answerers import Cast
-from .cache import RegionCache, encode_regions, file_checksum
 from .batches import picture_size
+from .cache import RegionCache, encode_regions, file_checksum
 from .data.validation import UNREADABLE
 from .records import Record, WrongSizeError, check_size, open_image
 from .tasks.files import read_json, read_json_lines

@@ -10,7 +10,7 @@ import numpy as np
 
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
-from ..tasks.prompted_masks import mask_iou, next_click
+from ..metrics import mask_iou, next_click
 from .benchmark import BenchmarkScene
 from .language import caption, concept_banks
 from .scenes import GlyphPicture, GlyphScene

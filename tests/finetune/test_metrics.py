@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.tasks.prompted_masks import mask_iou, next_click, sample_points
+from finetune.metrics import mask_iou, next_click, sample_points
 
 
 def disc(x: int, y: int, r: int) -> np.ndarray:
