@@ -270,7 +270,9 @@ def test_a_stopped_run_of_trl_goes_on_as_if_it_had_not_been(
 ) -> None:
     pytest.importorskip("trl", reason="needs the extra dev, on Python 3.11 or later")
     picture.save(tmp_path / "p.png")
-    data = Dataset.from_list([{**item.record.to_dict(), "image": "p.png", "width": 90, "height": 60} for item in cached])
+    data = Dataset.from_list(
+        [{**item.record.to_dict(), "image": "p.png", "width": 90, "height": 60} for item in cached]
+    )
     whole = sft(tmp_path / "whole", processor, data, tmp_path)
     assert losses(whole) == pytest.approx(losses(train(tmp_path / "ours", processor, cached)), abs=1e-4)
     sft(tmp_path / "cut", processor, data, tmp_path, stop=2)
