@@ -1,7 +1,7 @@
 """Ways of doing the same thing, side by side in one process: checked, then timed in turns, then written down.
 
 Each row has a floor: the operations of its fast way at this machine's measured rate of matrix products, or the bytes that it
-cannot but move at its measured rate of copying, whichever takes longer. Knows callables, not what they compute.
+cannot but move at its measured rate of copying, whichever takes longer.
 """
 
 from __future__ import annotations

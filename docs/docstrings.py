@@ -1,6 +1,6 @@
 """Docstrings as Markdown: lines "name: words" about parameters become a list, examples become code, as they are meant.
 
-An extension of griffe, which mkdocstrings reads the code with. Knows the house's way of writing, nothing of the code.
+An extension of griffe, which mkdocstrings reads the code with.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The figures of the documentation and of README, drawn by the bundled models: `python docs/draw_figures.py`.
 
-What is shown is what they computed: masks, scores, the numbers of the tokens, the words of the answer. Knows the public
-doors of the packages, GlyphScenes and matplotlib.
+What is shown is what they computed: masks, scores, the numbers of the tokens, the words of the answer.
 """
 
 from __future__ import annotations

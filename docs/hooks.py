@@ -1,4 +1,4 @@
-"""What mkdocs does to a page before it reads it. Knows Markdown fences, nothing of the pages.
+"""What mkdocs does to a page before it reads it.
 
 `no-run` behind a fence's language is for the test that runs the blocks, and means nothing to a reader.
 """

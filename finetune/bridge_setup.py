@@ -32,14 +32,14 @@ class TrainArguments(RunArguments):
     )
     init_from: str | None = knob(default=None, help="folder of a bridge to go on from, instead of a fresh one")
     region_tokenizer: str = knob(default="tap-tiny", help="name, folder or repository of the tokenizer of the caches")
-    variant: str | None = knob(default=None, help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
+    variant: str | None = knob(default=None, help="checkpoint in the original's repository, e.g. tap_vit_l_v1_1")
     mode: Literal["projector", "lora", "full"] = knob(default="lora", help="what learns; the projector always does")
     sources: list[Source] = knob(
         default_factory=list,
         help="what to learn from: records, cache, weight, turns, questions of each; as flags, rather data, caches, …",
     )
     eval_data: str | None = knob(default=None, free=True, help="records to evaluate on during training")
-    eval_cache: str | None = knob(default=None, free=True, help="their cache")
+    eval_cache: str | None = knob(default=None, free=True, help="cache of eval_data")
     experts: Literal["routed", "all"] = knob(default="routed", help="fresh bridge: tokens of a region")
     use_semantic_embeds: bool = knob(default=True, help="fresh bridge: does the projector read semantic embeddings")
     use_position: bool = knob(default=True, help="fresh bridge: does the projector read the position code")
@@ -59,7 +59,7 @@ class TrainArguments(RunArguments):
     lora_dropout: float = knob(default=0.0, help="dropout inside LoRA")
     merge: bool = knob(default=False, help="add the adapter to the language model's weights at the end")
     language_model_dtype: Literal["float32", "bfloat16", "float16"] = knob(
-        default="float32", help="of frozen weights; projector and adapter keep float32"
+        default="float32", help="dtype of frozen weights; projector and adapter keep float32"
     )
     quantize: Literal["no", "8bit", "4bit"] = knob(
         default="no", help="load the frozen language model in 8 or 4 bit: QLoRA, by bitsandbytes"
@@ -78,10 +78,10 @@ class TrainArguments(RunArguments):
     gradient_accumulation_steps: int = knob(default=1, help="forward passes per optimizer step")
     workers: int = knob(default=0, free=True, help="processes that put batches together")
     optimizer: OptimizerName = knob(default="adamw", help="muon: for the matrices of projector and transformer layers")
-    learning_rate: float = knob(default=2e-4, help="peak, of the language model or its adapter")
-    projector_learning_rate: float = knob(default=1e-3, help="peak, of the projector")
-    weight_decay: float = knob(default=0.0, help="of both optimizers")
-    warmup_steps: int = knob(default=50, help="linear rise of the learning rates")
+    learning_rate: float = knob(default=2e-4, help="peak learning rate of the language model or its adapter")
+    projector_learning_rate: float = knob(default=1e-3, help="peak learning rate of the projector")
+    weight_decay: float = knob(default=0.0, help="weight decay of both optimizers")
+    warmup_steps: int = knob(default=50, help="steps over which the learning rates rise linearly")
     decay_fraction: float = knob(
         default=1.0, help="last part of the run, over which the rates fall to zero as a cosine"
     )
@@ -114,7 +114,7 @@ class TrainArguments(RunArguments):
         default=False, free=True, help="write the weights of the best evaluation to model, not the last ones"
     )
     tracker: str = knob(
-        default="tensorboard", free=True, help="of accelerate: tensorboard, wandb, mlflow, …; none for none"
+        default="tensorboard", free=True, help="accelerate's tracker: tensorboard, wandb, mlflow, …; or none"
     )
 
 

@@ -1,9 +1,9 @@
-"""The frozen region tokenizer, once over a set of records → region tokens on disk.
+"""Runs the frozen region tokenizer once over a set of records and keeps the region tokens on disk.
 
     python -m finetune.cache_regions --data my.jsonl --region_tokenizer tap-tiny --output runs/my_cache
     accelerate launch -m finetune.cache_regions …          # every process takes its share of the shards
 
-A run that was stopped goes on where it was: shards that are whole are kept. Training then needs no picture.
+If a run was stopped, run it again: complete shards are kept. Training then needs no pictures.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class CacheArguments:
     data: str = knob(help="records: JSONL or parquet")
     output: str = knob(help="folder of the cache")
     region_tokenizer: str = knob(default="tap-tiny", help="name, folder, checkpoint or Hub repository of the tokenizer")
-    variant: str | None = knob(default=None, help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
+    variant: str | None = knob(default=None, help="checkpoint in the original's repository, e.g. tap_vit_l_v1_1")
     variants: str = knob(default="exact", help=f"prompt variants, separated by commas: {', '.join(VARIANTS)}")
     image_grid: int = knob(default=0, help="picture context: points per side of the grid; 0 for none")
     image_regions: int = knob(default=0, help="picture context of the other kind: this many regions; 0 for none")
@@ -52,14 +52,14 @@ class CacheArguments:
         help="these regions: what the tokenizer finds by itself, or, much cheaper, those of the record, prompted as in the "
         "last of the variants",
     )
-    dtype: Literal["float16", "bfloat16", "float32"] = knob(default="float16", help="of the tokens on disk")
+    dtype: Literal["float16", "bfloat16", "float32"] = knob(default="float16", help="dtype of the tokens on disk")
     device: str | None = knob(
         default=None, help="where the tokenizer runs; default: this process's accelerator, or CPU"
     )
     shard_size: int = knob(default=512, help="records per shard")
     batch_size: int = knob(default=8, help="pictures encoded at once")
     workers: int = knob(default=1, help="processes that open pictures, for each process that encodes")
-    seed: int = knob(default=0, help="of jitter and points")
+    seed: int = knob(default=0, help="seed of jitter and points")
 
 
 class _Pictures(Dataset[tuple[Record, "np.ndarray | ValueError"]]):

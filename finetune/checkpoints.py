@@ -1,6 +1,6 @@
 """What a run keeps: checkpoints that it goes on from, the weights of its best evaluation, and its result.
 
-Each is written whole or not at all, found again, and never more than a few.
+Each is written completely or not at all. Only a few checkpoints are kept.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class ComposeArguments:
     from_data: list[str] = knob(default_factory=list, help="record files whose regions lend their tokens")
     from_caches: list[str] = knob(default_factory=list, help="cache of each of them, in the same order")
     shard_size: int = knob(default=512, help="records per shard")
-    seed: int = knob(default=0, help="of the choice of tokens and the jitter of boxes")
+    seed: int = knob(default=0, help="seed of the choice of tokens and the jitter of boxes")
 
 
 class TokenBank:

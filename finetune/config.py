@@ -1,6 +1,6 @@
-"""Every knob of a command as a dataclass field with a line of help: a YAML recipe first, flags override.
+"""Every option of a command is a dataclass field with a line of help. A YAML recipe comes first, and flags override it.
 
-Knows how to read and show arguments; what they mean belongs to the command that declares them. The one value that is more
+The one value that is more
 than a word or a number is a `Source`, records to learn from.
 """
 

@@ -1,4 +1,4 @@
-"""What models say of regions, and what it is worth by the protocols of the field.
+"""Evaluates what models say about regions, by published protocols.
 
     python -m finetune.evaluate --model runs/mine/model --data mine_val.jsonl --output runs/mine_eval
     python -m finetune.evaluate --benchmark vg_full --annotations vg/test.json --images vg/images --output runs/vg
@@ -44,7 +44,7 @@ class EvaluateArguments(TaskOptions):
     model: str = knob(default="region-chat-tiny", help="the bridge: a name, folder, or Hub repository; or none")
     benchmark: str = knob(default="answers", help=f"protocol: {', '.join(TASKS)}")
     region_tokenizer: str | None = knob(default=None, help="name, folder or Hub repository; default: the bridge's own")
-    variant: str | None = knob(default=None, help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
+    variant: str | None = knob(default=None, help="checkpoint in the original's repository, e.g. tap_vit_l_v1_1")
     concepts: str | None = knob(default=None, help="concept bank; default: what came with the region tokenizer")
     described_model: str | None = knob(
         default=None, help="instruct model that is told in words what TAP sees; region-words-tiny knows GlyphScenes"

@@ -1,4 +1,4 @@
-"""What a region tokenizer and a bridge are worth on the GlyphScenes benchmark, with controls beside every score.
+"""Measures a region tokenizer and a bridge on the GlyphScenes benchmark, with controls for every score.
 
     python -m finetune.evaluate_glyphs --output runs/evaluation                 # the bundled models, the whole benchmark
     python -m finetune.evaluate_glyphs --model none --splits test --seeds 0     # the region tokenizer alone

@@ -36,24 +36,24 @@ class RunArguments:
     """What every training run can be told."""
 
     output_dir: str = knob(free=True, help="folder of checkpoints, log and the trained model")
-    seed: int = knob(default=0, help="of the data and their order, and of new weights")
+    seed: int = knob(default=0, help="seed of the data, their order, and new weights")
     steps: int = knob(default=1000, help="optimizer steps")
     batch_size: int = knob(default=16, help="records, pictures or texts per forward pass and process")
     workers: int = knob(default=1, free=True, help="processes that put batches together")
     optimizer: OptimizerName = knob(default="adamw", help="muon: for the matrices of attention and MLPs")
-    learning_rate: float = knob(default=1e-3, help="peak, of AdamW")
-    muon_learning_rate: float = knob(default=5e-3, help="peak, of Muon")
-    weight_decay: float = knob(default=0.05, help="of both optimizers")
-    warmup_steps: int = knob(default=100, help="linear rise of the learning rates")
+    learning_rate: float = knob(default=1e-3, help="peak learning rate of AdamW")
+    muon_learning_rate: float = knob(default=5e-3, help="peak learning rate of Muon")
+    weight_decay: float = knob(default=0.05, help="weight decay of both optimizers")
+    warmup_steps: int = knob(default=100, help="steps over which the learning rates rise linearly")
     decay_fraction: float = knob(
         default=0.5, help="last part of the run, over which the rates fall to zero as a cosine"
     )
     max_grad_norm: float = knob(default=1.0, help="gradients are clipped to this norm")
-    mixed_precision: Literal["no", "bf16", "fp16"] = knob(default="no", help="as in accelerate")
+    mixed_precision: Literal["no", "bf16", "fp16"] = knob(default="no", help="mixed precision, as in accelerate")
     save_steps: int = knob(default=250, free=True, help="steps between checkpoints")
     log_steps: int = knob(default=20, free=True, help="steps between lines of log.jsonl")
     eval_steps: int = knob(default=500, free=True, help="steps between evaluations")
-    tracker: str = knob(default="none", free=True, help="of accelerate: tensorboard, wandb, mlflow, …; none for none")
+    tracker: str = knob(default="none", free=True, help="accelerate's tracker: tensorboard, wandb, mlflow, …; or none")
 
 
 class Training(ABC):

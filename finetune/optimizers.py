@@ -1,7 +1,6 @@
 """AdamW, or Muon for the weight matrices of transformer layers with AdamW for the rest.
 
 Muon moves all directions of a matrix evenly, so that rare ones (a kind among forty) are learned along with common ones.
-Knows parameters by name and shape, not what they belong to.
 """
 
 from __future__ import annotations

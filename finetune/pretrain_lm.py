@@ -62,7 +62,7 @@ class LanguageArguments(RunArguments):
     )
     batch_size: int = knob(default=32, help="texts per step and process")
     turns: int = knob(default=8, help="questions per text")
-    learning_rate: float = knob(default=2e-3, help="peak, of AdamW")
+    learning_rate: float = knob(default=2e-3, help="peak learning rate of AdamW")
     eval_texts: int = knob(default=64, free=True, help="texts of an evaluation on split val")
 
 

@@ -1,7 +1,7 @@
 """Prompts for training TAP: a box or one point first, then points where the first answer was wrong.
 
 TAP's two-stage scheme (arXiv 2312.09128, section 3.2; numbers as in the authors' released prompter). Works on whole
-batches of regions in the model frame; knows masks, not models.
+batches of regions in the model frame.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Region:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Region:
-        """A region as files hold it; names that no region has are passed over."""
+        """A region as files hold it. Unknown keys are ignored."""
         get = row.get
         return cls(
             get("box"), get("points"), get("point_labels"), get("mask"), get("label"), get("captions"), get("id"),

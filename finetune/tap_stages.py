@@ -42,7 +42,7 @@ class PretrainArguments(RunArguments):
         default=1000, free=True, help="optimizer steps; with others, the rates of those that are left change"
     )
     batch_size: int = knob(default=8, help="pictures per step and process")
-    muon_learning_rate: float = knob(default=1e-2, help="peak, of Muon")
+    muon_learning_rate: float = knob(default=1e-2, help="peak learning rate of Muon")
     box_probability: float = knob(default=0.5, help="chance that a prompt begins as a box rather than a point")
     max_points: int = knob(default=9, help="points of a prompt, both stages together")
     dice_weight: float = knob(

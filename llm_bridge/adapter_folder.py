@@ -104,7 +104,7 @@ def save_adapter_folder(
 
 
 def forget_adapter(folder: Path) -> None:
-    """Take from a folder what made it an adapter folder, once a whole bridge lies there."""
+    """Remove the files of an adapter folder after a whole bridge has been saved there."""
     (folder / PROJECTOR_FILE).unlink(missing_ok=True)
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file() and PROJECTOR_FILE in json.loads(index.read_text())["weight_map"].values():
@@ -165,7 +165,7 @@ def put_adapter_weights(bridge: RegionBridgePreTrainedModel, state: dict[str, Te
 
 
 def find_adapter(source: str | Path, **hub: Any) -> Path | None:
-    """The folder of an adapter, downloaded if need be; None if `source` is none."""
+    """The folder of an adapter, downloaded if necessary; None if `source` is not an adapter."""
     check_findable(source, hub)
     source = bundled_or_given(source)
     if Path(source).is_dir():

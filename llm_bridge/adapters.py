@@ -25,7 +25,7 @@ _BARE = ""
 
 
 def set_trainable(bridge: RegionBridgePreTrainedModel, mode: TrainingMode) -> list[str]:
-    """Let a mode's parameters learn and no others; gives their names.
+    """Let the parameters of a mode learn, and no others. Returns their names.
 
     projector: the projector alone. lora: the projector and the active adapter, which `add_lora` has put in. full: all.
     Input embeddings never grow, and are trained only in mode full.
@@ -48,7 +48,7 @@ def is_of_adapter(parameter: str, adapter: str) -> bool:
 
 
 def count_parameters(bridge: nn.Module) -> str:
-    """How many parameters learn, of how many, in words."""
+    """A sentence that says how many parameters learn, of how many."""
     total = sum(parameter.numel() for parameter in bridge.parameters())
     learning = sum(parameter.numel() for parameter in bridge.parameters() if parameter.requires_grad)
     return f"{learning:,} of {total:,} parameters are trained ({learning / total:.2%})"
@@ -58,7 +58,7 @@ def count_parameters(bridge: nn.Module) -> str:
 
 
 def has_adapter(bridge: RegionBridgePreTrainedModel) -> bool:
-    """Whether the language model wears a peft adapter."""
+    """Whether the language model has a peft adapter."""
     return hasattr(bridge.language_model, "peft_config") and hasattr(bridge.language_model, "merge_and_unload")
 
 
@@ -143,7 +143,7 @@ def check_new_name(bridge: RegionBridgePreTrainedModel, name: str) -> None:
 
 
 def _name_base(bridge: RegionBridgePreTrainedModel, name: str) -> None:
-    """peft's own files name the language model too."""
+    """Write the language model's name into peft's own files, too."""
     bridge.language_model.peft_config[name].base_model_name_or_path = bridge.config.language_model
 
 

@@ -1,6 +1,6 @@
 """`RegionChat`: a conversation about regions of one picture.
 
-Holds a model, its processor and what has been said; knows no more about models than `generate`.
+It holds a model, its processor and what has been said. Of the model it needs only `generate`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RegionBaseline:
-    """What TAP itself says of one region: its native caption (None without a vocabulary) and its best concepts."""
+    """What TAP itself says about one region: its caption (None without a vocabulary) and its best concepts."""
 
     name: str
     caption: str | None
@@ -57,7 +57,7 @@ class RegionBaseline:
 
 @dataclass
 class _Asked:
-    """A question on its way: the model's inputs, and what is remembered if it is answered."""
+    """A question that is being asked: the model's inputs, and what to remember once it is answered."""
 
     inputs: Any
     picture: np.ndarray | None
@@ -103,7 +103,7 @@ class RegionChat:
         device: torch.device | str | None = None,
         **kwargs: Any,
     ) -> RegionChat:
-        """Load a model and a processor to talk with.
+        """Load a model and its processor.
 
         source: in mode "tokens" a bridge: the name of the bundled one, a folder, or a Hub repository; in mode "described"
         any causal language model, by folder or Hub name.
@@ -150,17 +150,17 @@ class RegionChat:
 
     @property
     def region_tokenizer(self) -> TapRegionTokenizer:
-        """The region tokenizer through which the conversation sees."""
+        """The region tokenizer that encodes the regions of the conversation."""
         return self.processor.encoder.tokenizer
 
     @property
     def limitation(self) -> str | None:
-        """What the models cannot do, in a sentence to show beside their answers; None if they come without a warning."""
+        """A sentence about what the models cannot do, to be shown beside their answers; None if there is no warning."""
         return getattr(self.model.config, "limitation", None) or self.region_tokenizer.limitation
 
     @property
     def history(self) -> list[tuple[str, str]]:
-        """What was said so far, as (role, words); regions by their names."""
+        """What has been said so far, as (role, words), with regions by their names."""
         return [(message["role"], words_of(message["content"])) for message in self.messages]
 
     def reset(self) -> None:
@@ -185,16 +185,16 @@ class RegionChat:
         """The answer to a question; with `stream`, an iterator over pieces of it as they come.
 
         question: words, in which each `<region>` stands for the next of the regions that come with it, and region1,
-        region2, … for the regions of the conversation by their numbers; a question that speaks of none of the regions that
-        come with it is asked of all of them.
-        image: the picture; needed in the first question with a region, and beginning anew when it is another.
+        region2, … for the regions of the conversation by their numbers; a question that mentions none of the regions
+        that come with it is about all of them.
+        image: the picture, which the first question with a region needs. Another picture starts a new conversation.
         boxes, points, point_labels, masks: as for `TapRegionTokenizer.encode`, in pixels of the picture; or prompts, which
         have been read before.
         thinking: let a model that can think aloud do so before it answers; give it more max_new_tokens then.
         generate_options: of transformers' `generate` (do_sample, num_beams, …); greedy by default.
 
-        A question that was refused, or whose answer was cut short, is forgotten. An iterator that is closed before
-        its end stops the generation.
+        A question is forgotten if it was refused or its answer was cut short. Closing the iterator early stops the
+        generation.
         """
         _refuse_several(generate_options)
         new = [*prompts, *RegionPrompt.read_lists(boxes=boxes, points=points, point_labels=point_labels, masks=masks)]
@@ -221,10 +221,10 @@ class RegionChat:
         max_new_tokens: int = 64,
         **generate_options: Any,
     ) -> list[str]:
-        """The answers to many questions, each as if it were the next and the only one; none is remembered.
+        """The answers to many questions, each as if it were the only next one. None of them is remembered.
 
-        What their prompts have in common from the beginning, the conversation so far among it, is read once; then all are
-        answered in one batch. Arguments as for `ask`; pictures and regions are the same for every question.
+        The beginning that their prompts share, including the conversation so far, is read once. Then all are answered
+        in one batch. Arguments as for `ask`; pictures and regions are the same for every question.
         """
         _refuse_several(generate_options)
         questions = questions if isinstance(questions, str) else list(questions)
@@ -239,7 +239,10 @@ class RegionChat:
         return generate_each(self.model, self.processor, inputs, **options)
 
     def _prepare(self, question: str, image: Any, new: Sequence[RegionPrompt], thinking: bool) -> _Asked:
-        """A question and what came with it → the model's inputs and the conversation to come; a new picture begins anew."""
+        """A question and its regions → the model's inputs and the conversation to come.
+
+        A new picture starts a new one.
+        """
         opened = None if image is None else open_picture(image).copy()
         image_before, messages, regions = self.image, self.messages, self._regions
         if opened is not None and (image_before is None or not np.array_equal(opened, image_before)):
@@ -280,7 +283,7 @@ class RegionChat:
 
     @property
     def sees_pictures(self) -> bool:
-        """Whether a picture without a region says anything to the model: through context tokens, or in words."""
+        """Whether a picture without a region means anything to the model, through context tokens or in words."""
         return self.mode == "described" or self.processor.context.slots > 0
 
     def _options(self, inputs: Any, max_new_tokens: int, generate_options: dict[str, Any]) -> dict[str, Any]:
@@ -294,7 +297,10 @@ class RegionChat:
         return options
 
     def _remembering(self, pieces: Iterator[str], asked: _Asked, before: list[Any]) -> Iterator[str]:
-        """Pass pieces on; when the last has come, the turn belongs to the conversation, if that is still what was `before`."""
+        """Pass pieces on.
+
+        After the last one, add the turn to the conversation, if the conversation is still what it was `before`.
+        """
         answer = ""
         for piece in pieces:
             answer += piece
@@ -314,7 +320,9 @@ class RegionChat:
         return self.region_tokenizer.encode(self.image, prompts=self._regions)
 
     def baseline(self, top_k: int = 3) -> list[RegionBaseline]:
-        """For each region of the conversation, TAP's own caption and concepts: what the language model must beat."""
+        """TAP's own caption and concepts for each region of the conversation: the baseline that the language model must
+        beat.
+        """
         regions, tokenizer = self.regions(), self.region_tokenizer
         captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
         concepts = tokenizer.classify(regions, top_k) if tokenizer.concepts is not None else [[] for _ in captions]
@@ -327,7 +335,10 @@ def _refuse_several(generate_options: dict[str, Any]) -> None:
 
 
 def _check_source(path: str, mode: str, hub: dict[str, Any]) -> None:
-    """Refuse what cannot hold what a mode needs, before anything is loaded; what is not here, the Hub is asked for once."""
+    """Refuse a source that does not suit the mode before anything is loaded.
+
+    If it is not on this machine, ask the Hub once.
+    """
     folder = Path(path)
     if not folder.is_dir():
         if folder.is_file():

@@ -1,6 +1,6 @@
 """The command line: `region-chat ask`, `chat`, `demo` and `app`.
 
-Prints and writes files; everything it does is one call of the library.
+It prints and writes files. Everything else it does is a single call of the library.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ APP_CODES = "0 when Ctrl+C ends the page, 2 bad input, 130 interrupted before th
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; gives the exit code, 2 for bad input."""
+    """Run a command. Returns the exit code, which is 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="region-chat",
         description="Ask a language model about regions of a picture.",
@@ -80,12 +80,18 @@ def main(argv: list[str] | None = None) -> int:
     demo.add_argument("--output", type=Path, default=Path("region-chat-demo.png"),
                       help="where to write the annotated picture (default: %(default)s)")  # fmt: skip
     app = add_command(commands, "app", "serve the web page", "region-chat app --port 7860", exit_codes=APP_CODES)
-    app.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: this machine alone)")
-    app.add_argument("--port", type=int, help="default: the first free one from 7860")
+    app.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: only this machine can reach it)"
+    )
+    app.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
     app.add_argument("--allowed_host", action="append", default=[], metavar="NAME",
                      help="another name under which the page answers, such as a proxy's; you may repeat this")  # fmt: skip
-    app.add_argument("--max_file_mb", type=float, default=10, help="of a picture's file (default: %(default)s)")
-    app.add_argument("--max_megapixels", type=float, default=16, help="of a picture (default: %(default)s)")
+    app.add_argument(
+        "--max_file_mb", type=float, default=10, help="largest file of a picture, in MB (default: %(default)s)"
+    )
+    app.add_argument(
+        "--max_megapixels", type=float, default=16, help="largest picture, in megapixels (default: %(default)s)"
+    )
     app.add_argument("--queue", type=int, default=40, help="questions that may wait at once (default: %(default)s)")
     _add_model_flags(app)
     return run_command(parser, {"ask": _ask, "chat": _chat, "demo": _demo, "app": _app}, argv)
@@ -98,8 +104,10 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
                        help="described: --model is any instruct language model, which reads what TAP says")  # fmt: skip
     group.add_argument("--region_tokenizer", help="name, folder or Hub repository; described needs it")
     group.add_argument("--device", help="cpu, cuda or mps (default: cpu)")
-    group.add_argument("--dtype", help="of the language model (default: as it was saved)")
-    group.add_argument("--max_new_tokens", type=int, default=64, help="of an answer (default: %(default)s)")
+    group.add_argument("--dtype", help="dtype of the language model (default: as it was saved)")
+    group.add_argument(
+        "--max_new_tokens", type=int, default=64, help="length of an answer, at most (default: %(default)s)"
+    )
 
 
 def _load(arguments: argparse.Namespace) -> RegionChat:
@@ -150,7 +158,7 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 
 def _ask_folder(arguments: argparse.Namespace) -> int:
-    """One question of every picture of a table, about all its regions."""
+    """Ask one question about every picture of a table, with all its regions."""
     from tap_tokenizer import read_region_table, write_records
 
     from .chat_markup import user_content

@@ -1,6 +1,6 @@
 """`RegionBridgeConfig`: which language model, which region tokenizer, and what a region gives the one from the other.
 
-Knows numbers and names only: no torch, no weights.
+This module does not import torch.
 """
 
 from dataclasses import dataclass
@@ -117,7 +117,9 @@ class RegionBridgeConfig(PreTrainedConfig):
     """Tokens on which an answer ends, one or several: those of the language model's generation config, and what ends the
     assistant's turns in its chat template. The bridge's generation config holds them, too."""
     language_model_signature: Any = None
-    """A few sums over the language model's input embeddings, by which an adapter folder knows its language model."""
+    """A few sums over the language model's input embeddings, by which an adapter folder recognises its language
+    model.
+    """
     language_model_weights: Any = None
     """Four sums over a few rows of each of many weights across the language model's depth, by name, for the same purpose."""
     limitation: str | None = None

@@ -1,4 +1,4 @@
-"""What a language model says after a prompt: as texts at the end, or in pieces while it speaks."""
+"""Generates a language model's words: as whole texts, or in pieces while they come."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """`RegionBridgeForConditionalGeneration`: any causal language model that reads projected region tokens in its prompt.
 
-Takes ids with placeholders and region features, never pictures: the region tokenizer lives in the processor. No line
-names an architecture: `generate` is transformers' own loop, and what a step reads and keeps is left to the language model.
+The bridge takes ids with placeholders and region features, never pictures; the region tokenizer is part of the
+processor. No line names an architecture: `generate` is transformers' own loop, and the language model decides what a
+step reads and keeps.
 """
 
 from __future__ import annotations

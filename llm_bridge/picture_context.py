@@ -2,8 +2,7 @@
 
 Either a grid: the region token of each of n × n points. Or regions: the tokens of the objects that the region tokenizer
 finds by itself, each asked about again by its box, so that they are tokens of the same kind as the regions one points
-at; those that the last question is about leave the context, and the others stand by their distance from them. Knows
-the region tokenizer's calls; the text in which the tokens stand is not its business.
+at; those that the last question is about leave the context, and the others are sorted by their distance from them.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ MOST_OVERLAP = 0.3
 
 @dataclass(frozen=True)
 class PictureContext:
-    """How much of a picture is shown: a grid of `grid` × `grid` points, or up to `regions` objects; nothing if both are 0.
+    """How much of a picture is shown: `grid` × `grid` points, or up to `regions` objects, or nothing if both are 0.
 
-    What they may be is said, and refused, by `RegionBridgeConfig`.
+    `RegionBridgeConfig` says what they may be, and refuses other values.
     """
 
     grid: int = 0
@@ -152,7 +151,7 @@ def find_objects(tokenizer: TapRegionTokenizer, features: ImageFeatures) -> Regi
 
 
 def _boxes_at(tokenizer: TapRegionTokenizer, features: ImageFeatures, points: list[tuple[float, float]]) -> Tensor:
-    """Boxes (R, 4) around what points of one picture show, the surest first, none much like a surer one."""
+    """Boxes (R, 4) around what points of one picture show, the most confident first, without near duplicates."""
     regions = tokenizer.encode(
         features=features, points=[[[list(point)] for point in points]], point_labels=[[[1]] * len(points)]
     )

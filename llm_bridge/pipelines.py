@@ -18,7 +18,7 @@ A bridge also runs in transformers' own `image-text-to-text`, with chats and wit
     pipe = pipeline("image-text-to-text", model="region-chat-tiny")
     pipe(images="picture.png", text="What is <region>?", boxes=[[177, 392, 271, 470]])
 
-Knows the pipelines' steps; all else is the processors'.
+The pipelines only arrange the steps; the processors do the rest.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _rows(images: list[Any], asked: dict[str, Any], is_one: bool) -> list[dict[s
 class RegionCaptioningPipeline(_RegionPipeline):
     """A caption for every region: by TAP's native decoder if the model is a TAP, by the language model if it is a bridge.
 
-    Gives for each picture a list with a dictionary per region: box, caption, and the `top_k` best concepts.
+    The result for each picture is a list with a dictionary per region: box, caption, and the `top_k` best concepts.
     """
 
     _of_results = ("top_k",)

@@ -1,7 +1,7 @@
 """`RegionBridgeProcessor`: text or chat, pictures and regions → ids with placeholders + region features.
 
-The region tokenizer lives here, as speech models keep their neural codec in the processor: what comes out goes to
-`model.generate(**inputs)` as it is. Knows the text tokenizer and the region tokenizer; knows no language model.
+The region tokenizer is part of the processor, as speech models keep their neural codec there. The output goes straight
+to `model.generate(**inputs)`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class RegionBridgeProcessor(ProcessorMixin):
         trust_remote_code: bool = False,
         **options: Any,
     ) -> RegionBridgeProcessor:
-        """A processor that suits a bridge; the text tokenizer defaults to the one saved under the language model's name.
+        """Make a processor for a bridge. By default, the text tokenizer is the one saved under the language model's
+        name.
 
         region_tokenizer: the region tokenizer, or where to load it from.
         trust_remote_code: run Python code that lies beside that text tokenizer, if it needs any.
@@ -110,7 +111,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         return processor
 
     def check_bridge(self, config: RegionBridgeConfig) -> None:
-        """Refuse a bridge that does not read what this processor makes."""
+        """Refuse a bridge that cannot read the output of this processor."""
         for name in ("experts", "image_grid", "image_regions", "region_token_id"):
             if getattr(self, name) != getattr(config, name):
                 raise ValueError(
@@ -157,7 +158,7 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        """Only the text tokenizer is one of transformers' sub-processors; the region tokenizer we save ourselves."""
+        """Only the text tokenizer is a sub-processor of transformers. We save the region tokenizer ourselves."""
         return ["tokenizer"]
 
     @property
@@ -440,7 +441,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         return files
 
     def push_to_hub(self, repo_id: str, *, whole: bool | None = None, **options: Any) -> str:
-        """Upload what `save_pretrained` writes; gives the address of the commit. options: as in transformers' own."""
+        """Upload what `save_pretrained` writes. Returns the address of the commit. options: as in transformers."""
         return push_folder(lambda folder: self.save_pretrained(folder, whole=whole), repo_id, **options)
 
     @classmethod

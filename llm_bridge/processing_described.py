@@ -1,7 +1,8 @@
-"""`DescribedRegionProcessor`: regions as words, for any instruct language model as it is. No projector, no training.
+"""`DescribedRegionProcessor`: regions in words, for any unchanged instruct language model. This needs no projector and
+no training.
 
 What TAP itself says of each region (caption, concepts with scores, place, size, overlaps) is written into the turn that
-shows it, and the rest is `RegionBridgeProcessor`. The second baseline of every table.
+shows it, and the rest is `RegionBridgeProcessor`. It is the second baseline in every table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run notebooks top to bottom and keep their outputs: `python notebooks/execute.py`, or with the names of some.
 
 Outputs are kept small and the same from run to run where the numbers are: no times, no state of widgets, no progress
-bars. A notebook whose cell fails is left as it was. Knows nothing of what notebooks contain.
+bars. A notebook whose cell fails is left as it was.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A picture on which one drags boxes and clicks points, and a line to ask about them: the widget of notebook 03.
 
-Needs ipympl and ipywidgets, and a figure made after `%matplotlib widget`. Knows no more of models than that a
-`RegionChat` has them.
+Needs ipympl and ipywidgets, and a figure made after `%matplotlib widget`.
 """
 
 from __future__ import annotations

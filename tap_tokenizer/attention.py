@@ -1,6 +1,6 @@
 """Scaled dot-product attention, in the two implementations that every part of TAP offers.
 
-Knows tensors of heads only: no projections, no windows, no caches.
+Projections, windows and caches are left to the parts.
 """
 
 from __future__ import annotations

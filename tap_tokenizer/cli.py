@@ -1,6 +1,6 @@
 """The command line: `tap-tokenizer describe`, `everything` and `convert`.
 
-Prints and writes files; everything it does is one call of the library.
+It prints and writes files. Everything else it does is a single call of the library.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ EXIT_CODES = "0 done, 2 bad input, 3 some pictures of a folder could not be read
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; gives the exit code, 2 for bad input."""
+    """Run a command. Returns the exit code, which is 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="tap-tokenizer",
         description="What TAP sees in a picture: masks, captions, concepts.",
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     conversion = commands.add_parser(
         "convert",
-        help="one of the original's checkpoints → a folder that loads at once",
+        help="convert a checkpoint of the original to a folder that loads fast",
         epilog="example: tap-tokenizer convert BAAI/tokenize-anything tap-vit-l --variant tap_vit_l_v1_1",
     )
     _add_conversion_flags(conversion)
@@ -88,12 +88,12 @@ def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.A
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of words")
     add_output_flags(parser)
     parser.add_argument("--masks", action="store_true", help="put masks into the JSON, as COCO run lengths")
-    parser.add_argument("--top_k", type=int, default=3, help="how many concepts of each region (default: 3)")
+    parser.add_argument("--top_k", type=int, default=3, help="number of concepts for each region (default: 3)")
     group = parser.add_argument_group("the model")
     group.add_argument(
         "--model", default=DEFAULT, help=f"name, folder, checkpoint or Hub repository (default: {DEFAULT})"
     )
-    group.add_argument("--variant", help="which checkpoint of the original's repository, e.g. tap_vit_l_v1_1")
+    group.add_argument("--variant", help="checkpoint in the original's repository, e.g. tap_vit_l_v1_1")
     group.add_argument("--concepts", help="a concept file, or its name in the original's repository")
     group.add_argument("--text_tokenizer", help="the caption vocabulary: a file, a folder or a Hub repository")
     group.add_argument("--device", help="cpu, cuda or mps (default: cpu)")
@@ -104,14 +104,14 @@ def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.A
 def _add_conversion_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a .pkl checkpoint, or the Hub repository of the original")
     parser.add_argument("folder", type=Path, help="where to write; must not exist")
-    parser.add_argument("--variant", help="which checkpoint of the repository, e.g. tap_vit_l_v1_1")
+    parser.add_argument("--variant", help="checkpoint in the repository, e.g. tap_vit_l_v1_1")
     parser.add_argument(
         "--concepts", help="a concept file, or its name in the repository (merged_2560, lvis_1203, coco_80)"
     )
     parser.add_argument(
         "--text_tokenizer", help="the caption vocabulary: a tokenizer.model, a folder or a Hub repository"
     )
-    parser.add_argument("--dtype", default="float32", help="of the weights that are written (default: float32)")
+    parser.add_argument("--dtype", default="float32", help="dtype of the written weights (default: float32)")
 
 
 def _describe(arguments: argparse.Namespace) -> int:

@@ -50,7 +50,7 @@ def mask_from_rle(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
 
 
 def _unpacked(text: str | bytes) -> np.ndarray | None:
-    """The counts of COCO's compressed text, None if it is none.
+    """The counts in COCO's compressed text; None if it is not such a text.
 
     A number is written in groups of five bits, the lowest first, one to a character from "0" on, whose sixth bit says that
     more follow; the fifth bit of the last is the sign. From the fourth on, numbers are what a count adds to the one two before.
@@ -181,7 +181,7 @@ def _as_numbers(value: Any) -> np.ndarray | None:
 
 
 def _check_area(size: tuple[int, int]) -> None:
-    """Refuse, before memory is taken, a mask of more pixels than Pillow takes for safe in a picture."""
+    """Refuse a mask of more pixels than Pillow considers safe, before memory is allocated."""
     if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
         raise ValueError(
             f"has {size[0]} × {size[1]} pixels, expected at most {Image.MAX_IMAGE_PIXELS:,}, as of pictures."

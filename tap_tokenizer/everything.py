@@ -31,7 +31,7 @@ def search_picture(
     embed: Callable[[np.ndarray], ImageFeatures],
     options: EverythingOptions,
 ) -> RegionTokens:
-    """Regions of one picture, the surest first, with their masks.
+    """The regions of one picture, the most confident first, with their masks.
 
     whole: its features. picture (H, W, 3) and embed, which encodes a part of it: needed for crops alone.
     """

@@ -1,6 +1,6 @@
 """`EverythingOptions`: how a picture is searched, named and by default set as in transformers' mask-generation pipeline.
 
-Knows numbers only: no torch, so that a command can show its flags without it.
+This module does not import torch, so that a command can show its flags quickly.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class EverythingOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> EverythingOptions:
-        """The options that a call was given by name. Raises `TypeError` for a name that is none of them."""
+        """The options that a call was given by name. Raises `TypeError` for an unknown name."""
         names = [field.name for field in fields(cls)]
         if unknown := [name for name in options if name not in names]:
             raise TypeError(

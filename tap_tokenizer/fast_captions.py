@@ -29,7 +29,7 @@ class FastCaptions:
         return {"decoder": self.decoder, "_packed": {}, "_state": None}
 
     def forget(self) -> None:
-        """Prepare anew at the next call: weights may have changed."""
+        """Prepare again at the next call, because weights may have changed."""
         self._packed, self._state = {}, None
 
     def __call__(self, region_tokens: Tensor, max_length: int) -> Tensor:

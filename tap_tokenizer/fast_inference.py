@@ -1,7 +1,7 @@
 """TAP's answers with a fraction of the work, for when no gradient is asked; and why they are the same.
 
 The plain formulation (`image_encoder.py`, `image_decoder.py`, `text_decoder.py`) says what is computed, trains, and is what
-tests and benchmarks compare with. Here are the same sums in another order. Knows the parts' weights, never changes them.
+tests and benchmarks compare with. Here are the same sums in another order.
 
 **Pictures** (`FastImageEncoder`). Attention never leaves a window, so the windows of a group of blocks go through it a few
 at a time and stay in the cache. Position biases are gathered once per weight, and handed to PyTorch in four dimensions:
@@ -69,7 +69,7 @@ class FastImageEncoder:
         self._state: object = None
 
     def forget(self) -> None:
-        """Prepare anew at the next call: weights may have changed."""
+        """Prepare again at the next call, because weights may have changed."""
         self._biases, self._state = [], None
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class FastImageDecoder:
         self._state: object = None
 
     def forget(self) -> None:
-        """Prepare anew at the next call: weights may have changed."""
+        """Prepare again at the next call, because weights may have changed."""
         self._plan, self._state = None, None
 
     def __call__(

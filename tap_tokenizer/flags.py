@@ -1,7 +1,4 @@
-"""What the commands of this project share: regions from flags, files that are written, exit codes.
-
-Knows flags and files; what is asked of a region is the commands' business, and folders have a file of their own.
-"""
+"""What the commands of this project share: regions from flags, files that are written, exit codes."""
 
 from __future__ import annotations
 
@@ -183,7 +180,10 @@ def check_not_read(path: Path, inputs: Iterable[Path]) -> None:
 
 
 def check_picture_path(path: Path | None, inputs: Iterable[Path] = ()) -> None:
-    """Refuse a path that no picture can be written to, or that is one of `inputs`, before any work; None is none."""
+    """Refuse a path that no picture can be written to, or that is one of `inputs`, before any work.
+
+    None means no path.
+    """
     if path is None:
         return
     try:

@@ -1,7 +1,7 @@
 """Pictures → pixel values in the model frame, and masks back to the pictures' own size.
 
 The model frame is a square of `image_size` pixels: the picture is scaled until its long side fills it, and padded on the
-right and at the bottom. Knows pictures and masks; prompts belong to the processor. Needs Pillow, never torchvision.
+right and at the bottom. This needs Pillow, but not torchvision.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class TapImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images: ImageInput | Sequence[ImageInput], return_tensors: str | None = "pt", **kwargs: Any
     ) -> BatchFeature:
-        """One picture or a list → what `TapModel` reads, and the sizes that lead back.
+        """One picture or a list → what `TapModel` reads, and the sizes that `post_process_masks` needs.
 
         pixel_values (B, 3, S, S) float32; original_sizes (B, 2) and reshaped_input_sizes (B, 2): height and width of
         each picture before and after scaling, without padding.
@@ -269,7 +269,10 @@ def _array_to_pil(array: np.ndarray) -> Image.Image:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Any mode → RGB; transparent pixels show white, deep greys become bytes (`_to_bytes`); no other numbers are guessed at."""
+    """Any mode → RGB.
+
+    Transparent pixels become white, and deep greys become bytes (`_to_bytes`). Nothing else is guessed.
+    """
     if image.mode == "F" or image.mode.startswith("I"):
         pixels = np.asarray(image)
         if image.mode == "F" or pixels.min() < 0 or pixels.max() >= 1 << 16:

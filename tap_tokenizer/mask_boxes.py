@@ -1,6 +1,6 @@
 """The boxes of masks: read off whole masks, or from mask logits without resizing more than a few rows and columns of them.
 
-Knows tensors and how masks are resized; what the masks show is not its business.
+Masks are resized as `TapImageProcessor` does it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files that are written: by one process at a time, and whole or not at all."""
+"""Writes files: one process at a time, and each file completely or not at all."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ def write_whole(path: str | Path, text: str) -> None:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file that is there whole or not at all; on a full disk `OSError`, and what was there before stays."""
+    """Write a safetensors file, completely or not at all.
+
+    On a full disk it raises `OSError` and keeps what was there before.
+    """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:

@@ -1,7 +1,7 @@
-"""Folders of pictures: tables of their regions, and records in JSON lines that go on after an interruption.
+"""Folders of pictures: tables of their regions, and JSON lines that can be continued after an interruption.
 
 A table is a CSV with a row per region: `image`, and a box (`x1,y1,x2,y2`) or a point on it (`x,y`) or both, in pixels of
-the picture; further columns are passed on. Knows files; what is asked of a region is the commands' business.
+the picture; further columns are passed on.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def _digest(value: Any) -> str:
 
 
 def _written(partial: Path, given: dict[str, str]) -> list[str]:
-    """The pictures whose lines a partial file holds; a line that was cut off is taken out of it."""
+    """The pictures whose lines a partial file contains. A line that was cut off is removed from the file."""
     if not partial.exists():
         return []
     content = partial.read_bytes()
@@ -231,7 +231,9 @@ def _written(partial: Path, given: dict[str, str]) -> list[str]:
 
 
 def _finish(partial: Path, output: Path, written: list[str], wanted: list[str]) -> None:
-    """Lines in the order of the pictures, for mended ones came later, and without what only a partial file needs."""
+    """Write the lines in the order of the pictures (repaired ones came later), without what only a partial file
+    needs.
+    """
     begin = len(json.dumps({_GIVEN: "0" * 16})) - 1
     sorted_lines = partial.with_name(partial.name + ".sorted")
     with open(partial, "rb") as lines, open(sorted_lines, "wb") as file:

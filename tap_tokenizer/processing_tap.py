@@ -1,7 +1,7 @@
-"""Prompts in the user's pixels → dense points, labels and a mask in the model frame. All bad input stops here.
+"""Prompts in the user's pixels → dense points, labels and a mask in the model frame. Bad input is refused here.
 
 Boxes, points and masks are given in pixels of the original picture as one sees it; only this file and the image
-processor know the model frame. Knows nothing of weights.
+processor know the model frame.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class TapProcessor(ProcessorMixin):
 
 
 def box_and_points(mask: np.ndarray) -> RegionPrompt:
-    """What stands for a mask (H, W) of booleans, not all False: its box and points well inside it."""
+    """The prompt for a mask (H, W) of booleans, not all False: its box and points well inside it."""
     x1, y1, x2, y2 = box_of_mask(mask)
     points = tuple((x1 + x, y1 + y) for x, y in interior_points(mask[y1:y2, x1:x2]))
     return RegionPrompt((x1, y1, x2, y2), points, (PointLabel.FOREGROUND,) * len(points))

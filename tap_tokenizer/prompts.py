@@ -1,6 +1,6 @@
 """`RegionPrompt`: what a person points at, as one value, whatever form it was given in.
 
-A door reads prompts in two steps. `RegionPrompt.read` checks their form as soon as they are given. `prompts_in_picture`
+Prompts are read in two steps. `RegionPrompt.read` checks their form as soon as they are given. `prompts_in_picture`
 checks them against their picture, whose size it needs: it clips coordinates and reads masks.
 """
 

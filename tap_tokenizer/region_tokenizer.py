@@ -1,7 +1,7 @@
 """`TapRegionTokenizer`: picture + prompts → `RegionTokens`, and TAP's own words for them.
 
-The door of the package: loads a model with its processor, concept bank and caption vocabulary from wherever they lie,
-and works in the user's pixels. Never trains: encoding is always in evaluation mode and without gradients.
+It loads a model with its processor, concept bank and caption vocabulary, and works in the user's pixels. It never
+trains: encoding is always in evaluation mode and without gradients.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class TapRegionTokenizer:
     >>> regions = tokenizer.encode("picture.png", boxes=[[177, 392, 271, 470]])
     >>> tokenizer.caption(regions), tokenizer.classify(regions)
 
-    image_batch_size and region_batch_size bound memory: how many pictures, and how many regions, go through the model at
-    once. They change no result.
+    image_batch_size and region_batch_size limit memory: they say how many pictures and how many regions go through the
+    model at once. They change no result.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class TapRegionTokenizer:
         `pretrained_files.DEFAULT_TEXT_TOKENIZER`. Checked by its md5. Without it everything but `caption` works.
         dtype: default float32. revision, cache_dir, token, local_files_only: as everywhere in transformers.
 
-        Nothing in the files is executed: pickles are read by a reader that admits arrays and plain containers only, and
-        Python code that lies in a folder is left alone.
+        Nothing in the files is executed: the reader of pickles accepts only arrays and plain containers, and Python
+        code in a folder is ignored.
         """
         hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         check_device(device)
@@ -126,7 +126,7 @@ class TapRegionTokenizer:
 
     @property
     def limitation(self) -> str | None:
-        """What these weights cannot do, in a sentence for users; None for weights that come without a warning."""
+        """A sentence for users about what these weights cannot do; None if there is no warning."""
         return self.model.config.limitation
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -141,7 +141,7 @@ class TapRegionTokenizer:
             self.text_tokenizer.save_pretrained(folder / TEXT_TOKENIZER_FOLDER)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
-        """Upload what `save_pretrained` writes to a repository on the Hub; gives its address."""
+        """Upload what `save_pretrained` writes to a repository on the Hub. Returns its address."""
         from tempfile import TemporaryDirectory
 
         from huggingface_hub import HfApi
@@ -181,9 +181,10 @@ class TapRegionTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Which weights make the tokens; equal for equal checkpoints, whatever the dtype they are loaded in.
+        """Identifies the weights that make the tokens. Equal checkpoints have equal fingerprints, in whatever dtype
+        they are loaded.
 
-        A checkpoint that was saved in half precision holds other numbers, and has a fingerprint of its own.
+        A checkpoint that was saved in half precision has different numbers and therefore another fingerprint.
         """
         if self._fingerprint is None:
             self._fingerprint = self.model.fingerprint
@@ -198,7 +199,7 @@ class TapRegionTokenizer:
     # --- seeing -------------------------------------------------------------------------------------------------------
 
     def embed_image(self, images: ImageInput | Sequence[ImageInput]) -> ImageFeatures:
-        """Encode one picture or a list once, for many calls of `encode(features=…)`."""
+        """Encode one picture or a list of pictures once, for many calls of `encode(features=…)`."""
         pictures = as_image_list(images)
         parts, originals, reshaped = [], [], []
         with frozen(self.model):
@@ -227,7 +228,7 @@ class TapRegionTokenizer:
         features: ImageFeatures | None = None,
         with_masks: bool = False,
     ) -> RegionTokens:
-        """Tokens of the prompted regions, in the order of the prompts, picture by picture.
+        """Encode the prompted regions, in the order of the prompts, picture by picture.
 
         images: one picture (prompts are lists of regions) or a list (prompts are lists of such lists); see
         `TapImageProcessor` for what a picture may be and `TapProcessor` for what prompts may be. Coordinates are pixels
@@ -258,13 +259,13 @@ class TapRegionTokenizer:
     def encode_everything(
         self, image: ImageInput | None = None, *, features: ImageFeatures | None = None, **options: Any
     ) -> RegionTokens:
-        """Tokens of all objects that a grid of points finds in one picture, the surest first, with their masks.
+        """Encode all objects that a grid of points finds in one picture, the most confident first, with masks.
 
         image: one picture; or its `features` from `embed_image`, which searches without crops.
         options: fields of `EverythingOptions` (points_per_crop, pred_iou_thresh, crops_n_layers, …).
 
-        Every region comes as the point that found it told it: its expert is one of those that answer points, its box is
-        the box around its mask. `RegionTokens` of no regions where nothing passes the filters.
+        A region is what TAP answers to the point that found it: its expert is one of those that answer points, and its
+        box is the box around its mask. If nothing passes the filters, the result has no regions.
         """
         search = EverythingOptions.of(options)
         if (image is None) == (features is None):
@@ -281,7 +282,7 @@ class TapRegionTokenizer:
 
     @property
     def _decoder(self) -> RegionDecoder:
-        """Made at each call: its parts may have been exchanged."""
+        """The decoder. It is made at each call, because its parts may have been exchanged."""
         return RegionDecoder(
             self.model, self.processor, fingerprint=self.fingerprint, batch_size=self.region_batch_size
         )
@@ -303,12 +304,12 @@ class TapRegionTokenizer:
         return_ids: bool = False,
         **generate_options: Any,
     ) -> list[str] | Tensor:
-        """A caption of each region by the native decoder: greedy, or sampled if `temperature` is above 0.
+        """Write a caption for each region with TAP's own decoder: greedy, or sampled if `temperature` is above 0.
 
         max_length: ids of a caption, bos included; at most, and by default, `max_position_embeddings - 1` = 39.
-        return_ids: give ids (R, max_length), bos first, padded after eos, instead of strings. (The original goes on
-        writing behind an eos until the last caption of the batch has ended; those ids depend on the batch.)
-        Further options go to transformers' `generate` (num_beams, top_p, …). Raises `ValueError` without a vocabulary.
+        return_ids: give ids (R, max_length), bos first, padded after eos, instead of strings. (The original continues
+        after an eos until the last caption of the batch has ended; those ids depend on the batch.) Further options go
+        to transformers' `generate` (num_beams, top_p, …). Raises `ValueError` without a vocabulary.
         """
         config = self.model.config.text_decoder_config
         if self.text_tokenizer is None and not return_ids:
@@ -361,8 +362,8 @@ class TapRegionTokenizer:
     ) -> list[list[tuple[str, float]]]:
         """The `top_k` most probable concepts of each region with their scores, best first.
 
-        concepts: a bank of your own instead of the tokenizer's. Raises `ValueError` if there is neither, and for mere names:
-        `ConceptBank.from_text_encoder` makes a bank of them.
+        concepts: a bank of your own instead of the tokenizer's. Raises `ValueError` if there is neither, or for a list
+        of names: `ConceptBank.from_text_encoder` makes a bank of them.
         """
         if concepts is not None:
             check_bank(concepts)

@@ -1,6 +1,5 @@
-"""`RegionTokens`: what the region tokenizer says of R regions, as one value that can be indexed, joined, moved and kept.
-
-Knows numbers and where they came from; it computes nothing but masks, and those only when asked.
+"""`RegionTokens`: what the region tokenizer says about R regions, as one value that can be indexed, joined, moved and
+saved.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ MaskSource: TypeAlias = "Callable[[list[int]], list[Tensor]]"
 
 @dataclass(frozen=True)
 class PendingMask:
-    """A mask that is not computed yet: row `row` of a call whose masks `source` can compute."""
+    """A mask that has not been computed yet: row `row` of a call whose masks `source` can compute."""
 
     source: MaskSource
     row: int
@@ -41,8 +40,7 @@ class RegionTokens:
 
     semantic_tokens (R, K, D): a token per expert, what the caption decoder and a language model read.
     semantic_embeds (R, K, E): the same in the space of the concept bank.
-    iou_scores (R, K): how well each expert thinks that its mask fits, an IoU as predicted, float32; a prediction may leave
-    0 … 1 a little.
+    iou_scores (R, K): the IoU that each expert predicts for its mask, float32. It may lie slightly outside 0 … 1.
     expert (R,): the expert that answers the region's prompt.
     boxes (R, 4): xyxy in pixels of the original picture: the prompt's box, clipped to the picture, or else exactly the box
     around the predicted mask; the whole picture if that mask is empty.
@@ -96,7 +94,7 @@ class RegionTokens:
 
     @property
     def quality(self) -> Tensor:
-        """`scores` as a quality to show, (R,): within 0 … 1."""
+        """`scores` clipped to 0 … 1, (R,), to be shown to users."""
         return self.scores.clamp(0, 1)
 
     def _routed(self, values: Tensor) -> Tensor:
@@ -104,7 +102,7 @@ class RegionTokens:
 
     @property
     def masks(self) -> Tensor:
-        """Masks (R, H, W), booleans of the original picture's size; computed at the first reading.
+        """Masks (R, H, W), booleans of the original picture's size, computed when they are first read.
 
         Raises `ValueError` if the regions' pictures differ in size (take one picture at a time with `of_image`), or if
         the tokens were saved or moved to another process without masks.
@@ -168,7 +166,7 @@ class RegionTokens:
     def concatenate(cls, parts: Sequence[RegionTokens], *, same_images: bool = False) -> RegionTokens:
         """Join regions. The pictures of each part are counted after those of the parts before it.
 
-        With `same_images` all parts speak of the same pictures, and their numbers stay as they are.
+        With `same_images`, all parts are about the same pictures, and the pictures keep their numbers.
         """
         if not parts:
             raise ValueError("Got no region tokens to concatenate, expected at least one.")
@@ -199,7 +197,9 @@ class RegionTokens:
         return replace(self, mask_parts=[None] * len(self))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What goes to another process or a file: masks that were computed, not the model that would compute the others."""
+        """The state for another process or a file: masks that have been computed, but not the model that computes the
+        others.
+        """
         return {**vars(self), "mask_parts": [part if isinstance(part, Tensor) else None for part in self.mask_parts]}
 
     def save(self, path: str | Path, *, with_masks: bool = False) -> None:
@@ -217,7 +217,7 @@ class RegionTokens:
 
     @classmethod
     def load(cls, path: str | Path) -> RegionTokens:
-        """Read what `save` wrote; `ValueError` says what is wrong with a file that it cannot have written."""
+        """Read what `save` wrote. `ValueError` says what is wrong with any other file."""
         check_regular_file(path)
         with damage_told(path), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -247,7 +247,7 @@ _SHAPES = {
 
 
 def _check_tensors(tensors: dict[str, Tensor], packed: Tensor | None, path: str | Path) -> None:
-    """Refuse tensors that are not those of regions: by name, type, shape, and what they point at."""
+    """Refuse tensors whose names, types, shapes or indices are not those of regions."""
     if set(tensors) != set(_SHAPES):
         lacking, surplus = sorted(set(_SHAPES) - set(tensors)), sorted(set(tensors) - set(_SHAPES))
         raise ValueError(f"{path} lacks {lacking} and has unexpected {surplus}, expected {', '.join(_SHAPES)}.")

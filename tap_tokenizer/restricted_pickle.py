@@ -2,7 +2,7 @@
 
 A pickle is a program for a small machine. The machine here knows the instructions that build arrays, torch tensors,
 numbers, strings and plain containers, and no others: a name that a pickle asks for is looked up in a table of our own
-and never imported, no object's own methods are called, and what is built is bounded by the size of the file. Knows
+and never imported, no object's own methods are called, and what is built is bounded by the size of the file. It knows
 nothing of models: the original's checkpoints and concept banks, and data sets that are published as pickles, all come
 through here.
 """

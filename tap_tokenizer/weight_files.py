@@ -1,7 +1,4 @@
-"""What can be wrong with weights before they are used: a damaged file, a device that is not there. Told in a sentence.
-
-Knows files and devices; no models.
-"""
+"""Checks weights before they are used: damaged files and missing devices give a one-sentence error."""
 
 from __future__ import annotations
 
@@ -78,7 +75,7 @@ def check_weight_count(folder: str | Path, model: nn.Module) -> None:
 
 
 def check_device(device: torch.device | str | None) -> None:
-    """Refuse a device that this PyTorch or this machine does not have; None is none."""
+    """Refuse a device that this PyTorch or this machine does not have. None means that no device was given."""
     if device is None:
         return
     try:

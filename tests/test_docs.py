@@ -58,7 +58,7 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_code_is_code(page: Path) -> None:
+def test_code_blocks_are_valid(page: Path) -> None:
     """Blocks that are not run are still Python, or JSON; those that are not run say why: they fetch or need much."""
     for language, runs, code in blocks(page):
         assert language in ("python", "sh", "json"), f"{page.name} has a block in {language or 'no language'}"
@@ -126,7 +126,7 @@ def test_docstrings_become_lists_and_code() -> None:
     )
 
 
-def test_what_caching_costs_is_reckoned_from_one_set_of_numbers() -> None:
+def test_caching_costs_follow_from_one_set_of_numbers() -> None:
     """The documentation and the recipes name the same seconds, and days and hours follow from seconds and operations."""
     page, recipes = ((ROOT / name).read_text() for name in ("docs/performance.md", "finetune/README.md"))
     rows = {

@@ -108,7 +108,7 @@ OTHER_FILES = {(0, "bridge_words"), (0, "bridge_processor"), (0, "bridge_referen
 """The model without its processor's files, and the other way round."""
 
 
-def test_nobody_waits_for_an_answer(tmp_path: Path) -> None:
+def test_no_prompt_waits_for_an_answer(tmp_path: Path) -> None:
     """A standard input that says nothing: transformers would wait for fifteen seconds, folder by folder."""
     said = open_every_folder(tmp_path, None, "first")
     assert {name for name, _, words in said if words.startswith("ValueError")} == REFUSED - {

@@ -48,7 +48,7 @@ def test_every_module_says_what_it_is(package: str) -> None:
         assert re.match(r'(#.*\n)*r?"""\S', path.read_text()), f"{path} has no docstring at its head"
 
 
-def test_nothing_is_left_open() -> None:
+def test_no_unfinished_code_is_marked() -> None:
     words = "|".join(["TO" + "DO", "FIX" + "ME", "X" * 3, "NotImplemented" + "Error"])
     for path in tracked():
         if path.suffix == ".py":

@@ -59,7 +59,7 @@ def test_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_boxes_are_typed_where_widgets_are_missing(tmp_path: Path) -> None:
+def test_without_widgets_boxes_can_be_typed(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "region_picker.py", tmp_path)
     (tmp_path / "ipympl.py").write_text('raise ImportError("No module named ipympl")')
     fresh = load("execute").execute(FOLDER / "03_talk_about_regions.ipynb", tmp_path)
@@ -144,7 +144,7 @@ def test_questions_are_answered_and_go_on(picker: Any) -> None:
     assert (picker.regions, picker.asked, picker.talk.value, picker.chat.history) == ([], [], "", [])
 
 
-def test_the_conversation_is_the_pickers_own(picker: Any) -> None:
+def test_each_picker_keeps_its_own_conversation(picker: Any) -> None:
     """Cells of the notebook that go on with their chat do not change what region1 is under the picture."""
     chat = RegionChat(picker.chat.model, picker.chat.processor)
     other = load("region_picker").RegionPicker(chat, picker.image)

@@ -79,7 +79,7 @@ def test_wheel_says_what_it_is(built: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
 
 
-def test_sdist_holds_the_project(built: Path) -> None:
+def test_sdist_contains_the_project(built: Path) -> None:
     """All that is tracked but what only git needs, so that tests and documentation can be made from it."""
     with tarfile.open(one(built, "*.tar.gz")) as archive:
         names = {Path(*Path(member.name).parts[1:]).as_posix() for member in archive.getmembers() if member.isfile()}

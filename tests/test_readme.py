@@ -36,7 +36,7 @@ def test_links_lead_somewhere(page: str) -> None:
             assert ((ROOT / page).parent / target.split("#")[0]).exists(), f"{page} links to {target}"
 
 
-def test_what_its_commands_write_is_not_of_the_project() -> None:
+def test_files_that_its_commands_write_are_ignored_by_git() -> None:
     """`make demo`, the picture that is copied, and what `--save` writes do not show up in git."""
     for name in ("region-chat-demo.png", *re.findall(r"--save (\S+)", TEXT), *re.findall(r"demo\.png (\S+)`", TEXT)):
         assert f"/{name}\n" in (ROOT / ".gitignore").read_text(), name

@@ -34,7 +34,7 @@ class BoxesCsvSource(RegionQuestionSource):
     boxes: str = knob(help="the CSV file")
     question: str = knob(default=LABEL_QUESTION, help="asked where the table has no question")
     source: str | None = knob(default=None, help="what to call the data; default: the CSV's name")
-    license: str | None = knob(default=None, help="its terms")
+    license: str | None = knob(default=None, help="license of the data")
 
     def records(self) -> Iterator[Record]:
         self.require(self.boxes)

@@ -1,6 +1,6 @@
 """Records as a picture to look at: each with its regions drawn and the beginning of its talk below.
 
-Knows records and PIL; what is drawn on a picture is `draw_regions`'s business.
+`draw_regions` draws the regions.
 """
 
 from __future__ import annotations

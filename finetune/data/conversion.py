@@ -1,7 +1,4 @@
-"""A reader's records → a file that appears whole or not at all, and goes on where it was stopped.
-
-Knows readers and files, not what a data set holds.
-"""
+"""Writes a reader's records to a file that appears only when it is complete. A stopped conversion can be continued."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Pictures whose regions have masks, concept vectors and captions, in TAP's model frame: what `pretrain_tap` learns from.
 
-Knows the model frame and the mask grid; where pictures come from is the business of the source it is given.
+The pictures come from the source that it is given.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class LeftOut:
         self.clear()
 
     def clear(self) -> None:
-        """Begin to count anew."""
+        """Start counting again."""
         self.faults: Counter[str] = Counter()
         self.unwanted: Counter[str] = Counter()
         self.doubtful: Counter[str] = Counter()

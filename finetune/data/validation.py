@@ -1,7 +1,7 @@
 """What is wrong with records, in words: each problem names the record, what was found, and what was expected.
 
-Reads JSONL line by line as it is, so that a broken line or a stray key is named rather than stumbled on. Knows the
-record's form; repairs nothing.
+Reads JSONL line by line as it is, so that a broken line or a stray key is named instead of ending the check. Nothing is
+repaired.
 """
 
 from __future__ import annotations

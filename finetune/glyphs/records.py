@@ -25,14 +25,14 @@ class GlyphScenesSource(Source):
     """GlyphScenes, the procedural world: scenes 0, 1, … of a seed with questions about them."""
 
     split: str = knob(default="train", help=f"one of {', '.join(SPLITS)}")
-    seed: int = knob(default=0, help="of the scenes and the questions")
+    seed: int = knob(default=0, help="seed of the scenes and the questions")
     scenes: int = knob(default=1000, help="scenes to ask about: 0, 1, … of the seed, a record each")
     turns: int = knob(default=6, help="questions of a record, at most")
     families: str = knob(
         default=",".join(FAMILIES),
         help="question families, separated by commas; one that is named twice is asked twice as often",
     )
-    long_side: int = knob(default=512, help="of the pictures, in pixels")
+    long_side: int = knob(default=512, help="longer side of the pictures, in pixels")
     all_regions: bool = knob(
         default=False, help="keep objects that no question is about, as picture context (cache_regions --context_from)"
     )

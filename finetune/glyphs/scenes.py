@@ -2,8 +2,7 @@
 
 Scene n of a split and seed is always the same scene: nameable glyphs of the DejaVu Sans font in ten colours and three
 sizes, turned, lightly textured, shaded and overlapping, on varied backgrounds. Geometry is drawn from NumPy's frozen
-`RandomState` and lives in units of the picture's long side, so one scene can be rendered at any size. Knows pictures,
-masks and names; questions and captions about them are written in `language` and `questions`.
+`RandomState` and lives in units of the picture's long side, so one scene can be rendered at any size.
 """
 
 from __future__ import annotations
@@ -177,7 +176,9 @@ def _draw_pair(random: np.random.RandomState, held_out: bool, others: list[Glyph
 def _scaled(
     objects: list[GlyphObject], random: np.random.RandomState, scale: float, width: float, height: float
 ) -> list[GlyphObject]:
-    """All objects smaller and nearer to each other by the same factor, somewhere in the picture; sizes are named anew."""
+    """Make all objects smaller and nearer to each other by the same factor, somewhere in the picture, and rename
+    sizes.
+    """
     left, top = random.uniform(0, (1 - scale) * width), random.uniform(0, (1 - scale) * height)
     return [
         replace(

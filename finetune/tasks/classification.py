@@ -112,7 +112,7 @@ def tap_detections(
     nms_threshold: float = 0.5,
     top: int = TOP_DETECTIONS,
 ) -> list[tuple[int, int, float]]:
-    """TAP's detections of one picture: (region, category, score), the surest first.
+    """TAP's detections of one picture: (region, category, score), the most confident first.
 
     probabilities (R, N) of N categories; iou_scores (R,), clipped to 0 … 1; boxes (R, 4) xyxy. A region has every label
     whose probability is above `minimum`, with score √(p · IoU); then NMS within each category (a box is dropped if its

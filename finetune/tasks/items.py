@@ -1,4 +1,4 @@
-"""What is evaluated: a set of records, and its items, each one thing to say with its truth. Knows no protocol and no model."""
+"""What is evaluated: a set of records, and its items, each one thing to say with its truth."""
 
 from __future__ import annotations
 

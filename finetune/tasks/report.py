@@ -1,4 +1,7 @@
-"""Numbers of an evaluation → a Markdown table beside published figures, and a plot. Knows metrics.json alone."""
+"""Writes the numbers of an evaluation as a Markdown table beside published figures, and as a plot.
+
+It reads only metrics.json.
+"""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class TaskOptions:
         default=None, help="labels: encoder for semantic similarity, folder or Hub name"
     )
     limit: int | None = knob(default=None, help="records to evaluate, from the first; scores are marked as a subset's")
-    seed: int = knob(default=0, help="of drawn points and of GlyphScenes")
+    seed: int = knob(default=0, help="seed of drawn points and of GlyphScenes")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
-"""What the page knows of each of its users: a picture, a conversation about it, and what TAP saw there.
-
-What comes from a browser is checked in `input`. Knows pictures and conversations; nothing of the web framework, and it
-writes no file.
+"""What the page keeps for each of its users: a picture, a conversation about it, and what TAP saw there. It writes no
+file and does not depend on the web framework.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What comes from a browser, checked against limits: pictures as data URLs, and regions as they were drawn.
 
-Nobody is trusted here, and nothing is written. Knows pictures and numbers; no models, no web framework.
+It trusts no input and writes nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PageLimits:
 
 
 def read_picture(address: Any, limits: PageLimits) -> np.ndarray:
-    """A picture (H, W, 3) from a data URL; `ValueError` if it is none, or larger than the limits."""
+    """A picture (H, W, 3) from a data URL. Raises `ValueError` if it is not a picture, or exceeds the limits."""
     if not isinstance(address, str) or not address.startswith("data:") or ";base64," not in address:
         raise ValueError("Got no picture: choose a file, or paste a picture.")
     body = address.split(";base64,", 1)[1]

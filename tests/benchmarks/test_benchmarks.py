@@ -68,13 +68,13 @@ def test_half_precision(
 
 
 @pytest.mark.slow
-def test_a_long_run_holds(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_does_not_grow_in_a_long_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("long_run") == 0
     assert "pictures in 0.05 minutes" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_what_an_evaluation_costs(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_cost_prints_time_and_memory(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("accelerate")
     pytest.importorskip("datasets")
     run("evaluation_cost", "--output", str(tmp_path))
@@ -97,7 +97,7 @@ def test_the_cost_of_an_evaluation_is_fitted(script: Callable[[str], ModuleType]
 
 
 @pytest.mark.slow
-def test_the_original_beside(
+def test_the_original_is_measured_beside_ours(
     run: Run, script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stand-in with the doors of the original's repository; and a folder that is none of it."""
@@ -120,7 +120,7 @@ def test_the_original_beside(
         run("captions", "--output", str(tmp_path), "--original", str(tmp_path))
 
 
-def test_what_differs_is_not_timed(script: Callable[[str], ModuleType]) -> None:
+def test_ways_with_different_results_are_not_timed(script: Callable[[str], ModuleType]) -> None:
     """A fast way that is wrong stops the benchmark before a second is measured."""
     side_by_side = script("side_by_side")
     ways = {"plain": lambda: torch.zeros(3), "fast": lambda: torch.full((3,), 1e-3)}

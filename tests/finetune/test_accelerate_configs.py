@@ -32,7 +32,7 @@ def test_accelerate_reads_it(path: Path) -> None:
         assert not unknown
 
 
-def test_there_is_one_for_every_way() -> None:
+def test_there_is_a_configuration_for_every_kind_of_distribution() -> None:
     kinds = {load_config_from_file(str(path)).distributed_type for path in CONFIGS}
     assert {DistributedType.MULTI_GPU, DistributedType.FSDP, DistributedType.DEEPSPEED} == set(kinds)
 
@@ -42,7 +42,7 @@ def test_there_is_one_for_every_way() -> None:
     (DistributedType.FSDP, {"quantize": "4bit"}, "plain data parallelism"),
     (DistributedType.DEEPSPEED, {"gradient_accumulation_steps": 4}, "gradient_accumulation_steps 1"),
 ])  # fmt: skip
-def test_what_splitting_does_not_allow(kind: Any, changes: dict[str, Any], words: str) -> None:
+def test_options_that_splitting_does_not_allow_are_refused(kind: Any, changes: dict[str, Any], words: str) -> None:
     accelerator: Any = SimpleNamespace(distributed_type=kind)
     with pytest.raises(ValueError, match=words):
         check_sharding(TrainArguments(output_dir="x", **changes), accelerator)

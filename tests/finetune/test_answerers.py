@@ -55,7 +55,7 @@ def seen(history: str) -> list[Seen]:
 
 
 @pytest.mark.parametrize(("history", "asked"), [("true", [1, 2, 3, 2, 2]), ("none", [1, 2, 3, 2, None])])
-def test_own_words_are_of_the_first_region_in_the_question(
+def test_baselines_describe_the_first_region_of_the_question(
     history: str, asked: list[int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RegionTokens, "concatenate", lambda some: [n for regions in some for n in regions.numbers])
@@ -81,7 +81,7 @@ def test_regions_may_be_asked_about_in_any_order() -> None:
     assert two.references == ["region2 is a lid"]
 
 
-def test_what_cannot_be_asked_does_not_stop_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_that_cannot_be_asked_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(self: Bridge, conversations: Any, rows: Any, contexts: Any, sizes: Any) -> list[str]:
         if any("<region3>" in turns[-1]["content"] for turns in conversations):
             raise ValueError("has 900 tokens, more than 512")

@@ -43,7 +43,7 @@ def test_positions_do_not_depend_on_how_they_are_reached() -> None:
     assert [mixture[i] for i in reversed(range(5000))][::-1] == forward
 
 
-def test_weights_hold_evenly() -> None:
+def test_weights_hold_in_every_part_of_a_run() -> None:
     mixture = Mixture([1000, 10, 500], [1, 1, 2], seed=0)
     for block in range(3):
         counts = Counter(mixture[block * 4096 + i][0] for i in range(4096))
@@ -51,7 +51,7 @@ def test_weights_hold_evenly() -> None:
     assert Counter(Mixture([300, 100])[i][0] for i in range(4096)) == {0: 3072, 1: 1024}
 
 
-def test_every_record_comes_as_often_as_the_others() -> None:
+def test_all_records_come_equally_often() -> None:
     mixture = Mixture([40, 25], [1, 1], seed=3)
     drawn = Counter(mixture[i][:2] for i in range(20_000))
     for source, size in ((0, 40), (1, 25)):
@@ -92,7 +92,7 @@ def by_record(data: Conversations) -> dict[int, CachedRecord]:
 
 
 @pytest.mark.slow
-def test_records_and_caches_that_are_named_twice_are_opened_once(stage: Path) -> None:
+def test_records_and_caches_given_twice_are_opened_once(stage: Path) -> None:
     data = Conversations([Source(str(stage / "records.jsonl"), str(stage / "cache"))] * 2)
     assert data.records[0] is data.records[1]
     assert data.caches[0] is data.caches[1]
@@ -111,7 +111,7 @@ def test_tokens_of_a_picture_of_another_size_are_refused(stage: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_only_questions_of_a_kind(stage: Path) -> None:
+def test_questions_can_be_selected_by_their_words(stage: Path) -> None:
     everything = by_record(conversations(stage, "cache"))
     chosen = by_record(conversations(stage, "cache", questions="What|Which"))
     shortened = 0
@@ -133,7 +133,7 @@ def test_only_questions_of_a_kind(stage: Path) -> None:
 
 
 @pytest.mark.slow
-def test_only_questions_with_an_answer(stage: Path) -> None:
+def test_questions_can_be_selected_by_their_answers(stage: Path) -> None:
     answers = [item.record.conversations[1].content for item in by_record(conversations(stage, "cache")).values()]
     wanted = sorted(answers)[0]
     chosen = by_record(conversations(stage, "cache", questions=rf"\n{re.escape(wanted)}$"))
@@ -145,7 +145,7 @@ def test_only_questions_with_an_answer(stage: Path) -> None:
 
 
 @pytest.mark.slow
-def test_steps_are_the_same_wherever_a_run_began_and_alike_conversations_come_together(stage: Path) -> None:
+def test_batches_do_not_depend_on_where_a_run_began_and_group_by_length(stage: Path) -> None:
     def steps(start: int, **options: object) -> tuple[Conversations, list[list[int]]]:
         records, cache = str(stage / "records.jsonl"), str(stage / "cache")
         sources = [Source(records, cache, turns=1), Source(records, cache, turns=3)]
@@ -170,7 +170,7 @@ def test_steps_are_the_same_wherever_a_run_began_and_alike_conversations_come_to
 
 
 @pytest.mark.slow
-def test_conversations_reach_workers_that_are_started_anew(stage: Path) -> None:
+def test_conversations_reach_spawned_workers(stage: Path) -> None:
     data = conversations(stage, "cache", questions="What", turns=1)
     assert pickle.loads(pickle.dumps(data))[3].record == data[3].record
 
@@ -201,7 +201,7 @@ def test_questions_about_the_same_regions(stage: Path) -> None:
     (["--questions", "(", "--image_grid", "2"], "no regular expression"),
     (["--questions", "a", "b", "--image_grid", "2"], "2 questions for 1 data"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_before_anything_is_loaded(tmp_path: Path, flags: list[str], words: str) -> None:
+def test_impossible_options_are_refused_before_anything_is_loaded(tmp_path: Path, flags: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         train.main(["--output_dir", str(tmp_path / "x"), "--language_model", str(tmp_path / "none"), "--data", "none.jsonl",
                     "--caches", "none", *flags])  # fmt: skip
@@ -232,7 +232,7 @@ def item() -> CachedRecord:
     return CachedRecord(Record("a.png", 90, 60, [Region(), Region(), Region()], turns), regions)
 
 
-def test_last_questions_go(item: CachedRecord) -> None:
+def test_questions_beyond_the_length_are_dropped_from_the_end(item: CachedRecord) -> None:
     processor = RegionBridgeProcessor.from_pretrained("region-chat-tiny")
     whole = ConversationCollator(processor)([item])
     length = whole["input_ids"].shape[1]

@@ -72,7 +72,7 @@ def test_sizes_are_those_of_the_upright_picture(tmp_path: Path, tap: Path) -> No
         open_image(load_records(lying)[0], tmp_path)
 
 
-def test_every_door_where_a_record_meets_its_picture_checks_the_size(tmp_path: Path, tiny_tokenizer: Any) -> None:
+def test_every_command_checks_the_size_of_a_records_picture(tmp_path: Path, tiny_tokenizer: Any) -> None:
     """The picture as a file, inside a parquet, drawn, and as features."""
     (record,) = load_records(records(tmp_path, {"width": 61}))
     content = io.BytesIO()
@@ -86,7 +86,7 @@ def test_every_door_where_a_record_meets_its_picture_checks_the_size(tmp_path: P
         encode_regions(tiny_tokenizer, features, [record])
 
 
-def test_a_region_that_is_refused_names_its_record(tmp_path: Path, tap: Path) -> None:
+def test_a_refused_region_is_named_with_its_record(tmp_path: Path, tap: Path) -> None:
     data = records(tmp_path, {}, {"image": "b.jpg", "regions": [{"box": [0.1, 0.1, 0.5, 0.5]}]})
     write_picture(tmp_path / "b.jpg")
     with pytest.raises(ValueError, match=r"^The record of b\.jpg: Region 0: box .* thinner than a pixel.* 0 … 1"):

@@ -38,7 +38,7 @@ def test_the_newest_few_are_kept(tmp_path: Path) -> None:
     assert (list_checkpoints(tmp_path)[-1] / "x").read_text() == "100"
 
 
-def test_an_interrupted_save_is_no_checkpoint(tmp_path: Path) -> None:
+def test_an_interrupted_save_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, write("one"))
 
     def full(folder: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     assert (tmp_path / "step-3" / "x").read_text() == "b"
 
 
-def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
+def test_other_folders_are_not_taken_for_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "step-x").mkdir()
     (tmp_path / "step-7.partial").mkdir()
     assert list_checkpoints(tmp_path) == []
@@ -67,7 +67,9 @@ def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
         step_of(tmp_path / "other")
 
 
-def test_a_late_clearing_takes_nothing_of_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clearing_old_checkpoints_leaves_those_of_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = shutil.rmtree
 
     def late(path: Path, **more: bool) -> None:
@@ -91,7 +93,7 @@ def test_a_late_clearing_takes_nothing_of_another_process(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     "words", ["[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0", "PytorchStreamWriter"]
 )
-def test_what_torch_says_of_a_full_disk_is_told_with_the_folder(tmp_path: Path, words: str) -> None:
+def test_a_full_disk_is_reported_with_the_folder(tmp_path: Path, words: str) -> None:
     def fill(folder: Path) -> None:
         raise RuntimeError(words)
 

@@ -47,7 +47,7 @@ def flags(folder: Path, output: str, data: str = "wanted.jsonl") -> list[str]:
             "--output", str(folder / output), "--shard_size", "4"]  # fmt: skip
 
 
-def test_regions_have_tokens_of_their_like_and_boxes_of_their_own(folder: Path) -> None:
+def test_regions_borrow_tokens_of_the_same_caption_and_keep_their_boxes(folder: Path) -> None:
     compose_regions.main(flags(folder, "composed"))
     records, cache, bank = (
         load_records(folder / "wanted.jsonl"),
@@ -71,7 +71,7 @@ def test_regions_have_tokens_of_their_like_and_boxes_of_their_own(folder: Path) 
         )
 
 
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path) -> None:
+def test_a_stopped_run_ends_like_an_uninterrupted_one(folder: Path) -> None:
     for name in ("whole", "stopped"):
         compose_regions.main(flags(folder, name))
     (folder / "stopped" / "manifest.json").unlink()
@@ -83,7 +83,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path) -> None:
         compose_regions.main([*flags(folder, "whole"), "--seed", "1"])
 
 
-def test_what_no_region_is_is_named_before_anything_is_written(folder: Path) -> None:
+def test_regions_that_cannot_borrow_tokens_are_named_before_anything_is_written(folder: Path) -> None:
     sample = json.loads((folder / "wanted.jsonl").read_text().splitlines()[0])
     for change, words in (
         ({"captions": ["a zebra"]}, "'a zebra'"),

@@ -43,7 +43,7 @@ def test_recipe_then_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(("flags", "said"), [([], None), (["--either"], True), (["--either", "false"], False)])
-def test_what_may_be_said_or_not_is_said_as_any_other(flags: list[str], said: bool | None) -> None:
+def test_optional_values_are_given_like_any_other(flags: list[str], said: bool | None) -> None:
     assert parse_arguments(Knobs, ["--name", "x", *flags]).either is said
 
 
@@ -125,7 +125,7 @@ def bomb(line: str) -> str:
     "name: {a: 1}", "- name", "", "steps: " + "9" * 5000, "name: 2020-13-45", "name: [x", "name: x\n---\nname: y",
     "name: !!python/object/apply:os.system [ls]", "? [a]\n: b", "name: " + "x" * 200_000, "7: x", "name: \x07",
 ])  # fmt: skip
-def test_no_recipe_unfolds_or_ends_in_a_traceback(
+def test_no_recipe_expands_endlessly_or_ends_in_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     path = tmp_path / "r.yaml"
@@ -140,7 +140,7 @@ def test_no_recipe_unfolds_or_ends_in_a_traceback(
             refuse_other_arguments(Knobs(name="x"), path)
 
 
-def test_plain_values_may_be_named_and_used_again(tmp_path: Path) -> None:
+def test_yaml_anchors_may_reuse_plain_values(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(b"\xef\xbb\xbfname: &n x\npaths: &p [*n, y]\nother: *n\n")
     assert parse_arguments(Knobs, ["--config", str(path)]) == Knobs(name="x", paths=["x", "y"], other="x")

@@ -314,7 +314,7 @@ def test_missing_double_unknown_and_empty_predictions_are_named(published: Path,
         run(tmp_path / "c", *of_file(published, "vg_full"), *PLAIN, *given(tmp_path / "p", [("7_region_1", "a")]))
 
 
-def test_masks_of_others(published: Path, tmp_path: Path) -> None:
+def test_predicted_masks_are_scored_and_those_of_another_split_refused(published: Path, tmp_path: Path) -> None:
     content = json.loads((published / "coco.json").read_text())
     masks = [
         {k: a[k] for k in ("image_id", "category_id", "segmentation")} | {"score": 0.5} for a in content["annotations"]
@@ -374,7 +374,7 @@ def test_a_picture_that_does_not_open_and_an_empty_reference_are_named(published
         ),
     ],
 )
-def test_refusals(flags: list[str], words: str, tmp_path: Path) -> None:
+def test_invalid_options_are_refused(flags: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
         run(tmp_path / "out", *flags)
 
@@ -450,7 +450,7 @@ def test_files_with_a_byte_order_mark_or_in_latin_1(name: str, published: Path, 
         run(tmp_path / "b", *flags, *PLAIN)
 
 
-def test_silence_is_neither_yes_nor_no(published: Path, tmp_path: Path) -> None:
+def test_an_empty_answer_is_neither_yes_nor_no(published: Path, tmp_path: Path) -> None:
     """Not of a model that says nothing, nor of a picture that does not open: POPE's script takes it for a yes, and what was
     meant stands beside. A turned picture does not count as none."""
     shutil.copytree(published / "images", tmp_path / "images")
@@ -499,7 +499,7 @@ def test_a_judges_files_are_checked_before_anything_is_described(published: Path
     assert not (tmp_path / "a").exists()
 
 
-def test_one_item_is_no_plural(published: Path, tmp_path: Path) -> None:
+def test_one_item_is_named_in_the_singular(published: Path, tmp_path: Path) -> None:
     content = json.loads((published / "coco.json").read_text())
     content["images"], content["annotations"] = content["images"][:1], content["annotations"][:1]
     write(tmp_path / "coco.json", content)
@@ -509,7 +509,7 @@ def test_one_item_is_no_plural(published: Path, tmp_path: Path) -> None:
     assert "**subset: 1 item in 1 picture, of 232935 items; not comparable with the whole**" in table
 
 
-def test_a_subset_says_of_what(published: Path, tmp_path: Path) -> None:
+def test_a_subset_is_marked_with_its_size_and_the_whole(published: Path, tmp_path: Path) -> None:
     flags = of_file(published, "pope")
     run(tmp_path / "a", *flags, *given(tmp_path / "p", [("0/q0", "no"), ("1/q0", "yes")]))
     table = (tmp_path / "a" / "table.md").read_text()
@@ -552,7 +552,7 @@ def test_predictions_edited_by_hand(records: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("torn", "words"), [('{"id": "0/q0"', "line 2 is not JSON"), ("{}", "ends within a line")])
-def test_a_torn_part_is_named(torn: str, words: str, records: Path, tmp_path: Path) -> None:
+def test_a_damaged_part_is_named(torn: str, words: str, records: Path, tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "000001.jsonl").write_text("{}\n" + torn)
     with pytest.raises(ValueError, match=rf"000001.jsonl is not a complete part of predictions \({words}.*: delete it"):
@@ -620,7 +620,7 @@ def test_killed_midway_and_run_again_gives_the_same_bytes(records: Path, tmp_pat
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
-def test_without_java(
+def test_without_java_the_error_says_what_to_install(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is missing is said in a line, and the scores have the name of their own protocol."""

@@ -43,7 +43,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for path in sorted((folder / "parts").iterdir()) for line in path.read_text().splitlines()]
 
 
-def test_every_control_answers_the_same_questions(evaluated: Path) -> None:
+def test_every_control_is_asked_the_same_questions(evaluated: Path) -> None:
     questions = [line for line in lines_of(evaluated) if line["task"] == "question"]
     views = {view: [(q["seed"], q["scene"], q["question"]) for q in questions if q["view"] == view]
              for view in ("full", "shuffled", "question only", "no position", "follow-up", "described")}  # fmt: skip
@@ -51,7 +51,7 @@ def test_every_control_answers_the_same_questions(evaluated: Path) -> None:
     assert all(asked == views["full"] for asked in views.values())
 
 
-def test_other_weights_are_another_evaluation(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_other_weights_are_not_continued(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()}
     monkeypatch.setattr(evaluate_glyphs, "fingerprint", lambda model: "another")
     with pytest.raises(ValueError, match="other model_fingerprint, described_fingerprint"):
@@ -59,7 +59,7 @@ def test_other_weights_are_another_evaluation(evaluated: Path, monkeypatch: pyte
     assert {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()} == before
 
 
-def test_no_position_hides_boxes_and_order_alone() -> None:
+def test_no_position_hides_only_boxes_and_order() -> None:
     config = SimpleNamespace(feature_layout=FeatureLayout(token_size=3, embed_size=2, num_experts=4))
     features = torch.rand(2, 6, 3 + 2 + 5 + 1 + 4 + 1)
     features[..., -1] = torch.tensor([1.0, 1, 1, 1, 0, 0])
@@ -170,7 +170,7 @@ def test_tables_and_figures_are_written(evaluated: Path) -> None:
         assert (evaluated / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_whole_parts_are_kept_and_missing_ones_made_again_with_the_same_bytes(evaluated: Path) -> None:
+def test_missing_parts_are_made_again_with_the_same_bytes(evaluated: Path) -> None:
     kept, lost = evaluated / "parts" / "test-0.jsonl", evaluated / "parts" / "test-1.jsonl"
     before, untouched = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
@@ -179,7 +179,7 @@ def test_whole_parts_are_kept_and_missing_ones_made_again_with_the_same_bytes(ev
     assert kept.stat().st_mtime_ns == untouched
 
 
-def test_workers_find_what_one_process_finds(evaluated: Path, tmp_path: Path) -> None:
+def test_workers_give_the_results_of_one_process(evaluated: Path, tmp_path: Path) -> None:
     flags = [*FLAGS[:-2], "--model", "none", "--output", str(tmp_path)]
     main([*flags, "--workers", "2"])
     for mine, theirs in zip(

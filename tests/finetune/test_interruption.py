@@ -79,7 +79,7 @@ def heard() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("heard")
-def test_ctrl_c_keeps_the_step_at_hand(
+def test_ctrl_c_finishes_and_keeps_the_current_step(
     stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No checkpoint would have been due; asked before the first line of the log is written."""
@@ -224,13 +224,13 @@ def test_two_runs_do_not_share_a_folder(stage: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", ["", "{", '{"step": 1}', "[]", "null"])
-def test_a_damaged_note_of_the_best_weights_is_named(tmp_path: Path, torn: str) -> None:
+def test_a_damaged_file_about_the_best_weights_is_named(tmp_path: Path, torn: str) -> None:
     (tmp_path / "best.json").write_text(torn)
     with pytest.raises(ValueError, match=r"best\.json is damaged: delete it"):
         BestWeights(tmp_path, "val_loss", 10)
 
 
-def test_other_damaged_notes_of_a_run_are_named(stage: Path, tmp_path: Path) -> None:
+def test_other_damaged_files_of_a_run_are_named(stage: Path, tmp_path: Path) -> None:
     train.main(flags(stage, tmp_path / "run", "--steps", "2"))
     saved = (tmp_path / "run" / "arguments.yaml").read_text()
     for torn in ("", "steps: [", "just words"):
@@ -247,7 +247,7 @@ def test_other_damaged_notes_of_a_run_are_named(stage: Path, tmp_path: Path) -> 
         RegionCache(tmp_path / "cache")
 
 
-def test_a_torn_line_of_the_log_is_no_end(tmp_path: Path) -> None:
+def test_a_truncated_log_line_does_not_stop_a_run(tmp_path: Path) -> None:
     log = RunLog(tmp_path, Accelerator(cpu=True))
     for step in (1, 2, 3):
         log.write({"step": step, "loss": 0.5})
@@ -259,7 +259,7 @@ def test_a_torn_line_of_the_log_is_no_end(tmp_path: Path) -> None:
     assert [(line["step"], line["loss"]) for line in log.read()] == [(1, 0.5), (2, 0.5), (3, 0.25)]
 
 
-def test_a_result_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_a_result_is_complete_or_absent(tmp_path: Path) -> None:
     def torn(folder: Path) -> None:
         (folder / "config.json").write_text("{}")
         raise OSError("No space left on device")
@@ -273,7 +273,7 @@ def test_a_result_is_whole_or_not_there(tmp_path: Path) -> None:
     assert not (tmp_path / "model.partial").exists()
 
 
-def test_the_workers_of_a_loader_do_not_hear_ctrl_c() -> None:
+def test_ctrl_c_does_not_stop_the_workers_of_a_loader() -> None:
     loader = DataLoader(_Signals(), num_workers=1, worker_init_fn=ignore_ctrl_c)
     assert [int(handler) for handler in loader] == [int(signal.SIG_IGN)] * 2
 

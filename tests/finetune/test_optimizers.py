@@ -16,7 +16,7 @@ COEFFICIENTS = (3.4445, -4.775, 2.0315)
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
-def test_float32_gives_what_bfloat16_gives_but_for_its_rounding(shape: tuple[int, int]) -> None:
+def test_float32_equals_bfloat16_up_to_rounding(shape: tuple[int, int]) -> None:
     import torch.optim._muon as muon
 
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -31,7 +31,7 @@ def test_float32_gives_what_bfloat16_gives_but_for_its_rounding(shape: tuple[int
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_it_is_taken_only_where_bfloat16_is_slow(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+def test_float32_is_used_only_where_bfloat16_is_slow(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
     import torch.optim._muon as muon
 
     def untouched(gradient: torch.Tensor, *rest: Any) -> torch.Tensor:

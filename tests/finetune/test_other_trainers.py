@@ -115,7 +115,7 @@ def assert_equal_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("mode", ["lora", "projector", "full"])
-def test_a_stopped_run_of_the_trainer_goes_on_as_if_it_had_not_been(
+def test_a_resumed_trainer_run_equals_an_uninterrupted_one(
     processor: RegionBridgeProcessor,
     cached: list[CachedRecord],
     tmp_path: Path,
@@ -265,7 +265,7 @@ def sft(output: Path, processor: RegionBridgeProcessor, data: Dataset, images: P
     return trainer
 
 
-def test_a_stopped_run_of_trl_goes_on_as_if_it_had_not_been(
+def test_a_resumed_trl_run_equals_an_uninterrupted_one(
     processor: RegionBridgeProcessor, cached: list[CachedRecord], picture: Image.Image, tmp_path: Path
 ) -> None:
     pytest.importorskip("trl", reason="needs the extra dev, on Python 3.11 or later")

@@ -123,7 +123,7 @@ def test_all_stages_in_order(tmp_path: Path, model_config: Path) -> None:
     assert one.fingerprint == other.fingerprint
 
 
-def test_tokens_are_recoloured_as_their_truth_is() -> None:
+def test_recoloured_tokens_get_recoloured_targets() -> None:
     _, colours, _ = concept_banks()
     names = list(COLOURS)
     phrases = [(kind, colour) for kind in list(KINDS)[:3] for colour in names[:2]]
@@ -147,7 +147,7 @@ def test_tokens_are_recoloured_as_their_truth_is() -> None:
 
 
 @pytest.mark.slow
-def test_an_anchor_holds_the_tokens_and_what_reads_them(tmp_path: Path) -> None:
+def test_an_anchor_holds_the_tokens_and_freezes_the_concept_head(tmp_path: Path) -> None:
     start = ["--init_from", "tap-tiny", "--regions_per_picture", "4", "--learning_rate", "1e-3"]
     free = train(tmp_path / "free", "prompt", 6, *start)
     held = train(tmp_path / "held", "prompt", 6, *start, "--anchor_weight", "50")
@@ -170,13 +170,13 @@ def test_an_anchor_holds_the_tokens_and_what_reads_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [["--stage", "prompt"], ["--stage", "dense", "--init_from", "tap-tiny"]])
-def test_an_anchor_needs_something_to_hold_on_to(tmp_path: Path, flags: list[str]) -> None:
+def test_an_anchor_needs_a_trained_model_to_start_from(tmp_path: Path, flags: list[str]) -> None:
     with pytest.raises(ValueError, match="nothing to hold on to"):
         main([*flags, "--anchor_weight", "1", "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
-def test_the_anchors_distance_counts_what_was_named_rightly() -> None:
+def test_the_anchor_counts_only_regions_that_were_named_correctly() -> None:
     torch.manual_seed(0)
     model, banks = TapModel(TapConfig(**SIZES)).eval(), concept_banks()
     data = MaskedPictures(GlyphPictures(("train",), 0, 64), range(2), TapImageProcessor(image_size=64), mask_size=32)
@@ -199,7 +199,7 @@ def test_the_anchors_distance_counts_what_was_named_rightly() -> None:
     assert anchor.distance(moved, embeddings, prompts, own) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_step_down_the_anchors_gradient_leads_back() -> None:
+def test_a_gradient_step_on_the_anchor_loss_moves_tokens_back() -> None:
     """A model that has moved away: the distance shrinks, and the model as it was stays as it was."""
     model, banks = TapRegionTokenizer.from_pretrained("tap-tiny", dtype="float32").model, concept_banks()
     data = MaskedPictures(GlyphPictures(("val",), 0, 256), range(1), TapImageProcessor(image_size=256), mask_size=64)
@@ -242,14 +242,16 @@ def test_a_step_down_the_anchors_gradient_leads_back() -> None:
         ("mask_enlargement", "3"),
     ],
 )
-def test_what_cannot_be_is_refused_before_training(tmp_path: Path, model_config: Path, flag: str, value: str) -> None:
+def test_impossible_options_are_refused_before_training(
+    tmp_path: Path, model_config: Path, flag: str, value: str
+) -> None:
     with pytest.raises(ValueError, match=f"{flag} {value}"):
         train(tmp_path / "out", "prompt", 1, "--model_config", str(model_config), f"--{flag}", value)
     assert not (tmp_path / "out" / "log.jsonl").exists()
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_as_it_began_or_not_at_all(tmp_path: Path, model_config: Path) -> None:
+def test_a_run_continues_with_the_same_arguments_or_is_refused(tmp_path: Path, model_config: Path) -> None:
     flags = ["--model_config", str(model_config)]
     train(tmp_path / "run", "prompt", 4, *flags)
     saved = (tmp_path / "run" / "arguments.yaml").read_bytes()

@@ -61,7 +61,7 @@ def test_refining_points_lie_where_the_answer_was_wrong() -> None:
         assert torch.equal(kept, first.labels[i])
 
 
-def test_flawless_answers_get_points_on_the_mask() -> None:
+def test_perfect_answers_get_points_on_the_mask() -> None:
     sampler = PromptSampler(SIZE, seed=2)
     first = sampler.first(masks(), BOXES)
     second = sampler.refine(first, masks(), masks())
@@ -71,7 +71,7 @@ def test_flawless_answers_get_points_on_the_mask() -> None:
     assert (second.labels[first.is_box][:, 2:] == 1).all()
 
 
-def test_draws_follow_the_seed_alone() -> None:
+def test_draws_depend_only_on_the_seed() -> None:
     one, other = PromptSampler(SIZE, seed=0), PromptSampler(SIZE, seed=99)
     other.first(masks(), BOXES)
     for sampler in (one, other):

@@ -38,7 +38,7 @@ RECORD = Record(
 )  # fmt: skip
 
 
-def test_regions_are_numbered_anew() -> None:
+def test_regions_are_renumbered() -> None:
     cut, rows = cut_turns(RECORD, 1, 2)
     assert rows == [2, 1]
     assert [region.label for region in cut.regions] == ["c", "b"]
@@ -51,13 +51,13 @@ def test_regions_are_numbered_anew() -> None:
     assert RECORD.conversations[3].content == "Which is larger, <region3> or <region2>?"
 
 
-def test_a_region_that_was_only_named_is_shown() -> None:
+def test_a_region_that_is_only_named_after_a_cut_is_shown() -> None:
     cut, rows = cut_turns(RECORD, 2, 1)
     assert rows == [2]
     assert cut.conversations[1:] == [Turn("user", "Where is <region1>?"), Turn("assistant", "left")]
 
 
-def test_a_cut_reaches_the_end_and_not_beyond() -> None:
+def test_a_cut_ends_with_the_conversation() -> None:
     cut, rows = cut_turns(RECORD, 0, 9)
     assert rows == [0, 2, 1]
     assert len(cut.conversations) == len(RECORD.conversations)
@@ -67,7 +67,7 @@ def test_a_cut_reaches_the_end_and_not_beyond() -> None:
         cut_turns(RECORD, 0, 0)
 
 
-def test_masks_of_records_are_run_lengths_or_polygons_and_nothing_else() -> None:
+def test_masks_of_records_are_run_lengths_or_polygons_only() -> None:
     mask = np.asarray(ellipse()) > 0
     packed = packed_rle(mask)
     for form in (encode_mask(mask), packed, {**packed, "counts": packed["counts"].decode()}, mask_to_rle(mask)):
@@ -81,7 +81,7 @@ def test_masks_of_records_are_run_lengths_or_polygons_and_nothing_else() -> None
             decode_mask(form, SIZE)
 
 
-def test_hostile_masks_of_records_are_refused_before_memory_is_taken() -> None:
+def test_hostile_masks_of_records_are_refused_before_memory_is_allocated() -> None:
     overflowing = [687052810, 1349997713, 974276318, 1601231992]
     for form, size in (
         ({"size": [48, 64], "counts": overflowing}, (48, 64)),
@@ -98,7 +98,7 @@ def test_hostile_masks_of_records_are_refused_before_memory_is_taken() -> None:
     "address",
     ["test/0/0/40000", "test/0/0/0", "test/0/0/999999999", "test/0/0/-5", f"test/0/{'9' * 5000}/64", "test/0/64", ""],
 )
-def test_scenes_without_measure_are_not_drawn(address: str, tmp_path: Path) -> None:
+def test_impossible_scene_addresses_are_refused(address: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected (1 to 4096|glyph-scene:SPLIT/SEED/INDEX/LONG_SIDE)"):
         open_image(replace(RECORD, image=f"glyph-scene:{address}"), tmp_path)
     sound = replace(RECORD, image="glyph-scene:test/0/0/64", width=48, height=64)

@@ -17,7 +17,7 @@ from PIL import Image
 from finetune.run_log import describe_environment, draw_losses, in_words, record_environment
 
 
-def test_environment(tmp_path: Path) -> None:
+def test_the_environment_is_recorded(tmp_path: Path) -> None:
     environment = describe_environment(processes=2)
     assert environment["torch"] == torch.__version__
     assert environment["commit"] is None or len(environment["commit"].removesuffix("-changed")) == 40

@@ -88,7 +88,7 @@ def held_out(stage: Path, every: int = 2) -> list[str]:
             "--eval_steps", str(every)]  # fmt: skip
 
 
-def test_what_a_run_leaves_behind(stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_leaves_its_model_log_and_plot(stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = fresh(stage)[:4]  # with the default tracker
     run(stage, tmp_path, "projector", *flags, *held_out(stage))
     said = capsys.readouterr().out
@@ -118,13 +118,13 @@ def test_the_best_weights_are_kept(stage: Path, tmp_path: Path) -> None:
         assert torch.equal(model.get_parameter(name), value)
 
 
-def test_gradient_checkpointing_changes_memory_alone(stage: Path, tmp_path: Path) -> None:
+def test_gradient_checkpointing_changes_no_number(stage: Path, tmp_path: Path) -> None:
     plain = run(stage, tmp_path / "a", "lora", *fresh(stage))
     thrifty = run(stage, tmp_path / "b", "lora", *fresh(stage), "--gradient_checkpointing", "true")
     assert [line["loss"] for line in thrifty] == pytest.approx([line["loss"] for line in plain], abs=1e-5)
 
 
-def test_attention_is_computed_as_asked(stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attn_implementation_is_followed(stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
     plain = train.set_trainable
 
@@ -195,7 +195,7 @@ def test_qlora(stage: Path, tmp_path: Path, bits: str, make_tokenizer: Any) -> N
     ("lora", ["--init_from", "somewhere"], "both or neither"),
     ("lora", ["--steps", "0"], "steps 0"),
 ])  # fmt: skip
-def test_what_does_not_go_together_is_refused(
+def test_options_that_exclude_each_other_are_refused(
     stage: Path, tmp_path: Path, mode: str, flags: list[str], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
@@ -203,7 +203,7 @@ def test_what_does_not_go_together_is_refused(
     assert not (tmp_path / "x").exists()
 
 
-def test_a_run_goes_on_as_it_began(stage: Path, tmp_path: Path) -> None:
+def test_a_run_continues_with_the_same_arguments(stage: Path, tmp_path: Path) -> None:
     run(stage, tmp_path, "projector", *fresh(stage))
     before = (tmp_path / "arguments.yaml").read_text()
     with pytest.raises(ValueError, match=r"projector_learning_rate 0\.001, now 0\.5"):
@@ -216,7 +216,7 @@ def test_a_run_goes_on_as_it_began(stage: Path, tmp_path: Path) -> None:
         run(stage, tmp_path, "projector", *fresh(stage))
 
 
-def test_what_does_not_fit_is_refused(stage: Path, tmp_path: Path) -> None:
+def test_mismatched_parts_are_refused(stage: Path, tmp_path: Path) -> None:
     flags = ["--language_model", str(stage / "lm" / "model"), "--image_grid", "2"]
     make(stage, "tap1", "cache of another")
     with pytest.raises(ValueError, match="make the cache with the bridge's tokenizer"):
@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_refused(stage: Path, tmp_path: Path) -> None:
         make(stage, "tap1", "cache")
 
 
-def test_a_stopped_cache_goes_on_and_damage_is_found(stage: Path) -> None:
+def test_a_stopped_cache_continues_and_damage_is_found(stage: Path) -> None:
     make(stage, "tap0", "again")
     shards = sorted((stage / "again").glob("*.safetensors"))
     assert len(shards) == 3
@@ -248,7 +248,7 @@ def test_a_stopped_cache_goes_on_and_damage_is_found(stage: Path) -> None:
     assert torch.equal(RegionCache(stage / "again").regions(5).boxes, RegionCache(stage / "cache").regions(5).boxes)
 
 
-def test_a_bridge_goes_on_with_picture_context_and_the_tokens_of_another_tokenizer(stage: Path, tmp_path: Path) -> None:
+def test_a_bridge_can_be_trained_further_with_context_and_another_tokenizer(stage: Path, tmp_path: Path) -> None:
     """Its language model and projector are kept; it then reads, and names, the new tokenizer."""
     for name, more in (("annotated", ["--context_from", "annotated"]), ("found", [])):
         make(stage, "tap1", f"new_{name}", "--image_grid", "0", "--image_regions", "3", *more)

@@ -72,7 +72,7 @@ def logits(bridge: RegionBridgeForConditionalGeneration, inputs: Any) -> torch.T
 
 
 @pytest.mark.parametrize("mode", ["projector", "lora", "full"])
-def test_what_trains_and_what_stays(pair: Pair, picture: Image.Image, mode: str) -> None:
+def test_only_adapter_and_projector_are_trained(pair: Pair, picture: Image.Image, mode: str) -> None:
     bridge, processor = pair
     inputs = processor("is <region> red", picture, boxes=BOXES)
     if mode == "lora":
@@ -154,7 +154,7 @@ def test_a_projector_alone_is_a_folder_too(pair: Pair, picture: Image.Image, tmp
     assert torch.equal(logits(loaded, inputs), logits(bridge, inputs))
 
 
-def test_removing_gives_the_language_model_back(pair: Pair, picture: Image.Image) -> None:
+def test_removing_lora_restores_the_language_model(pair: Pair, picture: Image.Image) -> None:
     bridge, processor = pair
     text = processor("where is it")
     inputs = processor("is <region> red", picture, boxes=BOXES)
@@ -167,7 +167,7 @@ def test_removing_gives_the_language_model_back(pair: Pair, picture: Image.Image
     assert torch.equal(logits(bridge, text), before)
 
 
-def test_removing_gives_the_bridges_own_projector_back(pair: Pair, picture: Image.Image, tmp_path: Path) -> None:
+def test_removing_lora_restores_the_bridges_own_projector(pair: Pair, picture: Image.Image, tmp_path: Path) -> None:
     bridge, processor = pair
     inputs = processor("is <region> red", picture, boxes=BOXES)
     own = logits(bridge, inputs)
@@ -274,9 +274,7 @@ def test_merged_bridges_are_saved_whole(pair: Pair, picture: Image.Image, tmp_pa
         RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "whole", language_model="x")
 
 
-def test_the_last_that_was_saved_into_a_folder_is_what_it_holds(
-    pair: Pair, picture: Image.Image, tmp_path: Path
-) -> None:
+def test_a_folder_holds_what_was_saved_last(pair: Pair, picture: Image.Image, tmp_path: Path) -> None:
     """An adapter folder, then one with the projector alone, then a whole bridge, all in one place."""
     bridge, processor = pair
     inputs = processor("is <region> red", picture, boxes=BOXES)
@@ -315,7 +313,7 @@ def test_an_adapters_revision_is_not_its_language_models(
     assert asked == [{"dtype": "auto", "local_files_only": True}]
 
 
-def test_an_interrupted_save_leaves_the_earlier_folder(
+def test_an_interrupted_save_keeps_the_earlier_folder(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bridge, _ = pair
@@ -405,7 +403,7 @@ def test_a_bridge_refers_to_where_it_was_loaded_whole_from(
     assert bundled.config.language_model == "region-chat-tiny"
 
 
-def test_the_same_adapter_is_the_same_files_in_every_process(tmp_path: Path) -> None:
+def test_an_adapter_is_saved_as_the_same_files_in_every_process(tmp_path: Path) -> None:
     code = (
         "import sys, torch\n"
         "from llm_bridge import RegionBridgeForConditionalGeneration as Bridge, add_lora\n"
@@ -426,7 +424,7 @@ def test_the_same_adapter_is_the_same_files_in_every_process(tmp_path: Path) -> 
     assert len(modules) == 7
 
 
-def test_folders_from_before_weights_were_kept_still_load(pair: Pair, picture: Image.Image, tmp_path: Path) -> None:
+def test_folders_without_weight_sums_still_load(pair: Pair, picture: Image.Image, tmp_path: Path) -> None:
     bridge, processor = pair
     inputs = processor("is <region> red", picture, boxes=BOXES)
     add_lora(bridge, r=2).save_pretrained(tmp_path / "a")
@@ -439,7 +437,7 @@ def test_folders_from_before_weights_were_kept_still_load(pair: Pair, picture: I
     assert torch.equal(logits(loaded, inputs), logits(bridge, inputs))
 
 
-def test_what_cannot_be_trained_is_refused(make_bridge: Callable[..., Pair], tmp_path: Path) -> None:
+def test_parts_that_cannot_be_trained_are_refused(make_bridge: Callable[..., Pair], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no adapter to train: call add_lora first"):
         set_trainable(make_bridge()[0], "lora")
     with pytest.raises(ValueError, match="expected one of projector, lora, full"):
@@ -512,7 +510,7 @@ def test_qlora_on_cpu(
         ({"init_lora_weights": ["eva"]}, "starts a computation"),
     ],
 )  # fmt: skip
-def test_an_adapter_that_says_what_no_lora_needs_is_refused(
+def test_adapter_configs_with_unneeded_options_are_refused(
     pair: Pair, tmp_path: Path, values: dict[str, Any], words: str
 ) -> None:
     """Patterns without end, ranks without measure, fields by which peft copies layers or imports modules."""

@@ -34,7 +34,7 @@ def chat(make_bridge: Callable[..., Pair]) -> RegionChat:
     return RegionChat(*make_bridge())
 
 
-def test_turns_and_names(chat: RegionChat, picture: Image.Image) -> None:
+def test_follow_ups_use_the_names_of_regions(chat: RegionChat, picture: Image.Image) -> None:
     first = chat.ask("what is <region> ?", image=picture, boxes=BOXES[:1], **SHORT)
     assert isinstance(first, str)
     second = chat.ask("is region1 on <region> ?", boxes=BOXES[1:], **SHORT)
@@ -113,14 +113,16 @@ def test_regions_without_a_marker_are_all_asked_about(chat: RegionChat, picture:
     assert chat.history[0] == ("user", "region1 region2 where is it?")
 
 
-def test_a_new_picture_begins_anew(chat: RegionChat, picture: Image.Image, other_picture: Image.Image) -> None:
+def test_a_new_picture_starts_a_new_conversation(
+    chat: RegionChat, picture: Image.Image, other_picture: Image.Image
+) -> None:
     chat.ask("what is <region>", image=picture, boxes=BOXES[:1], **SHORT)
     chat.ask("what is <region>", image=other_picture, boxes=[[1, 2, 30, 70]], **SHORT)
     assert chat.history[0] == ("user", "what is region1")
     assert len(chat.history) == 2
 
 
-def test_refused_questions_leave_no_trace(chat: RegionChat, picture: Image.Image) -> None:
+def test_refused_questions_do_not_change_the_conversation(chat: RegionChat, picture: Image.Image) -> None:
     chat.ask("what is <region>", image=picture, boxes=BOXES[:1], **SHORT)
     before = chat.history
     with pytest.raises(ValueError, match="Found 2 <region> placeholders but 1 regions"):
@@ -148,13 +150,15 @@ def test_refused_questions_leave_no_trace(chat: RegionChat, picture: Image.Image
         RegionChat(chat.model, chat.processor).baseline()
 
 
-def test_errors_while_generating_reach_the_asker(chat: RegionChat, picture: Image.Image) -> None:
+def test_errors_while_generating_are_raised_in_the_callers_thread(chat: RegionChat, picture: Image.Image) -> None:
     with pytest.raises(ValueError, match="temperature"):
         chat.ask("<region>", image=picture, boxes=BOXES[:1], do_sample=True, temperature=-1.0)
     assert chat.history == []
 
 
-def test_baseline_is_taps_own_words(chat: RegionChat, tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
+def test_the_baseline_is_taps_caption_and_concepts(
+    chat: RegionChat, tiny_tokenizer: TapRegionTokenizer, picture: Image.Image
+) -> None:
     chat.ask("is <region> on <region>", image=picture, boxes=BOXES, **SHORT)
     regions = tiny_tokenizer.encode(picture, boxes=BOXES)
     baseline = chat.baseline(top_k=2)
@@ -212,7 +216,7 @@ def test_a_picture_without_a_region_is_refused_by_a_bridge_that_would_not_see_it
     assert isinstance(RegionChat(*make_bridge(image_grid=2)).ask("what is it ?", image=picture, **SHORT), str)
 
 
-def test_numbered_markers_are_that_region(chat: RegionChat, picture: Image.Image) -> None:
+def test_a_numbered_marker_shows_the_region_of_that_number(chat: RegionChat, picture: Image.Image) -> None:
     chat.ask("is <region2> on <region1> or <region2> ?", image=picture, boxes=BOXES, **SHORT)
     assert "is region2 <|region|> on region1 <|region|> or region2 ?" in placeholders(chat)
     assert chat.regions().boxes.tolist() == BOXES
@@ -265,7 +269,7 @@ def test_thinking_is_off_unless_asked_for(chat: RegionChat, picture: Image.Image
     assert not seen[1].endswith("red")
 
 
-def test_the_past_stays_as_it_was(chat: RegionChat) -> None:
+def test_changing_arrays_later_does_not_change_a_conversation(chat: RegionChat) -> None:
     canvas, boxes = np.full((60, 90, 3), 120, dtype=np.uint8), np.array(BOXES[:1], dtype=float)
     chat.ask("<region> ?", image=canvas, boxes=boxes, **SHORT)
     before = chat.regions()
@@ -296,7 +300,7 @@ def test_streams_give_what_ask_gives(chat: RegionChat, picture: Image.Image, cap
     ({"masks": Image.new("1", (90, 60))}, "masks of type Image, expected a list"),
     ({"boxes": BOXES, "masks": [np.ones((60, 90), bool)]}, "2 boxes, 1 masks: give the same number"),
 ])  # fmt: skip
-def test_one_region_is_no_list_of_regions(
+def test_a_single_region_is_refused_as_a_list_of_regions(
     chat: RegionChat, picture: Image.Image, prompts: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
@@ -323,7 +327,7 @@ def test_wrong_sources_are_named(make_bridge: Callable[..., Pair], tmp_path: Pat
             RegionChat.from_pretrained(source, mode=mode, region_tokenizer="tap-tiny")
 
 
-def test_what_is_not_here_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_models_are_refused_without_waiting_for_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("some/bridge", "some-model"):
         with pytest.raises(OSError, match=f"Found no {name} here, and the Hub cannot be reached"):
             RegionChat.from_pretrained(name, mode="described", region_tokenizer="tap-tiny")
@@ -379,7 +383,7 @@ def test_described_regions_are_words(
     assert "<|region|>" not in text
 
 
-def test_described_mode_needs_nothing_of_ours_in_the_model(described: RegionChat, picture: Image.Image) -> None:
+def test_described_mode_adds_no_token_and_no_input(described: RegionChat, picture: Image.Image) -> None:
     inputs = described.processor("is <region> red", picture, boxes=BOXES[:1])
     assert set(inputs) == {"input_ids", "attention_mask"}
     assert len(described.processor.tokenizer) == len(described.processor.tokenizer.get_vocab())
@@ -502,7 +506,7 @@ def test_masks_are_read_in_every_form_and_once(chat: RegionChat, tmp_path: Path)
     assert chat.regions().boxes.tolist() == [BOX, [10, 10, 90, 90]]
 
 
-def test_a_mask_that_is_none_is_refused_and_not_remembered(chat: RegionChat, picture: Image.Image) -> None:
+def test_an_invalid_mask_is_refused_and_not_remembered(chat: RegionChat, picture: Image.Image) -> None:
     for given, words in (
         ([{"size": [60, 90], "counts": [5400]}], "mask is empty"),
         ([{"size": [61, 90], "counts": [5490]}], "RLE of size"),
@@ -518,7 +522,7 @@ def test_a_mask_that_is_none_is_refused_and_not_remembered(chat: RegionChat, pic
     assert chat.history == []
 
 
-def test_what_many_questions_share_is_read_once(
+def test_the_shared_beginning_of_many_questions_is_read_once(
     chat: RegionChat, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat.ask("what is <region> ?", image=picture, boxes=BOXES[:1], **SHORT)
@@ -541,7 +545,7 @@ def test_what_many_questions_share_is_read_once(
     assert prefix[1] > longest / 2
 
 
-def test_many_questions_need_one(chat: RegionChat) -> None:
+def test_ask_each_needs_at_least_one_question(chat: RegionChat) -> None:
     for wrong in ([], "what is it?"):
         with pytest.raises(ValueError, match="expected a list of at least one question"):
             chat.ask_each(wrong)

@@ -104,7 +104,9 @@ def test_what_is_learned_ends_with_the_token_that_stops_generation(
 
 
 @every_family
-def test_lessons_begin_with_what_is_asked(make_pair: Callable[..., Pair], picture: Image.Image, family: Family) -> None:
+def test_training_examples_begin_with_the_prompt(
+    make_pair: Callable[..., Pair], picture: Image.Image, family: Family
+) -> None:
     _, processor = make_pair(family)
     for talk in (about_regions(picture), TALK, TALK[:2]):
         lesson = processor.apply_chat_template(talk, **LEARN)["input_ids"][0].tolist()
@@ -115,7 +117,7 @@ def test_lessons_begin_with_what_is_asked(make_pair: Callable[..., Pair], pictur
 
 
 @every_family
-def test_ends_that_are_appended_are_told_once(
+def test_appended_ends_are_warned_of_once(
     make_pair: Callable[..., Pair], family: Family, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, processor = make_pair(family)
@@ -129,7 +131,7 @@ def test_ends_that_are_appended_are_told_once(
 
 
 @pytest.mark.parametrize("name", ["glm 4", "qwen 1.5", "gemma 3", "qwen 3", "harmony", "deepseek r1"])
-def test_text_is_the_templates_own_where_nothing_is_learned(make_pair: Callable[..., Pair], name: str) -> None:
+def test_prompts_are_the_templates_own_text(make_pair: Callable[..., Pair], name: str) -> None:
     _, processor = make_pair(FAMILIES[name])
     for options in ({}, {"add_generation_prompt": True}):
         for talk in (TALK[:1], TALK[:2]):
@@ -137,7 +139,9 @@ def test_text_is_the_templates_own_where_nothing_is_learned(make_pair: Callable[
             assert processor.apply_chat_template(talk, **options) == own
 
 
-def test_history_is_read_as_it_was_learned(make_pair: Callable[..., Pair], tiny_tokenizer: TapRegionTokenizer) -> None:
+def test_earlier_answers_are_written_as_in_training(
+    make_pair: Callable[..., Pair], tiny_tokenizer: TapRegionTokenizer
+) -> None:
     """Ends that training appends stand in prompts, too, but for a language model that is taken as it is."""
     _, processor = make_pair(FAMILIES["alpaca"])
     asked = processor.apply_chat_template(TALK[:3], add_generation_prompt=True)
@@ -150,7 +154,7 @@ def test_history_is_read_as_it_was_learned(make_pair: Callable[..., Pair], tiny_
     assert "</s>" not in described.apply_chat_template(TALK[:3], add_generation_prompt=True)
 
 
-def test_thoughts_that_the_template_drops_are_not_learned(make_pair: Callable[..., Pair]) -> None:
+def test_thoughts_dropped_by_the_template_are_not_learned(make_pair: Callable[..., Pair]) -> None:
     for name in ("qwen 3", "deepseek r1"):
         _, processor = make_pair(FAMILIES[name])
         thought = [TALK[0], {"role": "assistant", "content": "<think>\nhm\n</think>a red cat"}, *TALK[2:]]
@@ -158,7 +162,7 @@ def test_thoughts_that_the_template_drops_are_not_learned(make_pair: Callable[..
         assert [processor.decode(run, skip_special_tokens=True) for run in learned] == ["a red cat", "left"]
 
 
-def test_what_the_template_marks_is_taken(make_pair: Callable[..., Pair]) -> None:
+def test_generation_marks_of_the_template_are_used(make_pair: Callable[..., Pair]) -> None:
     _, processor = make_pair(FAMILIES["marked"])
     parts = (
         "{% for m in messages %}{% if m['role'] == 'user' %}[{{ m['content'] }}]{% elif loop.last %}"
@@ -172,7 +176,7 @@ def test_what_the_template_marks_is_taken(make_pair: Callable[..., Pair]) -> Non
         processor.apply_chat_template(TALK, changed, **LEARN)
 
 
-def test_answers_that_bring_their_end_get_no_second_one(make_pair: Callable[..., Pair]) -> None:
+def test_answers_that_contain_their_end_get_no_second_one(make_pair: Callable[..., Pair]) -> None:
     _, processor = make_pair(FAMILIES["alpaca"])
     talk = [TALK[0], {"role": "assistant", "content": "a red cat</s>"}]
     learned = runs(processor.apply_chat_template(talk, **LEARN))[0]
@@ -198,14 +202,14 @@ def test_a_conversation_is_rendered_as_often_as_its_template_needs(
     assert len(seen) == times * 16
 
 
-def test_white_space_is_no_end(make_pair: Callable[..., Pair]) -> None:
+def test_white_space_does_not_end_a_turn(make_pair: Callable[..., Pair]) -> None:
     """Some vocabularies have line ends and runs of spaces as added tokens."""
     _, processor = make_pair(FAMILIES["alpaca"])
     assert processor.tokenizer.convert_tokens_to_ids("\n\n") not in processor.stop_token_ids
     assert processor.stop_token_ids == [processor.tokenizer.eos_token_id]
 
 
-def test_white_space_that_the_role_takes_is_not_learned(
+def test_white_space_absorbed_by_the_role_token_is_not_learned(
     make_pair: Callable[..., Pair], tiny_tokenizer: TapRegionTokenizer
 ) -> None:
     words = family_tokenizer(FAMILIES["zephyr"])
@@ -258,9 +262,7 @@ def test_roles_that_must_alternate(make_pair: Callable[..., Pair]) -> None:
         processor.apply_chat_template(TALK[1:])
 
 
-def test_a_system_turn_that_is_left_out_is_told(
-    make_pair: Callable[..., Pair], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_dropped_system_turn_is_reported(make_pair: Callable[..., Pair], caplog: pytest.LogCaptureFixture) -> None:
     _, processor = make_pair(FAMILIES["chatml"])
     deaf = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] + eos_token }}{% endfor %}"
     processor.apply_chat_template([{"role": "system", "content": "be brief"}, *TALK], deaf)
@@ -268,7 +270,7 @@ def test_a_system_turn_that_is_left_out_is_told(
 
 
 @pytest.mark.parametrize("change", ["upper", "escape", "length"])
-def test_a_template_that_changes_what_stands_for_a_region_is_refused(
+def test_a_template_that_changes_region_placeholders_is_refused(
     make_pair: Callable[..., Pair], picture: Image.Image, change: str
 ) -> None:
     _, processor = make_pair(FAMILIES["chatml"])
@@ -280,7 +282,9 @@ def test_a_template_that_changes_what_stands_for_a_region_is_refused(
             processor.apply_chat_template(about_regions(picture), changed, **options)
 
 
-def test_nothing_to_stop_on_is_refused(make_pair: Callable[..., Pair], tiny_tokenizer: TapRegionTokenizer) -> None:
+def test_a_template_and_tokenizer_without_an_end_are_refused(
+    make_pair: Callable[..., Pair], tiny_tokenizer: TapRegionTokenizer
+) -> None:
     words = family_tokenizer(FAMILIES["alpaca"])
     words.eos_token = None
     processor = RegionBridgeProcessor(words, tiny_tokenizer)
@@ -290,7 +294,7 @@ def test_nothing_to_stop_on_is_refused(make_pair: Callable[..., Pair], tiny_toke
     assert processor.decode(runs(processor.apply_chat_template(TALK, **LEARN))[0][-1]) == "left</s>"
 
 
-def test_an_end_that_is_read_with_its_neighbours_is_refused(tiny_tokenizer: TapRegionTokenizer) -> None:
+def test_an_end_that_merges_with_neighbouring_text_is_refused(tiny_tokenizer: TapRegionTokenizer) -> None:
     names = ["<unk>", "stop", "yes", "yesstop", "ask", "<eos>"]
     backend = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, "<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -309,7 +313,7 @@ def test_an_end_that_is_read_with_its_neighbours_is_refused(tiny_tokenizer: TapR
     assert [words.convert_ids_to_tokens(run) for run in learned] == [["yes", "stop"]]
 
 
-def test_a_tokenizer_that_knows_no_places_is_refused(
+def test_a_tokenizer_without_offsets_is_refused(
     make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, processor = make_pair(FAMILIES["chatml"])
@@ -340,7 +344,9 @@ def teach(bridge: Any, processor: RegionBridgeProcessor, picture: Image.Image, s
 
 
 @pytest.mark.parametrize("name", ["gemma 3", "alpaca", "glm 4", "deepseek r1"])
-def test_a_taught_bridge_stops(make_pair: Callable[..., Pair], picture: Image.Image, tmp_path: Path, name: str) -> None:
+def test_a_trained_bridge_ends_its_answers(
+    make_pair: Callable[..., Pair], picture: Image.Image, tmp_path: Path, name: str
+) -> None:
     """Whether its end is a token without a name, the next turn's beginning, or none of the template's."""
     bridge, processor = make_pair(FAMILIES[name])
     teach(bridge, processor, picture)
@@ -374,7 +380,7 @@ def count(steps: list[int]) -> Callable[..., torch.Tensor]:
     return add
 
 
-def test_stops_are_kept_by_saved_folders(
+def test_saved_folders_keep_the_stop_tokens(
     make_pair: Callable[..., Pair], tiny_tokenizer: TapRegionTokenizer, tmp_path: Path
 ) -> None:
     bridge, processor = make_pair(FAMILIES["gemma 3"])
@@ -391,7 +397,7 @@ def test_stops_are_kept_by_saved_folders(
         assert RegionBridgeProcessor.from_pretrained(tmp_path / name).eos_token_id == stops
 
 
-def test_the_language_models_own_stops_stay(make_pair: Callable[..., Pair]) -> None:
+def test_the_language_models_own_stop_tokens_are_kept(make_pair: Callable[..., Pair]) -> None:
     bridge, processor = make_pair(FAMILIES["glm 4"])
     names = ["<|endoftext|>", "<|user|>", "<|observation|>"]
     assert bridge.generation_config.eos_token_id == processor.tokenizer.convert_tokens_to_ids(names)
@@ -399,7 +405,7 @@ def test_the_language_models_own_stops_stay(make_pair: Callable[..., Pair]) -> N
     assert bridge.generation_config.eos_token_id == processor.tokenizer.eos_token_id  # nothing lacks, nothing changes
 
 
-def test_a_bridge_that_lacks_an_end_is_given_it_where_it_meets_its_processor(make_pair: Callable[..., Pair]) -> None:
+def test_attaching_a_processor_adds_its_stop_tokens(make_pair: Callable[..., Pair]) -> None:
     """As bridges that were saved before, and processors that are given another template."""
     bridge, processor = make_pair(FAMILIES["gemma 3"])
     end = processor.tokenizer.convert_tokens_to_ids("<end_of_turn>")
@@ -415,7 +421,7 @@ def test_a_described_language_model_stops_at_the_ends_of_its_template(tiny_token
     assert words.convert_tokens_to_ids("<|eot_id|>") in chat.model.generation_config.eos_token_id
 
 
-def test_ends_that_are_not_special_are_no_part_of_an_answer(
+def test_ends_that_are_not_special_tokens_are_removed_from_answers(
     make_pair: Callable[..., Pair], tiny_tokenizer: TapRegionTokenizer
 ) -> None:
     words = family_tokenizer(Family(FAMILIES["chatml"].template))

@@ -155,7 +155,7 @@ def test_what_is_read_is_not_overwritten(
     assert (tmp_path / "link.png").is_symlink()
 
 
-def test_a_torn_picture_of_a_folder(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_a_truncated_picture_in_a_folder_is_named(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     command = ["ask", folder / "pictures", LARGER, "--boxes", folder / "boxes.csv", "--output", folder / "o.jsonl"]
     whole = (folder / "pictures" / "a.png").read_bytes()
     (folder / "pictures" / "a.png").write_bytes(whole[:9000])
@@ -167,7 +167,7 @@ def test_a_torn_picture_of_a_folder(capsys: pytest.CaptureFixture[str], folder: 
     assert [line["image"] for line in lines] == ["a.png", "b.png"]
 
 
-def test_what_the_page_cannot_be_is_refused_before_a_model_is_loaded(
+def test_invalid_page_options_are_refused_before_a_model_is_loaded(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gradio")
@@ -292,7 +292,7 @@ def begun(line: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_conversation_says_in_its_own_commands_what_a_question_lacks(
+def test_errors_in_chat_mention_its_own_commands(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = ["What is <region>?", "What is it?", "/box 177 392 271 470", "/point 5 5", "What is <region>?"]

@@ -19,7 +19,7 @@ def test_a_description_says_all_that_is_known() -> None:
     )
 
 
-def test_later_regions_tell_only_what_is_new() -> None:
+def test_later_descriptions_mention_only_what_is_new() -> None:
     a = RegionDescription("region1", "a cat", [], (0, 0, 100, 100))
     b = RegionDescription("region2", "a hat", [], (50, 0, 150, 100))
     text = describe_regions([b], (300, 300), earlier=[a])

@@ -159,9 +159,7 @@ print(say(images="p.png", text="What is <region>?", boxes=box, return_full_text=
 """
 
 
-def test_names_of_bundled_models_are_asked_of_no_hub_and_those_that_it_lacks_once(
-    hub: HubServer, tmp_path: Path
-) -> None:
+def test_bundled_names_are_never_looked_up_on_the_hub_and_missing_ones_once(hub: HubServer, tmp_path: Path) -> None:
     demo = Path(llm_bridge.__file__).parent / "pretrained" / "region-chat-tiny" / "demo.png"
     shutil.copyfile(demo, tmp_path / "p.png")
     lines = said(NAMES, hub, tmp_path / "home")

@@ -300,7 +300,7 @@ def seeing(family: str) -> PreTrainedModel:
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["gemma3", "llava", "llama4"])
-def test_the_text_side_of_a_model_that_sees_is_taken(
+def test_the_text_side_of_a_multimodal_model_is_used(
     bridge_on: Callable[..., Pair], picture: Image.Image, family: str
 ) -> None:
     whole = seeing(family)
@@ -314,7 +314,7 @@ def test_the_text_side_of_a_model_that_sees_is_taken(
     assert answer(bridge, inputs)[0] == greedy_loop(bridge.language_model, embeddings, {2})
 
 
-def test_a_model_that_sees_is_loaded_by_name_with_an_adapter_too(
+def test_a_multimodal_model_loads_by_name_also_with_an_adapter(
     bridge_on: Callable[..., Pair], picture: Image.Image, tmp_path: Path
 ) -> None:
     for family in ("gemma3", "llava"):
@@ -331,7 +331,7 @@ def test_a_model_that_sees_is_loaded_by_name_with_an_adapter_too(
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_a_model_that_sees_without_a_causal_text_side_is_refused(
+def test_a_multimodal_model_without_a_causal_text_side_is_refused(
     bridge_on: Callable[..., Pair], tmp_path: Path, family: str
 ) -> None:
     whole = seeing(family)
@@ -346,7 +346,7 @@ def test_a_model_that_sees_without_a_causal_text_side_is_refused(
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_write_from_left_to_right_is_refused(bridge_on: Callable[..., Pair]) -> None:
+def test_models_that_do_not_write_from_left_to_right_are_refused(bridge_on: Callable[..., Pair]) -> None:
     for family, sizes in {
         "bert": {},
         "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
@@ -360,7 +360,7 @@ def test_what_does_not_write_from_left_to_right_is_refused(bridge_on: Callable[.
             bridge_on(AutoModelForCausalLM.from_config(config))
 
 
-def test_what_reads_more_than_a_row_of_embeddings_is_refused(bridge_on: Callable[..., Pair]) -> None:
+def test_models_that_need_more_than_embeddings_are_refused(bridge_on: Callable[..., Pair]) -> None:
     class TwoTables(type(build("llama"))):  # type: ignore[misc]
         """Which looks its words up twice, and takes no embeddings."""
 
@@ -406,7 +406,7 @@ def test_the_region_tokenizer_of_a_processor_may_be_named(
     assert named.region_tokenizer.fingerprint == bridge.config.fingerprint
 
 
-def test_a_language_model_is_left_as_it_was(bridge_on: Callable[..., Pair]) -> None:
+def test_trying_out_leaves_the_language_model_unchanged(bridge_on: Callable[..., Pair]) -> None:
     plain = build("gemma3n_text").train()
     try_out(plain)
     assert plain.training

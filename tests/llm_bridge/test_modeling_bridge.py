@@ -50,7 +50,7 @@ def test_forward_and_backward(make_bridge: Callable[..., Pair], picture: Image.I
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_the_prompt_is_the_language_models_own_outside_placeholders(
+def test_words_outside_placeholders_have_the_plain_models_embeddings(
     make_bridge: Callable[..., Pair], picture: Image.Image, family: str
 ) -> None:
     bridge, processor = make_bridge(family)
@@ -65,7 +65,7 @@ def test_the_prompt_is_the_language_models_own_outside_placeholders(
     assert len(bridge.language_model.get_input_embeddings().weight) == bridge.config.text_config.vocab_size
 
 
-def test_regions_matter(make_bridge: Callable[..., Pair], picture: Image.Image, family: str) -> None:
+def test_answers_depend_on_the_region(make_bridge: Callable[..., Pair], picture: Image.Image, family: str) -> None:
     bridge, processor = make_bridge(family)
     a, b = (processor("is <region> red", picture, boxes=[box]) for box in BOXES)
     assert not torch.allclose(bridge(**a).logits[:, -1], bridge(**b).logits[:, -1])
@@ -135,9 +135,7 @@ def test_sampling_follows_the_seed(make_bridge: Callable[..., Pair], picture: Im
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_logits_processors_do_not_stumble_over_placeholders(
-    make_bridge: Callable[..., Pair], picture: Image.Image
-) -> None:
+def test_logits_processors_work_with_placeholders(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
     """The placeholder's id lies outside the vocabulary, where a repetition penalty would look it up."""
     bridge, processor = make_bridge()
     inputs = ask(processor, picture)
@@ -252,7 +250,7 @@ def test_projected_tokens_start_at_the_size_of_words(make_bridge: Callable[..., 
 # --- laws -------------------------------------------------------------------------------------------------------------
 
 
-def test_training_mode_reaches_no_tokenizer(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
+def test_train_mode_does_not_reach_the_region_tokenizer(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
     bridge, processor = make_bridge()
     want = one(processor, picture)["region_features"]
     bridge.train()
@@ -318,7 +316,7 @@ def test_features_for_other_experts_are_refused(make_bridge: Callable[..., Pair]
         routed(**inputs)
 
 
-def test_what_is_no_language_model_is_refused(
+def test_other_models_than_language_models_are_refused(
     make_bridge: Callable[..., Pair], language_model: Callable[..., PreTrainedModel],
     text_tokenizer: Callable[..., Any], tiny_tokenizer: TapRegionTokenizer,
 ) -> None:  # fmt: skip

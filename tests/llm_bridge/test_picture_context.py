@@ -105,7 +105,7 @@ def test_objects_of_a_scene_are_found_whole_and_once() -> None:
     assert imagined <= 12 / 4, "objects were found in pictures of backgrounds alone"
 
 
-def test_specks_of_a_texture_are_no_objects() -> None:
+def test_specks_of_a_texture_are_not_taken_for_objects() -> None:
     """Points on the stripes of this background are answered by a few pixels here and there."""
     tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
     drawn = draw_scene(make_scene(27, "test", 31), 512)
@@ -114,7 +114,7 @@ def test_specks_of_a_texture_are_no_objects() -> None:
     assert found.masks.flatten(1).sum(dim=1).min() >= 2 * (8 * 512 / 256) ** 2  # two patches
 
 
-def test_words_for_each_kind() -> None:
+def test_every_kind_of_context_describes_itself() -> None:
     assert str(PictureContext()) == "none"
     assert str(PictureContext(grid=4)) == "4 × 4 grid of points"
     assert str(PictureContext(regions=16)) == "up to 16 regions that the tokenizer finds"
@@ -189,7 +189,7 @@ def test_distance_is_measured_in_pixels(finding: TapRegionTokenizer) -> None:
     torch.testing.assert_close(as_square[0], features[1])
 
 
-def test_every_way_to_a_batch_shows_an_object_once(
+def test_every_way_to_make_a_batch_shows_an_object_once(
     make_bridge: Callable[..., Any], finding: TapRegionTokenizer, picture: np.ndarray
 ) -> None:
     """Text, chat and ready-made features; of two pictures, each loses its own regions alone."""
@@ -215,7 +215,7 @@ def test_every_way_to_a_batch_shows_an_object_once(
     assert kept.tolist() == [True, True, True, False, True, False, False, True, True]
 
 
-def test_context_stands_around_what_the_last_question_is_about(
+def test_context_is_sorted_around_the_regions_of_the_last_question(
     make_bridge: Callable[..., Any], finding: TapRegionTokenizer, picture: np.ndarray
 ) -> None:
     """After another region was spoken of, a question is answered with the context that it would have had alone."""

@@ -142,7 +142,9 @@ def test_described_regions_in_the_same_pipeline(
     assert pipe(picture, text="what is <region>", boxes=BOXES[:1], **SHORT)["generated_text"] == want
 
 
-def test_by_folder_alone(make_bridge: Callable[..., Pair], picture: Image.Image, tmp_path: Path) -> None:
+def test_a_pipeline_loads_from_a_folder_alone(
+    make_bridge: Callable[..., Pair], picture: Image.Image, tmp_path: Path
+) -> None:
     bridge, processor = make_bridge()
     bridge.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -169,7 +171,7 @@ def test_dictionaries_and_iterators(make_bridge: Callable[..., Pair], picture: I
         pipe([items[0], {"image": picture, "box": BOXES[0]}])
 
 
-def test_what_a_pipeline_was_made_with_holds(
+def test_options_given_when_a_pipeline_is_made_are_kept(
     make_bridge: Callable[..., Pair], picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bridge, processor = make_bridge()

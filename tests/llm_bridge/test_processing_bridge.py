@@ -291,7 +291,7 @@ def test_saving_by_reference(make_bridge: Callable[..., Pair], picture: Image.Im
         RegionBridgeProcessor.from_pretrained(tmp_path / "bridge")
 
 
-def test_no_reference_no_saving_by_reference(make_bridge: Callable[..., Pair], tmp_path: Path) -> None:
+def test_saving_by_reference_needs_a_reference(make_bridge: Callable[..., Pair], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it has no reference: save whole=True"):
         make_bridge()[1].save_pretrained(tmp_path, whole=False)
 
@@ -369,7 +369,7 @@ def test_bad_chat_is_refused(
         ([{"role": "user", "content": ["hi"]}], "content item 'hi', expected"),
     ],
 )
-def test_what_is_no_chat_is_refused(make_bridge: Callable[..., Pair], conversation: Any, message: str) -> None:
+def test_malformed_chats_are_refused(make_bridge: Callable[..., Pair], conversation: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_bridge()[1].apply_chat_template(conversation)
 
@@ -379,9 +379,7 @@ def test_a_turn_that_only_calls_a_tool_has_no_words(make_bridge: Callable[..., P
     assert make_bridge()[1].apply_chat_template(calls)
 
 
-def test_what_does_not_belong_together_is_refused(
-    make_bridge: Callable[..., Pair], tiny_tokenizer: TapRegionTokenizer
-) -> None:
+def test_mismatched_parts_are_refused(make_bridge: Callable[..., Pair], tiny_tokenizer: TapRegionTokenizer) -> None:
     bridge, processor = make_bridge(image_grid=2)
     other = RegionBridgeProcessor(processor.tokenizer, tiny_tokenizer)
     with pytest.raises(ValueError, match="The processor has image_grid = 0, the bridge 2"):

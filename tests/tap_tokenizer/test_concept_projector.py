@@ -60,7 +60,7 @@ def test_bad_questions_are_refused(bank: ConceptBank) -> None:
         bank.top(torch.ones(1, 3), 0)
 
 
-def test_a_stranger_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_concept_bank_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"weights": torch.zeros(2, 2)}, tmp_path / "other.safetensors")

@@ -12,7 +12,7 @@ from tap_tokenizer import TapModel
 
 @pytest.mark.parametrize("packs", [True, False])
 @pytest.mark.parametrize("max_length", [2, 3, 11])
-def test_captions(
+def test_captions_equal_those_of_the_plain_path(
     make_tap: Callable[..., TapModel], monkeypatch: pytest.MonkeyPatch, max_length: int, packs: bool
 ) -> None:
     """The same ids as transformers' `generate`, some captions ending long before others, with and without packed weights."""

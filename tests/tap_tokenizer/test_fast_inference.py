@@ -58,7 +58,9 @@ def paper_sized() -> TapModel:
 
 @pytest.mark.parametrize("output_masks", [False, True])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_regions(make_tap: Callable[..., TapModel], layers: int, output_masks: bool) -> None:
+def test_regions_equal_those_of_the_plain_path(
+    make_tap: Callable[..., TapModel], layers: int, output_masks: bool
+) -> None:
     config = make_tap().config
     config.image_decoder_config.num_hidden_layers = layers
     torch.manual_seed(layers)
@@ -101,7 +103,9 @@ def test_regions_do_not_depend_on_each_other(make_tap: Callable[..., TapModel]) 
 
 
 @pytest.mark.parametrize("at_once", [1, 4, 5])
-def test_pictures(make_tap: Callable[..., TapModel], monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+def test_pictures_equal_those_of_the_plain_path(
+    make_tap: Callable[..., TapModel], monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
     monkeypatch.setattr(fast_inference, "_WINDOWS_AT_ONCE", at_once)
     model = make_tap(num_hidden_layers=8)
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -130,7 +134,7 @@ def test_weights_that_change_are_noticed(make_tap: Callable[..., TapModel]) -> N
     torch.testing.assert_close(changed.semantic_tokens, ask(model, plain=True).semantic_tokens, **CLOSE)
 
 
-def test_training_unseen_is_noticed(make_tap: Callable[..., TapModel]) -> None:
+def test_weights_changed_by_a_fused_optimizer_are_noticed(make_tap: Callable[..., TapModel]) -> None:
     """A fused optimizer changes weights in place, and counts no change."""
     model = with_weights_that_matter(make_tap())
     ask(model, plain=False)
@@ -150,7 +154,7 @@ def test_training_unseen_is_noticed(make_tap: Callable[..., TapModel]) -> None:
     torch.testing.assert_close(seen[0], seen[1], rtol=1e-4, atol=1e-3)
 
 
-def test_where_it_is_used(make_tap: Callable[..., TapModel]) -> None:
+def test_the_fast_path_is_used_only_without_gradients(make_tap: Callable[..., TapModel]) -> None:
     """Never where gradients are asked for, in training mode or autocast, or where the formula itself is wanted."""
     model = make_tap()
     assert not model.is_fast
@@ -168,7 +172,7 @@ def test_where_it_is_used(make_tap: Callable[..., TapModel]) -> None:
         assert make_tap().to("meta").is_fast  # a device that knows no autocast
 
 
-def test_the_door_uses_it(
+def test_the_region_tokenizer_uses_the_fast_path(
     tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []

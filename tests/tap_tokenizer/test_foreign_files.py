@@ -48,7 +48,7 @@ def test_only_files_are_opened(tmp_path: Path) -> None:
     "content", ["[" * 1_000_000, '{"a":' * 1_000_000, "[]", "", '{"a": ' + "9" * 5000 + "}", "\xff", "null", '{"a": 1'],
     ids=["brackets", "braces", "list", "empty", "digits", "no UTF-8", "null", "torn"],
 )  # fmt: skip
-def test_json_that_is_no_object_is_refused(tmp_path: Path, content: str) -> None:
+def test_json_that_is_not_an_object_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_bytes(content.encode("latin1"))
     with pytest.raises(ValueError, match=r"config\.json .*copy or download it again\.$"):
         read_json_object(tmp_path / "config.json")
@@ -64,7 +64,7 @@ def test_json_that_is_no_object_is_refused(tmp_path: Path, content: str) -> None
         {"_attn_implementation": "someone/kernel"}, {"attn_implementation": {"": "someone/kernel"}},
     ],
 )  # fmt: skip
-def test_configurations_without_measure_are_refused(values: dict[str, Any]) -> None:
+def test_configurations_that_ask_for_too_much_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(
         ValueError, match=r"^here (has \w+ .*expected at most|asks for the attention|sets assistant_early_exit)"
     ):
@@ -154,7 +154,7 @@ def test_folders_that_would_fill_memory_are_refused(tmp_path: Path) -> None:
     assert done.peak_memory < GIGABYTE
 
 
-def test_weights_that_a_pickle_packs_are_refused(tmp_path: Path) -> None:
+def test_weights_packed_by_a_pickle_are_refused(tmp_path: Path) -> None:
     folder = copied(WORDS, tmp_path / "words")
     (folder / "model.safetensors").unlink()
     torch.save({"x": torch.zeros(1 << 20)}, tmp_path / "plain.bin")
@@ -170,7 +170,7 @@ def test_weights_that_a_pickle_packs_are_refused(tmp_path: Path) -> None:
         load_pretrained(AutoModelForCausalLM, folder)
 
 
-def test_weights_that_are_a_pickle_are_left_alone(tmp_path: Path) -> None:
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     """torch's own reader goes down with the whole process at a key of 300,000 tuples."""
     folder = copied(WORDS, tmp_path / "words")
     (folder / "model.safetensors").unlink()
@@ -179,14 +179,14 @@ def test_weights_that_are_a_pickle_are_left_alone(tmp_path: Path) -> None:
         load_pretrained(AutoModelForCausalLM, folder)
 
 
-def test_what_is_sound_loads() -> None:
+def test_valid_folders_load() -> None:
     assert load_pretrained(AutoTokenizer, WORDS).chat_template
     model = load_pretrained(AutoModelForCausalLM, WORDS)
     assert type(model_from_config(AutoModelForCausalLM, model.config)) is type(model)
     assert TapRegionTokenizer.from_pretrained(TAP).text_tokenizer is not None
 
 
-def test_auto_classes_are_asked_through_one_door() -> None:
+def test_auto_classes_never_trust_remote_code_by_default() -> None:
     """Where transformers picks a class by what a file says, it may ask for code; `load_pretrained` answers for us."""
     for path in (path for package in ("tap_tokenizer", "llm_bridge", "finetune", "benchmarks", "docs")
                  for path in (ROOT / package).rglob("*.py")):  # fmt: skip
@@ -210,7 +210,7 @@ def test_a_tokenizer_at_which_its_library_panics_is_named(tmp_path: Path) -> Non
         load_pretrained(AutoTokenizer, folder)
 
 
-def test_weights_that_are_no_safetensors_are_read_only_if_the_caller_says_so(tmp_path: Path) -> None:
+def test_other_weights_than_safetensors_are_read_only_on_request(tmp_path: Path) -> None:
     config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=16)
     model = LlamaForCausalLM(config)
     config.save_pretrained(tmp_path)

@@ -35,7 +35,7 @@ def test_tokens_do_not_need_masks(make_tap: Callable[..., TapModel]) -> None:
     assert torch.equal(with_masks.semantic_tokens, without.semantic_tokens)
 
 
-def test_absent_points_do_not_exist(make_tap: Callable[..., TapModel]) -> None:
+def test_masked_points_change_nothing(make_tap: Callable[..., TapModel]) -> None:
     model = make_tap()
     side = model.config.image_encoder_config.grid_size
     torch.manual_seed(0)

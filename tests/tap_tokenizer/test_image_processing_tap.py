@@ -91,7 +91,7 @@ def test_the_bits_that_a_deep_grey_uses_become_a_byte(tmp_path: Path, mode: str,
     assert np.array_equal(load_rgb(torch.from_numpy(numbers)), want)
 
 
-def test_dark_colours_of_16_bits_are_warned_of(
+def test_dark_16_bit_colours_give_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pillow keeps the upper byte of a colour, which is nothing if 8 bits are used."""
@@ -153,7 +153,7 @@ def test_bad_pictures_are_refused(image: object, message: str) -> None:
         TapImageProcessor()(image)
 
 
-def test_files_that_are_no_pictures_are_refused(tmp_path: Path, picture: Image.Image) -> None:
+def test_files_that_are_not_images_are_refused(tmp_path: Path, picture: Image.Image) -> None:
     text = tmp_path / "text.png"
     text.write_text("not a picture")
     with pytest.raises(ValueError, match="is not an image that Pillow can read"):

@@ -41,7 +41,7 @@ def test_enlarged_masks_are_cut_where_they_are_half(side: int, resample: str) ->
 
 
 @pytest.mark.parametrize("corners", [(60, 60, 450, 450), (101, 103, 300, 332), (3, 3, 20, 500)])
-def test_soft_edges_are_no_labels(corners: tuple[int, int, int, int]) -> None:
+def test_soft_edges_are_not_taken_for_labels(corners: tuple[int, int, int, int]) -> None:
     mask = ellipse(corners)
     box = Image.new("L", mask.size)
     box.paste(255, corners)
@@ -142,7 +142,7 @@ def test_one_label_of_a_map_is_a_mask() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
-def test_a_photograph_is_no_mask(mode: str) -> None:
+def test_a_photograph_is_refused_as_a_mask(mode: str) -> None:
     with Image.open(DEMO) as picture, pytest.raises(ValueError, match=r"neither black nor white|label map"):
         as_mask(picture.convert("RGB").convert(mode), (picture.height, picture.width))
 
@@ -184,7 +184,7 @@ SELF.append(SELF)
         ([[-900, -900, -800, -900, -800, -800]], "is empty"), ([[0, 0, 5000, 5000] * 3000], "outlines are longer"),
     ],
 )  # fmt: skip
-def test_what_is_no_mask_is_refused_in_a_sentence(given: Any, words: str) -> None:
+def test_values_that_are_not_masks_give_a_one_sentence_error(given: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words) as refusal:
         as_mask(given, SIZE)
     assert len(str(refusal.value)) < 400
@@ -218,7 +218,7 @@ def test_a_tiff_that_pillow_maps_into_memory_is_turned(tmp_path: Path, orientati
     assert np.array_equal(load_rgb(tmp_path / "turned.tif"), load_rgb(tmp_path / "turned.png"))
 
 
-def test_an_empty_mask_may_be_asked_for() -> None:
+def test_an_empty_mask_is_allowed_on_request() -> None:
     assert not as_mask({"size": [4, 6], "counts": [24]}, (4, 6), may_be_empty=True).any()
 
 

@@ -114,7 +114,7 @@ def test_embeddings_of_an_earlier_call_serve_again(make_tap: Callable[..., TapMo
     assert torch.equal(again.semantic_tokens, first.semantic_tokens)
 
 
-def test_unclear_inputs_are_refused(make_tap: Callable[..., TapModel]) -> None:
+def test_ambiguous_inputs_are_refused(make_tap: Callable[..., TapModel]) -> None:
     model, points = make_tap(), {"input_points": torch.zeros(1, 2, 2), "input_labels": torch.tensor([[2, 3]])}
     with pytest.raises(ValueError, match="both or neither of pixel_values and image_embeddings"):
         model(**points)
@@ -122,7 +122,7 @@ def test_unclear_inputs_are_refused(make_tap: Callable[..., TapModel]) -> None:
         model(torch.zeros(2, 3, 64, 64), **points)
 
 
-def test_weights_that_a_checkpoint_lacks_are_made_afresh(make_tap: Callable[..., TapModel], tmp_path: Path) -> None:
+def test_weights_missing_from_a_checkpoint_are_initialised(make_tap: Callable[..., TapModel], tmp_path: Path) -> None:
     """transformers builds models without memory and fills what the file lacks: no buffer may come back as garbage."""
     from safetensors.torch import load_file, save_file
 

@@ -93,7 +93,7 @@ def test_tensors_that_cannot_be_written_leave_the_old_ones(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not hasattr(os, "setuid") or os.geteuid() != 0, reason="only root can become someone else")
-def test_a_folder_of_somebody_else_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_named(tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(0o755)
     child = os.fork()

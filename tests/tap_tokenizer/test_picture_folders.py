@@ -17,7 +17,7 @@ from tap_tokenizer.picture_folders import PictureRegions, pictures_of
 DEMO = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
 
 
-def test_an_interrupted_folder_goes_on(folder: Path) -> None:
+def test_an_interrupted_folder_continues(folder: Path) -> None:
     pictures = read_region_table(folder / "boxes.csv", folder / "pictures")
     output, asked = folder / "out.jsonl", []
 
@@ -101,7 +101,7 @@ def test_tables_of_points_and_turned_pictures(folder: Path) -> None:
     ]
 
 
-def test_an_unreadable_picture_is_passed_over_and_comes_when_it_is_mended(folder: Path) -> None:
+def test_an_unreadable_picture_is_skipped_and_done_once_repaired(folder: Path) -> None:
     pictures = [*read_region_table(folder / "boxes.csv", folder / "pictures"), *pictures_of(folder / "pictures")[:1]]
     pictures[-1].image = "c.png"
     output, asked = folder / "out.jsonl", []
@@ -126,7 +126,7 @@ def test_an_unreadable_picture_is_passed_over_and_comes_when_it_is_mended(folder
     ]  # fmt: skip
 
 
-def test_a_picture_that_is_taken_out_leaves_the_others_lines(folder: Path) -> None:
+def test_removing_a_picture_keeps_the_lines_of_the_others(folder: Path) -> None:
     (folder / "pictures" / "b.gif").write_text("torn")
     (folder / "pictures" / "d.png").symlink_to(folder / "nowhere.png")
     pictures = pictures_of(folder / "pictures")
@@ -154,7 +154,7 @@ def test_boxes_of_a_picture_without_a_size_are_checked_all_the_same(folder: Path
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
-def test_a_pipe_is_no_table(folder: Path) -> None:
+def test_a_pipe_is_refused_as_a_table(folder: Path) -> None:
     os.mkfifo(folder / "pipe.csv")
     with pytest.raises(ValueError, match=r"pipe\.csv is a pipe, expected a file"):
         read_region_table(folder / "pipe.csv", folder)

@@ -13,7 +13,7 @@ from tap_tokenizer import TapRegionTokenizer
 FOLDER = Path(__file__).parents[2] / "tap_tokenizer" / "pretrained" / "tap-tiny"
 
 
-def test_the_card_and_what_it_speaks_of_are_there() -> None:
+def test_the_card_and_its_numbers_belong_to_the_weights() -> None:
     card = (FOLDER / "README.md").read_text()
     for word in ("seed", "steps", "GlyphScenes", "mask mIoU", "concept", "caption", "python -m finetune"):
         assert word in card, word

@@ -127,7 +127,7 @@ def test_a_clone_of_the_originals_repository(hub: HubServer) -> None:
         TapRegionTokenizer.from_pretrained(clone)
 
 
-def test_local_files_that_are_no_models(tmp_path: Path) -> None:
+def test_local_files_that_are_not_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"is a file, expected one of the original's \.pkl checkpoints"):
         TapRegionTokenizer.from_pretrained(tmp_path / "x.bin")

@@ -94,7 +94,7 @@ def test_masks_of_all_regions_may_lie_in_one_array(processor: TapProcessor) -> N
 
 @pytest.mark.parametrize("value", [1, 15, 128, 255])
 @pytest.mark.parametrize("mode", ["L", "P", "I"])
-def test_a_mask_as_a_picture_is_as_its_numbers(processor: TapProcessor, mode: str, value: int) -> None:
+def test_a_mask_given_as_a_picture_equals_its_array(processor: TapProcessor, mode: str, value: int) -> None:
     numbers = np.zeros((16, 32), np.uint8)
     numbers[3:12, 5:25] = value
     picture = Image.fromarray(numbers)
@@ -166,7 +166,7 @@ def test_prompts_for_another_number_of_pictures_are_refused(processor: TapProces
         processor([PICTURE, PICTURE], boxes=[[[0, 0, 4, 4]], [[9, 9, 1, 1]]])
 
 
-def test_what_ends_up_to_a_pixel_outside_is_clipped_and_comes_back_clipped(processor: TapProcessor) -> None:
+def test_coordinates_up_to_a_pixel_outside_are_clipped(processor: TapProcessor) -> None:
     out = processor(PICTURE, boxes=[[-0.5, -0.4, 32.6, 16.9], [-1, 3, 33, 17]])
     assert out["prompt_boxes"].tolist() == [[0, 0, 32, 16], [0, 3, 32, 16]]
     assert out["input_points"].tolist() == [[[0, 0], [64, 32]], [[0, 6], [64, 32]]]
@@ -206,7 +206,7 @@ SCALES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("prompts", "message"), SCALES, ids=str)
-def test_coordinates_that_are_no_pixels_are_told_what_they_look_like(
+def test_coordinates_that_are_not_pixels_are_refused_with_a_guess(
     processor: TapProcessor, prompts: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -227,14 +227,12 @@ def test_coordinates_that_are_no_pixels_are_told_what_they_look_like(
     ],
     ids=str,
 )
-def test_a_box_thinner_than_a_pixel_is_refused_and_taken_for_nothing_else(
-    processor: TapProcessor, box: list[float]
-) -> None:
+def test_a_box_thinner_than_a_pixel_is_refused_for_that_reason(processor: TapProcessor, box: list[float]) -> None:
     with pytest.raises(ValueError, match=r"is thinner than a pixel of the picture of 640 × 480 pixels\.$"):
         processor(LARGE, boxes=[[20, 20, 90, 90], box])
 
 
-def test_small_regions_and_corners_are_taken_where_they_may_be_meant(processor: TapProcessor) -> None:
+def test_small_regions_and_corners_are_accepted_where_plausible(processor: TapProcessor) -> None:
     assert processor(LARGE, boxes=[[33.29, 5, 34.29, 6]])["prompt_boxes"].shape == (1, 4)
     assert processor(LARGE, boxes=np.array([[33.29, 5, 34.29, 6]], np.float32))["prompt_boxes"].shape == (1, 4)
     assert (
@@ -270,7 +268,7 @@ HOSTILE = hostile()
 
 
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
-def test_hostile_values_end_in_one_sentence(processor: TapProcessor, number: int) -> None:
+def test_hostile_values_give_a_one_sentence_error(processor: TapProcessor, number: int) -> None:
     points = [[[5, 6]]]
     for wrap in (lambda v: [v], lambda v: v, lambda v: [[v]]):
         for prompts in (

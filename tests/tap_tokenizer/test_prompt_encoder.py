@@ -18,7 +18,7 @@ def test_the_grid_is_the_same_code_as_points(make_tap: Callable[..., TapModel]) 
     torch.testing.assert_close(point - foreground, grid[5 * 8 + 3], rtol=0, atol=1e-5)
 
 
-def test_padding_has_no_place(make_tap: Callable[..., TapModel]) -> None:
+def test_padding_points_have_no_position(make_tap: Callable[..., TapModel]) -> None:
     encoder = make_tap().prompt_encoder
     points = torch.tensor([[[3.0, 4.0], [50.0, 60.0]]])
     out = encoder(points, torch.full((1, 2), int(PointLabel.PADDING)))

@@ -161,7 +161,7 @@ def extent(mask: torch.Tensor) -> list[float] | None:
     return [float(edge) for edge in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
 
 
-def test_experts(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
+def test_the_expert_depends_on_the_prompt(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
     assert tiny_tokenizer.encode(picture, boxes=BOXES).expert.tolist() == [0, 0, 0]
     points = tiny_tokenizer.encode(picture, **POINTS)
     assert torch.equal(points.expert, points.iou_scores[:, 1:].argmax(dim=1) + 1)
@@ -170,7 +170,7 @@ def test_experts(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> No
     assert tiny_tokenizer.encode(picture, masks=[mask]).expert.tolist() == [0]
 
 
-def test_no_regions_are_fine(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
+def test_a_call_without_regions_gives_no_regions(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
     regions = tiny_tokenizer.encode(picture, boxes=[])
     assert len(regions) == 0
     assert regions.semantic_tokens.shape == (0, 4, 32)
@@ -215,9 +215,7 @@ def test_classify(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> N
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_values_say_what_they_are_without_their_numbers(
-    make_tokenizer: Callable[..., TapRegionTokenizer], picture: Image.Image
-) -> None:
+def test_reprs_are_short(make_tokenizer: Callable[..., TapRegionTokenizer], picture: Image.Image) -> None:
     tokenizer = make_tokenizer()
     features = tokenizer.embed_image([picture, picture])
     assert (
@@ -234,7 +232,7 @@ def test_values_say_what_they_are_without_their_numbers(
     assert bundled == "TapRegionTokenizer('tap-tiny', with captions, 40 concepts, device='cpu')"
 
 
-def test_names_are_no_concept_bank_at_any_door(
+def test_a_list_of_names_is_refused_as_a_concept_bank_everywhere(
     make_tokenizer: Callable[..., TapRegionTokenizer], picture: Image.Image, tmp_path: Path
 ) -> None:
     tokenizer = make_tokenizer()
@@ -249,7 +247,7 @@ def test_names_are_no_concept_bank_at_any_door(
                 door()
 
 
-def test_a_caption_is_one_and_its_form_is_captions_own(
+def test_caption_refuses_several_sequences_and_options_that_it_sets_itself(
     tiny_tokenizer: TapRegionTokenizer, picture: Image.Image
 ) -> None:
     regions = tiny_tokenizer.encode(picture, boxes=BOXES)
@@ -271,7 +269,7 @@ def test_a_quality_lies_within_0_and_1_and_a_prediction_need_not(
     torch.testing.assert_close(regions.scores, torch.tensor([1.04, -0.2, 0.5]))
 
 
-def test_bad_prompts_cost_no_work(
+def test_bad_prompts_are_refused_before_encoding(
     make_tokenizer: Callable[..., TapRegionTokenizer], picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = make_tokenizer()
@@ -280,7 +278,7 @@ def test_bad_prompts_cost_no_work(
         tokenizer.encode([picture, picture], boxes=[[[0, 0, 9, 9]], [[0, 0, 900, 9]]])
 
 
-def test_words_need_a_vocabulary_and_concepts(
+def test_caption_and_classify_need_a_vocabulary_and_concepts(
     make_tokenizer: Callable[..., TapRegionTokenizer], picture: Image.Image
 ) -> None:
     tokenizer = make_tokenizer()
@@ -298,7 +296,9 @@ def test_words_need_a_vocabulary_and_concepts(
             tokenizer.caption(regions, return_ids=True, **wrong)  # type: ignore[arg-type]
 
 
-def test_strangers_are_refused(make_tokenizer: Callable[..., TapRegionTokenizer], picture: Image.Image) -> None:
+def test_regions_of_another_tokenizer_are_refused(
+    make_tokenizer: Callable[..., TapRegionTokenizer], picture: Image.Image
+) -> None:
     one, other = make_tokenizer(seed=0), make_tokenizer(seed=5)
     regions = one.encode(picture, boxes=BOXES)
     with pytest.raises(ValueError, match="encode the regions with this tokenizer"):
@@ -311,7 +311,7 @@ def test_strangers_are_refused(make_tokenizer: Callable[..., TapRegionTokenizer]
         one.encode(boxes=BOXES)
 
 
-def test_parts_must_fit(make_tokenizer: Callable[..., TapRegionTokenizer]) -> None:
+def test_mismatched_parts_are_refused(make_tokenizer: Callable[..., TapRegionTokenizer]) -> None:
     from tap_tokenizer import TapImageProcessor, TapProcessor
 
     model = make_tokenizer().model
@@ -355,7 +355,7 @@ def test_features_of_another_tokenizer_are_refused(tiny_tokenizer: TapRegionToke
             see(features=features)
 
 
-def test_features_follow_the_model(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
+def test_features_move_with_the_model(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
     """What was seen in one precision is decoded in another, and masks that were waiting come, too."""
     tokenizer = TapRegionTokenizer(deepcopy(tiny_tokenizer.model))
     features = tokenizer.embed_image(picture)
@@ -365,7 +365,7 @@ def test_features_follow_the_model(tiny_tokenizer: TapRegionTokenizer, picture: 
     assert waiting.masks.shape == (1, picture.height, picture.width)
 
 
-def test_a_fingerprint_is_of_the_values(tiny_tokenizer: TapRegionTokenizer, tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_the_values(tiny_tokenizer: TapRegionTokenizer, tmp_path: Path) -> None:
     half = TapRegionTokenizer(deepcopy(tiny_tokenizer.model).to(torch.float16))
     half.save_pretrained(tmp_path / "half")
     wide = TapRegionTokenizer.from_pretrained(tmp_path / "half")

@@ -76,7 +76,7 @@ def test_joining(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, other
         RegionTokens.concatenate([])
 
 
-def test_strangers_are_not_joined(regions: RegionTokens) -> None:
+def test_regions_of_different_tokenizers_are_not_joined(regions: RegionTokens) -> None:
     from dataclasses import replace
 
     with pytest.raises(ValueError, match="tokens of different tokenizers"):
@@ -145,9 +145,7 @@ def test_repr_says_what_it_is(regions: RegionTokens) -> None:
 
 
 @pytest.mark.parametrize("with_masks", [False, True])
-def test_a_file_that_save_cannot_have_written_is_refused(
-    regions: RegionTokens, tmp_path: Path, with_masks: bool
-) -> None:
+def test_a_file_that_save_did_not_write_is_refused(regions: RegionTokens, tmp_path: Path, with_masks: bool) -> None:
     """Tensors that are missing, surplus, of other types and shapes, or that point at what is not there."""
     from safetensors import safe_open
     from safetensors.torch import save_file

@@ -209,13 +209,13 @@ def test_random_damage_never_escapes(tmp_path: Path) -> None:
             read_pickle(written(tmp_path / "x.pkl", bytes(damaged)))
 
 
-def test_a_claim_of_huge_size_costs_nothing(tmp_path: Path) -> None:
+def test_a_claim_of_huge_size_takes_no_memory(tmp_path: Path) -> None:
     claim = b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"abc."
     with pytest.raises(pickle.UnpicklingError):
         read_pickle(written(tmp_path / "x.pkl", claim))
 
 
-def test_endless_nesting_is_refused(tmp_path: Path) -> None:
+def test_deep_nesting_is_refused(tmp_path: Path) -> None:
     with pytest.raises(pickle.UnpicklingError):
         read_pickle(written(tmp_path / "x.pkl", b"]" * 100_000 + b"a" * 99_999 + b"."))
     selfish: list[Any] = []
@@ -398,7 +398,7 @@ def test_the_versions_that_torch_hangs_on_a_state_are_left_out(tmp_path: Path) -
     assert torch.equal(found["weight"], state["weight"])
 
 
-def test_a_pipe_is_no_pickle(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_as_a_pickle(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.pkl")
     with pytest.raises(ValueError, match="is a pipe, expected a file"):
         read_pickle(tmp_path / "x.pkl")
@@ -406,7 +406,7 @@ def test_a_pipe_is_no_pickle(tmp_path: Path) -> None:
         read_pickle(tmp_path)
 
 
-def test_what_is_shared_is_read_once(tmp_path: Path) -> None:
+def test_shared_objects_are_read_once(tmp_path: Path) -> None:
     """Thirty lists that each hold the one before twice: 2³⁰ ways to it, which nobody walks."""
     nested: Any = [1]
     for _ in range(30):

@@ -22,7 +22,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_templates_without_end_are_refused(kind: str) -> None:
+def test_endless_templates_are_refused(kind: str) -> None:
     with pytest.raises(
         ValueError, match=r"^somewhere has a chat template that does not finish within 2 seconds and 1 GB"
     ):
@@ -40,7 +40,7 @@ def test_templates_that_people_use_pass() -> None:
     check_chat_template("{{ raise_exception('no system message') }}", "a template that refuses")
 
 
-def test_patterns_without_end_are_refused() -> None:
+def test_endless_patterns_are_refused() -> None:
     names = ["model.layers.0.self_attn.q_proj", "a" * 40]
     check_patterns([r".*\.(q|v)_proj", "all-linear"], names, "here")
     with pytest.raises(ValueError, match=r"^here has regular expressions that take more than 2 seconds"):

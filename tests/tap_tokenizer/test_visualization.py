@@ -43,7 +43,7 @@ def test_regions_are_drawn_from_their_tokens(tiny_tokenizer: TapRegionTokenizer,
     assert np.asarray(drawn).tolist() != np.asarray(picture).tolist()
 
 
-def test_nothing_asked_nothing_drawn(picture: Image.Image) -> None:
+def test_nothing_is_drawn_unless_given(picture: Image.Image) -> None:
     assert np.array_equal(np.asarray(draw_regions(picture)), np.asarray(picture))
 
 

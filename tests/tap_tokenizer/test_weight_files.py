@@ -25,7 +25,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")
-def test_devices_that_are_not_there() -> None:
+def test_missing_devices_are_refused() -> None:
     for device in ("cuda", "meta", "nonsense", torch.device("cuda", 7)):
         with pytest.raises(ValueError, match=r"which PyTorch cannot use here .*expected cpu"):
             check_device(device)
@@ -38,19 +38,19 @@ def test_devices_that_are_not_there() -> None:
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "concepts.safetensors", "config.json", "text_tokenizer/tokenizer.json"]
 )
-def test_a_file_that_is_cut_off(copy: Path, name: str) -> None:
+def test_truncated_files_are_named(copy: Path, name: str) -> None:
     os.truncate(copy / name, (copy / name).stat().st_size // 2)
     with pytest.raises(ValueError, match=r"copy or download .*again\.$"):
         TapRegionTokenizer.from_pretrained(copy)
 
 
-def test_folders_of_other_models_are_refused_unread(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_folders_of_other_models_are_refused_before_reading(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="a model of type region_bridge, not a region tokenizer"):
         TapRegionTokenizer.from_pretrained(BRIDGE)
     assert not caplog.records
 
 
-def test_weights_that_are_not_all_there(copy: Path) -> None:
+def test_incomplete_weights_are_refused(copy: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     weights = load_file(copy / "model.safetensors")
@@ -75,7 +75,7 @@ def test_region_tokens_and_concepts(tiny_tokenizer: TapRegionTokenizer, tmp_path
             reader.load(tmp_path / "regions.safetensors")
 
 
-def test_dtypes_that_hold_no_weights() -> None:
+def test_dtypes_that_cannot_hold_weights_are_refused() -> None:
     for dtype in ("int8", torch.long, "nonsense", 3):
         with pytest.raises(ValueError, match="expected float32, bfloat16 or float16"):
             TapRegionTokenizer.from_pretrained("tap-tiny", dtype=dtype)
@@ -91,7 +91,7 @@ class Evil:
         return os.mkdir, (str(self.path),)
 
 
-def test_the_shell_says_it_in_one_line(capsys: pytest.CaptureFixture[str], copy: Path, tmp_path: Path) -> None:
+def test_the_shell_gives_a_one_line_error(capsys: pytest.CaptureFixture[str], copy: Path, tmp_path: Path) -> None:
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil(tmp_path / "made")))
     (tmp_path / "text.pkl").write_text("hello")
     os.truncate(copy / "model.safetensors", 1000)

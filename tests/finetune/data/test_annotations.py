@@ -49,12 +49,12 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     ("images", "a text, expected an object"),
     (3, "a number, expected an object"),
 ])  # fmt: skip
-def test_other_outlines_are_refused_by_what_they_are(tmp_path: Path, content: object, words: str) -> None:
+def test_files_of_another_structure_are_refused_with_a_reason(tmp_path: Path, content: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         AnnotationIndex(write_json(tmp_path / "a.json", content))
 
 
-def test_lists_are_not_looked_for_elsewhere(tmp_path: Path) -> None:
+def test_nested_lists_are_not_taken_for_the_top_level_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds an object, expected a list of entries"):
         list(iter_items(write_json(tmp_path / "a.json", {"item": [1]})))
     path = write_json(tmp_path / "b.json", {"info": {"images": [3]}, "images": [1, 2], "more": [[{"images": [4]}]]})
@@ -64,7 +64,7 @@ def test_lists_are_not_looked_for_elsewhere(tmp_path: Path) -> None:
         list(iter_items(tmp_path / "c.json"))
 
 
-def test_ids_are_compared_as_text_and_doubles_are_named(tmp_path: Path) -> None:
+def test_ids_are_compared_as_text_and_duplicates_are_named(tmp_path: Path) -> None:
     path = write_json(tmp_path / "a.json", {
         "images": [{"id": 0}, {"id": "0"}, {"id": "1"}, {}, 5],
         "annotations": [{"image_id": "0", "n": 1}, {"image_id": 0.0, "n": 2}, {"image_id": "0", "n": 1},

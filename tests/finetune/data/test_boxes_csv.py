@@ -33,7 +33,7 @@ def test_rows_of_a_picture_come_together(tmp_path: Path) -> None:
     assert first.source == "mine.csv"
 
 
-def test_questions_of_ones_own(tmp_path: Path) -> None:
+def test_a_table_may_have_its_own_questions(tmp_path: Path) -> None:
     text = "image,x1,y1,x2,y2,question,answer\na.jpg,1,2,30,20,Is <region> full?,yes\na.jpg,1,2,9,9,Colour?,red\n"
     (sample,) = read_whole(source(tmp_path, text), tmp_path)
     assert talk_of(sample)[::2] == ["Is <region1> full?", "<region2>: Colour?"]
@@ -78,7 +78,7 @@ def test_other_encodings_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
-def test_a_pipe_is_no_table(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_as_a_table(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "boxes.csv")
     with pytest.raises(ValueError, match=r"boxes\.csv is a pipe, expected a file"):
         list(BoxesCsvSource(boxes=str(tmp_path / "boxes.csv"), images=str(tmp_path), output="x.jsonl").records())

@@ -57,7 +57,7 @@ def test_instances(tmp_path: Path, pictures: Path) -> None:
         list(CocoSource(**{**common, "images": str(tmp_path / "nowhere")}).records())
 
 
-def test_boxes_that_are_cut_by_more_than_rounding_are_told(tmp_path: Path, pictures: Path) -> None:
+def test_boxes_clipped_by_more_than_rounding_are_counted(tmp_path: Path, pictures: Path) -> None:
     boxes = [[10, 10, 20, 20], [45.5, 30.5, 15, 10], [30, 20, 55, 38]]  # within, rounded, x1 y1 x2 y2 by mistake
     annotations = [{"id": i, "image_id": 9, "category_id": 1, "bbox": box} for i, box in enumerate(boxes)]
     path = write_json(tmp_path / "instances.json", {
@@ -118,7 +118,7 @@ def regions_of(made: CocoSource, folder: Path) -> list[int]:
     return [len(sample.regions) for sample in read_whole(made, folder)]
 
 
-def test_ids_as_text_lose_nothing(tmp_path: Path, pictures: Path) -> None:
+def test_ids_given_as_text_lose_no_annotation(tmp_path: Path, pictures: Path) -> None:
     annotations = [thing(1, category_id="0"), thing(2, category_id=0), thing(3, image_id="7"), thing(4, image_id=9.0)]
     made = source(tmp_path, annotations, categories=[{"id": 0, "name": "dog"}, {"id": "1", "name": "cat"}])
     assert [talk_of(s)[1::2] for s in read_whole(made, tmp_path)] == [["dog", "dog", "cat"], ["cat"]]
@@ -143,14 +143,14 @@ def test_masks_that_a_tool_marks_as_crowds_are_kept_and_counted(
     assert [count for count in made.left_out.unwanted.values() if count] == [marked]
 
 
-def test_crowds_of_many_objects_are_passed_over_and_counted(tmp_path: Path, pictures: Path) -> None:
+def test_crowds_of_many_objects_are_skipped_and_counted(tmp_path: Path, pictures: Path) -> None:
     made = source(tmp_path, [*map(thing, range(5)), thing(9, iscrowd=1, segmentation=RLE), thing(10, image_id=9)])
     assert regions_of(made, tmp_path) == [5, 1]
     assert made.left_out.summary()[0] == "1 entry passed over:"
     assert "--keep_crowds true keeps them" in made.left_out.summary()[1]
 
 
-def test_every_lost_annotation_is_named(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_annotation_left_out_is_named(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     faulty = [
         thing(1, category_id=5), thing(2, category_id=None), thing(3, bbox=None), thing(4, bbox={"x": 1}), thing(5, bbox=[]),
         thing(6, bbox=["x", 1, 2, 3]), thing(7, bbox=[70, 1, 2, 3]), thing(8, bbox=[1, 1, 0, 5]),
@@ -171,7 +171,7 @@ def test_every_lost_annotation_is_named(tmp_path: Path, pictures: Path, capsys: 
     assert "annotation 14: image_id is null" in capsys.readouterr().err
 
 
-def test_pictures_that_cannot_be_are_named_with_what_they_take_along(tmp_path: Path, pictures: Path) -> None:
+def test_unusable_pictures_are_named_with_their_annotations(tmp_path: Path, pictures: Path) -> None:
     images = [*IMAGES, {"id": 1, "file_name": "a.jpg", "width": None, "height": 40}, {"id": 2, "width": 60, "height": 40},
               {"id": "7", "file_name": "a.jpg", "width": 60, "height": 40}, {**IMAGES[0], "id": 3, "file_name": "../o.jsonl"},
               {**IMAGES[0], "id": 4, "width": 10**9, "height": 10**9}]  # fmt: skip
@@ -181,7 +181,7 @@ def test_pictures_that_cannot_be_are_named_with_what_they_take_along(tmp_path: P
                                     "picture outside its folder": 1, "picture left out": 4}  # fmt: skip
 
 
-def test_doubled_annotations_are_named(tmp_path: Path, pictures: Path) -> None:
+def test_duplicate_annotations_are_named(tmp_path: Path, pictures: Path) -> None:
     made = source(tmp_path, [thing(1), thing(1), thing(1, bbox=[11, 10, 20, 20])])
     assert regions_of(made, tmp_path) == [2]  # some tools begin to count anew: an id alone is no double
     assert made.left_out.faults == {"annotation given twice": 1}
@@ -201,7 +201,7 @@ def test_other_tools_files_are_read(tmp_path: Path, pictures: Path) -> None:
     assert [len(region.mask or []) for region in sample.regions] == [1, 1, 0, 0]
 
 
-def test_a_byte_order_mark_is_no_fault(tmp_path: Path, pictures: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path, pictures: Path) -> None:
     made = source(tmp_path, [thing(1)])
     path = Path(made.annotations)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())

@@ -40,7 +40,7 @@ def test_records_are_whole(tmp_path: Path) -> None:
     assert [path.name for path in output.parent.iterdir()] == ["records.jsonl"]
 
 
-def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     convert(arguments(whole))
     import finetune.glyphs.records as script
@@ -104,7 +104,7 @@ def test_parquet_holds_the_pictures(tmp_path: Path) -> None:
     assert main(["validate", "--data", str(tmp_path / "mine.parquet")]) == 0
 
 
-def test_another_source_does_not_go_on_with_what_was_begun(tmp_path: Path) -> None:
+def test_another_source_does_not_continue_a_partial_file(tmp_path: Path) -> None:
     source = boxes(tmp_path, "mine.jsonl", strict=True)
     read_whole(source, tmp_path)
     (tmp_path / "pictures" / "2.png").unlink()
@@ -118,7 +118,7 @@ def test_another_source_does_not_go_on_with_what_was_begun(tmp_path: Path) -> No
     assert all("Where" in sample.conversations[0].content for sample in load_records(tmp_path / "mine.jsonl"))
 
 
-def test_what_is_too_long_for_a_file_name_is_no_file(tmp_path: Path) -> None:
+def test_a_value_too_long_for_a_file_name_is_not_taken_for_a_file(tmp_path: Path) -> None:
     source = boxes(tmp_path, "mine.jsonl")
     source.question = "Where, in this picture, is <region>?" + " Look closely." * 30
     assert convert(source) == 4
@@ -132,7 +132,7 @@ def test_every_format_explains_itself(capsys: pytest.CaptureFixture[str]) -> Non
         assert "--output" in capsys.readouterr().out
 
 
-def test_what_gives_no_record_leaves_nothing(tmp_path: Path) -> None:
+def test_a_conversion_without_records_leaves_no_file(tmp_path: Path) -> None:
     source = boxes(tmp_path, "mine.jsonl", pictures=0)
     (tmp_path / "pictures").mkdir()
     with pytest.raises(ValueError, match="yields no records"):
@@ -149,7 +149,7 @@ def test_files_that_hold_no_records_are_refused(tmp_path: Path) -> None:
             load_records(tmp_path / f"{name}.jsonl")
 
 
-def test_an_edited_table_begins_anew(tmp_path: Path) -> None:
+def test_an_edited_table_is_converted_from_the_start(tmp_path: Path) -> None:
     source = boxes(tmp_path, "mine.jsonl", strict=True)
     (tmp_path / "pictures" / "3.png").unlink()
     with pytest.raises(ValueError, match=r"3\.png"):
@@ -185,9 +185,7 @@ def test_the_last_lines_say_what_was_left_out(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out.count("left out: ") == 8
 
 
-def test_strict_stops_and_the_same_command_without_it_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_strict_stops_and_the_command_without_it_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     boxes(tmp_path, "mine.jsonl")
     (tmp_path / "pictures" / "1.png").unlink()
     assert main(command(tmp_path, "mine.jsonl", "--strict", "true")) == 2
@@ -200,7 +198,7 @@ def test_strict_stops_and_the_same_command_without_it_goes_on(
     assert len(load_records(tmp_path / "mine.jsonl")) == 3
 
 
-def test_what_a_stopped_run_left_out_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_left_out_before_a_stop_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = boxes(tmp_path, "mine.jsonl", pictures=6)
     for i in (0, 3, 5):
         (tmp_path / "pictures" / f"{i}.png").unlink()
@@ -223,7 +221,7 @@ def test_what_a_stopped_run_left_out_is_counted_once(tmp_path: Path, monkeypatch
         (tmp_path / "mine.jsonl").unlink()
 
 
-def test_where_all_is_left_out_the_error_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_if_everything_is_left_out_the_error_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     boxes(tmp_path, "mine.jsonl")
     for path in (tmp_path / "pictures").iterdir():
         path.unlink()
@@ -235,7 +233,7 @@ def test_where_all_is_left_out_the_error_says_why(tmp_path: Path, capsys: pytest
         assert not list(tmp_path.glob("mine.jsonl*")) + list(tmp_path.glob("mine.parquet*"))
 
 
-def test_a_parquet_file_leaves_out_pictures_that_are_not_there(tmp_path: Path) -> None:
+def test_a_parquet_file_leaves_out_missing_pictures(tmp_path: Path) -> None:
     source = boxes(tmp_path, "mine.parquet")
     open_ = BoxesCsvSource.size_on_disk
     source.size_on_disk = lambda name: open_(source, "0.png")  # type: ignore[method-assign]
@@ -262,7 +260,7 @@ main(sys.argv[1:])
 """
 
 
-def test_a_kill_while_pictures_are_packed_leaves_no_folder_of_them(tmp_path: Path) -> None:
+def test_a_kill_while_packing_pictures_leaves_no_temporary_folder(tmp_path: Path) -> None:
     boxes(tmp_path, "mine.parquet")
     flags = command(tmp_path, "mine.parquet")
     killed = subprocess.run([sys.executable, "-c", KILLED, *flags], capture_output=True, text=True, check=False)
@@ -284,7 +282,7 @@ def test_two_conversions_do_not_share_an_output(tmp_path: Path) -> None:
     assert convert(source) == 1
 
 
-def test_a_folder_that_is_read_only_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, mode: str = "r", **options: object) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 

@@ -32,7 +32,7 @@ NASTY = [None, True, "", -1, float("nan"), 10**400, [], {}, "\ud800", "../../x",
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_one_bad_entry_costs_no_other(name: str, tmp_path: Path) -> None:
+def test_one_bad_entry_does_not_lose_the_others(name: str, tmp_path: Path) -> None:
     files = READERS[name]
     for count, (what, entry) in enumerate(changed(files.second(), NASTY)):
         folder = tmp_path / str(count)
@@ -78,7 +78,7 @@ def test_faults_are_counted_by_reason_and_the_first_of_each_named() -> None:
         assert said[3] == "2 entries passed over:"
 
 
-def test_other_errors_are_not_taken_for_bad_entries() -> None:
+def test_other_errors_are_not_counted_as_bad_entries() -> None:
     with pytest.raises(KeyError), LeftOut().entry("a.json", "picture 1"):
         raise KeyError("a fault of ours")
 
@@ -93,7 +93,7 @@ def test_ids_are_compared_as_text() -> None:
         identity({}, "id")
 
 
-def test_numbers_may_stand_as_text() -> None:
+def test_numbers_may_be_given_as_text() -> None:
     assert (number("1.5"), number(2), number(" 3 ")) == (1.5, 2.0, 3.0)
     assert all(number(value) is None for value in ("x", "nan", "inf", True, None, [], 10**400, float("inf")))
     assert size_of({"height": "40", "width": 60.0}) == (40, 60)
@@ -102,7 +102,7 @@ def test_numbers_may_stand_as_text() -> None:
             size_of({"height": height, "width": width})
 
 
-def test_boxes_that_cannot_be_say_what_they_are() -> None:
+def test_impossible_boxes_are_refused_with_a_reason() -> None:
     assert box_of([-5, 30, 20, 20], (40, 60)) == [0, 30, 15, 40]
     assert box_of(["1", 2.0, "3", 4], (40, 60)) == [1, 2, 4, 6]
     for box, reason in (
@@ -116,7 +116,7 @@ def test_boxes_that_cannot_be_say_what_they_are() -> None:
         assert fault.value.reason == reason
 
 
-def test_polygons_may_be_written_as_tools_write_them() -> None:
+def test_polygons_of_common_tools_are_read() -> None:
     points = [[10.0, 10.0], [30.0, 10.0], [30.0, 30.0], [10.0, 30.0]]
     assert mask_of(SQUARE) == mask_of(SQUARE[0]) == mask_of(points) == SQUARE
     rle = {"size": [40, 60], "counts": [100, 50, 2250]}
@@ -126,14 +126,14 @@ def test_polygons_may_be_written_as_tools_write_them() -> None:
             mask_of(mask)
 
 
-def test_marks_of_crowds_may_be_text() -> None:
+def test_iscrowd_may_be_text() -> None:
     assert [is_crowd({"iscrowd": value}) for value in (0, "0", False, None, "", 1, "1", True, 1.0)] == [False] * 5 + [
         True
     ] * 4
     assert not is_crowd({})
 
 
-def test_texts_say_something() -> None:
+def test_empty_texts_and_region_markers_are_refused() -> None:
     assert answer({"name": " a  red\ndog "}, "name") == "a red dog"
     for value in (None, " ", 7, [], "a \ud800", "<region>", "like <region2>"):
         with pytest.raises(EntryError):
@@ -146,7 +146,7 @@ def test_values_are_shown_short() -> None:
         assert 0 < len(shown(value)) <= 60
 
 
-def test_regions_keep_the_rules_of_validate() -> None:
+def test_regions_follow_the_rules_of_validate() -> None:
     assert sound_region(Region([1, 2, 30, 20]), (40, 60)) == Region([1, 2, 30, 20])
     for region, reason in (
         (Region([0.1, 0.2, 0.7, 0.9]), "thin box"), (Region([1, 2, 1.5, 20]), "thin box"),

@@ -19,7 +19,7 @@ import finetune.data.json_files as json_files
 from finetune.data.json_files import MAX_DEPTH, JsonError, JsonFile, parse_json
 
 
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path) -> None:
     assert parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "é"}
     (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf [1, 2]\n")
     assert parse_json((tmp_path / "a.json").read_bytes()) == [1, 2]
@@ -32,13 +32,13 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
     ("[1,,2]", "char 3"),
     ('["a]', "Unterminated"), (b"\xff\xfe", "not UTF-8: invalid start byte at byte 0"),
 ])  # fmt: skip
-def test_what_is_no_json_says_where(text: str | bytes, words: str) -> None:
+def test_invalid_json_is_refused_with_its_position(text: str | bytes, words: str) -> None:
     with pytest.raises(JsonError, match=words):
         parse_json(text)
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":', '[{"a":'])
-def test_nesting_has_a_bound(opening: str, tmp_path: Path) -> None:
+def test_nesting_is_limited(opening: str, tmp_path: Path) -> None:
     closing_marks = "".join({"[": "]", "{": "}"}[mark] for mark in reversed(opening) if mark in "[{")
     marks = len(closing_marks)
     for times in (MAX_DEPTH // marks, MAX_DEPTH // marks + 1, 10_000):
@@ -55,7 +55,7 @@ def test_nesting_has_a_bound(opening: str, tmp_path: Path) -> None:
             list(file.items())
 
 
-def test_brackets_in_texts_are_no_nesting() -> None:
+def test_brackets_in_strings_do_not_count_as_nesting() -> None:
     text = json.dumps(["[" * 500, '"[{\\', {"[": "{" * 500}])
     assert parse_json(text) == json.loads(text)
 
@@ -81,7 +81,7 @@ def some_text(random_: random.Random) -> str:
     return "".join(random_.choice('ab"\\[]{},:\n/é€😀 \ud83d') for _ in range(random_.randrange(12)))
 
 
-def test_a_file_is_read_alike_wherever_it_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_does_not_depend_on_chunk_borders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random_ = random.Random(0)
     path = tmp_path / "cut.json"
     for number in range(400):
@@ -97,7 +97,7 @@ def test_a_file_is_read_alike_wherever_it_is_cut(tmp_path: Path, monkeypatch: py
         assert found["wanted"] == expected
 
 
-def test_a_torn_file_never_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_file_is_always_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = json.dumps([{"id": 12, "box": [1.5, -2e30, True, None], "name": 'a "b" \\ é'}, "c"])
     for chunk in (3, 1 << 20):
         monkeypatch.setattr(json_files, "_CHUNK", chunk)
@@ -158,7 +158,7 @@ assert used.ru_maxrss < 2 << 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
-def test_a_million_brackets_cost_no_memory_at_any_door(tmp_path: Path) -> None:
+def test_a_million_brackets_take_little_memory_in_every_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", BOMBED, str(tmp_path)],
         capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "HF_HOME": str(tmp_path)},

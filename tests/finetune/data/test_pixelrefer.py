@@ -50,7 +50,7 @@ def test_masks_of_videorefer_are_read(tmp_path: Path) -> None:
     assert "entry number 15 (id 8): it lacks masks" in named
 
 
-def test_one_entry_without_masks_stops_nothing(tmp_path: Path) -> None:
+def test_one_entry_without_masks_does_not_stop_the_others(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.jpg")
     rle = {"size": [40, 60], "counts": [100, 50, 2250]}
     talk = [{"from": "human", "value": "What is <region>?"}, {"from": "gpt", "value": "A dog."}]

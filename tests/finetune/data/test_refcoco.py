@@ -59,7 +59,7 @@ def test_bad_input_is_refused(tmp_path: Path, common: dict[str, str]) -> None:
         list(RefCocoSource(**common).records())
 
 
-def test_references_that_cannot_be_are_named(tmp_path: Path, common: dict[str, str]) -> None:
+def test_unusable_references_are_named(tmp_path: Path, common: dict[str, str]) -> None:
     good = reference(1, "train", "dog on the left", " ")
     wrong: list[object] = [7, {**good, "ref_id": 2, "ann_id": 99}, {**good, "ref_id": 3, "sentences": None},
                            {**good, "ref_id": 4, "image_id": 5}, {**good, "ref_id": 5, "split": None},

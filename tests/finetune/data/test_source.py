@@ -50,13 +50,13 @@ def test_a_picture_lies_inside_its_folder(tmp_path: Path) -> None:
     assert inside(tmp_path / "linked", "train/a.jpg") == tmp_path / "linked" / "train" / "a.jpg"
 
 
-def test_a_backslash_may_belong_to_a_name(tmp_path: Path) -> None:
+def test_a_backslash_may_be_part_of_a_name(tmp_path: Path) -> None:
     write_picture(tmp_path / "a\\b.png")
     assert inside(tmp_path, "a\\b.png") == tmp_path / "a\\b.png"
 
 
 @pytest.mark.parametrize("value", ["[[" * 5000, "__import__('os')", "[1", "{1: [2}", "a\0b", "{" * 150])
-def test_python_text_that_is_no_list_is_a_bad_entry(value: str) -> None:
+def test_python_text_that_is_not_a_list_is_a_bad_entry(value: str) -> None:
     with pytest.raises(EntryError):
         literal(value)
     assert literal("[1, {'a': 2}]") == [1, {"a": 2}]

@@ -98,7 +98,7 @@ def test_whole_records_pass(folder: Path) -> None:
         assert problems_of(sample, folder, "decode") == []
 
 
-def test_pictures_are_as_large_as_they_are_seen(folder: Path) -> None:
+def test_sizes_are_those_of_upright_pictures(folder: Path) -> None:
     """A camera held upright writes a lying picture and says so in its EXIF."""
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 6
@@ -112,7 +112,7 @@ def test_pictures_are_as_large_as_they_are_seen(folder: Path) -> None:
     assert not problems_of(sample.to_dict(), folder)
 
 
-def test_torn_pictures_are_found_when_decoded(folder: Path) -> None:
+def test_truncated_pictures_are_found_when_decoded(folder: Path) -> None:
     data = (folder / "a.jpg").read_bytes()
     (folder / "a.jpg").write_bytes(data[: len(data) // 2])
     assert [kind for kind, _ in problems_of(good(), folder, "decode")] == ["unreadable picture"]
@@ -146,7 +146,7 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "--data", str(folder / "r.jsonl"), "--keep", str(folder / "kept.jsonl")]) == 2
 
 
-def test_every_door_reads_a_byte_order_mark(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_reader_accepts_a_byte_order_mark(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = json.dumps(good()).encode()
     (folder / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\n" + line + b"\n")
     assert main(["validate", "--data", str(folder / "bom.jsonl"), "--keep", str(folder / "kept.jsonl")]) == 0
@@ -155,7 +155,7 @@ def test_every_door_reads_a_byte_order_mark(folder: Path, capsys: pytest.Capture
     assert len(load_records(folder / "bom.jsonl")) == len(load_records(folder / "kept.jsonl")) == 2
 
 
-def test_lines_that_no_parser_survives_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_that_break_the_parser_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     deep = json.dumps(good(source="DEEP")).replace('"DEEP"', "[" * 10_000 + "]" * 10_000)
     lines = [json.dumps(good()), deep, json.dumps(good()) + " x", json.dumps(region(box=[float("nan")] * 4))]
     (folder / "r.jsonl").write_text("\n".join([*lines, json.dumps(good())]))

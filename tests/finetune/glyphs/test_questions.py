@@ -93,7 +93,7 @@ def test_every_family_belongs_to_one_group() -> None:
     assert sorted(groups) == sorted(FAMILIES)
 
 
-def test_nothing_is_asked_at_a_border() -> None:
+def test_nothing_is_asked_close_to_a_border() -> None:
     for scene, question in some("place"):
         glyph = scene.objects[question.objects[0]]
         x, y = glyph.x / scene.width, glyph.y / scene.height
@@ -106,7 +106,7 @@ def test_unknown_families_are_refused() -> None:
         draw_question(make_scene(0), "shape", np.random.RandomState(0))
 
 
-def test_records_number_regions_as_they_come() -> None:
+def test_records_number_regions_in_order_of_mention() -> None:
     order: list[int] = [4]
     question = Question("larger", "Which is larger, <region1> or <region2>?", "region2", (2, 4), ("region1", "region2"))
     assert question.numbered(order) == ("Which is larger, <region2> or <region1>?", "region1")
@@ -133,7 +133,7 @@ def test_records_have_no_fault(tmp_path: Path) -> None:
     assert problems_of(glyph_record(11, "train", 0).to_dict(), tmp_path) == []
 
 
-def test_nothing_is_asked_about_what_cannot_be_seen() -> None:
+def test_hidden_objects_are_never_asked_about() -> None:
     scene = make_scene(2, "test-crowded")
     picture = draw_scene(scene, 128)
     picture.masks[1:] = False

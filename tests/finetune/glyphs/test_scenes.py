@@ -105,7 +105,7 @@ def test_sizes_have_gaps_and_crowds_are_crowded() -> None:
     assert {size: seen.count(size) / len(seen) > 0.25 for size in SIZES} == dict.fromkeys(SIZES, True)
 
 
-def test_scaled_scenes_are_smaller_and_name_their_sizes_anew() -> None:
+def test_scaled_scenes_are_smaller_and_rename_their_sizes() -> None:
     scenes = [make_scene(i, "train-scaled") for i in range(60)]
     objects = [o for scene in scenes for o in scene.objects]
     least = min(extent for extent, _ in SIZES.values())
@@ -120,7 +120,7 @@ def test_scaled_scenes_are_smaller_and_name_their_sizes_anew() -> None:
             assert 0.5 * glyph.extent <= glyph.y <= scene.height - 0.5 * glyph.extent
 
 
-def test_things_are_shared() -> None:
+def test_scenes_share_kinds_and_colours() -> None:
     scenes = [make_scene(i, "test").objects for i in range(200)]
     assert np.mean([len({o.kind for o in s}) < len(s) for s in scenes]) > 0.4
     assert np.mean([len({o.colour for o in s}) < len(s) for s in scenes]) > 0.6
@@ -152,7 +152,7 @@ def test_captions_and_concepts() -> None:
             concept_vector(words)
 
 
-def test_banks_know_their_words() -> None:
+def test_concept_banks_have_the_words_of_the_language() -> None:
     import torch
 
     vector = torch.from_numpy(concept_vector("a small red umbrella"))[None]

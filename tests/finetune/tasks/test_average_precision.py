@@ -81,7 +81,7 @@ def test_shifted_masks_as_pycocotools(truth: dict[str, Any], shift: int) -> None
         assert ours["AP"] == 0
 
 
-def test_nothing_found(truth: dict[str, Any]) -> None:
+def test_scores_are_zero_if_nothing_is_found(truth: dict[str, Any]) -> None:
     assert average_precision(truth, [], kind="segm")["AP"] == 0
     assert average_precision(truth, [], kind="segm", federated=True)["AP"] == 0
 

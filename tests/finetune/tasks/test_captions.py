@@ -60,7 +60,7 @@ def test_plain_tokens() -> None:
     assert plain_tokens(" .,;") == []
 
 
-def test_worked_by_hand() -> None:
+def test_scores_equal_those_worked_out_by_hand() -> None:
     """One caption of five words, four of them right in order: numbers that fit on paper."""
     said, true = (
         {"x": ["a", "big", "dog", "runs", "fast"], "y": ["cat"]},
@@ -108,7 +108,7 @@ def test_own_golden_with_java() -> None:
         assert scores[name] == pytest.approx(value, abs=1e-4), name
 
 
-def test_known_answers_without_a_tokenizer(known: Path) -> None:
+def test_scores_of_known_captions_without_a_tokenizer(known: Path) -> None:
     pytest.importorskip("pycocoevalcap")
     expected = expected_of(known, "single_image")
     said = {"0": expected["hypothesis"].split()}
@@ -123,7 +123,7 @@ def test_known_answers_without_a_tokenizer(known: Path) -> None:
 
 
 @needs_java
-def test_known_meteor(known: Path) -> None:
+def test_meteor_of_known_captions(known: Path) -> None:
     expected = expected_of(known, "single_image")
     assert meteor({"0": [expected["hypothesis"]]}, {"0": expected["references"]}) == pytest.approx(
         expected["METEOR"], abs=1e-4
@@ -131,7 +131,7 @@ def test_known_meteor(known: Path) -> None:
 
 
 @needs_java
-def test_known_answers_of_coco_captions(known: Path) -> None:
+def test_scores_equal_published_ones_of_coco_captions(known: Path) -> None:
     folder = known.parent / "coco_tiny" / "annotations"
     references: dict[str, list[str]] = {}
     for split in ("train", "val"):

@@ -9,7 +9,7 @@ import pytest
 from finetune.tasks.files import read_json, read_json_lines, read_text
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"\xef\xbb\xbf" + '{"a": "ü"}'.encode())
     assert read_json(path) == {"a": "ü"}
@@ -25,7 +25,7 @@ def test_another_encoding_is_named_with_its_file(tmp_path: Path, encoding: str) 
             read(path)
 
 
-def test_torn_and_missing_files(tmp_path: Path) -> None:
+def test_truncated_and_missing_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"a": 1')
     with pytest.raises(ValueError, match=r"a\.json is not JSON"):

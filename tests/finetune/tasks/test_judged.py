@@ -94,7 +94,7 @@ def detailed(count: int) -> list[dict[str, Any]]:
         ("detailed", 107, 74, "0.692"),
     ],
 )
-def test_the_cached_verdicts_of_gars_form_give_its_numbers(
+def test_verdict_files_of_gar_reproduce_its_numbers(
     kind: str, whole: int, right: int, official: str, folder: Path
 ) -> None:
     """As many items and verdicts as the cached files of the 1B and the 8B have, one file being answers and verdicts."""
@@ -110,7 +110,7 @@ def test_the_cached_verdicts_of_gars_form_give_its_numbers(
     assert not metrics["problems"]
 
 
-def test_only_true_to_the_letter_is_true(folder: Path) -> None:
+def test_only_the_exact_reply_true_counts_as_true(folder: Path) -> None:
     entries = simple(5)
     replies = ["True", "true", "True.", " True", "False"]
     judged = [{**e, "model_output": "x", "eval_result": reply} for e, reply in zip(entries, replies)]
@@ -120,7 +120,7 @@ def test_only_true_to_the_letter_is_true(folder: Path) -> None:
     assert (scores["accuracy"], scores["accuracy (as meant)"]) == (1 / 5, 4 / 5)
 
 
-def test_a_judge_reads_the_benchmarks_names_of_regions_and_sees_each(folder: Path) -> None:
+def test_a_judge_reads_the_benchmarks_region_names_and_sees_each_region(folder: Path) -> None:
     items, found = items_in("gar_bench_cap_simple", write(folder / "cap.json", simple(2)), folder)
     shown, turned = items
     assert shown.asked.startswith("The picture has <region1>, <region2>.")
@@ -148,7 +148,7 @@ def test_a_judge_reads_the_benchmarks_names_of_regions_and_sees_each(folder: Pat
     assert (mask == 255).sum() == 400
 
 
-def test_the_detailed_file_has_a_question_of_ours_and_its_relation(folder: Path) -> None:
+def test_the_detailed_file_is_asked_our_question_and_scored_by_its_relation(folder: Path) -> None:
     items, found = items_in("gar_bench_cap_detailed", write(folder / "cap.json", detailed(1)), folder)
     assert "<region1>" in items[0].asked
     assert "<region2>" in items[0].asked
@@ -194,7 +194,7 @@ def para(folder: Path, pictures: int = 2) -> tuple[str, dict[str, list[dict[str,
     return write(folder / "annotations.json", entries), qa
 
 
-def test_a_hundred_pictures_are_evaluated_on_the_regions_with_questions(folder: Path) -> None:
+def test_paradlc_items_are_the_regions_with_questions(folder: Path) -> None:
     path, qa = para(folder, 100)
     items, found = items_in("paradlc_bench", path, folder / "images")
     assert (len(found.records), len(items)) == (100, len(qa)) == (100, 200)
@@ -206,7 +206,7 @@ def test_a_hundred_pictures_are_evaluated_on_the_regions_with_questions(folder: 
         items_in("paradlc_bench", path, folder / "images")
 
 
-def test_paradlc_scores_are_those_of_its_rules(folder: Path) -> None:
+def test_paradlc_scores_follow_its_rules(folder: Path) -> None:
     path, qa = para(folder, 6)
     random = np.random.RandomState(0)
     cache: dict[str, Any] = {}
@@ -232,7 +232,7 @@ def test_paradlc_scores_are_those_of_its_rules(folder: Path) -> None:
     assert not metrics["problems"]
 
 
-def test_verdicts_on_other_answers_are_named_and_count_nothing(folder: Path) -> None:
+def test_verdicts_on_other_answers_are_named_and_do_not_count(folder: Path) -> None:
     path, qa = para(folder)
     cache = {key: {"pred": f"text {key}", "response": ["Yes", *("A" for _ in some)]} for key, some in qa.items()}
     keys = list(cache)
@@ -387,7 +387,7 @@ def test_a_judge_is_asked_once_and_its_replies_are_kept(folder: Path, monkeypatc
     assert scores["accuracy"] == 1 / 3
 
 
-def test_answers_wait_for_a_judge(folder: Path) -> None:
+def test_answers_are_kept_until_there_is_a_judge(folder: Path) -> None:
     said = write(folder / "said.json", [{**e, "model_output": "x"} for e in simple(2)])
     flags = ["--annotations", write(folder / "cap.json", simple(2)), "--predictions", said]
     metrics = run(folder, "gar_bench_cap_simple", *flags)
@@ -432,12 +432,14 @@ def test_the_bundled_model_answers_every_item(benchmark: str, folder: Path) -> N
         ("gar_bench_cap_simple", ["--recognition_question", "v"], "is not about descriptions"),
     ],
 )
-def test_what_does_not_fit_a_judge_is_refused(benchmark: str, flags: list[str], words: str, folder: Path) -> None:
+def test_options_that_a_judge_cannot_use_are_refused(
+    benchmark: str, flags: list[str], words: str, folder: Path
+) -> None:
     with pytest.raises(ValueError, match=words):
         run(folder, benchmark, "--annotations", "none.json", *flags)
 
 
-def test_records_have_no_relations_to_judge(folder: Path) -> None:
+def test_records_without_relations_are_refused(folder: Path) -> None:
     record = {"image": "images/0.png", "width": 80, "height": 60, "regions": [{"box": [1, 1, 9, 9]}, {"box": [9, 9, 30, 30]}],
               "conversations": [{"role": "user", "content": "What is <region1> to <region2>?"},
                                 {"role": "assistant", "content": "beside"}]}  # fmt: skip

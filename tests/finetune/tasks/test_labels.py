@@ -36,13 +36,13 @@ def test_normalisations_differ(prediction: str, category: str, osprey: float, pi
         assert semantic_iou(prediction, category, name) == pytest.approx(value), name
 
 
-def test_nothing_against_nothing_is_nothing() -> None:
+def test_two_empty_texts_have_semantic_iou_zero() -> None:
     assert semantic_iou("", "", "wow-seg") == 0
     with pytest.raises(ValueError, match="expected one of osprey"):
         semantic_iou("a", "a", "other")
 
 
-def test_an_oracle_of_base_names(shared: Path) -> None:
+def test_an_oracle_of_base_names_scores_as_published(shared: Path) -> None:
     """Base names of LVIS v0.5's 1230 categories; of v1's 1203 the same code gives 94.84, 94.86 and 100."""
     names = [
         c["name"] for c in json.loads((shared / "data" / "lvis_sample" / "lvis_val_100.json").read_text())["categories"]
@@ -83,7 +83,7 @@ def test_an_oracle_as_large_as_lvis() -> None:
     }  # fmt: skip
 
 
-def test_mean_by_class_weighs_classes_alike() -> None:
+def test_the_mean_by_class_gives_classes_equal_weight() -> None:
     assert mean_by_class([1, 1, 1, 0], ["a", "a", "a", "b"]) == 0.5
 
 
@@ -118,7 +118,7 @@ def letters(texts: Sequence[str]) -> torch.Tensor:
         ("chair leg", "chair:leg", {"osprey", "pixelrefer", "wow-seg"}),
     ],
 )
-def test_similarity_is_of_texts_that_each_script_cleans(prediction: str, category: str, alike: set[str]) -> None:
+def test_similarity_is_measured_on_cleaned_texts(prediction: str, category: str, alike: set[str]) -> None:
     for name in NORMALISATIONS:
         (value,) = semantic_similarity([prediction], [category], letters, name)
         assert (value > 0.99999) == (name in alike), name
@@ -129,7 +129,7 @@ def test_similarity_is_of_texts_that_each_script_cleans(prediction: str, categor
         semantic_similarity(["a"], ["a"], letters, "other")
 
 
-def test_base_names_of_lvis_are_alike_but_for_their_brackets(shared: Path) -> None:
+def test_base_names_of_lvis_differ_only_by_brackets(shared: Path) -> None:
     """Of the 977 annotations, those whose name has no bracket are the same text once both sides are cleaned."""
     content = json.loads((shared / "data" / "lvis_sample" / "lvis_val_100.json").read_text())
     names = {c["id"]: c["name"] for c in content["categories"]}

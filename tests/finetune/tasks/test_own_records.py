@@ -100,7 +100,7 @@ def test_a_perfect_result_scores_100(converted: Path, tmp_path: Path, name: Any)
     assert not metrics["problems"]
 
 
-def test_what_is_said_of_given_masks_is_true_of_them(converted: Path, tmp_path: Path) -> None:
+def test_notes_on_given_masks_describe_those_masks(converted: Path, tmp_path: Path) -> None:
     (tmp_path / "masks.json").write_text(json.dumps(perfect(converted, lambda number, sample: number)))
     metrics = run(tmp_path, "--benchmark", "coco_masks", "--data", str(converted), "--predictions",
                   str(tmp_path / "masks.json"))  # fmt: skip
@@ -161,7 +161,7 @@ def test_pictures_inside_a_parquet_file_are_told_apart_by_their_bytes(converted:
         assert load_rgb(picture).shape == (100, 220, 3)
 
 
-def test_a_region_that_comes_again_counts_once_and_is_named(converted: Path, tmp_path: Path) -> None:
+def test_a_repeated_region_counts_once_and_is_named(converted: Path, tmp_path: Path) -> None:
     lines = converted.read_text().splitlines()
     (tmp_path / "twice.jsonl").write_text("\n".join([*lines, lines[3]]) + "\n")
     for name in ("coco_masks", "coco_classification"):
@@ -185,7 +185,7 @@ def test_records_of_one_picture_that_differ_in_its_size_are_refused(converted: P
         read_own("coco_classification", converted)
 
 
-def test_a_cache_gives_the_rows_that_are_left(converted: Path, tmp_path: Path) -> None:
+def test_a_cache_gives_the_same_scores_if_regions_are_left_out(converted: Path, tmp_path: Path) -> None:
     """A region without a label is of no use to the task, and those after it keep their own tokens."""
     from finetune import cache_regions
 

@@ -51,7 +51,7 @@ def test_yes_and_no_are_counted_as_popes_script_counts_them() -> None:
         ("NO", "yes", "yes"),
     ],
 )
-def test_what_an_answer_means_stands_beside_what_the_script_reads(answer: str, script: str, meant: str | None) -> None:
+def test_accuracy_as_meant_stands_beside_the_official_one(answer: str, script: str, meant: str | None) -> None:
     assert pope_reading(answer) == script
     assert yes_or_no(answer) == meant
     for label in ("yes", "no"):

@@ -33,7 +33,7 @@ MASK = {"image_id": 1, "category_id": 1, "segmentation": SQUARE, "score": 0.5}
         ("a.jsonl", '{"id": 1', "line 1 is not JSON"),
     ],
 )
-def test_predictions_that_are_none(tmp_path: Path, name: str, content: str, words: str) -> None:
+def test_invalid_prediction_files_are_refused(tmp_path: Path, name: str, content: str, words: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=words):
         TASKS["coco_classification"].read_predictions(str(tmp_path / name), [])
@@ -48,14 +48,14 @@ def test_predictions_that_are_none(tmp_path: Path, name: str, content: str, word
         ("prompted_masks", {"id": "1", "iou": {"box": None}}, "not an object of finite numbers"),
     ],
 )
-def test_lines_of_masks_that_are_none(tmp_path: Path, benchmark: str, line: dict[str, Any], words: str) -> None:
+def test_invalid_mask_lines_are_refused(tmp_path: Path, benchmark: str, line: dict[str, Any], words: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(line))
     with pytest.raises(ValueError, match=words):
         TASKS[benchmark].read_predictions(str(path), [])
 
 
-def test_a_mark_at_the_beginning_and_an_object_of_answers(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_an_object_of_answers_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b'\xef\xbb\xbf{"1": "x", "2": null}')
     lines = TASKS["pope"].read_predictions(str(path), [])
@@ -134,7 +134,7 @@ def test_answers_without_ids_need_a_file_with_an_order(tmp_path: Path) -> None:
         TASKS["coco_classification"].read_predictions(str(tmp_path / "a.json"), [])
 
 
-def test_no_answer_is_an_empty_answer() -> None:
+def test_a_missing_answer_counts_as_an_empty_one() -> None:
     items = [Item(str(n), Record(), [], ["yes"]) for n in range(4)]
     lines = [{"id": 0, "answer": None}, {"id": 1, "answer": " "}, {"id": "2", "answer": 3}]
     problems = Problems()
@@ -145,7 +145,7 @@ def test_no_answer_is_an_empty_answer() -> None:
     }  # fmt: skip
 
 
-def test_one_prediction_is_no_plural() -> None:
+def test_one_prediction_is_named_in_the_singular() -> None:
     with pytest.raises(ValueError, match="None of the 1 prediction of r is for an id"):
         match_lines([{"id": "x"}], ["1"], "r", Problems())
 
@@ -159,7 +159,7 @@ def found() -> EvaluationSet:
     return EvaluationSet(records, Path(), reference=reference)
 
 
-def test_masks_with_everything_wrong() -> None:
+def test_every_problem_of_predicted_masks_is_named() -> None:
     about = found()
     lines = [MASK, MASK, {**MASK, "image_id": 2, "segmentation": [[1, 2, 3, 4]]}, {**MASK, "image_id": 3}]
     scores = TASKS["coco_masks"].score("x", lines, [], about)

@@ -59,7 +59,7 @@ def test_letters_match_exactly_where_the_benchmark_says_so(answer: str, official
     assert answer_scores([line])["accuracy"] == meant  # of records of one's own, as ever
 
 
-def test_what_a_caption_answers() -> None:
+def test_captions_answer_questions_by_shared_words() -> None:
     assert overlap_answer(ASKED, "a big dark green leaf") == "B"
     assert overlap_answer("Is there a dog in the picture?", "a small dogs") == "no"
     assert overlap_answer("Is there a horse in the picture?", "a brown horse") == "yes"

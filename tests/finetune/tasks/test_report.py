@@ -32,7 +32,7 @@ def words_of(about: dict[str, Any]) -> list[str]:
     return [text.get_text() for text in (*axes.texts, *axes.get_xticklabels(), axes.yaxis.label)]
 
 
-def test_counts_have_their_nouns() -> None:
+def test_counts_have_singular_or_plural_nouns() -> None:
     assert [counted(n, "picture") for n in (0, 1, 2)] == ["0 pictures", "1 picture", "2 pictures"]
     assert counted(2, "category", "categories") == "2 categories"
     assert first_names(["a", "b", "c"]) == "a, b, c"
@@ -65,12 +65,12 @@ def test_only_the_rows_concerned_are_marked() -> None:
     assert "† marked: see the list below." in table
 
 
-def test_bars_of_0_and_of_nothing_are_seen() -> None:
+def test_bars_for_zero_and_for_missing_scores_are_visible() -> None:
     about = metrics("detections", {"a": {"AP": 0.0, "AP50": 0.25, "APr": -1.0, "detections": 900}})
     assert words_of(about) == ["0.00", "25.00", "–", "AP", "AP50", "APr", "score × 100"]
 
 
-def test_counts_are_no_bars() -> None:
+def test_counts_are_not_drawn_as_bars() -> None:
     assert words_of(metrics("yes_no", {"a": {"F1": 0.5, "neither": 70.0}})) == ["0.500", "F1", "score"]
 
 

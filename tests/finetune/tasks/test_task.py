@@ -130,14 +130,14 @@ def test_doubled_unknown_and_foreign_annotations(tmp_path: Path) -> None:
     assert [record.image for record in found.records] == ["1.png", "2.png"]
 
 
-def test_annotations_without_ids_have_the_pictures(tmp_path: Path) -> None:
+def test_annotations_without_ids_get_the_pictures_id(tmp_path: Path) -> None:
     without = [{k: v for k, v in annotation(1, image_id=i).items() if k != "id"} for i in (1, 1, 2)]
     found = read(tmp_path, "coco_classification", coco(*without))
     assert ids(found) == ["1_region_0", "1_region_1", "2_region_0"]
     refuse_doubles(items_of(found, "lvis_labels"))
 
 
-def test_an_annotation_with_id_0_is_found_as_any_other(tmp_path: Path) -> None:
+def test_an_annotation_with_id_0_is_found(tmp_path: Path) -> None:
     """pycocotools writes down which annotation a detection matched by its id, and reads 0 as none."""
     masks = [annotation(n, segmentation=[[x, 5, x + 9, 5, x + 9, 20, x, 20]]) for n, x in ((0, 5), (1, 25), (2, 45))]
     found = read(tmp_path, "coco_masks", coco(*masks))
@@ -148,7 +148,7 @@ def test_an_annotation_with_id_0_is_found_as_any_other(tmp_path: Path) -> None:
     assert not problems(found)
 
 
-def test_areas_that_are_no_numbers_are_made(tmp_path: Path) -> None:
+def test_areas_that_are_not_numbers_are_computed(tmp_path: Path) -> None:
     bare = annotation(8)
     del bare["area"]
     found = read(tmp_path, "coco_masks", coco(annotation(7, area=None), bare, annotation(9, bbox=None, area="x")))
@@ -157,7 +157,7 @@ def test_areas_that_are_no_numbers_are_made(tmp_path: Path) -> None:
     assert problems(found)["area that is no number, taken from the box or the mask"] == ["7", "9"]
 
 
-def test_captions_that_are_none(tmp_path: Path) -> None:
+def test_empty_captions_are_named(tmp_path: Path) -> None:
     content = coco(*(annotation(n, caption=words) for n, words in enumerate(["a  cup", "", " \n", None, 5], 1)))
     found = read(tmp_path, "vg_full", content)
     assert ids(found) == ["1_region_0"]
@@ -172,7 +172,7 @@ def test_captions_that_are_none(tmp_path: Path) -> None:
     assert problems(double) == {"annotation given twice, the first counts": ["1_region_1"]}
 
 
-def test_of_what_a_subset_leaves_out_nothing_is_named(tmp_path: Path) -> None:
+def test_problems_outside_a_subset_are_not_named(tmp_path: Path) -> None:
     content = coco(annotation(1), annotation(2, image_id=2, bbox=[0, 0, 0, 0]))
     assert not problems(read(tmp_path, "coco_classification", content, limit=1))
     assert problems(read(tmp_path, "coco_classification", content))
@@ -186,7 +186,7 @@ def test_of_what_a_subset_leaves_out_nothing_is_named(tmp_path: Path) -> None:
         ([{"id": n, "file_name": "a", "width": 9, "height": 4} for n in (1, "b")], "numbers and words for ids"),
     ],
 )
-def test_pictures_that_are_none_are_refused(tmp_path: Path, images: Any, words: str) -> None:
+def test_invalid_picture_entries_are_refused(tmp_path: Path, images: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read(tmp_path, "coco_classification", {**coco(annotation(1)), "images": images})
 
@@ -231,7 +231,7 @@ def test_gar_bench_questions_without_answers_or_choices(tmp_path: Path) -> None:
         read(tmp_path, "gar_bench", [entry])
 
 
-def test_pope_reads_pictures_upright_and_names_labels_that_are_none(tmp_path: Path) -> None:
+def test_pope_reads_pictures_upright_and_names_invalid_labels(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     Image.new("RGB", (60, 40)).save(tmp_path / "1.jpg", exif=exif)
@@ -336,7 +336,7 @@ def test_pope_is_read_as_lines_and_as_a_list(tmp_path: Path, form: str) -> None:
         read_set("pope", annotations=str(path), images=str(tmp_path))
 
 
-def test_every_published_set_of_pope_is_a_whole() -> None:
+def test_every_published_set_of_pope_counts_as_complete() -> None:
     pope = TASKS["pope"]
     assert [pope.whole_of(count) for count in (3000, 2910, 2909, 2999)] == [3000, 2910, 3000, 3000]
     assert TASKS["refcocog"].whole_of(2910) is None
@@ -349,7 +349,7 @@ def own(path: Path, *regions: dict[str, Any], answers: tuple[Any, ...] = ()) -> 
     return str(path)
 
 
-def test_records_of_ones_own(tmp_path: Path) -> None:
+def test_records_can_replace_a_benchmarks_file(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     box, mask = {"box": [1, 1, 9, 9]}, {"mask": SQUARE}
     for bad, words in (({"box": [1, 1, 1, 9]}, "record 1: empty box"), ({"mask": [[1, 2]]}, "record 1: wrong mask"),
@@ -364,7 +364,7 @@ def test_records_of_ones_own(tmp_path: Path) -> None:
     assert problems(found) == {"region without a label": ["0/2"], "region without a mask": ["0/0"]}
 
 
-def test_questions_of_ones_own_without_answers(tmp_path: Path) -> None:
+def test_questions_in_records_without_answers_are_named(tmp_path: Path) -> None:
     path = own(tmp_path / "own.jsonl", {"box": [1, 1, 9, 9]}, answers=("Yes.", "", "maybe", "no"))
     for name, kept in (("answers", ["0/q0", "0/q2", "0/q3"]), ("pope", ["0/q0", "0/q3"])):
         found = read_set(name, data=path)
@@ -401,7 +401,7 @@ def test_a_detectors_boxes(tmp_path: Path) -> None:
         read_boxes(str(path), found)
 
 
-def test_references_of_ones_own_that_are_no_texts(tmp_path: Path) -> None:
+def test_references_in_records_that_are_not_text_are_named(tmp_path: Path) -> None:
     box = {"box": [1, 1, 9, 9]}
     captions = (["a cup", " "], ["", None, 5], "a mug", [], None)
     path = own(tmp_path / "own.jsonl", *({**box, "captions": some} for some in captions), {**box, "label": 5})

@@ -309,7 +309,7 @@ def request(address: str, method: str, path: str, body: bytes | None = None, **h
     return answer.status, answer.read().decode(errors="replace")
 
 
-def test_doors_for_files_are_closed(served: tuple[Any, str]) -> None:
+def test_gradios_file_routes_are_closed(served: tuple[Any, str]) -> None:
     address = served[1]
     assert request(address, "POST", "/gradio_api/upload", b"x", **{"Content-Type": "text/plain"})[0] == 404
     assert request(address, "GET", f"/gradio_api/file={PICTURE}")[0] == 404
@@ -318,7 +318,7 @@ def test_doors_for_files_are_closed(served: tuple[Any, str]) -> None:
     assert status == 413
 
 
-def test_a_body_longer_than_it_says_is_cut_off(served: tuple[Any, str]) -> None:
+def test_a_body_longer_than_announced_is_cut_off(served: tuple[Any, str]) -> None:
     """Both lengths at once, as in request smuggling: the first says 5 bytes, the second goes on and on."""
     parts = urlsplit(served[1])
     lines = ["POST /gradio_api/queue/join HTTP/1.1", f"Host: {parts.netloc}", "Content-Type: application/json",
@@ -337,7 +337,7 @@ def test_a_body_longer_than_it_says_is_cut_off(served: tuple[Any, str]) -> None:
     assert sent < 20_000_000
 
 
-def test_a_foreign_name_is_not_answered(served: tuple[Any, str]) -> None:
+def test_an_unknown_host_name_is_not_answered(served: tuple[Any, str]) -> None:
     for path in ("/", "/config", "/gradio_api/info"):
         assert request(served[1], "GET", path, Host="rebound.example:7860")[0] == 421
         assert request(served[1], "GET", path, Host="localhost")[0] == 200
@@ -371,7 +371,7 @@ def called(address: str, name: str, *data: Any, session: str = "by-hand") -> Any
     raise AssertionError("no answer came")
 
 
-def test_regions_made_by_hand_get_a_sentence(served: tuple[Any, str]) -> None:
+def test_invalid_regions_in_a_request_get_an_error_message(served: tuple[Any, str]) -> None:
     address = served[1]
     assert called(address, "example")["success"]
     many = [[float(i % 500), 5.0] for i in range(20_000)]
@@ -390,7 +390,7 @@ def test_regions_made_by_hand_get_a_sentence(served: tuple[Any, str]) -> None:
         assert message["output"]["data"][0]["error"], board
 
 
-def test_an_error_that_nobody_foresaw_is_said_and_logged(
+def test_an_unexpected_error_is_reported_and_logged(
     served: tuple[Any, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert called(served[1], "example", session="unforeseen")["success"]
@@ -435,7 +435,7 @@ def test_no_path_of_the_server_reaches_the_page(served: tuple[Any, str], context
     assert hosts <= {"127.0.0.1", ""} | {"None"}, hosts
 
 
-def test_it_listens_to_this_machine_alone(served: tuple[Any, str]) -> None:
+def test_the_page_listens_only_on_this_machine(served: tuple[Any, str]) -> None:
     page, address = served
     assert address.startswith("http://127.0.0.1:")
     assert page.server_name == "127.0.0.1"
@@ -504,7 +504,7 @@ def test_a_closed_tab_stops_its_answer(served: tuple[Any, str], context: Browser
     assert len(served[0].conversations) <= users
 
 
-def test_stop_stops(tab: Page, slow: list[float]) -> None:
+def test_stop_ends_the_answer(tab: Page, slow: list[float]) -> None:
     begin(tab, slow)
     tab.click("#stop")
     expect(tab.locator("#said .bot.message")).to_contain_text("(stopped)")

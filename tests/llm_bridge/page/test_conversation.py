@@ -46,7 +46,7 @@ def decoded(address: str) -> bytes:
 # --- conversations ----------------------------------------------------------------------------------------------------
 
 
-def test_a_conversation(talk: PageConversation) -> None:
+def test_a_conversation_with_follow_ups(talk: PageConversation) -> None:
     steps = list(talk.ask("what is <region> ?", [BOX]))
     messages, looks = steps[-1]
     assert messages[0] == ("user", "what is region1?")
@@ -61,7 +61,7 @@ def test_a_conversation(talk: PageConversation) -> None:
     assert len(scene(talk).chat.history) == 6
 
 
-def test_it_is_what_the_chat_says(talk: PageConversation, picture: Image.Image) -> None:
+def test_the_page_answers_like_region_chat(talk: PageConversation, picture: Image.Image) -> None:
     messages, _ = list(talk.ask("what is <region> ?", [BOX]))[-1]
     alone = RegionChat(talk.model, talk.processor)
     assert messages[-1][1] == alone.ask("what is <region> ?", image=picture, boxes=[BOX["box"]], max_new_tokens=4)
@@ -107,7 +107,7 @@ def test_a_stopped_answer_is_not_remembered(talk: PageConversation) -> None:
     assert talk.board()["known"] == 0
 
 
-def test_another_picture_begins_anew(talk: PageConversation, other_picture: Image.Image) -> None:
+def test_another_picture_starts_a_new_conversation(talk: PageConversation, other_picture: Image.Image) -> None:
     steps = talk.ask("what is <region> ?", [BOX])
     next(steps)
     talk.show(np.asarray(other_picture))
@@ -144,7 +144,7 @@ def test_large_pictures_are_drawn_on_small_ones(make_bridge: Callable[..., Pair]
     assert Image.open(io.BytesIO(decoded(board["picture"]))).size == (1280, 640)
 
 
-def test_users_are_apart_and_bounded(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
+def test_users_are_separate_and_limited_in_number(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
     chat, pixels = RegionChat(*make_bridge()), np.asarray(picture)
     users = PageConversations(chat, PageLimits(new_tokens=2, users=2, idle_seconds=0))
     first = users.show("a", pixels)
@@ -166,7 +166,9 @@ def test_users_are_apart_and_bounded(make_bridge: Callable[..., Pair], picture: 
     assert chat.history == []
 
 
-def test_invented_sessions_take_no_talk_away(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
+def test_invented_sessions_do_not_displace_conversations(
+    make_bridge: Callable[..., Pair], picture: Image.Image
+) -> None:
     chat, pixels = RegionChat(*make_bridge()), np.asarray(picture)
     users = PageConversations(chat, PageLimits(new_tokens=2, users=4))
     list(users.show("mine", pixels).ask("what is <region> ?", [BOX]))
@@ -210,7 +212,7 @@ def test_masks_take_an_eighth_of_a_byte_a_pixel(make_bridge: Callable[..., Pair]
     talk.record_address()
 
 
-def test_stop_ends_questions_that_wait_and_the_regions_that_are_not_seen_yet(talk: PageConversation) -> None:
+def test_stop_cancels_waiting_questions_and_regions_not_yet_described(talk: PageConversation) -> None:
     sent = time.monotonic()
     talk.stop()
     messages, looks = list(talk.ask("what is <region> ?", [BOX], joined=sent))[-1]
@@ -237,9 +239,7 @@ def test_stop_ends_questions_that_wait_and_the_regions_that_are_not_seen_yet(tal
         ("<image> what is <region>", [BOX], "leave it out"),
     ],
 )
-def test_what_does_not_fit_is_said_in_the_words_of_the_page(
-    talk: PageConversation, question: str, drawn: list[dict], words: str
-) -> None:
+def test_errors_use_the_words_of_the_page(talk: PageConversation, question: str, drawn: list[dict], words: str) -> None:
     with pytest.raises(ValueError, match=words) as refusal:
         list(talk.ask(question, drawn))
     for foreign in ("boxes=", "image=", "placeholders", "Got ", "max_new_tokens"):

@@ -81,7 +81,7 @@ def test_a_request_reaches_the_app_whole(guard: PageGuard, app: App) -> None:
     assert asked(guard, "GET", "/", [], {})[0] == 200
 
 
-def test_bytes_are_counted_as_they_come(guard: PageGuard, app: App) -> None:
+def test_the_bytes_of_a_body_are_counted_as_they_arrive(guard: PageGuard, app: App) -> None:
     post = ("POST", "/gradio_api/run/predict")
     assert asked(guard, *post, [b"x" * 600] * 100_000, {"content-length": "5"})[0] == 400
     assert asked(guard, *post, [b"x" * 600] * 100_000, {"content-length": "1000"})[0] == 400
@@ -108,7 +108,7 @@ def test_a_body_that_never_comes_is_given_up(guard: PageGuard, monkeypatch: pyte
 @pytest.mark.parametrize(
     "path", ["/upload", "/gradio_api/file=/etc/passwd", "/proxy=http://e.org", "/gradio_api/call/ask"]
 )
-def test_doors_that_the_page_does_not_need_are_closed(guard: PageGuard, app: App, path: str) -> None:
+def test_routes_that_the_page_does_not_need_are_closed(guard: PageGuard, app: App, path: str) -> None:
     assert asked(guard, "GET", path, [], {})[0] == 404
     assert asked(guard, "POST", path, [b"{}"], {"content-length": "2"})[0] == 404
     assert app.bodies == []
@@ -125,7 +125,7 @@ HOSTS = [
 
 
 @pytest.mark.parametrize(("listening", "others", "good", "bad"), HOSTS)
-def test_only_names_of_the_page_are_answered(
+def test_only_allowed_host_names_are_answered(
     app: App, listening: str, others: list[str], good: list[str], bad: list[str]
 ) -> None:
     guard = PageGuard(app, LIMIT, Places(each=3, all=9), Hosts(listening, others))
@@ -137,7 +137,7 @@ def test_only_names_of_the_page_are_answered(
         assert "--allowed_host" in words
 
 
-def test_a_session_holds_some_places_of_the_queue_and_no_more(guard: PageGuard, app: App) -> None:
+def test_the_places_of_a_session_in_the_queue_are_limited(guard: PageGuard, app: App) -> None:
     def join(session: Any) -> int:
         body = json.dumps({"session_hash": session, "fn_index": 0}).encode()
         return asked(guard, "POST", JOIN, [body], {"content-length": str(len(body))})[0]
@@ -171,7 +171,7 @@ def test_a_large_request_carries_a_picture_or_is_refused(app: App) -> None:
     assert asked(guard, "POST", JOIN, [picture], {"content-length": str(len(picture))})[0] == 200
 
 
-def test_refusals_wait(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_are_delayed(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
 
     async def sleep(seconds: float) -> None:

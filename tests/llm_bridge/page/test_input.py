@@ -55,7 +55,7 @@ def test_a_turned_picture_is_upright(picture: Image.Image) -> None:
         ("data:image/svg+xml;base64," + base64.b64encode(b"<svg/>").decode(), "not a picture that can be read"),
     ],
 )
-def test_what_is_no_picture_is_refused(address: Any, message: str) -> None:
+def test_files_that_are_not_pictures_are_refused(address: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_picture(address, PageLimits())
 
@@ -76,7 +76,7 @@ def test_large_files_and_large_pictures_are_refused(picture: Image.Image) -> Non
         read_picture(address, PageLimits(pixels=5399))
 
 
-def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
+def test_a_decompression_bomb_is_refused_before_decoding() -> None:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
@@ -160,6 +160,6 @@ def test_limits_are_checked() -> None:
         PageLimits(queue=0)
 
 
-def test_a_region_that_is_wrong_has_the_name_that_the_page_gives_it() -> None:
+def test_errors_name_a_region_as_the_page_does() -> None:
     with pytest.raises(ValueError, match=r"^region4: its box .* is thinner than a pixel"):
         read_regions([{"box": [1, 2, 30, 40]}, {"box": [0.1, 0.2, 0.3, 0.4]}], (60, 90), PageLimits(), known=2)

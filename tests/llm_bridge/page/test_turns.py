@@ -16,7 +16,7 @@ def never() -> bool:
     return False
 
 
-def test_a_session_holds_some_places_and_all_hold_no_more_than_there_are() -> None:
+def test_places_are_limited_per_session_and_in_all() -> None:
     places = Places(each=2, all=3)
     assert [places.join("a"), places.join("a"), places.join("a")] == [True, True, False]
     assert [places.join("b"), places.join("c")] == [True, False]
@@ -33,7 +33,7 @@ def test_a_session_holds_some_places_and_all_hold_no_more_than_there_are() -> No
     places.begin("never there")
 
 
-def test_places_are_given_back_when_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stale_places_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     places = Places(each=1, all=1)
     assert places.join("a")
     assert not places.join("a")
@@ -68,14 +68,14 @@ def test_whoever_comes_first_is_first_among_equals() -> None:
     assert in_order(Turns(), ["a", "b", "c"]) == ["a", "b", "c"]
 
 
-def test_whoever_has_had_least_comes_next() -> None:
+def test_the_session_that_used_least_comes_next() -> None:
     turns = Turns()
     turns.charge("greedy", 20.0)
     turns.charge("modest", 1.0)
     assert in_order(turns, ["greedy", "greedy", "modest", "new"]) == ["new", "modest", "greedy", "greedy"]
 
 
-def test_what_was_taken_long_ago_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_used_long_ago_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns()
     turns.charge("greedy", 20.0)
     monkeypatch.setattr(page_turns, "REMEMBERED_SECONDS", -1.0)
@@ -124,7 +124,7 @@ def test_a_turn_is_kept_before_those_who_have_had_more() -> None:
     assert done.is_set()
 
 
-def test_who_gives_up_gets_no_turn_and_leaves_no_trace() -> None:
+def test_a_waiter_that_gives_up_gets_no_turn_and_leaves_no_trace() -> None:
     turns, stopped, got = Turns(), Event(), []
 
     def wait() -> None:
