@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from finetune import cache_regions
 from finetune.batches import CachedRecord, ConversationCollator
 from finetune.cache import RegionCache, encode_regions
-from finetune.data.conversion import convert
+from finetune.data.source import convert
 from finetune.glyphs.records import GlyphScenesSource
 from finetune.losses import summed_loss
 from finetune.records import cut_turns, load_records, open_image

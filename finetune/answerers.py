@@ -149,9 +149,12 @@ class Bridge(Answerer):
         rows: list[Tensor] = [region_features(item.regions, self.processor.experts) for item in seen]
         contexts = [item.context for item in seen]
         sizes = [picture_size(item.regions) for item in seen]
-        swapped = [True] * len(seen)
+        problems: dict[int, str] = {}
         if self.view == "shuffled":
-            rows, contexts, sizes, swapped = _swap(seen, rows, contexts, sizes)
+            others = other_pictures([item.item.record.image for item in seen], [len(own) for own in rows])
+            problems = {i: "no other picture to swap with" for i, other in enumerate(others) if other is None}
+            shown = [i if other is None else other for i, other in enumerate(others)]
+            rows, contexts, sizes = [rows[i] for i in shown], [contexts[i] for i in shown], [sizes[i] for i in shown]
         conversations = []
         for i, item in enumerate(seen):
             turns = [{"role": turn.role, "content": turn.content} for turn in item.item.record.conversations]
@@ -160,7 +163,6 @@ class Bridge(Answerer):
                 turns = [{**t, "content": replace_regions(t["content"], lambda n, _: f"region{n}")} for t in turns]
                 rows[i], contexts[i] = rows[i][:0], None
             conversations.append(turns)
-        problems = {i: "no other picture to swap with" for i, ok in enumerate(swapped) if not ok}
         said: list[str] = []
         for start in range(0, len(seen), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -190,19 +192,16 @@ class Bridge(Answerer):
         return generate_text(self.bridge, self.processor, inputs, max_new_tokens=self.max_new_tokens)
 
 
-def _swap(
-    seen: Sequence[Seen], rows: list[Tensor], contexts: list[Tensor | None], sizes: list[tuple[int, int]]
-) -> tuple[list[Tensor], list[Tensor | None], list[tuple[int, int]], list[bool]]:
-    """Each item's features replaced by those of another picture's item with as many regions; and whether there was one."""
-    new_rows, new_contexts, new_sizes, found = list(rows), list(contexts), list(sizes), []
-    for i, item in enumerate(seen):
-        picture = item.item.record.image
-        others = [j for j, o in enumerate(seen) if len(rows[j]) == len(rows[i]) and o.item.record.image != picture]
-        found.append(bool(others))
-        if others:
-            j = others[(7 * i) % len(others)]
-            new_rows[i], new_contexts[i], new_sizes[i] = rows[j], contexts[j], sizes[j]
-    return new_rows, new_contexts, new_sizes, found
+def other_pictures(pictures: Sequence[Any], regions: Sequence[int]) -> list[int | None]:
+    """For each question, the number of one about another picture that shows as many regions; None where there is none.
+
+    pictures: what each question is about; regions: how many it shows.
+    """
+    found: list[int | None] = []
+    for i, (picture, count) in enumerate(zip(pictures, regions)):
+        others = [j for j, other in enumerate(pictures) if regions[j] == count and other != picture]
+        found.append(others[(7 * i) % len(others)] if others else None)
+    return found
 
 
 @dataclass

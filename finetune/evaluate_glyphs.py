@@ -4,7 +4,7 @@
     python -m finetune.evaluate_glyphs --model none --splits test --seeds 0     # the region tokenizer alone
 
 Masks, concepts and native captions of every object that can be seen; answers of the bridge to the benchmark's questions
-(`glyphs/benchmark.py`), each in a conversation of its own. Controls, on the first scenes of each seed: the regions, and
+(`glyphs/records.py`), each in a conversation of its own. Controls, on the first scenes of each seed: the regions, and
 the picture, of another scene; no regions at all; regions without their position, and objects besides in an order of chance;
 the true objects as picture context, if the bridge reads found ones; the question as a follow-up, after each of its regions,
 and then another, was described; and a plain language model, by default the one that became the bridge, that is told in words
@@ -38,13 +38,11 @@ from tap_tokenizer import TapRegionTokenizer, damage_told, only_writer, write_wh
 
 from .answerers import fingerprint
 from .config import knob, parse_arguments, run_command
-from .glyphs.benchmark import EVALUATION_SCENES, EVALUATION_SEEDS, EVALUATION_SPLITS, TITLE, benchmark_scenes
-from .glyphs.figures import draw_curves, draw_figures
 from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES
-from .glyphs.regions import SeenScenes, region_lines
-from .glyphs.report import as_tables, summarise
+from .glyphs.records import EVALUATION_SCENES, EVALUATION_SEEDS, EVALUATION_SPLITS, TITLE, benchmark_scenes
+from .glyphs.report import as_tables, draw_curves, draw_figures, summarise
 from .glyphs.scenes import SPLITS
-from .glyphs.views import CONTROLS, bridge_lines, described_lines
+from .glyphs.views import CONTROLS, SeenScenes, bridge_lines, described_lines, region_lines
 
 WORDS_MODEL = "region-words-tiny"
 """The bundled language model that reads descriptions of GlyphScenes."""

@@ -9,6 +9,8 @@ from hashlib import sha256
 
 import numpy as np
 
+from tap_tokenizer import box_of_mask
+
 
 def normalise_answer(text: str) -> str:
     """Lower case, no article or preposition at the start, no full stop, single spaces: for comparing short answers.
@@ -80,7 +82,7 @@ def _depth(error: np.ndarray) -> np.ndarray:
 
     depth = np.zeros(error.shape)
     if error.any():  # no border is nearer outside the box around the error than one beside it
-        rows, columns = (np.flatnonzero(error.any(axis=axis)) for axis in (1, 0))
-        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        x1, y1, x2, y2 = box_of_mask(error)
+        box = slice(y1, y2), slice(x1, x2)
         depth[box] = distance_transform_edt(np.pad(error[box], 1))[1:-1, 1:-1]
     return depth

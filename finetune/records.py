@@ -26,7 +26,7 @@ from datasets.table import CastError
 from pycocotools import mask as coco_mask
 
 from llm_bridge import replace_regions
-from tap_tokenizer import RegionPrompt, as_mask, check_regular_file, load_rgb
+from tap_tokenizer import RegionPrompt, as_mask, box_of_mask, check_regular_file, load_rgb
 from tap_tokenizer import open_image as picture_from
 
 from .glyphs.scenes import draw_scene, make_scene
@@ -89,6 +89,10 @@ class Region:
         labels = self.point_labels or None
         given = {"box": self.box, "points": self.points, "point_labels": None if self.points is None else labels}
         return RegionPrompt.read(given, name)
+
+    def around(self, size: tuple[int, int]) -> list[float] | None:
+        """The box xyxy, or else the one around the mask; None where there is neither, or the mask is empty."""
+        return self.box or (mask_box(self.mask, size) if self.mask else None)
 
 
 @dataclass(slots=True)
@@ -285,11 +289,8 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
 def mask_box(mask: Any, size: tuple[int, int]) -> list[float] | None:
     """The box xyxy around a mask of a picture of (height, width) `size`; None if the mask is empty."""
-    pixels = decode_mask(mask, size)
-    rows, columns = np.nonzero(pixels.any(axis=1))[0], np.nonzero(pixels.any(axis=0))[0]
-    if not len(rows):
-        return None
-    return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+    box = box_of_mask(decode_mask(mask, size))
+    return [float(side) for side in box] if any(box) else None
 
 
 def cut_turns(record: Record, start: int, count: int) -> tuple[Record, list[int]]:

@@ -9,7 +9,7 @@ import pytest
 from foreign_folders import BRIDGE, make_foreign_folders
 from limited import run_python
 
-from finetune.data.conversion import convert
+from finetune.data.source import convert
 from finetune.glyphs.records import GlyphScenesSource
 
 DOORS = """

@@ -10,9 +10,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .entries import identity, is_crowd, mapping
+from .entries import EntryError, LeftOut, identity, is_crowd, mapping
 from .json_files import iter_items
-from .problems import EntryError, LeftOut
 
 
 class AnnotationIndex:

@@ -19,8 +19,7 @@ from typing import Any
 
 from ..config import knob
 from ..records import Record, Region
-from .entries import number, shown, sound_region, sound_talk, text
-from .problems import EntryError
+from .entries import EntryError, number, shown, sound_region, sound_talk, text
 from .source import LABEL_QUESTION, RegionQuestionSource, question_about
 
 CORNERS = ("x1", "y1", "x2", "y2")

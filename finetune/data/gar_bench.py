@@ -12,9 +12,8 @@ from typing import Any
 
 from ..config import knob
 from ..records import Record, Turn
-from .entries import entry_name, mapping, mask_of, needed, shown, size_of_rle, sound, text
+from .entries import EntryError, entry_name, mapping, mask_of, needed, shown, size_of_rle, sound, text
 from .json_files import iter_items
-from .problems import EntryError
 from .source import PictureSource, literal, masked_region, with_all_shown
 
 

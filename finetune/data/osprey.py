@@ -15,9 +15,21 @@ from typing import Any, Literal, get_args
 
 from ..config import knob
 from ..records import Record, Region, Turn, mask_box
-from .entries import entry_name, listed, mapping, mask_fault, mask_of, needed, size_of, sound, text
+from .entries import (
+    Problems,
+    entry_name,
+    listed,
+    mapping,
+    mask_fault,
+    mask_of,
+    needed,
+    numbered,
+    read_each,
+    size_of,
+    sound,
+    text,
+)
 from .json_files import iter_items
-from .problems import Problems, numbered, read_each
 from .source import PictureSource, masked_region, talk, with_all_shown
 
 Kind = Literal["conversation", "detail_description", "short_form", "part_level", "lvis_positive_negative"]

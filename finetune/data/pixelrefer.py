@@ -14,9 +14,8 @@ from llm_bridge import number_regions
 
 from ..config import knob
 from ..records import Record, Turn
-from .entries import entry_name, listed, mapping, mask_of, needed, shown, size_of, size_of_rle, sound, text
+from .entries import EntryError, entry_name, listed, mapping, mask_of, needed, shown, size_of, size_of_rle, sound, text
 from .json_files import iter_items
-from .problems import EntryError
 from .source import PictureSource, masked_region, talk, with_all_shown
 
 

@@ -18,6 +18,7 @@ from .annotations import AnnotationIndex
 from .coco import region_of
 from .entries import (
     CUT,
+    EntryError,
     answer,
     entry_name,
     identity,
@@ -28,7 +29,6 @@ from .entries import (
     text,
 )
 from .json_files import iter_items
-from .problems import EntryError
 from .source import RegionQuestionSource
 
 QUESTION = "Describe <region> so that it cannot be taken for anything else in the picture."

@@ -16,6 +16,7 @@ from .annotations import AnnotationIndex
 from .coco import ListedPicturesSource, region_of
 from .entries import (
     CUT,
+    EntryError,
     answer,
     box_of,
     entry_name,
@@ -30,7 +31,6 @@ from .entries import (
     text,
 )
 from .json_files import iter_items
-from .problems import EntryError
 from .source import CAPTION_QUESTION, RegionQuestionSource
 
 LICENSE = "CC BY 4.0"

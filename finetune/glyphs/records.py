@@ -1,7 +1,15 @@
-"""GlyphScenes as records: regions of a scene with a conversation of several questions about them."""
+"""GlyphScenes as records: regions of a scene with questions about them, drawn at will, or as the benchmark asks them.
+
+The benchmark asks the same questions about the same scenes for everybody, and they are balanced. Scenes of a split and seed
+are gone through in order. Of each, every family asks at most one question: the one whose answer has come up least so far, and
+none if every answer that the scene offers is already ahead of the rarest. So each answer that a split's scenes offer is the
+truth about equally often, and guessing is known. The first n scenes have the same questions whether n or more are evaluated.
+`finetune.evaluate` and `finetune.evaluate_glyphs` ask these questions; the data set's card is `GLYPH_SCENES.md`.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +22,8 @@ from ..config import knob
 from ..data.source import Source
 from ..records import GLYPH_SCHEME, Record, Region, Turn, encode_mask
 from .language import caption
-from .questions import FAMILIES, Question, draw_question
-from .scenes import SPLITS, GlyphPicture, GlyphScene, draw_scene, make_scene
+from .questions import FAMILIES, Family, Question, draw_question
+from .scenes import SPLITS, VERSION, GlyphPicture, GlyphScene, draw_scene, make_scene
 
 LICENSE = "Apache-2.0"
 
@@ -166,3 +174,106 @@ def record_of(
     ]
     address = f"{GLYPH_SCHEME}{scene.split}/{scene.seed}/{scene.index}/{max(height, width)}"
     return Record(address, width, height, regions, turns, "GlyphScenes", LICENSE)
+
+
+# --- the benchmark -----------------------------------------------------------------------------------------------------
+
+
+BENCHMARK_VERSION = "1"
+TITLE = f"GlyphScenes {VERSION}, questions {BENCHMARK_VERSION}"
+LONG_SIDE = 512
+"""Pictures are drawn, and masks compared, with this many pixels on the long side."""
+
+EVALUATION_SPLITS = ("test", "test-compositional", "test-crowded")
+EVALUATION_SEEDS = (0, 1, 2)
+EVALUATION_SCENES = 234
+"""Scenes of each split and seed: the first ones."""
+
+_OPEN_TRIES = 12
+"""How often an open family is drawn until it has a question about what can be seen, and any other until its first."""
+_TRIES_PER_CHOICE = 6
+"""How often another is drawn for each of its answers: enough to meet most of those that the scene offers."""
+_LEAD = 1
+"""By how many questions an answer may lead a family's rarest."""
+
+
+@dataclass(frozen=True)
+class BenchmarkScene:
+    """A scene of the benchmark, drawn, with the questions that are asked about it."""
+
+    scene: GlyphScene
+    picture: GlyphPicture
+    questions: list[Question]
+
+
+def benchmark_scenes(split: str = "test", seed: int = 0, count: int = EVALUATION_SCENES) -> Iterator[BenchmarkScene]:
+    """The first `count` scenes of a split and seed."""
+    balance = QuestionBalance()
+    for index in range(count):
+        scene = make_scene(index, split, seed)
+        picture = draw_scene(scene, LONG_SIDE)
+        yield BenchmarkScene(scene, picture, balance.questions(scene, picture.visible))
+
+
+def benchmark_records(split: str = "test", seed: int = 0, count: int = EVALUATION_SCENES) -> Iterator[Record]:
+    """`benchmark_scenes` as records, the regions that are asked about alone; a question's type is its family.
+
+    Every question is to be asked in a conversation of its own.
+    """
+    for one in benchmark_scenes(split, seed, count):
+        record = record_of(one.scene, one.picture, one.questions)
+        record.image_id = one.scene.index
+        objects = dict.fromkeys(i for question in one.questions for i in question.objects)
+        for region, i in zip(record.regions, objects, strict=True):
+            region.id = f"{one.scene.index}/{i}"
+        for turn, question in zip(record.conversations[::2], one.questions, strict=True):
+            turn.options = list(question.choices)
+        yield record
+
+
+class QuestionBalance:
+    """Draws the questions of one split and seed; scenes are to be given in order, from the first on."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[str]] = {family: Counter() for family in FAMILIES}
+
+    def questions(self, scene: GlyphScene, visible: Collection[int]) -> list[Question]:
+        """The scene's questions, at most one of each family, about objects that can be seen (`visible`)."""
+        drawn = (
+            self._question(scene, family, np.random.RandomState([223, scene.seed, scene.index, number]), set(visible))
+            for number, family in enumerate(FAMILIES.values())
+        )
+        return [question for question in drawn if question is not None]
+
+    def _question(
+        self, scene: GlyphScene, family: Family, random: np.random.RandomState, visible: set[int]
+    ) -> Question | None:
+        offered = _offered(scene, family, random, visible)
+        if family.is_open or not offered:
+            return next(iter(offered.values()), None)
+        counts = self._counts[family.name]
+        counts.update(dict.fromkeys(offered, 0))  # answers that some scene has offered: a split may lack others
+        answer = min(offered, key=lambda answer: counts[answer])
+        if counts[answer] > min(counts.values()) + _LEAD:
+            return None
+        counts[answer] += 1
+        return offered[answer]
+
+
+def _offered(
+    scene: GlyphScene, family: Family, random: np.random.RandomState, visible: set[int]
+) -> dict[str, Question]:
+    """The answers that the scene offers, in the order in which they were drawn, each with its first question; of an open
+    family only one.
+    """
+    offered: dict[str, Question] = {}
+    tries = _OPEN_TRIES
+    while tries:
+        tries -= 1
+        question = family.draw(scene, random)
+        if question is None or not set(question.objects) <= visible:
+            continue
+        if not offered:
+            tries = 0 if family.is_open else _TRIES_PER_CHOICE * len(question.choices)
+        offered.setdefault(question.answer, question)
+    return offered

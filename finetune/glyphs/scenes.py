@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from tap_tokenizer import box_of_mask
+
 VERSION = "1.0"
 
 KINDS: dict[str, str] = {
@@ -243,7 +245,7 @@ def draw_scene(scene: GlyphScene, long_side: int = 512) -> GlyphPicture:
         masks[(slice(0, number), *target)] &= ~covered
         masks[(number, *target)] = covered
     image = np.clip(canvas + _grain(scene.background_seed, height, width), 0, 255).astype(np.uint8)
-    return GlyphPicture(image, masks, np.array([_box(mask) for mask in masks], dtype=np.float32).reshape(-1, 4))
+    return GlyphPicture(image, masks, np.array([box_of_mask(mask) for mask in masks], dtype=np.float32).reshape(-1, 4))
 
 
 def font_path() -> Path:
@@ -319,13 +321,6 @@ def _overlap(
     y0, y1 = max(top, 0), min(top + patch[0], frame[0])
     x0, x1 = max(left, 0), min(left + patch[1], frame[1])
     return (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-
-
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return 0, 0, 0, 0
-    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
 def _draw_background(scene: GlyphScene, width: int, height: int, long_side: int) -> np.ndarray:

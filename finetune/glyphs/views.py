@@ -1,4 +1,4 @@
-"""What language models answer to the benchmark's questions, in the views that they are given of the regions.
+"""What models make of the benchmark's scenes: the region tokenizer by itself, and language models' answers, in views.
 
 In the view "full" a bridge is shown what a user would show it. The other views are controls: what is left of a score
 without that says what the model owes to it.
@@ -23,10 +23,105 @@ from llm_bridge import (
     region_features,
     replace_regions,
 )
+from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
+from ..answerers import other_pictures
+from ..metrics import mask_iou, next_click
+from .language import caption, concept_banks
 from .questions import Question
-from .regions import SeenScenes, place_in_benchmark
-from .scenes import GlyphScene
+from .records import BenchmarkScene
+from .scenes import GlyphPicture, GlyphScene
+
+# --- the region tokenizer ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SeenScenes:
+    """Some scenes of the benchmark, encoded.
+
+    tokens: of all visible objects, scene by scene, from their tight boxes.
+    """
+
+    scenes: Sequence[BenchmarkScene]
+    features: ImageFeatures
+    tokens: RegionTokens
+
+    @classmethod
+    def encode(cls, tokenizer: TapRegionTokenizer, scenes: Sequence[BenchmarkScene]) -> SeenScenes:
+        features = tokenizer.embed_image([one.picture.image for one in scenes])
+        boxes = [one.picture.boxes[one.picture.visible].tolist() for one in scenes]
+        return cls(scenes, features, tokenizer.encode(features=features, boxes=boxes, with_masks=True))
+
+    def tokens_of(self, number: int, objects: Sequence[int]) -> RegionTokens:
+        """Tokens of some objects of scene `number` of these."""
+        visible = self.scenes[number].picture.visible
+        return self.tokens.of_image(number)[[visible.index(i) for i in objects]]
+
+    def boxes_of(self, number: int, objects: Sequence[int]) -> list[list[float]]:
+        """True boxes of some objects of scene `number` of these, in pixels."""
+        return self.scenes[number].picture.boxes[list(objects)].tolist()
+
+
+def region_lines(tokenizer: TapRegionTokenizer, seen: SeenScenes) -> Iterator[dict[str, Any]]:
+    """A line for each visible object: IoU of its mask from a box and from two points, concepts, and native caption.
+
+    One point is the mask's innermost pixel, as in the single-point evaluation of Segment Anything, the other a random one.
+    """
+    by_centre, by_point = (
+        tokenizer.encode(
+            features=seen.features,
+            points=points,
+            point_labels=[[[1]] * len(own) for own in points],
+            with_masks=True,
+        )
+        for points in (
+            [_centres(one.picture) for one in seen.scenes],
+            [_random_points(one.scene, one.picture) for one in seen.scenes],
+        )
+    )
+    captions = tokenizer.caption(seen.tokens)
+    kinds, colours, sizes = (
+        [top[0][0] for top in tokenizer.classify(seen.tokens, 1, concepts=bank)] for bank in concept_banks()
+    )
+    objects = [(one, i) for one in seen.scenes for i in one.picture.visible]
+    for row, (one, i) in enumerate(objects):
+        glyph, mask = one.scene.objects[i], one.picture.masks[i]
+        yield {
+            "task": "region",
+            **place_in_benchmark(one.scene),
+            "object": i,
+            "iou_box": _iou(seen.tokens.mask_parts[row], mask),
+            "iou_centre": _iou(by_centre.mask_parts[row], mask),
+            "iou_point": _iou(by_point.mask_parts[row], mask),
+            "kind": [kinds[row], glyph.kind],
+            "colour": [colours[row], glyph.colour],
+            "size": [sizes[row], glyph.size],
+            "caption": [captions[row], caption(glyph)],
+        }
+
+
+def place_in_benchmark(scene: GlyphScene) -> dict[str, Any]:
+    """What every line says of its scene."""
+    return {"split": scene.split, "seed": scene.seed, "scene": scene.index}
+
+
+def _centres(picture: GlyphPicture) -> list[list[list[float]]]:
+    return [[next_click(None, picture.masks[i])[0]] for i in picture.visible]
+
+
+def _random_points(scene: GlyphScene, picture: GlyphPicture) -> list[list[list[float]]]:
+    random = np.random.RandomState([211, scene.seed, scene.index])
+    pixels = [np.argwhere(picture.masks[i]) for i in picture.visible]
+    return [[own[random.randint(len(own))][::-1].tolist()] for own in pixels]
+
+
+def _iou(predicted: Any, truth: np.ndarray) -> float:
+    """IoU of a region's mask, wherever it lies, and the true one (H, W)."""
+    return mask_iou(predicted.cpu().numpy(), truth)
+
+
+# --- the views ---------------------------------------------------------------------------------------------------------
+
 
 MAX_NEW_TOKENS = 24
 
@@ -49,9 +144,6 @@ class Asked:
     size: tuple[int, int]
 
 
-# --- the views --------------------------------------------------------------------------------------------------------
-
-
 View: TypeAlias = Callable[[RegionChat, SeenScenes, Sequence[Asked]], list[Asked]]
 """Questions → the same with what the view shows; those that the view cannot be had of are left out."""
 
@@ -62,13 +154,9 @@ def _full(chat: RegionChat, seen: SeenScenes, asked: Sequence[Asked]) -> list[As
 
 def _shuffled(chat: RegionChat, seen: SeenScenes, asked: Sequence[Asked]) -> list[Asked]:
     """As many regions of another scene, and its picture."""
-    found = []
-    for i, one in enumerate(asked):
-        others = [o for o in asked if len(o.features) == len(one.features) and o.scene != one.scene]
-        if others:
-            other = others[(7 * i) % len(others)]
-            found.append(replace(one, features=other.features, context=other.context, size=other.size))
-    return found
+    others = other_pictures([one.scene for one in asked], [len(one.features) for one in asked])
+    pairs = [(one, asked[other]) for one, other in zip(asked, others) if other is not None]
+    return [replace(one, features=o.features, context=o.context, size=o.size) for one, o in pairs]
 
 
 def _question_only(chat: RegionChat, seen: SeenScenes, asked: Sequence[Asked]) -> list[Asked]:

@@ -3,8 +3,7 @@
 from .captions import REFCOCOG, VG_FULL, VG_GLAMM
 from .classification import COCO_CLASSIFICATION, LVIS_CLASSIFICATION
 from .dlc_bench import DLC_BENCH
-from .gar_bench import GAR_BENCH
-from .gar_bench_cap import GAR_BENCH_CAP_DETAILED, GAR_BENCH_CAP_SIMPLE
+from .gar_bench import GAR_BENCH, GAR_BENCH_CAP_DETAILED, GAR_BENCH_CAP_SIMPLE
 from .glyph_scenes import GLYPH_SCENES
 from .labels import LVIS_LABELS, PACO_LABELS
 from .masks import COCO_MASKS, LVIS_MASKS

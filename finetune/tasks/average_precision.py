@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..data.problems import counted
+from ..data.entries import counted
 from .task import Published
 
 TOP_DETECTIONS = 300

@@ -20,9 +20,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from ..data.json_files import read_json
 from ..data.source import CAPTION_QUESTION
 from ..records import Region
-from .files import read_json
 from .items import EvaluationSet, Item
 from .predictions import Line, match_answers
 from .task import Published, Task, TaskOptions

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.json_files import read_json
 from .average_precision import TOP_DETECTIONS, average_precision, published
-from .files import read_json
-from .items import EvaluationSet, Item, Seen
-from .own_records import make_reference, share_pictures
+from .items import EvaluationSet, Item, Seen, make_reference, share_pictures
 from .predictions import Line, match_answers
 from .task import Task
 

@@ -17,9 +17,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..data.entries import is_number
-from ..data.problems import Problems, counted, first_names
-from .files import read_json, read_text
+from ..data.entries import Problems, counted, first_names, is_number
+from ..data.json_files import read_json, read_text
 from .items import EvaluationSet, Item
 from .judged import JUDGE_OPTIONS, JudgedTask
 from .judges import Prompt, fill_template

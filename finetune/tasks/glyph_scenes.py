@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..glyphs.benchmark import EVALUATION_SCENES, benchmark_records
+from ..glyphs.records import EVALUATION_SCENES, benchmark_records
 from .items import EvaluationSet
 from .questions import Questions
 

@@ -22,10 +22,9 @@ from tqdm.auto import tqdm
 
 from tap_tokenizer import write_whole
 
-from ..data.json_files import JsonError, parse_json
-from ..data.problems import Problems, counted
+from ..data.entries import Problems, counted
+from ..data.json_files import JsonError, parse_json, read_entries, read_text
 from ..records import open_image
-from .files import read_entries, read_text
 from .items import EvaluationSet, Item
 from .judges import Judge, LocalJudge, Prompt, ServerJudge, read_template
 from .predictions import Line, id_at, match_answers, whole_id

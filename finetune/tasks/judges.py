@@ -20,11 +20,10 @@ from PIL import Image, ImageDraw
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_bridge import generate_text
-from tap_tokenizer import load_pretrained
+from tap_tokenizer import box_of_mask, load_pretrained
 
-from ..data.json_files import JsonError, parse_json
+from ..data.json_files import JsonError, parse_json, read_text
 from ..records import Record, Region, decode_mask
-from .files import read_text
 
 LONGEST_REPLY = 10_000_000
 """Bytes of a server's reply that are read."""
@@ -150,10 +149,9 @@ def surroundings(picture: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.
 
     The cut is that of the scripts of GAR-Bench and ParaDLC-Bench.
     """
-    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
-    if not len(rows):
+    left, top, right, bottom = box_of_mask(mask)
+    if not right:
         return picture, mask.astype(np.uint8) * 255
-    top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
     height, width = max(bottom - top, LEAST), max(right - left, LEAST)
     y, x = int((top + bottom) / 2 - height / 2), int((left + right) / 2 - width / 2)
     part = (slice(max(y - height, 0), y + 2 * height), slice(max(x - width, 0), x + 2 * width))

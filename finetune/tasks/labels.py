@@ -24,8 +24,8 @@ from transformers.utils import cached_file
 
 from tap_tokenizer import load_pretrained
 
+from ..data.json_files import read_json
 from ..data.osprey import read_named_masks
-from .files import read_json
 from .items import EvaluationSet, Item, Place
 from .predictions import Line, match_answers
 from .task import Published, Task

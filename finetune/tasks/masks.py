@@ -10,11 +10,10 @@ from typing import Any
 from tap_tokenizer import ImageFeatures, TapRegionTokenizer
 
 from ..data.entries import clipped_box, is_number, mask_fault
-from ..records import Record, decode_mask, encode_mask, mask_box
+from ..data.json_files import read_json
+from ..records import Record, decode_mask, encode_mask
 from .average_precision import average_precision, published
-from .files import read_json
-from .items import EvaluationSet, Item
-from .own_records import make_reference, one_record_a_picture, share_pictures
+from .items import EvaluationSet, Item, make_reference, one_record_a_picture, share_pictures
 from .predictions import Line, lacking, match_lines
 from .task import MASKS, DrawnTask
 
@@ -68,9 +67,7 @@ class Masks(DrawnTask):
         """
         given: list[dict[str, Any]]
         if found.boxes is None:
-            given = [
-                {"box": r.box or mask_box(r.mask, record.size), "category_id": r.category_id} for r in record.regions
-            ]
+            given = [{"box": r.around(record.size), "category_id": r.category_id} for r in record.regions]
         else:
             given = []
             for d in found.boxes.get(record.image_id, []):

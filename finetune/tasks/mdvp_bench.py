@@ -21,11 +21,10 @@ import numpy as np
 
 from llm_bridge import replace_regions
 
-from ..data.entries import clipped_box, is_number, mask_fault
-from ..data.problems import Problems, numbered, read_each
+from ..data.entries import Problems, clipped_box, is_number, mask_fault, numbered, read_each
+from ..data.json_files import read_questions
 from ..data.source import literal, with_all_shown
 from ..records import Record, Region, Turn, mask_box
-from .files import read_questions, size_of
 from .items import EvaluationSet, Item, Place
 from .judged import JudgedTask
 from .judges import Prompt, fill_template, with_numbers
@@ -88,7 +87,7 @@ class MdvpBench(JudgedTask):
             domain = entry["dataset_name"]
             counts[domain] += 1
             image = _picture(entry, found.root)
-            size = size_of(found.root / image)
+            size = found.size_of(image)
             marked = list(_regions(entry, size, number, problems))
             regions = [region for region in marked if region is not None]
             truth = entry.get("caption", entry.get("gt_answers"))

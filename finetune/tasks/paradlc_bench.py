@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.entries import mask_fault
-from ..data.problems import numbered, read_each
+from ..data.entries import mask_fault, numbered, read_each
+from ..data.json_files import read_json
 from ..records import Record, Region, mask_box
 from .dlc_bench import DlcBench
-from .files import read_json
 from .items import EvaluationSet, Item
 from .judges import Prompt, region_mask, surroundings
 from .task import Published

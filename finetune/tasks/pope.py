@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..data.problems import read_each
+from ..data.entries import read_each
+from ..data.json_files import read_questions
 from ..records import Record, Region, Turn
-from .files import read_questions, size_of
 from .items import EvaluationSet, Item, Place, Seen
 from .predictions import Line, match_answers
 from .questions import AS_MEANT, Questions, overlap_answer
@@ -50,7 +50,7 @@ class Pope(Questions):
             if not isinstance(entry["text"], str) or not entry["text"].strip():
                 found.problems.add("question without words", str(number))
                 return None
-            height, width = size_of(found.root / entry["image"])
+            height, width = found.size_of(entry["image"])
             turns = [
                 Turn("user", f"<region1> is the whole picture. {entry['text']}"),
                 Turn("assistant", label.strip().lower()),

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..data.problems import Problems, counted
-from .files import read_entries, read_json, read_json_lines
+from ..data.entries import Problems, counted
+from ..data.json_files import read_entries, read_json, read_json_lines
 from .items import Item, Place
 
 GIVEN = "given predictions"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,13 @@ import numpy as np
 
 from tap_tokenizer import ImageFeatures, TapRegionTokenizer
 
-from ..data.entries import is_number
-from ..data.problems import counted, first_names
+from ..data.entries import counted, first_names, is_number
+from ..data.json_files import read_json
 from ..metrics import mask_iou, next_click, sample_points
-from ..records import Record, decode_mask, mask_box
-from .files import read_json
+from ..records import Record, decode_mask
 from .items import EvaluationSet, Item
 from .predictions import Line, lacking, match_lines
-from .task import DrawnTask, TaskOptions
+from .task import DrawnTask
 
 POINT_COUNTS = (1, 3, 5, 9)
 """How many points are drawn on a mask, each number by itself."""
@@ -49,11 +47,6 @@ class PromptedMasks(DrawnTask):
     )
     needs = frozenset({"mask"})
     may_be_partial = True
-
-    def configure(self, options: TaskOptions) -> None:
-        super().configure(options)
-        if options.predictions is None and (missing := missing_for_clicks()):
-            raise ValueError(f"benchmark is {self.name}: {missing}. Install it, or give --predictions made elsewhere.")
 
     def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
         found.take_coco(read_json(path), self.title, limit, masks=True)
@@ -85,7 +78,7 @@ class PromptedMasks(DrawnTask):
             return list(masks)
 
         regions = [record.regions[i] for i in whole]
-        measure("box", boxes=[[region.box or mask_box(region.mask, record.size) for region in regions]])
+        measure("box", boxes=[[region.around(record.size) for region in regions]])
         for count in POINT_COUNTS:
             points = [sample_points(truth, count, self.options.seed, lines[i]["id"]) for truth, i in zip(true, whole)]
             measure(f"{count} point{'s' * (count > 1)}", points=[points], point_labels=[[[1] * count] * len(points)])
@@ -125,8 +118,3 @@ PROMPTED_MASKS = PromptedMasks(
     title="Masks from boxes, points and clicks",
     rules="mean IoU over regions; points drawn on the mask; clicks into the larger error's middle",
 )
-
-
-def missing_for_clicks() -> str | None:
-    """What keeps clicks from being placed here, in one line; None if nothing does."""
-    return None if find_spec("scipy") else "Clicks need scipy (pip install 'tap-bridge[train]')"

@@ -157,20 +157,6 @@ _YES_NO = re.compile(
 """How a yes/no question begins; "Can you describe …" is a request."""
 
 _EMPTY = {
-    "there",
-    "whole",
-    "image",
-    "picture",
-    "does",
-    "have",
-    "this",
-    "that",
-    "with",
-    "region",
-    "object",
-    "were",
-    "will",
-    "would",
-    "could",
-    "should",
-}
+    "there", "whole", "image", "picture", "does", "have", "this", "that", "with", "region", "object", "were", "will", "would",
+    "could", "should",
+}  # fmt: skip

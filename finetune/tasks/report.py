@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..data.problems import counted, first_names
+from ..data.entries import counted, first_names
 from .task import Published, Task
 
 COUNTS = ("detections", "regions", "questions", "neither")

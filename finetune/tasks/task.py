@@ -15,12 +15,10 @@ from typing import Any, ClassVar, Literal
 from tap_tokenizer import ImageFeatures, TapRegionTokenizer
 
 from ..config import knob
-from ..data.entries import is_number
-from ..data.problems import EntryError, Problems
+from ..data.entries import EntryError, Problems, is_number
 from ..data.source import LABEL_QUESTION
 from ..records import Record, Region, Turn, cut_turns
-from .items import EvaluationSet, Item, Place, Seen
-from .own_records import read_own
+from .items import EvaluationSet, Item, Place, Seen, read_own
 from .predictions import Line, lacking, read_predictions
 
 MASKS = "mask decoder"

@@ -19,7 +19,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tap_tokenizer import ImageFeatures, RegionPrompt, RegionTokens, draw_regions, mask_to_rle, region_colour
+from tap_tokenizer import (
+    ImageFeatures,
+    RegionPrompt,
+    RegionTokens,
+    box_of_mask,
+    draw_regions,
+    mask_to_rle,
+    region_colour,
+)
 
 from ..chat import RegionChat
 from ..chat_markup import spoken_numbers, user_content, words_of
@@ -381,10 +389,10 @@ def data_address(image: Image.Image, kind: str = "JPEG") -> str:
 
 def cutout(picture: np.ndarray, mask: np.ndarray) -> str:
     """A picture where a mask is, with some of what surrounds it, faded, as the address of a small JPEG."""
-    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
-    if len(rows):
-        pad = 4 + max(rows[-1] - rows[0], columns[-1] - columns[0]) // 10
-        part = slice(max(0, rows[0] - pad), rows[-1] + pad + 1), slice(max(0, columns[0] - pad), columns[-1] + pad + 1)
+    x1, y1, x2, y2 = box_of_mask(mask)
+    if x2:
+        pad = 4 + (max(x2 - x1, y2 - y1) - 1) // 10
+        part = slice(max(0, y1 - pad), y2 + pad), slice(max(0, x1 - pad), x2 + pad)
         picture, mask = picture[part], mask[part]
     step = max(1, max(mask.shape) // 384)  # the rest is for a small picture
     picture, mask = picture[::step, ::step], mask[::step, ::step]

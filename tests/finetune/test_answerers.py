@@ -13,7 +13,7 @@ pytest.importorskip("pycocotools")
 pytest.importorskip("inflect")
 
 from finetune.answerers import Bridge, CaptionDecoder, ConceptHead, DescribedModel
-from finetune.data.problems import Problems
+from finetune.data.entries import Problems
 from finetune.records import Record, Region, Turn
 from finetune.tasks import TASKS
 from finetune.tasks.items import Seen

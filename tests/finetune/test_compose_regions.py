@@ -14,7 +14,7 @@ pytest.importorskip("datasets")
 from finetune import cache_regions, compose_regions
 from finetune.cache import RegionCache
 from finetune.compose_regions import TokenBank, words_of
-from finetune.data.conversion import convert
+from finetune.data.source import convert
 from finetune.glyphs.records import GlyphScenesSource
 from finetune.records import load_records
 from llm_bridge import PictureContext

@@ -16,16 +16,15 @@ import pytest
 
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
-pytest.importorskip("scipy")
 pytest.importorskip("inflect")
 
 from PIL import Image
 
 from finetune import evaluate
-from finetune.data.conversion import convert
+from finetune.data.source import convert
 from finetune.glyphs.records import GlyphScenesSource
 from finetune.records import Record, open_image
-from finetune.tasks import TASKS, dlc_bench, prompted_masks
+from finetune.tasks import TASKS, dlc_bench
 from finetune.tasks.task import DrawnTask
 
 PLAIN = ("--caption_scorer", "plain")
@@ -377,19 +376,6 @@ def test_a_picture_that_does_not_open_and_an_empty_reference_are_named(published
 def test_invalid_options_are_refused(flags: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
         run(tmp_path / "out", *flags)
-
-
-def test_clicks_without_scipy_are_refused_before_anything_is_loaded(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = [*of_file(published, "prompted_masks"), "--limit", "1"]
-    run(tmp_path / "a", *flags)
-    monkeypatch.setattr(prompted_masks, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"Clicks need scipy \(pip install .*Install it, or give --predictions"):
-        run(tmp_path / "b", *flags, "--model", "no-such-model")
-    assert not (tmp_path / "b").exists()
-    made = run(tmp_path / "c", *flags, "--predictions", str(tmp_path / "a" / "predictions.jsonl"))
-    assert made["rows"]["given predictions"]["mIoU click 9"] >= 0
 
 
 def test_a_judge_without_inflect_is_refused_before_anything_is_loaded(

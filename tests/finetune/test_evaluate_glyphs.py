@@ -18,11 +18,10 @@ pytest.importorskip("accelerate")
 from finetune import evaluate_glyphs
 from finetune.evaluate_glyphs import main
 from finetune.glyphs import views
-from finetune.glyphs.benchmark import benchmark_scenes
 from finetune.glyphs.questions import CONTEXT_FAMILIES
-from finetune.glyphs.regions import SeenScenes
+from finetune.glyphs.records import benchmark_scenes
 from finetune.glyphs.report import as_tables, summarise
-from finetune.glyphs.views import Asked
+from finetune.glyphs.views import Asked, SeenScenes
 from llm_bridge import FeatureLayout, RegionChat
 from tap_tokenizer import TapRegionTokenizer
 

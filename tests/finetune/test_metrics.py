@@ -33,7 +33,6 @@ def test_points_lie_on_the_mask_and_depend_on_seed_and_name_alone() -> None:
 
 
 def test_clicks_go_into_the_larger_error() -> None:
-    pytest.importorskip("scipy")
     truth = disc(20, 30, 9)
     assert next_click(None, truth) == ([20.0, 30.0], 1)
     assert next_click(truth | disc(60, 30, 12), truth) == ([60.0, 30.0], 0)

@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 from small_files import SQUARE, write_json, write_picture
 
-from finetune.data.coco import CocoSource, LvisSource
-from finetune.data.coco_panoptic import CocoPanopticSource
+from finetune.data.coco import CocoPanopticSource, CocoSource, LvisSource
 from finetune.data.ferret_bench import FerretBenchSource
 from finetune.data.gar_bench import GarBenchSource
 from finetune.data.osprey import OspreySource

@@ -12,7 +12,7 @@ LM = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hi
 
 def make_stage(folder: Path, make_tokenizer: Any) -> Path:
     from finetune import pretrain_lm
-    from finetune.data.conversion import convert
+    from finetune.data.source import convert
     from finetune.glyphs.records import GlyphScenesSource
 
     (folder / "lm.json").write_text(json.dumps(LM))

@@ -11,8 +11,8 @@ pytest.importorskip("datasets")
 from small_files import write_json
 
 from finetune.data.annotations import AnnotationIndex
+from finetune.data.entries import LeftOut
 from finetune.data.json_files import iter_items
-from finetune.data.problems import LeftOut
 
 
 def test_items_and_index(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from PIL import Image
 from small_files import SQUARE, read_whole, talk_of, write_json, write_picture
 
 from finetune.data.__main__ import main
-from finetune.data.coco import CocoSource, LvisSource
-from finetune.data.coco_panoptic import CocoPanopticSource
+from finetune.data.coco import CocoPanopticSource, CocoSource, LvisSource
 from finetune.data.entries import CUT
 from finetune.records import decode_mask
 

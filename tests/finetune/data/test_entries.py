@@ -13,6 +13,8 @@ from reader_files import READERS, changed
 from small_files import SQUARE
 
 from finetune.data.entries import (
+    EntryError,
+    LeftOut,
     answer,
     box_of,
     identity,
@@ -24,7 +26,6 @@ from finetune.data.entries import (
     sound_region,
     text,
 )
-from finetune.data.problems import EntryError, LeftOut
 from finetune.data.validation import problems_of
 from finetune.records import Region
 

@@ -19,7 +19,7 @@ from PIL import Image
 from finetune import evaluate
 from finetune.records import encode_mask
 from finetune.tasks import TASKS
-from finetune.tasks.gar_bench_cap import GarBenchCap, as_prompts
+from finetune.tasks.gar_bench import GarBenchCap, as_prompts
 from finetune.tasks.items import EvaluationSet, Item
 from finetune.tasks.judged import read_verdicts
 from finetune.tasks.judges import ServerJudge

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("datasets")
 
-from finetune.data.problems import Problems
+from finetune.data.entries import Problems
 from finetune.records import Record, Region
 from finetune.tasks import TASKS
 from finetune.tasks.items import EvaluationSet, Item, Place

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from finetune.data.problems import counted, first_names
+from finetune.data.entries import counted, first_names
 from finetune.tasks import TASKS
 from finetune.tasks.report import as_markdown, figure_of
 from finetune.tasks.task import Task

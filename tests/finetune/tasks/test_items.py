@@ -18,7 +18,7 @@ from PIL import Image
 
 from finetune import evaluate
 from finetune.data.coco import CocoSource
-from finetune.data.conversion import convert
+from finetune.data.source import convert
 from finetune.records import FEATURES
 from finetune.tasks import TASKS
 from finetune.tasks.items import EvaluationSet

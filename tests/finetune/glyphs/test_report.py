@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from finetune.glyphs.figures import draw_curves, stages_of
+from finetune.glyphs.report import draw_curves, stages_of
 
 
 def test_curves_are_drawn_stage_by_stage(tmp_path: Path) -> None:

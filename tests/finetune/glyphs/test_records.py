@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("datasets")
 
-from finetune.glyphs.benchmark import EVALUATION_SPLITS, QuestionBalance, benchmark_records, benchmark_scenes
 from finetune.glyphs.questions import Question
+from finetune.glyphs.records import EVALUATION_SPLITS, QuestionBalance, benchmark_records, benchmark_scenes
 from finetune.glyphs.scenes import HELD_OUT_PAIRS, make_scene
 
 

@@ -13,8 +13,7 @@ pytest.importorskip("datasets")
 from PIL import Image
 from small_files import SQUARE, write_json, write_picture
 
-from finetune.data.__main__ import main
-from finetune.data.contact_sheet import TILE, contact_sheet
+from finetune.data.__main__ import TILE, contact_sheet, main
 from finetune.records import Record, Region, Turn
 
 TALK = [{"role": "user", "content": "What is <region1>?"}, {"role": "assistant", "content": "a dog"}]
