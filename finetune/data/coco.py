@@ -10,10 +10,10 @@ they write ids as text, a single polygon instead of a list, or mark all masks as
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,28 +23,24 @@ from ..config import knob
 from ..records import Record, Region, decode_mask, encode_mask
 from .annotations import AnnotationIndex
 from .entries import (
-    CUT,
     EntryError,
     Problems,
     answer,
-    box_of,
     clipped_box,
     identity,
     is_crowd,
-    is_cut,
     is_number,
     listed,
     mapping,
     mask_fault,
-    mask_of,
-    needed,
     read_each,
     size_of,
-    sound_region,
     text,
 )
 from .source import RegionQuestionSource, inside
 from .validation import UNREADABLE
+
+T = TypeVar("T")
 
 LICENSE = "annotations CC BY 4.0; pictures: Flickr, see the data set's own file"
 
@@ -113,8 +109,6 @@ class CocoSource(ListedPicturesSource):
                         region, label = self._region(annotation, size, names)
                         regions.append((region, self.question, label))
                         self.left_out.doubtful[DRAWN] += is_crowd(annotation) and is_drawn
-                        if is_cut(annotation["bbox"], size):
-                            self.left_out.doubtful[CUT] += 1
                 yield from self.records_of(path, size, regions, self.name, LICENSE)
 
     name = "COCO instances"
@@ -133,23 +127,21 @@ class CocoSource(ListedPicturesSource):
 
     def _region(self, annotation: dict[str, Any], size: tuple[int, int], names: dict[str, str]) -> tuple[Region, str]:
         """An annotation's region of a picture of (height, width) `size`, and its label. Raises `EntryError`."""
-        category = identity(annotation, "category_id")
-        if category not in names:
-            raise EntryError(
-                "unknown category", f'category_id is {category!r:.60}, which the file\'s "categories" lack'
-            )
-        return region_of(annotation, size, label=names[category]), names[category]
+        label = _category_of(annotation, names)
+        return self.region_of(annotation, size, label=label), label
+
+
+def _category_of(entry: dict[str, Any], categories: Mapping[str, T]) -> T:
+    """What is known of an entry's category. Raises `EntryError` for one that is not listed."""
+    key = identity(entry, "category_id")
+    if key not in categories:
+        raise EntryError("unknown category", f'category_id is {key!r:.60}, which the file\'s "categories" lack')
+    return categories[key]
 
 
 def _is_of_cvat(annotation: dict[str, Any]) -> bool:
     attributes = annotation.get("attributes")
     return isinstance(attributes, dict) and "occluded" in attributes
-
-
-def region_of(annotation: dict[str, Any], size: tuple[int, int], **known: Any) -> Region:
-    """The region of an annotation, with what is known of it: its box, cut to the picture, and its mask if it has one."""
-    mask = mask_of(annotation["segmentation"]) if annotation.get("segmentation") else None
-    return sound_region(Region(box_of(needed(annotation, "bbox"), size), mask=mask, **known), size)
 
 
 @dataclass(kw_only=True)
@@ -197,10 +189,7 @@ class CocoPanopticSource(ListedPicturesSource):
         regions = []
         for place, segment in enumerate(segments, 1):
             with self.left_out.entry(self.annotations, f"{key}, segment number {place}"):
-                category = categories.get(identity(mapping(segment), "category_id"))
-                if category is None:
-                    words = f'category_id is {segment["category_id"]!r:.60}, which the file\'s "categories" lack'
-                    raise EntryError("unknown category", words)
+                category = _category_of(mapping(segment), categories)
                 if is_crowd(segment):
                     self.left_out.unwanted["crowd: many objects drawn as one, marked iscrowd"] += 1
                 elif self.things_only and not category.get("isthing"):
@@ -208,8 +197,6 @@ class CocoPanopticSource(ListedPicturesSource):
                 else:
                     region, label = self._region(segment, category, numbers, size)
                     regions.append((region, self.question, label))
-                    if is_cut(segment["bbox"], size):
-                        self.left_out.doubtful[CUT] += 1
         return regions
 
     def _region(
@@ -219,9 +206,8 @@ class CocoPanopticSource(ListedPicturesSource):
         mask = numbers == (int(number) if number.isdecimal() and len(number) < 10 else -1)
         if not mask.any():
             raise EntryError("empty mask", f"no pixel of its PNG has its number, {number!r:.60}")
-        box = box_of(needed(segment, "bbox"), size)
         name = answer(category, "name").replace("-other", "").replace("-merged", "").replace("-stuff", "")
-        return sound_region(Region(box, mask=encode_mask(mask), label=name), size), name
+        return self.region_of(segment, size, mask=encode_mask(mask), label=name), name
 
     def _numbers(self, name: str, size: tuple[int, int]) -> np.ndarray:
         """The numbers (H, W) of a PNG of segments."""

@@ -265,17 +265,13 @@ def read_json(path: str | Path) -> Any:
 
 def read_entries(path: str | Path) -> list[Any]:
     """The entries of a file that is one JSON list, or has a JSON object on every line; its first sign tells which."""
-    text = read_text(path)
-    return list(read_json(path)) if text.lstrip().startswith("[") else list(_objects(path, text))
+    is_list = read_text(path).lstrip().startswith("[")
+    return list(read_json(path) if is_list else read_json_lines(path))
 
 
 def read_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file; blank lines are none. Raises `ValueError` with the line's number."""
-    return _objects(path, read_text(path))
-
-
-def _objects(path: str | Path, text: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

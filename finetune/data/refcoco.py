@@ -15,14 +15,11 @@ from tap_tokenizer import read_pickle
 from ..config import knob
 from ..records import Record, Region
 from .annotations import AnnotationIndex
-from .coco import region_of
 from .entries import (
-    CUT,
     EntryError,
     answer,
     entry_name,
     identity,
-    is_cut,
     listed,
     mapping,
     size_of,
@@ -105,7 +102,4 @@ class RefCocoSource(RegionQuestionSource):
                 expressions.append(answer(mapping(sentence), "sent"))
         if not expressions:
             raise EntryError("no expression", "none of its sentences says anything")
-        region = region_of(annotation, size, captions=expressions)
-        if is_cut(annotation["bbox"], size):
-            self.left_out.doubtful[CUT] += 1
-        return region, expressions
+        return self.region_of(annotation, size, captions=expressions), expressions

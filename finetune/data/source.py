@@ -27,7 +27,7 @@ from tap_tokenizer import check_regular_file, only_writer, open_image, upright_s
 
 from ..config import knob
 from ..records import FEATURES, GLYPH_SCHEME, Record, Region, Turn, mask_box
-from .entries import NAMED, EntryError, LeftOut, mapping, text
+from .entries import CUT, NAMED, EntryError, LeftOut, box_of, is_cut, mapping, mask_of, needed, sound_region, text
 from .validation import UNREADABLE, region_problems
 
 LABEL_QUESTION = "What is <region>?"
@@ -111,6 +111,18 @@ class RegionQuestionSource(PictureSource):
             some = asked[start : start + self.regions_per_record]
             turns = [turn for n, (_, words, answer) in enumerate(some, 1) for turn in question_about(words, n, answer)]
             yield Record(image, size[1], size[0], [region for region, *_ in some], turns, source, terms)
+
+    def region_of(self, annotation: dict[str, Any], size: tuple[int, int], mask: Any = None, **known: Any) -> Region:
+        """The region of an annotation in COCO's layout, with what is known of it, on a picture of (height, width) `size`.
+
+        Its box is cut to the picture, which is a doubt. mask: default: its segmentation, if it has one. Raises `EntryError`.
+        """
+        if mask is None and annotation.get("segmentation"):
+            mask = mask_of(annotation["segmentation"])
+        region = sound_region(Region(box_of(needed(annotation, "bbox"), size), mask=mask, **known), size)
+        if is_cut(annotation["bbox"], size):
+            self.left_out.doubtful[CUT] += 1
+        return region
 
 
 def inside(folder: Path, name: str, follow_links: bool = False) -> Path:

@@ -85,17 +85,13 @@ def _picture_problems(record: dict[str, Any], root: Path, pictures: Pictures) ->
     image = record["image"]
     if pictures == "skip" or (isinstance(image, str) and image.startswith(GLYPH_SCHEME)):
         return []
-    if isinstance(image, str):
-        source: Any = root / image
+    inside, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (None, image)
+    source: Any = inside if isinstance(inside, bytes) else None
+    if source is None and isinstance(path, str):
+        source = root / path
         if not os.path.isfile(source):  # which says no to names that no file can have, too
             return [("missing picture", f"found no file at {source!s:.200}")]
-    elif isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
-        source = image["bytes"]
-    elif isinstance(image, dict) and isinstance(image.get("path"), str):
-        source = root / image["path"]
-        if not os.path.isfile(source):
-            return [("missing picture", f"found no file at {source!s:.200}")]
-    else:
+    if source is None:
         return [("wrong type", f"image is a {type(image).__name__}, expected a path or a picture")]
     try:
         with open_image(source) as picture:

@@ -13,16 +13,14 @@ from typing import Any, Literal
 from ..config import knob
 from ..records import Record, Region
 from .annotations import AnnotationIndex
-from .coco import ListedPicturesSource, region_of
+from .coco import ListedPicturesSource
 from .entries import (
-    CUT,
     EntryError,
     answer,
     box_of,
     entry_name,
     identity,
     is_crowd,
-    is_cut,
     listed,
     mapping,
     needed,
@@ -123,7 +121,5 @@ class GritSource(ListedPicturesSource):
                         continue
                     with self.left_out.entry(self.annotations, name):
                         caption = answer(annotation, "caption")
-                        regions.append((region_of(annotation, size, label=caption), self.question, caption))
-                        if is_cut(annotation["bbox"], size):
-                            self.left_out.doubtful[CUT] += 1
+                        regions.append((self.region_of(annotation, size, label=caption), self.question, caption))
                 yield from self.records_of(path, size, regions, "region captions", LICENSE)

@@ -17,10 +17,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from ..data.json_files import read_json
 from ..data.source import CAPTION_QUESTION
 from ..records import Region
 from .items import EvaluationSet, Item
@@ -45,6 +43,7 @@ class Captions(Task):
     scorer: Scorer = field(init=False, default="plain")
 
     kind = "captions"
+    coco = frozenset({"captions"})
     columns = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
     is_percent = True
     may_be_partial = True
@@ -52,9 +51,6 @@ class Captions(Task):
     def configure(self, options: TaskOptions) -> None:
         super().configure(options)
         self.scorer = choose_scorer(options.caption_scorer)
-
-    def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
-        found.take_coco(read_json(path), self.title, limit, captions=True)
 
     def references(self, region: Region) -> list[Any]:
         captions: Any = region.captions

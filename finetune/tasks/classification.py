@@ -10,12 +10,10 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.json_files import read_json
 from .average_precision import TOP_DETECTIONS, average_precision, published
 from .items import EvaluationSet, Item, Seen, make_reference, share_pictures
 from .predictions import Line, match_answers
@@ -31,13 +29,10 @@ class Classification(Task):
     federated: bool = False
 
     kind = "detections"
+    coco = frozenset({"scored", "crowds"})  # TAP's protocol labels crowds, too
     columns = ("AP", "AP50", "AP75", "APr", "APc", "APf")
     needs = frozenset({"label", "box"})
     is_percent = True
-
-    def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
-        # TAP's protocol labels crowds, too
-        found.take_coco(read_json(path), self.title, limit, scored=True, crowds=True)
 
     def read_own(self, data: str, limit: int | None) -> EvaluationSet:
         found = super().read_own(data, limit)
@@ -78,7 +73,7 @@ class Classification(Task):
                 if "iou" not in line and not line.get("problem"):
                     found.problems.add(f"{row}: no predicted IoU, taken as 1", item.id)
             ious = np.array([by_id[item.id].get("iou", 1.0) for item in some])
-            boxes = np.array([item.record.regions[0].box for item in some], dtype=float)
+            boxes = np.array([item.record.regions[0].around(item.record.size) for item in some], dtype=float)
             for region, place, value in tap_detections(probabilities, ious, boxes):
                 x1, y1, x2, y2 = boxes[region].tolist()
                 detections.append(

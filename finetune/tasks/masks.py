@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tap_tokenizer import ImageFeatures, TapRegionTokenizer
@@ -26,13 +25,11 @@ class Masks(DrawnTask):
     federated: bool = False
 
     kind = "masks"
+    coco = frozenset({"masks", "scored"})
     columns = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
     takes = frozenset({"boxes"})
     needs = frozenset({"mask", "label"})
     is_percent = True
-
-    def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
-        found.take_coco(read_json(path), self.title, limit, masks=True, scored=True)
 
     def read_own(self, data: str, limit: int | None) -> EvaluationSet:
         found = super().read_own(data, limit)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ import numpy as np
 from tap_tokenizer import ImageFeatures, TapRegionTokenizer
 
 from ..data.entries import counted, first_names, is_number
-from ..data.json_files import read_json
 from ..metrics import mask_iou, next_click, sample_points
 from ..records import Record, decode_mask
 from .items import EvaluationSet, Item
@@ -36,6 +34,7 @@ class PromptedMasks(DrawnTask):
     """Masks in COCO's layout."""
 
     kind = "prompts"
+    coco = frozenset({"masks"})
     columns = (
         "regions",
         "mIoU box",
@@ -47,9 +46,6 @@ class PromptedMasks(DrawnTask):
     )
     needs = frozenset({"mask"})
     may_be_partial = True
-
-    def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
-        found.take_coco(read_json(path), self.title, limit, masks=True)
 
     def line_fault(self, line: Line) -> str | None:
         if fault := lacking(line, "id", "iou"):

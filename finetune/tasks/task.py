@@ -16,6 +16,7 @@ from tap_tokenizer import ImageFeatures, TapRegionTokenizer
 
 from ..config import knob
 from ..data.entries import EntryError, Problems, is_number
+from ..data.json_files import read_json
 from ..data.source import LABEL_QUESTION
 from ..records import Record, Region, Turn, cut_turns
 from .items import EvaluationSet, Item, Place, Seen, read_own
@@ -106,6 +107,8 @@ class Task(ABC):
     """What is said of regions, and how it is scored; `metrics.json` has it as "task"."""
     columns: ClassVar[Sequence[str]]
     """Columns of the table; `metrics.json` has more."""
+    coco: ClassVar[frozenset[str]] = frozenset()
+    """What a published file in COCO's layout is read for: fields of `CocoTruth`."""
     takes: ClassVar[frozenset[str]] = frozenset()
     """Options that only some tasks take, of which this is one."""
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -159,12 +162,12 @@ class Task(ABC):
             raise ValueError(f"{annotations} is not the file of {self.name}: {error!r}.") from error
         return found
 
-    @abstractmethod
     def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
-        """Fill `found` with the first `limit` records of the published file, and with what else it has.
+        """Fill `found` with the first `limit` records of the published file, by default in COCO's layout, and what else it has.
 
         Raises `KeyError`, `TypeError` or `EntryError` for a file of another form.
         """
+        found.take_coco(read_json(path), self.title, limit, **dict.fromkeys(self.coco, True))
 
     def items(self, record: Record, problems: Problems) -> list[Item]:
         """The items of one record; what lacks a truth is named in `problems`."""

@@ -113,7 +113,13 @@ def test_notes_on_given_masks_describe_those_masks(converted: Path, tmp_path: Pa
     assert "boxes" not in metrics["protocol"]["rules"]
 
 
-def test_labels_of_a_picture_are_scored_together(converted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("left_out", [None, "box", "mask"])
+def test_labels_of_a_picture_are_scored_together(converted: Path, tmp_path: Path, left_out: str | None) -> None:
+    """A region without a box has the one around its mask."""
+    samples = records_of(converted)
+    for sample in samples:
+        sample["regions"] = [{k: v for k, v in region.items() if k != left_out} for region in sample["regions"]]
+    converted.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     lines = [{"id": f"{n}/{i}", "answer": region["label"], "iou": 1.0} for n, sample in enumerate(records_of(converted))
              for i, region in enumerate(sample["regions"])]  # fmt: skip
     (tmp_path / "words.jsonl").write_text("\n".join(map(json.dumps, lines)))
