@@ -218,7 +218,11 @@ def _peak() -> int:
     return round(used / (2**20 if sys.platform == "darwin" else 2**10))
 
 
-# --- predictions -------------------------------------------------------------------------------------------------------
+# --- predictions ------------------------------------------------------------------------------------------------------
+#
+# A chunk of records is seen once, and every answerer answers. It lands in a file of its own, whole or not at all; when all are
+# there they become `predictions.jsonl`. A run that was stopped goes on with what is left, on any number of processes. What a
+# chunk holds depends on its records alone, so the bytes are the same however the work was split.
 
 
 PREDICTIONS, ABOUT, PARTS, METRICS = "predictions.jsonl", "about.json", "parts", "metrics.json"

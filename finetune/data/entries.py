@@ -146,7 +146,7 @@ def first_names(names: Sequence[str], most: int = 3) -> str:
     return f"{', '.join(names[:most])}{', …' if len(names) > most else ''}"
 
 
-# --- values of entries -------------------------------------------------------------------------------------------------
+# --- values of entries ------------------------------------------------------------------------------------------------
 
 
 SLACK = 1.0

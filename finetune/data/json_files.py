@@ -238,7 +238,7 @@ _decoder = json.JSONDecoder()
 _decoder_of_long_numbers = json.JSONDecoder(parse_int=_integer)
 
 
-# --- whole files -------------------------------------------------------------------------------------------------------
+# --- whole files ------------------------------------------------------------------------------------------------------
 
 
 def read_text(path: str | Path) -> str:

@@ -204,7 +204,7 @@ def literal(value: Any) -> Any:
         raise EntryError("wrong text", f"{value!r:.60} is not a list or mapping in Python's notation") from None
 
 
-# --- records → a file --------------------------------------------------------------------------------------------------
+# --- records → a file -------------------------------------------------------------------------------------------------
 
 
 PACKED_TOGETHER = 64

@@ -176,7 +176,7 @@ def record_of(
     return Record(address, width, height, regions, turns, "GlyphScenes", LICENSE)
 
 
-# --- the benchmark -----------------------------------------------------------------------------------------------------
+# --- the benchmark ----------------------------------------------------------------------------------------------------
 
 
 BENCHMARK_VERSION = "1"

@@ -32,7 +32,7 @@ from .questions import Question
 from .records import BenchmarkScene
 from .scenes import GlyphPicture, GlyphScene
 
-# --- the region tokenizer ----------------------------------------------------------------------------------------------
+# --- the region tokenizer ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,7 @@ def _iou(predicted: Any, truth: np.ndarray) -> float:
     return mask_iou(predicted.cpu().numpy(), truth)
 
 
-# --- the views ---------------------------------------------------------------------------------------------------------
-
+# --- the views --------------------------------------------------------------------------------------------------------
 
 MAX_NEW_TOKENS = 24
 

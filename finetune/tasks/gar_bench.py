@@ -42,7 +42,7 @@ def _mask_fault(masks: Sequence[Any]) -> str | None:
     return next((fault for mask in masks if (fault := mask_fault(mask, tuple(masks[0]["size"])))), None)
 
 
-# --- GAR-Bench-VQA -----------------------------------------------------------------------------------------------------
+# --- GAR-Bench-VQA ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
@@ -93,7 +93,7 @@ GAR_BENCH = GarBench(
 )  # fmt: skip
 
 
-# --- GAR-Bench-Cap -----------------------------------------------------------------------------------------------------
+# --- GAR-Bench-Cap ----------------------------------------------------------------------------------------------------
 
 
 SIMPLE_PROMPT = """Does the answer mean the same as the true answer? The pictures show what both speak of.
