@@ -37,7 +37,7 @@ class OspreySource(PictureSource):
     """Osprey-724K; `images` is COCO's train2017."""
 
     annotations: str = knob(help="osprey_*.json")
-    kind: Kind | None = knob(default=None, help="which of the five files it is; default: as its name says")
+    kind: Kind | None = knob(default=None, help="which of the five files it is; default: what its name says")
 
     def records(self) -> Iterator[Record]:
         self.require(self.annotations)

@@ -41,10 +41,12 @@ class VisualGenomeSource(RegionQuestionSource):
     """The original layout; `images` is the folder that holds VG_100K and VG_100K_2."""
 
     annotations: str = knob(help="region_descriptions.json")
-    question: str = knob(default=CAPTION_QUESTION, help="asked of every region; the answer is its description")
+    question: str = knob(
+        default=CAPTION_QUESTION, help="what is asked about every region; the answer is its description"
+    )
     image_data: str = knob(help="image_data.json, which has the pictures' sizes and folders")
-    splits: str | None = knob(default=None, help="densecap_splits.json, to take one split of it")
-    split: Literal["train", "val", "test"] = knob(default="train", help="which split, if splits are given")
+    splits: str | None = knob(default=None, help="densecap_splits.json, to take only one split")
+    split: Literal["train", "val", "test"] = knob(default="train", help="which split to take, if --splits is given")
 
     def records(self) -> Iterator[Record]:
         self.require(self.annotations, self.image_data, *([self.splits] if self.splits else []))
@@ -110,7 +112,9 @@ class GritSource(ListedPicturesSource):
     """COCO-style files whose annotations have a caption, masks optional: GRiT's train.json and test.json, and others."""
 
     annotations: str = knob(help="train.json or test.json")
-    question: str = knob(default=CAPTION_QUESTION, help="asked of every region; the answer is its description")
+    question: str = knob(
+        default=CAPTION_QUESTION, help="what is asked about every region; the answer is its description"
+    )
 
     def records(self) -> Iterator[Record]:
         self.require(self.annotations)

@@ -26,22 +26,23 @@ class GlyphScenesSource(Source):
 
     split: str = knob(default="train", help=f"one of {', '.join(SPLITS)}")
     seed: int = knob(default=0, help="seed of the scenes and the questions")
-    scenes: int = knob(default=1000, help="scenes to ask about: 0, 1, … of the seed, a record each")
-    turns: int = knob(default=6, help="questions of a record, at most")
+    scenes: int = knob(default=1000, help="how many scenes to ask about, counted from the first; each gives a record")
+    turns: int = knob(default=6, help="questions in a record, at most")
     families: str = knob(
         default=",".join(FAMILIES),
         help="question families, separated by commas; one that is named twice is asked twice as often",
     )
     long_side: int = knob(default=512, help="longer side of the pictures, in pixels")
     all_regions: bool = knob(
-        default=False, help="keep objects that no question is about, as picture context (cache_regions --context_from)"
+        default=False,
+        help="keep objects that no question is about, as picture context (see cache_regions --context_from)",
     )
     offering: str = knob(
         default="",
-        help="only scenes that have a question with one of these answers, as FAMILY=ANSWER with commas between, e.g. "
-        "count_kind=two, of which there are few; their other questions stay",
+        help="only scenes that have a question with one of these answers, as FAMILY=ANSWER separated by commas, such as "
+        "count_kind=two, which is rare; their other questions are kept",
     )
-    workers: int = knob(default=2, help="processes that draw")
+    workers: int = knob(default=2, help="processes that draw scenes")
 
     def records(self) -> Iterator[Record]:
         return self.limited()
