@@ -1,4 +1,4 @@
-"""COCO's panoptic segments (https://cocodataset.org/#format-data) → records of "What is <region>?", of things and stuff."""
+"""COCO's panoptic segments (https://cocodataset.org/#format-data), things and stuff → records of "What is <region>?"."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class CocoPanopticSource(ListedPicturesSource):
     """COCO panoptic: every segment, things and stuff, with its mask from a PNG whose colour is the segment's number."""
 
     annotations: str = knob(help="panoptic_*.json")
-    segments: str = knob(help="folder of the PNGs of segments")
-    things_only: bool = knob(default=False, help="leave out stuff: sky, grass, …")
+    segments: str = knob(help="folder of the PNGs that show the segments")
+    things_only: bool = knob(default=False, help="leave out stuff, such as sky and grass")
 
     def records(self) -> Iterator[Record]:
         self.require(self.annotations, self.segments)

@@ -1,7 +1,4 @@
-"""Records as a picture to look at: each with its regions drawn and the beginning of its talk below.
-
-`draw_regions` draws the regions.
-"""
+"""Draws records on a contact sheet: each picture with its regions, and the beginning of its conversation below."""
 
 from __future__ import annotations
 

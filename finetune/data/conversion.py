@@ -23,7 +23,7 @@ PACKED_TOGETHER = 64
 
 
 def convert(source: Source) -> int:
-    """Write a source's records to its output, and give their number; those that an earlier run wrote are kept.
+    """Write a source's records to its output and return how many there are. Those that an earlier run wrote are kept.
 
     `source.left_out` then tells what there is no record of. Raises `ValueError` if there is none of anything.
     """
@@ -90,7 +90,7 @@ def _whole_lines(path: Path) -> int:
 
 
 def _pack(lines: Path, output: Path, left_out: LeftOut) -> int:
-    """A JSONL file → parquet with the pictures' own bytes inside, in bounded memory; gives the number of records.
+    """Write a JSONL file as parquet with the pictures' bytes inside, in bounded memory; returns the number of records.
 
     What is not yet whole is one file, `output` with .partial behind its name, which the next run writes anew.
     """

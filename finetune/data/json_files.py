@@ -1,6 +1,6 @@
-"""JSON files of people and data sets, small ones whole, large ones value by value in bounded memory.
+"""Reads JSON files: small ones at once, and large ones value by value in bounded memory.
 
-Reads with Python's own parser. It accepts a byte-order mark, NaN and numbers of any size, and limits nesting.
+The parser is Python's. A byte-order mark, NaN and numbers of any size are accepted, and nesting is limited.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 class JsonFile:
-    """A JSON file that is read value by value: as much of it is in memory as its largest value takes.
+    """A JSON file that is read value by value, so that no more than its largest value is in memory.
 
     Every fault is a `ValueError` that names the file and the character, counted from 0.
     """

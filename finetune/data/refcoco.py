@@ -1,7 +1,7 @@
 """RefCOCO, RefCOCO+ and RefCOCOg (https://github.com/lichengunc/refer): expressions that single out one object.
 
-Expressions come as a pickle, which is read without running anything in it; boxes, masks and file names come from the
-`instances.json` beside it, for the references' own file names carry a suffix that no picture has.
+Expressions come as a pickle, which is read without running anything in it. Boxes, masks and file names come from the
+`instances.json` beside it, because the file names in the references carry a suffix that no picture has.
 """
 
 from __future__ import annotations

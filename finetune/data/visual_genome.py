@@ -1,7 +1,7 @@
 """Visual Genome's region descriptions (https://homes.cs.washington.edu/~ranjay/visualgenome/api.html), CC BY 4.0.
 
-Two layouts: the original's `region_descriptions.json` with `image_data.json`, and the COCO-style one of GRiT and others
-(https://github.com/JialianW/GRiT), whose annotations carry a `caption`.
+There are two layouts: the original `region_descriptions.json` with `image_data.json`, and the COCO-style one of GRiT and others
+(https://github.com/JialianW/GRiT), whose annotations have a `caption`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class VisualGenomeSource(RegionQuestionSource):
                     continue
                 if key not in pictures:
                     raise EntryError(
-                        "picture not listed", f"{self.image_data} lacks picture {key!r:.60}, or has it wrong"
+                        "picture not listed", f"{self.image_data} lacks picture {key!r:.60}, or its entry is malformed"
                     )
                 if key in seen:
                     raise EntryError("picture described twice", f"picture {key:.60} came before: the first counts")

@@ -1,10 +1,10 @@
-"""The GlyphScenes benchmark: which questions are asked about which scenes, the same for everybody, and balanced.
+"""The GlyphScenes benchmark: which questions are asked about which scenes. They are always the same, and balanced.
 
-Scenes of a split and seed are gone through in order. Of each, every family asks at most one question: the one whose answer
-has come up least so far, and none if every answer that the scene offers is already ahead of the rarest. So each answer that
-a split's scenes offer is the truth about equally often, and guessing is known. The first n scenes have the same questions
-whether n or more are evaluated. `finetune.evaluate` and `finetune.evaluate_glyphs` ask these questions; the data set's card
-is `GLYPH_SCENES.md`.
+It goes through the scenes of a split and seed in order. Each family asks at most one question about a scene: the one whose
+answer has come up least so far, or none if all answers that the scene offers are already ahead of the rarest one. So each
+answer is right about equally often, and the score of guessing is known. The first n scenes have the same questions no matter
+how many are evaluated. `finetune.evaluate` and `finetune.evaluate_glyphs` ask these questions. The data set's card is
+`GLYPH_SCENES.md`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def benchmark_scenes(split: str = "test", seed: int = 0, count: int = EVALUATION
 
 
 def benchmark_records(split: str = "test", seed: int = 0, count: int = EVALUATION_SCENES) -> Iterator[Record]:
-    """`benchmark_scenes` as records, the regions that are asked about alone; a question's type is its family.
+    """`benchmark_scenes` as records with only those regions that are asked about; a question's type is its family.
 
     Every question is to be asked in a conversation of its own.
     """
@@ -104,8 +104,8 @@ class QuestionBalance:
 def _offered(
     scene: GlyphScene, family: Family, random: np.random.RandomState, visible: set[int]
 ) -> dict[str, Question]:
-    """The answers that the scene offers, in the order in which they were drawn, each with its first question; of an open
-    family only one.
+    """The answers that the scene offers, in the order in which they were drawn, each with its first question. An open family
+    offers only one.
     """
     offered: dict[str, Question] = {}
     tries = _OPEN_TRIES

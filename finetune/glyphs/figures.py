@@ -1,7 +1,7 @@
-"""Figures of a GlyphScenes evaluation: pictures with right and wrong answers, kinds that are confused, scores by size,
-and what training did.
+"""Figures of a GlyphScenes evaluation: pictures with right and wrong answers, confused kinds, scores by size, and the
+course of training.
 
-The pictures are the first scenes of the evaluation, not chosen ones.
+The pictures are the first scenes of the evaluation; they were not selected.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the region tokenizer makes of scenes by itself: tokens, masks, concepts and captions of every object in sight."""
+"""What the region tokenizer alone makes of scenes: tokens, masks, concepts and captions of every visible object."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .scenes import GlyphPicture, GlyphScene
 class SeenScenes:
     """Some scenes of the benchmark, encoded.
 
-    tokens: of all visible objects, scene by scene, from their tight boxes.
+    tokens: those of all visible objects, scene by scene, from their tight boxes.
     """
 
     scenes: Sequence[BenchmarkScene]
@@ -34,12 +34,12 @@ class SeenScenes:
         return cls(scenes, features, tokenizer.encode(features=features, boxes=boxes, with_masks=True))
 
     def tokens_of(self, number: int, objects: Sequence[int]) -> RegionTokens:
-        """Tokens of some objects of scene `number` of these."""
+        """Tokens of some objects of the scene with this number."""
         visible = self.scenes[number].picture.visible
         return self.tokens.of_image(number)[[visible.index(i) for i in objects]]
 
     def boxes_of(self, number: int, objects: Sequence[int]) -> list[list[float]]:
-        """True boxes of some objects of scene `number` of these, in pixels."""
+        """True boxes, in pixels, of some objects of the scene with this number."""
         return self.scenes[number].picture.boxes[list(objects)].tolist()
 
 

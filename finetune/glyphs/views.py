@@ -1,7 +1,7 @@
-"""What language models answer to the benchmark's questions, in the views that they are given of the regions.
+"""Answers of language models to the benchmark's questions, with different views of the regions.
 
-In the view "full" a bridge is shown what a user would show it. The other views are controls: what is left of a score
-without that says what the model owes to it.
+In the view "full", a bridge is shown what a user would show it. The other views are controls, which leave something out: what
+is lost of the score shows how much the model needs it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_NEW_TOKENS = 24
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as a bridge is asked it.
+    """A question in the form in which a bridge is asked.
 
     scene: number of its scene among those seen; objects: those that it names, in the order of their numbers; turns: what
     the user and the assistant say in alternation, the question last; features (R, slots, F) of the regions and context
@@ -131,7 +131,7 @@ def bridge_lines(
     controls: Sequence[str],
     regions: Sequence[dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    """A line for the answer to each question of some families, and then for each in each of the controls.
+    """A line for the answer to each question of some families, and then to each of them in each control.
 
     regions: lines of `region_lines`, from which a line takes what TAP says alone where the question allows.
     """

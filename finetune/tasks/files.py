@@ -1,4 +1,4 @@
-"""Files that people bring to an evaluation, in UTF-8, with a byte-order mark or without; others are refused by name."""
+"""Reads the files that are given to an evaluation. They must be UTF-8; a byte-order mark is ignored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..data.validation import UNREADABLE
 
 
 def read_text(path: str | Path) -> str:
-    """A file's text. Raises `ValueError` with the file's name where it is missing, no file with an end, or no UTF-8."""
+    """A file's text. Raises `ValueError` with the file's name if it is missing, not a regular file, or not UTF-8."""
     try:
         if not Path(path).is_dir():
             check_regular_file(path)
@@ -31,11 +31,11 @@ def read_json(path: str | Path) -> Any:
     try:
         return parse_json(read_text(path))
     except JsonError as error:
-        raise ValueError(f"{path} is {error}, expected one whole JSON value: is it torn?") from None
+        raise ValueError(f"{path} is {error}, expected one whole JSON value: is it truncated?") from None
 
 
 def read_entries(path: str | Path) -> list[Any]:
-    """The entries of a file that is one JSON list, or has a JSON object on every line; its first sign tells which."""
+    """The entries of a file that is one JSON list, or has a JSON object on every line; its first character tells which."""
     text = read_text(path)
     return list(read_json(path)) if text.lstrip().startswith("[") else list(_objects(path, text))
 

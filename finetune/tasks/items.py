@@ -1,4 +1,4 @@
-"""What is evaluated: a set of records, and its items, each one thing to say with its truth."""
+"""What is evaluated: a set of records and its items, each a question with its true answer."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ..records import Record
 
 @dataclass(frozen=True)
 class Place:
-    """An item by its place in the published file, by which answers without ids are told apart.
+    """An item's place in the published file, which identifies answers without ids.
 
-    repeats: what answer files copy from the entry ("question", "gt", …); None where the entry has no such thing.
+    repeats: what answer files copy from the entry ("question", "gt", …); None for what the entry lacks.
     """
 
     id: str
     repeats: dict[str, Any]
 
     def fault(self, line: dict[str, Any]) -> str | None:
-        """What in an answer's line is another entry's, in words; None if nothing is."""
+        """What shows that an answer's line belongs to another entry, in words; None if nothing does."""
         for key, true in self.repeats.items():
             said = line.get(key)
             if isinstance(said, str) and isinstance(true, str) and said.strip().lower() != true.strip().lower():
@@ -40,13 +40,13 @@ class Place:
 
 @dataclass
 class EvaluationSet:
-    """Records to evaluate, whose regions have ids; `root` is the folder that their pictures' paths start from.
+    """Records to evaluate, whose regions have ids; their pictures' paths start from the folder `root`.
 
-    reference: COCO's JSON with the truth of all pictures, where average precision needs it. boxes: a detector's, by
-    picture; None for the true ones. places: items in the order of the published file, where it is one of single questions
-    or of labels. told: what judges are told of a record, by its `image_id`. kept: by a record's number, which of the
-    file's regions it still has, where not all. pictures: other names by which predictions may call a picture of one's own
-    records.
+    reference: COCO's JSON with the truth of all pictures, if average precision needs it. boxes: a detector's boxes by
+    picture; None for the true ones. places: items in the order of the published file, if it is one of single questions or of
+    labels. told: what judges are told about a record, by its `image_id`. kept: which of the file's regions a record still
+    has, by the record's number, if some were left out. pictures: other names by which predictions may call a picture of the
+    user's own records.
     """
 
     records: list[Record]
@@ -60,9 +60,9 @@ class EvaluationSet:
     pictures: dict[Any, int] = field(default_factory=dict)
 
     def take_coco(self, content: Any, source: str, limit: int | None, **how: bool) -> None:
-        """The first `limit` records of a file in COCO's or LVIS's layout, and the file as reference.
+        """Take the first `limit` records of a file in COCO's or LVIS's layout, and the file as the reference.
 
-        how: of `CocoTruth`. Raises `TypeError` for a file that is no object, which all such files are.
+        how: options of `CocoTruth`. Raises `TypeError` for a file that does not hold an object.
         """
         if not isinstance(content, dict):
             kind = type(content).__name__
@@ -115,7 +115,7 @@ class Seen:
 
 
 def refuse_doubles(items: Sequence[Item]) -> None:
-    """Raises `ValueError` if two items have one id, for then no prediction belongs to either."""
+    """Raise `ValueError` if two items have the same id, because a prediction could then belong to either."""
     counts = Counter(item.id for item in items)
     if double := [key for key, number in counts.items() if number > 1]:
         raise ValueError(

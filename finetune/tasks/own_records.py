@@ -1,6 +1,6 @@
-"""Records of one's own → records whose regions have ids, and COCO's JSON of them for average precision.
+"""A user's own records → records whose regions have ids, and COCO's JSON of them for average precision.
 
-What keeps a record from being read is refused; a region that a task has no use for is named.
+A record that cannot be read is refused. A region that the task cannot use is left out and named.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .items import EvaluationSet
 
 FATAL = ("missing key", "wrong type", "no prompt", "wrong box", "empty box", "wrong points", "wrong point labels",
          "wrong mask size", "wrong mask")  # fmt: skip
-"""Kinds of what `python -m finetune.data validate` finds that no model can be asked about."""
+"""Kinds of problems from `python -m finetune.data validate` that make a record unusable."""
 
 
 def read_own(data: str, needs: Collection[str], limit: int | None) -> EvaluationSet:
@@ -53,7 +53,7 @@ def read_own(data: str, needs: Collection[str], limit: int | None) -> Evaluation
 
 
 def _fault(region: Region, size: tuple[int, int], needs: Collection[str]) -> str | None:
-    """Why a region is of no use where regions need something; None if it is."""
+    """Why a region cannot be used by a task that needs something of it; None if it can."""
     if "mask" in needs and not region.mask:
         return "region without a mask"
     if "label" in needs and not (isinstance(region.label, str) and region.label):
@@ -64,7 +64,7 @@ def _fault(region: Region, size: tuple[int, int], needs: Collection[str]) -> str
 
 
 def share_pictures(found: EvaluationSet) -> None:
-    """Give records of one picture one `image_id`, the number of its first record, for average precision is a picture's.
+    """Give all records of a picture one `image_id`, its first record's number: average precision is computed per picture.
 
     `found.pictures` gets the other names of each picture: the numbers of its records, its path, and its file's name where
     no other picture has that. Raises `ValueError` if records of one picture differ in its size.
@@ -90,7 +90,7 @@ def share_pictures(found: EvaluationSet) -> None:
 
 
 def one_record_a_picture(found: EvaluationSet) -> None:
-    """One record of each picture, with the regions of all its records; one that is the same as an earlier one is named."""
+    """One record for each picture, with the regions of all its records. A region that equals an earlier one is named."""
     pictures: dict[int, Record] = {}
     for record in found.records:
         whole = pictures.setdefault(record.image_id, replace(record, regions=[]))
@@ -104,7 +104,7 @@ def one_record_a_picture(found: EvaluationSet) -> None:
 
 
 def _same(region: Region) -> str:
-    """What two regions have in common that are one."""
+    """What makes two regions the same: a key to compare them by."""
     return json.dumps(replace(region, id=None).to_dict(), sort_keys=True)
 
 

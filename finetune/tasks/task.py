@@ -24,7 +24,7 @@ from .own_records import read_own
 from .predictions import Line, lacking, read_predictions
 
 MASKS = "mask decoder"
-"""The only row of tasks in which masks are drawn."""
+"""The only row of a task in which masks are drawn."""
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Task(ABC):
         self.options = options
 
     def read(self) -> EvaluationSet:
-        """The records that the options name: one's own, or a published file's first.
+        """The records that the options name: the user's own, or the first of a published file.
 
         Raises `ValueError` for files that are missing, or not of the benchmark's form, before anything runs.
         """
@@ -140,12 +140,12 @@ class Task(ABC):
         found = self.read_own(options.data, options.limit) if options.data is not None else self.read_published()
         if not found.records:
             raise ValueError(
-                f"There is nothing to evaluate, for the file holds no records: is it the file of {self.name}?"
+                f"There is nothing to evaluate, because the file holds no records: is it the file of {self.name}?"
             )
         return found
 
     def read_own(self, data: str, limit: int | None) -> EvaluationSet:
-        """Records of one's own."""
+        """The user's own records."""
         return read_own(data, self.needs, limit)
 
     def read_published(self) -> EvaluationSet:
@@ -167,13 +167,13 @@ class Task(ABC):
 
     @abstractmethod
     def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
-        """Fill `found` with the first `limit` records of the published file, and with what else it has.
+        """Fill `found` with the first `limit` records of the published file, and with whatever else it has.
 
         Raises `KeyError`, `TypeError` or `EntryError` for a file of another form.
         """
 
     def items(self, record: Record, problems: Problems) -> list[Item]:
-        """The items of one record; what lacks a truth is named in `problems`."""
+        """The items of one record. Those without a true answer are named in `problems`."""
         if self.asks_questions:
             return self._questions(record, problems)
         items = []
@@ -191,11 +191,11 @@ class Task(ABC):
         return items
 
     def references(self, region: Region) -> list[Any]:
-        """What a region's truth should be; whether they are texts is not looked at."""
+        """A region's true answers, whether or not they are texts."""
         return [region.label] if region.label else []
 
     def _questions(self, record: Record, problems: Problems) -> list[Item]:
-        """Every question of a record that has an answer; others are named."""
+        """Every question of a record that has an answer. The others are named."""
         turns = record.conversations
         items = []
         for place, i in enumerate(i for i, turn in enumerate(turns) if turn.role == "user"):
@@ -216,7 +216,7 @@ class Task(ABC):
         return items
 
     def truth_fault(self, answer: str) -> str | None:
-        """Why a true answer cannot be one; None if it can."""
+        """Why a true answer cannot be used; None if it can."""
         return None
 
     def read_predictions(self, path: str, places: Sequence[Place]) -> list[Line]:
@@ -235,19 +235,19 @@ class Task(ABC):
         return None
 
     def answer(self, seen: Seen, words: str) -> Line:
-        """What a line says of an answer in words."""
+        """A line's content for an answer in words."""
         return {"answer": words}
 
     def answer_unasked(self, seen: Seen, words: str) -> Line:
-        """What a line says of a caption or a concept, which is said whatever the question is."""
+        """A line's content for a caption or a concept, which do not depend on the question."""
         return self.answer(seen, words)
 
     def categories(self, found: EvaluationSet) -> dict[str, Any]:
-        """Ids of the categories among which a concept head chooses, by plain name; {} if it says the likeliest concept."""
+        """Ids, by plain name, of the categories that a concept head chooses from; {} if it names the most probable concept."""
         return {}
 
     def prepare(self, items: Sequence[Item], found: EvaluationSet, device: str) -> None:
-        """Read what else the options name, and refuse what cannot be scored, before any model is loaded.
+        """Read the other files that the options name, and refuse what cannot be scored, before any model is loaded.
 
         device: where models that score may run.
         """
@@ -255,7 +255,7 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, row: str, lines: Sequence[Line], items: Sequence[Item], found: EvaluationSet) -> dict[str, Any]:
-        """The numbers of one row, by column; what is wrong with its lines is named in `found.problems`.
+        """The numbers of one row, by column. What is wrong with its lines is named in `found.problems`.
 
         A line that is missing, or whose picture did not open, counts as an empty answer.
         """
@@ -266,16 +266,16 @@ class Task(ABC):
         return self.name, self.rules
 
     def notes(self) -> list[str]:
-        """What is to be known of the scores."""
+        """What readers should know about the scores."""
         return []
 
     def whole_of(self, count: int) -> int | None:
-        """How many items the published set has of which there are `count`; None where no size is known."""
+        """How many items the complete published set has, if there are `count` here; None if its size is unknown."""
         return count if count in self.other_wholes else self.whole
 
 
 class DrawnTask(Task):
-    """A task in which a model draws masks and says nothing."""
+    """A task in which a model draws masks instead of answering in words."""
 
     def read_predictions(self, path: str, places: Sequence[Place]) -> list[Line]:
         return read_predictions(path, self.line_fault, None)
