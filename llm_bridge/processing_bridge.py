@@ -395,7 +395,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def pad_features(self, rows: Sequence[Tensor | None]) -> dict[str, Tensor]:
-        """Pad the features (S, F) of each sample to the batch that the bridge reads. Samples without regions have None, but not all."""
+        """Pad the features (S, F) of each sample to the batch that the bridge reads. Some may be None, but not all."""
         features, mask = pad_rows(rows)
         source = torch.full((len(rows),), fingerprint_number(self.encoder.tokenizer.fingerprint, self.experts))
         return {"region_features": features, "region_mask": mask, "region_source": source}

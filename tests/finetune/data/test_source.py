@@ -16,7 +16,7 @@ from finetune.data.source import inside, literal, talk, with_all_shown
 from finetune.records import Region
 
 
-def test_turns() -> None:
+def test_answers_become_turns_that_show_every_region() -> None:
     source = CocoSource(output="o.jsonl", images=".", annotations="a.json", regions_per_record=2)
     asked = [(Region([0, 0, 9, 9], label=name), "What is <region>?", name) for name in ("dog", "cat", "cow")]
     first, second = source.records_of("a.jpg", (40, 60), asked, "x", None)
@@ -66,6 +66,6 @@ def test_python_text_that_is_not_a_list_is_a_bad_entry(value: str) -> None:
     None, "hello", {}, {"from": "human"}, {"from": "robot", "value": "x"}, {"from": [], "value": "x"},
     {"from": "human", "value": 7}, {"from": "human", "value": " "},
 ])  # fmt: skip
-def test_turns_of_another_form_are_bad_entries(turn: object) -> None:
+def test_malformed_turns_are_bad_entries(turn: object) -> None:
     with pytest.raises(EntryError):
         talk([turn])
