@@ -110,8 +110,8 @@ def main(argv: list[str] | None = None) -> None:
     bank = TokenBank(arguments.from_data, arguments.from_caches)
     if lacking := bank.lacks(records):
         raise ValueError(
-            f"No region of from_data is {lacking[0]!r}, as one of {data} is (and {len(lacking) - 1} more such words): add "
-            "records that have some, or leave those regions out."
+            f"{data} has regions that no region of from_data can lend tokens to, such as {lacking[0]!r} (and "
+            f"{len(lacking) - 1} more): add records that have some, or leave those regions out."
         )
     plan = CachePlan(
         data=data.name,

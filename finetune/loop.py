@@ -33,7 +33,7 @@ from .run_log import RunLog, describe_environment, draw_losses, in_words, record
 
 @dataclass(kw_only=True)
 class RunArguments:
-    """What every training run can be told."""
+    """Options of every training run."""
 
     output_dir: str = knob(free=True, help="folder for checkpoints, the log and the trained model")
     seed: int = knob(default=0, help="seed of the data, of their order and of new weights")
@@ -61,7 +61,7 @@ class RunArguments:
 
 
 class Training(ABC):
-    """What one training run is about; everything else is the loop's.
+    """What one training run learns; everything else is up to the loop.
 
     The loop replaces `model` by what accelerate makes of it for several processes, before it asks for the first batch.
     """

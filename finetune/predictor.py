@@ -1,8 +1,8 @@
-"""Predictions of an evaluation: chunks of records are seen once and every answerer answers; lines go to disk.
+"""Makes the predictions of an evaluation: each chunk of records is encoded once, and every system answers.
 
-A chunk is the unit of work and lands in a file of its own, whole or not at all; when all are there they become
-`predictions.jsonl`. A run that was stopped goes on with what is left, on any number of processes. What a chunk holds
-depends on its records alone, so the bytes are the same however the work was split.
+A chunk is the unit of work. It is written to a file of its own, completely or not at all, and when all are there, they become
+`predictions.jsonl`. A run that was stopped does what is left, on any number of processes. A chunk's content depends on its
+records alone, so the bytes are the same however the work was split.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def prepare_output(output: Path, about: dict[str, Any]) -> bool:
 
 
 def run_chunks(output: Path, chunks: int, work: Callable[[int], list[Line]], state: PartialState) -> None:
-    """Do the chunks that are not on disk yet, those of this process, and join all when every process is through."""
+    """Do this process's share of the missing chunks, and join all of them once every process is done."""
     parts = output / PARTS
     parts.mkdir(exist_ok=True)
     mine = range(state.process_index, chunks, state.num_processes)
@@ -180,7 +180,7 @@ class Predictor:
         return regions if kept is None else regions[kept]
 
     def _open(self, record: Record) -> np.ndarray | str:
-        """The picture, or why there is none."""
+        """The picture, or the error of opening it."""
         try:
             return open_image(record, self.found.root)
         except WrongSizeError:

@@ -100,7 +100,7 @@ def test_lvis_rules_change_which_detections_count(truth: dict[str, Any]) -> None
     assert average_precision(truth, boxes, kind="bbox", federated=True)["APr"] == pytest.approx(1)
 
 
-def test_only_the_pictures_that_were_evaluated(truth: dict[str, Any]) -> None:
+def test_only_the_evaluated_pictures_count(truth: dict[str, Any]) -> None:
     first = [d for d in found(truth) if d["image_id"] == 1]
     assert average_precision(truth, first, kind="segm")["AP"] < 1
     assert average_precision(truth, first, kind="segm", images=[1])["AP"] == pytest.approx(1)
