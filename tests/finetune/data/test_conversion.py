@@ -124,6 +124,11 @@ def test_a_value_too_long_for_a_file_name_is_not_taken_for_a_file(tmp_path: Path
     assert convert(source) == 4
 
 
+def test_help_of_convert_lists_the_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "--help"]) == 0
+    assert "boxes_csv, coco" in capsys.readouterr().err
+
+
 def test_every_format_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     for name in FORMATS:
         with pytest.raises(SystemExit) as end:
