@@ -1,8 +1,8 @@
-"""Who answers: TAP's caption decoder and concept head, an instruct model that is told in words what they say, and the
-language model that reads region tokens; with controls that show how much of its score it owes to seeing.
+"""The systems that answer: TAP's caption decoder and concept head, an instruct model that is told in words what they say, and
+the language model that reads region tokens, with controls that show how much of its score it owes to seeing.
 
-Each gives a line for every item, with its words unedited. `load_cast` makes them from names of models; of each that cannot
-be had it says why not.
+Each gives a line for every item, with its words unedited. `load_cast` loads them by the names of their models, and says why a
+system cannot take part.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ VIEWS: dict[str, View] = {LANGUAGE: "full", QUESTION_ONLY: "question only", SHUF
 
 
 class Answerer(ABC):
-    """One who answers, and has a row in the table."""
+    """A system that answers and has a row in the table."""
 
     name: str
     needs_picture = False
 
     @abstractmethod
     def answer(self, seen: Sequence[Seen], task: Task) -> list[Line]:
-        """A line of what each item is answered with: "answer", and what else the task's score needs."""
+        """A line for each item, with its "answer" and whatever else the task's score needs."""
 
 
 class CaptionDecoder(Answerer):
@@ -72,14 +72,14 @@ class CaptionDecoder(Answerer):
 
 
 class ConceptHead(Answerer):
-    """The most probable concept of the first region in question; of given categories, all that are probable enough."""
+    """The most probable concept of the first region in question, or all categories that are probable enough."""
 
     name = CONCEPTS
 
     def __init__(self, bank: ConceptBank, categories: dict[str, Any] | None = None) -> None:
         self.bank = bank
         self.categories = categories or {}
-        """Ids by plain name, where answers are labels."""
+        """Ids by plain name, if the answers are labels."""
 
     def answer(self, seen: Sequence[Seen], task: Task) -> list[Line]:
         lines = []
@@ -99,7 +99,7 @@ class ConceptHead(Answerer):
 
 
 class DescribedModel(Answerer):
-    """An instruct model that is told in words what TAP sees; it gets each question alone."""
+    """An instruct model that is told in words what TAP sees. It is asked each question alone."""
 
     name = DESCRIBED
     needs_picture = True
@@ -206,14 +206,14 @@ def other_pictures(pictures: Sequence[Any], regions: Sequence[int]) -> list[int 
 
 @dataclass
 class Cast:
-    """Who takes part: the region tokenizer, the rows that answer in order, and why others do not."""
+    """The participants: the region tokenizer, the answering rows in order, and why others do not answer."""
 
     tokenizer: TapRegionTokenizer
     rows: list[Answerer] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[str, str | None] = field(default_factory=dict)
     context: PictureContext | None = None
-    """What of the whole picture the language model is shown, if it reads any."""
+    """How much of the whole picture the language model is shown, if it reads any context."""
 
 
 def load_cast(
@@ -229,7 +229,7 @@ def load_cast(
     batch_size: int,
     device: str,
 ) -> Cast:
-    """Load what the rows that are wanted need. Raises `ValueError` for names of rows that do not exist."""
+    """Load what the wanted rows need. Raises `ValueError` for unknown names of rows."""
     if unknown := [name for name in rows if name not in (*ROWS, *CONTROLS)]:
         raise ValueError(f"rows has {', '.join(unknown)}, expected some of {', '.join((*ROWS, *CONTROLS))}.")
     tokenizer = bank = None

@@ -1,6 +1,6 @@
 """Records → the batches that a bridge learns from: a mixture of sources, turns of a conversation, tensors.
 
-Nothing here depends on where a run began: what stands at a position is a matter of the seed and the position alone.
+What stands at a position depends on the seed and the position alone, and not on where a run began.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from .loop import ignore_ctrl_c
 from .records import Record, Records, Turn, check_size, cut_turns, load_records, open_image
 
 _BLOCK = 4096
-"""Positions of a mixture in which every source has its share."""
+"""Positions in a block of a mixture. In each block, every source has its share."""
 
 _KEPT = 40_000
-"""Records that a process keeps once it has read them."""
+"""How many records a process keeps after it has read them."""
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Conversations(Dataset[CachedRecord]):
         return _cut(item, source.turns, random, self.same_region)
 
     def _record(self, number: int, row: int) -> tuple[Record, list[int]]:
-        """A record with the questions that its source wants of it, and the numbers of the regions that it keeps."""
+        """A record with only the questions that its source selects, and the numbers of the regions that it keeps."""
         found = self._read.get((number, row))
         if found is None:
             record = self.records[number][row]
@@ -146,7 +146,7 @@ class Conversations(Dataset[CachedRecord]):
         return len(_questions(record.conversations))
 
     def _rows(self) -> list[Sequence[int]]:
-        """Which records of each source have a question that is wanted of it."""
+        """Which records of each source have a question that the source selects."""
         if not any(source.questions for source in self.sources):
             return [range(len(records)) for records in self.records]
         found: list[list[int]] = [[] for _ in self.sources]
@@ -210,7 +210,7 @@ class _Steps(Sampler[list[int]]):
 
 
 def _words(turns: Sequence[Turn]) -> str:
-    """A question and its answer, a line each."""
+    """A question and its answer, on a line each."""
     return "\n".join(turn.content for turn in turns)
 
 
@@ -226,7 +226,7 @@ def _questions(conversation: Sequence[Turn]) -> list[list[Turn]]:
 
 
 def _cut(item: CachedRecord, turns: int, random: np.random.RandomState, same_region: float = 0.0) -> CachedRecord:
-    """`turns` questions in a row of a conversation that has more, from a random one on.
+    """`turns` successive questions of a conversation that has more, beginning with a random one.
 
     same_region: how often, instead of those that follow it, random ones that name the same regions, as many as there are.
     """
@@ -276,7 +276,7 @@ def held_out(arguments: TrainArguments, process: int, processes: int) -> Iterato
 def make_loader(
     arguments: TrainArguments, data: Conversations, collator: ConversationCollator, start: int, processes: int
 ) -> DataLoader[CachedRecord]:
-    """Batches of the steps that are left."""
+    """Batches for the steps that are left."""
     return DataLoader(
         data,
         batch_sampler=_Steps(data, arguments, start, processes),
@@ -290,7 +290,7 @@ def make_loader(
 
 
 Item: TypeAlias = CachedRecord | Record | Mapping[str, Any]
-"""What a batch is made of: a record with its cached region tokens, or a record alone, maybe as a `datasets.Dataset` has it."""
+"""What a batch is made of: a record with its cached region tokens, or a record alone, also as a row of a `datasets.Dataset`."""
 
 
 class ConversationCollator:
@@ -373,7 +373,7 @@ class ConversationCollator:
         return {**features, "region_mask": torch.zeros_like(features["region_mask"])}
 
     def _fit(self, item: CachedRecord) -> CachedRecord:
-        """A conversation without as many of its last questions as are too many for `max_length`."""
+        """A conversation without those of its last questions that do not fit into `max_length`."""
         assert self.max_length is not None
         while (
             length := self._batch([item], return_assistant_tokens_mask=True)["input_ids"].shape[1]

@@ -1,6 +1,6 @@
-"""What a training of a bridge begins with: its arguments, the bridge and its processor, caches that belong to them, optimizers.
+"""Prepares the training of a bridge: its arguments, the bridge and its processor, their caches, and the optimizers.
 
-What does not go together is refused here, before a step is made.
+Arguments and files that do not go together are refused here, before the first step.
 """
 
 from __future__ import annotations
@@ -30,32 +30,39 @@ class TrainArguments(RunArguments):
     language_model: str | None = knob(
         default=None, help="for a fresh bridge: name or folder of a causal language model"
     )
-    init_from: str | None = knob(default=None, help="folder of a bridge to go on from, instead of a fresh one")
-    region_tokenizer: str = knob(default="tap-tiny", help="name, folder or repository of the tokenizer of the caches")
+    init_from: str | None = knob(
+        default=None, help="name or folder of a bridge to train further, instead of a fresh one"
+    )
+    region_tokenizer: str = knob(
+        default="tap-tiny", help="the region tokenizer that made the caches: a name, folder or Hub repository"
+    )
     variant: str | None = knob(default=None, help="checkpoint in the original's repository, e.g. tap_vit_l_v1_1")
-    mode: Literal["projector", "lora", "full"] = knob(default="lora", help="what learns; the projector always does")
+    mode: Literal["projector", "lora", "full"] = knob(default="lora", help="what is trained; the projector always is")
     sources: list[Source] = knob(
         default_factory=list,
-        help="what to learn from: records, cache, weight, turns, questions of each; as flags, rather data, caches, …",
+        help="what to learn from, each with records, cache, weight, turns and questions; as flags, use --data, --caches, …",
     )
     eval_data: str | None = knob(default=None, free=True, help="records to evaluate on during training")
     eval_cache: str | None = knob(default=None, free=True, help="cache of eval_data")
-    experts: Literal["routed", "all"] = knob(default="routed", help="fresh bridge: tokens of a region")
-    use_semantic_embeds: bool = knob(default=True, help="fresh bridge: does the projector read semantic embeddings")
-    use_position: bool = knob(default=True, help="fresh bridge: does the projector read the position code")
+    experts: Literal["routed", "all"] = knob(
+        default="routed",
+        help="fresh bridge: routed gives a region one token, that of the answering expert; all gives it every expert's",
+    )
+    use_semantic_embeds: bool = knob(default=True, help="fresh bridge: whether the projector reads semantic embeddings")
+    use_position: bool = knob(default=True, help="fresh bridge: whether the projector reads the position code")
     projector_type: str = knob(default="mlp", help="fresh bridge: which projector")
     image_grid: int | None = knob(
-        default=None, help="picture context: points per side of the grid; default: none, or as init_from has it"
+        default=None, help="picture context from a grid: points per side; default: none, or that of init_from"
     )
     image_regions: int | None = knob(
-        default=None, help="picture context of the other kind: this many regions; default: none, or as init_from has it"
+        default=None, help="picture context from found objects: how many at most; default: none, or that of init_from"
     )
     new_region_tokenizer: str | None = knob(
         default=None,
-        help="go on from init_from with the tokens of this region tokenizer, name or folder, in place of its own",
+        help="name or folder of a region tokenizer whose tokens replace those that init_from was trained on",
     )
     lora_r: int = knob(default=16, help="rank of LoRA")
-    lora_alpha: int = knob(default=32, help="scale of LoRA")
+    lora_alpha: int = knob(default=32, help="scale of LoRA (its alpha)")
     lora_dropout: float = knob(default=0.0, help="dropout inside LoRA")
     merge: bool = knob(default=False, help="add the adapter to the language model's weights at the end")
     language_model_dtype: Literal["float32", "bfloat16", "float16"] = knob(
@@ -67,59 +74,65 @@ class TrainArguments(RunArguments):
     gradient_checkpointing: bool = knob(
         default=False,
         free=True,
-        help="keep no activations of the layers and compute them twice: less memory, a third slower",
+        help="compute the activations of layers twice instead of keeping them: less memory, a third slower",
     )
     attn_implementation: str | None = knob(
         default=None,
         free=True,
-        help="how the language model computes attention, as in transformers: sdpa, eager, flash_attention_2; default: as "
-        "transformers chooses. On a CPU, short conversations are learned almost twice as fast with eager",
+        help="how the language model computes attention: sdpa, eager, flash_attention_2; default: transformers' choice. On a "
+        "CPU, training on short conversations is almost twice as fast with eager",
     )
     gradient_accumulation_steps: int = knob(default=1, help="forward passes per optimizer step")
-    workers: int = knob(default=0, free=True, help="processes that put batches together")
-    optimizer: OptimizerName = knob(default="adamw", help="muon: for the matrices of projector and transformer layers")
+    workers: int = knob(default=0, free=True, help="processes that prepare batches")
+    optimizer: OptimizerName = knob(
+        default="adamw", help="muon trains the matrices of projector and transformer layers, and AdamW the rest"
+    )
     learning_rate: float = knob(default=2e-4, help="peak learning rate of the language model or its adapter")
     projector_learning_rate: float = knob(default=1e-3, help="peak learning rate of the projector")
     weight_decay: float = knob(default=0.0, help="weight decay of both optimizers")
     warmup_steps: int = knob(default=50, help="steps over which the learning rates rise linearly")
     decay_fraction: float = knob(
-        default=1.0, help="last part of the run, over which the rates fall to zero as a cosine"
+        default=1.0, help="share of the run, at its end, over which the learning rates fall to zero along a cosine"
     )
     same_region: float = knob(
         default=0.0,
-        help="share of the conversations whose turns are taken from the questions of a record that name the same regions: "
-        "what people ask in a row is often about one",
+        help="share of the conversations whose turns are all about the same regions, because people often ask several "
+        "questions about one region in a row",
     )
     mask_history: bool = knob(
         default=False,
-        help="learn only the last answer of each conversation: a picture's context stands by the distance from the region of "
-        "the last question, so with image_regions the answers before it would be learned beside a context that is not theirs",
+        help="learn only the last answer of each conversation. With image_regions, the context is sorted around the region of "
+        "the last question, so it would not fit the earlier answers",
     )
     group_by_length: bool = knob(
         default=False,
-        help="put conversations with about as many questions into one step, of each eight steps, so that less is padded; the "
-        "lengths are only known by reading each conversation unless turns says them",
+        help="sort the conversations of every eight steps by their number of questions, so that less is padded; unless turns "
+        "gives the numbers, each conversation has to be read first",
     )
     max_length: int | None = knob(
         default=None,
-        help="longest conversation in tokens, a longer one loses its last questions; default: the model's context",
+        help="tokens of a conversation at most; a longer one loses its last questions; default: the model's context",
     )
     eval_steps: int = knob(default=250, free=True, help="steps between evaluations")
-    eval_records: int = knob(default=128, free=True, help="records of an evaluation")
-    eval_max_new_tokens: int = knob(default=32, free=True, help="longest answer in an evaluation")
+    eval_records: int = knob(default=128, free=True, help="records in each evaluation")
+    eval_max_new_tokens: int = knob(default=32, free=True, help="tokens of an answer in an evaluation, at most")
     best_metric: Literal["val_loss", "val_answer"] = knob(
-        default="val_loss", free=True, help="which evaluation is best, whose weights are kept in output_dir/best"
+        default="val_loss",
+        free=True,
+        help="what decides which evaluation is best; its weights are kept in output_dir/best",
     )
     load_best: bool = knob(
-        default=False, free=True, help="write the weights of the best evaluation to model, not the last ones"
+        default=False,
+        free=True,
+        help="write the weights of the best evaluation, not the last ones, to output_dir/model",
     )
     tracker: str = knob(
-        default="tensorboard", free=True, help="accelerate's tracker: tensorboard, wandb, mlflow, …; or none"
+        default="tensorboard", free=True, help="a tracker that accelerate knows: tensorboard, wandb, mlflow, …; or none"
     )
 
 
 def check_arguments(arguments: TrainArguments) -> None:
-    """Refuse what does not go together, before anything is loaded."""
+    """Refuse arguments that do not go together, before anything is loaded."""
     if (arguments.language_model is None) == (arguments.init_from is None):
         raise ValueError(
             "Got both or neither of language_model and init_from: give one, a fresh start or a saved bridge."

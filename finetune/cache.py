@@ -1,7 +1,7 @@
 """Region tokens of records: made by the region tokenizer, and kept on disk in shards with a manifest.
 
-A shard holds the tokens of a run of records, for each prompt variant, and the picture context if there is any. Every
-shard's checksum stands in the manifest, and is compared when the shard is first read: a damaged one is named.
+A shard holds the tokens of successive records, for each prompt variant, and the picture context if there is any. The manifest
+has every shard's checksum, which is compared when the shard is first read: a damaged shard is named.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def encode_regions(
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What a cache is of: the records, the tokenizer, and how each region is prompted."""
+    """What a cache is made from: the records, the tokenizer, and the prompts of each region."""
 
     data: str
     data_checksum: str
@@ -81,14 +81,14 @@ class CachePlan:
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    """Where a shard lies."""
+    """The path of a shard."""
     return folder / f"shard-{shard:05d}.safetensors"
 
 
 def write_shard(
     folder: Path, shard: int, variants: list[list[RegionTokens]], contexts: list[Tensor], dtype: torch.dtype
 ) -> None:
-    """Write one shard whole, then the checksum that says so.
+    """Write a shard completely, and then its checksum.
 
     variants: for each prompt variant, the region tokens of each record; contexts: context features (slots, F) of each record.
     """
@@ -118,7 +118,7 @@ def shard_checksum(folder: Path, shard: int) -> str | None:
 
 
 def shard_is_whole(folder: Path, shard: int) -> bool:
-    """Whether a shard is there, as it was written."""
+    """Whether a shard is there and unchanged."""
     checksum = shard_checksum(folder, shard)
     return checksum is not None and file_checksum(shard_path(folder, shard)) == checksum
 
@@ -182,7 +182,7 @@ class RegionCache:
         self._whole: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files, which stay with their process."""
+        """The state without open files, which belong to their process."""
         return {**vars(self), "_open": OrderedDict()}
 
     def __len__(self) -> int:

@@ -32,8 +32,8 @@ from .records import Record, Region, decode_mask, load_records, open_image
 PLAN = "plan.json"
 
 VARIANTS = ("exact", "jitter", "points")
-"""How regions may be prompted: as the record says; with each box side moved by about a twentieth; by one to nine points
-on the region's mask, where the record has one."""
+"""How regions may be prompted: as the record says; with each side of the box moved by about a twentieth; or by one to nine
+points on the region's mask, if the record has one."""
 
 
 @dataclass
@@ -45,25 +45,25 @@ class CacheArguments:
     region_tokenizer: str = knob(default="tap-tiny", help="name, folder, checkpoint or Hub repository of the tokenizer")
     variant: str | None = knob(default=None, help="checkpoint in the original's repository, e.g. tap_vit_l_v1_1")
     variants: str = knob(default="exact", help=f"prompt variants, separated by commas: {', '.join(VARIANTS)}")
-    image_grid: int = knob(default=0, help="picture context: points per side of the grid; 0 for none")
-    image_regions: int = knob(default=0, help="picture context of the other kind: this many regions; 0 for none")
+    image_grid: int = knob(default=0, help="picture context from a grid: points per side; 0 for none")
+    image_regions: int = knob(default=0, help="picture context from objects: how many at most; 0 for none")
     context_from: Literal["found", "annotated"] = knob(
         default="found",
-        help="these regions: what the tokenizer finds by itself, or, much cheaper, those of the record, prompted as in the "
-        "last of the variants",
+        help="which objects: those that the tokenizer finds by itself, or the record's own regions, which is much cheaper; "
+        "they are prompted as in the last of the variants",
     )
     dtype: Literal["float16", "bfloat16", "float32"] = knob(default="float16", help="dtype of the tokens on disk")
     device: str | None = knob(
         default=None, help="where the tokenizer runs; default: this process's accelerator, or CPU"
     )
-    shard_size: int = knob(default=512, help="records per shard")
+    shard_size: int = knob(default=512, help="records in a shard")
     batch_size: int = knob(default=8, help="pictures encoded at once")
     workers: int = knob(default=1, help="processes that open pictures, for each process that encodes")
     seed: int = knob(default=0, help="seed of jitter and points")
 
 
 class _Pictures(Dataset[tuple[Record, "np.ndarray | ValueError"]]):
-    """Records with their pictures open, or with why they cannot be: an error that a worker raises comes with its traceback."""
+    """Records with their pictures, or with the error of opening them. (Raised in a worker, it would carry a traceback.)"""
 
     def __init__(self, data: Path, rows: range) -> None:
         self.records, self.rows = load_records(data), rows
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _fill(arguments: CacheArguments, tokenizer: TapRegionTokenizer, state: PartialState) -> None:
-    """Write the shards that are not there yet, those of this process, and the manifest when all are."""
+    """Write this process's share of the missing shards, and the manifest once all shards are there."""
     folder = Path(arguments.output)
     plan = _plan(arguments, tokenizer)
     if state.is_main_process:

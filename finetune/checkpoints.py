@@ -1,4 +1,4 @@
-"""What a run keeps: checkpoints that it goes on from, the weights of its best evaluation, and its result.
+"""What a run keeps: checkpoints to continue from, the weights of its best evaluation, and its result.
 
 Each is written completely or not at all. Only a few checkpoints are kept.
 """
@@ -62,7 +62,7 @@ def save_checkpoint(
 
 
 def save_whole(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Have `fill` write a folder, a trained model say, and give it its name when all is there; one by that name is replaced."""
+    """Have `fill` write a folder, a trained model say, and name it once it is complete; a folder by that name is replaced."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -72,7 +72,7 @@ def save_whole(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 _WRITER = ("PytorchStreamWriter", "inline_container", "writ")
-"""What torch says where a file cannot be written, the second of them one that it found shorter than it should be."""
+"""What torch says if a file cannot be written, or (the second) is shorter than it should be."""
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def load_last_state(accelerator: Accelerator, output: Path, arguments: Any) -> i
     refuse_other_arguments(arguments, output / "arguments.yaml")
     if step_of(found[-1]) > arguments.steps:
         raise ValueError(
-            f"{found[-1]} lies after the last of {arguments.steps} steps, and its rates have not fallen: give more "
+            f"{found[-1]} lies after the last of {arguments.steps} steps, and its learning rates have not fallen: give more "
             "steps, or another output_dir."
         )
     try:

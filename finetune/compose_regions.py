@@ -1,13 +1,13 @@
-"""Caches of pictures that were never encoded: each region has the tokens of another one of which the same is true.
+"""Makes a cache for invented pictures: each region borrows the tokens of an encoded region with the same caption.
 
     python -m finetune.compose_regions --data composed.jsonl --from_data packed.jsonl --from_caches runs/caches/packed \
         --output runs/caches/composed
 
-A language model that is asked the same pictures again and again learns their answers by heart. What stands where in a
-picture can be made up, what a region looks like to the region tokenizer cannot: so records whose pictures nobody needs to
-see borrow the tokens of encoded regions with the same first caption (or label, where there are none), another one for each
-region, and keep their own boxes, jittered as in `cache_regions`. The cache is like any other; its picture context, if the
-other caches have some, is of the records' regions. Shards that are whole are passed over when the command is given again.
+A language model that is asked about the same pictures again and again learns the answers by heart. Where objects stand can
+be invented, but not what they look like to the region tokenizer. So each region of the records borrows the tokens of a random
+encoded region with the same first caption (or label, if it has no captions) and keeps its own box, jittered as in
+`cache_regions`. The result is a cache like any other. If the other caches have picture context, so has this one, made of the
+records' own regions. If the command was stopped, run it again: complete shards are kept.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class ComposeArguments:
 
     data: str = knob(help="records whose regions have a caption or label, and a box")
     output: str = knob(help="folder of the cache")
-    from_data: list[str] = knob(default_factory=list, help="record files whose regions lend their tokens")
-    from_caches: list[str] = knob(default_factory=list, help="cache of each of them, in the same order")
-    shard_size: int = knob(default=512, help="records per shard")
-    seed: int = knob(default=0, help="seed of the choice of tokens and the jitter of boxes")
+    from_data: list[str] = knob(default_factory=list, help="record files from whose regions tokens are borrowed")
+    from_caches: list[str] = knob(default_factory=list, help="the cache of each of these files, in the same order")
+    shard_size: int = knob(default=512, help="records in a shard")
+    seed: int = knob(default=0, help="seed of the choice of tokens and of the jitter of boxes")
 
 
 class TokenBank:
-    """Region tokens of cached records, in all their variants, by what is true of the region."""
+    """Region tokens of cached records, in all their variants, by the region's words."""
 
     def __init__(self, data: list[str], caches: list[str]) -> None:
-        """Read everything; all caches must be of one tokenizer and belong to their records."""
+        """Read everything. All caches must come from one tokenizer and belong to their records."""
         if not data or len(data) != len(caches):
             raise ValueError(
                 f"Got {len(data)} from_data and {len(caches)} from_caches: give a cache for each record file."
@@ -75,12 +75,12 @@ class TokenBank:
         self.tokens = RegionTokens.concatenate(parts)
 
     def lacks(self, records: Iterable[Record]) -> list[str]:
-        """What some regions of records are, and no region here is."""
+        """The words of regions of these records that no region here has."""
         wanted = dict.fromkeys(words_of(region) for record in records for region in record.regions)
         return [words for words in wanted if words not in self.places]
 
     def compose(self, record: Record, random: np.random.RandomState) -> RegionTokens:
-        """Tokens of a record's regions, each from another region of which the same is true, at their own jittered boxes."""
+        """Tokens for a record's regions, each from another region with the same words, at their own jittered boxes."""
         places = [self.places[words_of(region)] for region in record.regions]
         chosen = torch.tensor([own[random.randint(len(own))] for own in places], dtype=torch.long)
         boxes = [jittered(region, record.size, random).box for region in record.regions]
@@ -110,8 +110,8 @@ def main(argv: list[str] | None = None) -> None:
     bank = TokenBank(arguments.from_data, arguments.from_caches)
     if lacking := bank.lacks(records):
         raise ValueError(
-            f"No region of from_data is {lacking[0]!r}, as one of {data} is (and {len(lacking) - 1} more such words): add "
-            "records that have some, or leave those regions out."
+            f"{data} has regions that no region of from_data can lend tokens to, such as {lacking[0]!r} (and "
+            f"{len(lacking) - 1} more): add records that have some, or leave those regions out."
         )
     plan = CachePlan(
         data=data.name,

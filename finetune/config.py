@@ -1,7 +1,6 @@
 """Every option of a command is a dataclass field with a line of help. A YAML recipe comes first, and flags override it.
 
-The one value that is more
-than a word or a number is a `Source`, records to learn from.
+All values are words, numbers or lists of them, except for a `Source`: records to learn from.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ Arguments = TypeVar("Arguments")
 RECIPES = Path(__file__).parent / "recipes"
 
 MAX_RECIPE = 100_000
-"""Bytes of a recipe, which is read by a slow parser. The longest that ships has about a thousand."""
+"""The most bytes that a recipe may have, because the parser is slow. The longest shipped recipe has a few thousand."""
 
 
 def knob(*, help: str, default: Any = MISSING, default_factory: Any = MISSING, free: bool = False) -> Any:
     """A field of an arguments dataclass, with its line of help.
 
-    free: a run that goes on may have another value than when it began, for it changes nothing that is learned.
+    free: the value may change when a run is continued, because it changes nothing that is learned.
     """
     return field(default=default, default_factory=default_factory, metadata={"help": help, "free": free})
 
@@ -44,12 +43,15 @@ class Source:
 
     records: str = knob(help="record file")
     cache: str = knob(help="its cache")
-    weight: float | None = knob(default=None, help="how often it is drawn; default: as its size")
-    turns: int = knob(default=0, help="questions in a row taken from a record, if its questions stand alone; 0 for all")
+    weight: float | None = knob(default=None, help="how often it is drawn; default: in proportion to its size")
+    turns: int = knob(
+        default=0,
+        help="how many questions of a record are asked in a row; 0 for all. Only if its questions do not refer to each other",
+    )
     questions: str = knob(
         default="",
-        help="a regular expression; only questions are asked in which, or in whose answers on the next line, it is found, and "
-        "records without one are passed over. Like turns, for questions that stand alone",
+        help="a regular expression, searched in each question and its answer, which is on the next line: other questions are "
+        "not asked, and records that have no others are passed over. Only if the questions do not refer to each other",
     )
 
     def __post_init__(self) -> None:
@@ -79,7 +81,7 @@ def read_source(text: str) -> Source:
 
 
 def sources_of(sources: Sequence[Source], columns: Mapping[str, Sequence[Any] | None]) -> list[Source]:
-    """Sources of which columns (see `COLUMNS`) give one field each, in place of what they had."""
+    """The sources, with the fields that columns give them (see `COLUMNS`) in place of those that they had."""
     given = {name: values for name, values in columns.items() if values}
     count = len(given.get("data", sources))
     rows = [asdict(source) for source in sources] if len(sources) == count else [{} for _ in range(count)]
@@ -94,7 +96,7 @@ def sources_of(sources: Sequence[Source], columns: Mapping[str, Sequence[Any] | 
 
 
 def check_sources(sources: Sequence[Source]) -> None:
-    """Refuse to learn from nothing, and weights of some sources alone."""
+    """Refuse an empty list of sources, and weights for only some of them."""
     if not sources:
         raise ValueError("Got no sources: give data, and a cache for each record file.")
     weighted = sum(source.weight is not None for source in sources)
@@ -103,7 +105,7 @@ def check_sources(sources: Sequence[Source]) -> None:
 
 
 class _Parser(HfArgumentParser):
-    """Hands all that a field's metadata say to argparse, but for `free`, which argparse does not know."""
+    """Passes a field's metadata to argparse, except for `free`, which argparse does not know."""
 
     def add_argument(self, *names: str, free: bool = False, **options: Any) -> argparse.Action:
         return super().add_argument(*names, **options)
@@ -123,14 +125,16 @@ def parse_arguments(
     finder.add_argument("--config")
     config, flags = finder.parse_known_args(argv)
     parser = _Parser(
-        arguments_type, description=description or arguments_type.__doc__, formatter_class=argparse.HelpFormatter
+        arguments_type,
+        description=description or arguments_type.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="RECIPE", help="YAML file, or name of a shipped recipe; flags override it")
     has_sources = "sources" in {f.name for f in fields(arguments_type)}  # type: ignore[arg-type]
     if has_sources:
         for name, own in COLUMNS.items():
             help_ = next(f.metadata["help"] for f in fields(Source) if f.name == own)
-            parser.add_argument(f"--{name}", nargs="+", type=_SOURCE[own], help=f"of each source: {help_}")
+            parser.add_argument(f"--{name}", nargs="+", type=_SOURCE[own], help=f"for each source: {help_}")
     for action in parser._actions:
         if action.dest == "sources":
             action.type, action.metavar = read_source, "JSON"
@@ -173,7 +177,7 @@ def check_counts(arguments: Any, *names: str, least: int = 1) -> None:
 
 
 def refuse_other_arguments(arguments: Any, path: Path) -> None:
-    """Refuse to go on with a run whose saved arguments were others, but for those that may change (`knob(free=True)`)."""
+    """Refuse to continue a run whose saved arguments differ, except for those that may change (`knob(free=True)`)."""
     if not path.is_file():
         return
     new = asdict(arguments)

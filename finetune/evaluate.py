@@ -4,9 +4,10 @@
     python -m finetune.evaluate --benchmark vg_full --annotations vg/test.json --images vg/images --output runs/vg
     accelerate launch -m finetune.evaluate …          # every process takes its share of the pictures
 
-Without a benchmark, every question of the records is asked with the true turns before it. Writes predictions.jsonl (a line
-for each item and row, unedited), metrics.json, table.md, plot.png, and environment.json, which alone differs between two
-runs of the same. A run that was stopped goes on with what is left. `finetune/EVALUATION.md` has the protocols.
+Without a benchmark, every question of the records is asked, with the true turns before it. The command writes
+predictions.jsonl (an unedited line for each item and row), metrics.json, table.md and plot.png, and environment.json, the
+only file in which two equal runs differ. If it was stopped, run it again: it does what is left. The protocols are described
+in finetune/EVALUATION.md.
 """
 
 from __future__ import annotations
@@ -53,18 +54,21 @@ class EvaluateArguments(TaskOptions):
     benchmark: str = knob(default="answers", help=f"protocol: {', '.join(TASKS)}")
     region_tokenizer: str | None = knob(default=None, help="name, folder or Hub repository; default: the bridge's own")
     variant: str | None = knob(default=None, help="checkpoint in the original's repository, e.g. tap_vit_l_v1_1")
-    concepts: str | None = knob(default=None, help="concept bank; default: what came with the region tokenizer")
+    concepts: str | None = knob(default=None, help="concept bank; default: the one that came with the region tokenizer")
     described_model: str | None = knob(
-        default=None, help="instruct model that is told in words what TAP sees; region-words-tiny knows GlyphScenes"
+        default=None, help="instruct model that is told in words what TAP sees; for GlyphScenes, region-words-tiny"
     )
     rows: str = knob(default=";".join((*ROWS, *CONTROLS)), help="rows of the table, separated by semicolons")
-    cache: str | None = knob(default=None, help="cache of the records (data); default: their pictures are encoded")
-    question: str | None = knob(default=None, help="what is asked of each <region>; default: the benchmark's")
-    history: Literal["true", "none"] | None = knob(
-        default=None, help="true: earlier turns stand before a question, with true answers; none: it stands alone"
+    cache: str | None = knob(default=None, help="cache of the records (--data); default: their pictures are encoded")
+    question: str | None = knob(
+        default=None, help="what is asked about each <region>; default: the benchmark's question"
     )
-    batch_size: int = knob(default=16, help="questions asked at once, and records of a chunk")
-    max_new_tokens: int | None = knob(default=None, help="longest answer; default: the benchmark's")
+    history: Literal["true", "none"] | None = knob(
+        default=None,
+        help="true: the earlier turns come before a question, with their true answers; none: it is asked alone",
+    )
+    batch_size: int = knob(default=16, help="questions asked at once, and records in a chunk")
+    max_new_tokens: int | None = knob(default=None, help="tokens of an answer, at most; default: the benchmark's limit")
     device: str | None = knob(default=None, help="where to run; default: this process's accelerator, or CPU")
 
 
@@ -120,7 +124,7 @@ def _evaluate(arguments: EvaluateArguments, state: PartialState) -> None:
 
 
 def _check(arguments: EvaluateArguments) -> Task:
-    """The run's own copy of the task, if the arguments fit it; refusals come before anything is read."""
+    """The run's own copy of the task. Arguments that do not fit it are refused before anything is read."""
     if arguments.benchmark not in TASKS:
         raise ValueError(f"benchmark is {arguments.benchmark}, expected one of {', '.join(TASKS)}.")
     chosen = {name: value for name in ("question", "history", "max_new_tokens") if (value := getattr(arguments, name))}
@@ -220,9 +224,10 @@ def _peak() -> int:
 
 # --- predictions ------------------------------------------------------------------------------------------------------
 #
-# A chunk of records is seen once, and every answerer answers. It lands in a file of its own, whole or not at all; when all are
-# there they become `predictions.jsonl`. A run that was stopped goes on with what is left, on any number of processes. What a
-# chunk holds depends on its records alone, so the bytes are the same however the work was split.
+# Each chunk of records is encoded once, and every system answers. A chunk is the unit of work. It is written to a file of its
+# own, completely or not at all, and when all are there, they become `predictions.jsonl`. A run that was stopped does what is
+# left, on any number of processes. A chunk's content depends on its records alone, so the bytes are the same however the work
+# was split.
 
 
 PREDICTIONS, ABOUT, PARTS, METRICS = "predictions.jsonl", "about.json", "parts", "metrics.json"
@@ -281,7 +286,7 @@ def prepare_output(output: Path, about: dict[str, Any]) -> bool:
 
 
 def run_chunks(output: Path, chunks: int, work: Callable[[int], list[Line]], state: PartialState) -> None:
-    """Do the chunks that are not on disk yet, those of this process, and join all when every process is through."""
+    """Do this process's share of the missing chunks, and join all of them once every process is done."""
     parts = output / PARTS
     parts.mkdir(exist_ok=True)
     mine = range(state.process_index, chunks, state.num_processes)
@@ -373,7 +378,7 @@ class Predictor:
         return regions if kept is None else regions[kept]
 
     def _open(self, record: Record) -> np.ndarray | str:
-        """The picture, or why there is none."""
+        """The picture, or the error of opening it."""
         try:
             return open_image(record, self.found.root)
         except WrongSizeError:

@@ -3,15 +3,18 @@
     python -m finetune.evaluate_glyphs --output runs/evaluation                 # the bundled models, the whole benchmark
     python -m finetune.evaluate_glyphs --model none --splits test --seeds 0     # the region tokenizer alone
 
-Masks, concepts and native captions of every object that can be seen; answers of the bridge to the benchmark's questions
-(`glyphs/records.py`), each in a conversation of its own. Controls, on the first scenes of each seed: the regions, and
-the picture, of another scene; no regions at all; regions without their position, and objects besides in an order of chance;
-the true objects as picture context, if the bridge reads found ones; the question as a follow-up, after each of its regions,
-and then another, was described; and a plain language model, by default the one that became the bridge, that is told in words
-what TAP sees of the regions.
+It measures masks, concepts and native captions of every visible object, and the bridge's answers to the benchmark's questions
+(`glyphs/records.py`), each in a conversation of its own. On the first scenes of each seed, it also measures these controls:
 
-Writes into `output`, one part for each split and seed, whole or not at all, so that a run that was stopped goes on:
-`parts/*.jsonl`, a line for each region and question; `metrics.json`; `table.md`; and figures.
+- the regions and the picture of another scene;
+- no regions at all;
+- regions without their position, with the objects of the context in random order;
+- the true objects as picture context, if the bridge otherwise reads those that are found;
+- the question as a follow-up, after each of its regions, and then another one, was described;
+- a plain language model, by default the one that became the bridge, which is told in words what TAP sees.
+
+`output` then holds `parts/*.jsonl`, with a line for each region and question, `metrics.json`, `table.md` and figures. There is
+a part for each split and seed, written completely or not at all. If a run was stopped, run it again: it does what is left.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ class GlyphEvaluationArguments:
     """Measure a region tokenizer, and a bridge that reads it, on the GlyphScenes benchmark."""
 
     region_tokenizer: str = knob(default="tap-tiny", help="name or folder of the region tokenizer")
-    model: str = knob(default="region-chat-tiny", help="name or folder of the bridge; 'none' to leave it out")
+    model: str = knob(default="region-chat-tiny", help="name or folder of the bridge, or 'none'")
     described_model: str | None = knob(
         default=None,
         help="name or folder of a plain language model for the control 'described', or 'none'; default: region-words-tiny "
@@ -63,24 +66,25 @@ class GlyphEvaluationArguments:
     )
     context_model: str | None = knob(
         default=None,
-        help="name or folder of a bridge with picture context, which is then asked what is nearest, farthest, and how "
-        "many, or 'none' to ask the model itself; default: region-context-tiny beside region-chat-tiny, else none",
+        help="name or folder of a bridge with picture context, which is then asked what is nearest and farthest and how many "
+        "there are, or 'none' to ask --model itself; default: region-context-tiny beside region-chat-tiny, else none",
     )
     splits: str = knob(default=",".join(EVALUATION_SPLITS), help="splits, separated by commas")
     seeds: str = knob(
         default=",".join(map(str, EVALUATION_SEEDS)), help="seeds of the scenes; results are averaged over them"
     )
-    scenes: int = knob(default=EVALUATION_SCENES, help="scenes of each split and seed: the first ones")
+    scenes: int = knob(default=EVALUATION_SCENES, help="how many scenes of each split and seed, counted from the first")
     control_scenes: int = knob(
-        default=40, help="of these, how many are asked about with each other control, too, rounded up to whole batches"
+        default=40,
+        help="on how many of these scenes each of the other controls is measured, rounded up to whole batches",
     )
     shuffled_scenes: int = knob(
         default=120,
-        help="of these, how many are asked about with the regions of another scene, rounded up to whole batches: of 40, "
-        "where one of two answers is right, a score would lie within .09 of chance only",
+        help="on how many of these scenes the control with another scene's regions is measured, rounded up to whole batches. "
+        "On 40, the score of a question with two answers could differ from chance by .09",
     )
     context_scenes: int = knob(
-        default=64, help="of these, how many the context_model is asked about, rounded up to whole batches"
+        default=64, help="about how many of these scenes the context_model is asked, rounded up to whole batches"
     )
     batch_size: int = knob(default=8, help="scenes at a time")
     workers: int = knob(
@@ -88,7 +92,7 @@ class GlyphEvaluationArguments:
         help="processes that share the splits and seeds; 0: one for each CPU core, at most four, or one on a GPU",
     )
     device: str = knob(default="cpu", help="where to run: cpu, cuda, mps")
-    output: str | None = knob(default=None, help="folder of the results; default: they are only printed")
+    output: str | None = knob(default=None, help="folder for the results; default: they are only printed")
 
 
 @dataclass

@@ -1,6 +1,6 @@
-"""The one training loop: run, log, evaluate, keep the best, save, stop, and go on after a stop as if there had been none.
+"""The one training loop: it runs, logs, evaluates, keeps the best weights, saves, and continues a run that was stopped.
 
-A command gives it a `Training`, which says what is learned, from which batches, and how it is measured and saved.
+Each command gives it a `Training`, which says what is learned from which batches, and how it is measured and saved.
 """
 
 from __future__ import annotations
@@ -33,31 +33,35 @@ from .run_log import RunLog, describe_environment, draw_losses, in_words, record
 
 @dataclass(kw_only=True)
 class RunArguments:
-    """What every training run can be told."""
+    """Options of every training run."""
 
-    output_dir: str = knob(free=True, help="folder of checkpoints, log and the trained model")
-    seed: int = knob(default=0, help="seed of the data, their order, and new weights")
+    output_dir: str = knob(free=True, help="folder for checkpoints, the log and the trained model")
+    seed: int = knob(default=0, help="seed of the data, of their order and of new weights")
     steps: int = knob(default=1000, help="optimizer steps")
-    batch_size: int = knob(default=16, help="records, pictures or texts per forward pass and process")
-    workers: int = knob(default=1, free=True, help="processes that put batches together")
-    optimizer: OptimizerName = knob(default="adamw", help="muon: for the matrices of attention and MLPs")
+    batch_size: int = knob(default=16, help="records, pictures or texts in a forward pass of each process")
+    workers: int = knob(default=1, free=True, help="processes that prepare batches")
+    optimizer: OptimizerName = knob(
+        default="adamw", help="muon trains the matrices of attention and MLPs, and AdamW the rest"
+    )
     learning_rate: float = knob(default=1e-3, help="peak learning rate of AdamW")
     muon_learning_rate: float = knob(default=5e-3, help="peak learning rate of Muon")
     weight_decay: float = knob(default=0.05, help="weight decay of both optimizers")
     warmup_steps: int = knob(default=100, help="steps over which the learning rates rise linearly")
     decay_fraction: float = knob(
-        default=0.5, help="last part of the run, over which the rates fall to zero as a cosine"
+        default=0.5, help="share of the run, at its end, over which the learning rates fall to zero along a cosine"
     )
-    max_grad_norm: float = knob(default=1.0, help="gradients are clipped to this norm")
+    max_grad_norm: float = knob(default=1.0, help="norm to which gradients are clipped")
     mixed_precision: Literal["no", "bf16", "fp16"] = knob(default="no", help="mixed precision, as in accelerate")
     save_steps: int = knob(default=250, free=True, help="steps between checkpoints")
     log_steps: int = knob(default=20, free=True, help="steps between lines of log.jsonl")
     eval_steps: int = knob(default=500, free=True, help="steps between evaluations")
-    tracker: str = knob(default="none", free=True, help="accelerate's tracker: tensorboard, wandb, mlflow, …; or none")
+    tracker: str = knob(
+        default="none", free=True, help="a tracker that accelerate knows: tensorboard, wandb, mlflow, …; or none"
+    )
 
 
 class Training(ABC):
-    """What one training run is about; everything else is the loop's.
+    """What one training run learns; everything else is up to the loop.
 
     The loop replaces `model` by what accelerate makes of it for several processes, before it asks for the first batch.
     """

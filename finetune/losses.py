@@ -1,7 +1,7 @@
-"""The losses of TAP's training, focal and dice on masks, squared error on IoU, KL on concepts, and that of a bridge's words.
+"""The losses of TAP's training (focal and dice on masks, squared error on IoU, KL on concepts) and of a bridge's words.
 
-TAP's formulas as in the authors' released loss layers (focal: α 0.25, γ 2; dice: ε 1). The weights 20 : 1 : 1 : 1 of focal,
-dice, IoU and concept are SAM's for the first three, as the paper follows them; the fourth is not published and is our
+TAP's formulas are those of the authors' released loss layers (focal: α 0.25, γ 2; dice: ε 1). Focal, dice, IoU and concept
+weigh 20 : 1 : 1 : 1. The first three weights are SAM's, which the paper follows; the fourth is not published and is our
 choice. Each of TAP's functions gives one number per region.
 """
 

@@ -1,4 +1,4 @@
-"""Numbers from predictions: of short answers, and of masks, with the points that a patient user would click."""
+"""Scores of short answers and of masks, and the points that a patient user would click."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A small causal language model and its tokenizer from scratch, on the language of GlyphScenes.
+"""Trains a small causal language model and its tokenizer from scratch, on the language of GlyphScenes.
 
     accelerate launch -m finetune.pretrain_lm --config region_chat_tiny_lm
 
-It reads descriptions of regions in words and answers questions about them; it never hears of pictures. The bundled
-region-chat-tiny is this model after `train` has taught it to read region tokens. For real use, take any causal language
-model of transformers instead.
+The model reads descriptions of regions in words and answers questions about them. It never sees a picture. The bundled
+region-chat-tiny is such a model, after `finetune.train` has taught it to read region tokens. For real use, take any causal
+language model of transformers instead.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
 )
 LONG_SIDE = 512
-"""Pictures are described as if they had this many pixels."""
+"""Pixels of the longer side that pictures are described as having."""
 
 
 @dataclass(kw_only=True)
@@ -54,25 +54,28 @@ class LanguageArguments(RunArguments):
     """Train a small language model on descriptions of scenes and questions about them."""
 
     model_config: str = knob(
-        default="region_chat_tiny_lm.json", help="sizes: a transformers config file or shipped name"
+        default="region_chat_tiny_lm.json",
+        help="sizes of the model: a transformers config file, or a shipped one's name",
     )
     vocab_size: int = knob(default=640, help="pieces of the byte-level BPE tokenizer, special tokens included")
     steps: int = knob(
-        default=1000, free=True, help="optimizer steps; with others, the rates of those that are left change"
+        default=1000,
+        free=True,
+        help="optimizer steps; a different number in a continued run changes the learning rates of the steps that are left",
     )
-    batch_size: int = knob(default=32, help="texts per step and process")
-    turns: int = knob(default=8, help="questions per text")
+    batch_size: int = knob(default=32, help="texts in a step of each process")
+    turns: int = knob(default=8, help="questions in each text")
     learning_rate: float = knob(default=2e-3, help="peak learning rate of AdamW")
-    eval_texts: int = knob(default=64, free=True, help="texts of an evaluation on split val")
+    eval_texts: int = knob(default=64, free=True, help="texts of split val in each evaluation")
 
 
 # --- the world in words -----------------------------------------------------------------------------------------------
 
 
 def described_conversation(index: int, split: str, seed: int, turns: int) -> list[dict[str, str]]:
-    """Questions about a scene whose regions are described in words before the first: messages of a chat.
+    """Chat messages with questions about a scene, whose regions are described in words before the first question.
 
-    One to all objects are described, in random order; questions about the whole picture come only if all are.
+    At least one object is described, in random order; questions about the whole picture are asked only if all are.
     """
     scene = make_scene(index, split, seed)
     random = np.random.RandomState([131, seed, index])

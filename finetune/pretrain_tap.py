@@ -1,14 +1,15 @@
-"""TAP's own training, stage after stage: dense patches, then prompts, then the concept head, then captions.
+"""Trains TAP itself in four stages: dense patches, prompts, the concept head, and captions.
 
     accelerate launch -m finetune.pretrain_tap --config tap_tiny_dense
     accelerate launch -m finetune.pretrain_tap --config tap_tiny_prompt
     accelerate launch -m finetune.pretrain_tap --config tap_tiny_concept
     accelerate launch -m finetune.pretrain_tap --config tap_tiny_caption
 
-`dense` gives a fresh encoder a cheap start, as MAE gave the original's: every patch says what object it shows, where
-that object's outline runs and where its box ends. `prompt` is the paper's promptable training, with focal, dice, IoU
-and concept losses. `caption` trains the caption decoder on routed semantic tokens, everything else frozen. A run that
-was stopped goes on from its last checkpoint when the same command is given again, as if it had not been stopped.
+`dense` gives a fresh encoder a cheap start, as MAE did for the original: every patch learns to say what object it shows,
+where the object's outline runs and where its box ends. `prompt` is the promptable training of the paper, with focal, dice,
+IoU and concept losses. `concept` trains the concept head alone. `caption` trains the caption decoder on routed semantic
+tokens, while everything else is frozen. If a run was stopped, give the same command again: it continues from the last
+checkpoint, and the result is that of a run without a stop.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from .tap_stages import CaptionStage, ConceptStage, DenseStage, PretrainArgument
 
 
 class TapTraining(Training):
-    """One stage of a region tokenizer's own training, on scenes that are drawn as they are asked for."""
+    """One stage in training a region tokenizer, on scenes that are drawn when they are needed."""
 
     def __init__(self, arguments: PretrainArguments, accelerator: Accelerator) -> None:
         self.arguments, self.accelerator, self.name = arguments, accelerator, arguments.stage
@@ -67,7 +68,7 @@ class TapTraining(Training):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Numbers on the first scenes of split val, on the main process alone: `val_…`."""
+        """Measures the first scenes of split val, on the main process alone: `val_…`."""
         if not self.accelerator.is_main_process:
             return {}
         model = self.tokenizer.model.eval()

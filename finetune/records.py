@@ -1,4 +1,4 @@
-"""The one record that training, caching and evaluation read: a picture, its regions, and conversations about them.
+"""The records that training, caching and evaluation read: a picture, its regions, and a conversation about them.
 
     {"image": "pictures/0001.jpg", "width": 640, "height": 480,
      "regions": [{"box": [12, 30, 200, 220], "label": "dog"}, {"points": [[5, 9]], "point_labels": [1]}, {"mask": …}],
@@ -52,7 +52,7 @@ _GLYPH_ADDRESS = re.compile(rf"{GLYPH_SCHEME}(.{{1,80}})/(\d{{1,18}})/(\d{{1,18}
 
 @dataclass(slots=True)
 class Region:
-    """A region of a picture, prompted with a box, with points, with both, or with a mask, and what is known of it.
+    """A region of a picture, prompted with a box, points, both, or a mask, and what is known about it.
 
     captions: true descriptions, for evaluation. id, category_id: names that evaluation gives it.
     """
@@ -76,7 +76,7 @@ class Region:
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """The region as files hold it: what it has, in the order of the fields."""
+        """The region as files hold it: the fields that it has, in their order."""
         return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
 
     def prompt(self, size: tuple[int, int], name: str = "The region") -> RegionPrompt:
@@ -97,7 +97,7 @@ class Region:
 
 @dataclass(slots=True)
 class Turn:
-    """What one says in a conversation.
+    """What a user or the assistant says in a conversation.
 
     role: "system", "user" or "assistant". For evaluation, a question may have a `type`, by which it is scored, and its
     possible answers, `options`.
@@ -115,7 +115,7 @@ class Turn:
         return cls(get("role", ""), get("content", ""), get("type"), get("options"))
 
     def to_dict(self) -> dict[str, Any]:
-        """The turn as files and chat templates hold it: what it has, in the order of the fields."""
+        """The turn as files and chat templates hold it: the fields that it has, in their order."""
         return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
 
 

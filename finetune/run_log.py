@@ -1,4 +1,4 @@
-"""What a run writes about itself: `log.jsonl`, its losses as a picture, and `environment.jsonl`, what it was made with."""
+"""What a run writes about itself: `log.jsonl`, a plot of its losses, and `environment.jsonl` with versions and commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = ("tap-bridge", "torch", "transformers", "peft", "accelerate", "datase
 
 
 class RunLog:
-    """`log.jsonl` of a run, one line of numbers after every few steps, and what accelerate's trackers make of them."""
+    """`log.jsonl` of a run, with a line of numbers after every few steps, which accelerate's trackers get, too."""
 
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
         self.path = folder / "log.jsonl"
@@ -36,7 +36,7 @@ class RunLog:
         self.accelerator.log(numbers, step=int(values["step"]))  # trackers, if the run has any
 
     def read(self) -> list[dict[str, float]]:
-        """All lines so far; a last one that a full disk or a kill left torn is not among them."""
+        """All lines so far, except for a last one that a full disk or a kill left incomplete."""
         lines = self.path.read_text().split("\n")[:-1] if self.path.exists() else []
         try:
             return [json.loads(line) for line in lines]

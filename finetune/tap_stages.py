@@ -1,4 +1,4 @@
-"""What TAP learns, stage after stage: dense patches, prompts, the concept head, captions; and what a stage can be told.
+"""The stages of TAP's training (dense patches, prompts, the concept head, captions) and their options.
 
 A stage is a module that gives the losses of a batch of pictures with masks; `pretrain_tap` trains it.
 """
@@ -35,53 +35,56 @@ class PretrainArguments(RunArguments):
         default=None, help="folder of the region tokenizer to start from; default: a fresh one"
     )
     model_config: str = knob(
-        default="tap_tiny_model.json", help="sizes of a fresh model: a TapConfig file or shipped name"
+        default="tap_tiny_model.json", help="sizes of a fresh model: a TapConfig file, or a shipped one's name"
     )
-    splits: str = knob(default="train", help="splits of GlyphScenes to learn from, in turn, separated by commas")
+    splits: str = knob(default="train", help="splits of GlyphScenes to learn from, taken in turn; separated by commas")
     steps: int = knob(
-        default=1000, free=True, help="optimizer steps; with others, the rates of those that are left change"
+        default=1000,
+        free=True,
+        help="optimizer steps; a different number in a continued run changes the learning rates of the steps that are left",
     )
-    batch_size: int = knob(default=8, help="pictures per step and process")
+    batch_size: int = knob(default=8, help="pictures in a step of each process")
     muon_learning_rate: float = knob(default=1e-2, help="peak learning rate of Muon")
-    box_probability: float = knob(default=0.5, help="chance that a prompt begins as a box rather than a point")
-    max_points: int = knob(default=9, help="points of a prompt, both stages together")
+    box_probability: float = knob(default=0.5, help="how likely a prompt begins with a box rather than a point")
+    max_points: int = knob(default=9, help="points of a prompt at most, both rounds together")
     dice_weight: float = knob(
-        default=1.0, help="in stage prompt: of the dice loss, beside 20 of focal and 1 of concept"
+        default=1.0, help="stage prompt: weight of the dice loss, beside 20 for focal and 1 for concept"
     )
-    iou_weight: float = knob(default=1.0, help="in stage prompt: of the squared error of predicted IoUs")
+    iou_weight: float = knob(default=1.0, help="stage prompt: weight of the squared error of predicted IoUs")
     mask_enlargement: int = knob(
-        default=1, help="in stage prompt: masks are judged at this many times the side of the model's mask grid"
+        default=1, help="stage prompt: factor by which masks are enlarged before they are compared"
     )
     refined_share: float = knob(
-        default=1.0, help="in stage prompt: share of the regions that are asked again where the first answer was wrong"
+        default=1.0,
+        help="stage prompt: share of the regions that get a second prompt, with points where the first answer was wrong",
     )
-    dense_weight: float = knob(default=0.0, help="in stage prompt: weight of the dense loss kept beside the others")
+    dense_weight: float = knob(default=0.0, help="stage prompt: weight of the dense loss beside the others")
     anchor_weight: float = knob(
         default=0.0,
-        help="in stage prompt: hold semantic tokens near those of `init_from`, so that a bridge and the caption decoder "
-        "still read them; weight of their squared distance, relative to their size; the concept head is frozen then",
+        help="stage prompt: weight of the squared distance of semantic tokens from those of init_from, relative to their "
+        "size. It keeps them readable for a bridge and the caption decoder; above 0, the concept head is frozen",
     )
     recolour_probability: float = knob(
         default=0.5,
-        help="in stage concept: chance that a token is moved to another colour, as if its object had that one",
+        help="stage concept: how likely a token is moved to another colour, as if its object had that colour",
     )
     regions_per_picture: int = knob(
-        default=0, help="in stage prompt: at most this many on average, drawn anew each step; 0: all"
+        default=0, help="stage prompt: regions of a picture on average, at most, drawn anew in each step; 0 for all"
     )
     compile_encoder: bool = knob(
         default=False, free=True, help="torch.compile the image encoder (needs a C++ compiler)"
     )
     save_steps: int = knob(default=200, free=True, help="steps between checkpoints")
-    eval_scenes: int = knob(default=64, free=True, help="pictures of an evaluation")
+    eval_scenes: int = knob(default=64, free=True, help="pictures in each evaluation")
 
 
 def is_named(semantic_embeds: Tensor, batch: MaskedBatch, bank: ConceptBank) -> Tensor:
-    """Whether a bank names each region's embedding (R, E) as it should → (R,)."""
+    """Whether a bank gives each region's embedding (R, E) its true name → (R,)."""
     return bank.scores(semantic_embeds).argmax(dim=1) == bank.scores(batch.concepts).argmax(dim=1)
 
 
 class DenseTargets:
-    """What every patch of the encoder's grid should say, from the masks of the regions.
+    """The targets of every patch of the encoder's grid, from the masks of the regions.
 
     A patch belongs to the region that covers most of it, if that is more than `least_cover`; others are background.
     """

@@ -1,14 +1,14 @@
-"""Teach a language model to read region tokens: the projector first, then LoRA.
+"""Teaches a language model to read region tokens: the projector first, then LoRA.
 
     accelerate launch -m finetune.train --config miniature_projector
     accelerate launch -m finetune.train --config miniature_lora
 
-Reads records and their cached region tokens (`finetune.cache_regions`), never pictures: the region tokenizer is frozen
-by construction. A run that was stopped goes on from its last checkpoint when the same command is given again, as if it
-had not been stopped.
+It reads records and their cached region tokens (`finetune.cache_regions`), never pictures: the region tokenizer is frozen
+by construction. If a run was stopped, give the same command again: it continues from the last checkpoint, and the result is
+that of a run without a stop.
 
-In `output_dir`: `model`, the trained bridge; `best`, the weights of the best evaluation; `checkpoints`; `arguments.yaml`;
-`environment.jsonl`, versions and commit; `log.jsonl` and `loss.png`; what the tracker writes.
+`output_dir` then holds `model`, the trained bridge; `best`, the weights of the best evaluation; `checkpoints`;
+`arguments.yaml`; `environment.jsonl` with versions and commit; `log.jsonl` and `loss.png`; and the tracker's files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .losses import summed_loss, words_learned
 
 
 class BridgeTraining(Training):
-    """A projector, with the adapter or the weights of its language model, learns the assistant's words."""
+    """The projector, and the language model's adapter or weights with it, learn the assistant's words."""
 
     def __init__(self, arguments: TrainArguments, accelerator: Accelerator) -> None:
         check_sharding(arguments, accelerator)

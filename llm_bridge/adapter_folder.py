@@ -1,6 +1,6 @@
 """A bridge on disk without its language model: the projector, peft's standard files, the config and a card.
 
-The folder names the language model by reference; one that has no name lies in it.
+The folder names the language model. If the model has no name, it lies in the folder, too.
 """
 
 from __future__ import annotations
@@ -315,7 +315,7 @@ def _check_same_model(config: RegionBridgeConfig, language_model: Any, folder: s
 
 
 def load_adapter(bridge: RegionBridgePreTrainedModel, folder: str | Path, name: str) -> None:
-    """Put the adapter and the projector of another folder beside those that are there, and make them the active ones."""
+    """Add the adapter and the projector of another folder to those that are there, and make them the active ones."""
     path = find_adapter(folder)
     if path is None or not (path / ADAPTER_FOLDER).is_dir():
         raise ValueError(f"{folder} is not an adapter folder of a bridge: give one that a LoRA run has saved.")

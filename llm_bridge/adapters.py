@@ -1,6 +1,6 @@
-"""What of a bridge is trained, and LoRA on its language model, through peft; each adapter keeps a projector of its own.
+"""Which parts of a bridge are trained, and LoRA on its language model, by peft; each adapter keeps its own projector.
 
-`set_trainable` says, in one place, what a training mode touches.
+`set_trainable` decides, in one place, what each training mode trains.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _BARE = ""
 
 
 def set_trainable(bridge: RegionBridgePreTrainedModel, mode: TrainingMode) -> list[str]:
-    """Let the parameters of a mode learn, and no others. Returns their names.
+    """Train the parameters of a mode and freeze all others. Returns their names.
 
-    projector: the projector alone. lora: the projector and the active adapter, which `add_lora` has put in. full: all.
+    projector: the projector alone. lora: the projector and the active adapter, which `add_lora` adds. full: everything.
     Input embeddings never grow, and are trained only in mode full.
     """
     if mode not in get_args(TrainingMode):
@@ -48,7 +48,7 @@ def is_of_adapter(parameter: str, adapter: str) -> bool:
 
 
 def count_parameters(bridge: nn.Module) -> str:
-    """A sentence that says how many parameters learn, of how many."""
+    """A sentence that says how many parameters are trained, and out of how many."""
     total = sum(parameter.numel() for parameter in bridge.parameters())
     learning = sum(parameter.numel() for parameter in bridge.parameters() if parameter.requires_grad)
     return f"{learning:,} of {total:,} parameters are trained ({learning / total:.2%})"
@@ -73,9 +73,9 @@ def add_lora(
 ) -> Bridge:
     """Put a LoRA adapter on the language model's linear layers, in place, and make it the active one.
 
-    alpha defaults to 2 · r. targets: peft's `target_modules`; "all-linear" is every linear layer but the output head, and but
+    alpha defaults to 2 · r. targets: peft's `target_modules`; "all-linear" is every linear layer except the output head and
     those that peft refuses (the last ones of Mamba's layers).
-    name: several adapters may stand side by side; each keeps a projector of its own, and `use_adapter` changes between
+    name: a bridge may have several adapters, each with its own projector; `use_adapter` switches between
     them. A language model loaded in 4 or 8 bit is prepared for training first (QLoRA).
     """
     require_peft()
@@ -148,7 +148,7 @@ def _name_base(bridge: RegionBridgePreTrainedModel, name: str) -> None:
 
 
 def use_adapter(bridge: RegionBridgePreTrainedModel, name: str) -> None:
-    """Change to another of the adapters that stand side by side, and to its projector."""
+    """Switch to another of the bridge's adapters, and to its projector."""
     kept = _projectors(bridge)
     if not has_adapter(bridge) or name not in bridge.language_model.peft_config:
         known = ", ".join(bridge.language_model.peft_config) if has_adapter(bridge) else "none"
@@ -159,7 +159,7 @@ def use_adapter(bridge: RegionBridgePreTrainedModel, name: str) -> None:
 
 
 def merge_lora(bridge: Bridge) -> Bridge:
-    """Add the active adapter to the language model's weights and take all adapters off, in place."""
+    """Merge the active adapter into the language model's weights and remove all adapters, in place."""
     if has_adapter(bridge):
         bridge.language_model = bridge.language_model.merge_and_unload()
         bridge.config.language_model = None  # it is now another one than the name stands for
@@ -168,7 +168,7 @@ def merge_lora(bridge: Bridge) -> Bridge:
 
 
 def remove_lora(bridge: Bridge) -> Bridge:
-    """Remove all adapters. Language model and projector are then as they were before the first, or as loaded with it."""
+    """Remove all adapters. Language model and projector are then as before the first one was added, or as loaded with it."""
     if has_adapter(bridge):
         bridge.language_model = bridge.language_model.unload()
         if own := _projectors(bridge).get(_BARE):

@@ -109,7 +109,7 @@ class RegionChat:
         any causal language model, by folder or Hub name.
         region_tokenizer: use this one, or load it from there, instead of the one that was saved with the bridge; in mode
         "described" it is needed.
-        dtype: of the language model; the region tokenizer keeps float32. device: of both. kwargs: of the language
+        dtype: for the language model; the region tokenizer stays in float32. device: for both. kwargs: for the language
         model's `from_pretrained` (quantization_config, device_map, …; trust_remote_code=True runs the Python code that lies
         beside a language model, which is refused otherwise).
         """
@@ -182,14 +182,14 @@ class RegionChat:
         max_new_tokens: int = 64,
         **generate_options: Any,
     ) -> str | Iterator[str]:
-        """The answer to a question; with `stream`, an iterator over pieces of it as they come.
+        """Answer a question; with `stream`, return an iterator over the pieces of the answer as they come.
 
-        question: words, in which each `<region>` stands for the next of the regions that come with it, and region1,
-        region2, … for the regions of the conversation by their numbers; a question that mentions none of the regions
-        that come with it is about all of them.
+        question: words in which each `<region>` stands for the next of the regions given with it, while region1, region2, …
+        name the regions of the conversation. A question that mentions none of the regions given with it is about all of
+        them.
         image: the picture, which the first question with a region needs. Another picture starts a new conversation.
-        boxes, points, point_labels, masks: as for `TapRegionTokenizer.encode`, in pixels of the picture; or prompts, which
-        have been read before.
+        boxes, points, point_labels, masks: as for `TapRegionTokenizer.encode`, in pixels of the picture; or prompts, a list
+        of `RegionPrompt`s.
         thinking: let a model that can think aloud do so before it answers; give it more max_new_tokens then.
         generate_options: of transformers' `generate` (do_sample, num_beams, …); greedy by default.
 
@@ -221,10 +221,10 @@ class RegionChat:
         max_new_tokens: int = 64,
         **generate_options: Any,
     ) -> list[str]:
-        """The answers to many questions, each as if it were the only next one. None of them is remembered.
+        """Answer many questions, each as if it were the only next one, and remember none of them.
 
-        The beginning that their prompts share, including the conversation so far, is read once. Then all are answered
-        in one batch. Arguments as for `ask`; pictures and regions are the same for every question.
+        What their prompts have in common, including the conversation so far, is read once. Then all are answered in one
+        batch. Arguments as for `ask`; pictures and regions are the same for every question.
         """
         _refuse_several(generate_options)
         questions = questions if isinstance(questions, str) else list(questions)

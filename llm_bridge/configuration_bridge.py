@@ -1,4 +1,4 @@
-"""`RegionBridgeConfig`: which language model, which region tokenizer, and what a region gives the one from the other.
+"""`RegionBridgeConfig`: which language model, which region tokenizer, and what the one reads from the other.
 
 This module does not import torch.
 """
@@ -27,12 +27,12 @@ _LIMITS = {
     "token_size": 1 << 16, "embed_size": 1 << 16, "num_experts": 256, "projector_hidden_size": 1 << 17,
     "position_frequencies": 64,
 }  # fmt: skip
-"""Sizes of a projector, at most: a file that says more is damaged, or meant to fill memory."""
+"""The largest sizes of a projector. A file that asks for more is damaged, or meant to fill memory."""
 
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """Where the parts of a feature row stand: slices of its last axis, which holds `size` numbers, for each placeholder."""
+    """Where the parts of a feature row are: slices of its `size` numbers. There is a row for each placeholder."""
 
     token_size: int
     embed_size: int
@@ -40,7 +40,7 @@ class FeatureLayout:
 
     @classmethod
     def of(cls, config: TapConfig) -> "FeatureLayout":
-        """The layout of rows that are made of the tokens of a region tokenizer's model."""
+        """The layout of rows that are made from the tokens of a region tokenizer's model."""
         decoder = config.image_decoder_config
         return cls(decoder.hidden_size, decoder.semantic_embed_size, decoder.num_experts)
 
@@ -76,12 +76,12 @@ class FeatureLayout:
 
     @property
     def expert(self) -> slice:
-        """One number for each expert, 1 for the one whose token it is."""
+        """A number for each expert: 1 for the one whose token this is, 0 for the others."""
         return slice(self.score.stop, self.score.stop + self.num_experts)
 
     @property
     def context(self) -> slice:
-        """1 if the row is of a picture's context, 0 if it is of a region that is asked about."""
+        """1 if the row belongs to a picture's context, 0 if it belongs to a region that is asked about."""
         return slice(self.expert.stop, self.expert.stop + 1)
 
     @property
@@ -91,7 +91,7 @@ class FeatureLayout:
 
 @strict
 class RegionBridgeConfig(PreTrainedConfig):
-    """A causal language model, a projector, and the region tokenizer whose tokens they understand."""
+    """A causal language model, a projector, and the region tokenizer whose tokens they read."""
 
     model_type = "region_bridge"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
@@ -194,7 +194,7 @@ class RegionBridgeConfig(PreTrainedConfig):
 
     @property
     def feature_layout(self) -> FeatureLayout:
-        """Where the parts of a feature row stand, of which the processor gives one for each placeholder."""
+        """Where the parts of a feature row are. The processor gives a row for each placeholder."""
         return FeatureLayout(self.token_size, self.embed_size, self.num_experts)
 
 

@@ -45,7 +45,7 @@ def describe_regions(
 ) -> str:
     """One line for the picture of (height, width) `size`, one for each region, and one for each pair that overlaps.
 
-    earlier: regions of the same picture that have been described before. Only their overlaps with new ones are mentioned.
+    earlier: regions of the same picture that were described before. Only their overlaps with the new ones are mentioned.
     """
     height, width = size
     lines = [f"{title} is {width} pixels wide and {height} high."] if not earlier else []

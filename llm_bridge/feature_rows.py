@@ -22,7 +22,7 @@ def layout_of(regions: RegionTokens) -> FeatureLayout:
 def region_features(regions: RegionTokens, experts: Literal["routed", "all"], *, is_context: bool = False) -> Tensor:
     """Features (R, slots, F) of R regions on the CPU, float32: one slot for the answering expert, or one for each.
 
-    Each row holds what `FeatureLayout` says; is_context: the regions are shown as context, and not asked about.
+    `FeatureLayout` says what each row holds. is_context: the regions are shown as context and not asked about.
     """
     count, number = regions.iou_scores.shape
     chosen = regions.expert.unsqueeze(1) if experts == "routed" else torch.arange(number).expand(count, -1)

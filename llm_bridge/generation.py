@@ -15,10 +15,10 @@ from .language_model import can_read_ahead
 
 
 def generate_text(model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any], **options: Any) -> list[str]:
-    """The words that `model` says after each prompt of a batch, without white space around them; greedy unless told.
+    """Generate the words that `model` says after each prompt of a batch, stripped of white space; greedy by default.
 
-    processor: whatever encoded the prompts, a processor or a tokenizer. inputs: on the model's device, padded on the left;
-    they hold `input_ids`. options: of `generate`, with `max_new_tokens` among them.
+    processor: the processor or tokenizer that encoded the prompts. inputs: what it returned, with `input_ids`, padded on the
+    left, on the model's device. options: for `generate`, including `max_new_tokens`.
     """
     options = {"do_sample": False, **options}
     ids = model.generate(**inputs, **options)

@@ -68,9 +68,9 @@ from .uploading import push_folder
 
 @dataclass
 class RegionBridgeOutput(ModelOutput):
-    """What the language model returned: loss if labels were given, logits (B, L, V), cache, and hidden states if asked.
+    """What the language model returned: loss if labels were given, logits (B, L, V), cache, and hidden states on request.
 
-    What else it returned (a cache under a name of its own, router logits) stands beside them under its own name.
+    Whatever else it returned (a cache under another name, router logits) keeps its own name.
     """
 
     loss: Tensor | None = None
@@ -101,11 +101,11 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
     ) -> RegionBridgeForConditionalGeneration:
         """A bridge with a fresh projector from a causal language model and a region tokenizer.
 
-        language_model: a Hub name, a folder, or a loaded model, which is used as it is and not copied. Of a model that reads
-        pictures, too, the text side is taken.
+        language_model: a Hub name, a folder, or a loaded model, which is used as it is and not copied. If the model also reads
+        pictures, only its text side is used.
         region_tokenizer: the region tokenizer, or where to load it from.
         text_tokenizer: its tokenizer; default: the one saved under the language model's name.
-        trust_remote_code: run the Python code that lies beside a language model which needs it; never run otherwise.
+        trust_remote_code: run the Python code that lies beside the language model, if it needs any. Otherwise none is run.
         options: fields of `RegionBridgeConfig` (experts, use_position, image_grid, …), or, for a language model that is
         loaded here, arguments of its `from_pretrained` (quantization_config, device_map, …).
 
@@ -170,11 +170,11 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *args: Any, language_model: Any = None, **kwargs: Any
     ) -> RegionBridgeForConditionalGeneration:
-        """Load a bridge that was saved whole, or an adapter folder, whose language model is loaded from where it came.
+        """Load a bridge that was saved whole, or an adapter folder together with the language model that it names.
 
         language_model: for an adapter folder, another name, folder or loaded copy of the same language model.
-        trust_remote_code=True: run the Python code that lies beside the language model of an adapter folder, if it needs any;
-        what a folder itself says of that is not listened to.
+        trust_remote_code=True: run the Python code that lies beside the language model of an adapter folder, if it needs any.
+        Whatever the folder itself says about this is ignored.
         """
         given = str(pretrained_model_name_or_path)
         pretrained_model_name_or_path = bundled_or_given(pretrained_model_name_or_path)
@@ -200,9 +200,9 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
     def save_pretrained(self, save_directory: str | Path, *, whole: bool | None = None, **kwargs: Any) -> None:
         """Save the bridge: whole, or as an adapter folder that names its language model.
 
-        whole: by default, a bridge with an adapter on its language model is saved as a folder, any other whole. A folder
-        holds the projector, peft's files if there is an adapter, the config and a model card, and the language model only
-        if that has no name (`config.language_model`).
+        whole: by default, a bridge with an adapter on its language model is saved as an adapter folder, and any other bridge
+        whole. An adapter folder holds the projector, peft's files if there is an adapter, the config and a model card, and
+        the language model only if that has no name (`config.language_model`).
         """
         if not (not has_adapter(self) if whole is None else whole):
             save_adapter_folder(self, Path(save_directory), kwargs.get("state_dict"))
@@ -215,7 +215,7 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
         forget_adapter(Path(save_directory))
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        """As PyTorch's; the files of an adapter folder are taken, too, by which transformers' Trainer resumes."""
+        """As in PyTorch; also takes the files of an adapter folder, from which transformers' Trainer resumes."""
         if put_adapter_weights(self, state_dict):
             return _IncompatibleKeys([], [])
         return super().load_state_dict(state_dict, *args, **kwargs)
@@ -232,7 +232,7 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
     def push_to_hub(
         self, repo_id: str, *, max_shard_size: int | str | None = "50GB", whole: bool | None = None, **options: Any
     ) -> str:
-        """Upload what `save_pretrained` writes, with a model card; gives the address of the commit.
+        """Upload what `save_pretrained` writes, with a model card. Returns the address of the commit.
 
         options: as in transformers' `push_to_hub`. A card that the repository already has is kept. `push_to_hub` of the
         processor to the same repository makes it complete.
@@ -248,7 +248,7 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
 
     @property
     def base_model(self) -> nn.Module:
-        """The bridge without its output head; trl's losses, which compute no more logits than they need, call it."""
+        """The bridge without its output head. trl calls it for losses that compute only the logits they need."""
         return _WithoutHead(self)
 
     # --- seeing through the prompt ------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
         region_positions: Tensor | None = None,
         region_source: Tensor | None = None,
     ) -> Tensor:
-        """Input embeddings (B, L, hidden_size): the language model's own, and projected regions at the placeholders.
+        """Input embeddings (B, L, hidden_size): the language model's own, with projected regions at the placeholders.
 
         region_features (B, S, F) and region_mask (B, S): a row of features for each placeholder, True where there is one.
         region_positions (B, L): where the placeholders are, if `input_ids` do not show it.
@@ -305,7 +305,7 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
     ) -> RegionBridgeOutput:
         """The language model's forward, after filling placeholders; see `embed` for the region arguments.
 
-        Without region features the language model gets exactly what was given. `labels` (B, L) are its own labels.
+        Without region features, the language model gets exactly what was given. `labels` (B, L) are its own labels.
         """
         if not torch.compiler.is_compiling() and not self._is_generating:
             check_padding(self.config, type(plain(self.language_model)).__name__, attention_mask)
@@ -395,7 +395,7 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """What the language model reads next; regions join whenever that is of the prompt."""
+        """What the language model reads next, with the regions if it is a part of the prompt."""
         regions = {name: kwargs.pop(name, None) for name in REGION_ARGUMENTS}
         if inputs_embeds is not None:
             kwargs["inputs_embeds"] = inputs_embeds

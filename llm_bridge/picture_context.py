@@ -1,8 +1,8 @@
-"""Picture context: what an `<image>` gives the language model of the whole picture, beside the regions one points at.
+"""Picture context: what an `<image>` shows the language model of the whole picture, beside the regions that are asked about.
 
-Either a grid: the region token of each of n × n points. Or regions: the tokens of the objects that the region tokenizer
-finds by itself, each asked about again by its box, so that they are tokens of the same kind as the regions one points
-at; those that the last question is about leave the context, and the others are sorted by their distance from them.
+It is either a grid, with the region token of each of n × n points, or regions: the tokens of the objects that the region
+tokenizer finds by itself. Each object is encoded again by its box, so that its token is of the same kind as those of regions
+that are asked about. Objects that the last question is about are left out, and the others are sorted by distance from them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MOST_OVERLAP = 0.3
 
 @dataclass(frozen=True)
 class PictureContext:
-    """How much of a picture is shown: `grid` × `grid` points, or up to `regions` objects, or nothing if both are 0.
+    """How much of a picture is shown: `grid` × `grid` points, up to `regions` objects, or nothing if both are 0.
 
     `RegionBridgeConfig` says what they may be, and refuses other values.
     """
@@ -48,7 +48,7 @@ class PictureContext:
 
     @classmethod
     def of(cls, settings: Any) -> PictureContext:
-        """The context that a bridge's config, a processor or a cache's plan has in `image_grid` and `image_regions`."""
+        """The context that `image_grid` and `image_regions` of a bridge's config, a processor or a cache's plan ask for."""
         return cls(settings.image_grid, settings.image_regions)
 
     @property
@@ -62,7 +62,7 @@ class PictureContext:
         return f"up to {self.regions} regions that the tokenizer finds" if self.regions else "none"
 
     def encode(self, tokenizer: TapRegionTokenizer, features: ImageFeatures) -> list[Tensor]:
-        """Context features (slots, F) of each of some pictures."""
+        """Context features (slots, F) of each picture."""
         if self.grid:
             prompts = [grid_points(self.grid, (size[0], size[1])) for size in features.original_sizes.tolist()]
             regions = tokenizer.encode(
@@ -72,19 +72,19 @@ class PictureContext:
         return [self.of_regions(find_objects(tokenizer, features[i])) for i in range(len(features))]
 
     def of_regions(self, regions: RegionTokens) -> Tensor:
-        """Context features (slots, F) that show given regions of one picture, the largest first; empty slots are zeros."""
+        """Context features (slots, F) that show these regions of one picture, the largest first; empty slots are zeros."""
         order = _by_size(regions.boxes)[: self.regions]
         rows = region_features(regions[order.tolist()], "routed", is_context=True).flatten(0, 1)
         return torch.cat([rows, _free_slots(self.regions - len(rows), layout_of(regions))])
 
     def beside(self, context: Tensor, regions: Tensor, layout: FeatureLayout, size: tuple[int, int]) -> Tensor:
-        """Context features (slots, F) of a picture as they stand beside `regions`, features (R, F) of the same picture.
+        """Arrange a picture's context features (slots, F) beside `regions`, features (R, F) of the same picture.
 
-        The objects that the regions show already leave (boxes whose IoU is above one half), so that a picture's objects
-        are in a prompt once. The others stand by the distance of their centres from the first region's, in pixels of the
-        picture, whose `size` is (height, width), with free slots in the middle: the nearest is always first and the
-        farthest last, so that a token's place says what would else be worked out from all positions. Without regions,
-        and of a grid, all stays as it is.
+        Objects that the regions already show (boxes whose IoU is above one half) are left out, so that each object is in the
+        prompt once. The others are sorted by the distance of their centres from the first region's, in pixels of the
+        picture, whose `size` is (height, width). Free slots stand in the middle, so the nearest object is always first and
+        the farthest always last, and the model need not work that out from positions. A grid, or any context without
+        regions, is returned unchanged.
         """
         if self.grid or not len(regions):
             return context

@@ -163,7 +163,7 @@ class _RegionPipeline(Pipeline):
         )
 
     def _say(self, inputs: Any, generate: dict[str, Any] | None) -> list[str]:
-        """The language model's answers, greedy unless told."""
+        """The language model's answers, greedy by default."""
         assert self.processor is not None
         return generate_text(self.model, self.processor, inputs, **{"max_new_tokens": 64, **(generate or {})})
 

@@ -44,8 +44,8 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     In text, `<region>` stands for the next region, `<region2>` for the second, and `<image>` for a picture's context
     tokens if the bridge was built with `image_grid` or `image_regions`; a picture that the text does not mention comes
-    first. Regions have names, region1, region2, …, by which answers can speak of them. A turn of a chat that speaks of an
-    earlier region (`<region1>`) shows it once more.
+    first. Regions have names, region1, region2, …, which answers can use. A chat turn that mentions an earlier region
+    (`<region1>`) shows it once more.
 
     tokenizer: the language model's text tokenizer; it is given the placeholder token.
     region_tokenizer: makes the region tokens; without one, only text and ready-made `RegionTokens` can be processed.
@@ -141,7 +141,7 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Every token that may end one of the assistant's turns: what the chat template writes there, and eos_token_id."""
+        """All tokens that may end one of the assistant's turns: what the chat template writes there, and eos_token_id."""
         return self._template().stop_token_ids
 
     def check_turn_ends(self) -> None:
@@ -177,12 +177,12 @@ class RegionBridgeProcessor(ProcessorMixin):
 
     @property
     def feature_layout(self) -> FeatureLayout:
-        """Where the parts of a feature row stand."""
+        """Where the parts of a feature row are."""
         return self.encoder.layout
 
     @property
     def encoder(self) -> SampleEncoder:
-        """What sees pictures and regions, by the region tokenizer; `ValueError` without one."""
+        """What encodes pictures and regions with the region tokenizer. Raises `ValueError` if there is none."""
         if self.region_tokenizer is None:
             raise ValueError(
                 "This processor has no region tokenizer: load it with region_tokenizer=…, a TapRegionTokenizer."
@@ -298,11 +298,12 @@ class RegionBridgeProcessor(ProcessorMixin):
         return_assistant_tokens_mask: bool = False,
         **text_options: Any,
     ) -> BatchFeature:
-        """Conversations whose content is text with markers, and ready-made features, → the batch of `apply_chat_template`.
+        """Conversations whose content is text with markers, and their ready-made features → the batch of `apply_chat_template`.
 
-        regions: features (R, slots, F) of each conversation's regions, from `region_features`; contexts: context features
-        (slots, F) of its picture, which the last question shows, or None; sizes: (height, width) of its picture, in pixels,
-        by which a context's objects are ordered around the regions of that question. Models that can think are asked not to.
+        regions: features (R, slots, F) of each conversation's regions, from `region_features`. contexts: context features
+        (slots, F) of its picture, which are shown with the last question, or None. sizes: (height, width) of its picture in
+        pixels, needed to sort the context's objects around the regions of that question. Models that can think are asked
+        not to.
         """
         texts, shown, spans = self._chat_texts(
             conversations,
@@ -363,12 +364,12 @@ class RegionBridgeProcessor(ProcessorMixin):
     # --- from answers -------------------------------------------------------------------------------------------------
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> Any:
-        """Decode as the text tokenizer does; with the special tokens, skip those that end a turn, too."""
+        """Decode as the text tokenizer does. If special tokens are skipped, so are tokens that end a turn."""
         ids = without_tokens(token_ids, self.stop_token_ids) if skip_special_tokens else token_ids
         return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **options)
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
-        """`decode` of several."""
+        """Decode several sequences."""
         ids = without_tokens(sequences, self.stop_token_ids) if skip_special_tokens else sequences
         return self.tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens, **options)
 
@@ -394,7 +395,7 @@ class RegionBridgeProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def pad_features(self, rows: Sequence[Tensor | None]) -> dict[str, Tensor]:
-        """Features (S, F) of each sample, None for one without regions but not for all, as the batch that the bridge reads."""
+        """Pad the features (S, F) of each sample to the batch that the bridge reads. Some may be None, but not all."""
         features, mask = pad_rows(rows)
         source = torch.full((len(rows),), fingerprint_number(self.encoder.tokenizer.fingerprint, self.experts))
         return {"region_features": features, "region_mask": mask, "region_source": source}
@@ -424,9 +425,9 @@ class RegionBridgeProcessor(ProcessorMixin):
         return {**shown, "eos_token_id": self.eos_token_id} if self.eos_token_id else shown
 
     def save_pretrained(self, save_directory: str | Path, *, whole: bool | None = None, **kwargs: Any) -> list[str]:
-        """Save the processor and its text tokenizer; the region tokenizer whole, or by reference to where it came from.
+        """Save the processor and its text tokenizer, and the region tokenizer whole or by reference to where it came from.
 
-        whole: default True only for a region tokenizer that was put together by hand, which has no reference.
+        whole: by default True only for a region tokenizer that was put together by hand, to which there is no reference.
         """
         folder = Path(save_directory)
         if whole is None:

@@ -23,10 +23,10 @@ from .samples import Sample
 
 
 class DescribedRegionProcessor(RegionBridgeProcessor):
-    """Text, pictures and regions → text alone, with a description of every region before it is first spoken of.
+    """Text, pictures and regions → text alone, with a description of every region before it is first mentioned.
 
     Takes the same calls as `RegionBridgeProcessor`; what it returns goes to the language model itself. The text
-    tokenizer gets no new token. concepts: how many of TAP's concepts are told of each region.
+    tokenizer gets no new token. concepts: how many of TAP's concepts the description of a region lists.
     """
 
     _is_taught = False  # the language model is taken as it is
@@ -46,7 +46,7 @@ class DescribedRegionProcessor(RegionBridgeProcessor):
         return -1
 
     def check_bridge(self, config: RegionBridgeConfig) -> None:
-        """Any language model will do."""
+        """Accept any language model."""
 
     @property
     def layout(self) -> Layout:
@@ -61,12 +61,12 @@ class DescribedRegionProcessor(RegionBridgeProcessor):
         return [None] * len(samples)
 
     def describe(self, sample: Sample) -> tuple[list[RegionDescription], list[tuple[int, int]]]:
-        """What TAP says of a sample's regions, and the (height, width) of their pictures."""
+        """What TAP says about a sample's regions, and the (height, width) of their pictures."""
         regions, sizes = self.encoder.regions_of(sample)
         return self.describe_tokens(regions), sizes
 
     def describe_tokens(self, regions: RegionTokens) -> list[RegionDescription]:
-        """What TAP says of regions that were encoded before: region1, region2, … in their order."""
+        """What TAP says about regions that were encoded before: region1, region2, …, in their order."""
         tokenizer = self.encoder.tokenizer
         captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
         concepts = tokenizer.classify(regions, self.concepts) if tokenizer.concepts is not None else [[]] * len(regions)

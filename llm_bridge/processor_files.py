@@ -1,4 +1,4 @@
-"""What a saved processor says of itself, and where its region tokenizer is: in its folder, or where it came from."""
+"""What a saved processor says about itself, and where its region tokenizer is: in its folder, or where it came from."""
 
 from __future__ import annotations
 

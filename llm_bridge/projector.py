@@ -1,7 +1,7 @@
 """Region features → the language model's embedding space, by the projector that the config names.
 
-A projector is a module that takes a `RegionBridgeConfig` and whose `forward` turns feature rows (S, `feature_layout.size`)
-into embeddings (S, hidden_size). Another one is a class here and its line in `PROJECTORS`.
+A projector is a module that is made from a `RegionBridgeConfig` and turns feature rows (S, `feature_layout.size`) into
+embeddings (S, hidden_size). To add another one, write its class here and its line in `PROJECTORS`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class MlpProjector(nn.Module):
 
 
 PROJECTORS: dict[str, type[nn.Module]] = {"mlp": MlpProjector}
-"""Projectors by what `projector_type` says in a config."""
+"""Projectors by the `projector_type` of a config."""
 
 
 def make_projector(config: RegionBridgeConfig) -> nn.Module:

@@ -21,8 +21,8 @@ class EverythingOptions:
     crop_overlap_ratio of the picture's shorter side, those of layer n 2ⁿ⁻¹ times less.
     pred_iou_thresh, stability_score_thresh: masks below either are dropped. The stability score is the IoU of the mask
     with itself when it is cut at logits stability_score_offset above and below zero.
-    crops_nms_thresh: of masks with a larger IoU, only the one of highest predicted IoU stays.
-    min_mask_region_area: specks and holes of fewer pixels are taken out; 0 leaves masks as they are.
+    crops_nms_thresh: if two masks have a larger IoU than this, only the one with the higher predicted IoU is kept.
+    min_mask_region_area: specks and holes of fewer pixels are removed; 0 leaves masks as they are.
     """
 
     points_per_crop: int = 32
@@ -55,7 +55,7 @@ class EverythingOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> EverythingOptions:
-        """The options that a call was given by name. Raises `TypeError` for an unknown name."""
+        """Options from a call's keyword arguments. Raises `TypeError` for an unknown name."""
         names = [field.name for field in fields(cls)]
         if unknown := [name for name in options if name not in names]:
             raise TypeError(

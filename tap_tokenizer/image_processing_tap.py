@@ -46,9 +46,9 @@ class TapImageProcessor(BaseImageProcessor):
     """Resize (bilinear on bytes, long side to `image_size`), pad with the mean colour, RGB → BGR, normalise.
 
     Pictures may be PIL images, paths, or arrays and tensors of bytes (H, W), (H, W, 3) or (H, W, 4) in RGB order.
-    Grey, palette and transparent pictures become RGB (transparency over white). Of 16-bit greys and of uint16 arrays, the
-    fewest of 8, 10, 12, 14 or 16 bits that hold the picture's largest number become a byte. A picture with an EXIF
-    orientation is turned upright first, and its pixels are counted as one sees them.
+    Grey, palette and transparent pictures become RGB (transparency over white). 16-bit greys and uint16 arrays are scaled
+    to bytes by the fewest of 8, 10, 12, 14 or 16 bits that hold the picture's largest number. A picture with an EXIF
+    orientation is turned upright first, and its pixels are counted as you see them.
     """
 
     model_input_names = ["pixel_values"]

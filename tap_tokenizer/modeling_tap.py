@@ -92,7 +92,7 @@ class TapModel(TapPreTrainedModel):
         self.post_init()
 
     def train(self, mode: bool = True) -> TapModel:
-        """Switch the mode. Training may change weights unnoticed, so the fast inference prepares them again afterwards."""
+        """Switch the mode. Training may change weights unnoticed, so fast inference prepares them again afterwards."""
         if mode:
             for fast in (self._fast_encoder, self._fast_decoder, self._fast_captions):
                 fast.forget()
@@ -163,7 +163,7 @@ class TapModel(TapPreTrainedModel):
 
     @staticmethod
     def route(iou_scores: Tensor, input_labels: Tensor) -> Tensor:
-        """The expert that answers each region: 0 for a box, else the one of highest IoU score among the others."""
+        """The expert that answers each region: 0 for a box, otherwise the one of the others with the highest IoU score."""
         is_box = input_labels[:, 0] == PointLabel.TOP_LEFT
         return torch.where(is_box, 0, iou_scores[:, 1:].argmax(dim=1) + 1)
 

@@ -62,11 +62,11 @@ class TapProcessor(ProcessorMixin):
     def prepare_prompts(
         self, original_sizes: Tensor, prompts: Sequence[Sequence[RegionPrompt]], *, is_batch: bool
     ) -> dict[str, Tensor]:
-        """Prompts of each picture, of `original_sizes` (B, 2), → R regions in the model frame.
+        """The prompts of each picture, whose `original_sizes` are (B, 2), → R regions in the model frame.
 
         input_points (R, P, 2) and input_labels (R, P): every prompt as points, padded to the longest; prompt_mask (R, P):
         False on that padding; image_index (R,); prompt_boxes (R, 4): the given box, clipped, or the mask's, in the
-        user's pixels; NaN for a region without. is_batch: whether errors say which picture they are about.
+        user's pixels; NaN for a region that has neither. is_batch: whether errors say which picture they are about.
         """
         placed: list[RegionPrompt] = []
         image_index: list[int] = []

@@ -21,7 +21,7 @@ from .prompt_encoder import PointLabel
 
 @dataclass(frozen=True, eq=False)
 class RegionPrompt:
-    """The prompt of one region, in pixels of its picture as one sees it: a box, points, or both; or a mask alone.
+    """The prompt of one region, in pixels of its upright picture: a box, points, or both; or a mask alone.
 
     box: x1, y1, x2, y2. points: x and y of each, never empty. point_labels: 1 (on the region) or 0 (off it) for each point.
     mask: any form that `as_mask` reads, and booleans (H, W) once `prompts_in_picture` has read it.
@@ -34,10 +34,10 @@ class RegionPrompt:
 
     @classmethod
     def read(cls, values: Mapping[str, Any], name: str = "The region") -> RegionPrompt:
-        """Read what is under "box", "points", "point_labels" and "mask", as lists, arrays or tensors; None is as absent.
+        """Read a mapping with "box", "points", "point_labels" and "mask" as lists, arrays or tensors; None counts as absent.
 
-        Points without labels all lie on the region. Other keys are passed over. `name` is what errors call the region.
-        Raises `ValueError` for a region without a prompt, and for what is not a box, points, or labels that fit them.
+        Points without labels all lie on the region. Other keys are ignored. `name` is what errors call the region.
+        Raises `ValueError` for a region without a prompt, and for anything that is not a box, points, or labels for them.
         """
         given = {field.name: values[field.name] for field in fields(cls) if values.get(field.name) is not None}
         if not given:
@@ -61,7 +61,7 @@ class RegionPrompt:
     ) -> list[RegionPrompt]:
         """Read the prompts of one picture from lists with an entry for each region, None where a region lacks that kind.
 
-        Gives [] where no list is given. `where` begins the errors, "Image 3: " for example.
+        Without any list, the result is []. `where` begins the errors, for example "Image 3: ".
         """
         given = {"boxes": boxes, "points": points, "point_labels": point_labels, "masks": masks}
         lists = {name: _as_region_list(name, value, where) for name, value in given.items() if value is not None}
@@ -79,7 +79,7 @@ class RegionPrompt:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """What `read` has read, under the keys that it reads: those that are not None."""
+        """The prompt as a mapping that `read` reads, without the keys whose value is None."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 

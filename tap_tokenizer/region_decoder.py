@@ -36,7 +36,7 @@ class ImageFeatures:
     """Encoded pictures, to be asked about many times.
 
     embeddings (B, D, G, G); original_sizes and reshaped_input_sizes (B, 2) as from `TapImageProcessor`; is_batch: whether
-    a list of pictures was given, so that prompts are expected per picture.
+    a list of pictures was given, so that prompts are expected for each picture.
     """
 
     embeddings: Tensor

@@ -28,7 +28,7 @@ from .weight_files import check_device
 
 
 class TapRegionTokenizer:
-    """A frozen TAP with everything around it.
+    """A frozen TAP with its processor, concept bank and caption vocabulary.
 
     >>> tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
     >>> regions = tokenizer.encode("picture.png", boxes=[[177, 392, 271, 470]])
@@ -93,7 +93,7 @@ class TapRegionTokenizer:
         original's repository, one of its names (`"merged_2560"`, the default, `"lvis_1203"`, `"coco_80"`).
         text_tokenizer: the caption vocabulary, which no checkpoint holds: LLaMA-1's `tokenizer.model`, a folder or a Hub
         repository with it, or a tokenizer. Default: what was saved with the model; for the original's repository,
-        `pretrained_files.DEFAULT_TEXT_TOKENIZER`. Checked by its md5. Without it everything but `caption` works.
+        `pretrained_files.DEFAULT_TEXT_TOKENIZER`. It is checked by its md5. Without it, everything works except `caption`.
         dtype: default float32. revision, cache_dir, token, local_files_only: as everywhere in transformers.
 
         Nothing in the files is executed: the reader of pickles accepts only arrays and plain containers, and Python
@@ -232,10 +232,10 @@ class TapRegionTokenizer:
 
         images: one picture (prompts are lists of regions) or a list (prompts are lists of such lists); see
         `TapImageProcessor` for what a picture may be and `TapProcessor` for what prompts may be. Coordinates are pixels
-        of the original picture, boxes xyxy. Instead of lists of each kind, give `prompts`: a `RegionPrompt` for each region,
-        for a list of pictures in a list of its own for each. Instead of pictures, give `features` from `embed_image`.
-        with_masks: compute masks in the same pass; otherwise the first reading of `RegionTokens.masks` costs a second one for
-        regions that were given by boxes or masks. (Of others the mask's logits are kept: their boxes are read off them.)
+        of the original picture, boxes xyxy. Instead of these lists, you can give `prompts`: a list of
+        `RegionPrompt`s, or a list of such lists. Instead of pictures, you can give `features` from `embed_image`.
+        with_masks: compute masks in the same pass. Otherwise, when `RegionTokens.masks` is first read, regions given by boxes
+        or masks take a second pass. (For other regions, mask logits are kept anyway, because their boxes come from them.)
 
         Raises `ValueError` for bad pictures or prompts before any work starts.
         """

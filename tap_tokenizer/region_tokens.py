@@ -122,7 +122,7 @@ class RegionTokens:
     def coco_rle(self) -> list[dict[str, list[int]]]:
         """Each region's mask as COCO's uncompressed RLE: {"size": [height, width], "counts": [run lengths]}.
 
-        Masks are computed if they are pending, and pictures may differ in size. Errors as for `masks`.
+        Masks are computed if they have not been yet, and pictures may differ in size. Errors as for `masks`.
         """
         self._compute_masks()
         return [mask_to_rle(part.cpu()) for part in self.mask_parts if isinstance(part, Tensor)]
@@ -152,7 +152,7 @@ class RegionTokens:
         return replace(self, **rows, mask_parts=[self.mask_parts[i] for i in places.tolist()])
 
     def of_image(self, index: int) -> RegionTokens:
-        """The regions of one picture, numbered as the only one."""
+        """The regions of one picture, which becomes number 0."""
         if not 0 <= index < self.num_images:
             raise IndexError(f"Got image {index} of {self.num_images}.")
         regions = self[(self.image_index == index).cpu()]
@@ -203,7 +203,7 @@ class RegionTokens:
         return {**vars(self), "mask_parts": [part if isinstance(part, Tensor) else None for part in self.mask_parts]}
 
     def save(self, path: str | Path, *, with_masks: bool = False) -> None:
-        """Write one safetensors file, whole or not at all; masks, packed to bits, only if asked for."""
+        """Write one safetensors file, completely or not at all; masks, packed to bits, only on request."""
         path = Path(path)
         if not path.parent.is_dir():
             raise ValueError(f"There is no folder {path.parent}: make it first.")

@@ -22,7 +22,7 @@ _GOLDEN_ANGLE = 0.61803398875
 
 
 def region_colour(index: int) -> tuple[int, int, int]:
-    """A bright colour for region `index`. Neighbouring numbers have the most different colours."""
+    """A bright colour for region `index`. Successive numbers get clearly different colours."""
     red, green, blue = colorsys.hsv_to_rgb((0.02 + index * _GOLDEN_ANGLE) % 1.0, 0.68, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -41,8 +41,8 @@ def draw_regions(
 ) -> Image.Image:
     """The picture with its regions drawn on it.
 
-    Give `regions` to draw their masks and boxes, or any of masks (R, H, W), boxes (R, 4) xyxy and points, all in pixels of
-    the picture. labels: words for each region, shown beside its name ("1", "2", …, unless `names` is False). Points with
+    Give `regions` to draw their masks and boxes, or give masks (R, H, W), boxes (R, 4) xyxy or points, all in pixels of the
+    picture. labels: words for each region, shown beside its name ("1", "2", …, unless `names` is False). Points with
     label 0 are drawn as crosses.
     """
     if not 0 <= opacity <= 1:

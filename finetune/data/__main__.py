@@ -1,12 +1,12 @@
-"""Records on disk: `python -m finetune.data convert FORMAT … | validate RECORDS | show RECORDS`.
+"""Makes records from data sets, checks them, and shows them: `python -m finetune.data convert FORMAT … | validate … | show …`.
 
     python -m finetune.data convert boxes_csv --boxes mine.csv --images pictures --output runs/mine.jsonl
     python -m finetune.data validate --data runs/mine.jsonl
     python -m finetune.data show --data runs/mine.jsonl --output runs/mine.png
 
-`convert FORMAT --help` shows what a format needs. Conversion goes on where it was stopped, and its output has its name
-only when it is whole. Entries that cannot be used are left out, named, and counted in the last lines; with `--strict true`
-the first one stops it.
+`convert FORMAT --help` shows what a format needs. If a conversion was stopped, run it again and it continues. The output gets
+its name only when it is complete. Entries that cannot be used are left out and named, and the last lines count them; with
+`--strict true`, the first such entry ends the conversion.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ FORMATS: dict[str, type[Source]] = {
 }
 """What can be converted, by the name that `convert` takes."""
 
+HELP = ("-h", "--help")
 SHOWN_PER_KIND = 5
 
 
@@ -67,10 +68,12 @@ class ValidateArguments:
 
     data: str = knob(help="records: JSONL or parquet")
     pictures: Literal["skip", "header", "decode"] = knob(
-        default="header", help="how far pictures are opened: not, to their size, or to the last pixel"
+        default="header", help="how much of each picture is read: nothing, its size, or every pixel"
     )
     show_all: bool = knob(default=False, help=f"print every problem instead of {SHOWN_PER_KIND} of each kind")
-    keep: str | None = knob(default=None, help="JSONL file to write the records without problems to, beside data")
+    keep: str | None = knob(
+        default=None, help="JSONL file for the records without problems, in the same folder as data"
+    )
 
 
 @dataclass
@@ -79,18 +82,19 @@ class ShowArguments:
 
     data: str = knob(help="records: JSONL or parquet")
     output: str = knob(help="PNG file to write")
-    start: int = knob(default=0, help="first record, from 0")
+    start: int = knob(default=0, help="number of the first record, counted from 0")
     count: int = knob(default=9, help="records on the sheet")
-    columns: int = knob(default=3, help="tiles in a row")
+    columns: int = knob(default=3, help="records in a row of the sheet")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; gives the exit code: 1 if validate found problems, 2 for bad input."""
+    """Run a command and return its exit code: 1 if validate found problems, 2 for bad input."""
     argv = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[Sequence[str]], int]] = {"convert": _convert, "validate": _validate, "show": _show}
-    if not argv or argv[0] not in commands:
+    asks_for_help = argv and (argv[0] in HELP or (argv[0] == "convert" and argv[1:2] and argv[1] in HELP))
+    if asks_for_help or not argv or argv[0] not in commands:
         print(f"{__doc__}\nFormats: {', '.join(FORMATS)}", file=sys.stderr)
-        return 0 if argv[:1] in (["-h"], ["--help"]) else 2
+        return 0 if asks_for_help else 2
     try:
         return commands[argv[0]](argv[1:])
     except KeyboardInterrupt:

@@ -1,10 +1,10 @@
-"""A folder of pictures and a table of boxes, one row per region: the shortest way from one's own pictures to records.
+"""A folder of pictures and a table of boxes, one row per region: the shortest way from your own pictures to records.
 
     image,x1,y1,x2,y2,answer
     kitchen/1.jpg,40,60,310,420,a red kettle
 
-`question` may be a column, too, else the knob is asked; one without `<region>` is asked as "<region>: …". Rows of a picture
-may lie anywhere in the table.
+The table may have a column `question`; otherwise `--question` is asked about every region. A question without `<region>` is
+asked as "<region>: …". The rows of a picture may be anywhere in the table.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ class BoxesCsvSource(RegionQuestionSource):
     """Pictures and a CSV: image, x1, y1, x2, y2 in pixels, answer; question optional."""
 
     boxes: str = knob(help="the CSV file")
-    question: str = knob(default=LABEL_QUESTION, help="asked where the table has no question")
+    question: str = knob(
+        default=LABEL_QUESTION, help="what is asked about a region for which the table has no question"
+    )
     source: str | None = knob(default=None, help="what to call the data; default: the CSV's name")
-    license: str | None = knob(default=None, help="license of the data")
+    license: str | None = knob(default=None, help="licence of the data")
 
     def records(self) -> Iterator[Record]:
         self.require(self.boxes)

@@ -45,8 +45,8 @@ T = TypeVar("T")
 LICENSE = "annotations CC BY 4.0; pictures: Flickr, see the data set's own file"
 
 DRAWN_SHARE = 1 / 3
-"""About one in 80 of COCO's own annotations is a crowd. If this many are marked, a tool has marked every mask that was
-drawn: CVAT and Datumaro write `iscrowd` for everything but polygons."""
+"""From this share on, a tool has marked every mask that was drawn: CVAT and Datumaro write `iscrowd` for everything but
+polygons. Of COCO's own annotations, about one in 80 is a crowd."""
 
 DRAWN = "marked iscrowd, as some tools mark every mask that was drawn; --keep_crowds false leaves them out"
 CROWD = "crowd: many objects drawn as one, marked iscrowd; --keep_crowds true keeps them"
@@ -166,8 +166,8 @@ class CocoPanopticSource(ListedPicturesSource):
     """COCO panoptic: every segment, things and stuff, with its mask from a PNG whose colour is the segment's number."""
 
     annotations: str = knob(help="panoptic_*.json")
-    segments: str = knob(help="folder of the PNGs of segments")
-    things_only: bool = knob(default=False, help="leave out stuff: sky, grass, …")
+    segments: str = knob(help="folder of the PNGs that show the segments")
+    things_only: bool = knob(default=False, help="leave out stuff, such as sky and grass")
 
     def records(self) -> Iterator[Record]:
         self.require(self.annotations, self.segments)

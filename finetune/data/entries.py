@@ -1,6 +1,6 @@
-"""The entries of a data set's file: their values (an id, a text, a size, a box, a mask), and what is wrong with them.
+"""Reads the values of a data set's entries (an id, a text, a size, a box, a mask), and counts and names faulty entries.
 
-Whatever is wrong with a value raises `EntryError`. Nothing is dropped in silence: `LeftOut` counts for a conversion, which
+Whatever is wrong with a value raises `EntryError`. Nothing is dropped silently: `LeftOut` counts for a conversion, which
 prints the first few of each kind; `Problems` keeps every name, for `metrics.json`. Each reader knows the layout of its files.
 """
 
@@ -76,17 +76,17 @@ class LeftOut:
 
 
 class Problems:
-    """Names of what is wrong, by kind."""
+    """Names of the entries that have a problem, by the kind of problem."""
 
     def __init__(self) -> None:
         self.named: dict[str, dict[str, None]] = defaultdict(dict)
 
     def add(self, kind: str, name: str) -> None:
-        """Note one problem; the same twice counts once."""
+        """Note a problem. The same one counts only once."""
         self.named[kind][name] = None
 
     def extend(self, kind: str, names: Sequence[str]) -> None:
-        """Note several of one kind."""
+        """Note several problems of one kind."""
         for name in names:
             self.add(kind, name)
 
@@ -96,22 +96,22 @@ class Problems:
 
 
 MALFORMED = (KeyError, IndexError, TypeError, AttributeError, EntryError)
-"""What reading an entry raises if it lacks what the file's form has."""
+"""What is raised when an entry does not have the form of its file."""
 
 T = TypeVar("T")
 
 
 def numbered(content: Iterable[Any], start: int = 0) -> Iterator[tuple[str, Any]]:
-    """Entries named by their places, from `start`."""
+    """Entries, each with its place in the file as its name, counted from `start`."""
     return ((str(number), entry) for number, entry in enumerate(content, start))
 
 
 def read_each(
     entries: Iterable[tuple[str, Any]], read: Callable[[str, Any], T | None], problems: Problems
 ) -> Iterator[T]:
-    """What `read` makes of entries with names, which may be nothing; one that is malformed is named.
+    """What `read` makes of named entries, if anything; malformed entries are named in `problems`.
 
-    If all are malformed, the first one's error is raised: then the file is of another form.
+    If all are malformed, the file has another form, and the error of the first is raised.
     """
     first: Exception | None = None
     is_form = False

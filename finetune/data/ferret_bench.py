@@ -1,6 +1,6 @@
 """Ferret-Bench (https://github.com/apple/ml-ferret), in the layout that Osprey made of it: questions without answers.
 
-CC BY-NC 4.0. Its answers are judged by another language model, so its records end with the question.
+CC BY-NC 4.0. Another language model judges the answers, so the records end with the question.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GAR-Bench-VQA (https://github.com/Haochen-Wang409/Grasp-Any-Region): questions with choices about masks, for evaluation.
 
-`<Prompt0>` is the first mask; choices name masks, too, so all are shown before the question. The answer is a letter.
+`<Prompt0>` is the first mask. Choices may name masks, too, so all masks are shown before the question. The answer is a letter.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""JSON and text files of people and data sets, small ones whole, large ones value by value in bounded memory.
+"""Reads JSON and text files: small ones at once, and large JSON files value by value in bounded memory.
 
-They are in UTF-8, with a byte-order mark or without; others are refused by name. Reads with Python's own parser, which takes
-NaN and numbers of any size; nesting is limited.
+They must be UTF-8; a byte-order mark is ignored. The parser is Python's. NaN and numbers of any size are accepted, and nesting
+is limited.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 class JsonFile:
-    """A JSON file that is read value by value: as much of it is in memory as its largest value takes.
+    """A JSON file that is read value by value, so that no more than its largest value is in memory.
 
     Every fault is a `ValueError` that names the file and the character, counted from 0.
     """
@@ -242,7 +242,7 @@ _decoder_of_long_numbers = json.JSONDecoder(parse_int=_integer)
 
 
 def read_text(path: str | Path) -> str:
-    """A file's text. Raises `ValueError` with the file's name where it is missing, no file with an end, or no UTF-8."""
+    """A file's text. Raises `ValueError` with the file's name if it is missing, not a regular file, or not UTF-8."""
     try:
         if not Path(path).is_dir():
             check_regular_file(path)
@@ -260,11 +260,11 @@ def read_json(path: str | Path) -> Any:
     try:
         return parse_json(read_text(path))
     except JsonError as error:
-        raise ValueError(f"{path} is {error}, expected one whole JSON value: is it torn?") from None
+        raise ValueError(f"{path} is {error}, expected one whole JSON value: is it truncated?") from None
 
 
 def read_entries(path: str | Path) -> list[Any]:
-    """The entries of a file that is one JSON list, or has a JSON object on every line; its first sign tells which."""
+    """The entries of a file that is one JSON list, or has a JSON object on every line; its first character tells which."""
     is_list = read_text(path).lstrip().startswith("[")
     return list(read_json(path) if is_list else read_json_lines(path))
 

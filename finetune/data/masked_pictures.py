@@ -1,7 +1,4 @@
-"""Pictures whose regions have masks, concept vectors and captions, in TAP's model frame: what `pretrain_tap` learns from.
-
-The pictures come from the source that it is given.
-"""
+"""Pictures whose regions have masks, concept vectors and captions, in TAP's model frame: what `pretrain_tap` learns from."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Osprey-724K (https://huggingface.co/datasets/AntGroup-MI/Osprey-724K): five files of talk about COCO's regions.
+"""Osprey-724K (https://huggingface.co/datasets/AntGroup-MI/Osprey-724K): five files of conversations about COCO's regions.
 
-CC BY-NC 4.0. Conversations, short answers and parts name their picture `…_<COCO 2017 name>`; positives and negatives of
-LVIS give the name as it is; detailed descriptions have no conversation but a text for each region. The names of LVIS's and
-PACO's masks, which Osprey evaluates on, have a layout of their own.
+CC BY-NC 4.0. Conversations, short answers and parts call their picture `…_<COCO 2017 name>`, while LVIS's positives and
+negatives give the plain name. Detailed descriptions have a text for each region instead of a conversation. The lists of LVIS's
+and PACO's masks, on which Osprey evaluates, have another layout.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class OspreySource(PictureSource):
     """Osprey-724K; `images` is COCO's train2017."""
 
     annotations: str = knob(help="osprey_*.json")
-    kind: Kind | None = knob(default=None, help="which of the five files it is; default: as its name says")
+    kind: Kind | None = knob(default=None, help="which of the five files it is; default: what its name says")
 
     def records(self) -> Iterator[Record]:
         self.require(self.annotations)
@@ -85,7 +85,7 @@ def _detailed(descriptions: list[Any], number: int) -> list[Turn]:
 
 
 def read_named_masks(content: Sequence[Any], source: str, problems: Problems) -> Iterator[Record]:
-    """Osprey's lists for evaluation, {file_name, height, width, categories, annotations}: masks with their names.
+    """Osprey's lists for evaluation, {file_name, height, width, categories, annotations}: masks with names.
 
     Regions are called NUMBER/PLACE, after the entry's number and their place in it. What cannot be used is named.
     """

@@ -1,7 +1,7 @@
-"""PixelRefer's image instructions (https://github.com/DAMO-NLP-SG/PixelRefer): talk with a `<region>` for each mask.
+"""PixelRefer's image instructions (https://github.com/DAMO-NLP-SG/PixelRefer): conversations with a `<region>` for each mask.
 
-VideoRefer's layout is read, too, which has `annotation` in place of `masks`: of each object, its frames with their masks. A
-record is one picture, so entries of videos are passed over, and an object of a picture has one frame.
+VideoRefer's layout is read, too. In place of `masks` it has `annotation`: the frames of each object with their masks. A record
+has one picture, so entries about videos are passed over; an object in a picture has one frame.
 """
 
 from __future__ import annotations

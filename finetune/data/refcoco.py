@@ -1,7 +1,7 @@
 """RefCOCO, RefCOCO+ and RefCOCOg (https://github.com/lichengunc/refer): expressions that single out one object.
 
-Expressions come as a pickle, which is read without running anything in it; boxes, masks and file names come from the
-`instances.json` beside it, for the references' own file names carry a suffix that no picture has.
+Expressions come as a pickle, which is read without running anything in it. Boxes, masks and file names come from the
+`instances.json` beside it, because the file names in the references carry a suffix that no picture has.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class RefCocoSource(RegionQuestionSource):
 
     references: str = knob(help="refs(unc).p, refs(google).p or refs(umd).p; or the same as JSON")
     annotations: str = knob(help="instances.json of the same folder")
-    split: str = knob(default="train", help="train, val, test, testA or testB, as the references have them")
+    split: str = knob(default="train", help="train, val, test, testA or testB, whichever the references have")
     sentences: Literal["each", "first"] = knob(
         default="each",
-        help="each: the k-th expressions of a picture's regions are its k-th record; first: only the first",
+        help="each: a record for every expression, the k-th ones of a picture's regions together; first: only the first ones",
     )
-    question: str = knob(default=QUESTION, help="asked of every region; the answer is an expression")
+    question: str = knob(default=QUESTION, help="what is asked about every region; the answer is an expression")
 
     def records(self) -> Iterator[Record]:
         self.require(self.references, self.annotations)

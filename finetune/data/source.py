@@ -1,4 +1,4 @@
-"""What all readers of data sets share: where pictures are, how answers become turns, and how records are written to a file.
+"""`Source`, which every reader of a data set extends, what readers share, and `convert`, which writes their records to a file.
 
 A reader is a dataclass of options with a method `records()`. It yields records one by one, always in the same order, and
 reports every entry without a record to `left_out`. Each reader's own file knows the layout of its data set.
@@ -37,12 +37,14 @@ CAPTION_QUESTION = "Describe <region> in a few words."
 
 @dataclass(kw_only=True)
 class Source(ABC):
-    """Knobs of every reader."""
+    """Options of every reader."""
 
-    output: str = knob(help="file to write: .jsonl, pictures by path; or .parquet, pictures inside")
-    limit: int | None = knob(default=None, help="records to write at most")
+    output: str = knob(
+        help="file to write: .jsonl, which names the pictures' paths, or .parquet, which holds the pictures"
+    )
+    limit: int | None = knob(default=None, help="write at most this many records")
     left_out: LeftOut = field(default_factory=LeftOut, init=False, repr=False, compare=False)
-    """What `records` has given no record of so far."""
+    """The entries from which `records` has made no record so far."""
 
     @abstractmethod
     def records(self) -> Iterator[Record]:
@@ -55,7 +57,7 @@ class Source(ABC):
 
 @dataclass(kw_only=True)
 class PictureSource(Source):
-    """Knobs of readers whose pictures are files."""
+    """Options of readers whose pictures are files."""
 
     images: str = knob(help="folder of the pictures")
     strict: bool = knob(default=False, help="stop at the first entry that cannot be used, instead of leaving it out")
@@ -66,12 +68,12 @@ class PictureSource(Source):
         self.left_out = LeftOut(strict=self.strict, show_all=self.show_all)
 
     def picture(self, name: str) -> str:
-        """A picture's path as a record holds it: from the folder of the output. Raises `EntryError` as `inside` does."""
+        """A picture's path, relative to the folder of the output, as records hold it. Raises `EntryError` as `inside` does."""
         path = inside(Path(self.images), name, self.follow_links)
         return Path(os.path.relpath(path, Path(self.output).parent)).as_posix()
 
     def size_on_disk(self, name: str) -> tuple[int, int]:
-        """Height and width of a picture's file, upright. Raises `EntryError` where there is none that opens."""
+        """Height and width of a picture file, upright. Raises `EntryError` if it is missing or does not open."""
         path = inside(Path(self.images), name, self.follow_links)
         if not os.path.isfile(path):
             raise EntryError("missing picture", f"found no file {name!r:.80} in {self.images}")
@@ -93,10 +95,12 @@ class PictureSource(Source):
 
 @dataclass(kw_only=True)
 class RegionQuestionSource(PictureSource):
-    """Knobs of readers that ask about every region by itself."""
+    """Options of readers that ask about each region separately."""
 
-    question: str = knob(default=LABEL_QUESTION, help="asked of every region; the answer is its category")
-    regions_per_record: int = knob(default=16, help="a picture with more regions gives several records")
+    question: str = knob(default=LABEL_QUESTION, help="what is asked about every region; the answer is its category")
+    regions_per_record: int = knob(
+        default=16, help="regions in a record, at most; a picture with more regions gives several records"
+    )
 
     def records_of(
         self,
@@ -176,7 +180,7 @@ def with_all_shown(turns: Sequence[Turn], regions: int) -> list[Turn]:
 
 
 def masked_region(mask: Any, size: tuple[int, int]) -> Region:
-    """A region of a mask and the box around it, if the mask is not empty. Raises `EntryError` for a mask that is broken."""
+    """A region with a mask, and with the box around it unless it is empty. Raises `EntryError` for a broken mask."""
     for kind, words in region_problems({"mask": mask}, size):
         if kind != "empty mask":
             raise EntryError(kind, f"{kind}: {words}")
@@ -184,7 +188,7 @@ def masked_region(mask: Any, size: tuple[int, int]) -> Region:
 
 
 def talk(conversations: list[Any]) -> list[Turn]:
-    """LLaVA's turns ("from", "value") → ours; picture tokens go, for the record's picture is never in question."""
+    """LLaVA's turns ("from", "value") → ours, without picture tokens: a record has only one picture."""
     turns = []
     for turn in conversations:
         speaker = text(mapping(turn, "a turn"), "from")
@@ -212,7 +216,7 @@ PACKED_TOGETHER = 64
 
 
 def convert(source: Source) -> int:
-    """Write a source's records to its output, and give their number; those that an earlier run wrote are kept.
+    """Write a source's records to its output and return how many there are. Those that an earlier run wrote are kept.
 
     `source.left_out` then tells what there is no record of. Raises `ValueError` if there is none of anything.
     """
@@ -279,7 +283,7 @@ def _whole_lines(path: Path) -> int:
 
 
 def _pack(lines: Path, output: Path, left_out: LeftOut) -> int:
-    """A JSONL file → parquet with the pictures' own bytes inside, in bounded memory; gives the number of records.
+    """Write a JSONL file as parquet with the pictures' bytes inside, in bounded memory; returns the number of records.
 
     What is not yet whole is one file, `output` with .partial behind its name, which the next run writes anew.
     """

@@ -1,7 +1,6 @@
-"""What is wrong with records, in words: each problem names the record, what was found, and what was expected.
+"""Says in words what is wrong with records: each problem names the record, what was found, and what was expected.
 
-Reads JSONL line by line as it is, so that a broken line or a stray key is named instead of ending the check. Nothing is
-repaired.
+JSONL is read line by line, so that a broken line or an unknown key is named and the check goes on. Nothing is repaired.
 """
 
 from __future__ import annotations

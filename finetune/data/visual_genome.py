@@ -1,7 +1,7 @@
 """Visual Genome's region descriptions (https://homes.cs.washington.edu/~ranjay/visualgenome/api.html), CC BY 4.0.
 
-Two layouts: the original's `region_descriptions.json` with `image_data.json`, and the COCO-style one of GRiT and others
-(https://github.com/JialianW/GRiT), whose annotations carry a `caption`.
+There are two layouts: the original `region_descriptions.json` with `image_data.json`, and the COCO-style one of GRiT and others
+(https://github.com/JialianW/GRiT), whose annotations have a `caption`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ class VisualGenomeSource(RegionQuestionSource):
     """The original layout; `images` is the folder that holds VG_100K and VG_100K_2."""
 
     annotations: str = knob(help="region_descriptions.json")
-    question: str = knob(default=CAPTION_QUESTION, help="asked of every region; the answer is its description")
+    question: str = knob(
+        default=CAPTION_QUESTION, help="what is asked about every region; the answer is its description"
+    )
     image_data: str = knob(help="image_data.json, which has the pictures' sizes and folders")
-    splits: str | None = knob(default=None, help="densecap_splits.json, to take one split of it")
-    split: Literal["train", "val", "test"] = knob(default="train", help="which split, if splits are given")
+    splits: str | None = knob(default=None, help="densecap_splits.json, to take only one split")
+    split: Literal["train", "val", "test"] = knob(default="train", help="which split to take, if --splits is given")
 
     def records(self) -> Iterator[Record]:
         self.require(self.annotations, self.image_data, *([self.splits] if self.splits else []))
@@ -64,7 +66,7 @@ class VisualGenomeSource(RegionQuestionSource):
                     continue
                 if key not in pictures:
                     raise EntryError(
-                        "picture not listed", f"{self.image_data} lacks picture {key!r:.60}, or has it wrong"
+                        "picture not listed", f"{self.image_data} lacks picture {key!r:.60}, or its entry is malformed"
                     )
                 if key in seen:
                     raise EntryError("picture described twice", f"picture {key:.60} came before: the first counts")
@@ -108,7 +110,9 @@ class GritSource(ListedPicturesSource):
     """COCO-style files whose annotations have a caption, masks optional: GRiT's train.json and test.json, and others."""
 
     annotations: str = knob(help="train.json or test.json")
-    question: str = knob(default=CAPTION_QUESTION, help="asked of every region; the answer is its description")
+    question: str = knob(
+        default=CAPTION_QUESTION, help="what is asked about every region; the answer is its description"
+    )
 
     def records(self) -> Iterator[Record]:
         self.require(self.annotations)

@@ -1,7 +1,6 @@
 """GlyphScenes in words: captions, concept vectors and the vocabulary of captions.
 
-Knows what is in a scene, never how it looks: everything here follows from the list of objects. Questions are in
-`questions`.
+Everything here follows from the list of a scene's objects, and nothing from its picture. Questions are in `questions`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Questions about regions of GlyphScenes with their answers, by family.
 
-Where a family has few answers, the answer is drawn first, evenly, and then a region or a pair of which it is true; a scene
-without one gives no question. So it is known what guessing is worth. Truth comes from the scene's geometry, and nothing is
-asked that a picture could be read either way.
+If a family has few answers, the answer is drawn first, evenly, and then a region or a pair for which it is right; a scene
+without one gives no question. So the score of guessing is known. The right answer follows from the scene's geometry, and no
+question is asked that could be answered in two ways.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""GlyphScenes as records: regions of a scene with questions about them, drawn at will, or as the benchmark asks them.
+"""GlyphScenes as records: regions of a scene with questions about them, drawn at random or chosen by the benchmark.
 
-The benchmark asks the same questions about the same scenes for everybody, and they are balanced. Scenes of a split and seed
-are gone through in order. Of each, every family asks at most one question: the one whose answer has come up least so far, and
-none if every answer that the scene offers is already ahead of the rarest. So each answer that a split's scenes offer is the
-truth about equally often, and guessing is known. The first n scenes have the same questions whether n or more are evaluated.
-`finetune.evaluate` and `finetune.evaluate_glyphs` ask these questions; the data set's card is `GLYPH_SCENES.md`.
+The benchmark's questions are always the same, and balanced. It goes through the scenes of a split and seed in order. Each
+family asks at most one question about a scene: the one whose answer has come up least so far, or none if all answers that the
+scene offers are already ahead of the rarest one. So each answer is right about equally often, and the score of guessing is
+known. The first n scenes have the same questions no matter how many are evaluated. `finetune.evaluate` and
+`finetune.evaluate_glyphs` ask these questions. The data set's card is `GLYPH_SCENES.md`.
 """
 
 from __future__ import annotations
@@ -34,22 +34,23 @@ class GlyphScenesSource(Source):
 
     split: str = knob(default="train", help=f"one of {', '.join(SPLITS)}")
     seed: int = knob(default=0, help="seed of the scenes and the questions")
-    scenes: int = knob(default=1000, help="scenes to ask about: 0, 1, … of the seed, a record each")
-    turns: int = knob(default=6, help="questions of a record, at most")
+    scenes: int = knob(default=1000, help="how many scenes to ask about, counted from the first; each gives a record")
+    turns: int = knob(default=6, help="questions in a record, at most")
     families: str = knob(
         default=",".join(FAMILIES),
         help="question families, separated by commas; one that is named twice is asked twice as often",
     )
     long_side: int = knob(default=512, help="longer side of the pictures, in pixels")
     all_regions: bool = knob(
-        default=False, help="keep objects that no question is about, as picture context (cache_regions --context_from)"
+        default=False,
+        help="keep objects that no question is about, as picture context (see cache_regions --context_from)",
     )
     offering: str = knob(
         default="",
-        help="only scenes that have a question with one of these answers, as FAMILY=ANSWER with commas between, e.g. "
-        "count_kind=two, of which there are few; their other questions stay",
+        help="only scenes that have a question with one of these answers, as FAMILY=ANSWER separated by commas, such as "
+        "count_kind=two, which is rare; their other questions are kept",
     )
-    workers: int = knob(default=2, help="processes that draw")
+    workers: int = knob(default=2, help="processes that draw scenes")
 
     def records(self) -> Iterator[Record]:
         return self.limited()
@@ -216,7 +217,7 @@ def benchmark_scenes(split: str = "test", seed: int = 0, count: int = EVALUATION
 
 
 def benchmark_records(split: str = "test", seed: int = 0, count: int = EVALUATION_SCENES) -> Iterator[Record]:
-    """`benchmark_scenes` as records, the regions that are asked about alone; a question's type is its family.
+    """`benchmark_scenes` as records with only those regions that are asked about; a question's type is its family.
 
     Every question is to be asked in a conversation of its own.
     """
@@ -263,8 +264,8 @@ class QuestionBalance:
 def _offered(
     scene: GlyphScene, family: Family, random: np.random.RandomState, visible: set[int]
 ) -> dict[str, Question]:
-    """The answers that the scene offers, in the order in which they were drawn, each with its first question; of an open
-    family only one.
+    """The answers that the scene offers, in the order in which they were drawn, each with its first question. An open family
+    offers only one.
     """
     offered: dict[str, Question] = {}
     tries = _OPEN_TRIES

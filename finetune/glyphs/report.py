@@ -1,7 +1,7 @@
 """Lines of a GlyphScenes evaluation → means over seeds, the tables that show them, and figures.
 
-Figures are pictures with right and wrong answers, kinds that are confused, scores by size, and what training did. The
-pictures are the first scenes of the evaluation, not chosen ones.
+The figures are pictures with right and wrong answers, confused kinds, how mask IoU is spread, and the course of training. The
+pictures are the first scenes of the evaluation; they were not selected.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ SIZES: dict[str, tuple[float, float]] = {"small": (0.14, 0.17), "medium": (0.215
 """The three sizes: the range of a glyph's longer side before turning, in units of the picture's long side."""
 
 SIZE_BORDERS = {"small": 0.191, "medium": 0.288}
-"""An object that is shown at another scale has the first size that its extent is below the border of, else it is large: the
-geometric means of where one range of `SIZES` ends and the next begins."""
+"""Upper bounds of the extent of small and medium objects that are shown at another scale; larger ones are large. Each is the
+geometric mean of the end of one range of `SIZES` and the beginning of the next."""
 
 CROWDED_SIZES: dict[str, tuple[float, float]] = {"small": (0.11, 0.15), "medium": (0.19, 0.235)}
 TEXTURES = ("plain", "plain", "stripes", "dots", "gradient")

@@ -1,7 +1,7 @@
-"""What models make of the benchmark's scenes: the region tokenizer by itself, and language models' answers, in views.
+"""What the region tokenizer alone makes of the benchmark's scenes, and what language models answer in different views.
 
-In the view "full" a bridge is shown what a user would show it. The other views are controls: what is left of a score
-without that says what the model owes to it.
+In the view "full", a bridge is shown what a user would show it. The other views are controls, which leave something out: what
+is lost of the score shows how much the model needs it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .scenes import GlyphPicture, GlyphScene
 class SeenScenes:
     """Some scenes of the benchmark, encoded.
 
-    tokens: of all visible objects, scene by scene, from their tight boxes.
+    tokens: those of all visible objects, scene by scene, from their tight boxes.
     """
 
     scenes: Sequence[BenchmarkScene]
@@ -53,12 +53,12 @@ class SeenScenes:
         return cls(scenes, features, tokenizer.encode(features=features, boxes=boxes, with_masks=True))
 
     def tokens_of(self, number: int, objects: Sequence[int]) -> RegionTokens:
-        """Tokens of some objects of scene `number` of these."""
+        """Tokens of some objects of the scene with this number."""
         visible = self.scenes[number].picture.visible
         return self.tokens.of_image(number)[[visible.index(i) for i in objects]]
 
     def boxes_of(self, number: int, objects: Sequence[int]) -> list[list[float]]:
-        """True boxes of some objects of scene `number` of these, in pixels."""
+        """True boxes, in pixels, of some objects of the scene with this number."""
         return self.scenes[number].picture.boxes[list(objects)].tolist()
 
 
@@ -127,7 +127,7 @@ MAX_NEW_TOKENS = 24
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as a bridge is asked it.
+    """A question in the form in which a bridge is asked.
 
     scene: number of its scene among those seen; objects: those that it names, in the order of their numbers; turns: what
     the user and the assistant say in alternation, the question last; features (R, slots, F) of the regions and context
@@ -218,7 +218,7 @@ def bridge_lines(
     controls: Sequence[str],
     regions: Sequence[dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    """A line for the answer to each question of some families, and then for each in each of the controls.
+    """A line for the answer to each question of some families, and then to each of them in each control.
 
     regions: lines of `region_lines`, from which a line takes what TAP says alone where the question allows.
     """

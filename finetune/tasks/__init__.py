@@ -1,4 +1,4 @@
-"""The benchmarks, a file each, and the table of them. `Task` in `task.py` says what such a file holds."""
+"""The benchmarks: a file for each, and a table of all. `Task` in `task.py` says what such a file holds."""
 
 from .captions import REFCOCOG, VG_FULL, VG_GLAMM
 from .classification import COCO_CLASSIFICATION, LVIS_CLASSIFICATION
@@ -22,4 +22,4 @@ TASKS: dict[str, Task] = {
         GAR_BENCH_CAP_DETAILED, MDVP_BENCH,
     )
 }  # fmt: skip
-"""By the name that `--benchmark` takes."""
+"""The benchmarks by the names that `--benchmark` takes."""

@@ -1,8 +1,8 @@
-"""Average precision of masks and boxes: COCO's by pycocotools, LVIS's federated variant on top.
+"""Average precision of masks and boxes: COCO's by pycocotools, and LVIS's federated variant on top of it.
 
-LVIS's own package needs OpenCV and a NumPy older than 1.24, so its rules stand here: a picture is judged only in categories
-that it is known to have or to lack; where a category is not exhaustively marked, an unmatched detection counts as nothing;
-the 300 surest detections of a picture count, over all categories; nothing is a crowd.
+LVIS's own package needs OpenCV and a NumPy older than 1.24, so its rules are implemented here: a picture is judged only in
+categories that it is known to have or to lack; an unmatched detection of a category that is not exhaustively annotated is
+ignored; the 300 most confident detections of a picture count, over all categories; and nothing is a crowd.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def average_precision(
     federated: bool = False,
     images: Sequence[Any] | None = None,
 ) -> dict[str, float]:
-    """AP of detections in COCO's result format against a COCO or LVIS file, as shares; −1 where nothing can be measured.
+    """AP of detections in COCO's result format against a COCO or LVIS file, as shares; −1 if nothing can be measured.
 
     federated: LVIS's rules, with APr, APc, APf if categories have a `frequency`. images: ids to evaluate; default all.
     """
@@ -87,7 +87,7 @@ class _LvisEval(COCOeval):
                     self._dts[image, detection["category_id"]].append(detection)
 
     def evaluateImg(self, imgId: Any, catId: int, aRng: Sequence[float], maxDet: int) -> dict[str, Any] | None:  # noqa: N802, N803
-        """COCO's matching, then unmatched detections of categories that are not exhaustively marked count as nothing."""
+        """COCO's matching; then unmatched detections of categories that are not exhaustively annotated are ignored."""
         result = super().evaluateImg(imgId, catId, aRng, maxDet)
         if result is not None and catId in self.pictures[imgId]["not_exhaustive_category_ids"]:
             result["dtIgnore"] = np.logical_or(result["dtIgnore"], result["dtMatches"] == 0)
@@ -132,5 +132,5 @@ def _nothing(reference: COCO) -> COCO:
 
 
 def published(system: str, names: str, *values: float) -> Published:
-    """Figures that TAP's notebooks print."""
+    """Figures printed by TAP's notebooks."""
     return Published(system, dict(zip(names.split(), values)), "notebooks of baaivision/tokenize-anything")

@@ -1,10 +1,10 @@
 """Captions of boxes (Visual Genome, RefCOCOg): BLEU, METEOR, ROUGE-L and CIDEr-D against one reference each.
 
-Two protocols that are never mixed. "ptb": Stanford's PTB tokenizer and METEOR, both of which are Java, with pycocoevalcap's
-scorers: what papers report. "plain": `plain_tokens` and the same formulas written here, without METEOR; on equal tokens
-its numbers are pycocoevalcap's. CIDEr is what pycocoevalcap calls so, which is CIDEr-D: n-grams of 1 to 4 words, clipped
-counts, a Gaussian penalty of length (σ = 6), times 10. Its idf comes from the references given, so the score of a subset
-says nothing about the whole.
+There are two protocols, which are never mixed. "ptb" is what papers report: Stanford's PTB tokenizer and METEOR, both in Java,
+and pycocoevalcap's scorers. "plain" has `plain_tokens` and the same formulas, implemented here, without METEOR; for equal
+tokens, its numbers equal pycocoevalcap's. What pycocoevalcap calls CIDEr is CIDEr-D: n-grams of 1 to 4 words, clipped counts
+and a Gaussian penalty on length (σ = 6), times 10. Its idf comes from the references at hand, so the score of a subset says
+nothing about the whole.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROTOCOLS: dict[str, str] = {
 
 @dataclass(kw_only=True)
 class Captions(Task):
-    """Captions in COCO's layout, or (MDETR, GLaMM) with the captions at their pictures."""
+    """Captions in COCO's layout, or, as in MDETR and GLaMM, with each picture's entry."""
 
     rules: str = "boxes, one reference for each, greedy, corpus scores"
     question: str = CAPTION_QUESTION
@@ -119,12 +119,12 @@ _TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
 def plain_tokens(text: str) -> Tokens:
-    """Lower-case words of letters and digits; an apostrophe inside a word stays, all other signs separate and vanish."""
+    """Lower-case words of letters and digits. Apostrophes inside words are kept; all other characters separate words."""
     return _TOKEN.findall(text.lower())
 
 
 def missing_for_ptb() -> str | None:
-    """What keeps the "ptb" protocol from running here, in one line; None if nothing does."""
+    """Why the "ptb" protocol cannot run here, in one line; None if it can."""
     lacking = []
     if find_spec("pycocoevalcap") is None:
         lacking.append("pycocoevalcap (pip install 'tap-bridge[eval]')")
@@ -134,7 +134,7 @@ def missing_for_ptb() -> str | None:
 
 
 def choose_scorer(wanted: Literal["auto", "ptb", "plain"] = "auto") -> Scorer:
-    """The protocol to score by; raises `ValueError` where "ptb" is wanted and cannot run."""
+    """The protocol to score by. Raises `ValueError` if "ptb" is requested and cannot run."""
     missing = missing_for_ptb()
     if wanted == "ptb" and missing:
         raise ValueError(f"caption_scorer is ptb: {missing}. Install it, or take caption_scorer plain.")
@@ -196,7 +196,7 @@ def plain_scores(said: Mapping[str, Tokens], true: Mapping[str, Sequence[Tokens]
 
 
 def _line(text: str) -> str:
-    """A caption on one line; one that is empty keeps a sign that the tokenizer drops, for it skips empty files' ends."""
+    """A caption on one line. An empty one becomes a character that the tokenizer drops, because it skips empty last lines."""
     return " ".join(text.split()) or "."
 
 

@@ -1,7 +1,7 @@
 """Classification of given boxes (COCO, LVIS): AP of their labels, as TAP measures it.
 
-Boxes are given; a label's score is √(p · IoU), labels above .001 count; NMS at .5 within a category, the top 300 of a
-picture.
+The boxes are given. A label's score is √(p · IoU), and labels above .001 count. NMS at .5 is applied within each category, and
+the 300 most confident labels of a picture are kept.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Classification(Task):
         return {plain_name(str(c["name"])): c["id"] for c in found.reference["categories"]}
 
     def score(self, row: str, lines: Sequence[Line], items: Sequence[Item], found: EvaluationSet) -> dict[str, Any]:
-        """AP of the labels; a row of words has one label for each box, if its words are a category's name."""
+        """AP of the labels. A row that answers in words has one label for a box if the words are a category's name."""
         assert found.reference is not None
         by_id = match_answers(lines, items, row, found.problems)
         ids = [c["id"] for c in found.reference["categories"]]

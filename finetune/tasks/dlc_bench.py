@@ -1,10 +1,10 @@
 """DLC-Bench (https://github.com/NVlabs/describe-anything): a judge answers questions about each description.
 
-Whether the description names the right thing is asked first; where it does not, every later score is at most 0. A region's
-positive score is the mean over its positive questions, its negative score that over its negative ones, if it has any; reported
-are the means over regions, and the mean of both. The judge's prompt and the first question are ours; the benchmark's own can
-be given as files. Published numbers come from Llama-3.1-8B-Instruct: another judge, or another prompt, gives numbers that do
-not compare.
+The first question is whether the description names the right thing; if it does not, no later question scores above 0. A
+region's positive score is the mean over its positive questions, and its negative score the mean over its negative ones, if it
+has any. The means over regions are reported, and the mean of these two. The judge's prompt and the first question are our own;
+the benchmark's can be given as files. Published numbers come from Llama-3.1-8B-Instruct. Numbers from another judge or prompt
+do not compare with them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Question:
 RECOGNITION_QUESTION = """\
 Is the object in the description {a_class_name}, or something similar? It need not match to the word.
 Are the objects in the description {class_name}, or something similar? It need not match to the word."""
-"""Our wording, version 1: of one object, and in a second line of several. Without a second line the first is for both."""
+"""Our wording, version 1: a line for one object, and a line for several. If there is only one line, it serves for both."""
 
 LETTERS = "abcde"
 
@@ -59,7 +59,7 @@ class DlcBench(JudgedTask):
     fields = (("description", "pred_caption"), ("question", "question_text_str"))
     recognition: ClassVar[str] = RECOGNITION_QUESTION
     no_positive: ClassVar[float | None] = None
-    """The positive score of a region without a positive question; None: it has no part in the mean."""
+    """The positive score of a region without a positive question; None leaves it out of the mean."""
     more_names: ClassVar[bool] = False
     """Whether `class_names.json` may have regions that `qa.json` lacks."""
 
@@ -129,7 +129,7 @@ DLC_BENCH = DlcBench(
 
 
 def read_recognition(path: str) -> str:
-    """The first question's template from a file. Raises `ValueError` for more than two lines, or one without a field."""
+    """Read the first question's template from a file. Raises `ValueError` for more than two lines, or one without a field."""
     text = read_text(path).rstrip("\n")
     lines = text.split("\n")
     if len(lines) > 2 or not all("{class_name}" in line or "{a_class_name}" in line for line in lines):
@@ -141,7 +141,7 @@ def read_recognition(path: str) -> str:
 
 
 def _check_questions(questions: Mapping[str, Sequence[Mapping[str, Any]]], ids: Sequence[str]) -> None:
-    """Raises `ValueError` unless both scores can be measured on the regions that are evaluated."""
+    """Raise `ValueError` unless both scores can be measured on the regions that are evaluated."""
     wanted = [key for key in ids if key in questions]
     if not wanted:
         raise ValueError("qa has no question about any region that is evaluated: is it the file of another split?")
@@ -235,7 +235,7 @@ def judge_prompt(description: str, question: Mapping[str, Any], template: str = 
 
 
 def read_choice(reply: str, choices: Sequence[str]) -> int | None:
-    """Which choice a judge's reply means, by the benchmark's order of rules; None, which scores 0, if none fits.
+    """The choice that a judge's reply means, by the benchmark's rules in their order; None, which scores 0, if none fits.
 
     The choice itself, with or without its letter, or the letter; the only choice that the reply contains; a letter with a
     full stop at its beginning; of several choices contained, the last, the longest where two begin together; the longest

@@ -1,9 +1,9 @@
-"""GAR-Bench (https://github.com/Haochen-Wang409/Grasp-Any-Region): questions with choices about masks, and answers judged.
+"""GAR-Bench (https://github.com/Haochen-Wang409/Grasp-Any-Region): questions with choices about masks, and judged answers.
 
-GAR-Bench-VQA has questions with choices. GAR-Bench-Cap has answers about two regions, judged true or false, in two files:
-GAR-Bench-Caption-Simple.json with 97 questions and their answers, and GAR-Bench-Caption-Detailed.json with 107 pairs of
-regions, whose relation (subject, predicate, object) a description of the first has to tell. Its judge sees the picture, and
-each region with its surroundings and its mask. The score is the share of replies that are "True" to the letter.
+GAR-Bench-VQA has questions with choices. In GAR-Bench-Cap, answers about two regions are judged true or false. It has two
+files: GAR-Bench-Caption-Simple.json has 97 questions with answers, and GAR-Bench-Caption-Detailed.json has 107 pairs of regions
+whose relation (subject, predicate, object) a description of the first must state. The judge sees the picture, and each region
+with its surroundings and its mask. The score is the share of replies that are exactly "True".
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ RELATION = ("subject_name", "predicate_name", "object_name")
 
 @dataclass(kw_only=True)
 class GarBenchCap(JudgedTask):
-    """Questions with a true answer; one prompt for each, to which the reply is True or False."""
+    """Questions with true answers. The judge gets one prompt for each and replies True or False."""
 
     rules: str = "share of answers that a judge who sees the regions calls True"
 
@@ -149,7 +149,7 @@ class GarBenchCap(JudgedTask):
         found.records = list(islice(read_each(numbered(content), read, found.problems), limit))
 
     def question_of(self, entry: dict[str, Any]) -> tuple[str, str, dict[str, str]]:
-        """What an entry asks, its true answer, and what a judge is told."""
+        """An entry's question, its true answer, and what the judge is told."""
         asked = re.sub(r"<Prompt(\d+)>", lambda m: f"<region{int(m[1]) + 1}>", entry["question"])
         return asked, entry["answer"], {"answer": entry["answer"]}
 
@@ -178,7 +178,7 @@ class GarBenchCap(JudgedTask):
 
 @dataclass(kw_only=True)
 class GarBenchCapDetailed(GarBenchCap):
-    """Relations, which a description of the first region has to tell; the judge is told them."""
+    """Relations that a description of the first region must state. The judge is told the relation."""
 
     question: str = "Describe <region1> in detail, and tell how it relates to <region2>."
 

@@ -1,4 +1,4 @@
-"""GlyphScenes: balanced questions about scenes that are drawn, so that there is no file to read; each is asked alone."""
+"""GlyphScenes: balanced questions, each asked alone. The scenes are drawn, so there is no file to read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .questions import Questions
 
 @dataclass(kw_only=True)
 class GlyphScenes(Questions):
-    """Scenes of the test split; the seed is the options'."""
+    """Scenes of the test split, drawn with the seed of the options."""
 
     def read_published(self) -> EvaluationSet:
         count = self.options.limit or EVALUATION_SCENES

@@ -1,4 +1,4 @@
-"""What is evaluated: a set of records, a benchmark's or one's own, and its items, each one thing to say with its truth."""
+"""What is evaluated: a set of records, a benchmark's or a user's own, and its items, each a question with its true answer."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from ..records import Record, Region, decode_mask, load_rows
 
 @dataclass(frozen=True)
 class Place:
-    """An item by its place in the published file, by which answers without ids are told apart.
+    """An item's place in the published file, which identifies answers without ids.
 
-    repeats: what answer files copy from the entry ("question", "gt", …); None where the entry has no such thing.
+    repeats: what answer files copy from the entry ("question", "gt", …); None for what the entry lacks.
     """
 
     id: str
     repeats: dict[str, Any]
 
     def fault(self, line: dict[str, Any]) -> str | None:
-        """What in an answer's line is another entry's, in words; None if nothing is."""
+        """What shows that an answer's line belongs to another entry, in words; None if nothing does."""
         for key, true in self.repeats.items():
             said = line.get(key)
             if isinstance(said, str) and isinstance(true, str) and said.strip().lower() != true.strip().lower():
@@ -44,13 +44,13 @@ class Place:
 
 @dataclass
 class EvaluationSet:
-    """Records to evaluate, whose regions have ids; `root` is the folder that their pictures' paths start from.
+    """Records to evaluate, whose regions have ids; their pictures' paths start from the folder `root`.
 
-    reference: COCO's JSON with the truth of all pictures, where average precision needs it. boxes: a detector's, by
-    picture; None for the true ones. places: items in the order of the published file, where it is one of single questions
-    or of labels. told: what judges are told of a record, by its `image_id`. kept: by a record's number, which of the
-    file's regions it still has, where not all. pictures: other names by which predictions may call a picture of one's own
-    records.
+    reference: COCO's JSON with the truth of all pictures, if average precision needs it. boxes: a detector's boxes by
+    picture; None for the true ones. places: items in the order of the published file, if it is one of single questions or of
+    labels. told: what judges are told about a record, by its `image_id`. kept: which of the file's regions a record still
+    has, by the record's number, if some were left out. pictures: other names by which predictions may call a picture of the
+    user's own records.
     """
 
     records: list[Record]
@@ -64,9 +64,9 @@ class EvaluationSet:
     pictures: dict[Any, int] = field(default_factory=dict)
 
     def take_coco(self, content: Any, source: str, limit: int | None, **how: bool) -> None:
-        """The first `limit` records of a file in COCO's or LVIS's layout, and the file as reference.
+        """Take the first `limit` records of a file in COCO's or LVIS's layout, and the file as the reference.
 
-        how: of `CocoTruth`. Raises `TypeError` for a file that is no object, which all such files are.
+        how: options of `CocoTruth`. Raises `TypeError` for a file that does not hold an object.
         """
         if not isinstance(content, dict):
             kind = type(content).__name__
@@ -128,7 +128,7 @@ class Seen:
 
 
 def refuse_doubles(items: Sequence[Item]) -> None:
-    """Raises `ValueError` if two items have one id, for then no prediction belongs to either."""
+    """Raise `ValueError` if two items have the same id, because a prediction could then belong to either."""
     counts = Counter(item.id for item in items)
     if double := [key for key, number in counts.items() if number > 1]:
         raise ValueError(
@@ -137,15 +137,15 @@ def refuse_doubles(items: Sequence[Item]) -> None:
         )
 
 
-# --- records of one's own ---------------------------------------------------------------------------------------------
+# --- a user's own records ---------------------------------------------------------------------------------------------
 #
-# They become records whose regions have ids, and COCO's JSON of them for average precision. What keeps a record from being
-# read is refused; a region that a task has no use for is named.
+# They become records whose regions have ids, and COCO's JSON of them for average precision. A record that cannot be read is
+# refused. A region that the task cannot use is left out and named.
 
 
 FATAL = ("missing key", "wrong type", "no prompt", "wrong box", "empty box", "wrong points", "wrong point labels",
          "wrong mask size", "wrong mask")  # fmt: skip
-"""Kinds of what `python -m finetune.data validate` finds that no model can be asked about."""
+"""Kinds of problems from `python -m finetune.data validate` that make a record unusable."""
 
 
 def read_own(data: str, needs: Collection[str], limit: int | None) -> EvaluationSet:
@@ -178,7 +178,7 @@ def read_own(data: str, needs: Collection[str], limit: int | None) -> Evaluation
 
 
 def _fault(region: Region, size: tuple[int, int], needs: Collection[str]) -> str | None:
-    """Why a region is of no use where regions need something; None if it is."""
+    """Why a region cannot be used by a task that needs something of it; None if it can."""
     if "mask" in needs and not region.mask:
         return "region without a mask"
     if "label" in needs and not (isinstance(region.label, str) and region.label):
@@ -189,7 +189,7 @@ def _fault(region: Region, size: tuple[int, int], needs: Collection[str]) -> str
 
 
 def share_pictures(found: EvaluationSet) -> None:
-    """Give records of one picture one `image_id`, the number of its first record, for average precision is a picture's.
+    """Give all records of a picture one `image_id`, its first record's number: average precision is computed per picture.
 
     `found.pictures` gets the other names of each picture: the numbers of its records, its path, and its file's name where
     no other picture has that. Raises `ValueError` if records of one picture differ in its size.
@@ -215,7 +215,7 @@ def share_pictures(found: EvaluationSet) -> None:
 
 
 def one_record_a_picture(found: EvaluationSet) -> None:
-    """One record of each picture, with the regions of all its records; one that is the same as an earlier one is named."""
+    """One record for each picture, with the regions of all its records. A region that equals an earlier one is named."""
     pictures: dict[int, Record] = {}
     for record in found.records:
         whole = pictures.setdefault(record.image_id, replace(record, regions=[]))
@@ -229,7 +229,7 @@ def one_record_a_picture(found: EvaluationSet) -> None:
 
 
 def _same(region: Region) -> str:
-    """What two regions have in common that are one."""
+    """What makes two regions the same: a key to compare them by."""
     return json.dumps(replace(region, id=None).to_dict(), sort_keys=True)
 
 

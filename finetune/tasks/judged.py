@@ -1,9 +1,8 @@
-"""Tasks that a judge scores: what it replied is kept on disk, or read from a file, and its worth is each benchmark's own.
+"""Tasks that a judge scores. Its replies are kept on disk, or read from a file; each benchmark says what they are worth.
 
-Verdict files are those that the benchmarks' own scripts leave behind: an object of {"pred", "response"} by region id
-(DLC-Bench, ParaDLC-Bench); a list of entries with "eval_result", by their place (GAR-Bench-Cap); lines of {"question_id",
-"category", "content", "answer2"} (MDVP-Bench); and lines of {"id", "reply"}, one for each prompt in order, as
-`judgements.jsonl` here has them.
+Verdict files are those that the benchmarks' own scripts write: an object of {"pred", "response"} by region id (DLC-Bench,
+ParaDLC-Bench); a list of entries with "eval_result", in order (GAR-Bench-Cap); lines of {"question_id", "category", "content",
+"answer2"} (MDVP-Bench). Lines of {"id", "reply"} are read, too, one for each prompt in order, as in our `judgements.jsonl`.
 """
 
 from __future__ import annotations
@@ -36,36 +35,36 @@ JUDGE_OPTIONS = frozenset({"judge", "judge_url", "judge_key", "judge_prompt", "v
 
 @dataclass
 class Verdict:
-    """The replies about one item; answer: what was judged, where the file says it."""
+    """The replies about one item. answer: what was judged, if the file says so."""
 
     replies: list[str] = field(default_factory=list)
     answer: str | None = None
 
 
 Verdicts: TypeAlias = dict[str | None, dict[str, Verdict]]
-"""By row, which is None where the file does not name any, and by item id."""
+"""Verdicts by row, which is None if the file names no rows, and by item id."""
 
 
 @dataclass(kw_only=True)
 class JudgedTask(Task):
-    """A task of a judge; without one, answers are counted and wait for it."""
+    """A task that a judge scores. Without a judge, answers are counted and kept until there is one."""
 
     max_new_tokens: int = 512
 
     kind = "judged"
     takes = JUDGE_OPTIONS
     needed: ClassVar[str] = "--judge"
-    """The options that score answers which wait for a judge."""
+    """The options that are needed to score the answers."""
     sees: ClassVar[bool] = False
     """Whether the judge is shown the picture."""
     longest_reply: ClassVar[int] = 300
     """In tokens."""
     published_judge: ClassVar[str]
-    """The judge of published numbers."""
+    """The judge behind the published numbers."""
     judge_prompt: ClassVar[str]
     """Our wording of the judge's prompt."""
     fields: ClassVar[Sequence[Sequence[str]]]
-    """Fields that a prompt must have; where one has several names, any of them."""
+    """Fields that a prompt must have. A field may go by any of its names."""
 
     template: str = field(init=False)
     verdicts: Verdicts | None = field(init=False, default=None)
@@ -86,7 +85,7 @@ class JudgedTask(Task):
     def score_replies(
         self, replies: Mapping[str, Sequence[str]], items: Sequence[Item], row: str, problems: Problems
     ) -> dict[str, Any]:
-        """A row's numbers from the replies to each item's prompts, by item id; an item without replies is not there."""
+        """A row's numbers, from the replies to each item's prompts by item id. Items without replies are left out."""
 
     def judged(self, items: Sequence[Item], problems: Problems) -> list[Item]:
         """The items that the judge is asked about; others are named in `problems`."""
@@ -97,7 +96,7 @@ class JudgedTask(Task):
         return 1
 
     def wordings(self) -> list[tuple[str, bool]]:
-        """Every template, and whether it was given in place of ours."""
+        """Every template, and whether it was given by the user."""
         return [(self.template, self.template != self.judge_prompt)]
 
     @property
@@ -118,7 +117,7 @@ class JudgedTask(Task):
             self.prepare_judge(items, found)
 
     def prepare_judge(self, items: Sequence[Item], found: EvaluationSet) -> None:
-        """Read the template, and the replies of a file. Raises `ValueError` for what does not belong with the items."""
+        """Read the template, and the replies if they are in a file. Raises `ValueError` if they do not belong to the items."""
         options = self.options
         self.template = read_template(options.judge_prompt, self.judge_prompt, self.fields)
         if options.verdicts is not None:
@@ -136,7 +135,7 @@ class JudgedTask(Task):
         return self._load()
 
     def score(self, row: str, lines: Sequence[Line], items: Sequence[Item], found: EvaluationSet) -> dict[str, Any]:
-        """The benchmark's scores; replies that are on disk already are not asked for again."""
+        """The benchmark's scores. A prompt whose reply is on disk is not asked again."""
         by_id = match_answers(lines, items, row, found.problems)
         if not self.has_judge:
             return {"questions": float(len(by_id)), "descriptions": float(len(by_id))}
@@ -151,7 +150,7 @@ class JudgedTask(Task):
     def _given(
         self, verdicts: Verdicts, row: str, items: Sequence[Item], answers: Mapping[str, str], problems: Problems
     ) -> dict[str, list[str]]:
-        """The replies of the file; an item without one, or whose verdict is of another answer, is named."""
+        """The replies in the file. Items without one, or with a verdict on a different answer, are named."""
         of_row = {**verdicts.get(None, {}), **verdicts.get(row, {})}
         replies: dict[str, list[str]] = {}
         for item in items:
@@ -207,7 +206,7 @@ class JudgedTask(Task):
 
 
 def _digest(judge: str, prompt: Prompt) -> str:
-    """What names a prompt to a judge: 32 hex digits over its text and its pictures' pixels."""
+    """A digest of a prompt to a judge: 32 hex digits over its text and its pictures' pixels."""
     digest = sha256(f"{judge}\n".encode())
     for part in [prompt] if isinstance(prompt, str) else prompt:
         digest.update(part.encode() if isinstance(part, str) else f"{part.shape}".encode() + part.tobytes())
@@ -215,7 +214,7 @@ def _digest(judge: str, prompt: Prompt) -> str:
 
 
 def _kept(path: Path) -> dict[str, str]:
-    """Replies by prompt; the torn end of a run that was killed is cut off."""
+    """Replies by prompt. An incomplete last line, from a run that was killed, is cut off."""
     if not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8")
@@ -229,7 +228,7 @@ def _kept(path: Path) -> dict[str, str]:
 
 
 def read_verdicts(path: str, items: Sequence[Item], found: EvaluationSet) -> Verdicts:
-    """The verdicts of a file. Raises `ValueError` for one of another form, or if none of its verdicts is for an item."""
+    """The verdicts of a file. Raises `ValueError` if its form is unknown, or if none of its verdicts is on an item."""
     verdicts: Verdicts = {}
     by_region = _entries_by_region(path)
     if by_region:
@@ -243,7 +242,7 @@ def read_verdicts(path: str, items: Sequence[Item], found: EvaluationSet) -> Ver
 
 
 def _entries_by_region(path: str) -> dict[str, dict[str, Any]]:
-    """The objects that one object has by region id; {} for a list, or lines, of which there may be a single one."""
+    """The objects by region id that a file holds; {} for a list, or for lines, even if there is only one."""
     text = read_text(path)
     try:
         content = parse_json(text)

@@ -1,6 +1,6 @@
-"""Judges that score answers, what they are shown, and templates of prompts.
+"""Judges that score answers, the pictures that they are shown, and the templates of their prompts.
 
-Templates are ours; a benchmark's own can be given as a file, with the names of fields that its script has.
+The templates are our own. A benchmark's template can be given as a file, with the field names of its script.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..data.json_files import JsonError, parse_json, read_text
 from ..records import Record, Region, decode_mask
 
 LONGEST_REPLY = 10_000_000
-"""Bytes of a server's reply that are read."""
+"""The most bytes of a server's reply that are read."""
 
 Prompt: TypeAlias = str | Sequence[str | np.ndarray]
 """Text, or text and pictures (H, W, 3) or (H, W), bytes, in the order in which the judge reads them."""
@@ -41,7 +41,7 @@ class Judge(Protocol):
 
 
 class LocalJudge:
-    """An instruct language model of transformers, greedy; it sees no pictures."""
+    """An instruct language model in transformers, which answers greedily and sees no pictures."""
 
     def __init__(self, source: str, device: str = "cpu", max_new_tokens: int = 300) -> None:
         self.name = source
@@ -124,16 +124,16 @@ def read_template(path: str | None, ours: str, fields: Sequence[Sequence[str]]) 
 
 
 def fill_template(template: str, fields: Mapping[str, str]) -> str:
-    """A template with its fields filled in; what a field's text holds is no field."""
+    """A template with its fields filled in. Braces in the filled-in text are not fields."""
     return re.sub("|".join(re.escape(f"{{{name}}}") for name in fields), lambda m: fields[m[0][1:-1]], template)
 
 
 LEAST = 56
-"""A region's surroundings are measured as if it were at least so many pixels wide and high."""
+"""The least width and height, in pixels, from which a region's surroundings are measured."""
 
 
 def region_mask(record: Record, row: int) -> np.ndarray:
-    """The mask (H, W) of a record's region; its box, filled, where it has none."""
+    """The mask (H, W) of a record's region, or its filled box if it has no mask."""
     region = record.regions[row]
     if region.mask:
         return decode_mask(region.mask, record.size)

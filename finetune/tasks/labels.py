@@ -1,7 +1,7 @@
-"""Labels of masks (LVIS, PACO): how near a word is to a category's name, as each of three published scripts measures it.
+"""Labels of masks (LVIS, PACO): how near an answer is to a category's name, as three published scripts measure it.
 
-Semantic IoU of words, and the cosine of sentence vectors (SS); the sentence encoder is whatever folder is given. The scripts
-clean words in ways of their own, and numbers of different normalisations are not comparable, so each has its name.
+There are two scores: the semantic IoU of words, and the cosine of sentence vectors (SS), by whatever sentence encoder is given.
+Each script cleans words in its own way. Numbers with different cleaning do not compare, so they carry the script's name.
 """
 
 from __future__ import annotations

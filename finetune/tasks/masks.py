@@ -1,4 +1,4 @@
-"""Masks from boxes (COCO, LVIS): AP of what the mask decoder draws into true or a detector's boxes."""
+"""Masks from boxes (COCO, LVIS): AP of what the mask decoder draws in the true boxes, or in a detector's."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Masks(DrawnTask):
         return fault
 
     def names(self, record: Record, found: EvaluationSet) -> list[str]:
-        """The regions' ids, or, of a detector's boxes, their numbers."""
+        """The regions' ids, or the numbers of a detector's boxes."""
         if found.boxes is None:
             return super().names(record, found)
         return [f"{record.image_id}/box{i}" for i in range(len(found.boxes.get(record.image_id, [])))]
@@ -143,7 +143,7 @@ def read_boxes(path: str, found: EvaluationSet) -> dict[Any, list[dict[str, Any]
 
 
 def usable_masks(lines: Sequence[Line], found: EvaluationSet, row: str) -> list[dict[str, Any]]:
-    """COCO's detections of the pictures in question; what is wrong with others is named.
+    """COCO's detections in the pictures that are evaluated; what is wrong with others is named.
 
     Raises `ValueError` for pictures that the reference lacks.
     """

@@ -1,10 +1,10 @@
 """MDVP-Bench (https://github.com/AFeng-x/Draw-and-Understand): answers about marked regions, rated beside the true answer.
 
 A domain's file, such as natural_QA_box.json, is a list of {image_name, question, gt_answers, dataset_name} with a `bbox`
-(x y width height) or `points` for each mark; Grasp-Any-Region's mdvp_caption_mask.json has one mask to an entry, of all
-domains: {image_path, mask_rle, question, caption, dataset_name}. The judge sees the picture with its marks numbered, reads
-the true answer and the answer, and replies with a rating of each in its first line. A domain's score is the mean rating of
-the answers over that of the true ones.
+(x y width height) or `points` for each mark. Grasp-Any-Region's mdvp_caption_mask.json covers all domains, with one mask in
+each entry: {image_path, mask_rle, question, caption, dataset_name}. The judge sees the picture with numbered marks, reads the
+true answer and the answer, and rates both in the first line of its reply. A domain's score is the mean rating of the answers
+divided by that of the true ones.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ CONTEXTS = {
     "android": "The picture is a telephone's screen.",
     "web": "The picture is a web page.",
 }
-"""What the judge is told of a domain, by a word of its name."""
+"""What the judge is told about a domain, by a word in its name."""
 
 GROUPS = {"Natural": "natural", "OCR": "ocr", "Multi-Panel": "multipanel", "Screenshot": "android|web"}
-"""Domains of each column; a column is the mean of its domains' scores."""
+"""The domains of each column, which is the mean of their scores."""
 
 UNREAD = (-1.0, -1.0)
-"""Ratings of a reply that has none, as the benchmark's script counts it."""
+"""The ratings that the benchmark's script counts for a reply without any."""
 
 
 @dataclass(kw_only=True)
 class MdvpBench(JudgedTask):
-    """One prompt for each answer, to which the reply begins with two ratings."""
+    """Answers that a judge rates beside the true ones, with one prompt for each."""
 
     columns = ("questions", *GROUPS, "all")
     asks_questions = True
@@ -160,7 +160,7 @@ def _picture(entry: dict[str, Any], root: Path) -> str:
 
 
 def _regions(entry: dict[str, Any], size: tuple[int, int], name: str, problems: Problems) -> Iterator[Region | None]:
-    """An entry's regions; None for one of no place in the picture. A picture that does not open clips nothing."""
+    """An entry's regions; None if one of them lies outside the picture. If the picture does not open, nothing is clipped."""
     height, width = size if size != (1, 1) else (10**6, 10**6)
     if "mask_rle" in entry:
         mask = entry["mask_rle"]
@@ -194,6 +194,6 @@ def read_ratings(reply: str) -> tuple[float, float]:
 
 
 def relative_score(ratings: Sequence[tuple[float, float]]) -> float:
-    """Mean rating of the answers over that of the true answers; means are rounded to .001 first, as in the script."""
+    """Mean rating of the answers divided by that of the true ones. The means are rounded to .001 first, as in the script."""
     true, said = (round(float(value), 3) for value in np.mean(ratings, axis=0))
     return said / (true + 1e-6)

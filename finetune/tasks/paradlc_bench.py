@@ -1,9 +1,9 @@
 """ParaDLC-Bench (https://github.com/MSALab-PKU/PerceptionDLM): DLC-Bench's questions about several regions of a picture.
 
-Its `annotations.json` is a list of pictures, {file_name, height, width, image_id, annotations: [{index, mask_rle}]}; the
-`qa.json` beside it has the questions of the regions that are evaluated, by IMAGE_INDEX, and `class_names.json` their names.
-The judge sees each region with its surroundings and its mask, and is told the class. A region without a positive question
-has a positive score of 0. Every region is described by itself, from its mask's box.
+Its `annotations.json` is a list of pictures, {file_name, height, width, image_id, annotations: [{index, mask_rle}]}. The
+`qa.json` beside it has questions about the regions to evaluate, by IMAGE_INDEX, and `class_names.json` has their names. The
+judge sees each region with its surroundings and its mask, and is told the class. A region without a positive question gets a
+positive score of 0. Each region is described separately, from its mask's box.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RECOGNITION_QUESTION = (
 
 @dataclass(kw_only=True)
 class ParaDlcBench(DlcBench):
-    """DLC-Bench's questions, of a judge that sees the region."""
+    """DLC-Bench's questions, for a judge that sees the region."""
 
     needed = "--judge"
     sees = True
@@ -48,11 +48,11 @@ class ParaDlcBench(DlcBench):
         return self.options.qa or beside
 
     def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
-        """The pictures with those of their regions that `qa.json` beside the file asks about."""
+        """The pictures, with only those regions that the `qa.json` beside the file asks about."""
         questions = path.with_name("qa.json")
         if not questions.is_file():
             raise ValueError(
-                f"Found nothing at {questions}, which says what regions are evaluated: lay it beside {path.name}."
+                f"Found nothing at {questions}, which says what regions are evaluated: put it beside {path.name}."
             )
         asked, seen = read_json(questions), set()
 

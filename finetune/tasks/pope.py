@@ -1,6 +1,6 @@
-"""POPE (https://github.com/RUCAIBox/POPE): yes/no questions about what is in a picture, which as a whole is the region.
+"""POPE (https://github.com/RUCAIBox/POPE): yes/no questions about what is in a picture. The region is the whole picture.
 
-Answers are read as POPE's script reads them, and once more as they are meant.
+Answers are read twice: as POPE's script reads them, and as they are meant.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ POPE = Pope(
 
 
 def plain_truth(answer: str) -> str:
-    """A true yes or no as it is compared: "Yes." → "yes"."""
+    """A true yes or no, made ready for comparison: "Yes." → "yes"."""
     return answer.strip().rstrip(".").lower()
 
 
@@ -105,7 +105,7 @@ def yes_or_no(answer: str) -> str | None:
 
 
 def pope_reading(answer: str) -> str:
-    """What POPE's script makes of an answer: as `yes_or_no`, but words end at blanks alone, and silence is a yes.
+    """What POPE's script makes of an answer: as `yes_or_no`, but words end only at spaces, and an empty answer is a yes.
 
     So a "No" with a line's end behind it is a yes, for the script takes it for one word with the next line's first.
     """

@@ -1,8 +1,8 @@
-"""Answers that were made elsewhere, and how lines of predictions find their items.
+"""Reads answers that were made elsewhere, and matches lines of predictions with their items.
 
-A file of answers by id, or as another system's script writes it, which `RAW_FORMS` knows by its keys. A line that is
-missing counts as an empty answer and marks the score; one for an id that does not exist is named; of lines that are double,
-the first counts. Where no id is known at all, lines are refused: another split's file.
+A file has answers by id, or is one that another system's script writes; `RAW_FORMS` recognises these by their keys. A missing
+line counts as an empty answer and marks the score. A line with an unknown id is named. If a line is doubled, the first counts.
+If no id is known at all, the file is refused, because it belongs to another split.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Line: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class RawForm:
-    """A line as another system's script writes it: which key names the item (None: its place), and which is the answer.
+    """The form of lines that another system's script writes: the key of the item's id (None: its place), and of the answer.
 
-    besides: keys that such a line has, too; without: keys that it never has, for with them it is a file of questions.
+    besides: other keys that such a line has. without: keys that it never has, because they belong to a file of questions.
     """
 
     id: str | None
@@ -49,15 +49,15 @@ RAW_FORMS = {
     "POPE": RawForm(None, "answer", frozenset({"question"}), without=QUESTION_KEYS),
     "coco-caption": RawForm("image_id", "caption"),
 }
-"""By whose script writes them; of several that fit, the first."""
+"""Forms by the system whose script writes them. If several fit, the first counts."""
 
 
 def read_predictions(path: str, fault: Callable[[Line], str | None], places: Sequence[Place] | None) -> list[Line]:
-    """Predictions of someone else, as lines of one row, or of the rows that they name.
+    """Read another system's predictions as lines of one row, or of the rows that they name.
 
-    A file of lines, or a JSON list of the same, or one JSON object of answers by id; or the answer file of another
-    system's script (`RAW_FORMS`). fault: what is wrong with a line, in words. places: the items in the order of the
-    published file, for answers without ids; None if lines are no answers. Raises `ValueError` for lines with a fault.
+    path: a file of lines, a JSON list of these, a JSON object of answers by id, or the answer file of another system's script
+    (`RAW_FORMS`). fault: says what is wrong with a line, in words. places: the items in the order of the published file, for
+    answers without ids; None if the lines are not answers. Raises `ValueError` for lines with a fault.
     """
     if not Path(path).is_file():
         raise ValueError(f"Found no predictions at {path}: give a file of lines, or JSON.")
@@ -74,7 +74,7 @@ def read_predictions(path: str, fault: Callable[[Line], str | None], places: Seq
 
 
 def _lines_of(path: str) -> list[Any]:
-    """The predictions of a file as they stand there; of an object, a line for each key."""
+    """The predictions as the file has them; for an object, a line for each key."""
     if not path.endswith(".json"):
         return list(read_entries(path))
     try:
@@ -95,7 +95,7 @@ def _lines_of(path: str) -> list[Any]:
 
 
 def _with_ids(path: str, lines: list[Any], places: Sequence[Place]) -> list[Any]:
-    """Lines with id and answer, where they are of a raw form; others as they are, with the whole id of their item.
+    """Lines of a raw form as id and answer; other lines as they are, with the whole id of their item.
 
     Raises `ValueError` for answers without ids that do not fit the file's places.
     """
@@ -130,19 +130,19 @@ def id_at(number: int, line: Line, count: int, places: Sequence[Place], path: st
 
 
 def whole_id(key: Any, known: Collection[str]) -> Any:
-    """An item's id as a file gives it; the number of a record, or of an entry, stands for its only question."""
+    """An item's id, from what a file gives: the number of a record or entry stands for its only question."""
     return f"{key}/q0" if str(key) not in known and f"{key}/q0" in known else key
 
 
 def _form_of(line: Any) -> RawForm | None:
-    """The form of a line without an id of ours; None for ours, or one that is unknown."""
+    """The form of a line that another system wrote; None for a line with our id, or of an unknown form."""
     if not isinstance(line, dict) or "id" in line:
         return None
     return next((form for form in RAW_FORMS.values() if form.fits(line)), None)
 
 
 def _fault(line: Any, fault: Callable[[Line], str | None]) -> str | None:
-    """What is wrong with a line in words; None if nothing is, or if it says itself that nothing was predicted."""
+    """What is wrong with a line, in words; None if nothing is, or if the line says that nothing was predicted."""
     if not isinstance(line, dict):
         return f"is a {type(line).__name__}, expected an object"
     return None if "id" in line and line.get("problem") else fault(line)
@@ -155,7 +155,7 @@ def lacking(line: Line, *keys: str) -> str | None:
 
 
 def match_lines(lines: Sequence[Line], ids: Sequence[str], row: str, problems: Problems) -> dict[str, Line]:
-    """The line of each id; one with a "problem" where there is none. Raises `ValueError` if no id is known."""
+    """The line of each id, or a line with a "problem" if there is none. Raises `ValueError` if no id is known."""
     known = set(ids)
     found: dict[str, Line] = {}
     for line in lines:
@@ -179,7 +179,7 @@ def match_lines(lines: Sequence[Line], ids: Sequence[str], row: str, problems: P
 
 
 def match_answers(lines: Sequence[Line], items: Sequence[Item], row: str, problems: Problems) -> dict[str, Line]:
-    """`match_lines` of items, with a text for every answer; those that say nothing are named."""
+    """`match_lines` for items, with a text for every answer. Empty answers are named."""
     found = {}
     for key, line in match_lines(lines, [item.id for item in items], row, problems).items():
         answer = "" if line.get("answer") is None else str(line["answer"])

@@ -1,7 +1,7 @@
 """Masks from boxes, drawn points and clicks, measured by their IoU with the true mask.
 
-Points are drawn on the mask by a seed of the region's own, so that they depend on nothing else; clicks go where a patient
-user would click, into the middle of the larger error.
+Points are drawn on the mask with a seed that belongs to the region, so that they depend on nothing else. Clicks go where a
+patient user would click: into the middle of the larger error.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .predictions import Line, lacking, match_lines
 from .task import DrawnTask
 
 POINT_COUNTS = (1, 3, 5, 9)
-"""How many points are drawn on a mask, each number by itself."""
+"""Numbers of points that are drawn on a mask, each in a prompt of its own."""
 CLICKS = 9
-"""Clicks one after the other, each into the larger error of what came before."""
+"""How many clicks follow each other, each into the larger error of the mask before it."""
 
 PROMPTS = ("box", *(f"{n} point{'s' * (n > 1)}" for n in POINT_COUNTS), *(f"click {n}" for n in range(1, CLICKS + 1)))
 
@@ -56,7 +56,7 @@ class PromptedMasks(DrawnTask):
     def lines(
         self, tokenizer: TapRegionTokenizer, features: ImageFeatures, record: Record, found: EvaluationSet
     ) -> list[Line]:
-        """A line for each region: IoU of what its box, drawn points, and clicks give; a "problem" if its mask is empty."""
+        """A line for each region: the IoU of the masks from its box, points and clicks; a "problem" if its mask is empty."""
         truths = [decode_mask(region.mask, record.size) for region in record.regions]
         lines: list[Line] = [{"id": str(region.id), "iou": {}} for region in record.regions]
         for line, truth in zip(lines, truths):
@@ -93,7 +93,7 @@ class PromptedMasks(DrawnTask):
         return lines
 
     def score(self, row: str, lines: Sequence[Line], items: Sequence[Item], found: EvaluationSet) -> dict[str, Any]:
-        """Mean IoU over regions of every prompt, and the share that the clicks bring to an IoU of .85 and .90."""
+        """Mean IoU over regions for every prompt, and the share of regions that clicks bring to an IoU of .85 and .90."""
         ids = [str(region.id) for record in found.records for region in record.regions]
         whole = [line for line in match_lines(lines, ids, row, found.problems).values() if not line.get("problem")]
         if not whole:

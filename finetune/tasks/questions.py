@@ -1,6 +1,6 @@
-"""Answers to questions: right if they are the true ones, or the letter of the right choice; beside what guessing gives.
+"""Answers to questions. One is right if it equals the true answer or is the letter of the right choice.
 
-`Questions` is the task of records of one's own, and the beginning of benchmarks that ask questions.
+`Questions` is the task for a user's own records, and the base of benchmarks that ask questions. Scores stand beside guessing's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .predictions import Line, match_answers
 from .task import Task
 
 AS_MEANT = "accuracy (as meant)"
-"""The score that forgives how an answer is written, beside the one that the benchmark's own script gives."""
+"""The score that ignores how an answer is written, beside the one that the benchmark's own script gives."""
 
 
 @dataclass(kw_only=True)
@@ -31,13 +31,13 @@ class Questions(Task):
     columns: ClassVar[Sequence[str]] = ("accuracy", AS_MEANT, "majority", "chance")
     asks_questions = True
     letters_alone = False
-    """Whether only an answer that is the true one, but for capitals, is right."""
+    """Whether an answer is right only if it equals the true one, except for capitals."""
 
     def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
         raise ValueError(f"{self.name} has no file of its own: give data=… with records.")
 
     def answer_unasked(self, seen: Seen, words: str) -> Line:
-        """By the words that a caption or concept shares with the possible answers."""
+        """The answer that shares most words with the caption or concept."""
         return {"answer": overlap_answer(seen.item.asked, words, seen.item.options), "words": words}
 
     def score(self, row: str, lines: Sequence[Line], items: Sequence[Item], found: EvaluationSet) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def choices_of(question: str) -> dict[str, str]:
 
 
 def choice_letter(answer: str, choices: dict[str, str]) -> str | None:
-    """Which choice an answer means: its letter at the beginning, else the one choice whose words are the answer; or None."""
+    """The choice that an answer means: by its letter at the beginning, or else by its words; None if there is none."""
     text = answer.strip()
     first = re.match(r"\(?([A-Za-z])(?:[.):\s]|$)", text)
     if first and first[1].upper() in choices and (len(text) <= 3 or text[1:2] in ".):" or text[0] == "("):
@@ -75,7 +75,7 @@ def choice_letter(answer: str, choices: dict[str, str]) -> str | None:
 
 
 def right_answers(lines: Sequence[dict[str, Any]]) -> list[bool]:
-    """Whether each line's "answer" is its "truth": by letter where its "asked" lists choices, else exactly."""
+    """Whether each line's "answer" is its "truth": by letter if its "asked" lists choices, and otherwise exactly."""
     right = []
     for line in lines:
         choices = choices_of(line["asked"])
@@ -143,7 +143,7 @@ def is_yes_no(question: str) -> bool:
 
 
 def _sentence_asked(question: str) -> str:
-    """The last sentence with a question mark (of none, the last sentence), in lower case and without names of regions."""
+    """The last sentence with a question mark (or the last one at all), in lower case and without names of regions."""
     plain = replace_regions(number_regions(question.lower())[0], lambda *_: " ")
     sentences = [some for some in re.split(r"(?<=[.?!])\s+", plain) if re.search(r"\w", some)]
     return next((some for some in reversed(sentences) if "?" in some), sentences[-1] if sentences else "")

@@ -1,7 +1,4 @@
-"""Writes the numbers of an evaluation as a Markdown table beside published figures, and as a plot.
-
-It reads only metrics.json.
-"""
+"""Writes the numbers of an evaluation as a Markdown table beside published figures, and as a plot, from metrics.json alone."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from ..data.entries import counted, first_names
 from .task import Published, Task
 
 COUNTS = ("detections", "regions", "questions", "neither")
-"""Columns that hold numbers of things."""
+"""Columns that hold counts."""
 
 
 def as_markdown(metrics: dict[str, Any], task: Task) -> str:
@@ -78,7 +75,7 @@ def _table(metrics: dict[str, Any], task: Task, published: Sequence[Published]) 
 
 
 def _marked(metrics: dict[str, Any]) -> set[str]:
-    """Rows whose scores are not as they should be: all of a subset, or where the reference has a fault; else their own."""
+    """Rows whose scores need a mark: all if it is a subset or the reference has a problem, otherwise those with a problem."""
     rows = set(metrics["rows"])
     found: set[str] = rows if metrics["subset"] else set()
     for kind in metrics["problems"]:

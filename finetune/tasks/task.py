@@ -1,7 +1,7 @@
-"""What a protocol is: what it reads, what it asks about, how it scores answers, and the columns of its table.
+"""`Task`, a protocol: what it reads, what it asks about, how it scores answers, and the columns of its table.
 
-A benchmark is a `Task` in a file of its own and a row in the table of this package's `__init__`. Every task runs on records
-of one's own, too. A protocol that changes gets a new version. Scores, ours and published ones, are shares.
+A benchmark is a `Task` in a file of its own and a row in the table of this package's `__init__`. Every task runs on your own
+records, too. If a protocol changes, it gets a new version. Scores are shares, both ours and published ones.
 """
 
 from __future__ import annotations
@@ -23,52 +23,56 @@ from .items import EvaluationSet, Item, Place, Seen, read_own
 from .predictions import Line, lacking, read_predictions
 
 MASKS = "mask decoder"
-"""The only row of tasks in which masks are drawn."""
+"""The only row of a task in which masks are drawn."""
 
 
 @dataclass
 class TaskOptions:
     """Options of `python -m finetune.evaluate` that tasks read."""
 
-    output: str = knob(help="folder of predictions and numbers")
+    output: str = knob(help="folder for predictions and numbers")
     data: str | None = knob(default=None, help="records of your own, JSONL or parquet, instead of the benchmark's file")
     annotations: str | None = knob(default=None, help="the benchmark's published file")
-    images: str | None = knob(default=None, help="folder of its pictures")
+    images: str | None = knob(default=None, help="folder of the benchmark's pictures")
     boxes: str | None = knob(default=None, help="masks: detections in COCO's result format; default: the true boxes")
     qa: str | None = knob(
         default=None,
-        help="dlc_bench: qa.json, with class_names.json beside it; paradlc_bench: default beside annotations",
+        help="dlc_bench, paradlc_bench: qa.json, with class_names.json beside it; paradlc_bench finds it beside annotations",
     )
     judge: str | None = knob(
-        default=None, help="benchmarks with a judge: instruct model that judges, or its name on judge_url's server"
+        default=None,
+        help="benchmarks with a judge: the instruct model that judges, or its name on the server of judge_url",
     )
-    judge_url: str | None = knob(default=None, help="OpenAI-compatible server of the judge, up to and with /v1")
+    judge_url: str | None = knob(default=None, help="address of the judge's OpenAI-compatible server, ending in /v1")
     judge_key: str | None = knob(default=None, help="file that holds the server's key")
     judge_prompt: str | None = knob(
-        default=None, help="file with the judge's prompt, with the fields that EVALUATION.md names for the benchmark"
+        default=None, help="file with the judge's prompt; EVALUATION.md lists the fields that it needs"
     )
     recognition_question: str | None = knob(
-        default=None, help="dlc_bench, paradlc_bench: file with the first question, for {class_name} or {a_class_name}"
+        default=None,
+        help="dlc_bench, paradlc_bench: file with the first question, which has {class_name} or {a_class_name}",
     )
-    verdicts: str | None = knob(default=None, help="file of a judge's replies, instead of a judge")
+    verdicts: str | None = knob(default=None, help="file with a judge's replies, instead of a judge")
     predictions: str | None = knob(
         default=None,
-        help="score these instead of asking: lines with id and answer, or a system's own answer file; masks: COCO's "
-        "result format",
+        help="file of answers to score instead of asking a model: lines with id and answer, or a system's own answer file; "
+        "masks: COCO's result format",
     )
     caption_scorer: Literal["auto", "ptb", "plain"] = knob(
-        default="auto", help="captions: ptb needs Java and pycocoevalcap; auto takes it where it can"
+        default="auto", help="captions: ptb needs Java and pycocoevalcap; auto uses it if both are there"
     )
     sentence_encoder: str | None = knob(
-        default=None, help="labels: encoder for semantic similarity, folder or Hub name"
+        default=None, help="labels: folder or Hub name of the encoder for semantic similarity"
     )
-    limit: int | None = knob(default=None, help="records to evaluate, from the first; scores are marked as a subset's")
+    limit: int | None = knob(
+        default=None, help="evaluate only the first records, this many; scores are marked as those of a subset"
+    )
     seed: int = knob(default=0, help="seed of drawn points and of GlyphScenes")
 
 
 @dataclass(frozen=True)
 class Published:
-    """Figures of another system by the same protocol, and where they were read."""
+    """Figures of another system by the same protocol, and their source."""
 
     system: str
     scores: dict[str, float]
@@ -79,13 +83,13 @@ class Published:
 class Task(ABC):
     """One protocol.
 
-    An evaluation works on a copy of its own, which keeps what the run's options bring: `configure`, `read`, `prepare`, and
-    `score` for each row are called in this order.
+    An evaluation works on its own copy of the task, which keeps the run's options. It calls `configure`, `read` and `prepare`,
+    and then `score` for each row.
 
-    rules: how scores are measured, in words. question: what language models are asked of each region, where the benchmark
-    itself asks nothing. history: whether earlier turns stand before a question. whole, whole_pictures: how many items and
-    pictures the published benchmark has, where that is fixed and known; other_wholes: how many items other published sets
-    of it have.
+    rules: how scores are measured, in words. question: what language models are asked about each region, if the benchmark
+    itself asks nothing. history: whether earlier turns come before a question. whole, whole_pictures: how many items and
+    pictures the published benchmark has, if that is fixed and known; other_wholes: how many items its other published sets
+    have.
     """
 
     name: str
@@ -104,30 +108,30 @@ class Task(ABC):
     device: str = field(init=False, default="cpu")
 
     kind: ClassVar[str]
-    """What is said of regions, and how it is scored; `metrics.json` has it as "task"."""
+    """What is said about regions and how it is scored: the "task" in `metrics.json`."""
     columns: ClassVar[Sequence[str]]
-    """Columns of the table; `metrics.json` has more."""
+    """Columns of the table. `metrics.json` has more numbers."""
     coco: ClassVar[frozenset[str]] = frozenset()
     """What a published file in COCO's layout is read for: fields of `CocoTruth`."""
     takes: ClassVar[frozenset[str]] = frozenset()
-    """Options that only some tasks take, of which this is one."""
+    """Options that this task takes and some others do not."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What a region must have to be of use: "mask", "label", "box"."""
+    """What a region must have so that it can be used: "mask", "label", "box"."""
     asks_questions: ClassVar[bool] = False
-    """Whether items are the questions of a record's conversation; else every region is an item."""
+    """Whether the items are the questions of a record's conversation; otherwise every region is an item."""
     needs_references: ClassVar[bool] = True
-    """Whether a region without a true answer is left out; a judge may do without."""
+    """Whether a region without a true answer is left out. A judge may not need one."""
     is_percent: ClassVar[bool] = False
     """Whether papers print the scores times 100."""
     may_be_partial: ClassVar[bool] = False
-    """Whether a published file without a size on record may be a part of it, which a table says."""
+    """Whether a file may be a part of a benchmark whose complete size is unknown; the table then says so."""
 
     def configure(self, options: TaskOptions) -> None:
-        """Keep the options of a run. Raises `ValueError` for such as do not fit the task, before anything is read."""
+        """Keep the options of a run. Raises `ValueError` for options that do not fit the task, before anything is read."""
         self.options = options
 
     def read(self) -> EvaluationSet:
-        """The records that the options name: one's own, or a published file's first.
+        """The records that the options name: the user's own, or the first of a published file.
 
         Raises `ValueError` for files that are missing, or not of the benchmark's form, before anything runs.
         """
@@ -137,12 +141,12 @@ class Task(ABC):
         found = self.read_own(options.data, options.limit) if options.data is not None else self.read_published()
         if not found.records:
             raise ValueError(
-                f"There is nothing to evaluate, for the file holds no records: is it the file of {self.name}?"
+                f"There is nothing to evaluate, because the file holds no records: is it the file of {self.name}?"
             )
         return found
 
     def read_own(self, data: str, limit: int | None) -> EvaluationSet:
-        """Records of one's own."""
+        """The user's own records."""
         return read_own(data, self.needs, limit)
 
     def read_published(self) -> EvaluationSet:
@@ -163,14 +167,14 @@ class Task(ABC):
         return found
 
     def read_file(self, path: Path, found: EvaluationSet, limit: int | None) -> None:
-        """Fill `found` with the first `limit` records of the published file, by default in COCO's layout, and what else it has.
+        """Fill `found` with the first `limit` records of the published file and with whatever else it has.
 
-        Raises `KeyError`, `TypeError` or `EntryError` for a file of another form.
+        By default, the file is in COCO's layout. Raises `KeyError`, `TypeError` or `EntryError` for a file of another form.
         """
         found.take_coco(read_json(path), self.title, limit, **dict.fromkeys(self.coco, True))
 
     def items(self, record: Record, problems: Problems) -> list[Item]:
-        """The items of one record; what lacks a truth is named in `problems`."""
+        """The items of one record. Those without a true answer are named in `problems`."""
         if self.asks_questions:
             return self._questions(record, problems)
         items = []
@@ -188,11 +192,11 @@ class Task(ABC):
         return items
 
     def references(self, region: Region) -> list[Any]:
-        """What a region's truth should be; whether they are texts is not looked at."""
+        """A region's true answers, whether or not they are texts."""
         return [region.label] if region.label else []
 
     def _questions(self, record: Record, problems: Problems) -> list[Item]:
-        """Every question of a record that has an answer; others are named."""
+        """Every question of a record that has an answer. The others are named."""
         turns = record.conversations
         items = []
         for place, i in enumerate(i for i, turn in enumerate(turns) if turn.role == "user"):
@@ -213,7 +217,7 @@ class Task(ABC):
         return items
 
     def truth_fault(self, answer: str) -> str | None:
-        """Why a true answer cannot be one; None if it can."""
+        """Why a true answer cannot be used; None if it can."""
         return None
 
     def read_predictions(self, path: str, places: Sequence[Place]) -> list[Line]:
@@ -232,19 +236,19 @@ class Task(ABC):
         return None
 
     def answer(self, seen: Seen, words: str) -> Line:
-        """What a line says of an answer in words."""
+        """A line's content for an answer in words."""
         return {"answer": words}
 
     def answer_unasked(self, seen: Seen, words: str) -> Line:
-        """What a line says of a caption or a concept, which is said whatever the question is."""
+        """A line's content for a caption or a concept, which do not depend on the question."""
         return self.answer(seen, words)
 
     def categories(self, found: EvaluationSet) -> dict[str, Any]:
-        """Ids of the categories among which a concept head chooses, by plain name; {} if it says the likeliest concept."""
+        """Ids, by plain name, of the categories that a concept head chooses from; {} if it names the most probable concept."""
         return {}
 
     def prepare(self, items: Sequence[Item], found: EvaluationSet, device: str) -> None:
-        """Read what else the options name, and refuse what cannot be scored, before any model is loaded.
+        """Read the other files that the options name, and refuse what cannot be scored, before any model is loaded.
 
         device: where models that score may run.
         """
@@ -252,7 +256,7 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, row: str, lines: Sequence[Line], items: Sequence[Item], found: EvaluationSet) -> dict[str, Any]:
-        """The numbers of one row, by column; what is wrong with its lines is named in `found.problems`.
+        """The numbers of one row, by column. What is wrong with its lines is named in `found.problems`.
 
         A line that is missing, or whose picture did not open, counts as an empty answer.
         """
@@ -263,16 +267,16 @@ class Task(ABC):
         return self.name, self.rules
 
     def notes(self) -> list[str]:
-        """What is to be known of the scores."""
+        """What readers should know about the scores."""
         return []
 
     def whole_of(self, count: int) -> int | None:
-        """How many items the published set has of which there are `count`; None where no size is known."""
+        """How many items the complete published set has, if there are `count` here; None if its size is unknown."""
         return count if count in self.other_wholes else self.whole
 
 
 class DrawnTask(Task):
-    """A task in which a model draws masks and says nothing."""
+    """A task in which a model draws masks instead of answering in words."""
 
     def read_predictions(self, path: str, places: Sequence[Place]) -> list[Line]:
         return read_predictions(path, self.line_fault, None)

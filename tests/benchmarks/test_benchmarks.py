@@ -41,7 +41,9 @@ def run(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
-def test_tables(run: Run, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_writes_its_table_json_and_figure(
+    run: Run, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(name, "--output", str(tmp_path))
     table = (tmp_path / f"{name}.md").read_text()
     assert table.splitlines()[-1].startswith("|")
@@ -59,7 +61,7 @@ def without_memory(script: Callable[[str], ModuleType], monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_half_precision(
+def test_tables_can_be_made_in_bfloat16(
     run: Run, script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_memory(script, monkeypatch)

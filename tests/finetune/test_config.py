@@ -30,7 +30,7 @@ class Knobs:
     either: bool | None = knob(default=None, help="whether, if it is said")
 
 
-def test_recipe_then_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_override_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("name: x\nsteps: 20\nrate: 1.0e-3\npaths: [p, q]\nother: null\nflag: true\n")
     got = parse_arguments(Knobs, ["--config", str(recipe), "--steps", "30", "--kind=b"])

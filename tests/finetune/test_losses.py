@@ -25,7 +25,7 @@ def test_dice_loss_by_hand() -> None:
     torch.testing.assert_close(dice_loss(torch.zeros(1, 2, 2), target), torch.tensor([1 - 3 / 5]))
 
 
-def test_mask_iou() -> None:
+def test_mask_iou_is_a_share_and_1_for_empty_masks() -> None:
     a, b = torch.tensor([[True, True], [False, False]]), torch.tensor([[True, False], [True, False]])
     assert mask_iou(a[None], b[None]).item() == pytest.approx(1 / 3)
     assert mask_iou(a[None] & False, b[None] & False).item() == 1

@@ -97,7 +97,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, model_config: Path, optimi
 
 
 @pytest.mark.slow
-def test_all_stages_in_order(tmp_path: Path, model_config: Path) -> None:
+def test_all_stages_train_one_after_the_other(tmp_path: Path, model_config: Path) -> None:
     dense = train(tmp_path / "dense", "dense", 12, "--model_config", str(model_config), "--learning_rate", "3e-3")
     assert dense[-2]["loss"] < dense[0]["loss"]
     assert {"val_patch_class", "val_patch_kind_accuracy"} <= set(dense[-1])

@@ -26,7 +26,7 @@ def cells(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return index[..., 1], index[..., 0]
 
 
-def test_first_prompts() -> None:
+def test_first_prompts_are_jittered_boxes_or_points_on_the_mask() -> None:
     sampler = PromptSampler(SIZE, seed=3)
     prompts = sampler.first(masks(), BOXES)
     assert 8 < prompts.is_box.sum() < 32

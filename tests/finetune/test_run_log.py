@@ -29,7 +29,7 @@ def test_the_environment_is_recorded(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [0, 40]
 
 
-def test_curves(tmp_path: Path) -> None:
+def test_losses_and_answers_are_drawn(tmp_path: Path) -> None:
     lines: list[dict[str, float]] = [{"step": i, "loss": 5 / i} for i in range(1, 9)]
     held_out: list[dict[str, float]] = [
         {"step": 4, "val_loss": 2.0, "val_answer": 0.3},

@@ -170,7 +170,9 @@ def test_a_named_language_model_is_kept_by_name(stage: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
-def test_qlora(stage: Path, tmp_path: Path, bits: str, make_tokenizer: Any) -> None:
+def test_qlora_trains_on_a_quantized_language_model(
+    stage: Path, tmp_path: Path, bits: str, make_tokenizer: Any
+) -> None:
     pytest.importorskip("bitsandbytes")
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

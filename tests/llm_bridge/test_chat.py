@@ -176,7 +176,9 @@ def test_points_and_pictures_of_every_form(chat: RegionChat, picture: Image.Imag
     assert by_path == by_pil
 
 
-def test_loading(make_bridge: Callable[..., Pair], picture: Image.Image, tmp_path: Path) -> None:
+def test_a_loaded_chat_answers_like_the_saved_one(
+    make_bridge: Callable[..., Pair], picture: Image.Image, tmp_path: Path
+) -> None:
     bridge, processor = make_bridge()
     bridge.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -247,7 +249,7 @@ def test_beams_and_sampling(chat: RegionChat, picture: Image.Image) -> None:
         chat.ask("<region> ?", image=picture, boxes=BOXES[:1], do_sample=True, num_return_sequences=2)
 
 
-def test_stop_strings() -> None:
+def test_stop_strings_end_an_answer() -> None:
     folder = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny"
     chat = RegionChat.from_pretrained("region-chat-tiny")
     question: dict[str, Any] = {"image": folder / "demo.png", "boxes": [[177, 392, 271, 470]]}

@@ -36,7 +36,7 @@ def test_later_descriptions_mention_only_what_is_new() -> None:
         ((0, 90, 20, 110), "left"),
     ],
 )
-def test_places(box: tuple[float, ...], place: str) -> None:
+def test_places_are_named_by_thirds_of_the_picture(box: tuple[float, ...], place: str) -> None:
     assert place_of_box(box, (200, 300)) == place
 
 

@@ -24,7 +24,7 @@ def test_the_text_is_what_follows_the_prompt(
     assert "".join(stream_text(model, words, alone, max_new_tokens=6)).strip() == said[0]
 
 
-def test_what_follows_the_end_of_an_answer_is_not_of_it(
+def test_words_after_the_end_of_an_answer_are_dropped(
     language_model: Callable[..., PreTrainedModel],
     text_tokenizer: Callable[..., PreTrainedTokenizerFast],
 ) -> None:

@@ -106,7 +106,9 @@ def test_text_alone_is_the_bare_language_model(make_bridge: Callable[..., Pair],
     assert torch.equal(bridge.generate(**inputs, max_new_tokens=6, do_sample=False), plain)
 
 
-def test_saving(make_bridge: Callable[..., Pair], picture: Image.Image, family: str, tmp_path: Path) -> None:
+def test_a_saved_bridge_gives_the_same_logits(
+    make_bridge: Callable[..., Pair], picture: Image.Image, family: str, tmp_path: Path
+) -> None:
     bridge, processor = make_bridge(family)
     inputs = one(processor, picture)
     bridge.save_pretrained(tmp_path)
@@ -144,7 +146,7 @@ def test_logits_processors_work_with_placeholders(make_bridge: Callable[..., Pai
     assert torch.equal(out[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])  # placeholders are back in place
 
 
-def test_streaming(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
+def test_streamed_words_are_those_of_generate(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
     bridge, processor = make_bridge()
     inputs = one(processor, picture)
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True)
@@ -153,7 +155,7 @@ def test_streaming(make_bridge: Callable[..., Pair], picture: Image.Image) -> No
     assert "".join(streamer).strip() == want.strip()
 
 
-def test_stop_strings(
+def test_stop_strings_end_generation(
     language_model: Callable[..., PreTrainedModel], tiny_tokenizer: TapRegionTokenizer, picture: Image.Image
 ) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -194,7 +196,7 @@ def test_embeddings_can_be_given(make_bridge: Callable[..., Pair], picture: Imag
     assert torch.equal(out, greedy(bridge, inputs))
 
 
-def test_compiling(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
+def test_a_compiled_bridge_gives_the_same_logits(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
     bridge, processor = make_bridge()
     inputs = one(processor, picture)
     compiled = torch.compile(bridge, fullgraph=True, backend="eager")
@@ -216,7 +218,7 @@ def test_compiling(make_bridge: Callable[..., Pair], picture: Image.Image) -> No
         ({"projector_hidden_size": 7, "position_frequencies": 2}, 2),
     ],
 )
-def test_options(
+def test_options_set_the_placeholders_and_survive_saving(
     make_bridge: Callable[..., Pair], picture: Image.Image, tmp_path: Path, options: dict[str, Any], slots: int
 ) -> None:
     bridge, processor = make_bridge(**options)

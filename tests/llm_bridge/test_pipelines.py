@@ -155,7 +155,9 @@ def test_a_pipeline_loads_from_a_folder_alone(
     assert pipeline("region-captioning", model=tap)(picture, boxes=BOXES[:1])[0]["caption"]
 
 
-def test_dictionaries_and_iterators(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
+def test_dictionaries_and_iterators_are_accepted_as_input(
+    make_bridge: Callable[..., Pair], picture: Image.Image
+) -> None:
     bridge, processor = make_bridge()
     pipe = pipeline("region-text-generation", model=bridge, processor=processor)
     items = [{"image": picture, "text": "what is <region>", "boxes": [box]} for box in BOXES]

@@ -71,7 +71,7 @@ def test_batches_of_texts_pictures_and_regions(
     assert right["input_ids"][1, -1] == processor.tokenizer.pad_token_id
 
 
-def test_points_and_masks(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
+def test_points_and_masks_become_features(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
     _, processor = make_bridge()
     mask = np.zeros((60, 90), bool)
     mask[10:40, 20:60] = True
@@ -127,7 +127,9 @@ def test_pictures_are_encoded_once(
     assert seen == [1, 1]
 
 
-def test_picture_context(make_bridge: Callable[..., Pair], picture: Image.Image, other_picture: Image.Image) -> None:
+def test_an_image_marker_becomes_context_placeholders(
+    make_bridge: Callable[..., Pair], picture: Image.Image, other_picture: Image.Image
+) -> None:
     _, processor = make_bridge(image_grid=2)
     batch = processor("is <region> red", picture, boxes=BOXES[:1])
     assert words(processor, batch).split() == ["<|region|>"] * 4 + ["is", "region1", "<|region|>", "red"]
@@ -175,7 +177,7 @@ def test_chat_uses_the_language_models_own_template(make_bridge: Callable[..., P
     assert asked.endswith("<|assistant|> ")
 
 
-def test_chat_to_a_batch(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
+def test_chats_become_a_padded_batch(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
     _, processor = make_bridge()
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     batch = processor.apply_chat_template([chat(picture), chat(picture)[:2]], **options)
@@ -258,7 +260,7 @@ def test_a_tokenizer_without_padding(make_bridge: Callable[..., Pair], picture: 
 
 
 @pytest.mark.parametrize("whole", [True, None])
-def test_saving_whole(
+def test_a_processor_saved_whole_makes_the_same_features(
     make_bridge: Callable[..., Pair], picture: Image.Image, tmp_path: Path, whole: bool | None
 ) -> None:
     """A region tokenizer that was put together by hand has no reference, so it is saved along."""
@@ -274,7 +276,9 @@ def test_saving_whole(
         assert loaded.apply_chat_template(chat(picture)) == processor.apply_chat_template(chat(picture))
 
 
-def test_saving_by_reference(make_bridge: Callable[..., Pair], picture: Image.Image, tmp_path: Path) -> None:
+def test_a_processor_saved_by_reference_makes_the_same_features(
+    make_bridge: Callable[..., Pair], picture: Image.Image, tmp_path: Path
+) -> None:
     make_bridge()[1].region_tokenizer.save_pretrained(tmp_path / "tap")
     tokenizer = TapRegionTokenizer.from_pretrained(tmp_path / "tap")
     _, processor = make_bridge(region_tokenizer=tokenizer)

@@ -33,7 +33,7 @@ def test_sizes_follow_from_shapes(original_checkpoint: Path, original_numbers: d
     assert (text.vocab_size, text.num_attention_heads, text.pad_token_id) == (sizes["vocab"], 2, sizes["vocab"] - 1)
 
 
-def test_renaming_is_one_to_one(original_numbers: dict[str, Any]) -> None:
+def test_no_two_weights_get_the_same_name(original_numbers: dict[str, Any]) -> None:
     names = original_numbers["weights"]
     assert len({rename(name) for name in names}) == len(names)
 

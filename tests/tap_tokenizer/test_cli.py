@@ -179,7 +179,7 @@ def test_what_is_read_is_not_overwritten(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_names_that_no_picture_can_have(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_names_that_no_picture_can_have_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     for name, message in (("out.psd", "what kind"), ("out.xbm", "what kind"), ("folder.png", "is a folder")):
         assert message in refused(capsys, "describe", DEMO, "--box", *BOX, "--save", tmp_path / name), name

@@ -129,7 +129,7 @@ def test_stability_is_the_iou_of_two_cuts() -> None:
     assert stability_scores(logits, 1.0).tolist() == [1.0, 0.25, 0.0]
 
 
-def test_the_better_of_two_alike_stays() -> None:
+def test_of_two_similar_masks_the_better_one_is_kept() -> None:
     masks = torch.stack([square(0, 0, 10, 10), square(0, 0, 10, 9), square(15, 5, 25, 15), square(0, 0, 5, 10)])
     scores = torch.tensor([0.8, 0.9, 0.7, 0.95])
     assert mask_nms(masks, scores, 0.7).tolist() == [3, 1, 2]  # IoU .9 is suppressed, .5 is not
@@ -169,7 +169,7 @@ def test_connected_parts_touch_at_corners() -> None:
     assert labels[0, 0] == labels[1, 1] == labels[3, 0] != labels[0, 3]
 
 
-def test_a_spiral_is_one_part() -> None:
+def test_a_spiral_is_one_connected_part() -> None:
     """Parts that meet only far down: runs must be joined, not merely numbered."""
     spiral = np.zeros((9, 9), dtype=bool)
     spiral[0, :], spiral[:, 8], spiral[8, :], spiral[2:, 0], spiral[2, :7], spiral[2:7, 6], spiral[6, 2:7] = [True] * 7

@@ -95,7 +95,7 @@ def test_low_resolution_masks_equal_the_originals(
     torch.testing.assert_close(masks[..., ::32, ::32], torch.tensor(want["mask_logits"]), rtol=0, atol=10 * TOLERANCE)
 
 
-def test_reference_checkpoint(shared: Path) -> None:
+def test_a_converted_checkpoint_gives_the_numbers_of_the_original(shared: Path) -> None:
     """The judge beside the project: every kind of prompt, all masks, captions and concepts, through the public door."""
     check = subprocess.run(
         [sys.executable, str(shared / "parity" / "check.py"), str(shared / "parity"), "reference_tiny"],

@@ -20,7 +20,7 @@ def decode(model: TapModel, regions: int, points: int, **options: object) -> obj
     )
 
 
-def test_shapes(make_tap: Callable[..., TapModel]) -> None:
+def test_outputs_have_a_row_for_each_region_and_expert(make_tap: Callable[..., TapModel]) -> None:
     out = decode(make_tap(), 3, 2)
     assert out.iou_scores.shape == (3, 4)
     assert out.semantic_tokens.shape == (3, 4, 32)

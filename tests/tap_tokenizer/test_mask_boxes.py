@@ -58,7 +58,7 @@ def test_boxes_of_logits_are_those_of_their_masks(frame: int, size: tuple[int, i
         assert boxes.tolist() == boxes_of_masks(masks[:, 0]).tolist()
 
 
-def test_logits_that_rounding_may_turn_are_settled_by_the_mask_itself() -> None:
+def test_boxes_are_right_if_logits_are_within_rounding_of_the_threshold() -> None:
     """Rows whose highest pixel is zero but for a hair, and masks that are full, empty or all specks."""
     processor = TapImageProcessor(image_size=64)
     edge = torch.full((16, 16), -1.0)

@@ -135,7 +135,9 @@ def test_local_files_that_are_not_models_are_refused(tmp_path: Path) -> None:
         TapRegionTokenizer.from_pretrained(tmp_path / "nowhere")
 
 
-def test_concepts_of_many_kinds(original_checkpoint: Path, original_concepts: Path, tmp_path: Path) -> None:
+def test_concepts_are_read_from_banks_and_files(
+    original_checkpoint: Path, original_concepts: Path, tmp_path: Path
+) -> None:
     bank = ConceptBank.from_vectors(["a", "b"], torch.randn(2, 32))
     bank.save(tmp_path / "bank.safetensors")
     for concepts, count in ((bank, 2), (tmp_path / "bank.safetensors", 2), (str(original_concepts), 12), (None, None)):

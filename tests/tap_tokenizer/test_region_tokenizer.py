@@ -202,7 +202,7 @@ def test_sampled_captions(tiny_tokenizer: TapRegionTokenizer, picture: Image.Ima
     assert beams.shape == (2, 11)
 
 
-def test_classify(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
+def test_classify_gives_the_best_concepts_first(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> None:
     regions = tiny_tokenizer.encode(picture, boxes=BOXES)
     best = tiny_tokenizer.classify(regions, top_k=8)
     assert [len(row) for row in best] == [8, 8, 8]

@@ -20,7 +20,7 @@ def regions(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image) -> RegionT
     return tiny_tokenizer.encode(picture, boxes=BOXES)
 
 
-def test_routed_values(regions: RegionTokens) -> None:
+def test_tokens_are_those_of_the_answering_expert(regions: RegionTokens) -> None:
     for i in range(3):
         expert = int(regions.expert[i])
         assert torch.equal(regions.tokens[i], regions.semantic_tokens[i, expert])
@@ -43,7 +43,7 @@ def test_routed_values(regions: RegionTokens) -> None:
         (torch.tensor(2), [2]),
     ],
 )
-def test_indexing(regions: RegionTokens, index: object, want: list[int]) -> None:
+def test_indexing_selects_regions(regions: RegionTokens, index: object, want: list[int]) -> None:
     got = regions[index]  # type: ignore[index]
     assert torch.equal(got.boxes, regions.boxes[want])
     assert torch.equal(got.masks, regions.masks[want])
@@ -58,7 +58,9 @@ def test_indexing_outside_is_an_error(regions: RegionTokens) -> None:
     assert [len(region) for region in regions] == [1, 1, 1]  # iteration stops by IndexError
 
 
-def test_joining(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, other_picture: Image.Image) -> None:
+def test_joined_regions_keep_their_pictures(
+    tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, other_picture: Image.Image
+) -> None:
     a = tiny_tokenizer.encode(picture, boxes=BOXES[:2])
     b = tiny_tokenizer.encode(other_picture, boxes=[[0, 0, 30, 30]])
     joined = RegionTokens.concatenate([a, b])
@@ -98,14 +100,14 @@ def test_tokens_travel_without_the_model(regions: RegionTokens) -> None:
     assert torch.equal(regions.masks, masks)
 
 
-def test_moving(regions: RegionTokens) -> None:
+def test_half_precision_leaves_scores_boxes_and_masks(regions: RegionTokens) -> None:
     half = regions.to("cpu", torch.float16)
     assert half.tokens.dtype == half.embeds.dtype == torch.float16
     assert half.iou_scores.dtype == half.boxes.dtype == torch.float32
     assert torch.equal(half.masks, regions.masks)
 
 
-def test_keeping(regions: RegionTokens, tmp_path: Path) -> None:
+def test_saved_tokens_load_unchanged(regions: RegionTokens, tmp_path: Path) -> None:
     regions.save(tmp_path / "plain.safetensors")
     plain = RegionTokens.load(tmp_path / "plain.safetensors")
     assert torch.equal(plain.semantic_tokens, regions.semantic_tokens)
@@ -117,7 +119,7 @@ def test_keeping(regions: RegionTokens, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["masks.safetensors", "plain.safetensors"]
 
 
-def test_keeping_masks_of_pictures_of_several_sizes(
+def test_masks_of_pictures_of_several_sizes_are_saved(
     tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, other_picture: Image.Image, tmp_path: Path
 ) -> None:
     regions = tiny_tokenizer.encode([picture, other_picture], boxes=[BOXES, [[0, 0, 30, 30]]])

@@ -390,7 +390,7 @@ def test_six_thousand_damaged_pickles_are_read_or_refused(tmp_path: Path) -> Non
     assert done.peak_memory < GIGABYTE
 
 
-def test_the_versions_that_torch_hangs_on_a_state_are_left_out(tmp_path: Path) -> None:
+def test_the_metadata_of_a_state_dict_is_left_out(tmp_path: Path) -> None:
     state = torch.nn.BatchNorm1d(3).state_dict()
     assert state._metadata  # type: ignore[attr-defined]
     found = read_pickle(written(tmp_path / "x.pkl", state))

@@ -11,7 +11,7 @@ from tap_tokenizer.visualization import region_colour
 
 
 @pytest.mark.parametrize("shade", [0, 128, 255])
-def test_everything_can_be_seen(shade: int) -> None:
+def test_marks_are_visible_on_any_background(shade: int) -> None:
     plain = np.full((200, 300, 3), shade, np.uint8)
     mask = np.zeros((1, 200, 300), bool)
     mask[0, 120:160, 40:90] = True
@@ -47,7 +47,7 @@ def test_nothing_is_drawn_unless_given(picture: Image.Image) -> None:
     assert np.array_equal(np.asarray(draw_regions(picture)), np.asarray(picture))
 
 
-def test_plates_do_not_cover_each_other() -> None:
+def test_labels_do_not_cover_each_other() -> None:
     boxes = [[50, 50, 100, 100]] * 3
     drawn = np.asarray(draw_regions(np.full((200, 200, 3), 255, np.uint8), boxes=boxes, labels=["one", "two", "three"]))
     for i in range(3):

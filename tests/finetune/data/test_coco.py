@@ -33,7 +33,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def test_instances(tmp_path: Path, pictures: Path) -> None:
+def test_instances_become_questions_about_regions(tmp_path: Path, pictures: Path) -> None:
     crowd = {"size": [40, 60], "counts": [100, 50, 2250]}
     annotations = [
         {"id": 1, "image_id": 9, "category_id": 1, "bbox": [10, 10, 20, 20], "segmentation": SQUARE, "iscrowd": 0},
@@ -67,7 +67,7 @@ def test_boxes_clipped_by_more_than_rounding_are_counted(tmp_path: Path, picture
     assert source.left_out.summary()[-2:] == ["1 entry taken, though in doubt:", f"       1 × {CUT}"]
 
 
-def test_panoptic(tmp_path: Path, pictures: Path) -> None:
+def test_panoptic_segments_become_questions_about_regions(tmp_path: Path, pictures: Path) -> None:
     numbers = np.zeros((40, 60), dtype=np.int64)
     numbers[:10], numbers[20:30, 5:25] = 70_000, 300
     colours = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], axis=-1).astype(np.uint8)
@@ -212,7 +212,7 @@ def test_a_byte_order_mark_is_accepted(tmp_path: Path, pictures: Path) -> None:
     ("coco_80/annotations/instances_train2017.json", "coco_80/train2017", 699),
     ("coco_80/annotations/instances_val2017.json", "coco_80/val2017", 804),
 ])  # fmt: skip
-def test_real_files(tmp_path: Path, file: str, images: str, regions: int) -> None:
+def test_published_files_of_coco_are_converted(tmp_path: Path, file: str, images: str, regions: int) -> None:
     source = CocoSource(annotations=str(SHARED / file), images=str(SHARED / images), output=str(tmp_path / "o.jsonl"))
     assert sum(len(sample.regions) for sample in read_whole(source, tmp_path)) == regions
 
@@ -231,7 +231,7 @@ def test_pictures_of_lvis_are_found_by_address(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real files of ../shared/data")
-def test_real_file_of_lvis(tmp_path: Path) -> None:
+def test_a_published_file_of_lvis_is_converted(tmp_path: Path) -> None:
     folder = SHARED / "lvis_sample"
     source = LvisSource(
         annotations=str(folder / "lvis_val_100.json"), images=str(folder), output=str(tmp_path / "o.jsonl")

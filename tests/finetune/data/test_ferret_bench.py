@@ -13,7 +13,7 @@ from small_files import SQUARE, read_whole, talk_of, write_json, write_picture
 from finetune.data.ferret_bench import FerretBenchSource
 
 
-def test_questions(tmp_path: Path) -> None:
+def test_entries_become_questions_without_answers(tmp_path: Path) -> None:
     write_picture(tmp_path / "000000069138.jpg")
     annotation = {"bbox": [10.0, 10.0, 20.0, 20.0], "segmentation": SQUARE}
     entry = {"question_id": "0", "image": "000000069138.jpg", "category": "description",

@@ -46,7 +46,7 @@ def test_a_picture_of_another_size_is_not_drawn_on(tmp_path: Path) -> None:
         contact_sheet([replace(record(Region([20, 20, 90, 90])), width=600, height=400)], tmp_path)
 
 
-def test_command(tmp_path: Path) -> None:
+def test_show_writes_a_sheet_and_refuses_a_start_behind_the_end(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.jpg")
     record = {"image": "a.jpg", "width": 60, "height": 40, "regions": [{"box": [1, 2, 30, 20]}], "conversations": TALK}
     write_json(tmp_path / "r.jsonl", {**record, "source": None, "license": None})

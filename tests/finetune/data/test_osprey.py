@@ -28,7 +28,7 @@ def turns(*values: str) -> list[dict[str, str]]:
     return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
 
 
-def test_conversation(tmp_path: Path) -> None:
+def test_a_conversation_shows_every_region_before_its_answers(tmp_path: Path) -> None:
     talk = turns("What is <region1>?", "A dog beside <region2>.", "Is it wet?", "No.")
     sample = read(tmp_path, "conversation", file_name="COCO_train2014_000000000009.jpg", conversations=talk)
     assert sample.image == "000000000009.jpg"
@@ -51,7 +51,7 @@ def test_positives_and_negatives_keep_the_name(tmp_path: Path) -> None:
     assert sample.image == "val_9.jpg"
 
 
-def test_descriptions(tmp_path: Path) -> None:
+def test_descriptions_become_answers(tmp_path: Path) -> None:
     sample = read(tmp_path, "detail_description", description=["<region1>: A brown dog: wet.", "<region2>: A wall."])
     assert talk_of(sample)[1::2] == ["A brown dog: wet.", "A wall."]
 

@@ -24,7 +24,7 @@ from finetune.records import Record, Region, load_records, load_rows, open_image
 from tap_tokenizer import only_writer
 
 
-def test_turns() -> None:
+def test_answers_become_turns_that_show_every_region() -> None:
     source = CocoSource(output="o.jsonl", images=".", annotations="a.json", regions_per_record=2)
     asked = [(Region([0, 0, 9, 9], label=name), "What is <region>?", name) for name in ("dog", "cat", "cow")]
     first, second = source.records_of("a.jpg", (40, 60), asked, "x", None)
@@ -74,7 +74,7 @@ def test_python_text_that_is_not_a_list_is_a_bad_entry(value: str) -> None:
     None, "hello", {}, {"from": "human"}, {"from": "robot", "value": "x"}, {"from": [], "value": "x"},
     {"from": "human", "value": 7}, {"from": "human", "value": " "},
 ])  # fmt: skip
-def test_turns_of_another_form_are_bad_entries(turn: object) -> None:
+def test_malformed_turns_are_bad_entries(turn: object) -> None:
     with pytest.raises(EntryError):
         talk([turn])
 
@@ -179,6 +179,11 @@ def test_a_value_too_long_for_a_file_name_is_not_taken_for_a_file(tmp_path: Path
     source = boxes(tmp_path, "mine.jsonl")
     source.question = "Where, in this picture, is <region>?" + " Look closely." * 30
     assert convert(source) == 4
+
+
+def test_help_of_convert_lists_the_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "--help"]) == 0
+    assert "boxes_csv, coco" in capsys.readouterr().err
 
 
 def test_every_format_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,7 +93,7 @@ def test_faults_are_named(folder: Path, kind: str) -> None:
         assert kind in [found for found, _ in problems_of(sample, folder)], sample
 
 
-def test_whole_records_pass(folder: Path) -> None:
+def test_valid_records_pass(folder: Path) -> None:
     for sample in (good(), region(points=[[1, 2]]), region(mask=SQUARE), good(regions=[], conversations=[])):
         assert problems_of(sample, folder, "decode") == []
 
@@ -133,7 +133,7 @@ def test_run_lengths_that_overflow_are_named(folder: Path, capsys: pytest.Captur
     assert "has counts from 687052810 to 1601231992, expected 0 to 3072" in capsys.readouterr().out
 
 
-def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_names_problems_and_keeps_the_other_records(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.dumps(good()), "{torn", json.dumps(good(image="none.jpg")), json.dumps(good(source="mine"))]
     (folder / "r.jsonl").write_text("\n".join(lines) + "\n")
     assert main(["validate", "--data", str(folder / "r.jsonl"), "--keep", str(folder / "kept.jsonl")]) == 1

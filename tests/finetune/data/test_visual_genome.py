@@ -16,7 +16,7 @@ from finetune.data.visual_genome import GritSource, VisualGenomeSource
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
 
-def test_original_layout(tmp_path: Path) -> None:
+def test_the_original_layout_is_read(tmp_path: Path) -> None:
     write_picture(tmp_path / "VG_100K_2" / "1.jpg")
     write_picture(tmp_path / "VG_100K" / "2.jpg")
     rest = {"image_id": 1, "width": 20, "height": 15}
@@ -43,7 +43,7 @@ def test_original_layout(tmp_path: Path) -> None:
     assert kept.image == two.image
 
 
-def test_grit_layout(tmp_path: Path) -> None:
+def test_grits_layout_is_read(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.jpg")
     path = write_json(tmp_path / "train.json", {
         "images": [{"id": 5, "file_name": "a.jpg", "width": 60, "height": 40}],
@@ -75,7 +75,7 @@ def test_pictures_that_are_not_listed_or_come_twice_are_named(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real files of ../shared/data")
-def test_real_files(tmp_path: Path) -> None:
+def test_published_files_are_converted(tmp_path: Path) -> None:
     folder, output = SHARED / "visual_genome_sample", str(tmp_path / "o.jsonl")
     common = {"annotations": str(folder / "region_descriptions.json"), "image_data": str(folder / "image_data.json"),
               "images": str(folder), "output": output}  # fmt: skip

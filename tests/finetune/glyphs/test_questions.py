@@ -129,7 +129,7 @@ def test_records_are_whole_and_always_the_same() -> None:
     assert f"<region{len(record.regions) + 1}>" not in text
 
 
-def test_records_have_no_fault(tmp_path: Path) -> None:
+def test_records_of_scenes_pass_validation(tmp_path: Path) -> None:
     assert problems_of(glyph_record(11, "train", 0).to_dict(), tmp_path) == []
 
 

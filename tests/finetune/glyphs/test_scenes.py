@@ -96,7 +96,7 @@ def test_held_out_pairs_are_held_out() -> None:
         assert pairs <= HELD_OUT_PAIRS if split == "test-compositional" else not pairs & HELD_OUT_PAIRS
 
 
-def test_sizes_have_gaps_and_crowds_are_crowded() -> None:
+def test_sizes_do_not_overlap_and_crowded_scenes_have_twice_the_objects() -> None:
     ranges = list(SIZES.values())
     assert all(a[1] * 1.2 < b[0] for a, b in pairwise(ranges))
     counts = {split: np.mean([len(make_scene(i, split).objects) for i in range(40)]) for split in SPLITS}

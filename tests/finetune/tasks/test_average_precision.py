@@ -50,14 +50,14 @@ def found(truth: dict[str, Any], shift: int = 0) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", ["segm", "bbox"])
 @pytest.mark.parametrize("federated", [False, True])
-def test_perfect_masks(truth: dict[str, Any], kind: Any, federated: bool) -> None:
+def test_perfect_detections_score_1(truth: dict[str, Any], kind: Any, federated: bool) -> None:
     scores = average_precision(truth, found(truth), kind=kind, federated=federated)
     assert scores["AP"] == scores["AP50"] == scores["AP75"] == 1
     assert scores["APs"] == -1  # there is none
 
 
 @pytest.mark.parametrize("shift", [4, 9, 15, 40])
-def test_shifted_masks_as_pycocotools(truth: dict[str, Any], shift: int) -> None:
+def test_shifted_masks_score_as_in_pycocotools(truth: dict[str, Any], shift: int) -> None:
     detections = [{k: v for k, v in d.items() if k != "bbox"} for d in found(truth, shift)]
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO()
@@ -86,7 +86,7 @@ def test_scores_are_zero_if_nothing_is_found(truth: dict[str, Any]) -> None:
     assert average_precision(truth, [], kind="segm", federated=True)["AP"] == 0
 
 
-def test_federated_rules(truth: dict[str, Any]) -> None:
+def test_lvis_rules_change_which_detections_count(truth: dict[str, Any]) -> None:
     """A detection of a category that nobody looked for in a picture costs nothing; of one known to be absent, it does."""
     extra = {"image_id": 2, "category_id": 7, "bbox": [0, 0, 30, 30], "score": 0.99}
     boxes = [{k: v for k, v in d.items() if k != "segmentation"} for d in [*found(truth), extra]]
@@ -100,7 +100,7 @@ def test_federated_rules(truth: dict[str, Any]) -> None:
     assert average_precision(truth, boxes, kind="bbox", federated=True)["APr"] == pytest.approx(1)
 
 
-def test_only_the_pictures_that_were_evaluated(truth: dict[str, Any]) -> None:
+def test_only_the_evaluated_pictures_count(truth: dict[str, Any]) -> None:
     first = [d for d in found(truth) if d["image_id"] == 1]
     assert average_precision(truth, first, kind="segm")["AP"] < 1
     assert average_precision(truth, first, kind="segm", images=[1])["AP"] == pytest.approx(1)

@@ -53,7 +53,7 @@ def check(scores: dict[str, float], expected: dict[str, Any]) -> None:
             assert scores[ours] == pytest.approx(expected[theirs], abs=1e-4)
 
 
-def test_plain_tokens() -> None:
+def test_plain_tokens_are_words_of_letters_and_digits() -> None:
     assert plain_tokens("The man's T-shirt, No. 42: a “blue_ish” one!") == [
         "the", "man's", "t", "shirt", "no", "42", "a", "blue", "ish", "one",
     ]  # fmt: skip
@@ -93,7 +93,7 @@ def test_plain_equals_pycocoevalcap_on_the_same_tokens() -> None:
 
 
 @needs_java
-def test_own_golden_with_java() -> None:
+def test_scores_with_java_are_those_that_pycocoevalcap_printed() -> None:
     """Printed by pycocoevalcap 1.2 itself, on Java 17, for the captions above; one of them is empty."""
     golden = {
         "BLEU-1": 0.7,
@@ -158,6 +158,6 @@ def test_without_java_one_line_says_what_is_missing(monkeypatch: pytest.MonkeyPa
         choose_scorer("ptb")
 
 
-def test_ids_must_match() -> None:
+def test_captions_and_references_need_the_same_ids() -> None:
     with pytest.raises(ValueError, match="one caption for each id"):
         caption_scores({"a": "x"}, {"a": ["x"], "b": ["y"]}, "plain")

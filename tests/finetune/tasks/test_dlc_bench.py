@@ -48,7 +48,7 @@ NEGATIVE = {"question": "Spoon?", "choices": [["told", -1], ["not told", 1]], "t
         ("", ["p", "q"], None),
     ],
 )
-def test_reading_a_reply(reply: str, choices: list[str], index: int | None) -> None:
+def test_a_reply_is_read_as_one_of_the_choices(reply: str, choices: list[str], index: int | None) -> None:
     assert read_choice(reply, choices) == index
 
 
@@ -74,7 +74,7 @@ def test_a_regions_scores() -> None:
         region_scores([POSITIVE], ["A"])
 
 
-def test_the_benchmarks_scores() -> None:
+def test_scores_are_means_over_regions() -> None:
     regions = [
         {"positive": 0.5, "negative": 1.0, "recognised": True},
         {"positive": -0.5, "negative": None, "recognised": False},
@@ -130,7 +130,7 @@ def test_a_file_that_is_no_template_of_the_first_question_is_refused(template: s
         read_recognition(str(tmp_path / "first.txt"))
 
 
-def test_both_prompts_are_the_templates_to_the_byte(tmp_path: Path) -> None:
+def test_prompts_follow_the_given_templates_to_the_byte(tmp_path: Path) -> None:
     """A template may have the names of fields that the benchmark's script has, and keeps its line's end."""
     pytest.importorskip("inflect")
     (tmp_path / "prompt.txt").write_text("Told:\n{pred_caption}\n\nAsked:\n{question_text_str}\n")

@@ -100,7 +100,7 @@ def test_a_perfect_result_scores_100(converted: Path, tmp_path: Path, name: Any)
     assert not metrics["problems"]
 
 
-def test_notes_on_given_masks_describe_those_masks(converted: Path, tmp_path: Path) -> None:
+def test_notes_on_masks_from_elsewhere_mention_no_boxes_of_ours(converted: Path, tmp_path: Path) -> None:
     (tmp_path / "masks.json").write_text(json.dumps(perfect(converted, lambda number, sample: number)))
     metrics = run(tmp_path, "--benchmark", "coco_masks", "--data", str(converted), "--predictions",
                   str(tmp_path / "masks.json"))  # fmt: skip

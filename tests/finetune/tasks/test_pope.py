@@ -61,7 +61,7 @@ def test_accuracy_as_meant_stands_beside_the_official_one(answer: str, script: s
         assert scores["neither"] == (meant is None)
 
 
-def test_f1() -> None:
+def test_scores_equal_those_counted_by_hand() -> None:
     scores = yes_no_scores(["yes", "yes", "yes", "no", "no"], ["yes", "yes", "no", "yes", "no"])
     assert scores == pytest.approx(
         {"accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "F1": 2 / 3, "yes": 3 / 5, "neither": 0,
@@ -89,5 +89,5 @@ def test_f1() -> None:
     [("Yes, there is.", "yes"), ("No, there is not", "no"), ("no", "no"), ("There is not a dog. Yes", "no"),
      ("A dog. No cat", "yes"), ("Nothing", "yes"), ("", None), (" . ", None)],
 )  # fmt: skip
-def test_yes_or_no(answer: str, read: str | None) -> None:
+def test_an_answer_is_read_as_yes_or_no(answer: str, read: str | None) -> None:
     assert yes_or_no(answer) == read

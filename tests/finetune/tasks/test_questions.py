@@ -15,7 +15,7 @@ from finetune.tasks.questions import (
 ASKED = "What colour is <region1>?\nA. red\nB. dark green\nC. blue\nAnswer with the letter of the right choice."
 
 
-def test_choices() -> None:
+def test_choices_are_read_from_lettered_lines() -> None:
     assert choices_of(ASKED) == {"A": "red", "B": "dark green", "C": "blue"}
     assert choices_of("What is <region1>?\n(A) a dog\n(B) a cat") == {"A": "a dog", "B": "a cat"}
     assert choices_of("A. only one") == {}

@@ -39,7 +39,7 @@ def test_counts_have_singular_or_plural_nouns() -> None:
     assert first_names(["a", "b", "c", "d"]) == "a, b, c, …"
 
 
-def test_a_table_says_what_was_wrong() -> None:
+def test_a_table_lists_the_problems() -> None:
     about = metrics("yes_no", {"a": {"accuracy": 0.5, "neither": 2.0}}, problems={"bad": {"count": 1, "names": ["q"]}})
     table = as_markdown(about, of_kind("yes_no"))
     assert "1 item in 2 pictures." in table

@@ -80,7 +80,7 @@ def ids(found: EvaluationSet) -> list[str]:
     ],
 )
 @pytest.mark.parametrize("benchmark", ["coco_masks", "prompted_masks"])
-def test_broken_masks(tmp_path: Path, benchmark: str, mask: Any, kind: str) -> None:
+def test_broken_masks_are_named(tmp_path: Path, benchmark: str, mask: Any, kind: str) -> None:
     found = read(tmp_path, benchmark, coco(annotation(7), annotation(8, segmentation=mask)))
     assert problems(found) == {kind: ["8"]}
     assert ids(found) == ["7"]
@@ -92,7 +92,7 @@ def test_broken_masks(tmp_path: Path, benchmark: str, mask: Any, kind: str) -> N
     "box", [[10, 10, 0, 5], [10, 10, -3, 5], [NAN, 10, 5, 5], [60, 0, 5, 5], [1, 2, 3], None, ["a", 0, 1, 1],
             [-9, 3, 5, 5], [0, 0, float("inf"), 1]]
 )  # fmt: skip
-def test_broken_boxes(tmp_path: Path, box: Any) -> None:
+def test_broken_boxes_are_named(tmp_path: Path, box: Any) -> None:
     content = coco(annotation(7), annotation(8, bbox=box))
     for benchmark in ("coco_classification", "prompted_masks"):
         found = read(tmp_path, benchmark, content)

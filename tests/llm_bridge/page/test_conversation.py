@@ -121,7 +121,7 @@ def test_another_picture_starts_a_new_conversation(talk: PageConversation, other
     assert scene(talk).picture.shape == (80, 40, 3)
 
 
-def test_the_record_and_its_picture(talk: PageConversation, picture: Image.Image) -> None:
+def test_a_conversation_is_downloaded_as_a_record_and_a_picture(talk: PageConversation, picture: Image.Image) -> None:
     marks = [BOX, {"strokes": [[[50, 20], [70, 30]]], "brush": 8}]
     list(talk.ask("is <region> on <region> ?", marks))
     record = json.loads(decoded(talk.record_address()))
