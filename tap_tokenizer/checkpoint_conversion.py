@@ -6,6 +6,8 @@ It reads the files that baaivision/tokenize-anything publishes. Once a model is 
 from __future__ import annotations
 
 import re
+import runpy
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -215,3 +217,8 @@ def _check_names_and_shapes(
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+if __name__ == "__main__":  # the name under which `tap-tokenizer convert` began
+    sys.argv[:1] = ["tap-tokenizer", "convert"]
+    runpy.run_module(__package__, run_name="__main__")

@@ -136,8 +136,9 @@ def test_the_command_writes_a_folder_that_loads(
     assert isinstance(loaded.concepts, ConceptBank)
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tap_tokenizer", "convert", "nowhere.pkl", str(tmp_path / "tap")]
+@pytest.mark.parametrize("name", ["tap_tokenizer convert", "tap_tokenizer.checkpoint_conversion"])
+def test_the_command_has_two_names_and_says_what_is_wrong(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", *name.split(), "nowhere.pkl", str(tmp_path / "tap")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert "Found nothing at nowhere.pkl" in done.stderr
