@@ -1,7 +1,6 @@
 """Every option of a command is a dataclass field with a line of help. A YAML recipe comes first, and flags override it.
 
-The one value that is more
-than a word or a number is a `Source`, records to learn from.
+The one value that is more than a word or a number is a `Source`, records to learn from.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ class RegionBridgeConfig(PreTrainedConfig):
     reads_ids: bool = False
     """Whether the language model looks at the ids of a prompt beside their embeddings (embeddings of every layer, experts
     chosen by word). It is then given ids, and regions take the place of rows of its embedding table."""
-    reads_padding: bool = True
+    ignores_padding: bool = True
     """Whether the language model passes over padding in front of a prompt; one that does not takes one prompt at a time."""
 
     def __post_init__(self, **kwargs: Any) -> None:
