@@ -5,7 +5,6 @@ Each command gives it a `Training`, which says what is learned from which batche
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
@@ -27,7 +26,7 @@ from tap_tokenizer import only_writer
 
 from .checkpoints import BestWeights, load_last_state, save_state
 from .config import check_counts, knob, save_arguments
-from .optimizers import OptimizerName, param_groups
+from .optimizers import OptimizerName, param_groups, rate_share
 from .run_log import RunLog, describe_environment, draw_losses, in_words, record_environment
 
 
@@ -190,16 +189,6 @@ def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
         if len(group) == size:
             yield group
             group = []
-
-
-def rate_share(step: int, steps: int, warmup_steps: int, decay_fraction: float) -> float:
-    """Share of the peak learning rate at a step: a linear rise, a plateau, and a cosine to zero over the last part.
-
-    transformers' `get_wsd_schedule` has this shape with other numbers: its rise begins at zero, and cannot overlap the fall.
-    """
-    rise = min(1.0, (step + 1) / max(1, warmup_steps))
-    left = (steps - step) / max(1.0, decay_fraction * steps)
-    return rise * (0.5 - 0.5 * math.cos(math.pi * min(1.0, left)))
 
 
 class StopRequest:

@@ -1,10 +1,11 @@
-"""AdamW, or Muon for the weight matrices of transformer layers with AdamW for the rest.
+"""AdamW, or Muon for the weight matrices of transformer layers with AdamW for the rest; and how learning rates rise and fall.
 
 Muon moves all directions of a matrix evenly, so that rare ones (a kind among forty) are learned along with common ones.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -48,6 +49,16 @@ def build_optimizers(
 def param_groups(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
     """The parameter groups of all, in order: where learning rates are set."""
     return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+
+def rate_share(step: int, steps: int, warmup_steps: int, decay_fraction: float) -> float:
+    """Share of the peak learning rate at a step: a linear rise, a plateau, and a cosine to zero over the last part.
+
+    transformers' `get_wsd_schedule` has this shape with other numbers: its rise begins at zero, and cannot overlap the fall.
+    """
+    rise = min(1.0, (step + 1) / max(1, warmup_steps))
+    left = (steps - step) / max(1.0, decay_fraction * steps)
+    return rise * (0.5 - 0.5 * math.cos(math.pi * min(1.0, left)))
 
 
 def _orthogonalize_in_float32_on_cpu() -> None:

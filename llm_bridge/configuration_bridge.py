@@ -96,6 +96,7 @@ class RegionBridgeConfig(PreTrainedConfig):
     model_type = "region_bridge"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    attribute_map: ClassVar[dict[str, str]] = {"reads_padding": "ignores_padding"}  # as some saved folders call it
 
     text_config: Any = None
     """The language model's own config."""
@@ -151,7 +152,7 @@ class RegionBridgeConfig(PreTrainedConfig):
     reads_ids: bool = False
     """Whether the language model looks at the ids of a prompt beside their embeddings (embeddings of every layer, experts
     chosen by word). It is then given ids, and regions take the place of rows of its embedding table."""
-    reads_padding: bool = True
+    ignores_padding: bool = True
     """Whether the language model passes over padding in front of a prompt; one that does not takes one prompt at a time."""
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -37,7 +37,7 @@ def generate_each(model: PreTrainedModel, processor: Any, prompts: Sequence[Any]
     What all prompts have in common from the beginning is read once; then all are answered in one batch.
     """
     rows = [prompt["input_ids"][0] for prompt in prompts]
-    if not getattr(model.config, "reads_padding", True):  # then none can stand beside longer ones
+    if not getattr(model.config, "ignores_padding", True):  # then none can stand beside longer ones
         return [generate_text(model, processor, prompt, **options)[0] for prompt in prompts]
     features = [prompt["region_features"][0] if "region_features" in prompt else None for prompt in prompts]
     shared = min(_common_length(rows), min(map(len, rows)) - 1)  # of every prompt, something is left to read

@@ -48,13 +48,13 @@ class Manner:
     """How a language model takes a prompt, as `try_out` found it.
 
     size: width of its input embeddings. scale: their root mean square. reads_ids: it needs the ids of a prompt as well as
-    the embeddings. reads_padding: padding in front of a prompt does not change the logits.
+    the embeddings. ignores_padding: padding in front of a prompt does not change the logits.
     """
 
     size: int
     scale: float
     reads_ids: bool
-    reads_padding: bool
+    ignores_padding: bool
 
 
 # --- where it comes from ----------------------------------------------------------------------------------------------
@@ -236,8 +236,8 @@ def try_out(language_model: PreTrainedModel) -> Manner:
             f"{name} does not write from left to right, because what follows a word changes how the word is read: give a "
             "causal language model."
         )
-    reads_padding = _same(language_model, shown[1, _PADDING:-1], alone[0, : _WORDS - _PADDING - 1])
-    return Manner(size, scale, reads_ids, reads_padding)
+    ignores_padding = _same(language_model, shown[1, _PADDING:-1], alone[0, : _WORDS - _PADDING - 1])
+    return Manner(size, scale, reads_ids, ignores_padding)
 
 
 def _read(language_model: PreTrainedModel, ids: Tensor, **prompt: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
             embedding_scale=manner.scale,
             embedding_size=manner.size,
             reads_ids=manner.reads_ids,
-            reads_padding=manner.reads_padding,
+            ignores_padding=manner.ignores_padding,
             **config_options,
         )
         bridge = cls(config, language_model)

@@ -65,7 +65,7 @@ def check_features(config: RegionBridgeConfig, region_features: Tensor, region_s
 
 def check_padding(config: RegionBridgeConfig, name: str, attention_mask: Tensor | None) -> None:
     """Refuse padding in front of a prompt where a language model, of the class `name`, would read it as words."""
-    if config.reads_padding or attention_mask is None or attention_mask.ndim != 2:
+    if config.ignores_padding or attention_mask is None or attention_mask.ndim != 2:
         return
     if not bool(attention_mask[:, 0].all()):
         raise ValueError(

@@ -53,7 +53,8 @@ class TerminalChat:
     def mark(self, kind: str, value: Any) -> None:
         """Let a box, a point or a mask (a picture's path) wait for the next question; `ValueError` if it does not fit."""
         height, width = self.picture.shape[:2]
-        (prompt,) = region_prompts([(kind, value)], (height, width))
+        earlier = len(self.chat._regions) + len(self.waiting)
+        (prompt,) = region_prompts([(kind, value)], (height, width), first=earlier + 1)
         words = value if kind == "mask" else " ".join(f"{number:g}" for number in value)
         self.waiting.append((f"/{kind} {words}", prompt))
 

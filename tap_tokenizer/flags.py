@@ -135,12 +135,16 @@ def prompts_of(arguments: argparse.Namespace) -> list[RegionPrompt]:
     return region_prompts(arguments.regions, (height, width))
 
 
-def region_prompts(regions: Sequence[tuple[str, Any]], size: tuple[int, int]) -> list[RegionPrompt]:
-    """Regions as (kind, value), kind being box, point or mask (a picture's path), of a picture of (height, width) `size`."""
+def region_prompts(regions: Sequence[tuple[str, Any]], size: tuple[int, int], first: int = 1) -> list[RegionPrompt]:
+    """Regions as (kind, value), kind being box, point or mask (a picture's path), of a picture of (height, width) `size`.
+
+    first: the number that errors give the first of them.
+    """
     from .prompts import RegionPrompt, prompts_in_picture
 
     given = [{"points": [value]} if kind == "point" else {kind: value} for kind, value in regions]
-    return prompts_in_picture([RegionPrompt.read(values, f"Region {i}") for i, values in enumerate(given)], size)
+    prompts = [RegionPrompt.read(values, f"Region {i}") for i, values in enumerate(given, first)]
+    return prompts_in_picture(prompts, size, first=first)
 
 
 def check_one_picture(arguments: argparse.Namespace) -> None:

@@ -131,19 +131,21 @@ def _checked(prompts: Any) -> list[RegionPrompt]:
     return list(prompts)
 
 
-def prompts_in_picture(prompts: Sequence[RegionPrompt], size: tuple[int, int], where: str = "") -> list[RegionPrompt]:
+def prompts_in_picture(
+    prompts: Sequence[RegionPrompt], size: tuple[int, int], where: str = "", first: int = 0
+) -> list[RegionPrompt]:
     """The same prompts, clipped to their picture of (height, width) `size`, with masks read as booleans (H, W).
 
-    Raises `ValueError` for coordinates and masks that do not fit the picture; `where` begins the error. Give all prompts of a
-    picture at once: only together do coordinates show whether they are in pixels.
+    Raises `ValueError` for coordinates and masks that do not fit the picture; `where` begins the error, which counts regions
+    from `first`. Give all prompts of a picture at once: only together do coordinates show whether they are in pixels.
     """
-    boxes = {i: prompt.box for i, prompt in enumerate(prompts) if prompt.box is not None}
-    points = [(i, point) for i, prompt in enumerate(prompts) for point in prompt.points or ()]
+    boxes = {i: prompt.box for i, prompt in enumerate(prompts, first) if prompt.box is not None}
+    points = [(i, point) for i, prompt in enumerate(prompts, first) for point in prompt.points or ()]
     rows = np.array(list(boxes.values()), dtype=np.float64).reshape(-1, 4)
     _check_coordinates(box_problems(rows, size), list(boxes), where)
     rows = np.array([point for _, point in points], dtype=np.float64).reshape(-1, 2)
     _check_coordinates(point_problems(rows, size), [i for i, _ in points], where)
-    return [_clipped(prompt, size, f"{where}Region {i}") for i, prompt in enumerate(prompts)]
+    return [_clipped(prompt, size, f"{where}Region {i}") for i, prompt in enumerate(prompts, first)]
 
 
 def _check_coordinates(problems: dict[int, CoordinateProblem], regions: Sequence[int], where: str) -> None:

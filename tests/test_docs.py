@@ -83,7 +83,10 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert "WARNING" not in done.stderr
     concepts = (tmp_path / "site" / "concepts" / "index.html").read_text()
     assert "no-run" not in concepts
-    assert "Tokens of the prompted regions" in (tmp_path / "site" / "api" / "tap_tokenizer" / "index.html").read_text()
+    assert (
+        "a token per expert, what the caption decoder"
+        in (tmp_path / "site" / "api" / "tap_tokenizer" / "index.html").read_text()
+    )
     assert (tmp_path / "site" / "figures" / "region_tokens.png").is_file()
     assert not list((tmp_path / "site").rglob("*.py"))
 

@@ -115,7 +115,7 @@ def _one(
     return Family(name, draw)
 
 
-def _any(name: str, texts: Sequence[str], answer_of: Callable[[GlyphObject, GlyphScene], str | None]) -> Family:
+def _open(name: str, texts: Sequence[str], answer_of: Callable[[GlyphObject, GlyphScene], str | None]) -> Family:
     """About one region, with open answers: the region is drawn evenly."""
 
     def draw(scene: GlyphScene, random: np.random.RandomState) -> Question | None:
@@ -238,7 +238,7 @@ def _larger(a: GlyphObject, b: GlyphObject) -> str | None:
     return "region1" if order.index(a.size) > order.index(b.size) else "region2"
 
 
-def _whole(glyph: GlyphObject, scene: GlyphScene) -> str | None:
+def _caption_and_place(glyph: GlyphObject, scene: GlyphScene) -> str | None:
     place = place_of(glyph, scene)
     return None if place is None else f"{caption(glyph)} at the {place}"
 
@@ -251,8 +251,8 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (
     _one("colour", ("What colour is <region1>?", "Which colour does <region1> have?"), tuple(COLOURS), lambda o, s: o.colour),
     _one("size", ("How big is <region1>?", "What size is <region1>?"), tuple(SIZES), lambda o, s: o.size),
     _one("place", ("Where is <region1>?", "Where in the picture is <region1>?"), PLACES, place_of),
-    _any("caption", ("Describe <region1>.", "Give a caption of <region1>."), lambda o, s: caption(o)),
-    _any("caption_place", ("What is <region1>, and where is it?",), _whole),
+    _open("caption", ("Describe <region1>.", "Give a caption of <region1>."), lambda o, s: caption(o)),
+    _open("caption_place", ("What is <region1>, and where is it?",), _caption_and_place),
     Family("statement", _draw_statement),
     _pair("same_colour",
           ("Are <region1> and <region2> the same colour?", "Do <region1> and <region2> share a colour?"),

@@ -41,7 +41,7 @@ def build_page(conversations: PageConversations) -> gr.Blocks:
     """The page as Gradio blocks, with its queue; `conversations` on it holds what is known of its users."""
     gr = load_gradio()
     chat, limits = conversations.chat, conversations.limits
-    theme = {"padding": False, "container": False}
+    bare = {"padding": False, "container": False}  # HTML without a frame around it
     with gr.Blocks(title="Ask about regions", analytics_enabled=False, fill_width=False) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row(equal_height=False):
@@ -55,7 +55,7 @@ def build_page(conversations: PageConversations) -> gr.Blocks:
                     colours=["rgb({},{},{})".format(*region_colour(i)) for i in range(limits.regions)],
                     most_bytes=limits.file_bytes,
                     most_regions=limits.regions,
-                    **theme,
+                    **bare,
                 )
             with gr.Column(scale=5, min_width=320):
                 question = gr.Textbox(
@@ -72,29 +72,29 @@ def build_page(conversations: PageConversations) -> gr.Blocks:
                     buttons=[], placeholder="The answer appears here.", layout="bubble", show_label=False,
                 )  # fmt: skip
                 if chat.limitation is not None:
-                    gr.HTML(f'<p class="limitation">{as_html(chat.limitation)}</p>', elem_id="limitation", **theme)
+                    gr.HTML(f'<p class="limitation">{as_html(chat.limitation)}</p>', elem_id="limitation", **bare)
                 gr.Markdown("### What TAP sees")
-                seen = gr.HTML(table_of([]), elem_id="seen", js_on_load=None, apply_default_css=False, **theme)
+                seen = gr.HTML(table_of([]), elem_id="seen", js_on_load=None, apply_default_css=False, **bare)
                 with gr.Row():
                     json_button = gr.Button("Download JSON", size="sm", elem_id="save-json", min_width=80)
                     png_button = gr.Button("Download PNG", size="sm", elem_id="save-png", min_width=80)
                 saver = gr.HTML(value={}, html_template="", js_on_load=_part("saver.js"), visible="hidden")
-        doors = _Doors(gr, conversations)
+        handlers = _Handlers(gr, conversations)
         begun = [board, said, seen]
-        board.upload(doors.load, board, begun, api_name="load", show_progress="hidden", concurrency_limit=2)
-        board.select(doors.example, None, begun, api_name="example", show_progress="hidden", concurrency_limit=2)
+        board.upload(handlers.load, board, begun, api_name="load", show_progress="hidden", concurrency_limit=2)
+        board.select(handlers.example, None, begun, api_name="example", show_progress="hidden", concurrency_limit=2)
         for anew in (again.click, said.clear):
-            anew(doors.again, None, begun, api_visibility="private", show_progress="hidden")
+            anew(handlers.again, None, begun, api_visibility="private", show_progress="hidden")
         asking = {
             "inputs": [question, board],
             "outputs": [*begun, question],
             "concurrency_limit": limits.queue,  # they wait for the model in `Turns`, which is fair
         }
-        ask.click(doors.ask, **asking, api_name="ask", show_progress="minimal", show_progress_on=[said])
-        stop.click(doors.stop, None, None, queue=False, api_visibility="private")
-        json_button.click(doors.save_json, None, saver, api_visibility="private", show_progress="hidden")
-        png_button.click(doors.save_png, None, saver, api_visibility="private", show_progress="hidden")
-        page.unload(doors.leave)
+        ask.click(handlers.ask, **asking, api_name="ask", show_progress="minimal", show_progress_on=[said])
+        stop.click(handlers.stop, None, None, queue=False, api_visibility="private")
+        json_button.click(handlers.save_json, None, saver, api_visibility="private", show_progress="hidden")
+        png_button.click(handlers.save_png, None, saver, api_visibility="private", show_progress="hidden")
+        page.unload(handlers.leave)
     page.queue(max_size=None, api_open=False)  # `Places` counts who waits
     page.conversations = conversations
     return page
@@ -153,7 +153,7 @@ def serve(
     return page, address
 
 
-class _Doors:
+class _Handlers:
     """The page's handlers: from what a browser sends to what its components show."""
 
     def __init__(self, gr: Any, conversations: PageConversations) -> None:
@@ -201,13 +201,15 @@ class _Doors:
         board_says: Any = {"sentence": "Answering …"}
         table = None
         try:
-            with mine.asking, turns.turn(session, gives_up=lambda: mine.is_stopped(joined)):
+            with mine.asking, turns.turn(session, gives_up=lambda: mine.is_stopped(joined)) as has_turn:
                 places.begin(session)
                 for messages, looks in mine.ask(question, drawn, joined):
                     shown = [{"role": role, "content": as_html(words)} for role, words in messages]
                     yield board_says, shown, skip if looks is table else table_of(looks), "" if table is None else skip
                     board_says, table = skip, looks
-                    if messages[-1][0] == "user":  # TAP is still describing regions, the answer has not begun
+                    if (
+                        has_turn and messages[-1][0] == "user"
+                    ):  # TAP is still describing regions, the answer has not begun
                         turns.give_way(session)
         except Exception as error:
             yield {"error": _told(error)}, skip, skip, skip

@@ -430,7 +430,7 @@ def test_folders_without_weight_sums_still_load(pair: Pair, picture: Image.Image
     add_lora(bridge, r=2).save_pretrained(tmp_path / "a")
     path = tmp_path / "a" / "config.json"
     config = json.loads(path.read_text())
-    for field in ("language_model_weights", "embedding_size", "reads_ids", "reads_padding"):
+    for field in ("language_model_weights", "embedding_size", "reads_ids", "ignores_padding"):
         del config[field]
     path.write_text(json.dumps(config))
     loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")

@@ -152,7 +152,7 @@ def test_every_causal_language_model_reads_regions(
     plain = build(family)
     bridge, processor = bridge_on(plain)
     assert bridge.config.reads_ids == (family in READ_IDS)
-    assert bridge.config.reads_padding == (family not in READ_PADDING_AS_WORDS)
+    assert bridge.config.ignores_padding == (family not in READ_PADDING_AS_WORDS)
     boxes = [BOXES, BOXES[:1]]
     singles = [processor(text, picture, boxes=given) for text, given in zip(TEXTS, boxes)] + [processor(TEXTS[2])]
     answers = [answer(bridge, inputs)[0] for inputs in singles]

@@ -391,3 +391,10 @@ def test_a_language_model_by_folder(
     processor = RegionBridgeProcessor.for_bridge(bridge.config, region_tokenizer=tiny_tokenizer)
     assert bridge.config.language_model == str(tmp_path)
     assert greedy(bridge, one(processor, picture)).shape[0] == 1
+
+
+def test_a_saved_folder_that_calls_the_flag_reads_padding_is_understood() -> None:
+    config = RegionBridgeConfig.from_dict({"model_type": "region_bridge", "reads_padding": False})
+    assert not config.ignores_padding
+    assert config.to_dict()["ignores_padding"] is False
+    assert "reads_padding" not in config.to_dict()

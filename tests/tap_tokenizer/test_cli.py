@@ -136,7 +136,7 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
         ("Got no region", ["describe", DEMO]),
         ("no image file", ["describe", folder / "none.png", "--box", *BOX]),
         ("is not an image that Pillow", ["describe", table, "--box", *BOX]),
-        ("leaves the picture", ["describe", DEMO, "--box", 1, 2, 3, 9000]),
+        ("Region 2: box [1, 2, 3, 9000] leaves the picture", ["describe", DEMO, "--box", *BOX, "--box", 1, 2, 3, 9000]),
         ("what kind of picture", ["describe", DEMO, "--box", *BOX, "--save", folder / "out.tx"]),
         ("no folder", ["describe", DEMO, "--box", *BOX, "--save", folder / "none" / "out.png"]),
         ("--top_k is 0", ["describe", DEMO, "--box", *BOX, "--top_k", 0]),

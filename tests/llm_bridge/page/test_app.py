@@ -11,6 +11,8 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,7 +27,8 @@ pytest.importorskip("playwright", reason="needs playwright: the extra dev")
 
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from llm_bridge.page.app import serve
+from llm_bridge.page.app import _Handlers, load_gradio, serve
+from llm_bridge.page.conversation import PageConversations
 from llm_bridge.page.input import PageLimits
 
 pytestmark = pytest.mark.slow
@@ -502,6 +505,39 @@ def test_a_closed_tab_stops_its_answer(served: tuple[Any, str], context: Browser
     time.sleep(1)
     assert len(slow) == seen
     assert len(served[0].conversations) <= users
+
+
+def test_a_question_stopped_while_it_waits_leaves_the_turn_to_whoever_has_it(chat: RegionChat) -> None:
+    conversations = PageConversations(chat, LIMITS)
+    conversations.show("stopped", np.asarray(Image.open(PICTURE)))
+    turns, began = conversations.turns, Event()
+    turns.charge("stopped", 20.0)  # everyone else would come first
+    assert conversations.places.join("stopped")
+    board = {"regions": [{"box": [177, 392, 271, 470]}]}
+    said: list[Any] = []
+
+    def ask() -> None:
+        handlers = _Handlers(load_gradio(), conversations)
+        said.extend(handlers.ask("What is <region>?", board, SimpleNamespace(session_hash="stopped")))
+
+    def wait() -> None:
+        with turns.turn("waiting", lambda: False):
+            began.set()
+
+    threads = [Thread(target=ask), Thread(target=wait)]
+    with turns.turn("answered", lambda: False):
+        for number, thread in enumerate(threads, start=1):
+            thread.start()
+            while len(turns._waiting) < number:
+                time.sleep(0.001)
+        conversations.of("stopped").stop()
+        threads[0].join(timeout=10)
+        assert not threads[0].is_alive()
+        assert not began.is_set()
+    threads[1].join(timeout=10)
+    assert began.is_set()
+    assert not turns._is_taken
+    assert said[-1][0] == {"sentence": "Stopped before there was an answer. You can ask the question again."}
 
 
 def test_stop_ends_the_answer(tab: Page, slow: list[float]) -> None:
