@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, PreTrainedModel, TextIteratorStreamer
 
-from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor
+from llm_bridge import RegionBridgeConfig, RegionBridgeForConditionalGeneration, RegionBridgeProcessor
 from tap_tokenizer import TapRegionTokenizer
 
 Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]

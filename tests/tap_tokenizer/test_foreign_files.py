@@ -199,7 +199,13 @@ def test_auto_classes_never_trust_remote_code_by_default() -> None:
                         f"{path}: {called}"
                     )
             if isinstance(node, ast.Constant) and node.value == "trust_remote_code":
-                names = ("foreign_files.py", "language_model.py", "chat.py", "adapter_folder.py", "processing_bridge.py")
+                names = (
+                    "foreign_files.py",
+                    "language_model.py",
+                    "chat.py",
+                    "adapter_folder.py",
+                    "processing_bridge.py",
+                )
                 assert path.name in names, path
 
 
