@@ -101,8 +101,8 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
     ) -> RegionBridgeForConditionalGeneration:
         """A bridge with a fresh projector from a causal language model and a region tokenizer.
 
-        language_model: a Hub name, a folder, or a loaded model, which is used as it is and not copied. Of a model that reads
-        pictures, too, the text side is taken.
+        language_model: "smollm2-135m", a Hub name, a folder, a GGUF file, or a loaded model, which is used as it is and not
+        copied. Of a model that reads pictures, too, the text side is taken.
         region_tokenizer: the region tokenizer, or where to load it from.
         text_tokenizer: its tokenizer; default: the one saved under the language model's name.
         trust_remote_code: run the Python code that lies beside a language model which needs it; never run otherwise.
