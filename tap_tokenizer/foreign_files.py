@@ -249,7 +249,9 @@ def _unpack(gguf: Path, folder: Path) -> None:
                 trust_remote_code=False,
             )
     except ValueError as error:
-        raise error if str(gguf) in str(error) else ValueError(f"{gguf} cannot be read: {error}") from error
+        if str(gguf) in str(error):
+            raise
+        raise ValueError(f"{gguf} cannot be read: {error}") from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

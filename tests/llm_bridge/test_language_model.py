@@ -463,6 +463,7 @@ def tiny_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "lm" / "tiny.gguf"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["file", "folder"])
 def test_an_adapter_on_a_gguf_file_refers_to_it_and_loads_in_a_fresh_process(
     tiny_gguf: Path, tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, tmp_path: Path, given: str

@@ -124,6 +124,7 @@ def test_a_folder_is_made_once_and_completely(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["whole"]
 
 
+@pytest.mark.slow
 def test_processes_wait_for_the_one_that_makes_a_folder(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from tap_tokenizer.output_files import made_once\n"
