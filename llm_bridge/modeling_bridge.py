@@ -101,8 +101,8 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
     ) -> RegionBridgeForConditionalGeneration:
         """A bridge with a fresh projector from a causal language model and a region tokenizer.
 
-        language_model: a Hub name, a folder, or a loaded model, which is used as it is and not copied. If the model also reads
-        pictures, only its text side is used.
+        language_model: "smollm2-135m", a Hub name, a folder, a GGUF file, or a loaded model, which is used as it is and not
+        copied. If the model also reads pictures, only its text side is used.
         region_tokenizer: the region tokenizer, or where to load it from.
         text_tokenizer: its tokenizer; default: the one saved under the language model's name.
         trust_remote_code: run the Python code that lies beside the language model, if it needs any. Otherwise none is run.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .region_tokens import RegionTokens
     from .visualization import draw_regions, region_colour
 if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
-    from .bundled import add_bundled, bundled_or_given
+    from .bundled import PackagedModel, add_bundled, add_packaged, bundled_or_given, install_command
     from .coordinates import box_problems, point_problems
     from .flags import (
         add_command,
@@ -54,6 +54,7 @@ if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
         model_from_config,
         read_json_object,
     )
+    from .gguf_files import gguf_of
     from .image_processing_tap import open_image, upright_size
     from .mask_boxes import box_of_mask
     from .output_files import only_writer, write_whole

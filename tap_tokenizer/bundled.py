@@ -1,16 +1,48 @@
-"""The models that come with the packages, by name."""
+"""Models that are known by name: those that come with our packages, and those that other packages bring."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 BUNDLED = Path(__file__).parent / "pretrained"
 _BUNDLES = [BUNDLED]
 
 
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that another Python package brings as a GGUF file, and that lies on the Hub as well.
+
+    package: name of the module, which is found without being imported. repository: its name on the Hub. install: the
+    command that installs the package and what reads its file.
+    """
+
+    package: str
+    repository: str
+    install: str
+
+    def place(self) -> str:
+        """The package's GGUF file if the package is installed, else the repository."""
+        spec = find_spec(self.package)
+        folders = spec.submodule_search_locations or [] if spec is not None else []
+        files = [str(file) for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+        return files[0] if files else self.repository
+
+
+_PACKAGED: dict[str, PackagedModel] = {}
+
+
 def add_bundled(folder: Path) -> None:
     """Let the models in the subfolders of a folder be loaded by their names, too."""
     _BUNDLES.append(folder)
+
+
+def add_packaged(name: str, model: PackagedModel) -> None:
+    """Let a model of another package be loaded by a name, too."""
+    _PACKAGED[name] = model
 
 
 def bundled_names() -> list[str]:
@@ -19,7 +51,35 @@ def bundled_names() -> list[str]:
 
 
 def bundled_or_given(source: str | Path) -> str:
-    """The folder of a bundled model, or the folder or repository that was named."""
+    """The folder, file or repository of a model that is known by name, or the folder or repository that was named.
+
+    A folder of that name comes first.
+    """
+    if Path(source).is_dir():
+        return str(source)
     folders = [bundle / str(source) for bundle in _BUNDLES]
-    found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
-    return str(source) if found is None or Path(source).is_dir() else str(found)
+    if found := next((folder for folder in folders if (folder / "config.json").is_file()), None):
+        return str(found)
+    packaged = _PACKAGED.get(str(source))
+    return str(source) if packaged is None else packaged.place()
+
+
+def install_command(source: str | Path) -> str | None:
+    """What installs the package that brings a model of this name; None if it is installed, or not needed."""
+    packaged = _PACKAGED.get(str(source))
+    return packaged.install if packaged is not None and bundled_or_given(source) == packaged.repository else None
+
+
+@contextmanager
+def absence_told(source: str | Path) -> Iterator[None]:
+    """Around a search on the Hub: if it fails for a model of another package, `OSError` says how to install that package."""
+    try:
+        yield
+    except OSError as error:
+        command = install_command(source)
+        if command is None:
+            raise
+        raise OSError(
+            f"Found no {source}: there is no folder of that name, the package that brings it is not installed, and "
+            f"{bundled_or_given(source)} did not come from the Hub. Install it: {command}"
+        ) from error

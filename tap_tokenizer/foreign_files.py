@@ -7,6 +7,7 @@ they find there. All calls of them go through this module, which says no unless 
 from __future__ import annotations
 
 import json
+import logging
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,14 +23,20 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoTokenizer,
+    GgufConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME, cached_file, is_accelerate_available, is_gguf_available
 
-from .bundled import bundled_or_given
+from .bundled import absence_told, bundled_or_given
+from .gguf_files import check_gguf, gguf_of, unpacked_folder
+from .output_files import made_once
 from .trial import check_chat_template
 from .weight_files import check_weight_count
+
+logger = logging.getLogger(__name__)
 
 HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
 """Options of `from_pretrained` that say how files come from a model hub."""
@@ -172,14 +179,21 @@ def misfits_told(source: str | Path) -> Iterator[None]:
 
 
 def load_pretrained(auto_class: Any, source: str | Path, *, trust_remote_code: bool = False, **options: Any) -> Any:
-    """Load a folder or a Hub repository with `auto_class.from_pretrained`, after checking it.
+    """Load a folder, a GGUF file or a Hub repository with `auto_class.from_pretrained`, after checking it.
 
+    A GGUF file, or a folder with no other weights, is unpacked first (`unpacked_gguf`).
     trust_remote_code: run Python code that lies there. Otherwise, a model that needs it is refused (`ValueError`).
     Weights are read from safetensors. With `use_safetensors=False` they are read from torch's pickles; a hostile one can
     crash the process.
     """
-    source = bundled_or_given(source)
-    check_source(source, **{name: options[name] for name in HUB_OPTIONS if name in options})
+    given, source = source, bundled_or_given(source)
+    gguf = gguf_of(source)
+    if gguf is not None:
+        loaded = load_pretrained(auto_class, unpacked_gguf(gguf), **options)
+        getattr(loaded, "config", loaded).name_or_path = str(given)  # what it is saved and found again by
+        return loaded
+    with absence_told(given):
+        check_source(source, **{name: options[name] for name in HUB_OPTIONS if name in options})
     if auto_class in (AutoModel, AutoModelForCausalLM) and not trust_remote_code:
         no_code = {"trust_remote_code": False}
         check_model_size(
@@ -189,7 +203,7 @@ def load_pretrained(auto_class: Any, source: str | Path, *, trust_remote_code: b
     if auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText):
         options.setdefault("use_safetensors", True)
     try:
-        with misfits_told(source):
+        with absence_told(given), misfits_told(source):
             loaded = auto_class.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
     except OSError as error:
         if is_chosen or "model.safetensors" not in str(error):
@@ -203,6 +217,45 @@ def load_pretrained(auto_class: Any, source: str | Path, *, trust_remote_code: b
     return loaded
 
 
+def unpacked_gguf(gguf: Path) -> Path:
+    """The folder that holds what a GGUF file holds, in float32; it is made once, in the user's cache.
+
+    Raises `ValueError` for a file that is damaged or of a kind that transformers does not read, and `ImportError` without
+    the package gguf.
+    """
+    check_regular_file(gguf)
+    return made_once(unpacked_folder(gguf), lambda folder: _unpack(gguf, folder))
+
+
+def _unpack(gguf: Path, folder: Path) -> None:
+    if not (is_gguf_available() and is_accelerate_available()):
+        raise ImportError(f"{gguf} is read by gguf and accelerate: pip install gguf accelerate")
+    logger.warning("Unpacking %s into %s; this is done once.", gguf, folder.parent)
+    check_gguf(gguf)
+    file = str(gguf.resolve())  # beside a folder that is empty, so that nothing that lies beside the file is read
+    try:
+        with misfits_told(gguf):
+            config = AutoConfig.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
+            check_config(config.to_dict(), gguf)
+            check_model_size(gguf, lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
+            check_tokenizer(tokenizer, gguf)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                gguf_file=file,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),  # else the model could not be saved
+                trust_remote_code=False,
+            )
+    except ValueError as error:
+        if str(gguf) in str(error):
+            raise
+        raise ValueError(f"{gguf} cannot be read: {error}") from error
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
     """Refuse a text tokenizer if its chat template does not end."""
     templates = tokenizer.chat_template
@@ -212,8 +265,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> N
 
 
 def check_model_size(source: str | Path, make: Callable[[], nn.Module]) -> None:
-    """Refuse a folder if its configuration makes a model far larger than its weights. `make` makes it, on the meta device."""
-    if Path(source).is_dir():
+    """Refuse a folder or a GGUF file if its configuration makes a model far larger than its weights.
+
+    make: makes the model, on the meta device.
+    """
+    if Path(source).exists():
         with misfits_told(source), torch.device("meta"):
             model = make()
         check_weight_count(source, model)

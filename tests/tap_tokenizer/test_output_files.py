@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tap_tokenizer import ConceptBank, only_writer, write_records, write_whole
+from tap_tokenizer.output_files import made_once
 from tap_tokenizer.picture_folders import pictures_of
 
 ROOT = Path(__file__).parents[2]
@@ -105,3 +106,33 @@ def test_a_folder_without_write_permission_is_named(tmp_path: Path) -> None:
         except PermissionError as error:
             os._exit(0 if str(error).startswith(f"{tmp_path} is not yours to write in") else 2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_folder_is_made_once_and_completely(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "first").touch()
+        raise OSError("the disk is full")
+
+    folder = tmp_path / "new" / "made.v1"
+    with pytest.raises(OSError, match="the disk is full"):
+        made_once(folder, fail)
+    assert not folder.exists()
+    assert not (tmp_path / "new" / "made.v1.partial").exists()
+    (tmp_path / "new" / "made.v1.partial").mkdir()  # as a process leaves it that was killed
+    assert made_once(folder, lambda partial: (partial / "whole").touch()) == folder
+    assert made_once(folder, fail) == folder
+    assert [path.name for path in folder.iterdir()] == ["whole"]
+
+
+@pytest.mark.slow
+def test_processes_wait_for_the_one_that_makes_a_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from tap_tokenizer.output_files import made_once\n"
+        "def make(folder):\n    time.sleep(1)\n    (folder / 'by').write_text(sys.argv[2])\n"
+        "print((made_once(Path(sys.argv[1]), make) / 'by').read_text())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "made")]
+    both = [subprocess.Popen([*command, name], cwd=ROOT, stdout=subprocess.PIPE, text=True) for name in "ab"]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert said[0] == said[1]
+    assert said[0].strip() in ("a", "b")
