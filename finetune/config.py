@@ -207,13 +207,18 @@ def save_arguments(arguments: Any, path: Path) -> None:
     write_whole(path, yaml.safe_dump(asdict(arguments), sort_keys=False, allow_unicode=True))
 
 
+def shipped_recipes() -> list[str]:
+    """The names of the recipes in this package, e.g. `bundled/tap_dense`; those for accelerate are none of ours."""
+    found = (path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+    return sorted(name for name in found if not name.startswith("accelerate/"))
+
+
 def _read_recipe(name: str, parser: argparse.ArgumentParser, arguments_type: type) -> dict[str, Any]:
     path = Path(name)
     if not path.is_file():
         path = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
     if not path.is_file():
-        shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        parser.error(f"found no recipe {name}: give a YAML file or one of {shipped}")
+        parser.error(f"found no recipe {name}: give a YAML file or one of {', '.join(shipped_recipes())}")
     try:
         values = _read_mapping(path)
     except ValueError as error:

@@ -1,15 +1,14 @@
-"""Trains TAP itself in four stages: dense patches, prompts, the concept head, and captions.
+"""Trains TAP itself, stage after stage: dense patches, prompts, then the heads that read its tokens.
 
-    accelerate launch -m finetune.pretrain_tap --config tap_tiny_dense
-    accelerate launch -m finetune.pretrain_tap --config tap_tiny_prompt
-    accelerate launch -m finetune.pretrain_tap --config tap_tiny_concept
-    accelerate launch -m finetune.pretrain_tap --config tap_tiny_caption
+    accelerate launch -m finetune.pretrain_tap --config bundled/tap_dense
+    accelerate launch -m finetune.pretrain_tap --config bundled/tap_prompt
+    accelerate launch -m finetune.pretrain_tap --config bundled/tap_heads
 
 `dense` gives a fresh encoder a cheap start, as MAE did for the original: every patch learns to say what object it shows,
 where the object's outline runs and where its box ends. `prompt` is the promptable training of the paper, with focal, dice,
-IoU and concept losses. `concept` trains the concept head alone. `caption` trains the caption decoder on routed semantic
-tokens, while everything else is frozen. If a run was stopped, give the same command again: it continues from the last
-checkpoint, and the result is that of a run without a stop.
+IoU and concept losses. `heads` trains the concept head and the caption decoder on routed semantic tokens, while everything
+else is frozen; `concept` and `caption` train one of them alone. If a run was stopped, give the same command again: it
+continues from the last checkpoint, and the result is that of a run without a stop.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from .loop import Training, ignore_ctrl_c, mean_of, run
 from .losses import enlarged, mask_iou
 from .optimizers import build_optimizers
 from .prompt_sampling import PromptSampler
-from .tap_stages import CaptionStage, ConceptStage, DenseStage, PretrainArguments, PromptStage, is_named
+from .tap_stages import CaptionStage, ConceptStage, DenseStage, HeadsStage, PretrainArguments, PromptStage, is_named
 
 
 class TapTraining(Training):
@@ -81,7 +80,7 @@ class TapTraining(Training):
         return mean_of([line for batch in batches for line in self._evaluate_prompts(batch)])
 
     def _evaluate_prompts(self, batch: MaskedBatch) -> Iterator[dict[str, float]]:
-        """Mask IoU and concept accuracy from tight boxes and from one point each; in stage caption, exact captions."""
+        """Mask IoU and concept accuracy from tight boxes and from one point each, and exact captions where they are learned."""
         model = self.tokenizer.model
         batch = batch.to(model.device)
         embeddings = model.get_image_embeddings(batch.pixel_values)
@@ -100,7 +99,7 @@ class TapTraining(Training):
             line = {f"val_iou_{name}": mask_iou(masks, batch.masks > 0.5).mean().item()}
             for bank, what in zip(self.banks, ("kind", "colour", "size")):
                 line[f"val_{what}_{name}"] = is_named(embeds, batch, bank).float().mean().item()
-            if self.arguments.stage == "caption":
+            if self.arguments.stage in ("heads", "caption"):
                 tokens = output.semantic_tokens[rows, output.expert]
                 said = _captions(self.tokenizer, tokens)
                 line[f"val_caption_{name}"] = sum(a == b for a, b in zip(said, batch.captions)) / len(said)
@@ -148,10 +147,15 @@ def _starting_point(arguments: PretrainArguments) -> TapRegionTokenizer:
 
 
 def _stage(arguments: PretrainArguments, tokenizer: TapRegionTokenizer, banks: list[ConceptBank]) -> nn.Module:
-    if arguments.stage == "caption":
-        if tokenizer.text_tokenizer is None:
-            raise ValueError(f"{arguments.init_from} has no caption vocabulary, which stage caption trains on.")
-        return CaptionStage(tokenizer.model, tokenizer.text_tokenizer, arguments)
+    if arguments.stage in ("heads", "caption"):
+        words = tokenizer.text_tokenizer
+        if words is None:
+            raise ValueError(
+                f"{arguments.init_from} has no caption vocabulary, which stage {arguments.stage} trains on."
+            )
+        if arguments.stage == "caption":
+            return CaptionStage(tokenizer.model, words, arguments)
+        return HeadsStage(tokenizer.model, banks, words, arguments)
     stages = {"dense": DenseStage, "prompt": PromptStage, "concept": ConceptStage}
     return stages[arguments.stage](tokenizer.model, banks, arguments)
 

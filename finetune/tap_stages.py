@@ -1,4 +1,4 @@
-"""The stages of TAP's training (dense patches, prompts, the concept head, captions) and their options.
+"""The stages of TAP's training (dense patches, prompts, the concept head and captions) and their options.
 
 A stage is a module that gives the losses of a batch of pictures with masks; `pretrain_tap` trains it.
 """
@@ -6,6 +6,8 @@ A stage is a module that gives the losses of a batch of pictures with masks; `pr
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,8 +30,9 @@ from .prompt_sampling import PromptSampler, TrainingPrompts
 class PretrainArguments(RunArguments):
     """Train TAP on pictures whose regions have masks, concepts and captions."""
 
-    stage: Literal["dense", "prompt", "concept", "caption"] = knob(
-        help="what to train: patches, prompts, the concept head, or the caption decoder"
+    stage: Literal["dense", "prompt", "heads", "concept", "caption"] = knob(
+        help="what to train: patches, prompts, what reads the tokens (heads), or of that the concept head or the caption "
+        "decoder alone"
     )
     init_from: str | None = knob(
         default=None, help="folder of the region tokenizer to start from; default: a fresh one"
@@ -66,7 +69,7 @@ class PretrainArguments(RunArguments):
     )
     recolour_probability: float = knob(
         default=0.5,
-        help="stage concept: how likely a token is moved to another colour, as if its object had that colour",
+        help="stages heads and concept: how likely a token is moved to another colour, as if its object had that colour",
     )
     regions_per_picture: int = knob(
         default=0, help="stage prompt: regions of a picture on average, at most, drawn anew in each step; 0 for all"
@@ -287,8 +290,10 @@ class Recolouring(nn.Module):
         self.register_buffer("sums", torch.zeros(num_experts, len(bank), size))
         self.register_buffer("counts", torch.zeros(num_experts, len(bank)))
 
-    def forward(self, tokens: Tensor, experts: Tensor, concepts: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (R, D) and what they should say, concept vectors (R, E), some of both moved."""
+    def forward(
+        self, tokens: Tensor, experts: Tensor, concepts: Tensor, captions: Sequence[str]
+    ) -> tuple[Tensor, Tensor, list[str]]:
+        """Tokens (R, D) and what they should say, concept vectors (R, E) and captions, some of all three moved."""
         old = self.bank.scores(concepts).argmax(dim=1)
         self.sums.index_put_((experts, old), tokens, accumulate=True)
         self.counts.index_put_((experts, old), torch.ones_like(tokens[:, 0]), accumulate=True)
@@ -298,9 +303,11 @@ class Recolouring(nn.Module):
         means = self.sums / self.counts.clamp(min=1)[..., None]
         directions = F.normalize(self.bank.weights.to(concepts.device).T, dim=-1)
         share = (concepts * directions[old]).sum(dim=1, keepdim=True)
+        names = self.bank.names
         return (
             tokens + means[experts, new] - means[experts, old],
             concepts + share * (directions[new] - directions[old]),
+            [re.sub(rf"\b{names[i]}\b", names[j], text) for text, i, j in zip(captions, old.tolist(), new.tolist())],
         )
 
 
@@ -315,8 +322,12 @@ class ConceptStage(nn.Module):
         self.recolouring = Recolouring(banks[1], config.num_experts, config.hidden_size, arguments.recolour_probability)
 
     def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
-        tokens, concepts = self.recolouring(*self.tokens(batch, step), batch.concepts)
-        return {"concept": concept_loss(self.semantic_head(tokens), concepts, self.banks).mean()}
+        tokens, concepts, _ = self.recolouring(*self.tokens(batch, step), batch.concepts, batch.captions)
+        return {"concept": self.loss(tokens, concepts)}
+
+    def loss(self, tokens: Tensor, concepts: Tensor) -> Tensor:
+        """Mean concept loss of tokens (R, D) that should say concept vectors (R, E)."""
+        return concept_loss(self.semantic_head(tokens), concepts, self.banks).mean()
 
 
 class CaptionStage(nn.Module):
@@ -329,10 +340,14 @@ class CaptionStage(nn.Module):
 
     def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
         tokens, _ = self.tokens(batch, step)
+        return {"caption": self.loss(tokens, batch.captions)}
+
+    def loss(self, tokens: Tensor, captions: Sequence[str]) -> Tensor:
+        """Cross entropy of R captions' words, and of their ends, after tokens (R, D)."""
         config = self.text_decoder.config
         rows = [
             [config.bos_token_id, *self.tokenizer(text, add_special_tokens=False)["input_ids"], config.eos_token_id]
-            for text in batch.captions
+            for text in captions
         ]
         longest = max(len(row) for row in rows)
         ids = torch.tensor([row + [config.pad_token_id] * (longest - len(row)) for row in rows], device=tokens.device)
@@ -340,5 +355,25 @@ class CaptionStage(nn.Module):
         labels = ids.masked_fill(ids == config.pad_token_id, -100)
         labels = torch.cat([torch.full_like(labels[:, :1], -100), labels], dim=1)  # position 0 is the region
         labels[:, 1] = -100  # bos is given, not predicted
-        logits = self.text_decoder(inputs_embeds=self.text_decoder.embed(tokens, ids), labels=labels)
-        return {"caption": logits.loss}
+        loss: Tensor = self.text_decoder(inputs_embeds=self.text_decoder.embed(tokens, ids), labels=labels).loss
+        return loss
+
+
+class HeadsStage(nn.Module):
+    """Stages concept and caption in one, on the same tokens, which the caption decoder reads in other colours as well."""
+
+    def __init__(
+        self,
+        model: TapModel,
+        banks: list[ConceptBank],
+        tokenizer: PreTrainedTokenizerBase,
+        arguments: PretrainArguments,
+    ) -> None:
+        super().__init__()
+        self.concept = ConceptStage(model, banks, arguments)
+        self.caption = CaptionStage(model, tokenizer, arguments)
+
+    def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
+        tokens, experts = self.concept.tokens(batch, step)
+        tokens, concepts, captions = self.concept.recolouring(tokens, experts, batch.concepts, batch.captions)
+        return {"concept": self.concept.loss(tokens, concepts), "caption": self.caption.loss(tokens, captions)}

@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     conversion = commands.add_parser(
         "convert",
-        help="convert a checkpoint of the original to a folder that loads fast",
+        help="convert a checkpoint of the original to a folder that loads fast, or a folder to another dtype",
         epilog="example: tap-tokenizer convert BAAI/tokenize-anything tap-vit-l --variant tap_vit_l_v1_1",
     )
     _add_conversion_flags(conversion)
@@ -102,7 +102,9 @@ def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.A
 
 
 def _add_conversion_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="a .pkl checkpoint, or the Hub repository of the original")
+    parser.add_argument(
+        "source", help="a .pkl checkpoint, the Hub repository of the original, or a folder of a region tokenizer"
+    )
     parser.add_argument("folder", type=Path, help="where to write; must not exist")
     parser.add_argument("--variant", help="checkpoint in the repository, e.g. tap_vit_l_v1_1")
     parser.add_argument(
@@ -112,6 +114,7 @@ def _add_conversion_flags(parser: argparse.ArgumentParser) -> None:
         "--text_tokenizer", help="the caption vocabulary: a tokenizer.model, a folder or a Hub repository"
     )
     parser.add_argument("--dtype", default="float32", help="dtype of the written weights (default: float32)")
+    parser.add_argument("--limitation", help="a sentence for users about what these weights cannot do")
 
 
 def _describe(arguments: argparse.Namespace) -> int:
@@ -187,6 +190,8 @@ def _convert(arguments: argparse.Namespace) -> None:
             tokenizer = TapRegionTokenizer.from_pretrained(
                 arguments.source, **{name: getattr(arguments, name) for name in names}
             )
+            if arguments.limitation is not None:
+                tokenizer.model.config.limitation = arguments.limitation
             tokenizer.save_pretrained(partial)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)

@@ -59,13 +59,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resumed_equals_uninterrupted(tmp_path: Path, model_config: Path, optimizer: str) -> None:
+@pytest.mark.parametrize(("stage", "optimizer"), [("prompt", "adamw"), ("prompt", "muon"), ("heads", "adamw")])
+def test_resumed_equals_uninterrupted(tmp_path: Path, model_config: Path, stage: str, optimizer: str) -> None:
     if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip("needs PyTorch 2.9")
     flags = ["--model_config", str(model_config), "--optimizer", optimizer, "--dense_weight", "0.3",
              "--regions_per_picture", "3"]  # fmt: skip
-    whole = train(tmp_path / "whole", "prompt", 4, *flags)
+    whole = train(tmp_path / "whole", stage, 4, *flags)
 
     class KilledError(Exception):
         pass
@@ -82,11 +82,11 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, model_config: Path, optimi
     loop.save_state = save_then_die
     try:
         with pytest.raises(KilledError):
-            train(tmp_path / "cut", "prompt", 4, *flags)
+            train(tmp_path / "cut", stage, 4, *flags)
     finally:
         loop.save_state = plain
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-2"]
-    resumed = train(tmp_path / "cut", "prompt", 4, *flags)
+    resumed = train(tmp_path / "cut", stage, 4, *flags)
     for a, b in zip(whole, resumed):
         assert {k: v for k, v in a.items() if k != "seconds_per_step"} == {
             k: v for k, v in b.items() if k != "seconds_per_step"
@@ -118,32 +118,43 @@ def test_all_stages_train_one_after_the_other(tmp_path: Path, model_config: Path
     after = weights(tmp_path / "caption")
     for name in before:  # captions are learned with the rest frozen
         assert torch.equal(before[name], after[name]) != name.startswith("text_decoder."), name
+    both = train(tmp_path / "heads", "heads", 40, "--init_from", str(tmp_path / "prompt" / "model"))
+    for name in ("loss", "concept", "caption"):
+        losses = [line[name] for line in both if name in line]
+        assert sum(losses[-10:]) < sum(losses[:10]), name
+    assert {"val_kind_box", "val_caption_box", "val_caption_point"} <= set(both[-1])
+    after = weights(tmp_path / "heads")
+    for name in before:  # what reads the tokens learns, and the tokens stay as they are
+        assert torch.equal(before[name], after[name]) != (
+            "semantic_head" in name or name.startswith("text_decoder.")
+        ), name
     one = TapRegionTokenizer.from_pretrained(tmp_path / "prompt" / "model")
     other = TapRegionTokenizer.from_pretrained(tmp_path / "caption" / "model")
     assert one.fingerprint == other.fingerprint
 
 
-def test_recoloured_tokens_get_recoloured_targets() -> None:
+def test_recoloured_tokens_get_recoloured_concepts_and_captions() -> None:
     _, colours, _ = concept_banks()
     names = list(COLOURS)
     phrases = [(kind, colour) for kind in list(KINDS)[:3] for colour in names[:2]]
-    truth = torch.from_numpy(np.stack([concept_vector(f"small {colour} {kind}") for kind, colour in phrases]))
+    captions = [f"a small {colour} {kind}" for kind, colour in phrases]
+    truth = torch.from_numpy(np.stack([concept_vector(text) for text in captions]))
     tokens = truth[:, :16] * 3 + 1  # a world in which colours do add up
     experts = torch.tensor([0, 0, 1, 1, 0, 0])
     recolouring = Recolouring(colours, 2, 16, probability=1.0)
     torch.manual_seed(0)
-    moved, said = recolouring(tokens, experts, truth)
+    moved, said, told = recolouring(tokens, experts, truth, captions)
     now = colours.scores(said).argmax(dim=1)
     assert set(now.tolist()) == {0, 1}  # no colour that this expert has not seen
     assert (now != torch.tensor([names.index(colour) for _, colour in phrases])).any()
-    wanted = torch.from_numpy(
-        np.stack([concept_vector(f"small {names[int(new)]} {kind}") for new, (kind, _) in zip(now, phrases)])
-    )
+    assert told == [f"a small {names[int(new)]} {kind}" for new, (kind, _) in zip(now, phrases)]
+    wanted = torch.from_numpy(np.stack([concept_vector(text) for text in told]))
     torch.testing.assert_close(said, wanted)
     torch.testing.assert_close(moved, wanted[:, :16] * 3 + 1)
-    still, same = Recolouring(colours, 2, 16, probability=0.0)(tokens, experts, truth)
+    still, same, kept = Recolouring(colours, 2, 16, probability=0.0)(tokens, experts, truth, captions)
     torch.testing.assert_close(still, tokens)
     torch.testing.assert_close(same, truth)
+    assert kept == captions
 
 
 @pytest.mark.slow

@@ -241,6 +241,22 @@ def test_convert_makes_a_folder_that_loads(
     assert tokenizer.fingerprint in words
 
 
+def test_convert_halves_a_folder_and_warns_of_what_it_cannot_do(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    TapRegionTokenizer.from_pretrained("tap-tiny", dtype="float32").save_pretrained(tmp_path / "trained")
+    said(capsys, "convert", tmp_path / "trained", tmp_path / "half", "--dtype", "float16", "--limitation", "No photos.")
+    half, before = (
+        TapRegionTokenizer.from_pretrained(source, dtype="float16") for source in (tmp_path / "half", "tap-tiny")
+    )
+    assert half.limitation == "No photos."
+    assert half.fingerprint == before.fingerprint
+    assert half.concepts is not None
+    assert half.text_tokenizer is not None
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("trained", "half")]
+    assert sizes[1] < 0.51 * sizes[0]
+
+
 @pytest.mark.slow
 def test_the_examples_of_help_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each as it is printed, in a shell of its own, on pictures of these names."""
