@@ -88,11 +88,11 @@ def main(argv: list[str] | None = None) -> None:
         arguments.region_tokenizer, variant=arguments.variant, device=arguments.device or state.device
     )
     with only_writer(arguments.output, state.is_main_process):
-        _fill(arguments, tokenizer, state)
+        fill_cache(arguments, tokenizer, state)
     state.destroy_process_group()
 
 
-def _fill(arguments: CacheArguments, tokenizer: TapRegionTokenizer, state: PartialState) -> None:
+def fill_cache(arguments: CacheArguments, tokenizer: TapRegionTokenizer, state: PartialState) -> None:
     """Write the shards that are not there yet, those of this process, and the manifest when all are."""
     folder = Path(arguments.output)
     plan = _plan(arguments, tokenizer)

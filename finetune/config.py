@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from safetensors import SafetensorError
@@ -51,8 +51,15 @@ class Source:
         help="a regular expression; only questions are asked in which, or in whose answers on the next line, it is found, and "
         "records without one are passed over. Like turns, for questions that stand alone",
     )
+    loss: Literal["answers", "teacher"] = knob(
+        default="answers",
+        help="answers: the answers are learned as they stand; teacher: what the language model without its adapter thinks of "
+        "each of their words, when it is told in words what the regions are (see finetune.distill)",
+    )
 
     def __post_init__(self) -> None:
+        if self.loss not in ("answers", "teacher"):
+            raise ValueError(f"loss is {self.loss!r} for {self.records}, expected answers or teacher.")
         if self.turns < 0:
             raise ValueError(f"Got turns {self.turns} for {self.records}: give a number, or 0 for all.")
         try:
@@ -61,9 +68,11 @@ class Source:
             raise ValueError(f"questions has {self.questions!r}, which is no regular expression: {error}.") from None
 
 
-_SOURCE = {"records": str, "cache": str, "weight": float, "turns": int, "questions": str}
+_SOURCE = {"records": str, "cache": str, "weight": float, "turns": int, "questions": str, "loss": str}
 
-COLUMNS = {"data": "records", "caches": "cache", "weights": "weight", "turns": "turns", "questions": "questions"}
+COLUMNS = {
+    "data": "records", "caches": "cache", "weights": "weight", "turns": "turns", "questions": "questions", "losses": "loss",
+}  # fmt: skip
 """Flags that give one field of every source, in order: `--data a.jsonl b.jsonl --caches a_cache b_cache`."""
 
 
@@ -74,7 +83,7 @@ def read_source(text: str) -> Source:
         return Source(**{name: _SOURCE[name](str(value)) for name, value in row.items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise argparse.ArgumentTypeError(
-            f"got the source {text} ({error}), expected records and cache, and maybe weight, turns and questions"
+            f"got the source {text} ({error}), expected records and cache, and maybe weight, turns, questions and loss"
         ) from None
 
 
@@ -126,8 +135,9 @@ def parse_arguments(
         arguments_type, description=description or arguments_type.__doc__, formatter_class=argparse.HelpFormatter
     )
     parser.add_argument("--config", metavar="RECIPE", help="YAML file, or name of a shipped recipe; flags override it")
-    has_sources = "sources" in {f.name for f in fields(arguments_type)}  # type: ignore[arg-type]
-    if has_sources:
+    own_names = {f.name for f in fields(arguments_type)}  # type: ignore[arg-type]
+    has_columns = "sources" in own_names and "data" not in own_names  # else sources are given whole
+    if has_columns:
         for name, own in COLUMNS.items():
             help_ = next(f.metadata["help"] for f in fields(Source) if f.name == own)
             parser.add_argument(f"--{name}", nargs="+", type=_SOURCE[own], help=f"of each source: {help_}")
@@ -140,7 +150,7 @@ def parse_arguments(
             action.help = f"{action.help} (default: {str(action.default).replace('%', '%%')})"
     recipe = _read_recipe(config.config, parser, arguments_type) if config.config else {}
     values = parser.parse_args([*_as_flags(recipe), *flags])
-    if has_sources:
+    if has_columns:
         values.sources = sources_of(values.sources, {name: getattr(values, name) for name in COLUMNS})
     named = {action.dest for action in parser._actions for option in action.option_strings if _given(option, flags)}
     arguments = arguments_type(**{f.name: getattr(values, f.name) for f in fields(arguments_type) if f.init})  # type: ignore[arg-type]
@@ -184,8 +194,10 @@ def refuse_other_arguments(arguments: Any, path: Path) -> None:
             f"{path} is damaged ({error}), so it cannot show whether this run is the same: restore it, or use another "
             "output_dir."
         ) from None
-    if "data" in old:  # saved before there were sources
+    if "data" in old and "sources" not in old:  # saved before there were sources
         old["sources"] = [asdict(source) for source in sources_of([], {name: old.get(name) for name in COLUMNS})]
+    if "sources" in new:  # what was saved before a field of theirs existed has its default
+        old["sources"] = [{**asdict(Source("", "")), **source} for source in old["sources"]]
     free = {f.name for f in fields(arguments) if f.metadata.get("free")}
     changed = [
         f"{key} {old[key]!r}, now {new[key]!r}"
@@ -215,7 +227,8 @@ def _read_recipe(name: str, parser: argparse.ArgumentParser, arguments_type: typ
     except ValueError as error:
         parser.error(str(error))
     names = {f.name for f in fields(arguments_type)}
-    unknown = sorted(map(str, set(values) - names - (set(COLUMNS) if "sources" in names else set())))
+    columns = set(COLUMNS) if "sources" in names and "data" not in names else set()
+    unknown = sorted(map(str, set(values) - names - columns))
     if unknown:
         parser.error(f"{path} has unknown names {', '.join(unknown)}: see --help for those that exist")
     return values
