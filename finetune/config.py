@@ -196,7 +196,7 @@ def refuse_other_arguments(arguments: Any, path: Path) -> None:
         ) from None
     if "data" in old and "sources" not in old:  # saved before there were sources
         old["sources"] = [asdict(source) for source in sources_of([], {name: old.get(name) for name in COLUMNS})]
-    if "sources" in new:  # what was saved before a field of theirs existed has its default
+    if "sources" in old:  # one that was saved before a field existed has its default
         old["sources"] = [{**asdict(Source("", "")), **source} for source in old["sources"]]
     free = {f.name for f in fields(arguments) if f.metadata.get("free")}
     changed = [

@@ -1,6 +1,7 @@
-"""Describes regions in words: what TAP says about them, as text that any instruct language model can read.
+"""Describes regions in words: what TAP says about them, in sentences that any instruct language model can read.
 
-This needs no projector and no training.
+This needs no projector and no training. The sentences are those after which a small model answers best: what is sure and
+nothing else, no numbers, and the question comes last.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ PLACES = (
 
 MIN_OVERLAP = 0.02
 """Overlaps with a smaller IoU are not mentioned."""
+
+SURE = 0.5
+"""Concepts of at least this score are said to be what a region shows; of others, the best two, to be what it may be."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +45,48 @@ def describe_regions(
     regions: Sequence[RegionDescription],
     size: tuple[int, int],
     earlier: Sequence[RegionDescription] = (),
-    title: str = "The picture",
+    picture: str = "the picture",
 ) -> str:
-    """One line for the picture of (height, width) `size`, one for each region, and one for each pair that overlaps.
+    """A line for each region of a picture of (height, width) `size`, and one for each pair that overlaps.
 
     earlier: regions of the same picture that have been described before. Only their overlaps with new ones are mentioned.
+    picture: what to call it.
+
+    >>> describe_regions([RegionDescription("region1", "a red umbrella", [], (0, 0, 10, 10))], (100, 100))
+    'region1 is a red umbrella. It is at the top left of the picture.'
     """
-    height, width = size
-    lines = [f"{title} is {width} pixels wide and {height} high."] if not earlier else []
-    for region in regions:
-        x1, y1, x2, y2 = region.box
-        share = 100 * (x2 - x1) * (y2 - y1) / (width * height)
-        parts = [region.caption] if region.caption else []
-        if region.concepts:
-            parts.append("looks like " + ", ".join(f"{name} ({score:.0%})" for name, score in region.concepts))
-        parts.append(f"at the {place_of_box(region.box, size)}")
-        parts.append(f"box {round(x1)} {round(y1)} {round(x2)} {round(y2)}")
-        parts.append(f"{max(1, round(share))}% of the picture")
-        lines.append(f"{region.name}: " + "; ".join(parts) + ".")
+    lines = [f"{_what_it_is(region)} {_where_it_is(region, size, picture)}" for region in regions]
     for i, b in enumerate(regions):
         for a in (*earlier, *regions[:i]):
-            if (overlap := box_iou(a.box, b.box)) >= MIN_OVERLAP:
-                lines.append(f"{a.name} and {b.name} overlap (IoU {overlap:.2f}).")
+            if box_iou(a.box, b.box) >= MIN_OVERLAP:
+                lines.append(f"{a.name} and {b.name} overlap.")
     return "\n".join(lines)
+
+
+def _what_it_is(region: RegionDescription) -> str:
+    """The caption; the surest concept, where the caption does not name it; without either, what it may be."""
+    named, caption = region.concepts[:1], (region.caption or "").strip().rstrip(".")
+    kind = named[0][0] if named and named[0][1] >= SURE else None
+    if caption and (kind is None or kind.lower() in caption.lower()):
+        return f"{region.name} is {caption}."
+    if caption:
+        return f"{region.name} is {caption}. It looks like {_with_article(kind or '')}."
+    if kind is not None:
+        return f"{region.name} is {_with_article(kind)}."
+    if region.concepts:
+        return f"{region.name} may be {' or '.join(_with_article(name) for name, _ in region.concepts[:2])}."
+    return f"It is not known what {region.name} is."
+
+
+def _where_it_is(region: RegionDescription, size: tuple[int, int], picture: str) -> str:
+    place = place_of_box(region.box, size)
+    return f"It is {'in' if place == 'center' else 'at'} the {place} of {picture}."
+
+
+def _with_article(name: str) -> str:
+    if name.lower().startswith(("a ", "an ", "the ")):
+        return name
+    return f"{'an' if name[:1].lower() in tuple('aeiou') else 'a'} {name}"
 
 
 def box_iou(a: Sequence[float], b: Sequence[float]) -> float:

@@ -16,7 +16,9 @@ pytest.importorskip("datasets")
 pytest.importorskip("peft")
 
 from finetune import distill, loop
+from finetune.config import parse_arguments
 from finetune.data.__main__ import main as data_command
+from finetune.distill import DistillArguments
 from finetune.records import load_records
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat
 from tap_tokenizer import TapRegionTokenizer
@@ -51,7 +53,8 @@ def test_from_records_to_a_bridge(stage: Path, tmp_path: Path) -> None:
     assert len(lessons) + len(held_out) <= 6
     for record in [*lessons, *held_out]:
         asked = [turn for turn in record.conversations if turn.role == "user"]
-        assert asked and all(turn.told and "<region" in turn.content and "<region" not in turn.told for turn in asked)
+        assert asked
+        assert all(turn.told and "<region" in turn.content and "<region" not in turn.told for turn in asked)
     counts = json.loads((folder / "counts.json").read_text())
     assert counts["records"] == len(lessons)
     questions = sum(turn.role == "user" for record in [*lessons, *held_out] for turn in record.conversations)
@@ -153,3 +156,11 @@ def test_lessons_of_others_are_refused(stage: Path, tmp_path: Path) -> None:
 def test_what_does_not_go_together_is_refused(stage: Path, tmp_path: Path, flags: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(stage, tmp_path, *flags)
+
+
+def test_the_recipe_for_photographs_is_whole() -> None:
+    arguments = parse_arguments(DistillArguments, ["--config", "real/tap_l_distill"])
+    arguments.complete()
+    (lessons,) = arguments.sources
+    assert (lessons.loss, lessons.turns) == ("teacher", 1)
+    assert lessons.records == "runs/tap_l_distill/lessons/lessons.jsonl"
