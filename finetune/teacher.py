@@ -61,7 +61,7 @@ class LessonArguments:
         default_factory=lambda: [SHIPPED], help="YAML files of what is asked; shipped is the pool that comes with this"
     )
     own_questions: float = knob(
-        default=0.25, help="share of the questions that the language model thinks of itself, when told of a region"
+        default=0.1, help="share of the questions that the language model thinks of itself, when told of a region"
     )
     held_out: float = knob(default=0.05, help="share of the pictures that are kept for evaluation")
     answer_tokens: int = knob(default=48, help="longest answer of the teacher, in tokens")
@@ -140,7 +140,8 @@ class Teacher:
         torch.manual_seed(self.seed * 1_000_003 + chunk)
         lessons = list(self._with_own_questions(lessons))
         for lesson, answer in zip(lessons, self.answers([lesson.told for lesson in lessons])):
-            lesson.answer = _whole_sentences(answer, self._is_cut(answer))
+            answer = _whole_sentences(answer, self._is_cut(answer))
+            lesson.answer = re.sub(r"\b([Rr]egion) (\d)", r"\1\2", answer)  # as records and cut_turns write names
         for one in seen:
             kept = []
             for lesson in (lesson for lesson in lessons if lesson.seen is one):
@@ -329,6 +330,8 @@ def _whole_sentences(answer: str, is_cut: bool) -> str:
     """An answer that was cut off, without its unfinished end; nothing if no sentence is whole."""
     if not is_cut:
         return answer
+    if answer.startswith(("{", "[", "`")):
+        return ""  # half of a JSON is none
     found = re.match(r"(?s).*[.!?}\]]", answer)
     return found[0] if found else ""
 

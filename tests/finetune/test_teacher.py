@@ -42,6 +42,7 @@ def test_a_cut_answer_ends_with_its_last_whole_sentence() -> None:
     assert _whole_sentences("It is red. It is also", True) == "It is red."
     assert _whole_sentences("It is red. It is also", False) == "It is red. It is also"
     assert _whole_sentences("It is also", True) == ""
+    assert _whole_sentences('{"name": "a cat. It', True) == ""
 
 
 def test_a_question_of_its_own_names_the_region_and_gives_nothing_away() -> None:
