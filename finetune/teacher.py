@@ -25,6 +25,7 @@ from llm_bridge import (
     adapter_off,
     describe_regions,
     generate_text,
+    in_words,
     replace_regions,
 )
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, pictures_of
@@ -263,8 +264,9 @@ _OWN_QUESTION = Instruction(
 def _lesson(seen: SeenPicture, instruction: Instruction, regions: list[int], type_: str) -> Lesson:
     """An instruction whose `<region1>`, … are some regions of a picture."""
     asked = replace_regions(instruction.text, lambda n, _: f"<region{regions[n - 1]}>")
-    words = replace_regions(instruction.text, lambda n, _: f"region{regions[n - 1]}")
     own = [replace(seen.described[n - 1], name=f"region{n}") for n in regions]
+    words = in_words(asked, own)
+    words = replace_regions(words, lambda n, _: f"region{n}")
     told = f"{describe_regions(own, seen.record.size)}\n{words} {instruction.hint}".strip()
     return Lesson(seen, instruction.kind, type_, asked, told, regions)
 
@@ -283,14 +285,20 @@ def _in_true_words(description: RegionDescription, region: Region) -> RegionDesc
 def _own_question(said: str, region: int, description: RegionDescription) -> str | None:
     """The first question of an answer, about `<region1>`; None if there is none, or if it gives away what the region is."""
     found = re.search(r"[^.!?\n]+\?", said)
-    names = [description.caption or "", *(name for name, _ in description.concepts[:1])]
-    if found is None or any(name and name.lower() in found[0].lower() for name in names):
+    if found is None:
         return None
     question = found[0].strip().strip("\"'“”*- ")
+    names = [name for name in (_ARTICLE.sub("", description.caption or ""), description.kind) if name]
+    for name in names:
+        known = rf"\b(?:the|an?|this|that) {re.escape(name)}\b(?: \(region\d+\))?"
+        question = re.sub(known, f"region{region}", question, flags=re.IGNORECASE)
     question = replace_regions(question, lambda number, _: "<region1>" if number == region else None)
-    if re.search(r"(?<!<)\bregion ?\d", question):
+    if re.search(r"(?<!<)\bregion ?\d", question) or any(name.lower() in question.lower() for name in names):
         return None
     return question if "<region1>" in question else f"<region1>: {question}"
+
+
+_ARTICLE = re.compile(r"^(?:the|an?) ", re.IGNORECASE)
 
 
 # --- what is of use ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Describes regions in words: what TAP says about them, in sentences that any instruct language model can read.
 
 This needs no projector and no training. The sentences are those after which a small model answers best: what is sure and
-nothing else, no numbers, and the question comes last.
+nothing else, no numbers; the question comes last, and calls a region by its kind as well as by its name.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ PLACES = (
 MIN_OVERLAP = 0.02
 """Overlaps with a smaller IoU are not mentioned."""
 
+_ARTICLES = ("a", "an", "the")
+
 SURE = 0.5
 """Concepts of at least this score are said to be what a region shows; of others, the best two, to be what it may be."""
 
@@ -31,6 +33,19 @@ class RegionDescription:
     caption: str | None
     concepts: list[tuple[str, float]] = field(default_factory=list)
     box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+    @property
+    def kind(self) -> str | None:
+        """The concept that it surely is, without an article; None if there is none."""
+        if not self.concepts or self.concepts[0][1] < SURE:
+            return None
+        words = self.concepts[0][0].split()
+        return " ".join(words[1:] if words[0].lower() in _ARTICLES and len(words) > 1 else words)
+
+    @property
+    def spoken_of(self) -> str:
+        """What a question calls it: "the umbrella (region1)", or its name where its kind is not sure."""
+        return self.name if self.kind is None else f"the {self.kind} ({self.name})"
 
 
 def place_of_box(box: Sequence[float], size: tuple[int, int]) -> str:
@@ -65,12 +80,11 @@ def describe_regions(
 
 def _what_it_is(region: RegionDescription) -> str:
     """The caption; the surest concept, where the caption does not name it; without either, what it may be."""
-    named, caption = region.concepts[:1], (region.caption or "").strip().rstrip(".")
-    kind = named[0][0] if named and named[0][1] >= SURE else None
+    kind, caption = region.kind, (region.caption or "").strip().rstrip(".")
     if caption and (kind is None or kind.lower() in caption.lower()):
         return f"{region.name} is {caption}."
-    if caption:
-        return f"{region.name} is {caption}. It looks like {_with_article(kind or '')}."
+    if caption and kind:
+        return f"{region.name} is {caption}. It looks like {_with_article(kind)}."
     if kind is not None:
         return f"{region.name} is {_with_article(kind)}."
     if region.concepts:
@@ -84,7 +98,7 @@ def _where_it_is(region: RegionDescription, size: tuple[int, int], picture: str)
 
 
 def _with_article(name: str) -> str:
-    if name.lower().startswith(("a ", "an ", "the ")):
+    if name.split(" ")[0].lower() in _ARTICLES:
         return name
     return f"{'an' if name[:1].lower() in tuple('aeiou') else 'a'} {name}"
 

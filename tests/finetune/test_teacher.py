@@ -48,7 +48,9 @@ def test_a_cut_answer_ends_with_its_last_whole_sentence() -> None:
 def test_a_question_of_its_own_names_the_region_and_gives_nothing_away() -> None:
     assert _own_question("Sure! How old is region1? Or is it?", 1, CAT) == "How old is <region1>?"
     assert _own_question('"How old is it?"', 2, HAT) == "<region1>: How old is it?"
-    assert _own_question("How old is the cat?", 1, CAT) is None
+    assert _own_question("How old is the cat (region1)?", 1, CAT) == "How old is <region1>?"
+    assert _own_question("Is a black cat old?", 1, CAT) == "Is <region1> old?"
+    assert _own_question("Do cats sleep?", 1, CAT) is None
     assert _own_question("Is region1 older than region2?", 1, CAT) is None
     assert _own_question("A cat.", 1, CAT) is None
 
@@ -58,7 +60,7 @@ def test_a_lesson_tells_its_teacher_of_the_regions_that_are_asked_about() -> Non
     seen = SeenPicture(0, record, [CAT, HAT], Counter())
     lesson = _lesson(seen, Instruction("name", "What is <region1>?", "Be brief."), [2], KNOWN)
     assert lesson.asked == "What is <region2>?"
-    assert lesson.told == describe_regions([HAT], (300, 300)) + "\nWhat is region2? Be brief."
+    assert lesson.told == describe_regions([HAT], (300, 300)) + "\nWhat is the hat (region2)? Be brief."
     lesson.answer = "region2 is a hat."
     made = _record_of(record, [lesson])
     assert [region.box for region in made.regions] == [[200, 200, 300, 300]]

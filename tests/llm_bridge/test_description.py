@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_bridge import RegionDescription, describe_regions
+from llm_bridge import RegionDescription, describe_regions, in_words
 from llm_bridge.description import box_iou, place_of_box
 
 
@@ -33,6 +33,13 @@ def test_a_description_is_a_line_for_each_region_and_each_overlap() -> None:
 def test_only_what_is_sure_is_said_to_be_so(caption: str | None, concepts: list[tuple[str, float]], words: str) -> None:
     region = RegionDescription("region1", caption, concepts, (140, 90, 160, 110))
     assert describe_regions([region], (200, 300)) == f"{words} It is in the center of the picture."
+
+
+def test_a_question_calls_a_region_by_its_kind_at_first_and_by_its_name_where_it_is_not_sure() -> None:
+    cat = RegionDescription("region1", "a black cat", [("a cat", 0.9)])
+    dog = RegionDescription("region2", "a dog", [("dog", 0.3)])
+    asked = "Is <region1> near region2? Where is region1?"
+    assert in_words(asked, [cat, dog]) == "Is the cat (region1) near region2? Where is region1?"
 
 
 def test_later_descriptions_mention_only_what_is_new() -> None:
