@@ -25,7 +25,6 @@ from llm_bridge import (
     adapter_off,
     describe_regions,
     generate_text,
-    in_words,
     replace_regions,
 )
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, pictures_of
@@ -265,8 +264,7 @@ def _lesson(seen: SeenPicture, instruction: Instruction, regions: list[int], typ
     """An instruction whose `<region1>`, … are some regions of a picture."""
     asked = replace_regions(instruction.text, lambda n, _: f"<region{regions[n - 1]}>")
     own = [replace(seen.described[n - 1], name=f"region{n}") for n in regions]
-    words = in_words(asked, own)
-    words = replace_regions(words, lambda n, _: f"region{n}")
+    words = replace_regions(asked, lambda n, _: f"region{n}")
     told = f"{describe_regions(own, seen.record.size)}\n{words} {instruction.hint}".strip()
     return Lesson(seen, instruction.kind, type_, asked, told, regions)
 

@@ -1,7 +1,7 @@
 """Describes regions in words: what TAP says about them, in sentences that any instruct language model can read.
 
 This needs no projector and no training. The sentences are those after which a small model answers best: what is sure and
-nothing else, no numbers; the question comes last, and calls a region by its kind as well as by its name.
+nothing else, no numbers, and the question comes last.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ PLACES = (
 
 MIN_OVERLAP = 0.02
 """Overlaps with a smaller IoU are not mentioned."""
+
+SMALL_PART, LARGE_PART = 0.04, 0.12
+"""Shares of a picture: boxes below the first are said to take up a small part of it, from the second on a large one."""
 
 _ARTICLES = ("a", "an", "the")
 
@@ -42,11 +45,6 @@ class RegionDescription:
         words = self.concepts[0][0].split()
         return " ".join(words[1:] if words[0].lower() in _ARTICLES and len(words) > 1 else words)
 
-    @property
-    def spoken_of(self) -> str:
-        """What a question calls it: "the umbrella (region1)", or its name where its kind is not sure."""
-        return self.name if self.kind is None else f"the {self.kind} ({self.name})"
-
 
 def place_of_box(box: Sequence[float], size: tuple[int, int]) -> str:
     """Which of the nine parts of a picture of (height, width) `size` contains the middle of a box xyxy."""
@@ -68,7 +66,7 @@ def describe_regions(
     picture: what to call it.
 
     >>> describe_regions([RegionDescription("region1", "a red umbrella", [], (0, 0, 10, 10))], (100, 100))
-    'region1 is a red umbrella. It is at the top left of the picture.'
+    'region1 is a red umbrella. It is at the top left of the picture and takes up a small part of it.'
     """
     lines = [f"{_what_it_is(region)} {_where_it_is(region, size, picture)}" for region in regions]
     for i, b in enumerate(regions):
@@ -94,7 +92,10 @@ def _what_it_is(region: RegionDescription) -> str:
 
 def _where_it_is(region: RegionDescription, size: tuple[int, int], picture: str) -> str:
     place = place_of_box(region.box, size)
-    return f"It is {'in' if place == 'center' else 'at'} the {place} of {picture}."
+    x1, y1, x2, y2 = region.box
+    share = (x2 - x1) * (y2 - y1) / (size[0] * size[1])
+    part = "a small part" if share < SMALL_PART else "some" if share < LARGE_PART else "a large part"
+    return f"It is {'in' if place == 'center' else 'at'} the {place} of {picture} and takes up {part} of it."
 
 
 def _with_article(name: str) -> str:

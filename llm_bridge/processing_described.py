@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tap_tokenizer import RegionTokens
 
-from .chat_markup import Layout, MarkerExpander, Shown, replace_regions
+from .chat_markup import Layout, MarkerExpander, Shown
 from .configuration_bridge import RegionBridgeConfig
 from .description import RegionDescription, describe_regions
 from .processing_bridge import RegionBridgeProcessor
@@ -76,16 +76,6 @@ class DescribedRegionProcessor(RegionBridgeProcessor):
         ]
 
 
-def in_words(question: str, regions: Sequence[RegionDescription]) -> str:
-    """A question that calls regions by their kind where it first speaks of them: region1 → the umbrella (region1)."""
-    spoken = {region.name: region.spoken_of for region in regions}
-
-    def replace(number: int, is_shown: bool) -> str | None:
-        return spoken.pop(f"region{number}", None)
-
-    return replace_regions(question, replace)
-
-
 class _DescribingExpander(MarkerExpander):
     """Writes descriptions before each text that shows regions for the first time."""
 
@@ -103,7 +93,6 @@ class _DescribingExpander(MarkerExpander):
         if self._described is None:
             self._described = self.processor.describe(self.sample)
         regions, sizes = self._described
-        words = in_words(words, [regions[i] for i in new])
         shown = {number for kind, number in self.order if kind == "region"}
         blocks = []
         for image in range(self.images):

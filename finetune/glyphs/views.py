@@ -20,7 +20,6 @@ from llm_bridge import (
     RegionChat,
     describe_regions,
     generate_text,
-    in_words,
     region_features,
     replace_regions,
 )
@@ -240,7 +239,7 @@ def described_questions(chat: RegionChat, seen: SeenScenes) -> Iterator[str]:
             order: list[int] = []
             text, _ = question.numbered(order)
             regions = [replace(by_object[i], name=f"region{n}") for n, i in enumerate(order, start=1)]
-            yield f"{describe_regions(regions, (height, width))}\n{_without_markers(in_words(text, regions))}"
+            yield f"{describe_regions(regions, (height, width))}\n{_without_markers(text)}"
 
 
 def _without_markers(text: str) -> str:

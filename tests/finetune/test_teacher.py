@@ -60,7 +60,7 @@ def test_a_lesson_tells_its_teacher_of_the_regions_that_are_asked_about() -> Non
     seen = SeenPicture(0, record, [CAT, HAT], Counter())
     lesson = _lesson(seen, Instruction("name", "What is <region1>?", "Be brief."), [2], KNOWN)
     assert lesson.asked == "What is <region2>?"
-    assert lesson.told == describe_regions([HAT], (300, 300)) + "\nWhat is the hat (region2)? Be brief."
+    assert lesson.told == describe_regions([HAT], (300, 300)) + "\nWhat is region2? Be brief."
     lesson.answer = "region2 is a hat."
     made = _record_of(record, [lesson])
     assert [region.box for region in made.regions] == [[200, 200, 300, 300]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_bridge import RegionDescription, describe_regions, in_words
+from llm_bridge import RegionDescription, describe_regions
 from llm_bridge.description import box_iou, place_of_box
 
 
@@ -12,8 +12,8 @@ def test_a_description_is_a_line_for_each_region_and_each_overlap() -> None:
     cat = RegionDescription("region1", "a black cat", [("cat", 0.914), ("dog", 0.05)], (0, 0, 100, 100))
     hat = RegionDescription("region2", "a red hat on the floor.", [], (50, 0, 150, 100))
     assert describe_regions([cat, hat], (300, 300)) == (
-        "region1 is a black cat. It is at the top left of the picture.\n"
-        "region2 is a red hat on the floor. It is at the top of the picture.\n"
+        "region1 is a black cat. It is at the top left of the picture and takes up some of it.\n"
+        "region2 is a red hat on the floor. It is at the top of the picture and takes up some of it.\n"
         "region1 and region2 overlap."
     )
 
@@ -32,21 +32,25 @@ def test_a_description_is_a_line_for_each_region_and_each_overlap() -> None:
 )
 def test_only_what_is_sure_is_said_to_be_so(caption: str | None, concepts: list[tuple[str, float]], words: str) -> None:
     region = RegionDescription("region1", caption, concepts, (140, 90, 160, 110))
-    assert describe_regions([region], (200, 300)) == f"{words} It is in the center of the picture."
+    assert (
+        describe_regions([region], (200, 300))
+        == f"{words} It is in the center of the picture and takes up a small part of it."
+    )
 
 
-def test_a_question_calls_a_region_by_its_kind_at_first_and_by_its_name_where_it_is_not_sure() -> None:
-    cat = RegionDescription("region1", "a black cat", [("a cat", 0.9)])
-    dog = RegionDescription("region2", "a dog", [("dog", 0.3)])
-    asked = "Is <region1> near region2? Where is region1?"
-    assert in_words(asked, [cat, dog]) == "Is the cat (region1) near region2? Where is region1?"
+def test_a_region_takes_up_as_much_of_the_picture_as_its_box() -> None:
+    for side, part in ((19, "a small part"), (21, "some"), (36, "a large part")):
+        region = RegionDescription("region1", "a cat", [], (0, 0, side, side))
+        assert describe_regions([region], (100, 100)).endswith(f"takes up {part} of it.")
 
 
 def test_later_descriptions_mention_only_what_is_new() -> None:
     a = RegionDescription("region1", "a cat", [], (0, 0, 100, 100))
     b = RegionDescription("region2", "a hat", [], (50, 0, 150, 100))
     text = describe_regions([b], (300, 300), earlier=[a], picture="picture 2")
-    assert text == "region2 is a hat. It is at the top of picture 2.\nregion1 and region2 overlap."
+    assert (
+        text == "region2 is a hat. It is at the top of picture 2 and takes up some of it.\nregion1 and region2 overlap."
+    )
 
 
 @pytest.mark.parametrize(
