@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
-from llm_bridge import RegionBridgeProcessor, region_features, region_numbers
+from llm_bridge import RegionBridgeProcessor, region_features, region_numbers, replace_regions
 from tap_tokenizer import RegionTokens
 
 from .bridge_setup import TrainArguments
@@ -40,12 +40,14 @@ _KEPT = 40_000
 class CachedRecord:
     """A record, the region tokens of its regions, and its picture's context features (slots, F) if there are any.
 
-    regions: None for a conversation without a picture.
+    regions: None for a conversation without a picture. is_taught: whether its answers are learned from a teacher, who reads
+    what each question has `told`.
     """
 
     record: Record
     regions: RegionTokens | None
     context: Tensor | None = None
+    is_taught: bool = False
 
 
 # --- which record comes when ------------------------------------------------------------------------------------------
@@ -121,7 +123,7 @@ class Conversations(Dataset[CachedRecord]):
         record, regions = self._record(number, row)
         tokens = cache.regions(row, variant)
         check_size(record, picture_size(tokens), f"Record {row} of {source.records}, for which tokens are cached,")
-        item = CachedRecord(record, tokens[regions], cache.context(row))
+        item = CachedRecord(record, tokens[regions], cache.context(row), source.loss == "teacher")
         random = np.random.RandomState([self.seed, 3, position % 2**32])
         return _cut(item, source.turns, random, self.same_region)
 
@@ -296,6 +298,9 @@ Item: TypeAlias = CachedRecord | Record | Mapping[str, Any]
 class ConversationCollator:
     """Conversations → input_ids, attention_mask, labels and region features; −100 wherever nothing is learned.
 
+    If some are taught, `is_taught` (B,) marks them, and `told` holds input_ids, attention_mask and labels of the same
+    conversations as their teacher reads them, without any region: the words that are learned are the same.
+
     Items are records with their cached region tokens, or records alone, whose regions are then encoded here, by the
     processor's region tokenizer, every time that they come: leave the number of a DataLoader's workers at 0 if it is on a
     GPU. A record without a picture is a conversation in words.
@@ -320,20 +325,31 @@ class ConversationCollator:
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         items = self._encoded(items)
-        batch = self._batch(items, return_assistant_tokens_mask=True, padding_side="right")
-        if self.max_length is not None and batch["input_ids"].shape[1] > self.max_length:
-            fitting = [self._fit(item) for item in items]
-            batch = self._batch(fitting, return_assistant_tokens_mask=True, padding_side="right")
-        learned = batch.pop("assistant_masks")
-        if self.mask_history:
-            learned = _last_run(learned)
-        if not learned.any():
+        batch, told = self._lessons(items)
+        if self.max_length is not None and _longest(batch, told) > self.max_length:
+            batch, told = self._lessons([self._fit(item) for item in items])
+        if not (batch["labels"] != -100).any():
             raise ValueError(
                 "Got conversations in which the assistant says nothing: give at least one answer to learn from."
             )
-        batch["labels"] = batch["input_ids"].masked_fill(learned == 0, -100)
         if "region_features" not in batch:
             batch.update(self._no_regions(len(items)))
+        if told is not None:
+            batch |= {"told": told, "is_taught": torch.tensor([item.is_taught for item in items])}
+            _check_same_words(batch)
+        return batch
+
+    def _lessons(self, items: Sequence[CachedRecord]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Conversations with what is learned of each, and, if some are taught, these as their teacher reads them."""
+        taught = [_as_told(item) for item in items if item.is_taught]
+        return self._lesson(items), self._lesson(taught) if taught else None
+
+    def _lesson(self, items: Sequence[CachedRecord]) -> dict[str, Any]:
+        batch = self._batch(items, return_assistant_tokens_mask=True, padding_side="right")
+        learned = batch.pop("assistant_masks")
+        if self.mask_history:
+            learned = _last_run(learned)
+        batch["labels"] = batch["input_ids"].masked_fill(learned == 0, -100)
         return dict(batch)
 
     def _encoded(self, items: Sequence[Item]) -> list[CachedRecord]:
@@ -375,9 +391,7 @@ class ConversationCollator:
     def _fit(self, item: CachedRecord) -> CachedRecord:
         """A conversation without those of its last questions that do not fit into `max_length`."""
         assert self.max_length is not None
-        while (
-            length := self._batch([item], return_assistant_tokens_mask=True)["input_ids"].shape[1]
-        ) > self.max_length:
+        while (length := _longest(*self._lessons([item]))) > self.max_length:
             questions = len(_questions(item.record.conversations))
             if questions < 2:
                 picture = item.record.image if isinstance(item.record.image, str) else "a picture"
@@ -410,6 +424,38 @@ class ConversationCollator:
 
     def _messages(self, item: CachedRecord) -> list[dict[str, Any]]:
         return [{"role": turn.role, "content": turn.content} for turn in item.record.conversations]
+
+
+def _as_told(item: CachedRecord) -> CachedRecord:
+    """A conversation as its teacher reads it: what each question has `told`, or else its words, and no regions."""
+    turns = item.record.conversations
+    if not any(turn.told for turn in turns):
+        raise ValueError(
+            f"{item.record.name} has a teacher, but no question that says in words what the regions are (`told`): make "
+            "records with finetune.distill, or learn their answers with loss: answers."
+        )
+    words = [replace(turn, content=turn.told or _without_markers(turn.content)) for turn in turns]
+    return CachedRecord(Record(item.record.image, conversations=words), None)
+
+
+def _without_markers(text: str) -> str:
+    """`<region1>` → region1."""
+    return replace_regions(text, lambda number, is_shown: f"region{number}")
+
+
+def _longest(batch: Mapping[str, Any], told: Mapping[str, Any] | None) -> int:
+    """Tokens of the longest conversation, as it is or as its teacher reads it."""
+    return max(part["input_ids"].shape[1] for part in (batch, told) if part is not None)
+
+
+def _check_same_words(batch: Mapping[str, Any]) -> None:
+    """Refuse conversations whose answers become other tokens after a question in other words."""
+    own, told = batch["labels"][batch["is_taught"]], batch["told"]["labels"]
+    if own[own != -100].tolist() != told[told != -100].tolist():
+        raise ValueError(
+            "The answers of a taught conversation are other tokens after the question as its teacher reads it, so that they "
+            "cannot be compared word by word: use another chat template, or loss: answers."
+        )
 
 
 def _last_run(learned: Tensor) -> Tensor:

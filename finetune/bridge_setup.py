@@ -40,7 +40,7 @@ class TrainArguments(RunArguments):
     mode: Literal["projector", "lora", "full"] = knob(default="lora", help="what is trained; the projector always is")
     sources: list[Source] = knob(
         default_factory=list,
-        help="what to learn from, each with records, cache, weight, turns and questions; as flags, use --data, --caches, …",
+        help="what to learn from, each with records, cache, weight, turns, questions, loss; as flags, use --data, --caches, …",
     )
     eval_data: str | None = knob(default=None, free=True, help="records to evaluate on during training")
     eval_cache: str | None = knob(default=None, free=True, help="cache of eval_data")
@@ -60,6 +60,11 @@ class TrainArguments(RunArguments):
     new_region_tokenizer: str | None = knob(
         default=None,
         help="name or folder of a region tokenizer whose tokens replace those that init_from was trained on",
+    )
+    teacher_share: float = knob(
+        default=0.8,
+        help="of what is learned from a teacher (a source's loss: teacher), the share that is KL to its distribution over "
+        "words; the rest is cross entropy on the words it chose",
     )
     lora_r: int = knob(default=16, help="rank of LoRA")
     lora_alpha: int = knob(default=32, help="scale of LoRA (its alpha)")
@@ -149,6 +154,13 @@ def check_arguments(arguments: TrainArguments) -> None:
     if arguments.load_best and not arguments.eval_data:
         raise ValueError("load_best needs evaluations: give eval_data and eval_cache.")
     check_sources(arguments.sources)
+    if not 0 <= arguments.teacher_share <= 1:
+        raise ValueError(f"teacher_share is {arguments.teacher_share}, expected a share from 0 to 1.")
+    if arguments.mode == "full" and any(source.loss == "teacher" for source in arguments.sources):
+        raise ValueError(
+            "The teacher is the language model without what it learns, so mode full, which changes its weights, leaves none: "
+            "use mode lora or projector."
+        )
     if not 0 <= arguments.same_region <= 1:
         raise ValueError(f"same_region is {arguments.same_region}, expected a share from 0 to 1.")
     if arguments.same_region and not any(source.turns for source in arguments.sources):

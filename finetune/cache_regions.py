@@ -88,11 +88,11 @@ def main(argv: list[str] | None = None) -> None:
         arguments.region_tokenizer, variant=arguments.variant, device=arguments.device or state.device
     )
     with only_writer(arguments.output, state.is_main_process):
-        _fill(arguments, tokenizer, state)
+        fill_cache(arguments, tokenizer, state)
     state.destroy_process_group()
 
 
-def _fill(arguments: CacheArguments, tokenizer: TapRegionTokenizer, state: PartialState) -> None:
+def fill_cache(arguments: CacheArguments, tokenizer: TapRegionTokenizer, state: PartialState) -> None:
     """Write this process's share of the missing shards, and the manifest once all shards are there."""
     folder = Path(arguments.output)
     plan = _plan(arguments, tokenizer)

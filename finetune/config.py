@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from safetensors import SafetensorError
@@ -53,8 +53,15 @@ class Source:
         help="a regular expression, searched in each question and its answer, which is on the next line: other questions are "
         "not asked, and records that have no others are passed over. Only if the questions do not refer to each other",
     )
+    loss: Literal["answers", "teacher"] = knob(
+        default="answers",
+        help="answers: the answers are learned as they stand; teacher: what the language model without its adapter thinks of "
+        "each of their words, when it is told in words what the regions are (see finetune.distill)",
+    )
 
     def __post_init__(self) -> None:
+        if self.loss not in ("answers", "teacher"):
+            raise ValueError(f"loss is {self.loss!r} for {self.records}, expected answers or teacher.")
         if self.turns < 0:
             raise ValueError(f"Got turns {self.turns} for {self.records}: give a number, or 0 for all.")
         try:
@@ -63,9 +70,11 @@ class Source:
             raise ValueError(f"questions has {self.questions!r}, which is no regular expression: {error}.") from None
 
 
-_SOURCE = {"records": str, "cache": str, "weight": float, "turns": int, "questions": str}
+_SOURCE = {"records": str, "cache": str, "weight": float, "turns": int, "questions": str, "loss": str}
 
-COLUMNS = {"data": "records", "caches": "cache", "weights": "weight", "turns": "turns", "questions": "questions"}
+COLUMNS = {
+    "data": "records", "caches": "cache", "weights": "weight", "turns": "turns", "questions": "questions", "losses": "loss",
+}  # fmt: skip
 """Flags that give one field of every source, in order: `--data a.jsonl b.jsonl --caches a_cache b_cache`."""
 
 
@@ -76,7 +85,7 @@ def read_source(text: str) -> Source:
         return Source(**{name: _SOURCE[name](str(value)) for name, value in row.items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise argparse.ArgumentTypeError(
-            f"got the source {text} ({error}), expected records and cache, and maybe weight, turns and questions"
+            f"got the source {text} ({error}), expected records and cache, and maybe weight, turns, questions and loss"
         ) from None
 
 
@@ -130,8 +139,9 @@ def parse_arguments(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="RECIPE", help="YAML file, or name of a shipped recipe; flags override it")
-    has_sources = "sources" in {f.name for f in fields(arguments_type)}  # type: ignore[arg-type]
-    if has_sources:
+    own_names = {f.name for f in fields(arguments_type)}  # type: ignore[arg-type]
+    has_columns = "sources" in own_names and "data" not in own_names  # else sources are given whole
+    if has_columns:
         for name, own in COLUMNS.items():
             help_ = next(f.metadata["help"] for f in fields(Source) if f.name == own)
             parser.add_argument(f"--{name}", nargs="+", type=_SOURCE[own], help=f"for each source: {help_}")
@@ -144,7 +154,7 @@ def parse_arguments(
             action.help = f"{action.help} (default: {str(action.default).replace('%', '%%')})"
     recipe = _read_recipe(config.config, parser, arguments_type) if config.config else {}
     values = parser.parse_args([*_as_flags(recipe), *flags])
-    if has_sources:
+    if has_columns:
         values.sources = sources_of(values.sources, {name: getattr(values, name) for name in COLUMNS})
     named = {action.dest for action in parser._actions for option in action.option_strings if _given(option, flags)}
     arguments = arguments_type(**{f.name: getattr(values, f.name) for f in fields(arguments_type) if f.init})  # type: ignore[arg-type]
@@ -188,8 +198,10 @@ def refuse_other_arguments(arguments: Any, path: Path) -> None:
             f"{path} is damaged ({error}), so it cannot show whether this run is the same: restore it, or use another "
             "output_dir."
         ) from None
-    if "data" in old:  # saved before there were sources
+    if "data" in old and "sources" not in old:  # saved before there were sources
         old["sources"] = [asdict(source) for source in sources_of([], {name: old.get(name) for name in COLUMNS})]
+    if "sources" in old:  # one that was saved before a field existed has its default
+        old["sources"] = [{**asdict(Source("", "")), **source} for source in old["sources"]]
     free = {f.name for f in fields(arguments) if f.metadata.get("free")}
     changed = [
         f"{key} {old[key]!r}, now {new[key]!r}"
@@ -224,7 +236,8 @@ def _read_recipe(name: str, parser: argparse.ArgumentParser, arguments_type: typ
     except ValueError as error:
         parser.error(str(error))
     names = {f.name for f in fields(arguments_type)}
-    unknown = sorted(map(str, set(values) - names - (set(COLUMNS) if "sources" in names else set())))
+    columns = set(COLUMNS) if "sources" in names and "data" not in names else set()
+    unknown = sorted(map(str, set(values) - names - columns))
     if unknown:
         parser.error(f"{path} has unknown names {', '.join(unknown)}: see --help for those that exist")
     return values

@@ -26,7 +26,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import PartialState
-from tqdm.auto import tqdm
 
 from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens, only_writer, write_whole
@@ -34,6 +33,7 @@ from tap_tokenizer import RegionTokens, only_writer, write_whole
 from .answerers import CONTROLS, ROWS, Cast, load_cast
 from .batches import picture_size
 from .cache import RegionCache, data_checksum, encode_regions, file_checksum
+from .chunks import joined_chunks, write_chunks
 from .config import knob, parse_arguments, run_command
 from .data.json_files import read_json, read_json_lines
 from .data.validation import UNREADABLE
@@ -288,15 +288,9 @@ def prepare_output(output: Path, about: dict[str, Any]) -> bool:
 def run_chunks(output: Path, chunks: int, work: Callable[[int], list[Line]], state: PartialState) -> None:
     """Do this process's share of the missing chunks, and join all of them once every process is done."""
     parts = output / PARTS
-    parts.mkdir(exist_ok=True)
-    mine = range(state.process_index, chunks, state.num_processes)
-    left = [k for k in mine if not (parts / f"{k:06d}.jsonl").is_file()]
-    for k in tqdm(left, desc="evaluating", unit="chunk", disable=not state.is_main_process):
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in work(k))
-        write_whole(parts / f"{k:06d}.jsonl", text)
-    state.wait_for_everyone()
+    write_chunks(parts, chunks, work, state, "evaluating")
     if state.is_main_process:
-        text = "".join((parts / f"{k:06d}.jsonl").read_text(encoding="utf-8") for k in range(chunks))
+        text = joined_chunks(parts, chunks)
         write_whole(output / CHECKSUM, f"{sha256(text.encode()).hexdigest()}  {PREDICTIONS}\n")
         write_whole(output / PREDICTIONS, text)
         shutil.rmtree(parts)

@@ -102,9 +102,38 @@ def words_learned(batch: Mapping[str, Tensor]) -> int:
     return int((batch["labels"][:, 1:] != -100).sum())
 
 
+def taught_loss(model: nn.Module, batch: Mapping[str, Tensor], teacher: Tensor, share: float) -> dict[str, Tensor]:
+    """The loss of a batch of conversations of which some have a teacher, summed over the words that it learns.
+
+    Of words that have one, it is `share` of KL, which is also given alone, and the rest of cross entropy; see `word_losses`.
+    """
+    entropy, kl, taught = word_losses(model, batch, teacher)
+    return {"loss": ((1 - share * taught.float()) * entropy).sum() + share * kl.sum(), "kl": share * kl.sum()}
+
+
+def word_losses(model: nn.Module, batch: Mapping[str, Tensor], teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each word (N,) that a batch learns, row by row: cross entropy, KL in nats from the teacher's distribution, which is
+    0 where the word has no teacher, and whether it has one.
+
+    teacher: logits (M, V) for the words of the rows that `is_taught` (B,) marks.
+    """
+    labels = batch["labels"][:, 1:]
+    learned = labels != -100
+    logits = model(**{n: value for n, value in batch.items() if n not in _TARGETS}).logits[:, :-1][learned].float()
+    taught = batch["is_taught"][:, None].expand_as(learned)[learned]
+    entropy = F.cross_entropy(logits, labels[learned], reduction="none")
+    wanted = teacher.float().log_softmax(dim=-1)
+    kl = F.kl_div(logits[taught].log_softmax(dim=-1), wanted, reduction="none", log_target=True).sum(dim=-1)
+    return entropy, torch.zeros_like(entropy).masked_scatter(taught, kl), taught
+
+
+_TARGETS = ("labels", "is_taught", "told")
+"""What a batch of conversations holds beside the model's inputs."""
+
+
 def summed_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Cross entropy summed over the words that a batch of conversations learns."""
     labels = batch["labels"][:, 1:]
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    inputs = {name: value for name, value in batch.items() if name not in _TARGETS}
     logits = model(**inputs).logits[:, :-1].float()
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")

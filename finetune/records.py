@@ -100,19 +100,20 @@ class Turn:
     """What a user or the assistant says in a conversation.
 
     role: "system", "user" or "assistant". For evaluation, a question may have a `type`, by which it is scored, and its
-    possible answers, `options`.
+    possible answers, `options`. told: the question as a teacher reads it who sees no region: with the regions in words.
     """
 
     role: str
     content: str
     type: str | None = None
     options: list[str] | None = None
+    told: str | None = None
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Turn:
         """A turn as files hold it; what is missing is empty."""
         get = row.get
-        return cls(get("role", ""), get("content", ""), get("type"), get("options"))
+        return cls(get("role", ""), get("content", ""), get("type"), get("options"), get("told"))
 
     def to_dict(self) -> dict[str, Any]:
         """The turn as files and chat templates hold it: the fields that it has, in their order."""
@@ -316,6 +317,13 @@ def cut_turns(record: Record, start: int, count: int) -> tuple[Record, list[int]
         name = f"region{order.index(number) + 1}"
         return f"<{name}>" if is_shown else name
 
-    conversations = [replace(turn, content=replace_regions(turn.content, renumber)) for turn in kept]
+    conversations = [
+        replace(
+            turn,
+            content=replace_regions(turn.content, renumber),
+            told=turn.told and replace_regions(turn.told, renumber),
+        )
+        for turn in kept
+    ]
     rows = [number - 1 for number in order]
     return replace(record, regions=[record.regions[i] for i in rows], conversations=conversations), rows

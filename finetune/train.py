@@ -4,8 +4,9 @@
     accelerate launch -m finetune.train --config miniature_lora
 
 It reads records and their cached region tokens (`finetune.cache_regions`), never pictures: the region tokenizer is frozen
-by construction. If a run was stopped, give the same command again: it continues from the last checkpoint, and the result is
-that of a run without a stop.
+by construction. It learns the answers of a source as they stand or, with `loss: teacher`, from a teacher (see
+`finetune.distill`). If a run was stopped, give the same command again: it continues from the last checkpoint, and the result
+is that of a run without a stop.
 
 `output_dir` then holds `model`, the trained bridge; `best`, the weights of the best evaluation; `checkpoints`;
 `arguments.yaml`; `environment.jsonl` with versions and commit; `log.jsonl` and `loss.png`; and the tracker's files.
@@ -17,19 +18,20 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from llm_bridge import add_lora, count_parameters, generate_text, has_adapter, merge_lora, set_trainable
+from llm_bridge import adapter_off, add_lora, count_parameters, generate_text, has_adapter, merge_lora, set_trainable
 
 from .batches import CachedRecord, ConversationCollator, Conversations, held_out, make_loader
 from .bridge_setup import TrainArguments, check_arguments, check_data, check_sharding, load_bridge, make_optimizers
 from .checkpoints import is_sharded, keep_only_what_learns, save_whole
 from .config import parse_arguments, run_command
 from .loop import Training, run
-from .losses import summed_loss, words_learned
+from .losses import summed_loss, taught_loss, words_learned
 
 
 class BridgeTraining(Training):
@@ -57,7 +59,7 @@ class BridgeTraining(Training):
         if not is_sharded(accelerator):
             keep_only_what_learns(accelerator)
 
-    def batches(self, start: int) -> Iterable[dict[str, Tensor]]:
+    def batches(self, start: int) -> Iterable[dict[str, Any]]:
         arguments, processes = self.arguments, self.accelerator.num_processes
         data = Conversations(arguments.sources, arguments.seed, arguments.same_region)
         records = sum(map(len, data.rows))
@@ -67,12 +69,27 @@ class BridgeTraining(Training):
         )
         return self.accelerator.prepare(make_loader(arguments, data, self.collator, start, processes))
 
-    def size(self, batch: dict[str, Tensor]) -> int:
+    def size(self, batch: dict[str, Any]) -> int:
         """The words that are learned: every one of a step counts the same, in whichever batch and process it comes."""
         return words_learned(batch)
 
-    def loss(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        return {"loss": summed_loss(self.model, batch)}
+    def loss(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
+        if "told" in batch:
+            return taught_loss(self.model, batch, self.teacher_logits(batch["told"]), self.arguments.teacher_share)
+        loss = summed_loss(self.model, batch)
+        is_mixed = any(source.loss == "teacher" for source in self.arguments.sources)
+        return {"loss": loss, "kl": loss.new_zeros(())} if is_mixed else {"loss": loss}
+
+    @torch.no_grad()
+    def teacher_logits(self, told: dict[str, Tensor]) -> Tensor:
+        """Logits (N, V) of the language model without its adapter, which reads regions in words, for the words learned."""
+        bridge = self.accelerator.unwrap_model(self.model)
+        was_training = bridge.training
+        bridge.eval()
+        with adapter_off(bridge):
+            logits = bridge(input_ids=told["input_ids"], attention_mask=told["attention_mask"]).logits[:, :-1]
+        bridge.train(was_training)
+        return logits[told["labels"][:, 1:] != -100]
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

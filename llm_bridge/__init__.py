@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .processing_described import DescribedRegionProcessor
     from .projector import MlpProjector
 if TYPE_CHECKING:  # shared with finetune, and promised to nobody
+    from .adapters import adapter_off
     from .chat_markup import number_regions, region_numbers, replace_regions
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(__name__, __file__)

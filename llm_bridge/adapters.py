@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -156,6 +157,21 @@ def use_adapter(bridge: RegionBridgePreTrainedModel, name: str) -> None:
     keep_projector(bridge)
     bridge.language_model.set_adapter(name)
     bridge.projector.load_state_dict(kept[name])
+
+
+@contextmanager
+def adapter_off(bridge: RegionBridgePreTrainedModel) -> Iterator[None]:
+    """The language model as it is without its adapter, for as long as the context lasts; nothing changes where it has none."""
+    if not has_adapter(bridge):
+        yield
+        return
+    learning = {name: parameter.requires_grad for name, parameter in bridge.language_model.named_parameters()}
+    try:
+        with bridge.language_model.disable_adapter():
+            yield
+    finally:  # peft lets every active adapter learn that it turns on again
+        for name, parameter in bridge.language_model.named_parameters():
+            parameter.requires_grad_(learning[name])
 
 
 def merge_lora(bridge: Bridge) -> Bridge:

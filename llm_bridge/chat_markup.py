@@ -18,7 +18,7 @@ from .configuration_bridge import REGION_TOKEN
 
 _MARKER = re.compile(r"<image>(\n?)|<region(\d*)>")
 _IMAGE = re.compile(r"<image>\n?")
-_NUMBERED = re.compile(r"<region(\d+)>|\bregion(\d+)\b")
+_NUMBERED = re.compile(r"<region(\d+)>|\b[Rr]egion(\d+)\b")
 _SPOKEN = re.compile(r"<region(\d*)>|\bregion ?(\d+)\b", re.IGNORECASE)
 """A region in a question: its marker, or its name among the words, which people write with a space, too."""
 
@@ -38,12 +38,14 @@ def region_numbers(text: str, *, names: bool = False) -> list[int]:
 def replace_regions(text: str, replace: Callable[[int, bool], str | None]) -> str:
     """A text with each `<regionN>` and regionN replaced by `replace(N, is_shown)`; None leaves it as it is.
 
-    is_shown: True of `<regionN>`, False of the bare name.
+    is_shown: True of `<regionN>`, False of the bare name, which keeps its capital at the beginning of a sentence.
     """
 
     def replaced(match: re.Match[str]) -> str:
         words = replace(_number(match), match[1] is not None)
-        return match[0] if words is None else words
+        if words is None:
+            return match[0]
+        return words[:1].upper() + words[1:] if match[0].startswith("R") else words
 
     return _NUMBERED.sub(replaced, text)
 

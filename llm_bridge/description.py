@@ -1,6 +1,7 @@
-"""Describes regions in words: what TAP says about them, as text that any instruct language model can read.
+"""Describes regions in words: what TAP says about them, in sentences that any instruct language model can read.
 
-This needs no projector and no training.
+This needs no projector and no training. The sentences are those after which a small model answers best: what is sure and
+nothing else, no numbers, and the question comes last.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ PLACES = (
 MIN_OVERLAP = 0.02
 """Overlaps with a smaller IoU are not mentioned."""
 
+SMALL_PART, LARGE_PART = 0.04, 0.12
+"""Shares of a picture: boxes below the first are said to take up a small part of it, from the second on a large one."""
+
+_ARTICLES = ("a", "an", "the")
+
+SURE = 0.5
+"""Concepts of at least this score are said to be what a region shows; of others, the best two, to be what it may be."""
+
 
 @dataclass(frozen=True)
 class RegionDescription:
@@ -27,6 +36,14 @@ class RegionDescription:
     caption: str | None
     concepts: list[tuple[str, float]] = field(default_factory=list)
     box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+    @property
+    def kind(self) -> str | None:
+        """The concept that it surely is, without an article; None if there is none."""
+        if not self.concepts or self.concepts[0][1] < SURE:
+            return None
+        words = self.concepts[0][0].split()
+        return " ".join(words[1:] if words[0].lower() in _ARTICLES and len(words) > 1 else words)
 
 
 def place_of_box(box: Sequence[float], size: tuple[int, int]) -> str:
@@ -41,29 +58,50 @@ def describe_regions(
     regions: Sequence[RegionDescription],
     size: tuple[int, int],
     earlier: Sequence[RegionDescription] = (),
-    title: str = "The picture",
+    picture: str = "the picture",
 ) -> str:
-    """One line for the picture of (height, width) `size`, one for each region, and one for each pair that overlaps.
+    """A line for each region of a picture of (height, width) `size`, and one for each pair that overlaps.
 
     earlier: regions of the same picture that were described before. Only their overlaps with the new ones are mentioned.
+    picture: what to call it.
+
+    >>> describe_regions([RegionDescription("region1", "a red umbrella", [], (0, 0, 10, 10))], (100, 100))
+    'region1 is a red umbrella. It is at the top left of the picture and takes up a small part of it.'
     """
-    height, width = size
-    lines = [f"{title} is {width} pixels wide and {height} high."] if not earlier else []
-    for region in regions:
-        x1, y1, x2, y2 = region.box
-        share = 100 * (x2 - x1) * (y2 - y1) / (width * height)
-        parts = [region.caption] if region.caption else []
-        if region.concepts:
-            parts.append("looks like " + ", ".join(f"{name} ({score:.0%})" for name, score in region.concepts))
-        parts.append(f"at the {place_of_box(region.box, size)}")
-        parts.append(f"box {round(x1)} {round(y1)} {round(x2)} {round(y2)}")
-        parts.append(f"{max(1, round(share))}% of the picture")
-        lines.append(f"{region.name}: " + "; ".join(parts) + ".")
+    lines = [f"{_what_it_is(region)} {_where_it_is(region, size, picture)}" for region in regions]
     for i, b in enumerate(regions):
         for a in (*earlier, *regions[:i]):
-            if (overlap := box_iou(a.box, b.box)) >= MIN_OVERLAP:
-                lines.append(f"{a.name} and {b.name} overlap (IoU {overlap:.2f}).")
+            if box_iou(a.box, b.box) >= MIN_OVERLAP:
+                lines.append(f"{a.name} and {b.name} overlap.")
     return "\n".join(lines)
+
+
+def _what_it_is(region: RegionDescription) -> str:
+    """The caption; the surest concept, where the caption does not name it; without either, what it may be."""
+    kind, caption = region.kind, (region.caption or "").strip().rstrip(".")
+    if caption and (kind is None or kind.lower() in caption.lower()):
+        return f"{region.name} is {caption}."
+    if caption and kind:
+        return f"{region.name} is {caption}. It looks like {_with_article(kind)}."
+    if kind is not None:
+        return f"{region.name} is {_with_article(kind)}."
+    if region.concepts:
+        return f"{region.name} may be {' or '.join(_with_article(name) for name, _ in region.concepts[:2])}."
+    return f"It is not known what {region.name} is."
+
+
+def _where_it_is(region: RegionDescription, size: tuple[int, int], picture: str) -> str:
+    place = place_of_box(region.box, size)
+    x1, y1, x2, y2 = region.box
+    share = (x2 - x1) * (y2 - y1) / (size[0] * size[1])
+    part = "a small part" if share < SMALL_PART else "some" if share < LARGE_PART else "a large part"
+    return f"It is {'in' if place == 'center' else 'at'} the {place} of {picture} and takes up {part} of it."
+
+
+def _with_article(name: str) -> str:
+    if name.split(" ")[0].lower() in _ARTICLES:
+        return name
+    return f"{'an' if name[:1].lower() in tuple('aeiou') else 'a'} {name}"
 
 
 def box_iou(a: Sequence[float], b: Sequence[float]) -> float:

@@ -1,8 +1,8 @@
 """`DescribedRegionProcessor`: regions in words, for any unchanged instruct language model. This needs no projector and
 no training.
 
-What TAP itself says of each region (caption, concepts with scores, place, size, overlaps) is written into the turn that
-shows it, and the rest is `RegionBridgeProcessor`. It is the second baseline in every table.
+What TAP itself says of each region (caption, concepts, place, overlaps) is written into the turn that shows it, and the rest
+is `RegionBridgeProcessor`. It is the second baseline in every table.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class DescribedRegionProcessor(RegionBridgeProcessor):
     """Text, pictures and regions → text alone, with a description of every region before it is first mentioned.
 
     Takes the same calls as `RegionBridgeProcessor`; what it returns goes to the language model itself. The text
-    tokenizer gets no new token. concepts: how many of TAP's concepts the description of a region lists.
+    tokenizer gets no new token. concepts: how many of TAP's concepts `describe` gives for each region.
     """
 
     _is_taught = False  # the language model is taken as it is
@@ -99,8 +99,8 @@ class _DescribingExpander(MarkerExpander):
             own = [i for i in sorted(new) if self.sample.regions[i][0] == image]
             earlier = [i for i in sorted(shown - set(new)) if self.sample.regions[i][0] == image]
             if own:
-                title = "The picture" if self.images == 1 else f"Picture {image + 1}"
+                name = "the picture" if self.images == 1 else f"picture {image + 1}"
                 blocks.append(
-                    describe_regions([regions[i] for i in own], sizes[image], [regions[i] for i in earlier], title)
+                    describe_regions([regions[i] for i in own], sizes[image], [regions[i] for i in earlier], name)
                 )
         return "\n".join([*blocks, words])

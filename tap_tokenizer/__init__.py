@@ -58,7 +58,7 @@ if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     from .image_processing_tap import open_image, upright_size
     from .mask_boxes import box_of_mask
     from .output_files import only_writer, write_whole
-    from .picture_folders import PictureRegions, read_region_table, write_records
+    from .picture_folders import PictureRegions, pictures_of, read_region_table, write_records
     from .pretrained_files import check_findable, take_bundled_names
     from .prompts import prompts_in_picture
     from .restricted_pickle import read_pickle

@@ -24,7 +24,7 @@ RECORD_KEYS = {"image", "width", "height", "regions", "conversations", "source",
 NEEDED_KEYS = ("image", "width", "height", "regions", "conversations")
 PROMPT_KEYS = ("box", "points", "mask")
 REGION_KEYS = {*PROMPT_KEYS, "point_labels", "label", "captions"}
-TURN_KEYS = {"role", "content", "type", "options"}
+TURN_KEYS = {"role", "content", "type", "options", "told"}
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for files that are no pictures, or torn, or would fill all memory."""
 

@@ -288,3 +288,26 @@ def test_a_tokenizer_without_an_end_is_refused_before_the_first_batch() -> None:
     processor.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(ValueError, match=r"could not learn to stop: set tokenizer\.eos_token"):
         ConversationCollator(processor)
+
+
+def test_a_taught_conversation_is_also_written_as_its_teacher_reads_it(item: CachedRecord) -> None:
+    processor = RegionBridgeProcessor.from_pretrained("region-chat-tiny")
+    told = "region1 is a cloud.\nWhat is region1?"
+    turns = [Turn("user", "What is <region1>?", told=told), Turn("assistant", "cloud")]
+    taught = CachedRecord(replace(item.record, conversations=turns), item.regions[:1], is_taught=True)
+    plain = replace(taught, is_taught=False)
+    collator = ConversationCollator(processor)
+    assert "told" not in collator([plain])
+    batch = collator([plain, taught])
+    assert batch["is_taught"].tolist() == [False, True]
+    assert len(batch["told"]["input_ids"]) == 1
+    text = processor.decode(batch["told"]["input_ids"][0])
+    assert told in text
+    own, wanted = batch["labels"][1], batch["told"]["labels"][0]
+    assert torch.equal(own[own != -100], wanted[wanted != -100])
+    length = batch["told"]["input_ids"].shape[1]
+    with pytest.raises(ValueError, match=f"has {length} tokens"):
+        ConversationCollator(processor, length - 1)([taught])
+    unsaid = replace(taught.record, conversations=[Turn("user", "What is <region1>?"), turns[1]])
+    with pytest.raises(ValueError, match="no question that says in words"):
+        collator([replace(taught, record=unsaid)])

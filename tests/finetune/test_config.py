@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -158,11 +159,11 @@ def test_yaml_anchors_may_reuse_plain_values(tmp_path: Path) -> None:
 
 SOURCES = [
     Source("a.jsonl", "a_cache", weight=0.3, turns=2),
-    Source("b.jsonl", "b_cache", weight=0.7, questions=r"^Is \d"),
+    Source("b.jsonl", "b_cache", weight=0.7, questions=r"^Is \d", loss="teacher"),
 ]
 RECIPE = r"""sources:
 - {records: a.jsonl, cache: a_cache, weight: 0.3, turns: 2}
-- {records: b.jsonl, cache: b_cache, weight: 0.7, questions: '^Is \d'}
+- {records: b.jsonl, cache: b_cache, weight: 0.7, questions: '^Is \d', loss: teacher}
 """
 
 
@@ -174,7 +175,8 @@ def test_sources_are_a_list_in_a_recipe_and_columns_as_flags(tmp_path: Path) -> 
     (tmp_path / "r.yaml").write_text(RECIPE)
     assert sources("--config", str(tmp_path / "r.yaml")) == SOURCES
     columns = ["--data", "a.jsonl", "b.jsonl", "--caches", "a_cache", "b_cache", "--weights", "0.3", "0.7"]
-    assert sources(*columns, "--turns", "2", "0", "--questions", "", r"^Is \d") == SOURCES
+    columns += ["--turns", "2", "0", "--questions", "", r"^Is \d"]
+    assert sources(*columns, "--losses", "answers", "teacher") == SOURCES
     assert sources("--data", "a.jsonl", "--caches", "c") == [Source("a.jsonl", "c")]
 
 
@@ -189,7 +191,7 @@ def test_flags_override_a_field_of_the_sources_of_a_recipe(tmp_path: Path) -> No
 
 
 def test_saved_sources_are_a_recipe_and_those_of_older_runs_are_compared(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text(RECIPE)
+    (tmp_path / "r.yaml").write_text(RECIPE.replace(", loss: teacher", ""))
     arguments = parse_arguments(TrainArguments, ["--output_dir", "x", "--config", str(tmp_path / "r.yaml")])
     save_arguments(arguments, tmp_path / "saved.yaml")
     assert parse_arguments(TrainArguments, ["--config", str(tmp_path / "saved.yaml")]) == arguments
@@ -198,6 +200,10 @@ def test_saved_sources_are_a_recipe_and_those_of_older_runs_are_compared(tmp_pat
     )
     (tmp_path / "old.yaml").write_text(old + "questions: ['', '^Is \\d']\n")
     refuse_other_arguments(arguments, tmp_path / "old.yaml")
+    before_losses = re.sub(r"\n *loss: answers", "", (tmp_path / "saved.yaml").read_text())
+    assert "loss:" not in before_losses
+    (tmp_path / "old.yaml").write_text(before_losses)
+    refuse_other_arguments(arguments, tmp_path / "old.yaml")
     (tmp_path / "old.yaml").write_text(old)
     with pytest.raises(ValueError, match=r"with other arguments \(sources"):
         refuse_other_arguments(arguments, tmp_path / "old.yaml")
@@ -205,7 +211,8 @@ def test_saved_sources_are_a_recipe_and_those_of_older_runs_are_compared(tmp_pat
 
 @pytest.mark.parametrize(("source", "message"), [
     ("{records: a.jsonl}", "expected records and cache"),
-    ("{records: a, cache: b, turn: 1}", "expected records and cache, and maybe weight, turns and questions"),
+    ("{records: a, cache: b, turn: 1}", "expected records and cache, and maybe weight, turns, questions and loss"),
+    ("{records: a, cache: b, loss: none}", "loss is 'none' for a, expected answers or teacher"),
     ("{records: a, cache: b, turns: few}", "invalid literal for int"),
     ("{records: a, cache: b, turns: -1}", "Got turns -1 for a"),
     ("{records: a, cache: b, questions: (}", "no regular expression"),

@@ -7,7 +7,20 @@ import torch
 
 pytest.importorskip("accelerate")
 
-from finetune.losses import concept_loss, dice_loss, enlarged, focal_loss, mask_iou, prompted_losses
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from finetune.losses import (
+    concept_loss,
+    dice_loss,
+    enlarged,
+    focal_loss,
+    mask_iou,
+    prompted_losses,
+    summed_loss,
+    taught_loss,
+    word_losses,
+)
 from tap_tokenizer import ConceptBank
 
 
@@ -89,3 +102,45 @@ def test_masks_are_judged_at_the_size_of_the_truth() -> None:
     wanted = mask_iou(large[0, 1:] > 0, target.expand(3, -1, -1) > 0.5)
     torch.testing.assert_close(losses["iou"], (0.5 - wanted).square().mean())
     assert enlarged(logits, 4) is logits
+
+
+# --- words --------------------------------------------------------------------------------------------------------------
+
+
+class _Table(nn.Module):
+    """A language model whose logits depend on the last word alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(7, 7, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, input_ids: Tensor) -> ModelOutput:
+        return ModelOutput(logits=self.table[input_ids])
+
+
+@pytest.fixture
+def taught() -> dict[str, Tensor]:
+    """Two conversations of which the second has a teacher: three words are learned of the first, two of the second."""
+    ids = torch.tensor([[1, 2, 3, 4, 5], [6, 5, 4, 3, 0]])
+    labels = torch.tensor([[-100, -100, 3, 4, 5], [-100, -100, 4, 3, -100]])
+    return {"input_ids": ids, "labels": labels, "is_taught": torch.tensor([False, True])}
+
+
+def test_a_student_that_is_its_teacher_has_no_kl(taught: dict[str, Tensor]) -> None:
+    model = _Table()
+    entropy, kl, is_taught = word_losses(model, taught, model.table[[5, 4]])
+    assert is_taught.tolist() == [False, False, False, True, True]
+    assert kl.abs().max() < 1e-6
+    torch.testing.assert_close(entropy.sum(), summed_loss(model, taught))
+
+
+def test_what_is_taught_mixes_kl_and_cross_entropy_by_its_share(taught: dict[str, Tensor]) -> None:
+    model, teacher = _Table(), torch.randn(2, 7)
+    student, wanted = model.table[[5, 4]].log_softmax(dim=-1), teacher.softmax(dim=-1)
+    kl = (wanted * (wanted.log() - student)).sum()
+    alone = {name: value[:1] for name, value in taught.items()}
+    own = -student[[0, 1], [4, 3]].sum()
+    for share in (0.0, 0.3, 1.0):
+        found = taught_loss(model, taught, teacher, share)
+        torch.testing.assert_close(found["kl"], share * kl)
+        torch.testing.assert_close(found["loss"], summed_loss(model, alone) + share * kl + (1 - share) * own)

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTra
 from llm_bridge import (
     RegionBridgeForConditionalGeneration,
     RegionBridgeProcessor,
+    adapter_off,
     add_lora,
     count_parameters,
     load_adapter,
@@ -165,6 +166,25 @@ def test_removing_lora_restores_the_language_model(pair: Pair, picture: Image.Im
     assert not torch.equal(logits(bridge, text), before)
     remove_lora(bridge)
     assert torch.equal(logits(bridge, text), before)
+
+
+@pytest.mark.parametrize("mode", ["projector", "lora"])
+def test_an_adapter_that_is_off_leaves_the_plain_language_model(pair: Pair, picture: Image.Image, mode: str) -> None:
+    bridge, processor = pair
+    text = processor("where is it")
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    before = logits(bridge, text)
+    with adapter_off(bridge):
+        assert torch.equal(logits(bridge, text), before)  # there is none yet
+    add_lora(bridge, r=2)
+    set_trainable(bridge, "lora")
+    steps(bridge, inputs)
+    learning = set_trainable(bridge, mode)  # type: ignore[arg-type]
+    changed = logits(bridge, text)
+    with adapter_off(bridge):
+        assert torch.equal(logits(bridge, text), before)
+    assert torch.equal(logits(bridge, text), changed)
+    assert [name for name, parameter in bridge.named_parameters() if parameter.requires_grad] == learning
 
 
 def test_removing_lora_restores_the_bridges_own_projector(pair: Pair, picture: Image.Image, tmp_path: Path) -> None:

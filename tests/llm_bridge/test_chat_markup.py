@@ -20,6 +20,14 @@ def test_regions_of_a_text_are_those_that_it_shows_and_on_request_those_that_it_
     assert region_numbers(f"<region{'9' * 5000}>") == [int("9" * 18)]
 
 
+def test_a_name_that_begins_a_sentence_is_one_and_keeps_its_capital() -> None:
+    text = "Region2 is a cat, and region2 sleeps."
+    assert region_numbers(text, names=True) == [2]
+    assert (
+        replace_regions(text, lambda number, is_shown: f"region{number + 1}") == "Region3 is a cat, and region3 sleeps."
+    )
+
+
 def test_regions_are_replaced_one_by_one() -> None:
     text = "Is <region2> left of region3, or of region?"
     assert replace_regions(text, lambda number, is_shown: None) == text

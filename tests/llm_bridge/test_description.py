@@ -8,23 +8,49 @@ from llm_bridge import RegionDescription, describe_regions
 from llm_bridge.description import box_iou, place_of_box
 
 
-def test_a_description_says_all_that_is_known() -> None:
+def test_a_description_is_a_line_for_each_region_and_each_overlap() -> None:
     cat = RegionDescription("region1", "a black cat", [("cat", 0.914), ("dog", 0.05)], (0, 0, 100, 100))
-    hat = RegionDescription("region2", None, [], (50, 0, 150, 100))
+    hat = RegionDescription("region2", "a red hat on the floor.", [], (50, 0, 150, 100))
     assert describe_regions([cat, hat], (300, 300)) == (
-        "The picture is 300 pixels wide and 300 high.\n"
-        "region1: a black cat; looks like cat (91%), dog (5%); at the top left; box 0 0 100 100; 11% of the picture.\n"
-        "region2: at the top; box 50 0 150 100; 11% of the picture.\n"
-        "region1 and region2 overlap (IoU 0.33)."
+        "region1 is a black cat. It is at the top left of the picture and takes up some of it.\n"
+        "region2 is a red hat on the floor. It is at the top of the picture and takes up some of it.\n"
+        "region1 and region2 overlap."
     )
+
+
+@pytest.mark.parametrize(
+    ("caption", "concepts", "words"),
+    [
+        ("something furry", [("cat", 0.9), ("dog", 0.1)], "region1 is something furry. It looks like a cat."),
+        ("something furry", [("cat", 0.3), ("dog", 0.2)], "region1 is something furry."),
+        (None, [("umbrella", 0.9), ("kite", 0.1)], "region1 is an umbrella."),
+        (None, [("a cat", 0.9)], "region1 is a cat."),
+        (None, [("cat", 0.3), ("owl", 0.2), ("dog", 0.1)], "region1 may be a cat or an owl."),
+        (None, [("cat", 0.3)], "region1 may be a cat."),
+        (None, [], "It is not known what region1 is."),
+    ],
+)
+def test_only_what_is_sure_is_said_to_be_so(caption: str | None, concepts: list[tuple[str, float]], words: str) -> None:
+    region = RegionDescription("region1", caption, concepts, (140, 90, 160, 110))
+    assert (
+        describe_regions([region], (200, 300))
+        == f"{words} It is in the center of the picture and takes up a small part of it."
+    )
+
+
+def test_a_region_takes_up_as_much_of_the_picture_as_its_box() -> None:
+    for side, part in ((19, "a small part"), (21, "some"), (36, "a large part")):
+        region = RegionDescription("region1", "a cat", [], (0, 0, side, side))
+        assert describe_regions([region], (100, 100)).endswith(f"takes up {part} of it.")
 
 
 def test_later_descriptions_mention_only_what_is_new() -> None:
     a = RegionDescription("region1", "a cat", [], (0, 0, 100, 100))
     b = RegionDescription("region2", "a hat", [], (50, 0, 150, 100))
-    text = describe_regions([b], (300, 300), earlier=[a])
-    assert text.splitlines()[0].startswith("region2: a hat")
-    assert text.splitlines()[1] == "region1 and region2 overlap (IoU 0.33)."
+    text = describe_regions([b], (300, 300), earlier=[a], picture="picture 2")
+    assert (
+        text == "region2 is a hat. It is at the top of picture 2 and takes up some of it.\nregion1 and region2 overlap."
+    )
 
 
 @pytest.mark.parametrize(

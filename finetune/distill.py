@@ -1,0 +1,229 @@
+r"""Teach a language model to read region tokens with nothing but pictures: it learns to say what it says of a description.
+
+    python -m finetune.distill --language_model Qwen/Qwen3-0.6B --region_tokenizer BAAI/tokenize-anything \
+        --variant tap_vit_l_v1_1 --pictures my_pictures --output_dir runs/mine
+
+What TAP sees in a region it can also say in words, and a language model knows what to do with words. So the language model
+is its own teacher: told in words what the regions are, and with its adapter off, it answers instructions about them; then
+it learns to answer alike when it reads region tokens in place of the words. This takes no questions, answers or labels.
+
+One command, three steps, each of which leaves ordinary files that the next one reads; given again, it goes on where it was
+stopped:
+
+1. `output_dir/lessons/lessons.jsonl`: records whose answers are the teacher's, each question with what the teacher was
+   `told`; `held_out.jsonl`, the same of pictures that are kept for evaluation, half of it in instructions that are never
+   learned; `counts.json`, how many answers were kept, and why others were left out. Look at them:
+   `python -m finetune.data show --data runs/mine/lessons/lessons.jsonl --output lessons.png`.
+2. `lessons/cache` and `lessons/held_out_cache`: their region tokens, as `finetune.cache_regions` makes them.
+3. `finetune.train` on a source with `loss: teacher`: at each word of an answer, the student's distribution over all words
+   is drawn to the teacher's (KL), whose pass is made anew with the weights at hand, the adapter off. Nothing is kept of the
+   vocabulary, so nothing is lost of it. `sources` of a recipe are learned beside it.
+
+A projector alone (`--mode projector`), LoRA (the default) or QLoRA (`--quantize 4bit`) learns. While training, log.jsonl says
+how near the student is on held-out pictures: `val_kl` in nats a word and `val_same`, the share of answers that are equal
+word for word, for known instructions, for new ones (`…_new`), and with the regions of another picture (`…_shuffled`), which
+shows how much the answers owe to seeing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+
+from tap_tokenizer import write_whole
+
+from .batches import CachedRecord, held_out
+from .bridge_setup import TrainArguments, check_arguments, load_bridge
+from .cache import MANIFEST
+from .cache_regions import CacheArguments, fill_cache
+from .chunks import joined_chunks, write_chunks
+from .config import Source, check_counts, knob, parse_arguments, run_command
+from .loop import run
+from .losses import word_losses
+from .teacher import NEW, LessonArguments, Teacher
+from .train import BridgeTraining
+
+LESSONS, HELD_OUT, COUNTS, ABOUT = "lessons.jsonl", "held_out.jsonl", "counts.json", "about.json"
+
+_VIEWS = ("", "_new", "_shuffled")
+
+
+@dataclass(kw_only=True)
+class DistillArguments(LessonArguments, TrainArguments):
+    """Teach a bridge what its language model says when it is told in words what regions are."""
+
+    lessons_weight: float | None = knob(
+        default=None, help="how often lessons are drawn beside other sources; default: as their number"
+    )
+    eval_max_new_tokens: int = knob(default=64, free=True, help="longest answer in an evaluation")
+
+    @property
+    def folder(self) -> Path:
+        """Where the lessons and their caches lie."""
+        return Path(self.output_dir) / "lessons"
+
+    def complete(self) -> None:
+        """Add the lessons to what is learned and evaluated, and refuse what does not go together."""
+        if (self.data is None) == (self.pictures is None):
+            raise ValueError("Got both or neither of data and pictures: give records, or a folder of pictures.")
+        if not 0 < self.held_out < 1 or not 0 <= self.own_questions <= 1:
+            raise ValueError(
+                f"Got held_out {self.held_out} and own_questions {self.own_questions}: expected shares from 0 to 1."
+            )
+        names = ("regions", "points_per_crop", "questions", "answer_tokens", "teacher_batch_size", "lesson_chunk")
+        check_counts(self, *names)
+        lessons = Source(
+            str(self.folder / LESSONS), str(self.folder / "cache"), self.lessons_weight, turns=1, loss="teacher"
+        )
+        self.sources = [lessons, *(source for source in self.sources if source != lessons)]
+        self.eval_data, self.eval_cache = str(self.folder / HELD_OUT), str(self.folder / "held_out_cache")
+        check_arguments(self)
+
+
+class DistillTraining(BridgeTraining):
+    """The training of a bridge that is also measured by how near it is to its teacher."""
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Beside what every training measures, KL a word and equal answers, on what is never learned; see the module."""
+        found = super().evaluate()
+        sums = torch.zeros(len(_VIEWS), 4, dtype=torch.float64)
+        for items in held_out(self.arguments, self.accelerator.process_index, self.accelerator.num_processes):
+            taught = [replace(item, is_taught=True) for item in items]
+            new = [item.record.conversations[-2].type == NEW for item in taught]
+            self._add(sums, taught, [int(one) for one in new])
+            swapped = _with_others_regions(taught)
+            self._add(sums, swapped, [2] * len(swapped))
+        sums = self.accelerator.reduce(sums.float().to(self.accelerator.device)).cpu()
+        for view, (kl, words, same, answers) in zip(_VIEWS, sums.tolist()):
+            if answers:
+                found |= {f"val_kl{view}": kl / words, f"val_same{view}": same / answers}
+        return found
+
+    def _add(self, sums: torch.Tensor, items: list[CachedRecord], views: list[int]) -> None:
+        """Add KL, words, equal answers and answers of each item to the sums of its view."""
+        if not items:
+            return
+        bridge = self.accelerator.unwrap_model(self.model)
+        batch = _to(self.collator(items), bridge.device)
+        _, kl, _ = word_losses(bridge, batch, self.teacher_logits(batch["told"]))
+        rows = (batch["labels"][:, 1:] != -100).nonzero()[:, 0]
+        for i, (said, item, view) in enumerate(zip(self._last_answers(items), items, views)):
+            own = kl[rows == i]
+            same = said == item.record.conversations[-1].content
+            sums[view] += torch.tensor([float(own.sum()), len(own), same, 1], dtype=torch.float64)
+
+
+def _with_others_regions(items: Sequence[CachedRecord]) -> list[CachedRecord]:
+    """Items with the regions of another picture in place of their own; without those for which there are none."""
+    swapped = []
+    for i, item in enumerate(items):
+        wanted = len(item.record.regions)
+        for other in (*items[i + 1 :], *items[:i]):
+            if other.record.image != item.record.image and len(other.record.regions) >= wanted:
+                assert other.regions is not None
+                swapped.append(replace(item, regions=other.regions[:wanted], context=other.context))
+                break
+    return swapped
+
+
+def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: _to(value, device) if isinstance(value, dict) else value.to(device) for name, value in batch.items()}
+
+
+# --- the lessons --------------------------------------------------------------------------------------------------------
+
+
+def make_lessons(arguments: DistillArguments, accelerator: Accelerator) -> None:
+    """Write the lessons and their caches, as far as they are not there yet; every process does a part."""
+    folder, state = arguments.folder, PartialState()
+    files = {LESSONS: "cache", HELD_OUT: "held_out_cache"}
+    if accelerator.is_main_process:
+        _refuse_other_lessons(arguments)
+    accelerator.wait_for_everyone()
+    if all((folder / cache / MANIFEST).is_file() for cache in files.values()):
+        return
+    bridge, processor = load_bridge(arguments, accelerator)
+    if arguments.quantize == "no":
+        bridge.to(accelerator.device)
+    tokenizer = processor.encoder.tokenizer.to(accelerator.device)
+    if not all((folder / name).is_file() for name in files):
+        teacher = Teacher(bridge, processor, arguments, arguments.seed)
+        parts = folder / "parts"
+        write_chunks(parts, teacher.chunks, lambda chunk: teacher.work(chunk, folder), state, "asking the teacher")
+        if accelerator.is_main_process:
+            _join(folder, joined_chunks(parts, teacher.chunks))
+        accelerator.wait_for_everyone()
+    for name, cache in files.items():
+        variants = "exact" if name == HELD_OUT else "exact,jitter"
+        fill_cache(
+            CacheArguments(
+                data=str(folder / name),
+                output=str(folder / cache),
+                variants=variants,
+                image_grid=bridge.config.image_grid,
+                image_regions=bridge.config.image_regions,
+            ),
+            tokenizer,
+            state,
+        )
+
+
+def _join(folder: Path, text: str) -> None:
+    """Write the lessons of all chunks in their files, and how many there are."""
+    records: dict[bool, list[str]] = {False: [], True: []}
+    counts: Counter[str] = Counter()
+    for line in map(json.loads, text.splitlines()):
+        counts.update(line["lessons"])
+        if line["record"] is not None:
+            records[line["held_out"]].append(json.dumps(line["record"], ensure_ascii=False) + "\n")
+    told = {"lessons": dict(counts), "records": len(records[False]), "held-out records": len(records[True])}
+    write_whole(folder / COUNTS, json.dumps(told, indent=1))
+    print("lessons: " + ", ".join(f"{count} {name}" for name, count in counts.most_common()))
+    for is_held_out, name in ((False, LESSONS), (True, HELD_OUT)):
+        if not records[is_held_out]:
+            raise ValueError(
+                f"No lesson is left for {name}: give more pictures, or a larger share of held_out, or look at "
+                f"{folder / COUNTS} for why answers were left out."
+            )
+        write_whole(folder / name, "".join(records[is_held_out]))
+
+
+def _refuse_other_lessons(arguments: DistillArguments) -> None:
+    """Refuse a folder that holds lessons of other pictures, of another teacher, or made otherwise."""
+    names = [f.name for f in fields(LessonArguments) if f.name != "teacher_batch_size"]
+    names += ["language_model", "init_from", "region_tokenizer", "variant", "seed"]
+    about = {name: value for name, value in asdict(arguments).items() if name in names}
+    path = arguments.folder / ABOUT
+    if path.is_file():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if changed := [name for name in about if old.get(name) != about[name]]:
+            raise ValueError(
+                f"{arguments.folder} holds lessons with other {', '.join(changed)}: choose another output_dir, or delete it."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(about, indent=1, ensure_ascii=False))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the arguments, make the lessons, train, and write bridge and processor to `output_dir/model`."""
+    arguments = parse_arguments(DistillArguments, argv, description=__doc__)
+    arguments.complete()
+
+    def begin(accelerator: Accelerator) -> DistillTraining:
+        make_lessons(arguments, accelerator)
+        return DistillTraining(arguments, accelerator)
+
+    run(arguments, begin)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

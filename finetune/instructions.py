@@ -1,0 +1,78 @@
+"""What a language model is asked about regions when it teaches itself: a pool of instructions, and the drawing from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from llm_bridge import region_numbers
+
+SHIPPED = "shipped"
+_SHIPPED_FILE = Path(__file__).with_name("instructions.yaml")
+
+UNSEEN = "unseen"
+"""The kind of instruction whose right answer is that it cannot be seen."""
+
+_HELD_OUT_EVERY = 8
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Words that ask about `<region1>`, or also about `<region2>`, ….
+
+    hint: what the teacher alone reads after them. is_held_out: whether it is asked in evaluations only.
+    """
+
+    kind: str
+    text: str
+    hint: str = ""
+    is_held_out: bool = False
+
+    @property
+    def regions(self) -> int:
+        """How many regions it asks about."""
+        return max(region_numbers(self.text))
+
+
+def load_instructions(names: Sequence[str]) -> list[Instruction]:
+    """The instructions of YAML files, or of the shipped pool (`shipped`): lists by kind, and `hints` by kind.
+
+    Every eighth of a kind is held out. Raises `ValueError` for a file of another form, or an instruction without a region.
+    """
+    found: list[Instruction] = []
+    for name in names:
+        path = _SHIPPED_FILE if name == SHIPPED else Path(name)
+        try:
+            pool = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        hints = pool.pop("hints", {}) if isinstance(pool, dict) else None
+        if not isinstance(hints, dict) or not pool or not all(isinstance(texts, list) for texts in pool.values()):
+            raise ValueError(f"{path} holds no lists of instructions by kind, as finetune/instructions.yaml does.")
+        for kind, texts in pool.items():
+            for number, text in enumerate(texts, 1):
+                numbers = region_numbers(str(text))
+                if sorted(numbers) != list(range(1, len(numbers) + 1)) or not numbers:
+                    raise ValueError(
+                        f"{path} asks {text!r}, expected <region1>, or <region1> and <region2>, … in each instruction."
+                    )
+                is_held_out = number % _HELD_OUT_EVERY == 0
+                found.append(Instruction(str(kind), str(text), str(hints.get(kind, "")), is_held_out))
+    return found
+
+
+def draw_instruction(
+    pool: Sequence[Instruction], regions: int, random: np.random.RandomState, *, held_out: bool = False
+) -> Instruction | None:
+    """An instruction about at most so many regions: a random one of a random kind; None if there is none."""
+    fitting = [one for one in pool if one.regions <= regions and one.is_held_out == held_out]
+    kinds = list(dict.fromkeys(one.kind for one in fitting))
+    if not kinds:
+        return None
+    kind = kinds[random.randint(len(kinds))]
+    of_kind = [one for one in fitting if one.kind == kind]
+    return of_kind[random.randint(len(of_kind))]

@@ -1,0 +1,166 @@
+"""A bridge from pictures alone, in miniature: lessons, their caches, and a student that is drawn to its teacher."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("accelerate")
+pytest.importorskip("datasets")
+pytest.importorskip("peft")
+
+from finetune import distill, loop
+from finetune.config import parse_arguments
+from finetune.data.__main__ import main as data_command
+from finetune.distill import DistillArguments
+from finetune.records import load_records
+from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat
+from tap_tokenizer import TapRegionTokenizer
+
+pytestmark = pytest.mark.slow
+
+
+def run(stage: Path, output: Path, *flags: str) -> list[dict[str, float]]:
+    given = [] if "--pictures" in flags else ["--data", str(stage / "records.jsonl")]
+    distill.main(["--output_dir", str(output), "--language_model", str(stage / "lm" / "model"),
+                  "--region_tokenizer", str(stage / "tap0"), *given, "--held_out", "0.34", "--lesson_chunk", "2",
+                  "--answer_tokens", "8", "--teacher_batch_size", "4", "--steps", "4", "--batch_size", "2",
+                  "--log_steps", "1", "--save_steps", "2", "--eval_steps", "4", "--eval_records", "2",
+                  "--eval_max_new_tokens", "8", "--warmup_steps", "1", "--tracker", "none", *flags])  # fmt: skip
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def any_answer_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A language model that knows nothing says nothing of use."""
+    monkeypatch.setattr("finetune.teacher.problem_of", lambda answer, kind, regions: None if answer else "empty")
+    monkeypatch.setattr("finetune.teacher._whole_sentences", lambda answer, is_cut: answer)
+
+
+def test_from_records_to_a_bridge(stage: Path, tmp_path: Path) -> None:
+    lines = run(stage, tmp_path)
+    assert all(line["kl"] <= line["loss"] for line in lines if "loss" in line)
+    assert {"val_loss", "val_answer", "val_kl_shuffled", "val_same_shuffled"} <= set(lines[-1])
+    assert {"val_kl", "val_kl_new"} & set(lines[-1])
+    folder = tmp_path / "lessons"
+    lessons, held_out = load_records(folder / "lessons.jsonl"), load_records(folder / "held_out.jsonl")
+    assert len(lessons) + len(held_out) <= 6
+    for record in [*lessons, *held_out]:
+        asked = [turn for turn in record.conversations if turn.role == "user"]
+        assert asked
+        assert all(turn.told and "<region" in turn.content and "<region" not in turn.told for turn in asked)
+    counts = json.loads((folder / "counts.json").read_text())
+    assert counts["records"] == len(lessons)
+    questions = sum(turn.role == "user" for record in [*lessons, *held_out] for turn in record.conversations)
+    assert counts["lessons"]["kept"] == questions
+    assert data_command(["validate", "--data", str(folder / "lessons.jsonl")]) == 0
+    assert data_command(["show", "--data", str(folder / "lessons.jsonl"), "--output", str(tmp_path / "l.png")]) == 0
+    chat = RegionChat.from_pretrained(tmp_path / "model")
+    picture = torch.zeros(40, 60, 3, dtype=torch.uint8).numpy()
+    assert isinstance(chat.ask("What is <region>?", image=picture, boxes=[[2, 3, 30, 20]], max_new_tokens=4), str)
+
+
+def test_from_a_folder_of_pictures(
+    stage: Path, tmp_path: Path, picture: Image.Image, other_picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(4):
+        (picture, other_picture)[number % 2].rotate(90 * (number // 2)).save(pictures / f"{number}.png")
+    (pictures / "torn.png").write_bytes(b"no picture")
+    search = TapRegionTokenizer.encode_everything
+    whatever = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "crops_nms_thresh": 1.0}
+    monkeypatch.setattr(
+        TapRegionTokenizer, "encode_everything", lambda *a, **options: search(*a, **options, **whatever)
+    )
+    run(stage, tmp_path / "out", "--pictures", str(pictures), "--points_per_crop", "2", "--own_questions", "0")
+    (record, *_) = load_records(tmp_path / "out" / "lessons" / "lessons.jsonl")
+    assert (tmp_path / "out" / "lessons" / record.image).resolve().parent == pictures.resolve()
+    counts = json.loads((tmp_path / "out" / "lessons" / "counts.json").read_text())
+    assert counts["lessons"]["picture does not open"] == 1
+
+
+def test_resumed_equals_uninterrupted(stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(stage, tmp_path / "whole")
+    work = distill.Teacher.work
+
+    def stop_at_the_second(teacher: Any, chunk: int, folder: Path) -> Any:
+        if chunk == 1:
+            raise InterruptedError
+        return work(teacher, chunk, folder)
+
+    monkeypatch.setattr(distill.Teacher, "work", stop_at_the_second)
+    with pytest.raises(InterruptedError):
+        run(stage, tmp_path / "cut")
+    monkeypatch.setattr(distill.Teacher, "work", work)
+    plain = loop.save_state
+
+    def save_then_die(*arguments: Any) -> None:
+        plain(*arguments)
+        raise InterruptedError
+
+    monkeypatch.setattr(loop, "save_state", save_then_die)
+    with pytest.raises(InterruptedError):
+        run(stage, tmp_path / "cut")
+    monkeypatch.setattr(loop, "save_state", plain)
+    resumed = run(stage, tmp_path / "cut")
+    for name in ("lessons.jsonl", "held_out.jsonl", "counts.json"):
+        assert (tmp_path / "cut" / "lessons" / name).read_text() == (tmp_path / "whole" / "lessons" / name).read_text()
+    assert [line["loss"] for line in resumed if "loss" in line] == pytest.approx(
+        [line["loss"] for line in whole if "loss" in line], abs=1e-6
+    )
+    one, other = (
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / name / "model").state_dict()
+        for name in ("whole", "cut")
+    )
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-6, msg=name)
+
+
+def test_lessons_are_learned_beside_answers(stage: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"sources:\n- {{records: {stage / 'records.jsonl'}, cache: {stage / 'cache'}, weight: 1, turns: 1}}\n"
+        "lessons_weight: 1\nmode: projector\n"
+    )
+    lines = run(stage, tmp_path / "out", "--config", str(recipe))
+    assert all("kl" in line for line in lines if "loss" in line)
+    saved = tmp_path / "out" / "arguments.yaml"
+    shutil.rmtree(tmp_path / "out" / "model")
+    distill.main(["--config", str(saved)])  # its own arguments: nothing is left to do
+    assert (tmp_path / "out" / "model").is_dir()
+
+
+def test_lessons_of_others_are_refused(stage: Path, tmp_path: Path) -> None:
+    run(stage, tmp_path, "--mode", "projector")
+    with pytest.raises(ValueError, match="lessons with other questions"):
+        run(stage, tmp_path, "--mode", "projector", "--questions", "2")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--pictures", "p", "--data", "d"], "both or neither of data and pictures"),
+        (["--held_out", "0"], "expected shares"),
+        (["--questions", "0"], "questions 0"),
+        (["--mode", "full"], "leaves none"),
+        (["--teacher_share", "2"], "expected a share"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(stage: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(stage, tmp_path, *flags)
+
+
+def test_the_recipe_for_photographs_is_whole() -> None:
+    arguments = parse_arguments(DistillArguments, ["--config", "real/tap_l_distill"])
+    arguments.complete()
+    (lessons,) = arguments.sources
+    assert (lessons.loss, lessons.turns) == ("teacher", 1)
+    assert lessons.records == "runs/tap_l_distill/lessons/lessons.jsonl"

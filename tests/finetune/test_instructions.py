@@ -1,0 +1,56 @@
+"""The pool of instructions: what ships, what is held out, what is drawn, and files that are none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("accelerate")
+
+from finetune.instructions import SHIPPED, UNSEEN, draw_instruction, load_instructions
+
+
+def test_the_shipped_pool_asks_about_one_and_about_several_regions_in_many_ways() -> None:
+    pool = load_instructions([SHIPPED])
+    assert len(pool) > 150
+    assert len({one.text for one in pool}) == len(pool)
+    assert {one.regions for one in pool} == {1, 2, 3}
+    assert UNSEEN in {one.kind for one in pool}
+    held_out = Counter(one.kind for one in pool if one.is_held_out)
+    assert set(held_out) == {one.kind for one in pool}
+    assert all(one.hint for one in pool)
+
+
+def test_what_is_drawn_needs_no_more_regions_than_there_are() -> None:
+    pool, random = load_instructions([SHIPPED]), np.random.RandomState(0)
+    for held_out in (False, True):
+        drawn = [draw_instruction(pool, 1, random, held_out=held_out) for _ in range(200)]
+        assert all(one is not None and one.regions == 1 and one.is_held_out == held_out for one in drawn)
+    assert draw_instruction(pool, 0, random) is None
+
+
+def test_a_users_own_file_stands_beside_the_pool(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("hints: {mine: Be brief.}\nmine: ['Is <region1> ripe?']\n")
+    (one,) = load_instructions([str(own)])
+    assert (one.kind, one.hint, one.is_held_out) == ("mine", "Be brief.", False)
+    assert len(load_instructions([SHIPPED, str(own)])) == len(load_instructions([SHIPPED])) + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n", "no lists of instructions by kind"),
+        ("mine: what?\n", "no lists of instructions by kind"),
+        ("mine: ['What is it?']\n", "expected <region1>"),
+        ("mine: ['Is <region2> ripe?']\n", "expected <region1>"),
+        ("mine: [", "not valid YAML"),
+    ],
+)
+def test_files_of_another_form_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_instructions([str(tmp_path / "own.yaml")])
