@@ -92,11 +92,12 @@ def test_unknown_recipes_are_named_with_those_that_exist(capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("recipe", shipped_recipes())
 def test_every_shipped_recipe_can_be_read(recipe: str) -> None:
+    from finetune.distill import DistillArguments
     from finetune.pretrain_lm import LanguageArguments
     from finetune.tap_stages import PretrainArguments
 
     errors = []
-    for kind in (PretrainArguments, LanguageArguments, TrainArguments):
+    for kind in (PretrainArguments, LanguageArguments, TrainArguments, DistillArguments):
         try:
             parse_arguments(kind, ["--config", recipe])
             return
