@@ -1,5 +1,6 @@
 """A bridge on disk without its language model: the projector, peft's standard files, the config and a card.
 
+Peft's files are an adapter of the plain language model, by its own names: peft and servers read them by themselves.
 The folder names the language model. If the model has no name, it lies in the folder, too.
 """
 
@@ -37,7 +38,7 @@ from tap_tokenizer import (
 from .adapters import Bridge, check_new_name, has_adapter, is_of_adapter, keep_projector, require_peft
 from .bridge_parts import RegionBridgePreTrainedModel
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
-from .language_model import differing_weights, embedding_sums, load_language_model, text_side, weight_sums
+from .language_model import differing_weights, embedding_sums, load_language_model, plain, text_side, weight_sums
 from .model_card import model_card
 from .projector import make_projector
 
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 PROJECTOR_FILE = "projector.safetensors"
 ADAPTER_FOLDER = "adapter"
 """Where peft's files lie: beside them in one folder, transformers' Auto classes would take the bridge for a bare adapter."""
+ADAPTER_FILE = "adapter_model.safetensors"
 LANGUAGE_MODEL_FOLDER = "language_model"
 """Where a language model lies that has no name to refer to."""
 _SAME_MODEL = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
@@ -130,8 +132,8 @@ def _save_language_model(bridge: RegionBridgePreTrainedModel, folder: Path, stat
     if has_adapter(bridge):
         language_model, prefix = language_model.get_base_model(), "language_model.base_model.model."
     own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix) and ".lora_" not in k}
-    plain = {re.sub(r"(\.base_layer)+\.", ".", k): v for k, v in own.items()}  # peft's name for what it has wrapped
-    language_model.save_pretrained(folder, state_dict=plain)
+    own = {re.sub(r"(\.base_layer)+\.", ".", k): v for k, v in own.items()}  # peft's name for what it has wrapped
+    language_model.save_pretrained(folder, state_dict=own)
 
 
 def _weights_index(bridge: RegionBridgePreTrainedModel) -> str:
@@ -145,7 +147,7 @@ def _file_of(bridge: RegionBridgePreTrainedModel, name: str) -> str | None:
     if name.startswith("projector."):
         return PROJECTOR_FILE
     is_adapter = has_adapter(bridge) and is_of_adapter(name, bridge.language_model.active_adapter)
-    return f"{ADAPTER_FOLDER}/adapter_model.safetensors" if is_adapter else None
+    return f"{ADAPTER_FOLDER}/{ADAPTER_FILE}" if is_adapter else None
 
 
 def frozen_weights(bridge: RegionBridgePreTrainedModel) -> set[str]:
@@ -160,10 +162,27 @@ def put_adapter_weights(bridge: RegionBridgePreTrainedModel, state: dict[str, Te
         return True
     if not has_adapter(bridge) or not state or not all(name.startswith("base_model.") for name in state):
         return False
+    if unused := _put_lora_weights(bridge, state, bridge.language_model.active_adapter):
+        raise ValueError(f"The checkpoint {unused}")
+    return True
+
+
+def _put_lora_weights(bridge: RegionBridgePreTrainedModel, state: dict[str, Tensor], name: str) -> str | None:
+    """Put weights, by their names in peft's file, into an adapter. Says which belong nowhere: peft drops them in silence."""
     from peft import set_peft_model_state_dict
 
-    set_peft_model_state_dict(bridge.language_model, state, adapter_name=bridge.language_model.active_adapter)
-    return True
+    dropped = set_peft_model_state_dict(bridge.language_model, state, adapter_name=name).unexpected_keys
+    if not dropped:
+        return None
+    expected = next(
+        parameter for parameter, _ in bridge.language_model.named_parameters() if is_of_adapter(parameter, name)
+    )
+    got, expected = (f"{key}.".replace(f".{name}.", ".").rstrip(".") for key in (dropped[0], expected))
+    return (
+        f"holds {len(dropped)} weights that belong to no adapted layer of {type(plain(bridge.language_model)).__name__}, such "
+        f"as {got:.200}: expected names such as {expected}. Save the adapter again from the bridge that it was trained in, or "
+        "give its weights the names that the language model itself has."
+    )
 
 
 def find_adapter(source: str | Path, **hub: Any) -> Path | None:
@@ -178,7 +197,7 @@ def find_adapter(source: str | Path, **hub: Any) -> Path | None:
     found = cached_file(str(source), PROJECTOR_FILE, _raise_exceptions_for_gated_repo=False, **quiet, **hub)
     if found is None:
         return None
-    peft_files = [f"{ADAPTER_FOLDER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")]
+    peft_files = [f"{ADAPTER_FOLDER}/{name}" for name in ("adapter_config.json", ADAPTER_FILE)]
     for name in ("config.json", "generation_config.json", *peft_files):
         cached_file(str(source), name, **quiet, **hub)
     if RegionBridgeConfig.from_pretrained(Path(found).parent).language_model is None:
@@ -222,13 +241,7 @@ def load_adapter_folder(
     bridge.projector.load_state_dict(projector)
     bridge.adopt_language_model()
     if (folder / ADAPTER_FOLDER).is_dir():
-        require_peft()
-        from peft import PeftModel
-
-        keep_projector(bridge)
-        _check_adapter(folder / ADAPTER_FOLDER, bridge.language_model)
-        with misfits_told(folder / ADAPTER_FOLDER):
-            bridge.language_model = PeftModel.from_pretrained(bridge.language_model, str(folder / ADAPTER_FOLDER))
+        _load_lora(bridge, folder / ADAPTER_FOLDER, "default")
     return bridge.eval()
 
 
@@ -262,7 +275,7 @@ def _check_adapter(folder: Path, language_model: nn.Module) -> None:
     """Refuse (`ValueError`) an adapter that is no LoRA, says what a LoRA need not, or has patterns without end."""
     from peft import LoraConfig
 
-    path, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    path, weights = folder / "adapter_config.json", folder / ADAPTER_FILE
     values = read_json_object(path)
     check_regular_file(weights)
     if values.get("peft_type") != "LORA":
@@ -276,6 +289,16 @@ def _check_adapter(folder: Path, language_model: nn.Module) -> None:
         raise ValueError(
             f"{path} has init_lora_weights {values['init_lora_weights']!r:.40}, which starts a computation: expected true, "
             "false or gaussian."
+        )
+    modules = [name for name, _ in plain(language_model).named_modules() if name]
+    endings = {
+        ".".join(parts[start:]) for parts in (name.split(".") for name in modules) for start in range(len(parts))
+    }
+    targets = values.get("target_modules")
+    if isinstance(targets, list) and targets and endings.isdisjoint(map(str, targets)):
+        raise ValueError(
+            f"{path} has target_modules such as {targets[0]!r:.200}, and {type(plain(language_model)).__name__} has no such "
+            f"layer: expected names of its own, such as {modules[-1]}."
         )
     ranks = [values.get("r"), *_table(values, "rank_pattern", path).values()]
     largest = max((shape[0] for name, shape in weight_shapes([weights]).items() if ".lora_A." in name), default=0)
@@ -325,21 +348,45 @@ def load_adapter(bridge: RegionBridgePreTrainedModel, folder: str | Path, name: 
         raise ValueError(f"{folder} is not an adapter folder of a bridge: give one that a LoRA run has saved.")
     check_new_name(bridge, name)
     check_folder(path)
-    require_peft()
     with misfits_told(path):
         _check_same_model(RegionBridgeConfig.from_pretrained(path), bridge.language_model, path)
         projector = _read_projector(path, bridge.projector)
-    _check_adapter(path / ADAPTER_FOLDER, bridge.language_model)
-    keep_projector(bridge)
-    with misfits_told(path / ADAPTER_FOLDER):
-        if has_adapter(bridge):
-            bridge.language_model.load_adapter(str(path / ADAPTER_FOLDER), adapter_name=name)
-            bridge.language_model.set_adapter(name)
-        else:
-            from peft import PeftModel
-
-            bridge.language_model = PeftModel.from_pretrained(
-                bridge.language_model, str(path / ADAPTER_FOLDER), adapter_name=name
-            )
+    _load_lora(bridge, path / ADAPTER_FOLDER, name)
     bridge.projector.load_state_dict(projector)
     keep_projector(bridge)
+
+
+def _load_lora(bridge: RegionBridgePreTrainedModel, folder: Path, name: str) -> None:
+    """Add the adapter in peft's files and make it the active one; refuse it (`ValueError`) if any of its weights has no place.
+
+    An adapter that leaves the language model as it is, since it was never trained, is loaded with a warning.
+    """
+    require_peft()
+    from peft import PeftModel
+
+    _check_adapter(folder, bridge.language_model)
+    keep_projector(bridge)
+    earlier = bridge.language_model.active_adapter if has_adapter(bridge) else None
+    with misfits_told(folder):
+        if earlier is None:
+            bridge.language_model = PeftModel.from_pretrained(bridge.language_model, str(folder), adapter_name=name)
+        else:
+            bridge.language_model.load_adapter(str(folder), adapter_name=name)
+            bridge.language_model.set_adapter(name)
+        unused = _put_lora_weights(bridge, load_file(folder / ADAPTER_FILE), name)
+    if unused:
+        if earlier is None:
+            bridge.language_model = bridge.language_model.unload()
+        else:
+            bridge.language_model.set_adapter(earlier)
+            bridge.language_model.delete_adapter(name)
+        raise ValueError(f"{folder / ADAPTER_FILE} {unused}")
+    second_factors = (
+        weight for key, weight in bridge.language_model.named_parameters() if is_of_adapter(key, name) and "_B." in key
+    )
+    if not any(weight.any() for weight in second_factors):
+        logger.warning(
+            "The adapter in %s changes nothing, because all of its B matrices are zero, as they are before training: the "
+            "language model answers as it does without it. Train it, or load the folder that was saved after training.",
+            folder,
+        )

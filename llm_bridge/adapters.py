@@ -75,7 +75,7 @@ def add_lora(
     """Put a LoRA adapter on the language model's linear layers, in place, and make it the active one.
 
     alpha defaults to 2 · r. targets: peft's `target_modules`; "all-linear" is every linear layer except the output head and
-    those that peft refuses (the last ones of Mamba's layers).
+    those that LoRA cannot adapt (the last ones of Mamba's layers, routers to experts).
     name: a bridge may have several adapters, each with its own projector; `use_adapter` switches between
     them. A language model loaded in 4 or 8 bit is prepared for training first (QLoRA).
     """
@@ -92,11 +92,11 @@ def add_lora(
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type=TaskType.CAUSAL_LM,
     )
-    refused = _layers_that_peft_refuses(bridge.language_model, config)
+    refused = _layers_that_lora_cannot_adapt(bridge.language_model, config)
     if targets == "all-linear":
         config.exclude_modules = refused or None
     elif not isinstance(targets, str) and (wrong := sorted(set(targets).intersection(refused))):
-        raise ValueError(f"peft cannot adapt {', '.join(wrong)} of this language model: leave it out of targets.")
+        raise ValueError(f"LoRA cannot adapt {', '.join(wrong)} of this language model: leave it out of targets.")
     keep_projector(bridge)
     if has_adapter(bridge):
         bridge.language_model.add_adapter(name, config)
@@ -111,17 +111,36 @@ def add_lora(
     return bridge
 
 
-def _layers_that_peft_refuses(language_model: Any, config: Any) -> list[str]:
-    """Names of linear layers that peft would stop at, midway, for the layers around them read their weights themselves."""
+def _layers_that_lora_cannot_adapt(language_model: Any, config: Any) -> list[str]:
+    """Names of linear layers that LoRA cannot stand beside: those that peft would stop at, midway, and those that are no map.
+
+    The layers around the former read their weights themselves; the latter, such as routers to experts, return something else.
+    """
     from peft.tuners.lora import LoraModel
 
+    model = plain(language_model)
+    layers = {path.rpartition(".")[2]: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     refused = []
-    for name in sorted({p.rpartition(".")[2] for p, m in language_model.named_modules() if isinstance(m, nn.Linear)}):
+    for name, layer in sorted(layers.items()):
         try:
-            LoraModel._check_target_module_compatiblity(None, config, plain(language_model), name)
+            LoraModel._check_target_module_compatiblity(None, config, model, name)
         except ValueError:
             refused.append(name)
+            continue
+        is_own = type(layer).__module__ == type(model).__module__
+        if is_own and not _maps_rows(layer):
+            refused.append(name)
     return refused
+
+
+@torch.no_grad()
+def _maps_rows(layer: nn.Linear) -> bool:
+    """Whether a class that is derived from `nn.Linear` still gives a row of out_features for each row of in_features."""
+    try:
+        output = layer(layer.weight.new_zeros(3, layer.in_features))
+    except (IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    return isinstance(output, Tensor) and output.shape == (3, layer.out_features)
 
 
 def require_peft() -> None:

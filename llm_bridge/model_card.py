@@ -18,7 +18,7 @@ def model_card(
     peft = bridge.language_model.peft_config[bridge.language_model.active_adapter] if has_adapter(bridge) else None
     held = "language model and projector" if whole else "the projector"
     if peft:
-        held += f", and LoRA of rank {peft.r} for the language model"
+        held += f", and LoRA of rank {peft.r} for the language model: `adapter/` is a peft adapter of that model alone"
     context = str(PictureContext.of(config))
     header = "\n".join(
         ["---", "library_name: transformers", "pipeline_tag: image-text-to-text"]

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 
 from llm_bridge import (
     RegionBridgeForConditionalGeneration,
@@ -144,6 +146,146 @@ def test_an_adapter_folder_is_small_and_loads_in_a_fresh_process(
 
     here = RegionChat(bridge, processor).ask("is <region> red", image=picture, boxes=BOXES, max_new_tokens=4)
     assert done.stdout.strip() == here
+
+
+def train_a_little(bridge: RegionBridgeForConditionalGeneration) -> None:
+    """Give every adapted layer a change that shows."""
+    with torch.no_grad():
+        for name, parameter in bridge.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.3)
+
+
+def renamed(folder: Path, old: str, new: str) -> None:
+    """Give the weights of a folder's adapter other names."""
+    path = folder / "adapter" / "adapter_model.safetensors"
+    save_file({name.replace(old, new): weight for name, weight in load_file(path).items()}, path)
+
+
+def test_an_adapter_has_the_names_of_the_plain_language_model(pair: Pair, tmp_path: Path) -> None:
+    bridge, _ = pair
+    plain = {f"base_model.model.{n}" for n, m in bridge.language_model.named_modules() if type(m) is torch.nn.Linear}
+    for name in ("default", "other"):
+        add_lora(bridge, r=2, name=name).save_pretrained(tmp_path / name)
+        weights = load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        assert {key.partition(".lora_")[0] for key in weights} == plain - {"base_model.model.lm_head"}
+        assert {key.partition(".lora_")[2] for key in weights} == {"A.weight", "B.weight"}
+        config = json.loads((tmp_path / name / "adapter" / "adapter_config.json").read_text())
+        assert config["task_type"] == "CAUSAL_LM"
+        assert config["base_model_name_or_path"] == bridge.config.language_model
+        assert not config["modules_to_save"]
+        assert not config["trainable_token_indices"]
+
+
+def test_a_folder_of_an_earlier_version_still_loads(tmp_path: Path) -> None:
+    """Its adapter had the same names; its config had others."""
+    bridge = RegionBridgeForConditionalGeneration.from_pretrained("region-chat-tiny")
+    add_lora(bridge, r=2)
+    train_a_little(bridge)
+    bridge.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["reads_padding"] = config.pop("ignores_padding")
+    del config["projector_type"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path)
+    words = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    assert torch.equal(logits(loaded, words), logits(bridge.eval(), words))
+    assert not torch.equal(logits(loaded, words), logits(remove_lora(bridge), words))
+
+
+@pytest.mark.parametrize(
+    "wrapped", ["base_model.model.language_model.model.", "base_model.model.base_model.model.model."]
+)
+def test_an_adapter_with_weights_of_no_layer_is_refused(
+    pair: Pair, picture: Image.Image, tmp_path: Path, wrapped: str
+) -> None:
+    """peft, like servers, would drop them in silence and answer as the bare language model does."""
+    bridge, processor = pair
+    inputs = processor("is <region> red", picture, boxes=BOXES)
+    add_lora(bridge, r=2)
+    train_a_little(bridge)
+    bridge.eval().save_pretrained(tmp_path / "good")
+    bridge.save_pretrained(tmp_path / "bad")
+    renamed(tmp_path / "bad", "base_model.model.model.", wrapped)
+    message = (
+        rf"adapter_model\.safetensors holds 28 weights that belong to no adapted layer of LlamaForCausalLM, such as "
+        rf"{wrapped}layers\.0\.\S*weight: expected names such as base_model\.model\.model\.layers\.0\.\S*lora_A\.weight\. Save"
+    )
+    with pytest.raises(ValueError, match=message):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "bad")
+    trained = logits(bridge, inputs)
+    with pytest.raises(ValueError, match=message):
+        load_adapter(bridge, tmp_path / "bad", "other")
+    assert torch.equal(logits(bridge, inputs), trained)
+    assert list(bridge.language_model.peft_config) == ["default"]
+    bare = logits(remove_lora(bridge), inputs)
+    with pytest.raises(ValueError, match=message):
+        load_adapter(bridge, tmp_path / "bad", "other")
+    assert torch.equal(logits(bridge, inputs), bare)
+    load_adapter(bridge, tmp_path / "good", "other")
+    assert torch.equal(logits(bridge, inputs), trained)
+    with pytest.raises(ValueError, match="The checkpoint holds 28 weights"):
+        bridge.load_state_dict(load_file(tmp_path / "bad" / "adapter" / "adapter_model.safetensors"))
+
+
+def test_one_weight_of_no_layer_is_enough_for_a_refusal(pair: Pair, tmp_path: Path) -> None:
+    bridge, _ = pair
+    add_lora(bridge, r=2, targets=["q_proj", "k_proj"])
+    bridge.save_pretrained(tmp_path / "a")
+    path = tmp_path / "a" / "adapter" / "adapter_config.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "target_modules": ["q_proj"]}))
+    with pytest.raises(
+        ValueError, match=r"holds 4 weights .* such as \S*k_proj\.lora_A\.weight: .*q_proj\.lora_A\.weight"
+    ):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")
+    path.write_text(json.dumps({**written, "target_modules": ["language_model.model.layers.0.self_attn.q_proj"]}))
+    message = (
+        r"has target_modules such as 'language_model\.\S*', and LlamaForCausalLM has no such layer: .*such as lm_head"
+    )
+    with pytest.raises(ValueError, match=message):
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")
+    with pytest.raises(ValueError, match=message):
+        load_adapter(bridge, tmp_path / "a", "other")
+
+
+def test_an_untrained_adapter_is_loaded_with_a_warning(
+    pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bridge, _ = pair
+    words = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    bare = logits(bridge, words)
+    add_lora(bridge, r=2).save_pretrained(tmp_path / "untrained")
+    train_a_little(bridge)
+    bridge.save_pretrained(tmp_path / "trained")
+    assert not caplog.records
+    loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "untrained")
+    assert "untrained/adapter changes nothing, because all of its B matrices are zero" in caplog.text
+    assert torch.equal(logits(loaded, words), bare)
+    caplog.clear()
+    load_adapter(loaded, tmp_path / "trained", "trained")
+    trained = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "trained")
+    assert not caplog.records
+    assert torch.equal(logits(loaded, words), logits(trained, words))
+    assert not torch.equal(logits(trained, words), bare)
+    load_adapter(trained, tmp_path / "untrained", "untrained")
+    assert "changes nothing" in caplog.text
+
+
+def test_a_merged_language_model_is_a_plain_one(pair: Pair, tmp_path: Path) -> None:
+    bridge, _ = pair
+    words = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    names = bridge.language_model.state_dict().keys()
+    add_lora(bridge, r=2)
+    train_a_little(bridge)
+    bridge.save_pretrained(tmp_path / "a")
+    loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "a")
+    adapted = logits(loaded, words)
+    merge_lora(loaded).language_model.save_pretrained(tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert merged.state_dict().keys() == names
+    assert torch.equal(merged(**words).logits, logits(loaded, words))
+    torch.testing.assert_close(merged(**words).logits, adapted, rtol=1e-3, atol=1e-3)
 
 
 def test_a_projector_alone_is_a_folder_too(pair: Pair, picture: Image.Image, tmp_path: Path) -> None:
@@ -507,6 +649,10 @@ def test_qlora_on_cpu(
         tmp_path / "q", quantization_config=BitsAndBytesConfig(**quantization)
     )
     torch.testing.assert_close(logits(loaded, inputs), want, rtol=1e-2, atol=1e-2)
+    packed = AutoModelForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(**quantization))
+    alone = PeftModel.from_pretrained(packed, str(tmp_path / "q" / "adapter"))
+    words = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    assert torch.equal(alone(**words).logits, logits(loaded, words))
     assert RegionBridgeForConditionalGeneration.from_pretrained(
         tmp_path / "q"
     ).language_model.peft_config  # in full precision

@@ -247,12 +247,33 @@ def test_many_questions_are_answered_as_if_each_were_alone(
 
 def test_an_adapter_leaves_out_the_layers_that_peft_refuses(bridge_on: Callable[..., Pair]) -> None:
     bridge, _ = bridge_on(build("mamba"))
-    with pytest.raises(ValueError, match="peft cannot adapt out_proj"):
+    with pytest.raises(ValueError, match="LoRA cannot adapt out_proj"):
         add_lora(bridge, targets=["in_proj", "out_proj"])
     assert not any("lora" in name for name, _ in bridge.named_parameters())
     add_lora(bridge)
     adapted = {name.split(".")[-4] for name, _ in bridge.named_parameters() if ".lora_A." in name}
     assert adapted == {"in_proj", "x_proj", "dt_proj"}
+
+
+@pytest.mark.parametrize(("family", "layer"), [("phimoe", "router"), ("deepseek_v4", "o_a_proj"), ("falcon", None)])
+def test_an_adapter_leaves_out_linear_layers_that_are_no_map(
+    bridge_on: Callable[..., Pair], family: str, layer: str | None
+) -> None:
+    """Routers and grouped layers are derived from `nn.Linear` and give something else; Falcon's are plain maps."""
+    bridge, processor = bridge_on(build(family))
+    inputs = processor(TEXTS[2])
+    before = bridge(**inputs).logits
+    if layer is not None:
+        with pytest.raises(ValueError, match=f"LoRA cannot adapt {layer}"):
+            add_lora(bridge, targets=[layer])
+    add_lora(bridge)
+    adapted = {
+        name.split(".lora_A.")[0].rpartition(".")[2] for name, _ in bridge.named_parameters() if ".lora_A." in name
+    }
+    assert adapted
+    assert layer not in adapted
+    assert family != "falcon" or adapted == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
+    torch.testing.assert_close(bridge.eval()(**inputs).logits, before)
 
 
 @pytest.mark.parametrize("family", ["gemma3n_text", "mamba", "falcon_h1"])
@@ -335,6 +356,51 @@ def test_a_multimodal_model_loads_by_name_also_with_an_adapter(
         remove_lora(bridge).save_pretrained(tmp_path / "whole")
         loaded = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "whole")
         assert torch.equal(loaded(**inputs).logits, bridge(**inputs).logits)
+
+
+PEFT_ALONE = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+for folder in sys.argv[1:]:
+    ids, want = torch.load(f"{folder}/wanted.pt")
+    plain = AutoModelForCausalLM.from_pretrained(f"{folder}/lm").eval()
+    assert not torch.equal(plain(ids).logits, want), f"{folder}: the adapter changes nothing"
+    adapted = PeftModel.from_pretrained(plain, f"{folder}/bridge/adapter")
+    assert torch.equal(adapted(ids).logits, want), f"{folder}: other logits"
+assert not {"llm_bridge", "tap_tokenizer"} & set(sys.modules)
+"""
+
+
+@torch.no_grad()
+def test_peft_alone_reads_a_saved_adapter_and_gives_the_bridges_logits(
+    bridge_on: Callable[..., Pair], tmp_path: Path
+) -> None:
+    """In a process that never imports this package; a text side is written out for it first."""
+    families = ["llama", "gpt2", "mamba", "qwen3_moe", "llama4_text", "gemma3", "llava"]
+    for family in families:
+        folder = tmp_path / family
+        source = folder / ("whole" if family in SEEING else "lm")
+        (seeing(family) if family in SEEING else build(family)).save_pretrained(source)
+        bridge, processor = bridge_on(str(source))
+        add_lora(bridge, r=2)
+        for name, parameter in bridge.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.3)
+        bridge.eval().save_pretrained(folder / "bridge")
+        ids = processor(TEXTS[2])["input_ids"]
+        torch.save((ids, bridge(input_ids=ids).logits), folder / "wanted.pt")
+        if family in SEEING:
+            remove_lora(bridge).language_model.save_pretrained(folder / "lm")
+            loaded = RegionBridgeForConditionalGeneration.from_pretrained(
+                folder / "bridge", language_model=str(folder / "lm")
+            )
+            assert torch.equal(loaded(input_ids=ids).logits, torch.load(folder / "wanted.pt")[1])
+    folders = [str(tmp_path / family) for family in families]
+    done = subprocess.run(
+        [sys.executable, "-c", PEFT_ALONE, *folders], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
