@@ -179,6 +179,14 @@ def test_glyph_scenes_with_every_row(instruct_model: str, tmp_path: Path) -> Non
     assert rows["language model"]["accuracy"] > rows["language model, question only"]["accuracy"] + 0.2
     assert rows["language model"]["accuracy"] > rows["language model, shuffled regions"]["accuracy"] + 0.2
     assert 0 < rows["language model"]["chance"] < 1
+    for scores in rows.values():
+        assert all("contained" in own for own in scores["by_type"].values())
+    assert (
+        rows["language model"]["contained"] == rows["language model"]["accuracy"]
+    )  # it answers in the benchmark's words
+    assert (
+        rows["caption decoder"]["by_type"]["kind"]["contained"] > rows["caption decoder"]["by_type"]["kind"]["accuracy"]
+    )
     assert not metrics["not_run"]
 
 
