@@ -81,8 +81,8 @@ def _begins_with(text: str, truth: str) -> bool:
 
 
 def _numbers(text: str) -> set[str]:
-    """The numbers that a text says; "this one" is none."""
-    plain = re.sub(r"\b(this|that|the) one\b", " ", _REGION.sub(" ", text))
+    """The numbers that a text says: "no other" is zero, but "no" alone denies, and "this one" is no number."""
+    plain = re.sub(r"\b(this|that|the) one\b|\bno\b(?! [a-z])", " ", _REGION.sub(" ", text))
     found = set()
     for word in re.findall(r"\w+", plain):
         if word in ("none", "no"):

@@ -181,12 +181,8 @@ def test_glyph_scenes_with_every_row(instruct_model: str, tmp_path: Path) -> Non
     assert 0 < rows["language model"]["chance"] < 1
     for scores in rows.values():
         assert all("contained" in own for own in scores["by_type"].values())
-    assert (
-        rows["language model"]["contained"] == rows["language model"]["accuracy"]
-    )  # it answers in the benchmark's words
-    assert (
-        rows["caption decoder"]["by_type"]["kind"]["contained"] > rows["caption decoder"]["by_type"]["kind"]["accuracy"]
-    )
+    bridge = rows["language model"]
+    assert bridge["contained"] == bridge["accuracy"]  # it answers in the benchmark's words
     assert not metrics["not_run"]
 
 
