@@ -13,6 +13,10 @@ It measures masks, concepts and native captions of every visible object, and the
 - the question as a follow-up, after each of its regions, and then another one, was described;
 - a plain language model, by default the one that became the bridge, which is told in words what TAP sees.
 
+On the first scenes, it also asks questions that are answered freely (`glyphs/free_questions.py`): the benchmark's in words that
+no recipe contains, and on the test split what one must know about the objects. An answer is right if it contains the truth
+(`glyphs/containment.py`). The plain language model is also told the truth there, not only what TAP sees.
+
 `output` then holds `parts/*.jsonl`, with a line for each region and question, `metrics.json`, `table.md` and figures. There is
 a part for each split and seed, written completely or not at all. If a run was stopped, run it again: it does what is left.
 """
@@ -41,11 +45,21 @@ from tap_tokenizer import TapRegionTokenizer, damage_told, only_writer, write_wh
 
 from .answerers import fingerprint
 from .config import knob, parse_arguments, run_command
+from .glyphs.free_questions import FREE_FAMILIES, PHRASING, words_fingerprint
 from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES
 from .glyphs.records import EVALUATION_SCENES, EVALUATION_SEEDS, EVALUATION_SPLITS, TITLE, benchmark_scenes
 from .glyphs.report import as_tables, draw_curves, draw_figures, summarise
 from .glyphs.scenes import SPLITS
-from .glyphs.views import CONTROLS, SeenScenes, bridge_lines, described_lines, region_lines
+from .glyphs.views import (
+    CONTROLS,
+    DESCRIBED,
+    FREE_CONTROLS,
+    TOLD_TRUTH,
+    SeenScenes,
+    bridge_lines,
+    described_lines,
+    region_lines,
+)
 
 WORDS_MODEL = "region-words-tiny"
 """The bundled language model that reads descriptions of GlyphScenes."""
@@ -85,6 +99,10 @@ class GlyphEvaluationArguments:
     )
     context_scenes: int = knob(
         default=64, help="about how many of these scenes the context_model is asked, rounded up to whole batches"
+    )
+    free_scenes: int = knob(
+        default=40,
+        help="on how many of these scenes questions are asked in other words, and for knowledge, rounded up to whole batches",
     )
     batch_size: int = knob(default=8, help="scenes at a time")
     workers: int = knob(
@@ -185,6 +203,7 @@ def _about(models: _Models, arguments: GlyphEvaluationArguments) -> dict[str, An
     chats = {"model": models.chat, "context": models.context, "described": models.described}
     return {
         "benchmark": TITLE,
+        "free_questions": words_fingerprint(),
         "decoding": "greedy",
         "region_tokenizer_fingerprint": models.tokenizer.fingerprint,
         **{f"{name}_fingerprint": fingerprint(chat.model) for name, chat in chats.items() if chat is not None},
@@ -311,6 +330,23 @@ def _answer_lines(
         yield from bridge_lines(models.context, seen, CONTEXT_FAMILIES, controls, regions)
     if models.described is not None and start < arguments.control_scenes:
         yield from described_lines(models.described, seen)
+    if start < arguments.free_scenes:
+        yield from _free_lines(models, arguments, seen, start)
+
+
+def _free_lines(
+    models: _Models, arguments: GlyphEvaluationArguments, seen: SeenScenes, start: int
+) -> Iterator[dict[str, Any]]:
+    """A line for every question that is answered freely, about scenes that are seen, from number `start` on."""
+    around = [PHRASING + family for family in CONTEXT_FAMILIES]
+    if models.chat is not None:
+        left = set(FREE_FAMILIES) if models.context is None else set(FREE_FAMILIES) - set(around)
+        yield from bridge_lines(models.chat, seen, left, FREE_CONTROLS, [])
+    if models.context is not None and start < arguments.context_scenes:
+        yield from bridge_lines(models.context, seen, around, FREE_CONTROLS, [])
+    if models.described is not None:
+        for view in (DESCRIBED, TOLD_TRUTH):
+            yield from described_lines(models.described, seen, FREE_FAMILIES, view)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from tap_tokenizer import ConceptBank
 
 from .scenes import COLOURS, KINDS, SIZES, GlyphObject
 
+ATTRIBUTES: dict[str, Collection[str]] = {"kind": KINDS, "colour": COLOURS, "size": SIZES}
+"""What a caption says of an object, and the words for it."""
+
 CONCEPT_SIZE = 128
 """Width of the concept vectors, hence of the semantic embeddings of a TAP trained on GlyphScenes."""
 
@@ -50,7 +53,7 @@ def concept_vector(phrase: str) -> np.ndarray:
     for word in phrase.split():
         if word in ("a", "the"):
             continue
-        share = next((_SHARES[k] for k, names in _WORDS.items() if word in names), None)
+        share = next((_SHARES[k] for k, names in ATTRIBUTES.items() if word in names), None)
         if share is None:
             raise ValueError(f"Got {word!r} in {phrase!r}, expected kinds, colours and sizes of GlyphScenes.")
         total += share * _word_vectors()[word]
@@ -58,9 +61,6 @@ def concept_vector(phrase: str) -> np.ndarray:
     if not length:
         raise ValueError(f"Got {phrase!r}, expected at least one kind, colour or size of GlyphScenes.")
     return total / np.float32(length)
-
-
-_WORDS: dict[str, Collection[str]] = {"kind": KINDS, "colour": COLOURS, "size": SIZES}
 
 
 def concept_bank(names: Sequence[str]) -> ConceptBank:
@@ -71,7 +71,7 @@ def concept_bank(names: Sequence[str]) -> ConceptBank:
 
 def concept_banks() -> list[ConceptBank]:
     """The banks of kinds, of colours and of sizes."""
-    return [concept_bank(list(names)) for names in _WORDS.values()]
+    return [concept_bank(list(names)) for names in ATTRIBUTES.values()]
 
 
 def build_text_tokenizer() -> PreTrainedTokenizerFast:

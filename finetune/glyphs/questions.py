@@ -7,6 +7,7 @@ question is asked that could be answered in two ways.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -15,10 +16,10 @@ import numpy as np
 
 from llm_bridge import replace_regions
 
-from .language import caption
+from .language import ATTRIBUTES, caption
 from .scenes import COLOURS, KINDS, SIZES, GlyphObject, GlyphScene
 
-_YES_NO = ("yes", "no")
+YES_NO = ("yes", "no")
 
 PLACES = tuple(
     " ".join(word for word in (row, column) if word) or "center"
@@ -187,26 +188,27 @@ def _count(name: str, text: str, same: Callable[[GlyphObject, GlyphObject], bool
 
 def _draw_statement(scene: GlyphScene, random: np.random.RandomState) -> Question | None:
     """A statement about one region to be confirmed or denied; a false one has one attribute changed."""
-    wanted = _pick(random, _YES_NO)
+    wanted = _pick(random, YES_NO)
     index = random.randint(len(scene.objects))
     glyph = scene.objects[index]
     said = {"kind": glyph.kind, "colour": glyph.colour, "size": glyph.size}
     form = random.randint(4)
     if wanted == "no":
         changed = (0, 1, 2, random.randint(2))[form]
-        attribute, words = (("kind", KINDS), ("colour", COLOURS), ("size", SIZES))[changed]
+        attribute, words = list(ATTRIBUTES.items())[changed]
         said[attribute] = _pick(random, [word for word in words if word != said[attribute]])
     text = (
-        f"Is <region1> {_with_article(said['kind'])}?",
+        with_articles(f"Is <region1> a {said['kind']}?"),
         f"Is <region1> {said['colour']}?",
         f"Is <region1> {said['size']}?",
-        f"Is <region1> {_with_article(said['colour'])} {said['kind']}?",
+        with_articles(f"Is <region1> a {said['colour']} {said['kind']}?"),
     )[form]
-    return Question("statement", text, wanted, (index,), _YES_NO)
+    return Question("statement", text, wanted, (index,), YES_NO)
 
 
-def _with_article(word: str) -> str:
-    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+def with_articles(text: str) -> str:
+    """A text with "an" for "a" before vowels."""
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
 
 
 def _side(words: str, lead: Callable[[GlyphObject, GlyphObject], float]) -> Family:
@@ -216,7 +218,7 @@ def _side(words: str, lead: Callable[[GlyphObject, GlyphObject], float]) -> Fami
         distance = lead(a, b)
         return None if abs(distance) < SIDE_MARGIN else "yes" if distance > 0 else "no"
 
-    return _pair("side", (f"Is <region1> {words} <region2>?",), _YES_NO, answer_of)
+    return _pair("side", (f"Is <region1> {words} <region2>?",), YES_NO, answer_of)
 
 
 _SIDES = (
@@ -256,10 +258,10 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (
     Family("statement", _draw_statement),
     _pair("same_colour",
           ("Are <region1> and <region2> the same colour?", "Do <region1> and <region2> share a colour?"),
-          _YES_NO, lambda a, b: "yes" if a.colour == b.colour else "no"),
+          YES_NO, lambda a, b: "yes" if a.colour == b.colour else "no"),
     _pair("same_kind",
           ("Are <region1> and <region2> the same kind of object?", "Do <region1> and <region2> show the same kind?"),
-          _YES_NO, lambda a, b: "yes" if a.kind == b.kind else "no"),
+          YES_NO, lambda a, b: "yes" if a.kind == b.kind else "no"),
     _pair("larger",
           ("Which is larger, <region1> or <region2>?", "Which of <region1> and <region2> is bigger?"),
           ("region1", "region2"), _larger),

@@ -21,6 +21,7 @@ import numpy as np
 from ..config import knob
 from ..data.source import Source
 from ..records import GLYPH_SCHEME, Record, Region, Turn, encode_mask
+from .free_questions import FreeQuestions, reword
 from .language import caption
 from .questions import FAMILIES, Family, Question, draw_question
 from .scenes import SPLITS, VERSION, GlyphPicture, GlyphScene, draw_scene, make_scene
@@ -50,6 +51,10 @@ class GlyphScenesSource(Source):
         help="only scenes that have a question with one of these answers, as FAMILY=ANSWER separated by commas, such as "
         "count_kind=two, which is rare; their other questions are kept",
     )
+    phrasings: float = knob(
+        default=0.0, help="share of the questions that are asked in one of many phrasings, not in the benchmark's words"
+    )
+    sentences: float = knob(default=0.0, help='share of the answers that are sentences, such as "It\'s red."')
     workers: int = knob(default=2, help="processes that draw scenes")
 
     def records(self) -> Iterator[Record]:
@@ -65,6 +70,8 @@ class GlyphScenesSource(Source):
             families=families,
             long_side=self.long_side,
             all_regions=self.all_regions,
+            phrasings=self.phrasings,
+            sentences=self.sentences,
         )
         numbers = islice(self._numbers(families), start, self.limit)
         if self.workers < 2:
@@ -79,6 +86,9 @@ class GlyphScenesSource(Source):
             raise ValueError(f"families has {', '.join(map(repr, unknown))}, expected some of {', '.join(FAMILIES)}.")
         if self.split not in SPLITS:
             raise ValueError(f"split is {self.split}, expected one of {', '.join(SPLITS)}.")
+        for name, share in (("phrasings", self.phrasings), ("sentences", self.sentences)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share:g}, expected a share from 0 to 1.")
         return families
 
     def _numbers(self, families: Collection[str]) -> Iterator[int]:
@@ -122,9 +132,11 @@ def glyph_record(
     families: Sequence[str] = tuple(FAMILIES),
     long_side: int = 512,
     all_regions: bool = False,
+    phrasings: float = 0.0,
+    sentences: float = 0.0,
 ) -> Record:
     """The record of a scene: up to `turns` questions of random families. With `all_regions`, objects that no question is
-    about come last.
+    about come last. `phrasings` and `sentences`: see `free_questions.reword`.
 
     The same for the same arguments. A scene with nothing to ask about has an empty conversation.
     """
@@ -132,6 +144,9 @@ def glyph_record(
     picture = draw_scene(scene, long_side)
     random = np.random.RandomState([97, seed, index])
     questions = draw_questions(scene, picture, families, turns, random)
+    if phrasings or sentences:
+        random = np.random.RandomState([229, seed, index])
+        questions = [reword(question, phrasings, sentences, random) for question in questions]
     return record_of(scene, picture, questions, shown=picture.visible if all_regions else ())
 
 
@@ -200,20 +215,22 @@ _LEAD = 1
 
 @dataclass(frozen=True)
 class BenchmarkScene:
-    """A scene of the benchmark, drawn, with the questions that are asked about it."""
+    """A scene of the benchmark, drawn, with the questions that are asked about it, and those that are answered freely."""
 
     scene: GlyphScene
     picture: GlyphPicture
     questions: list[Question]
+    free: list[Question]
 
 
 def benchmark_scenes(split: str = "test", seed: int = 0, count: int = EVALUATION_SCENES) -> Iterator[BenchmarkScene]:
     """The first `count` scenes of a split and seed."""
-    balance = QuestionBalance()
+    balance, free = QuestionBalance(), FreeQuestions(split, seed)
     for index in range(count):
         scene = make_scene(index, split, seed)
         picture = draw_scene(scene, LONG_SIDE)
-        yield BenchmarkScene(scene, picture, balance.questions(scene, picture.visible))
+        questions = balance.questions(scene, picture.visible)
+        yield BenchmarkScene(scene, picture, questions, free.about(scene, picture.visible, questions))
 
 
 def benchmark_records(split: str = "test", seed: int = 0, count: int = EVALUATION_SCENES) -> Iterator[Record]:

@@ -17,9 +17,12 @@ import numpy as np
 from llm_bridge import replace_regions
 
 from ..metrics import accuracy, chance, is_exact, majority
+from .containment import says_truth
+from .free_questions import FREE_FAMILIES, KNOWLEDGE_FAMILIES, PHRASING_FAMILIES
 from .questions import ATTRIBUTE_FAMILIES, CAPTION_FAMILIES, CONTEXT_FAMILIES, FAMILIES, PAIR_FAMILIES
 from .records import LONG_SIDE
 from .scenes import KINDS, draw_scene, make_scene
+from .views import TOLD_TRUTH
 
 GROUPS = {
     "attributes and position": ATTRIBUTE_FAMILIES,
@@ -28,6 +31,10 @@ GROUPS = {
     "nearest, farthest, counting": CONTEXT_FAMILIES,
 }
 """Families as the first table groups them."""
+
+FREE_GROUPS = {"phrasing that no recipe contains": PHRASING_FAMILIES, "what one must know": KNOWLEDGE_FAMILIES}
+"""Families whose answers are free, as the tables group them. The score of a family or group is the mean over the questions that
+are written in the files, of the share of their answers that contain the truth."""
 
 _MASKS = {
     "mask mIoU from a box": "iou_box",
@@ -40,14 +47,16 @@ _CONCEPTS = {f"concept top-1 ({name})": name for name in ("kind", "colour", "siz
 _OVERVIEW = {
     **{name: name for name in ("regions", *_MASKS, *_CONCEPTS, "native caption exact")},
     "LLM: caption exact": "full: caption",
-    **{f"LLM: {group}": f"full: {group}" for group in GROUPS},
+    **{f"LLM: {group}": f"full: {group}" for group in (*GROUPS, *FREE_GROUPS)},
+    **{f"{TOLD_TRUTH}: {group}": f"{TOLD_TRUTH}: {group}" for group in FREE_GROUPS},
 }
 """Rows of the first table, and the numbers that they show."""
 
 _COLUMNS = {
-    "n": "n", "LLM": "full", "TAP alone": "tap alone", "no position": "no position", "regions shuffled": "shuffled",
-    "question only": "question only", "objects given": "objects given", "follow-up": "follow-up",
-    "described": "described", "chance": "chance", "majority": "majority",
+    "n": "n", "LLM": "full", "LLM, contained": "contained", "TAP alone": "tap alone", "no position": "no position",
+    "regions shuffled": "shuffled", "question only": "question only", "objects given": "objects given",
+    "follow-up": "follow-up", "described": "described", "described, contained": "described contained",
+    TOLD_TRUTH: TOLD_TRUTH, "chance": "chance", "majority": "majority",
 }  # fmt: skip
 """Columns of a split's table, and the kinds of numbers that they show: views, and what a view is measured by."""
 
@@ -86,12 +95,18 @@ def _of_seed(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
             scores = [result[f"{view}: {family}"] for family in families if f"{view}: {family}" in result]
             if scores:
                 result[f"{view}: {group}"] = float(np.mean(scores))
+        for name, families in {**{family: (family,) for family in FREE_FAMILIES}, **FREE_GROUPS}.items():
+            own = [q for q in questions if q["family"] in families and q["view"] == view]
+            if own:
+                result |= _of_free(own, view, name)
     return result
 
 
 def _of_family(own: Sequence[dict[str, Any]], view: str, family: str) -> dict[str, float]:
     truths = [q["truth"] for q in own]
     result = {f"{view}: {family}": accuracy([q["answer"] for q in own], truths)}
+    if view in _CONTAINED:
+        result[f"{_CONTAINED[view]}: {family}"] = float(np.mean([_says_truth(q) for q in own]))
     if view == "full":
         result[f"n: {family}"] = float(len(own))
         result[f"chance: {family}"] = chance([q["choices"] for q in own])
@@ -99,6 +114,26 @@ def _of_family(own: Sequence[dict[str, Any]], view: str, family: str) -> dict[st
         if "tap" in own[0]:
             result[f"tap alone: {family}"] = accuracy([q["tap"] for q in own], truths)
     return result
+
+
+_CONTAINED = {"full": "contained", "described": "described contained"}
+"""Views in which exact answers are also scored as free ones, and the kind of number that this gives."""
+
+
+def _of_free(own: Sequence[dict[str, Any]], view: str, name: str) -> dict[str, float]:
+    right: dict[str, list[bool]] = {}
+    for q in own:
+        right.setdefault(q["written"], []).append(_says_truth(q))
+    result = {f"{view}: {name}": float(np.mean([np.mean(answers) for answers in right.values()]))}
+    if view == "full":
+        result[f"n: {name}"] = float(len(own))
+        if all(q["choices"] for q in own):
+            result[f"chance: {name}"] = chance([q["choices"] for q in own])
+    return result
+
+
+def _says_truth(q: dict[str, Any]) -> bool:
+    return says_truth(q["answer"], q["truth"], q["family"], q["kinds"], q.get("reject", ()))
 
 
 def _share(regions: Sequence[dict[str, Any]], name: str) -> float:
@@ -124,6 +159,11 @@ def as_tables(metrics: dict[str, Any]) -> str:
         if of["context_model"] != "none":
             families = ", ".join(CONTEXT_FAMILIES)
             note += f" {families} are answered by {of['context_model']}, on the first {of['context_scenes']}."
+        if any(f"full: {group}" in metrics[split] for split in splits for group in FREE_GROUPS):
+            note += (
+                f" {' and '.join(FREE_GROUPS)}: on the first {of['free_scenes']} scenes of each seed; an answer is right if it "
+                "contains the truth."
+            )
         parts += [note, *(_families(split, metrics[split]) for split in splits)]
     return "\n\n".join(parts) + "\n"
 
@@ -142,7 +182,7 @@ def _families(split: str, numbers: dict[str, float]) -> str:
         column: kind for column, kind in _COLUMNS.items() if any(name.startswith(f"{kind}: ") for name in numbers)
     }
     lines = [_row(split, list(columns)), "|---" * (len(columns) + 1) + "|"]
-    for family in FAMILIES:
+    for family in (*FAMILIES, *PHRASING_FAMILIES, *KNOWLEDGE_FAMILIES, *FREE_GROUPS):
         if f"full: {family}" in numbers:
             cells = [_cell(numbers.get(f"{kind}: {family}"), whole=kind == "n") for kind in columns.values()]
             lines.append(_row(family, cells))
@@ -167,7 +207,7 @@ SCENES = 6
 def draw_figures(lines: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write `answers-SPLIT.png` for each split with answers, `confusion.png` and `masks.png`."""
     regions = [line for line in lines if line["task"] == "region"]
-    answers = [line for line in lines if line["task"] == "question" and line["view"] == "full"]
+    answers = [line for line in lines if line.get("view") == "full" and line["family"] in FAMILIES]
     for split in dict.fromkeys(line["split"] for line in answers):
         draw_answers([line for line in answers if line["split"] == split], folder / f"answers-{split}.png")
     draw_confusion(regions, folder / "confusion.png")

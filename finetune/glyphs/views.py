@@ -18,6 +18,7 @@ from transformers import BatchFeature
 from llm_bridge import (
     DescribedRegionProcessor,
     RegionChat,
+    RegionDescription,
     describe_regions,
     generate_text,
     region_features,
@@ -27,8 +28,9 @@ from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
 from ..answerers import other_pictures
 from ..metrics import mask_iou, next_click
+from .free_questions import FreeQuestion
 from .language import caption, concept_banks
-from .questions import Question
+from .questions import FAMILIES, Question
 from .records import BenchmarkScene
 from .scenes import GlyphPicture, GlyphScene
 
@@ -122,7 +124,8 @@ def _iou(predicted: Any, truth: np.ndarray) -> float:
 
 # --- the views --------------------------------------------------------------------------------------------------------
 
-MAX_NEW_TOKENS = 24
+MAX_NEW_TOKENS, MAX_NEW_TOKENS_FREE = 24, 48
+"""Longest answer to a question of the benchmark, and to one that is answered freely."""
 
 
 @dataclass(frozen=True)
@@ -203,9 +206,11 @@ VIEWS: dict[str, View] = {
     "objects given": _objects_given,
     "follow-up": _follow_up,
 }
-DESCRIBED = "described"
-"""The view of a plain language model that is told in words what TAP sees of the regions."""
+DESCRIBED, TOLD_TRUTH = "described", "told the truth"
+"""The views of a plain language model that is told in words what TAP sees of the regions, and what they are."""
 CONTROLS = tuple(VIEWS)[1:]
+FREE_CONTROLS = ("shuffled", "question only")
+"""The controls of questions that are answered freely."""
 
 
 # --- a bridge ---------------------------------------------------------------------------------------------------------
@@ -236,6 +241,7 @@ def bridge_lines(
 
 
 def _line(scene: GlyphScene, question: Question, view: str, answer: str) -> dict[str, Any]:
+    free = {"written": question.written, "reject": question.reject} if isinstance(question, FreeQuestion) else {}
     return {
         "task": "question",
         "view": view,
@@ -245,6 +251,8 @@ def _line(scene: GlyphScene, question: Question, view: str, answer: str) -> dict
         "truth": question.answer,
         "answer": answer,
         "choices": len(question.choices),
+        "kinds": [scene.objects[i].kind for i in question.objects],
+        **free,
     }
 
 
@@ -256,12 +264,11 @@ def _asked(chat: RegionChat, seen: SeenScenes, families: Collection[str]) -> lis
     found = []
     for number, (scene, context) in enumerate(zip(seen.scenes, contexts)):
         height, width = scene.picture.image.shape[:2]
-        for question in scene.questions:
-            if question.family in families:
-                order: list[int] = []
-                text, _ = question.numbered(order)
-                features = _features(chat, seen, number, order)
-                found.append(Asked(number, question, order, [text], features, context, (height, width)))
+        for question in _questions(scene, families):
+            order: list[int] = []
+            text, _ = question.numbered(order)
+            features = _features(chat, seen, number, order)
+            found.append(Asked(number, question, order, [text], features, context, (height, width)))
     return found
 
 
@@ -281,7 +288,7 @@ def _answers(chat: RegionChat, asked: Sequence[Asked], *, hide_position: bool = 
     )
     if hide_position and "region_features" in inputs:
         inputs["region_features"] = _without_position(chat, inputs["region_features"])
-    return _continue(chat, inputs)
+    return _continue(chat, inputs, asked[0].question)
 
 
 def _without_position(chat: RegionChat, features: Tensor) -> Tensor:
@@ -297,36 +304,61 @@ def _without_position(chat: RegionChat, features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _continue(chat: RegionChat, inputs: BatchFeature) -> list[str]:
-    return generate_text(chat.model, chat.processor, inputs.to(chat.model.device), max_new_tokens=MAX_NEW_TOKENS)
+def _continue(chat: RegionChat, inputs: BatchFeature, first: Question) -> list[str]:
+    """The answers to a batch of questions, which are all free or all not, as is the `first`."""
+    limit = MAX_NEW_TOKENS_FREE if isinstance(first, FreeQuestion) else MAX_NEW_TOKENS
+    return generate_text(chat.model, chat.processor, inputs.to(chat.model.device), max_new_tokens=limit)
 
 
 # --- a plain language model -------------------------------------------------------------------------------------------
 
 
-def described_lines(chat: RegionChat, seen: SeenScenes) -> Iterator[dict[str, Any]]:
-    """A line for the answer to each question by a language model that reads what TAP says of the regions in words."""
-    turns = [[{"role": "user", "content": text}] for text in described_questions(chat, seen)]
+def described_lines(
+    chat: RegionChat, seen: SeenScenes, families: Collection[str] = tuple(FAMILIES), view: str = DESCRIBED
+) -> Iterator[dict[str, Any]]:
+    """A line for the answer to each question of some families by a language model that reads of the regions in words: in the
+    view DESCRIBED what TAP says of them, in TOLD_TRUTH what they are.
+    """
+    asked = [(one.scene, question) for one in seen.scenes for question in _questions(one, families)]
+    if not asked:
+        return
+    turns = [[{"role": "user", "content": text}] for text in described_questions(chat, seen, families, view)]
     inputs = chat.processor.apply_chat_template(
         turns, tokenize=True, return_dict=True, add_generation_prompt=True, enable_thinking=False
     )
-    asked = [(one.scene, question) for one in seen.scenes for question in one.questions]
-    for (scene, question), answer in zip(asked, _continue(chat, inputs)):
-        yield _line(scene, question, DESCRIBED, answer)
+    for (scene, question), answer in zip(asked, _continue(chat, inputs, asked[0][1])):
+        yield _line(scene, question, view, answer)
 
 
-def described_questions(chat: RegionChat, seen: SeenScenes) -> Iterator[str]:
+def described_questions(
+    chat: RegionChat, seen: SeenScenes, families: Collection[str] = tuple(FAMILIES), view: str = DESCRIBED
+) -> Iterator[str]:
     """Each question below descriptions of its regions, as `RegionChat.ask` would write it; a scene is described once."""
     assert isinstance(chat.processor, DescribedRegionProcessor)
     for number, one in enumerate(seen.scenes):
-        described = chat.processor.describe_tokens(seen.tokens.of_image(number))
+        told_truth = view == TOLD_TRUTH
+        described = _true_words(one) if told_truth else chat.processor.describe_tokens(seen.tokens.of_image(number))
         by_object = dict(zip(one.picture.visible, described))
         height, width = one.picture.image.shape[:2]
-        for question in one.questions:
+        for question in _questions(one, families):
             order: list[int] = []
             text, _ = question.numbered(order)
             regions = [replace(by_object[i], name=f"region{n}") for n, i in enumerate(order, start=1)]
             yield f"{describe_regions(regions, (height, width))}\n{_without_markers(text)}"
+
+
+def _questions(scene: BenchmarkScene, families: Collection[str]) -> list[Question]:
+    return [question for question in (*scene.questions, *scene.free) if question.family in families]
+
+
+def _true_words(one: BenchmarkScene) -> list[RegionDescription]:
+    """What is true of a scene's visible objects, as TAP would say it if it were never wrong."""
+    boxes = one.picture.boxes.tolist()
+    glyphs = one.scene.objects
+    return [
+        RegionDescription(f"region{n}", caption(glyphs[i]), [(glyphs[i].kind, 1.0)], tuple(boxes[i]))
+        for n, i in enumerate(one.picture.visible, start=1)
+    ]
 
 
 def _without_markers(text: str) -> str:

@@ -179,6 +179,10 @@ def test_glyph_scenes_with_every_row(instruct_model: str, tmp_path: Path) -> Non
     assert rows["language model"]["accuracy"] > rows["language model, question only"]["accuracy"] + 0.2
     assert rows["language model"]["accuracy"] > rows["language model, shuffled regions"]["accuracy"] + 0.2
     assert 0 < rows["language model"]["chance"] < 1
+    for scores in rows.values():
+        assert all("contained" in own for own in scores["by_type"].values())
+    bridge = rows["language model"]
+    assert bridge["contained"] == bridge["accuracy"]  # it answers in the benchmark's words
     assert not metrics["not_run"]
 
 

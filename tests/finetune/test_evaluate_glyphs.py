@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,8 @@ pytest.importorskip("accelerate")
 from finetune import evaluate_glyphs
 from finetune.evaluate_glyphs import main
 from finetune.glyphs import views
-from finetune.glyphs.questions import CONTEXT_FAMILIES
+from finetune.glyphs.free_questions import FREE_FAMILIES
+from finetune.glyphs.questions import CONTEXT_FAMILIES, FAMILIES
 from finetune.glyphs.records import benchmark_scenes
 from finetune.glyphs.report import as_tables, summarise
 from finetune.glyphs.views import Asked, SeenScenes
@@ -43,11 +45,44 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_every_control_is_asked_the_same_questions(evaluated: Path) -> None:
-    questions = [line for line in lines_of(evaluated) if line["task"] == "question"]
+    questions = [line for line in lines_of(evaluated) if line.get("family") in FAMILIES]
     views = {view: [(q["seed"], q["scene"], q["question"]) for q in questions if q["view"] == view]
              for view in ("full", "shuffled", "question only", "no position", "follow-up", "described")}  # fmt: skip
     assert views["full"]
     assert all(asked == views["full"] for asked in views.values())
+
+
+def test_free_questions_are_asked_with_their_controls_and_of_a_model_that_is_told(evaluated: Path) -> None:
+    questions = [line for line in lines_of(evaluated) if line.get("family") in FREE_FAMILIES]
+    views = {view: Counter((q["seed"], q["scene"], q["question"]) for q in questions if q["view"] == view)
+             for view in dict.fromkeys(q["view"] for q in questions)}  # fmt: skip
+    assert set(views) == {"full", "shuffled", "question only", "described", "told the truth"}
+    assert views["full"] == views["question only"] == views["described"] == views["told the truth"]
+    assert views["shuffled"] <= views["full"]  # a question about more regions than another scene has cannot be shuffled
+    metrics = json.loads((evaluated / "metrics.json").read_text())["test"]
+    for group in ("phrasing that no recipe contains", "what one must know"):
+        assert {f"{view}: {group}" for view in views} <= set(metrics)
+    table = (evaluated / "table.md").read_text()
+    assert "| phrasing colour |" in table
+    assert "| knowledge, open |" in table
+
+
+def test_free_questions_are_of_the_first_scenes(tmp_path: Path) -> None:
+    main(["--splits", "test", "--seeds", "0", "--scenes", "2", "--batch_size", "1", "--free_scenes", "1", "--control_scenes",
+          "0", "--shuffled_scenes", "0", "--context_model", "none", "--output", str(tmp_path)])  # fmt: skip
+    assert {line["scene"] for line in lines_of(tmp_path) if line.get("family") in FREE_FAMILIES} == {0}
+
+
+def test_a_model_that_is_told_the_truth_reads_it_and_not_what_tap_sees() -> None:
+    tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
+    chat = RegionChat.from_pretrained("region-words-tiny", mode="described", region_tokenizer=tokenizer)
+    seen = SeenScenes.encode(tokenizer, list(benchmark_scenes("test", 0, 1)))
+    written = list(views.described_questions(chat, seen, FREE_FAMILIES, views.TOLD_TRUTH))
+    assert len(written) == len(seen.scenes[0].free) > 10
+    for text, question in zip(written, seen.scenes[0].free):
+        glyphs = [seen.scenes[0].scene.objects[i] for i in question.objects]
+        for number, glyph in enumerate(glyphs, start=1):
+            assert f"region{number} is a {glyph.size} {glyph.colour} {glyph.kind}." in text
 
 
 def test_results_of_other_weights_are_not_continued(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +159,7 @@ def test_surroundings_are_asked_of_the_bridge_that_sees_them(monkeypatch: pytest
 
     monkeypatch.setattr(views, "_answers", spy)
     main(["--splits", "test", "--seeds", "0", "--scenes", "4", "--batch_size", "2", "--context_scenes", "2",
-          "--control_scenes", "0", "--shuffled_scenes", "0", "--described_model", "none",
+          "--control_scenes", "0", "--shuffled_scenes", "0", "--free_scenes", "0", "--described_model", "none",
           "--output", str(tmp_path)])  # fmt: skip
     questions = [line for line in lines_of(tmp_path) if line["task"] == "question"]
     around = [q["family"] in CONTEXT_FAMILIES for q in questions]
@@ -209,17 +244,19 @@ def test_bad_input_is_refused_before_anything_is_loaded(flag: str, value: str, w
 
 def question(family: str, truth: str, answer: str, view: str = "full", seed: int = 0, **more: Any) -> dict[str, Any]:
     return {"task": "question", "split": "test", "seed": seed, "scene": 0, "view": view, "family": family, "truth": truth,
-            "answer": answer, "choices": 2, **more}  # fmt: skip
+            "answer": answer, "choices": 2, "kinds": ["sun"], **more}  # fmt: skip
+
+
+REGION = {
+    "task": "region", "split": "test", "seed": 0, "iou_box": 0.5, "iou_centre": 0.75, "iou_point": 0.25,
+    "kind": ["sun", "sun"], "colour": ["red", "blue"],
+    "size": ["small", "small"], "caption": ["a small red sun", "a small blue sun"],
+}  # fmt: skip
 
 
 def test_numbers_are_means_over_seeds_of_shares() -> None:
-    region = {
-        "task": "region", "split": "test", "seed": 0, "iou_box": 0.5, "iou_centre": 0.75, "iou_point": 0.25,
-        "kind": ["sun", "sun"], "colour": ["red", "blue"],
-        "size": ["small", "small"], "caption": ["a small red sun", "a small blue sun"],
-    }  # fmt: skip
     lines = [
-        region, {**region, "seed": 1, "iou_box": 1.0},
+        REGION, {**REGION, "seed": 1, "iou_box": 1.0},
         question("side", "yes", "yes"), question("side", "no", "yes"), question("side", "yes", "yes", seed=1),
         question("side", "yes", "no", "shuffled"),
         question("kind", "sun", "star", tap="sun"),
@@ -235,9 +272,29 @@ def test_numbers_are_means_over_seeds_of_shares() -> None:
     assert found["majority: side"] == 0.75
     assert (found["full: kind"], found["tap alone: kind"]) == (0.0, 1.0)
     assert found["n: side"] == 3
+    assert found["contained: side"] == 0.75
+    assert found["contained: kind"] == 0.0
     of = {"benchmark": "b", "scenes": 1, "control_scenes": 1, "shuffled_scenes": 1, "seeds": "0,1", "region_tokenizer": "t",
-          "region_tokenizer_fingerprint": "f", "model": "m", "context_model": "c", "context_scenes": 1}  # fmt: skip
+          "region_tokenizer_fingerprint": "f", "model": "m", "context_model": "c", "context_scenes": 1,
+          "free_scenes": 7}  # fmt: skip
     tables = as_tables({"of": of, **summarise(lines)})
-    assert "| side | 3 | 0.750 |" in tables
+    assert "| side | 3 | 0.750 | 0.750 |" in tables
+    assert "first 7" not in tables
     assert "answered by c, on the first 1." in tables
     assert "answered by" not in as_tables({"of": {**of, "context_model": "none"}, **summarise(lines)})
+
+
+def test_free_answers_count_evenly_by_what_is_written() -> None:
+    def free(family: str, written: str, truth: str, answer: str) -> dict[str, Any]:
+        return question(family, truth, answer, written=written, reject=[])
+
+    lines = [
+        free("phrasing colour", "color?", "red", "It's red."), free("phrasing colour", "color?", "red", "It's blue."),
+        free("phrasing colour", "hue?", "red", "red"), free("phrasing kind", "who?", "sun", "a star"),
+        free("knowledge, yes or no", "hot?", "yes", "Yes, it is."),
+    ]  # fmt: skip
+    found = summarise([REGION, *lines, question("kind", "sun", "It's a sun.")])["test"]
+    assert found["full: phrasing colour"] == 0.75  # the mean of 1/2 and 1
+    assert found["full: phrasing that no recipe contains"] == 0.5  # the mean of 1/2, 1 and 0
+    assert found["full: what one must know"] == 1.0
+    assert (found["full: kind"], found["contained: kind"]) == (0.0, 1.0)
