@@ -125,7 +125,7 @@ def test_files_of_other_forms_are_named(tmp_path: Path, data: bytes, words: str)
 BOMBED = """
 import resource, sys
 from pathlib import Path
-resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 import finetune.data.__main__ as data
 from finetune.records import load_rows
 from finetune.data.json_files import read_json
