@@ -26,7 +26,7 @@ smoke: $(VENV)/.train  ## the whole way from records to numbers in miniature, on
 	$(BIN)/python -m finetune.data validate --data $(OUT)/train.jsonl
 	$(BIN)/python -m finetune.cache_regions --data $(OUT)/train.jsonl --output $(OUT)/train_cache --variants exact,jitter
 	$(BIN)/python -m finetune.cache_regions --data $(OUT)/val.jsonl --output $(OUT)/val_cache
-	$(BIN)/python -m finetune.pretrain_lm --model_config finetune/recipes/miniature_language_model.json --steps 20 \
+	$(BIN)/python -m finetune.pretrain_lm --model_config miniature_language_model.json --steps 20 \
 	  --batch_size 4 --turns 4 --output_dir $(OUT)/language_model
 	$(BIN)/python -m finetune.train --config miniature_projector
 	$(BIN)/python -m finetune.train --config miniature_lora

@@ -5,29 +5,24 @@ What stands at a position depends on the seed and the position alone, and not on
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset, Sampler
 from transformers import BatchFeature
 
 from llm_bridge import RegionBridgeProcessor, region_features, region_numbers, replace_regions
 from tap_tokenizer import RegionTokens
 
-from .bridge_setup import TrainArguments
 from .cache import RegionCache, encode_regions
 from .config import Source
-from .loop import ignore_ctrl_c
-from .records import Record, Records, Turn, check_size, cut_turns, load_records, open_image
+from .records import Record, Turn, check_size, cut_turns, load_records, open_image
 
 _BLOCK = 4096
 """Positions in a block of a mixture. In each block, every source has its share."""
@@ -105,71 +100,41 @@ class Mixture:
 class Conversations(Dataset[CachedRecord]):
     """The conversation at each position of a mixture, with a prompt variant of its own."""
 
-    def __init__(self, sources: Sequence[Source], seed: int = 0, same_region: float = 0.0) -> None:
+    def __init__(self, sources: Sequence[Source], seed: int = 0) -> None:
         records = {source.records: load_records(source.records).without_pictures() for source in sources}
         caches = {source.cache: RegionCache(source.cache) for source in sources}
-        self.sources, self.seed, self.same_region = sources, seed, same_region
+        self.sources, self.seed = sources, seed
         self.records = [records[source.records] for source in sources]
         self.caches = [caches[source.cache] for source in sources]
-        self.rows = self._rows()
-        self._read: dict[tuple[int, int], tuple[Record, list[int]]] = {}
+        self._read: dict[tuple[int, int], Record] = {}
         weights = [source.weight for source in sources if source.weight is not None]
-        self.mixture = Mixture([len(rows) for rows in self.rows], weights or None, seed)
+        self.mixture = Mixture(list(map(len, self.records)), weights or None, seed)
 
     def __getitem__(self, position: int) -> CachedRecord:
-        number, place, visit = self.mixture[position]
-        source, row, cache = self.sources[number], self.rows[number][place], self.caches[number]
+        number, row, visit = self.mixture[position]
+        source, cache = self.sources[number], self.caches[number]
         variant = (row + visit + self.seed) % len(cache.plan.variants)
-        record, regions = self._record(number, row)
-        tokens = cache.regions(row, variant)
+        record, tokens = self._record(number, row), cache.regions(row, variant)
         check_size(record, picture_size(tokens), f"Record {row} of {source.records}, for which tokens are cached,")
-        item = CachedRecord(record, tokens[regions], cache.context(row), source.loss == "teacher")
-        random = np.random.RandomState([self.seed, 3, position % 2**32])
-        return _cut(item, source.turns, random, self.same_region)
+        item = CachedRecord(record, tokens, cache.context(row), source.loss == "teacher")
+        return some_turns(item, source.turns, np.random.RandomState([self.seed, 3, position % 2**32]))
 
-    def _record(self, number: int, row: int) -> tuple[Record, list[int]]:
-        """A record with only the questions that its source selects, and the numbers of the regions that it keeps."""
+    def _record(self, number: int, row: int) -> Record:
         found = self._read.get((number, row))
         if found is None:
-            record = self.records[number][row]
-            asked = _questions(record.conversations)
-            wanted = [i for i, turns in enumerate(asked) if re.search(self.sources[number].questions, _words(turns))]
-            found = _of(record, asked, wanted)
+            found = self.records[number][row]
             if len(self._read) < _KEPT:
                 self._read[number, row] = found
         return found
 
     def length(self, position: int) -> int:
         """How many questions the conversation at a position has, at most."""
-        number, place, _ = self.mixture[position]
-        if turns := self.sources[number].turns:
-            return turns
-        record, _ = self._record(number, self.rows[number][place])
-        return len(_questions(record.conversations))
-
-    def _rows(self) -> list[Sequence[int]]:
-        """Which records of each source have a question that the source selects."""
-        if not any(source.questions for source in self.sources):
-            return [range(len(records)) for records in self.records]
-        found: list[list[int]] = [[] for _ in self.sources]
-        for path, records in {source.records: own for source, own in zip(self.sources, self.records)}.items():
-            readers = [(rows, source) for rows, source in zip(found, self.sources) if source.records == path]
-            alone = Records(records.rows.select_columns("conversations"))
-            for row, record in enumerate(tqdm(alone, desc=f"questions of {path}", total=len(alone), leave=False)):
-                asked = [_words(turns) for turns in _questions(record.conversations)]
-                for rows, source in readers:
-                    if any(re.search(source.questions, words) for words in asked):
-                        rows.append(row)
-        for rows, source in zip(found, self.sources):
-            if not rows:
-                raise ValueError(
-                    f"No record of {source.records} has a question in which {source.questions!r} is found."
-                )
-        return list(found)
+        number, row, _ = self.mixture[position]
+        return self.sources[number].turns or len(_questions(self._record(number, row).conversations))
 
 
-class _Steps(Sampler[list[int]]):
-    """The positions of every batch from step `start` to the last one; the same whether or not the run began before.
+class StepSampler(Sampler[list[int]]):
+    """The positions of every batch of some steps; the same whether or not the run began before them.
 
     With `group_by_length`, conversations of each 8 steps that are about as long come into one step, and these steps in an
     order of chance.
@@ -177,18 +142,20 @@ class _Steps(Sampler[list[int]]):
 
     WINDOW = 8
 
-    def __init__(self, data: Conversations, arguments: TrainArguments, start: int, processes: int) -> None:
-        self.data, self.start, self.steps = data, start, arguments.steps
-        self.batch_size, self.drop_last = arguments.batch_size, False
-        self.per_step = arguments.batch_size * arguments.gradient_accumulation_steps * processes
-        self.seed = arguments.seed
-        self._positions = lru_cache(maxsize=1)(self._grouped if arguments.group_by_length else self._in_order)
+    def __init__(
+        self, data: Conversations, steps: range, batch_size: int, batches: int, seed: int, group_by_length: bool
+    ) -> None:
+        """batches: how many there are in a step, in all processes together."""
+        self.data, self.steps, self.seed = data, steps, seed
+        self.batch_size, self.drop_last = batch_size, False
+        self.per_step = batch_size * batches
+        self._positions = lru_cache(maxsize=1)(self._grouped if group_by_length else self._in_order)
 
     def __len__(self) -> int:
-        return (self.steps - self.start) * self.per_step // self.batch_size
+        return len(self.steps) * self.per_step // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start, self.steps):
+        for step in self.steps:
             window, place = divmod(step, self.WINDOW)
             mine = self._positions(window)[place]
             for i in range(0, self.per_step, self.batch_size):
@@ -211,11 +178,6 @@ class _Steps(Sampler[list[int]]):
 # --- the turns of a conversation ----------------------------------------------------------------------------------------
 
 
-def _words(turns: Sequence[Turn]) -> str:
-    """A question and its answer, on a line each."""
-    return "\n".join(turn.content for turn in turns)
-
-
 def _questions(conversation: Sequence[Turn]) -> list[list[Turn]]:
     """The turns of a conversation by the question that they belong to."""
     found: list[list[Turn]] = []
@@ -227,65 +189,14 @@ def _questions(conversation: Sequence[Turn]) -> list[list[Turn]]:
     return found
 
 
-def _cut(item: CachedRecord, turns: int, random: np.random.RandomState, same_region: float = 0.0) -> CachedRecord:
-    """`turns` successive questions of a conversation that has more, beginning with a random one.
-
-    same_region: how often, instead of those that follow it, random ones that name the same regions, as many as there are.
-    """
-    is_same = bool(same_region) and random.random_sample() < same_region
+def some_turns(item: CachedRecord, turns: int, random: np.random.RandomState) -> CachedRecord:
+    """`turns` successive questions of a conversation that has more, beginning with a random one; 0 for all."""
     asked = _questions(item.record.conversations)
-    if not turns or not asked or (len(asked) <= turns and not is_same):
+    if not turns or len(asked) <= turns:
         return item
-    if is_same:
-        named = [frozenset(region_numbers(question.content, names=True)) for question, *_ in asked]
-        first = random.randint(len(asked))
-        others = [i for i, regions in enumerate(named) if regions == named[first] and i != first]
-        chosen = sorted([first, *random.permutation(others)[: turns - 1].tolist()])
-    else:
-        start = random.randint(len(asked) - turns + 1)
-        chosen = list(range(start, start + turns))
-    record, regions = _of(item.record, asked, chosen)
-    return replace(item, record=record, regions=item.regions if item.regions is None else item.regions[regions])
-
-
-def _of(record: Record, asked: list[list[Turn]], chosen: Sequence[int]) -> tuple[Record, list[int]]:
-    """A record of some of its questions, all of which are `asked`, and the numbers of the regions that they name."""
-    if len(chosen) == len(asked):
-        return record, list(range(len(record.regions)))
-    before = takewhile(lambda turn: turn.role == "system", record.conversations)
-    turns = [*before, *(turn for i in chosen for turn in asked[i])]
-    return cut_turns(replace(record, conversations=turns), 0, len(chosen))
-
-
-def held_out(arguments: TrainArguments, process: int, processes: int) -> Iterator[list[CachedRecord]]:
-    """The records that a process evaluates on, by batches, each cut to as many turns as training has."""
-    records, cache = load_records(str(arguments.eval_data)), RegionCache(str(arguments.eval_cache))
-    chosen = [i for i in range(min(arguments.eval_records, len(records))) if records[i].conversations]
-    mine = chosen[process::processes]
-    turns = max(source.turns for source in arguments.sources)
-    for start in range(0, len(mine), arguments.batch_size):
-        yield [
-            _cut(
-                CachedRecord(records[i], cache.regions(i), cache.context(i)),
-                turns,
-                np.random.RandomState([arguments.seed, 4, i]),
-                arguments.same_region,
-            )
-            for i in mine[start : start + arguments.batch_size]
-        ]
-
-
-def make_loader(
-    arguments: TrainArguments, data: Conversations, collator: ConversationCollator, start: int, processes: int
-) -> DataLoader[CachedRecord]:
-    """Batches for the steps that are left."""
-    return DataLoader(
-        data,
-        batch_sampler=_Steps(data, arguments, start, processes),
-        collate_fn=collator,
-        num_workers=arguments.workers,
-        worker_init_fn=ignore_ctrl_c,
-    )
+    start = random.randint(len(asked) - turns + 1)
+    record, regions = cut_turns(item.record, start, turns)
+    return replace(item, record=record, regions=None if item.regions is None else item.regions[regions])
 
 
 # --- conversations → tensors --------------------------------------------------------------------------------------------
@@ -306,7 +217,6 @@ class ConversationCollator:
     GPU. A record without a picture is a conversation in words.
 
     max_length: in tokens; a longer conversation loses its last questions.
-    mask_history: only the last answer of each conversation is learned.
     images: the folder that paths of pictures start from.
     """
 
@@ -314,13 +224,11 @@ class ConversationCollator:
         self,
         processor: RegionBridgeProcessor,
         max_length: int | None = None,
-        mask_history: bool = False,
         images: str | Path = ".",
     ) -> None:
         processor.check_turn_ends()
         self.processor = processor
         self.max_length = max_length
-        self.mask_history = mask_history
         self.images = images
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
@@ -346,10 +254,7 @@ class ConversationCollator:
 
     def _lesson(self, items: Sequence[CachedRecord]) -> dict[str, Any]:
         batch = self._batch(items, return_assistant_tokens_mask=True, padding_side="right")
-        learned = batch.pop("assistant_masks")
-        if self.mask_history:
-            learned = _last_run(learned)
-        batch["labels"] = batch["input_ids"].masked_fill(learned == 0, -100)
+        batch["labels"] = batch["input_ids"].masked_fill(batch.pop("assistant_masks") == 0, -100)
         return dict(batch)
 
     def _encoded(self, items: Sequence[Item]) -> list[CachedRecord]:
@@ -456,14 +361,6 @@ def _check_same_words(batch: Mapping[str, Any]) -> None:
             "The answers of a taught conversation are other tokens after the question as its teacher reads it, so that they "
             "cannot be compared word by word: use another chat template, or loss: answers."
         )
-
-
-def _last_run(learned: Tensor) -> Tensor:
-    """Of each row (B, L) of zeros and ones, the last unbroken run of ones."""
-    ends = (learned[:, :-1] == 1) & (learned[:, 1:] == 0)
-    later = ends.flip(1).cumsum(dim=1).flip(1)  # runs that end here or further on
-    later = torch.cat([later, torch.zeros_like(later[:, :1])], dim=1)
-    return learned * (later == (learned[:, -1:] == 0).long())
 
 
 def picture_size(regions: RegionTokens) -> tuple[int, int]:

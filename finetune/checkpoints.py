@@ -1,6 +1,6 @@
-"""What a run keeps: checkpoints to continue from, the weights of its best evaluation, and its result.
+"""What long work keeps: checkpoints, the weights of the best evaluation, the result, and chunks of what is written.
 
-Each is written completely or not at all. Only a few checkpoints are kept.
+Each is written completely or not at all, so that work goes on after a stop. Only a few checkpoints are kept.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, PartialState
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tap_tokenizer import write_whole
 
@@ -247,3 +248,31 @@ def keep_only_what_learns(accelerator: Accelerator) -> None:
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
+
+
+# --- chunks of lines ---------------------------------------------------------------------------------------------------
+
+
+def write_chunks(
+    parts: Path, chunks: int, work: Callable[[int], Iterable[dict[str, Any]]], state: PartialState, title: str
+) -> None:
+    """Write the lines of every chunk that is not in the folder `parts` yet; returns when all processes are through.
+
+    A chunk's lines land in a file of their own. If they depend on the chunk alone, the joined text is the same however the
+    work was split, and wherever it was stopped.
+    """
+    parts.mkdir(parents=True, exist_ok=True)
+    mine = range(state.process_index, chunks, state.num_processes)
+    left = [k for k in mine if not _chunk(parts, k).is_file()]
+    for k in tqdm(left, desc=title, unit="chunk", disable=not state.is_main_process):
+        write_whole(_chunk(parts, k), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in work(k)))
+    state.wait_for_everyone()
+
+
+def joined_chunks(parts: Path, chunks: int) -> str:
+    """The lines of all chunks, in order."""
+    return "".join(_chunk(parts, k).read_text(encoding="utf-8") for k in range(chunks))
+
+
+def _chunk(parts: Path, chunk: int) -> Path:
+    return parts / f"{chunk:06d}.jsonl"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -27,6 +26,9 @@ RECIPES = Path(__file__).parent / "recipes"
 
 MAX_RECIPE = 100_000
 """The most bytes that a recipe may have, because the parser is slow. The longest shipped recipe has a few thousand."""
+
+_GONE, _GONE_FROM_SOURCES = ("anchor_weight", "mask_history", "new_region_tokenizer", "same_region"), ("questions",)
+"""Options of earlier versions. Saved arguments hold them still: a value that turned one off is passed over."""
 
 
 def knob(*, help: str, default: Any = MISSING, default_factory: Any = MISSING, free: bool = False) -> Any:
@@ -48,11 +50,6 @@ class Source:
         default=0,
         help="how many questions of a record are asked in a row; 0 for all. Only if its questions do not refer to each other",
     )
-    questions: str = knob(
-        default="",
-        help="a regular expression, searched in each question and its answer, which is on the next line: other questions are "
-        "not asked, and records that have no others are passed over. Only if the questions do not refer to each other",
-    )
     loss: Literal["answers", "teacher"] = knob(
         default="answers",
         help="answers: the answers are learned as they stand; teacher: what the language model without its adapter thinks of "
@@ -64,17 +61,11 @@ class Source:
             raise ValueError(f"loss is {self.loss!r} for {self.records}, expected answers or teacher.")
         if self.turns < 0:
             raise ValueError(f"Got turns {self.turns} for {self.records}: give a number, or 0 for all.")
-        try:
-            re.compile(self.questions)
-        except re.error as error:
-            raise ValueError(f"questions has {self.questions!r}, which is no regular expression: {error}.") from None
 
 
-_SOURCE = {"records": str, "cache": str, "weight": float, "turns": int, "questions": str, "loss": str}
+_SOURCE = {"records": str, "cache": str, "weight": float, "turns": int, "loss": str}
 
-COLUMNS = {
-    "data": "records", "caches": "cache", "weights": "weight", "turns": "turns", "questions": "questions", "losses": "loss",
-}  # fmt: skip
+COLUMNS = {"data": "records", "caches": "cache", "weights": "weight", "turns": "turns", "losses": "loss"}
 """Flags that give one field of every source, in order: `--data a.jsonl b.jsonl --caches a_cache b_cache`."""
 
 
@@ -85,7 +76,7 @@ def read_source(text: str) -> Source:
         return Source(**{name: _SOURCE[name](str(value)) for name, value in row.items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise argparse.ArgumentTypeError(
-            f"got the source {text} ({error}), expected records and cache, and maybe weight, turns, questions and loss"
+            f"got the source {text} ({error}), expected records and cache, and maybe weight, turns and loss"
         ) from None
 
 
@@ -203,7 +194,8 @@ def refuse_other_arguments(arguments: Any, path: Path) -> None:
     if "sources" in old:  # one that was saved before a field existed has its default
         old["sources"] = [{**asdict(Source("", "")), **source} for source in old["sources"]]
     free = {f.name for f in fields(arguments) if f.metadata.get("free")}
-    changed = [
+    changed = [f"{key} {old[key]!r}, which no longer exists" for key in _GONE if key in old]
+    changed += [
         f"{key} {old[key]!r}, now {new[key]!r}"
         for key in new
         if key in old and key not in free and old[key] != new[key]
@@ -225,10 +217,18 @@ def shipped_recipes() -> list[str]:
     return sorted(name for name in found if not name.startswith("accelerate/"))
 
 
+def shipped_file(name: str) -> Path:
+    """The file by this path or, if there is none, the shipped one by this name, with or without its folder."""
+    shipped = (
+        path for path in sorted(RECIPES.rglob("*")) if f"/{path.relative_to(RECIPES).as_posix()}".endswith(f"/{name}")
+    )
+    return path if (path := Path(name)).is_file() else next(shipped, path)
+
+
 def _read_recipe(name: str, parser: argparse.ArgumentParser, arguments_type: type) -> dict[str, Any]:
     path = Path(name)
     if not path.is_file():
-        path = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
+        path = shipped_file(f"{name.removesuffix('.yaml')}.yaml")
     if not path.is_file():
         parser.error(f"found no recipe {name}: give a YAML file or one of {', '.join(shipped_recipes())}")
     try:
@@ -264,6 +264,11 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         for item in ([value] if not isinstance(value, list) else [] if name == "sources" else value)
     ):
         raise ValueError(f"{path} holds a {type(values).__name__}, expected a mapping of names to plain values.")
+    sources = values["sources"] if isinstance(values.get("sources"), list) else []
+    for mapping in filter(lambda one: isinstance(one, dict), [values, *sources]):
+        for name in _GONE if mapping is values else _GONE_FROM_SOURCES:
+            if not mapping.get(name):
+                mapping.pop(name, None)
     return values
 
 

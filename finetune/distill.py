@@ -40,16 +40,15 @@ from accelerate import Accelerator, PartialState
 
 from tap_tokenizer import write_whole
 
-from .batches import CachedRecord, held_out
-from .bridge_setup import TrainArguments, check_arguments, load_bridge
+from .batches import CachedRecord
 from .cache import MANIFEST
 from .cache_regions import CacheArguments, fill_cache
-from .chunks import joined_chunks, write_chunks
+from .checkpoints import joined_chunks, write_chunks
 from .config import Source, check_counts, knob, parse_arguments, run_command
 from .loop import run
 from .losses import word_losses
 from .teacher import NEW, LessonArguments, Teacher
-from .train import BridgeTraining
+from .train import BridgeTraining, TrainArguments, check_arguments, load_bridge
 
 LESSONS, HELD_OUT, COUNTS, ABOUT = "lessons.jsonl", "held_out.jsonl", "counts.json", "about.json"
 
@@ -96,7 +95,7 @@ class DistillTraining(BridgeTraining):
         """Beside what every training measures, KL a word and equal answers, on what is never learned; see the module."""
         found = super().evaluate()
         sums = torch.zeros(len(_VIEWS), 4, dtype=torch.float64)
-        for items in held_out(self.arguments, self.accelerator.process_index, self.accelerator.num_processes):
+        for items in self.held_out():
             taught = [replace(item, is_taught=True) for item in items]
             new = [item.record.conversations[-2].type == NEW for item in taught]
             self._add(sums, taught, [int(one) for one in new])

@@ -33,7 +33,7 @@ from tap_tokenizer import RegionTokens, only_writer, write_whole
 from .answerers import CONTROLS, ROWS, Cast, load_cast
 from .batches import picture_size
 from .cache import RegionCache, data_checksum, encode_regions, file_checksum
-from .chunks import joined_chunks, write_chunks
+from .checkpoints import joined_chunks, write_chunks
 from .config import knob, parse_arguments, run_command
 from .data.json_files import read_json, read_json_lines
 from .data.validation import UNREADABLE

@@ -32,12 +32,11 @@ from llm_bridge import RegionDescription, describe_regions, generate_text
 from tap_tokenizer import check_config, model_from_config, read_json_object
 
 from .checkpoints import save_whole
-from .config import RECIPES, check_counts, knob, parse_arguments, run_command
+from .config import check_counts, knob, parse_arguments, run_command, shipped_file
 from .glyphs.language import caption
 from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES, draw_question
 from .glyphs.scenes import KINDS, GlyphScene, make_scene
-from .loop import RunArguments, Training, ignore_ctrl_c, mean_of, run
-from .optimizers import build_optimizers
+from .loop import RunArguments, Training, build_optimizers, ignore_ctrl_c, mean_of, run
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
@@ -217,8 +216,7 @@ def _tokenizer(arguments: LanguageArguments) -> PreTrainedTokenizerFast:
 
 
 def _model(arguments: LanguageArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    path = Path(arguments.model_config)
-    values = read_json_object(path if path.is_file() else RECIPES / arguments.model_config)
+    values = read_json_object(shipped_file(arguments.model_config))
     check_config(values, arguments.model_config)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = AutoConfig.for_model(values.pop("model_type"), vocab_size=len(tokenizer), **ids, **values)

@@ -7,8 +7,8 @@
 `dense` gives a fresh encoder a cheap start, as MAE did for the original: every patch learns to say what object it shows,
 where the object's outline runs and where its box ends. `prompt` is the promptable training of the paper, with focal, dice,
 IoU and concept losses. `heads` trains the concept head and the caption decoder on routed semantic tokens, while everything
-else is frozen; `concept` and `caption` train one of them alone. If a run was stopped, give the same command again: it
-continues from the last checkpoint, and the result is that of a run without a stop.
+else is frozen. If a run was stopped, give the same command again: it continues from the last checkpoint, and the result is
+that of a run without a stop.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ from torch.utils.data import DataLoader
 from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, TapRegionTokenizer
 
 from .checkpoints import save_whole
-from .config import RECIPES, check_counts, parse_arguments, run_command
+from .config import check_counts, parse_arguments, run_command, shipped_file
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
 from .glyphs.language import build_text_tokenizer, concept_banks
-from .loop import Training, ignore_ctrl_c, mean_of, run
+from .loop import Training, build_optimizers, ignore_ctrl_c, mean_of, run
 from .losses import enlarged, mask_iou
-from .optimizers import build_optimizers
 from .prompt_sampling import PromptSampler
-from .tap_stages import CaptionStage, ConceptStage, DenseStage, HeadsStage, PretrainArguments, PromptStage, is_named
+from .tap_stages import DenseStage, HeadsStage, PretrainArguments, PromptStage, is_named
 
 
 class TapTraining(Training):
@@ -99,7 +98,7 @@ class TapTraining(Training):
             line = {f"val_iou_{name}": mask_iou(masks, batch.masks > 0.5).mean().item()}
             for bank, what in zip(self.banks, ("kind", "colour", "size")):
                 line[f"val_{what}_{name}"] = is_named(embeds, batch, bank).float().mean().item()
-            if self.arguments.stage in ("heads", "caption"):
+            if self.arguments.stage == "heads":
                 tokens = output.semantic_tokens[rows, output.expert]
                 said = _captions(self.tokenizer, tokens)
                 line[f"val_caption_{name}"] = sum(a == b for a, b in zip(said, batch.captions)) / len(said)
@@ -113,11 +112,6 @@ class TapTraining(Training):
 def main(argv: list[str] | None = None) -> None:
     """Read the arguments, train, and write a region tokenizer to `output_dir`."""
     arguments = parse_arguments(PretrainArguments, argv, description=__doc__)
-    if arguments.anchor_weight and (arguments.init_from is None or arguments.stage != "prompt"):
-        raise ValueError(
-            f"anchor_weight {arguments.anchor_weight} with stage {arguments.stage} and init_from {arguments.init_from}: "
-            "there is nothing to hold on to. Give stage prompt and init_from, a trained region tokenizer."
-        )
     check_counts(arguments, "eval_scenes")
     check_counts(arguments, "max_points", least=2)
     if not 0 < arguments.refined_share <= 1:
@@ -141,23 +135,17 @@ def _starting_point(arguments: PretrainArguments) -> TapRegionTokenizer:
         tokenizer = TapRegionTokenizer.from_pretrained(arguments.init_from)
         tokenizer.model.config.limitation = None  # it was true of the weights before this run
         return tokenizer
-    path = Path(arguments.model_config)
-    config = TapConfig.from_json_file(path if path.is_file() else RECIPES / arguments.model_config)
+    config = TapConfig.from_json_file(shipped_file(arguments.model_config))
     return TapRegionTokenizer(TapModel(config), text_tokenizer=build_text_tokenizer(), concepts=concept_banks()[0])
 
 
 def _stage(arguments: PretrainArguments, tokenizer: TapRegionTokenizer, banks: list[ConceptBank]) -> nn.Module:
-    if arguments.stage in ("heads", "caption"):
-        words = tokenizer.text_tokenizer
-        if words is None:
-            raise ValueError(
-                f"{arguments.init_from} has no caption vocabulary, which stage {arguments.stage} trains on."
-            )
-        if arguments.stage == "caption":
-            return CaptionStage(tokenizer.model, words, arguments)
-        return HeadsStage(tokenizer.model, banks, words, arguments)
-    stages = {"dense": DenseStage, "prompt": PromptStage, "concept": ConceptStage}
-    return stages[arguments.stage](tokenizer.model, banks, arguments)
+    if arguments.stage == "heads":
+        if tokenizer.text_tokenizer is None:
+            raise ValueError(f"{arguments.init_from} has no caption vocabulary, which stage heads trains on.")
+        return HeadsStage(tokenizer.model, banks, tokenizer.text_tokenizer, arguments)
+    stage = {"dense": DenseStage, "prompt": PromptStage}[arguments.stage]
+    return stage(tokenizer.model, banks, arguments)
 
 
 def _loader(

@@ -1,11 +1,10 @@
-"""The stages of TAP's training (dense patches, prompts, the concept head and captions) and their options.
+"""The stages of TAP's training (dense patches, prompts, the heads that read its tokens) and their options.
 
 A stage is a module that gives the losses of a batch of pictures with masks; `pretrain_tap` trains it.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,9 +29,8 @@ from .prompt_sampling import PromptSampler, TrainingPrompts
 class PretrainArguments(RunArguments):
     """Train TAP on pictures whose regions have masks, concepts and captions."""
 
-    stage: Literal["dense", "prompt", "heads", "concept", "caption"] = knob(
-        help="what to train: patches, prompts, what reads the tokens (heads), or of that the concept head or the caption "
-        "decoder alone"
+    stage: Literal["dense", "prompt", "heads"] = knob(
+        help="what to train: patches, prompts, or what reads the tokens (heads): the concept head and the caption decoder"
     )
     init_from: str | None = knob(
         default=None, help="folder of the region tokenizer to start from; default: a fresh one"
@@ -62,14 +60,9 @@ class PretrainArguments(RunArguments):
         help="stage prompt: share of the regions that get a second prompt, with points where the first answer was wrong",
     )
     dense_weight: float = knob(default=0.0, help="stage prompt: weight of the dense loss beside the others")
-    anchor_weight: float = knob(
-        default=0.0,
-        help="stage prompt: weight of the squared distance of semantic tokens from those of init_from, relative to their "
-        "size. It keeps them readable for a bridge and the caption decoder; above 0, the concept head is frozen",
-    )
     recolour_probability: float = knob(
         default=0.5,
-        help="stages heads and concept: how likely a token is moved to another colour, as if its object had that colour",
+        help="stage heads: how likely a token is moved to another colour, as if its object had that colour",
     )
     regions_per_picture: int = knob(
         default=0, help="stage prompt: regions of a picture on average, at most, drawn anew in each step; 0 for all"
@@ -158,36 +151,6 @@ class DenseStage(nn.Module):
         return self.dense_head(embeddings, DenseTargets(batch, self.banks, embeddings.shape[-1], self.image_size))
 
 
-class TokenAnchor:
-    """The semantic tokens of a model as it was, as a hold for those of the same model in training.
-
-    Whatever has learned to read the old tokens (concept head, caption decoder, a language model) can still read tokens
-    that stay near them. Regions that the old model named wrongly are let go: their tokens should move.
-    """
-
-    def __init__(self, model: TapModel, banks: list[ConceptBank]) -> None:
-        self.model, self.banks = copy.deepcopy(model).requires_grad_(False).eval(), banks
-
-    @torch.no_grad()
-    def embed(self, pixel_values: Tensor) -> Tensor:
-        """Image embeddings of the model as it was."""
-        return self.model.to(pixel_values.device).get_image_embeddings(pixel_values)
-
-    def distance(
-        self, semantic_tokens: Tensor, embeddings: Tensor, prompts: TrainingPrompts, batch: MaskedBatch
-    ) -> Tensor:
-        """Mean squared distance of tokens (R, K, D) from the old ones, over the mean square of the old; a scalar."""
-        with torch.no_grad():
-            old = self.model(
-                image_embeddings=embeddings, input_points=prompts.points, input_labels=prompts.labels,
-                image_index=batch.image_index, output_masks=False,
-            )  # fmt: skip
-            named = old.semantic_embeds[torch.arange(len(old.expert)), old.expert]
-            right = torch.stack([is_named(named, batch, bank) for bank in self.banks]).all(dim=0)
-        squared = (semantic_tokens.float() - old.semantic_tokens.float()).square().mean(dim=(1, 2))
-        return (squared * right).sum() / right.sum().clamp(min=1) / old.semantic_tokens.float().square().mean()
-
-
 class PromptStage(nn.Module):
     """Everything but the caption decoder, prompted twice per step; the dense loss may stay on beside it."""
 
@@ -203,24 +166,20 @@ class PromptStage(nn.Module):
         self.weights = (20.0, arguments.dice_weight, arguments.iou_weight, 1.0)
         self.banks, self.image_size, self.seed = banks, model.config.image_size, arguments.seed
         self.sampler = PromptSampler(self.image_size, arguments.box_probability, arguments.max_points)
-        self.anchor_weight = arguments.anchor_weight
-        self.anchor = TokenAnchor(model, banks) if arguments.anchor_weight else None
-        self.image_decoder.semantic_head.requires_grad_(self.anchor is None)
 
     def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
         self.sampler.reseed(_seed_of_draws(self.seed, step))
         embeddings = self.image_encoder(batch.pixel_values)
-        old = None if self.anchor is None else self.anchor.embed(batch.pixel_values)
         asked = batch
         if self.regions_per_picture:
             asked = batch.select(self.sampler.some(len(batch.boxes), self.regions_per_picture * len(embeddings)))
         target = asked.masks > 0.5
         prompts = self.sampler.first(target, asked.boxes)
-        first, nearest, masks = self._ask(embeddings, prompts, asked, old)
+        first, nearest, masks = self._ask(embeddings, prompts, asked)
         answer = enlarged(masks[torch.arange(len(nearest)), nearest][:, None], target.shape[-1])[:, 0] > 0
         again = self.sampler.some(len(target), max(1, round(self.refined_share * len(target))))
         prompts = self.sampler.refine(prompts.select(again), target[again], answer[again])
-        second, _, _ = self._ask(embeddings, prompts, asked.select(again), old)
+        second, _, _ = self._ask(embeddings, prompts, asked.select(again))
         share = len(again) / (len(target) + len(again))
         losses = {name: (1 - share) * first[name] + share * second[name] for name in first}
         if self.dense_head is not None:
@@ -230,7 +189,7 @@ class PromptStage(nn.Module):
         return losses
 
     def _ask(
-        self, embeddings: Tensor, prompts: TrainingPrompts, batch: MaskedBatch, old: Tensor | None
+        self, embeddings: Tensor, prompts: TrainingPrompts, batch: MaskedBatch
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         output = self.image_decoder(
             image_embeddings=embeddings[batch.image_index],
@@ -241,9 +200,6 @@ class PromptStage(nn.Module):
             output.pred_masks.float(), output.iou_scores, output.semantic_embeds, prompts.is_box,
             batch.masks, batch.concepts, self.banks, self.weights,
         )  # fmt: skip
-        if self.anchor is not None and old is not None:
-            distance = self.anchor.distance(output.semantic_tokens, old, prompts, batch)
-            losses["anchor"] = self.anchor_weight * distance
         return losses, nearest, output.pred_masks.detach()
 
 
@@ -311,38 +267,28 @@ class Recolouring(nn.Module):
         )
 
 
-class ConceptStage(nn.Module):
-    """The concept head on tokens of the frozen rest, in the colours that they have and in others."""
+class ConceptHead(nn.Module):
+    """The concept head, and what moves the tokens that it and the caption decoder learn from to other colours."""
 
-    def __init__(self, model: TapModel, banks: list[ConceptBank], arguments: PretrainArguments) -> None:
+    def __init__(self, model: TapModel, banks: list[ConceptBank], recolour_probability: float) -> None:
         super().__init__()
-        self.semantic_head = model.image_decoder.semantic_head
-        self.tokens, self.banks = FrozenTokens(model, arguments), banks
+        self.semantic_head, self.banks = model.image_decoder.semantic_head, banks
         config = model.config.image_decoder_config
-        self.recolouring = Recolouring(banks[1], config.num_experts, config.hidden_size, arguments.recolour_probability)
+        self.recolouring = Recolouring(banks[1], config.num_experts, config.hidden_size, recolour_probability)
 
-    def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
-        tokens, concepts, _ = self.recolouring(*self.tokens(batch, step), batch.concepts, batch.captions)
-        return {"concept": self.loss(tokens, concepts)}
-
-    def loss(self, tokens: Tensor, concepts: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, concepts: Tensor) -> Tensor:
         """Mean concept loss of tokens (R, D) that should say concept vectors (R, E)."""
         return concept_loss(self.semantic_head(tokens), concepts, self.banks).mean()
 
 
-class CaptionStage(nn.Module):
-    """The caption decoder on tokens of the frozen rest."""
+class CaptionDecoder(nn.Module):
+    """The caption decoder under its loss."""
 
-    def __init__(self, model: TapModel, tokenizer: PreTrainedTokenizerBase, arguments: PretrainArguments) -> None:
+    def __init__(self, model: TapModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.text_decoder, self.tokenizer = model.text_decoder, tokenizer
-        self.tokens = FrozenTokens(model, arguments)
 
-    def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
-        tokens, _ = self.tokens(batch, step)
-        return {"caption": self.loss(tokens, batch.captions)}
-
-    def loss(self, tokens: Tensor, captions: Sequence[str]) -> Tensor:
+    def forward(self, tokens: Tensor, captions: Sequence[str]) -> Tensor:
         """Cross entropy of R captions' words, and of their ends, after tokens (R, D)."""
         config = self.text_decoder.config
         rows = [
@@ -360,7 +306,7 @@ class CaptionStage(nn.Module):
 
 
 class HeadsStage(nn.Module):
-    """Stages concept and caption in one, on the same tokens, which the caption decoder reads in other colours as well."""
+    """What reads the tokens of the frozen rest, in the colours that they have and in others."""
 
     def __init__(
         self,
@@ -370,10 +316,11 @@ class HeadsStage(nn.Module):
         arguments: PretrainArguments,
     ) -> None:
         super().__init__()
-        self.concept = ConceptStage(model, banks, arguments)
-        self.caption = CaptionStage(model, tokenizer, arguments)
+        self.tokens = FrozenTokens(model, arguments)
+        self.concept = ConceptHead(model, banks, arguments.recolour_probability)
+        self.caption = CaptionDecoder(model, tokenizer)
 
     def forward(self, batch: MaskedBatch, step: int) -> dict[str, Tensor]:
-        tokens, experts = self.concept.tokens(batch, step)
+        tokens, experts = self.tokens(batch, step)
         tokens, concepts, captions = self.concept.recolouring(tokens, experts, batch.concepts, batch.captions)
-        return {"concept": self.concept.loss(tokens, concepts), "caption": self.caption.loss(tokens, captions)}
+        return {"concept": self.concept(tokens, concepts), "caption": self.caption(tokens, captions)}

@@ -15,23 +15,259 @@ is that of a run without a stop.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import BitsAndBytesConfig
 
-from llm_bridge import adapter_off, add_lora, count_parameters, generate_text, has_adapter, merge_lora, set_trainable
+from llm_bridge import (
+    PictureContext,
+    RegionBridgeForConditionalGeneration,
+    RegionBridgeProcessor,
+    adapter_off,
+    add_lora,
+    count_parameters,
+    find_adapter,
+    generate_text,
+    has_adapter,
+    merge_lora,
+    set_trainable,
+)
+from tap_tokenizer import TapRegionTokenizer
 
-from .batches import CachedRecord, ConversationCollator, Conversations, held_out, make_loader
-from .bridge_setup import TrainArguments, check_arguments, check_data, check_sharding, load_bridge, make_optimizers
+from .batches import CachedRecord, ConversationCollator, Conversations, StepSampler, some_turns
+from .cache import RegionCache
 from .checkpoints import is_sharded, keep_only_what_learns, save_whole
-from .config import parse_arguments, run_command
-from .loop import Training, run
+from .config import Source, check_counts, check_sources, knob, parse_arguments, run_command
+from .loop import RunArguments, Training, build_optimizers, ignore_ctrl_c, run
 from .losses import summed_loss, taught_loss, words_learned
+from .records import load_records
+
+
+@dataclass(kw_only=True)
+class TrainArguments(RunArguments):
+    """Train a bridge on conversations about regions."""
+
+    language_model: str | None = knob(
+        default=None, help="for a fresh bridge: name or folder of a causal language model"
+    )
+    init_from: str | None = knob(
+        default=None, help="name or folder of a bridge to train further, instead of a fresh one"
+    )
+    region_tokenizer: str = knob(
+        default="tap-tiny", help="the region tokenizer that made the caches: a name, folder or Hub repository"
+    )
+    variant: str | None = knob(default=None, help="checkpoint in the original's repository, e.g. tap_vit_l_v1_1")
+    mode: Literal["projector", "lora", "full"] = knob(default="lora", help="what is trained; the projector always is")
+    sources: list[Source] = knob(
+        default_factory=list,
+        help="what to learn from, each with records, cache, weight, turns, loss; as flags, use --data, --caches, …",
+    )
+    eval_data: str | None = knob(default=None, free=True, help="records to evaluate on during training")
+    eval_cache: str | None = knob(default=None, free=True, help="cache of eval_data")
+    experts: Literal["routed", "all"] = knob(
+        default="routed",
+        help="fresh bridge: routed gives a region one token, that of the answering expert; all gives it every expert's",
+    )
+    use_semantic_embeds: bool = knob(default=True, help="fresh bridge: whether the projector reads semantic embeddings")
+    use_position: bool = knob(default=True, help="fresh bridge: whether the projector reads the position code")
+    projector_type: str = knob(default="mlp", help="fresh bridge: which projector")
+    image_grid: int | None = knob(
+        default=None, help="picture context from a grid: points per side; default: none, or that of init_from"
+    )
+    image_regions: int | None = knob(
+        default=None, help="picture context from found objects: how many at most; default: none, or that of init_from"
+    )
+    teacher_share: float = knob(
+        default=0.8,
+        help="of what is learned from a teacher (a source's loss: teacher), the share that is KL to its distribution over "
+        "words; the rest is cross entropy on the words it chose",
+    )
+    lora_r: int = knob(default=16, help="rank of LoRA")
+    lora_alpha: int = knob(default=32, help="scale of LoRA (its alpha)")
+    lora_dropout: float = knob(default=0.0, help="dropout inside LoRA")
+    merge: bool = knob(default=False, help="add the adapter to the language model's weights at the end")
+    language_model_dtype: Literal["float32", "bfloat16", "float16"] = knob(
+        default="float32", help="dtype of frozen weights; projector and adapter keep float32"
+    )
+    quantize: Literal["no", "8bit", "4bit"] = knob(
+        default="no", help="load the frozen language model in 8 or 4 bit: QLoRA, by bitsandbytes"
+    )
+    gradient_checkpointing: bool = knob(
+        default=False,
+        free=True,
+        help="compute the activations of layers twice instead of keeping them: less memory, a third slower",
+    )
+    attn_implementation: str | None = knob(
+        default=None,
+        free=True,
+        help="how the language model computes attention: sdpa, eager, flash_attention_2; default: transformers' choice. On a "
+        "CPU, training on short conversations is almost twice as fast with eager",
+    )
+    gradient_accumulation_steps: int = knob(default=1, help="forward passes per optimizer step")
+    workers: int = knob(default=0, free=True, help="processes that prepare batches")
+    learning_rate: float = knob(default=2e-4, help="peak learning rate of the language model or its adapter")
+    projector_learning_rate: float = knob(default=1e-3, help="peak learning rate of the projector")
+    weight_decay: float = knob(default=0.0, help="weight decay of both optimizers")
+    warmup_steps: int = knob(default=50, help="steps over which the learning rates rise linearly")
+    decay_fraction: float = knob(
+        default=1.0, help="share of the run, at its end, over which the learning rates fall to zero along a cosine"
+    )
+    group_by_length: bool = knob(
+        default=False,
+        help="sort the conversations of every eight steps by their number of questions, so that less is padded; unless turns "
+        "gives the numbers, each conversation has to be read first",
+    )
+    max_length: int | None = knob(
+        default=None,
+        help="tokens of a conversation at most; a longer one loses its last questions; default: the model's context",
+    )
+    eval_steps: int = knob(default=250, free=True, help="steps between evaluations")
+    eval_records: int = knob(default=128, free=True, help="records in each evaluation")
+    eval_max_new_tokens: int = knob(default=32, free=True, help="tokens of an answer in an evaluation, at most")
+    best_metric: Literal["val_loss", "val_answer"] = knob(
+        default="val_loss",
+        free=True,
+        help="what decides which evaluation is best; its weights are kept in output_dir/best",
+    )
+    load_best: bool = knob(
+        default=False,
+        free=True,
+        help="write the weights of the best evaluation, not the last ones, to output_dir/model",
+    )
+    tracker: str = knob(
+        default="tensorboard", free=True, help="a tracker that accelerate knows: tensorboard, wandb, mlflow, …; or none"
+    )
+
+
+def check_arguments(arguments: TrainArguments) -> None:
+    """Refuse arguments that do not go together, before anything is loaded."""
+    if (arguments.language_model is None) == (arguments.init_from is None):
+        raise ValueError(
+            "Got both or neither of language_model and init_from: give one, a fresh start or a saved bridge."
+        )
+    if arguments.quantize != "no" and (arguments.mode == "full" or arguments.merge):
+        raise ValueError("quantize is for a frozen language model: use mode projector or lora, and do not merge.")
+    if arguments.mode == "full" and arguments.language_model_dtype != "float32":
+        raise ValueError(
+            f"mode full trains the weights themselves, in float32: got language_model_dtype {arguments.language_model_dtype}; "
+            "use mixed_precision instead."
+        )
+    if arguments.merge and arguments.mode != "lora":
+        raise ValueError(f"merge adds an adapter to the weights, but mode is {arguments.mode}: leave it out.")
+    if arguments.load_best and not arguments.eval_data:
+        raise ValueError("load_best needs evaluations: give eval_data and eval_cache.")
+    check_sources(arguments.sources)
+    if not 0 <= arguments.teacher_share <= 1:
+        raise ValueError(f"teacher_share is {arguments.teacher_share}, expected a share from 0 to 1.")
+    if arguments.mode == "full" and any(source.loss == "teacher" for source in arguments.sources):
+        raise ValueError(
+            "The teacher is the language model without what it learns, so mode full, which changes its weights, leaves none: "
+            "use mode lora or projector."
+        )
+    if (arguments.eval_data is None) != (arguments.eval_cache is None):
+        raise ValueError("Got one of eval_data and eval_cache: give both or neither.")
+    check_counts(arguments, "gradient_accumulation_steps", "eval_records")
+
+
+def load_bridge(
+    arguments: TrainArguments, accelerator: Accelerator
+) -> tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]:
+    """The bridge to train: one that was saved, or a fresh one on a language model."""
+    options: dict[str, Any] = {"dtype": getattr(torch, arguments.language_model_dtype)}
+    if arguments.attn_implementation is not None:
+        options["attn_implementation"] = arguments.attn_implementation
+    if arguments.quantize != "no":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=arguments.quantize == "4bit",
+            load_in_8bit=arguments.quantize == "8bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=options["dtype"],
+        )
+        options["device_map"] = {"": accelerator.device}
+    if arguments.init_from is not None:
+        is_whole = find_adapter(arguments.init_from) is None
+        if is_whole and arguments.quantize != "no":
+            raise ValueError(
+                f"{arguments.init_from} holds its own language model, which is loaded as it was saved: quantize needs a bridge "
+                "that names its language model, as the projector stage writes it."
+            )
+        bridge = RegionBridgeForConditionalGeneration.from_pretrained(arguments.init_from, **options)
+        bridge.config.limitation = None  # it was true of the bridge before this run
+        processor = RegionBridgeProcessor.from_pretrained(arguments.init_from)
+        config = bridge.config
+        if arguments.image_grid is not None or arguments.image_regions is not None:
+            config.image_grid, config.image_regions = arguments.image_grid or 0, arguments.image_regions or 0
+        processor = RegionBridgeProcessor.for_bridge(
+            config,
+            tokenizer=processor.tokenizer,
+            region_tokenizer=processor.region_tokenizer,
+            chat_template=processor.chat_template,
+        )
+        processor.attach(bridge)
+        return bridge, processor
+    tokenizer = TapRegionTokenizer.from_pretrained(arguments.region_tokenizer, variant=arguments.variant)
+    bridge = RegionBridgeForConditionalGeneration.from_language_model(
+        str(arguments.language_model),
+        region_tokenizer=tokenizer,
+        experts=arguments.experts,
+        use_semantic_embeds=arguments.use_semantic_embeds,
+        use_position=arguments.use_position,
+        projector_type=arguments.projector_type,
+        image_grid=arguments.image_grid or 0,
+        image_regions=arguments.image_regions or 0,
+        **options,
+    )
+    return bridge, RegionBridgeProcessor.for_bridge(bridge.config, region_tokenizer=tokenizer)
+
+
+def check_sharding(arguments: TrainArguments, accelerator: Accelerator) -> None:
+    """Refuse what does not work where each process holds a part of the parameters only."""
+    if not is_sharded(accelerator):
+        return
+    kind = accelerator.distributed_type.value
+    if arguments.optimizer != "adamw":
+        raise ValueError(f"{kind} splits the matrices that {arguments.optimizer} needs whole: use --optimizer adamw.")
+    if arguments.quantize != "no":
+        raise ValueError(f"{kind} does not split quantized weights here: use plain data parallelism for QLoRA.")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and arguments.gradient_accumulation_steps > 1:
+        raise ValueError(
+            "DeepSpeed accumulates gradients by itself: use gradient_accumulation_steps 1 and a larger batch_size."
+        )
+
+
+def check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGeneration) -> None:
+    """Refuse caches that do not belong to the records or to the bridge, before anything is trained."""
+    pairs = [(source.records, source.cache) for source in arguments.sources]
+    if arguments.eval_data is not None and arguments.eval_cache is not None:
+        pairs.append((arguments.eval_data, arguments.eval_cache))
+    context = PictureContext.of(bridge.config)
+    for data, folder in pairs:
+        RegionCache(folder).check(Path(data), bridge.config.fingerprint, context)
+
+
+def make_optimizers(
+    bridge: RegionBridgeForConditionalGeneration, arguments: TrainArguments
+) -> list[torch.optim.Optimizer]:
+    """With a learning rate of its own for the projector."""
+    learning = [(name, p) for name, p in bridge.named_parameters() if p.requires_grad]
+    projector = [(name, p) for name, p in learning if name.startswith("projector.")]
+    rest = [(name, p) for name, p in learning if not name.startswith("projector.")]
+    return build_optimizers(
+        [(projector, arguments.projector_learning_rate), (rest, arguments.learning_rate)],
+        arguments.optimizer,
+        arguments.muon_learning_rate,
+        arguments.weight_decay,
+        matrices=("projector.linear", ".layers.", ".h."),
+    )
 
 
 class BridgeTraining(Training):
@@ -53,21 +289,47 @@ class BridgeTraining(Training):
         if arguments.gradient_checkpointing:
             bridge.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         accelerator.print(count_parameters(bridge))
-        self.collator = ConversationCollator(self.processor, arguments.max_length, arguments.mask_history)
+        self.collator = ConversationCollator(self.processor, arguments.max_length)
         self.model: torch.nn.Module = bridge
         self.optimizers = make_optimizers(bridge, arguments)
         if not is_sharded(accelerator):
             keep_only_what_learns(accelerator)
 
     def batches(self, start: int) -> Iterable[dict[str, Any]]:
-        arguments, processes = self.arguments, self.accelerator.num_processes
-        data = Conversations(arguments.sources, arguments.seed, arguments.same_region)
-        records = sum(map(len, data.rows))
-        drawn = arguments.steps * arguments.batch_size * self.passes * processes
+        arguments, batches = self.arguments, self.passes * self.accelerator.num_processes
+        data = Conversations(arguments.sources, arguments.seed)
+        records, drawn = sum(map(len, data.records)), arguments.steps * arguments.batch_size * batches
         self.accelerator.print(
             f"{arguments.steps} steps draw {drawn} of {records} records: {drawn / records:.2f} passes"
         )
-        return self.accelerator.prepare(make_loader(arguments, data, self.collator, start, processes))
+        steps = range(start, arguments.steps)
+        loader = DataLoader(
+            data,
+            batch_sampler=StepSampler(
+                data, steps, arguments.batch_size, batches, arguments.seed, arguments.group_by_length
+            ),
+            collate_fn=self.collator,
+            num_workers=arguments.workers,
+            worker_init_fn=ignore_ctrl_c,
+        )
+        return self.accelerator.prepare(loader)
+
+    def held_out(self) -> Iterator[list[CachedRecord]]:
+        """The records that this process evaluates on, by batches, each cut to as many turns as training has."""
+        arguments = self.arguments
+        records, cache = load_records(str(arguments.eval_data)), RegionCache(str(arguments.eval_cache))
+        chosen = [i for i in range(min(arguments.eval_records, len(records))) if records[i].conversations]
+        mine = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
+        turns = max(source.turns for source in arguments.sources)
+        for start in range(0, len(mine), arguments.batch_size):
+            yield [
+                some_turns(
+                    CachedRecord(records[i], cache.regions(i), cache.context(i)),
+                    turns,
+                    np.random.RandomState([arguments.seed, 4, i]),
+                )
+                for i in mine[start : start + arguments.batch_size]
+            ]
 
     def size(self, batch: dict[str, Any]) -> int:
         """The words that are learned: every one of a step counts the same, in whichever batch and process it comes."""
@@ -98,7 +360,7 @@ class BridgeTraining(Training):
             return {}
         self.model.eval()
         sums = torch.zeros(4, dtype=torch.float64)
-        for items in held_out(self.arguments, self.accelerator.process_index, self.accelerator.num_processes):
+        for items in self.held_out():
             bridge = self.accelerator.unwrap_model(self.model)
             batch = {name: value.to(bridge.device) for name, value in self.collator(items).items()}
             said = self._last_answers(items)

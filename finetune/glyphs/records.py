@@ -46,11 +46,6 @@ class GlyphScenesSource(Source):
         default=False,
         help="keep objects that no question is about, as picture context (see cache_regions --context_from)",
     )
-    offering: str = knob(
-        default="",
-        help="only scenes that have a question with one of these answers, as FAMILY=ANSWER separated by commas, such as "
-        "count_kind=two, which is rare; their other questions are kept",
-    )
     phrasings: float = knob(
         default=0.0, help="share of the questions that are asked in one of many phrasings, not in the benchmark's words"
     )
@@ -73,7 +68,7 @@ class GlyphScenesSource(Source):
             phrasings=self.phrasings,
             sentences=self.sentences,
         )
-        numbers = islice(self._numbers(families), start, self.limit)
+        numbers = islice(range(self.scenes), start, self.limit)
         if self.workers < 2:
             yield from map(draw, numbers)
             return
@@ -90,37 +85,6 @@ class GlyphScenesSource(Source):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share:g}, expected a share from 0 to 1.")
         return families
-
-    def _numbers(self, families: Collection[str]) -> Iterator[int]:
-        """The scenes to ask about: all, or those that have a question with one of the answers in `offering`."""
-        if not self.offering:
-            yield from range(self.scenes)
-            return
-        pairs = (pair.partition("=") for pair in self.offering.split(",") if pair)
-        wanted = [(family, answer) for family, _, answer in pairs]
-        if strange := [f"{family}={answer}" for family, answer in wanted if family not in families or not answer]:
-            known = ", ".join(dict.fromkeys(families))
-            raise ValueError(f"offering has {', '.join(strange)}, expected FAMILY=ANSWER, FAMILY one of {known}.")
-        found = False
-        for index in range(self.scenes):
-            if _offers(make_scene(index, self.split, self.seed), wanted):
-                found = True
-                yield index
-        if not found:
-            raise ValueError(
-                f"None of {self.scenes} scenes has a question of offering, {self.offering}: correct its answer."
-            )
-
-
-_TRIES = 24
-"""How often each wanted family is drawn from a scene before it is passed over."""
-
-
-def _offers(scene: GlyphScene, wanted: Collection[tuple[str, str]]) -> bool:
-    """Whether a scene has a question with one of the wanted (family, answer)."""
-    random = np.random.RandomState([101, scene.seed, scene.index])
-    drawn = (draw_question(scene, family, random) for _ in range(_TRIES) for family, _ in wanted)
-    return any(question is not None and (question.family, question.answer) in wanted for question in drawn)
 
 
 def glyph_record(

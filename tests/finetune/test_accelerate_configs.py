@@ -14,8 +14,8 @@ from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from finetune.bridge_setup import TrainArguments, check_sharding
 from finetune.config import RECIPES
+from finetune.train import TrainArguments, check_sharding
 
 CONFIGS = sorted((RECIPES / "accelerate").glob("*.yaml"))
 

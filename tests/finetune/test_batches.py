@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 
 import finetune.train as train
-from finetune.batches import CachedRecord, ConversationCollator, Conversations, Mixture, _Steps
-from finetune.bridge_setup import TrainArguments
+from finetune.batches import CachedRecord, ConversationCollator, Conversations, Mixture, StepSampler
 from finetune.cache import RegionCache
 from finetune.config import Source
 from finetune.records import Record, Region, Turn
@@ -72,9 +70,9 @@ def test_impossible_mixtures_are_refused(sizes: list[int], weights: list[float] 
 # --- the turns of a conversation ----------------------------------------------------------------------------------------
 
 
-def conversations(stage: Path, cache: str, seed: int = 0, same_region: float = 0.0, **options: object) -> Conversations:
+def conversations(stage: Path, cache: str, seed: int = 0, **options: object) -> Conversations:
     source = Source(str(stage / "records.jsonl"), str(stage / cache), **options)  # type: ignore[arg-type]
-    return Conversations([source], seed, same_region)
+    return Conversations([source], seed)
 
 
 def questions(record: Record) -> list[str]:
@@ -87,8 +85,7 @@ def answers_of(record: Record) -> list[str]:
 
 def by_record(data: Conversations) -> dict[int, CachedRecord]:
     """One pass over the records, by their rows."""
-    places = [data.mixture[position] for position in range(len(data.rows[0]))]
-    return {data.rows[source][place]: data[position] for position, (source, place, _) in enumerate(places)}
+    return {data.mixture[position][1]: data[position] for position in range(len(data.records[0]))}
 
 
 @pytest.mark.slow
@@ -111,95 +108,39 @@ def test_tokens_of_a_picture_of_another_size_are_refused(stage: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_questions_can_be_selected_by_their_words(stage: Path) -> None:
-    everything = by_record(conversations(stage, "cache"))
-    chosen = by_record(conversations(stage, "cache", questions="What|Which"))
-    shortened = 0
-    for row, whole in everything.items():
-        wanted = [q for q in questions(whole.record) if "What" in q or "Which" in q]
-        if not wanted:
-            assert row not in chosen
-            continue
-        part = chosen[row]
-        assert len(questions(part.record)) == len(wanted)
-        shortened += len(wanted) < len(questions(whole.record))
-        for turn, mine in zip(wanted, questions(part.record)):
-            assert turn.split("<")[0] == mine.split("<")[0]
-        assert set(answers_of(part.record)) <= set(answers_of(whole.record))
-        for region, box in zip(part.record.regions, part.regions.boxes):
-            row = whole.record.regions.index(region)
-            assert torch.equal(whole.regions.boxes[row], box)  # the tokens went with their regions
-    assert shortened
-
-
-@pytest.mark.slow
-def test_questions_can_be_selected_by_their_answers(stage: Path) -> None:
-    answers = [item.record.conversations[1].content for item in by_record(conversations(stage, "cache")).values()]
-    wanted = sorted(answers)[0]
-    chosen = by_record(conversations(stage, "cache", questions=rf"\n{re.escape(wanted)}$"))
-    assert 0 < len(chosen) <= len(RegionCache(stage / "cache"))
-    for item in chosen.values():
-        assert set(answers_of(item.record)) == {wanted}
-    with pytest.raises(ValueError, match=r"No record of .* has a question in which 'zebra'"):
-        conversations(stage, "cache", questions="zebra")
-
-
-@pytest.mark.slow
 def test_batches_do_not_depend_on_where_a_run_began_and_group_by_length(stage: Path) -> None:
-    def steps(start: int, **options: object) -> tuple[Conversations, list[list[int]]]:
+    def steps(start: int, is_grouped: bool, accumulated: int) -> tuple[Conversations, list[list[int]]]:
         records, cache = str(stage / "records.jsonl"), str(stage / "cache")
         sources = [Source(records, cache, turns=1), Source(records, cache, turns=3)]
-        arguments = TrainArguments(output_dir="", sources=sources, steps=20, batch_size=2, **options)  # type: ignore[arg-type]
         data = Conversations(sources)
-        batches = list(sampler := _Steps(data, arguments, start, processes=2))
+        batches = list(sampler := StepSampler(data, range(start, 20), 2, 2 * accumulated, 0, is_grouped))
         assert len(sampler) == len(batches)
         return data, batches
 
-    for options in ({}, {"group_by_length": True}, {"group_by_length": True, "gradient_accumulation_steps": 2}):
-        data, whole = steps(0, **options)
-        per_step = 2 * options.get("gradient_accumulation_steps", 1)
+    for is_grouped, accumulated in ((False, 1), (True, 1), (True, 2)):
+        data, whole = steps(0, is_grouped, accumulated)
+        per_step = 2 * accumulated
         assert len(whole) == 20 * per_step
         positions = np.ravel(whole)
         assert len(set(positions)) == len(positions)
         assert sorted(positions)[: 16 * 2 * per_step] == list(range(16 * 2 * per_step))  # two whole windows
         for start in (3, 8, 19):
-            assert steps(start, **options)[1] == whole[start * per_step :]
+            assert steps(start, is_grouped, accumulated)[1] == whole[start * per_step :]
         mixed = sum(len({data.length(p) for batch in whole[i : i + per_step] for p in batch}) > 1
                     for i in range(0, 16 * per_step, per_step))  # fmt: skip
-        assert mixed <= 2 if options else mixed > 2  # one step of each window has both
+        assert mixed <= 2 if is_grouped else mixed > 2  # one step of each window has both
 
 
 @pytest.mark.slow
 def test_conversations_reach_spawned_workers(stage: Path) -> None:
-    data = conversations(stage, "cache", questions="What", turns=1)
+    data = conversations(stage, "cache", turns=1)
     assert pickle.loads(pickle.dumps(data))[3].record == data[3].record
 
 
 @pytest.mark.slow
-def test_questions_about_the_same_regions(stage: Path) -> None:
-    several = 0
-    for seed in range(8):
-        picked = by_record(conversations(stage, "cache", turns=2, same_region=1.0, seed=seed))
-        wholes = by_record(conversations(stage, "cache", seed=seed))
-        for row, part in picked.items():
-            whole = wholes[row]
-            asked = questions(part.record)
-            named = [set(re.findall(r"region\d+", question)) for question in asked]
-            assert all(names == named[0] for names in named)
-            assert len(part.record.regions) == len(named[0]) == len(part.regions)
-            several += len(asked) == 2
-            assert len(asked) <= 2
-            for region, box in zip(part.record.regions, part.regions.boxes):
-                assert torch.equal(whole.regions.boxes[whole.record.regions.index(region)], box)
-    assert several > 5
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("flags", "words"), [
-    (["--same_region", "0.5", "--image_grid", "2"], "without turns"),
-    (["--same_region", "2", "--turns", "2", "--image_grid", "2"], "a share from 0 to 1"),
-    (["--questions", "(", "--image_grid", "2"], "no regular expression"),
-    (["--questions", "a", "b", "--image_grid", "2"], "2 questions for 1 data"),
+    (["--teacher_share", "2", "--image_grid", "2"], "a share from 0 to 1"),
+    (["--turns", "1", "2", "--image_grid", "2"], "2 turns for 1 data"),
 ])  # fmt: skip
 def test_impossible_options_are_refused_before_anything_is_loaded(tmp_path: Path, flags: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -246,22 +187,6 @@ def test_questions_beyond_the_length_are_dropped_from_the_end(item: CachedRecord
         ConversationCollator(processor, 3)([item])
 
 
-def test_only_the_last_answer_is_learned(item: CachedRecord) -> None:
-    processor = RegionBridgeProcessor.from_pretrained("region-chat-tiny")
-    turns = item.record.conversations
-    answers = [Turn("assistant", text) for text in ("cloud", "a small red umbrella", "star")]
-    first = replace(item.record, conversations=[turns[0], answers[0], turns[2], answers[1]])
-    second = replace(item.record, conversations=[turns[0], answers[2]])
-    items = [CachedRecord(first, item.regions[:2]), CachedRecord(second, item.regions[:1])]
-    everything = ConversationCollator(processor)(items)
-    last = ConversationCollator(processor, mask_history=True)(items)
-    assert torch.equal(everything["input_ids"], last["input_ids"])
-    learned = [processor.decode(row[row != -100], skip_special_tokens=True).strip() for row in last["labels"]]
-    assert learned == ["a small red umbrella", "star"]
-    assert torch.equal(everything["labels"][1], last["labels"][1])
-    assert (everything["labels"][0] != -100).sum() > (last["labels"][0] != -100).sum()
-
-
 def test_every_answer_ends_with_a_token_that_stops_generation(
     item: CachedRecord, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -273,13 +198,12 @@ def test_every_answer_ends_with_a_token_that_stops_generation(
         "{% if add_generation_prompt %}{{ 'A: ' }}{% endif %}"
     )
     end = processor.tokenizer.eos_token_id
-    for mask_history, answers in ((False, 3), (True, 1)):
-        collator = ConversationCollator(processor, mask_history=mask_history)
-        assert "training appends '</s>' to them" in caplog.text
-        labels = collator([item])["labels"][0].tolist()
-        assert labels.count(end) == answers
-        ends = [label for label, after in zip(labels, [*labels[1:], -100]) if label != -100 and after == -100]
-        assert ends == [end] * answers
+    collator = ConversationCollator(processor)
+    assert "training appends '</s>' to them" in caplog.text
+    labels = collator([item])["labels"][0].tolist()
+    assert labels.count(end) == 3
+    ends = [label for label, after in zip(labels, [*labels[1:], -100]) if label != -100 and after == -100]
+    assert ends == [end] * 3
 
 
 def test_a_tokenizer_without_an_end_is_refused_before_the_first_batch() -> None:

@@ -13,7 +13,6 @@ import pytest
 
 pytest.importorskip("accelerate")
 
-from finetune.bridge_setup import TrainArguments
 from finetune.config import (
     RECIPES,
     Source,
@@ -23,6 +22,7 @@ from finetune.config import (
     save_arguments,
     shipped_recipes,
 )  # fmt: skip
+from finetune.train import TrainArguments
 
 
 @dataclass
@@ -88,6 +88,11 @@ def test_unknown_recipes_are_named_with_those_that_exist(capsys: pytest.CaptureF
     said = capsys.readouterr().err
     assert "bundled/tap_dense" in said
     assert "multi_gpu" not in said
+
+
+def test_a_shipped_recipe_is_found_with_or_without_its_folder() -> None:
+    one, other = (parse_arguments(TrainArguments, ["--config", name]) for name in ("real/tap_l_lora", "tap_l_lora"))
+    assert one == other
 
 
 @pytest.mark.parametrize("recipe", shipped_recipes())
@@ -160,11 +165,11 @@ def test_yaml_anchors_may_reuse_plain_values(tmp_path: Path) -> None:
 
 SOURCES = [
     Source("a.jsonl", "a_cache", weight=0.3, turns=2),
-    Source("b.jsonl", "b_cache", weight=0.7, questions=r"^Is \d", loss="teacher"),
+    Source("b.jsonl", "b_cache", weight=0.7, loss="teacher"),
 ]
-RECIPE = r"""sources:
+RECIPE = """sources:
 - {records: a.jsonl, cache: a_cache, weight: 0.3, turns: 2}
-- {records: b.jsonl, cache: b_cache, weight: 0.7, questions: '^Is \d', loss: teacher}
+- {records: b.jsonl, cache: b_cache, weight: 0.7, loss: teacher}
 """
 
 
@@ -176,7 +181,7 @@ def test_sources_are_a_list_in_a_recipe_and_columns_as_flags(tmp_path: Path) -> 
     (tmp_path / "r.yaml").write_text(RECIPE)
     assert sources("--config", str(tmp_path / "r.yaml")) == SOURCES
     columns = ["--data", "a.jsonl", "b.jsonl", "--caches", "a_cache", "b_cache", "--weights", "0.3", "0.7"]
-    columns += ["--turns", "2", "0", "--questions", "", r"^Is \d"]
+    columns += ["--turns", "2", "0"]
     assert sources(*columns, "--losses", "answers", "teacher") == SOURCES
     assert sources("--data", "a.jsonl", "--caches", "c") == [Source("a.jsonl", "c")]
 
@@ -199,24 +204,42 @@ def test_saved_sources_are_a_recipe_and_those_of_older_runs_are_compared(tmp_pat
     old = (tmp_path / "saved.yaml").read_text().split("sources:")[0] + (
         "data: [a.jsonl, b.jsonl]\ncaches: [a_cache, b_cache]\nweights: [0.3, 0.7]\nturns: [2, 0]\n"
     )
-    (tmp_path / "old.yaml").write_text(old + "questions: ['', '^Is \\d']\n")
+    (tmp_path / "old.yaml").write_text(old)
     refuse_other_arguments(arguments, tmp_path / "old.yaml")
     before_losses = re.sub(r"\n *loss: answers", "", (tmp_path / "saved.yaml").read_text())
     assert "loss:" not in before_losses
     (tmp_path / "old.yaml").write_text(before_losses)
     refuse_other_arguments(arguments, tmp_path / "old.yaml")
-    (tmp_path / "old.yaml").write_text(old)
+    (tmp_path / "old.yaml").write_text(old.replace("turns: [2, 0]", "turns: [2, 1]"))
     with pytest.raises(ValueError, match=r"with other arguments \(sources"):
         refuse_other_arguments(arguments, tmp_path / "old.yaml")
 
 
+def test_options_that_no_longer_exist_may_stand_in_saved_arguments_where_they_were_off(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    arguments = parse_arguments(TrainArguments, ["--output_dir", "x", "--config", str(tmp_path / "r.yaml")])
+    save_arguments(arguments, old := tmp_path / "old.yaml")
+    off = old.read_text().replace("  loss:", "  questions: ''\n  loss:") + (
+        "same_region: 0.0\nmask_history: false\nnew_region_tokenizer: null\n"
+    )
+    old.write_text(off)
+    refuse_other_arguments(arguments, old)
+    assert parse_arguments(TrainArguments, ["--config", str(old)]) == arguments
+    for was, on in (("same_region: 0.0", "same_region: 0.5"), ("questions: ''", "questions: What")):
+        old.write_text(off.replace(was, on))
+        with pytest.raises(ValueError, match="with other arguments"):
+            refuse_other_arguments(arguments, old)
+        with pytest.raises(SystemExit):
+            parse_arguments(TrainArguments, ["--config", str(old)])
+
+
 @pytest.mark.parametrize(("source", "message"), [
     ("{records: a.jsonl}", "expected records and cache"),
-    ("{records: a, cache: b, turn: 1}", "expected records and cache, and maybe weight, turns, questions and loss"),
+    ("{records: a, cache: b, turn: 1}", "expected records and cache, and maybe weight, turns and loss"),
     ("{records: a, cache: b, loss: none}", "loss is 'none' for a, expected answers or teacher"),
     ("{records: a, cache: b, turns: few}", "invalid literal for int"),
     ("{records: a, cache: b, turns: -1}", "Got turns -1 for a"),
-    ("{records: a, cache: b, questions: (}", "no regular expression"),
+    ("{records: a, cache: b, questions: What}", "expected records and cache, and maybe weight, turns and loss"),
     ("a.jsonl", "expected records and cache"),
     ("[a.jsonl, a_cache]", "expected a plain value"),
 ])  # fmt: skip

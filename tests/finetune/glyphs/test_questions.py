@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from finetune.glyphs.questions import (
     draw_question,
     place_of,
 )
-from finetune.glyphs.records import GlyphScenesSource, draw_questions, glyph_record
+from finetune.glyphs.records import draw_questions, glyph_record
 from finetune.glyphs.scenes import SIZES, GlyphObject, GlyphScene, draw_scene, make_scene
 
 
@@ -140,23 +139,3 @@ def test_hidden_objects_are_never_asked_about() -> None:
     questions = draw_questions(scene, picture, tuple(FAMILIES), 6, np.random.RandomState(0))
     assert questions
     assert all(set(question.objects) == {0} for question in questions)
-
-
-def test_records_of_scenes_that_offer_an_answer() -> None:
-    options: dict[str, Any] = {
-        "split": "train", "seed": 3, "scenes": 60, "long_side": 64, "turns": 4, "workers": 1, "families": "count_kind,colour"
-    }  # fmt: skip
-    chosen = list(GlyphScenesSource(output="", **options, offering="count_kind=two").records())
-    assert 2 < len(chosen) < 30
-    for record in chosen:
-        _, seed, index, _ = record.image.rsplit("/", 3)
-        counts = Counter(glyph.kind for glyph in make_scene(int(index), "train", int(seed)).objects)
-        assert 3 in counts.values()
-    everything = {record.image: record for record in GlyphScenesSource(output="", **options).records()}
-    assert all(everything[record.image] == record for record in chosen)
-    assert list(GlyphScenesSource(output="", **options, offering="count_kind=two", limit=3).limited(1)) == chosen[1:3]
-    with pytest.raises(ValueError, match="None of 60 scenes has a question of offering, count_kind=2"):
-        next(GlyphScenesSource(output="", **options, offering="count_kind=2").limited())
-    for wrong in ("count_kind", "side=yes", "count_kind="):
-        with pytest.raises(ValueError, match=f"offering has {wrong}"):
-            next(GlyphScenesSource(output="", **options, offering=wrong).limited())

@@ -1,4 +1,4 @@
-"""Muon's arithmetic on CPUs: what replaces PyTorch's own step gives the same, and is taken only where it is slow."""
+"""The loop's optimizers: what replaces PyTorch's own step of Muon on CPUs gives the same, and only where that is slow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.optimizers import build_optimizers, orthogonalized
+from finetune.loop import build_optimizers, orthogonalized
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The rows of the table of ablations in finetune/README.md, from the project's root; a row that is there is passed over.
 #
-#   bash finetune/recipes/ablations.sh            # SEEDS=0 for one seed of every row
+#   bash finetune/recipes/ablations/run.sh        # SEEDS=0 for one seed of every row
 #
 # On one CPU core: most of an hour of drawing, caching and pretraining, then two to three minutes a row and seed. Each row begins with a
 # fresh projector on the language model of the bundled bridge; those about the language model's size, on one that knows words alone.
@@ -33,8 +33,9 @@ records ablation_val --split val --seed 11 --scenes 400 --turns 8
 caches "" --image_grid 4
 caches _grid_8 --image_grid 8
 # TAP goes on with all its losses for 150 steps, and the projector reads what it says then.
-stage runs/ablations/tap/model "$PYTHON" -m finetune.pretrain_tap --config tap_tiny_masks --init_from tap-tiny --steps 150 \
-  --mixed_precision no --eval_steps 150 --output_dir runs/ablations/tap
+stage runs/ablations/tap/model "$PYTHON" -m finetune.pretrain_tap --stage prompt --init_from tap-tiny --steps 150 \
+  --splits train,train-packed --seed 1 --batch_size 4 --regions_per_picture 6 --optimizer muon --muon_learning_rate 5e-3 \
+  --dice_weight 5 --dense_weight 0.5 --decay_fraction 0.6 --eval_steps 150 --eval_scenes 48 --output_dir runs/ablations/tap
 caches _tap --region_tokenizer runs/ablations/tap/model
 stage runs/ablations/language_model "$PYTHON" -c "
 from llm_bridge import RegionChat
