@@ -2,13 +2,12 @@
 
 from .captions import REFCOCOG, VG_FULL, VG_GLAMM
 from .classification import COCO_CLASSIFICATION, LVIS_CLASSIFICATION
-from .dlc_bench import DLC_BENCH
+from .dlc_bench import DLC_BENCH, PARADLC_BENCH
 from .gar_bench import GAR_BENCH, GAR_BENCH_CAP_DETAILED, GAR_BENCH_CAP_SIMPLE
 from .glyph_scenes import GLYPH_SCENES
 from .labels import LVIS_LABELS, PACO_LABELS
 from .masks import COCO_MASKS, LVIS_MASKS
 from .mdvp_bench import MDVP_BENCH
-from .paradlc_bench import PARADLC_BENCH
 from .pope import POPE
 from .prompted_masks import PROMPTED_MASKS
 from .questions import ANSWERS
