@@ -194,8 +194,7 @@ def load_bridge(
         )
         options["device_map"] = {"": accelerator.device}
     if arguments.init_from is not None:
-        is_whole = find_adapter(arguments.init_from) is None
-        if is_whole and arguments.quantize != "no":
+        if arguments.quantize != "no" and find_adapter(arguments.init_from) is None:
             raise ValueError(
                 f"{arguments.init_from} holds its own language model, which is loaded as it was saved: quantize needs a bridge "
                 "that names its language model, as the projector stage writes it."
@@ -302,17 +301,17 @@ class BridgeTraining(Training):
         self.accelerator.print(
             f"{arguments.steps} steps draw {drawn} of {records} records: {drawn / records:.2f} passes"
         )
-        steps = range(start, arguments.steps)
-        loader = DataLoader(
-            data,
-            batch_sampler=StepSampler(
-                data, steps, arguments.batch_size, batches, arguments.seed, arguments.group_by_length
-            ),
-            collate_fn=self.collator,
-            num_workers=arguments.workers,
-            worker_init_fn=ignore_ctrl_c,
+        steps, is_grouped = range(start, arguments.steps), arguments.group_by_length
+        sampler = StepSampler(data, steps, arguments.batch_size, batches, arguments.seed, is_grouped)
+        return self.accelerator.prepare(
+            DataLoader(
+                data,
+                batch_sampler=sampler,
+                collate_fn=self.collator,
+                num_workers=arguments.workers,
+                worker_init_fn=ignore_ctrl_c,
+            )
         )
-        return self.accelerator.prepare(loader)
 
     def held_out(self) -> Iterator[list[CachedRecord]]:
         """The records that this process evaluates on, by batches, each cut to as many turns as training has."""
@@ -322,14 +321,10 @@ class BridgeTraining(Training):
         mine = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
         turns = max(source.turns for source in arguments.sources)
         for start in range(0, len(mine), arguments.batch_size):
-            yield [
-                some_turns(
-                    CachedRecord(records[i], cache.regions(i), cache.context(i)),
-                    turns,
-                    np.random.RandomState([arguments.seed, 4, i]),
-                )
-                for i in mine[start : start + arguments.batch_size]
-            ]
+            batch = mine[start : start + arguments.batch_size]
+            items = [CachedRecord(records[i], cache.regions(i), cache.context(i)) for i in batch]
+            draws = [np.random.RandomState([arguments.seed, 4, i]) for i in batch]
+            yield [some_turns(item, turns, random) for item, random in zip(items, draws)]
 
     def size(self, batch: dict[str, Any]) -> int:
         """The words that are learned: every one of a step counts the same, in whichever batch and process it comes."""
