@@ -131,7 +131,7 @@ def build_app(conversations: PageConversations) -> Starlette:
             if session is None:
                 return JSONResponse({"error": "The request does not name a session: reload the page."}, 400)
             if name == "ask":
-                return _Stream(handler(session, sent), lambda: handlers.stop(session, {}))
+                return _Stream(handler(session, sent), lambda: handlers.leave(session, {}))
             try:
                 found = await run_in_threadpool(handler, session, sent)
             except Exception as error:
@@ -179,10 +179,13 @@ class _Threads:
 
 
 class _Stream:
-    """An answer in lines of JSON, as they come. If the browser goes away, it is told to stop, and is waited for."""
+    """An answer in lines of JSON, as they come.
 
-    def __init__(self, steps: Iterator[dict[str, Any]], stop: Callable[[], Any]) -> None:
-        self.steps, self.stop = steps, stop
+    leave: called if the browser goes away, so that the steps end early, which is waited for.
+    """
+
+    def __init__(self, steps: Iterator[dict[str, Any]], leave: Callable[[], Any]) -> None:
+        self.steps, self.leave = steps, leave
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.concurrency import iterate_in_threadpool
@@ -190,7 +193,7 @@ class _Stream:
         async def hear() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            self.stop()
+            self.leave()
 
         headers = {**HEADERS, "Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
         listed = [(name.lower().encode(), value.encode()) for name, value in headers.items()]

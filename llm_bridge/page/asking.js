@@ -57,7 +57,10 @@ export function asking(page) {
           page.say("Ask more, or mark others.");
         }
       }
-    } catch (error) { undo(error.message, true); }
+    } catch (error) {
+      undo(error.message, true);
+      call("/stop").catch(() => {});  // a lost connection looks to the server like a closed tab: this one is still there
+    }
     if (load === state.loads) setBusy(false);
     page.remember();
     return answered;

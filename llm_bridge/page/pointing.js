@@ -97,7 +97,7 @@ export function pointing(page) {
     state.candidates = state.candidates.slice(room);
     page.say(state.candidates.length ? `A conversation has at most ${settings.regions} regions: ${state.candidates.length} were left out.` :
       `${taken.length} regions kept.`, state.candidates.length > 0);
-    setTool("point");
+    page.setTool("point");
     page.setMode("new");
   }
 

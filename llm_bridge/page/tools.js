@@ -81,7 +81,7 @@ export function tools(page) {
   }
   find("undo").onclick = () => { marks.undo(); page.say("Undone."); page.see(); };
   find("redo").onclick = () => { marks.redo(); page.say("Done again."); page.see(); };
-  find("keep-all").onclick = page.takeAll;
+  find("keep-all").onclick = () => page.takeAll();
   find("in").onclick = () => board.zoom(1.4);
   find("out").onclick = () => board.zoom(1 / 1.4);
   find("fit").onclick = () => board.fit();
