@@ -274,7 +274,12 @@ def _demo(arguments: argparse.Namespace) -> None:
     boxes = [box for i, box in enumerate(boxes) if box not in boxes[:i]]
     regions = chat.region_tokenizer.encode(image, boxes=boxes)
     save_picture(
-        draw_regions(image, regions, labels=chat.region_tokenizer.caption(regions), ), arguments.output
+        draw_regions(
+            image,
+            regions,
+            labels=chat.region_tokenizer.caption(regions),
+        ),
+        arguments.output,
     )
     print(f"Wrote {arguments.output}: the regions with TAP's masks and captions.")
 

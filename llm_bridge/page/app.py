@@ -135,7 +135,9 @@ def build_app(conversations: PageConversations) -> Starlette:
             try:
                 found = await run_in_threadpool(handler, session, sent)
             except Exception as error:
-                status = error.status if isinstance(error, RefusedError) else 400 if isinstance(error, ValueError) else 500
+                status = (
+                    error.status if isinstance(error, RefusedError) else 400 if isinstance(error, ValueError) else 500
+                )
                 return JSONResponse({"error": told(error)}, status)
             if isinstance(found, bytes):
                 return Response(found, media_type="image/png", headers=HEADERS)
