@@ -195,7 +195,7 @@ def _place(plate: _Plate, anchors: Sequence[Frame], taken: Sequence[Frame], size
     for left, top in places:
         x, y = min(max(0.0, left), max(0.0, size[0] - wide)), min(max(0.0, top), max(0.0, size[1] - high))
         frame = (x, y, x + wide, y + high)
-        cost = 100 * sum(_shared(frame, plate) for plate in taken) + sum(_shared(frame, other) for other in others)
+        cost = 100 * sum(_shared(frame, other) for other in taken) + sum(_shared(frame, other) for other in others)
         cost += math.hypot(x - left, y - top) + 0.3 * _shared(frame, (x1, y1, x2, y2))
         if cost < least:
             best, least = frame, cost

@@ -85,5 +85,5 @@ export function asking(page) {
   find("composer").onsubmit = (event) => { event.preventDefault(); ask(field.value); };
   find("stop").onclick = () => call("/stop").catch(page.complain);
 
-  return { ask, suggest };
+  return { ask, setBusy, suggest };
 }

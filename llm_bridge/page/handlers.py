@@ -15,7 +15,7 @@ import numpy as np
 
 from tap_tokenizer import load_rgb
 
-from .conversation import PageConversation, said
+from .conversation import said
 from .input import read_picture
 from .scene import Scene, finder
 from .sessions import PageConversations
@@ -102,13 +102,15 @@ class Handlers:
     def find(self, session: str, sent: dict[str, Any]) -> dict[str, Any]:
         """The regions that a phrase means: {"words": phrase}."""
         words, most = sent.get("words"), self.conversations.limits.characters
-        if not isinstance(words, str) or not words.strip() or len(words) > most:
-            self.conversations.places.begin(session)
-            raise ValueError(f"There is nothing to find: write a few words, at most {most} characters.")
+        problem = None
         if finder(self.conversations.chat) is None:
+            problem = "This model was not taught to find regions by name: point at one."
+        elif not isinstance(words, str) or not words.strip() or len(words) > most:
+            problem = f"There is nothing to find: write a few words, at most {most} characters."
+        if problem is not None:
             self.conversations.places.begin(session)
-            raise ValueError("This model was not taught to find regions by name: point at one.")
-        return self._in_turn(session, lambda scene: {"regions": scene.find(words)})
+            raise ValueError(problem)
+        return self._in_turn(session, lambda scene: {"regions": scene.find(str(words))})
 
     def _in_turn(self, session: str, work: Callable[[Scene], dict[str, Any]]) -> dict[str, Any]:
         """What is done with a session's scene in its turn; {} if it was stopped or has another picture by then."""
@@ -165,16 +167,13 @@ class Handlers:
 
     def record(self, session: str, sent: dict[str, Any]) -> dict[str, Any]:
         """The conversation for a script."""
-        return self._mine(session).has_scene().record()
+        return self.conversations.of(session).has_scene().record()
 
     def drawing(self, session: str, sent: dict[str, Any]) -> bytes:
         """The picture with its regions as a PNG; the browser writes the talk beneath it."""
         file = io.BytesIO()
-        self._mine(session).has_scene().drawing().save(file, "PNG")
+        self.conversations.of(session).has_scene().drawing().save(file, "PNG")
         return file.getvalue()
-
-    def _mine(self, session: str) -> PageConversation:
-        return self.conversations.of(session)
 
 
 def told(error: Exception) -> str:

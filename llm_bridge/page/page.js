@@ -109,6 +109,7 @@ async function show(kept) {
   find("note").hidden = !settings.limitation || state.isExample;
   talk.show(kept);
   if (!kept.messages.length) find("talk").append(hint());
+  page.setBusy(false);  // what was still being answered belonged to the picture before
   marks.clear();
   return true;
 }
@@ -212,6 +213,8 @@ async function comeBack() {
   }
   await encode();
   page.see();
+  // The farewell of the page before may arrive after this one's first request: say once more that it is here.
+  setTimeout(() => call("/glance", { regions: [] }).catch(() => {}), 2000);
 }
 
 window.addEventListener("pagehide", leave);

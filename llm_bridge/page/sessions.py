@@ -124,5 +124,6 @@ class PageConversations:
             self._used.pop(session, None)
             self._dropped.pop(session, None)
         self.places.drop(session)
+        self.glances.drop(session)
         if gone is not None:
             gone.stop()
