@@ -33,7 +33,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-from gradio_client.utils import apply_diff
 from machine import describe_machine
 from PIL import Image
 
@@ -42,7 +41,7 @@ from llm_bridge import RegionChat
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = ("What is <region>, and where is it?", "What colour is region1?")
-STEPS = ("picture loaded", "TAP's words", "answer", "answer to a follow-up")
+STEPS = ("picture loaded", "picture encoded", "mask while pointing", "TAP's words", "answer", "answer to a follow-up")
 
 
 @dataclass
@@ -55,37 +54,33 @@ class Task:
 
 
 class Browser:
-    """One session with the page, in Gradio's protocol: join the queue, read what comes."""
+    """One session with the page, over HTTP as its scripts speak it."""
 
     def __init__(self, address: str) -> None:
         self.session = uuid.uuid4().hex
-        self.http = httpx.Client(base_url=f"{address.rstrip('/')}/gradio_api", timeout=120)
-        functions = httpx.get(f"{address.rstrip('/')}/config", timeout=120).json()["dependencies"]
-        self.numbers = {function["api_name"]: function["id"] for function in functions}
-
-    def body(self, name: str, *data: Any) -> dict[str, Any]:
-        """What a request for a handler says."""
-        return {"data": data, "fn_index": self.numbers[name], "session_hash": self.session, "event_data": None}
+        self.http = httpx.Client(base_url=address, timeout=120)
 
     def close(self) -> None:
         """Close its connections, as a tab that is closed does."""
         self.http.close()
 
-    def call(self, name: str, *data: Any) -> Iterator[list[Any]]:
-        """The outputs of a handler, once for each step of it; an exception if it was refused or broke."""
-        self.http.post("/queue/join", json=self.body(name, *data)).raise_for_status()
-        outputs: list[Any] = []
-        with self.http.stream("GET", "/queue/data", params={"session_hash": self.session}) as lines:
-            for line in lines.iter_lines():
-                message = json.loads(line[5:]) if line.startswith("data:") else {"msg": None}
-                if message["msg"] == "process_generating":  # after the first, only what has changed
-                    new = message["output"]["data"]
-                    outputs = [apply_diff(old, part) for old, part in zip(outputs, new)] if outputs else new
-                    yield outputs
-                elif message["msg"] == "process_completed":
-                    if not message["success"]:
-                        raise RuntimeError(str(message["output"]))
-                    yield message["output"]["data"]
+    def call(self, name: str, **sent: Any) -> dict[str, Any]:
+        """What the page answers to a request; an exception if it was refused or broke."""
+        answer = self.http.post(f"/{name}", json={"session": self.session, **sent})
+        answer.raise_for_status()
+        return answer.json()
+
+    def ask(self, question: str, regions: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The steps of an answer; an exception if the question was refused or the answer broke off."""
+        sent = {"session": self.session, "question": question, "regions": regions}
+        with self.http.stream("POST", "/ask", json=sent) as answer:
+            answer.raise_for_status()
+            for line in answer.iter_lines():
+                step = json.loads(line)
+                if "error" in step:
+                    raise RuntimeError(step["error"])
+                yield step
+                if "done" in step or "stopped" in step:
                     return
         raise RuntimeError("the stream ended before the answer")
 
@@ -157,28 +152,32 @@ def ask_for_the_most(address: str, end: Event) -> None:
     regions = [{"points": points, "point_labels": [1] * 64}] * 24
     client = Browser(address)
     while not end.is_set():
-        for name, data in (("load", [{"upload": picture}]), ("ask", ["What are these?", {"regions": regions}])):
-            try:
-                for _ in client.call(name, *data):
-                    if end.is_set():
-                        return
-            except Exception:  # refused, which is what should happen
-                end.wait(0.05)
+        try:
+            client.call("load", upload=picture)
+            client.call("encode")
+            client.call("glance", regions=regions)
+            client.call("everything")
+            for _ in client.ask("What are these?", regions):
+                if end.is_set():
+                    return
+        except Exception:  # refused, which is what should happen
+            end.wait(0.05)
 
 
 def fill_the_queue(address: str, end: Event) -> None:
     """Questions of one session, sent as fast as they are taken, whose answers nobody reads; every tenth is too large."""
     client = Browser(address)
-    list(client.call("example"))
+    client.call("load", example=0)
     for number in count():
         if end.is_set():
             return
-        body = client.body("ask", "What is <region>?", {"regions": [{"box": [1, 1, 500, 500]}] * 24})
+        body = {"session": client.session, "question": "What?", "regions": [{"box": [1, 1, 500, 500]}] * 24}
         try:
             if number % 10:
-                client.http.post("/queue/join", json=body)
+                with client.http.stream("POST", "/ask", json=body):
+                    pass
             else:
-                client.http.post("/queue/join", content=(b" " * 2**20 for _ in range(30)))
+                client.http.post("/ask", content=(b" " * 2**20 for _ in range(30)))
         except httpx.HTTPError:  # refused, which is what should happen
             end.wait(0.05)
         end.wait(0.01)
@@ -189,11 +188,9 @@ def invent_sessions(address: str, end: Event) -> None:
     while not end.is_set():
         client = Browser(address)
         try:
-            list(client.call("example"))
+            client.call("load", example=0)
             points = [[float(i % 500), 5.0] for i in range(40_000)]
-            list(
-                client.call("ask", "What is <region>?", {"regions": [{"points": points, "point_labels": [1] * 40_000}]})
-            )
+            list(client.ask("What is <region>?", [{"points": points, "point_labels": [1] * 40_000}]))
         except Exception:  # refused, which is what should happen
             end.wait(0.05)
         client.close()
@@ -248,41 +245,45 @@ def use(client: Browser, tasks: list[Task], end: float) -> Tally:
         task = tasks[tally.asked // 2 % len(tasks)]
         begun = time.monotonic()
         try:
-            board = list(client.call("load", {"upload": task.address}))[-1][0]
+            state = client.call("load", upload=task.address)
         except Exception as error:  # whatever it is, a picture was lost
             tally.wrong.append(f"picture: {type(error).__name__}: {error}")
             continue
         tally.seconds[STEPS[0]].append(time.monotonic() - begun)
-        if board.get("known") != 0:
-            tally.wrong.append(f"the picture was refused: {board}")
-        ask(client, task, 0, {"regions": [{"box": task.box}]}, tally)
-        ask(client, task, 1, {"regions": []}, tally)
+        if state["regions"] or state["messages"]:
+            tally.wrong.append("the picture came with another one's talk")
+        begun = time.monotonic()
+        try:
+            client.call("encode")
+            tally.seconds[STEPS[1]].append(time.monotonic() - begun)
+            begun = time.monotonic()
+            client.call("glance", regions=[{"box": task.box}])
+            tally.seconds[STEPS[2]].append(time.monotonic() - begun)
+        except Exception as error:  # whatever it is, a mask was lost
+            tally.wrong.append(f"mask: {type(error).__name__}: {error}")
+        ask(client, task, 0, [{"box": task.box}], tally)
+        ask(client, task, 1, [], tally)
     return tally
 
 
-def ask(client: Browser, task: Task, turn: int, board: dict[str, Any], tally: Tally) -> None:
+def ask(client: Browser, task: Task, turn: int, regions: list[dict[str, Any]], tally: Tally) -> None:
     """Ask the question of a turn, and note how long it took and whether the answer is the model's own."""
     tally.asked += 1
     begun = time.monotonic()
-    said: list[dict[str, Any]] = []
+    answer = ""
+    has_looks = False
     try:
-        for _, messages, *_ in client.call("ask", QUESTIONS[turn], board):
-            if turn == 0 and not said:
-                tally.seconds[STEPS[1]].append(time.monotonic() - begun)
-            said = messages if isinstance(messages, list) else said  # the last step changes only the board
+        for step in client.ask(QUESTIONS[turn], regions):
+            if turn == 0 and step.get("looks") and not has_looks:
+                has_looks = True
+                tally.seconds[STEPS[3]].append(time.monotonic() - begun)
+            answer = step.get("answer", answer)
     except Exception as error:  # whatever it is, an answer was lost
         tally.wrong.append(f"{type(error).__name__}: {error}")
         return
-    tally.seconds[STEPS[2 + turn]].append(time.monotonic() - begun)
-    answer = text_of(said[-1]) if said else ""
-    if len(said) != 2 * turn + 2 or answer != task.answers[turn]:
-        tally.wrong.append(f"expected {task.answers[turn]!r}, got {answer!r} after {len(said)} messages")
-
-
-def text_of(message: dict[str, Any]) -> str:
-    """A message's words, however the client shows them."""
-    content = message["content"]
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    tally.seconds[STEPS[4 + turn]].append(time.monotonic() - begun)
+    if answer != task.answers[turn]:
+        tally.wrong.append(f"expected {task.answers[turn]!r}, got {answer!r}")
 
 
 def report(tallies: list[Tally], took: float, users: int) -> int:

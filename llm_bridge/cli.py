@@ -274,16 +274,21 @@ def _demo(arguments: argparse.Namespace) -> None:
     boxes = [box for i, box in enumerate(boxes) if box not in boxes[:i]]
     regions = chat.region_tokenizer.encode(image, boxes=boxes)
     save_picture(
-        draw_regions(image, regions, labels=chat.region_tokenizer.caption(regions), opacity=0.25), arguments.output
+        draw_regions(
+            image,
+            regions,
+            labels=chat.region_tokenizer.caption(regions),
+        ),
+        arguments.output,
     )
     print(f"Wrote {arguments.output}: the regions with TAP's masks and captions.")
 
 
 def _app(arguments: argparse.Namespace) -> None:
-    from .page.app import load_gradio, serve
+    from .page.app import check_server, serve
     from .page.input import PageLimits
 
-    load_gradio()  # refused before a model is loaded
+    check_server()  # refused before a model is loaded
     if arguments.port is not None and not 0 < arguments.port < 65536:
         raise ValueError(f"Got --port {arguments.port}: expected 1 to 65535, or leave it out.")
     for name in ("max_file_mb", "max_megapixels"):
@@ -298,23 +303,18 @@ def _app(arguments: argparse.Namespace) -> None:
     )
     chat = _load(arguments)
     try:
-        page, address = serve(
-            chat,
-            host=arguments.host,
-            port=arguments.port,
-            limits=limits,
-            allowed_hosts=arguments.allowed_host,
-            block=False,
+        page = serve(
+            chat, host=arguments.host, port=arguments.port, limits=limits, allowed_hosts=arguments.allowed_host
         )
     except OSError:
         raise ValueError(
             f"Port {arguments.port or 'from 7860 on'} of {arguments.host} cannot be had: give another --port."
         ) from None
     try:
-        print(f"The page is at {address} (Ctrl+C ends it).", flush=True)
-        page.block_thread()  # which hears Ctrl+C itself
-    except KeyboardInterrupt:  # a moment before
-        page.close(verbose=False)
+        print(f"The page is at {page.address} (Ctrl+C ends it).", flush=True)
+        page.wait()
+    except KeyboardInterrupt:
+        page.close()
 
 
 def _check_address(host: str, port: int | None) -> None:

@@ -1,11 +1,13 @@
 """Draws regions on a picture: masks, boxes, points and words. Takes and returns PIL images.
 
-Lines have a dark rim and words a dark plate, so that they are legible on light and dark pictures.
+A region wears its colour as an outline and a light veil, so that the object keeps its own colours. Lines have a dark rim and
+words a dark plate, so that they are legible on light and dark pictures, and all sizes follow the picture's.
 """
 
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +21,13 @@ from .mask_boxes import box_of_mask
 from .region_tokens import RegionTokens
 
 _GOLDEN_ANGLE = 0.61803398875
+Colour = tuple[int, int, int]
+Frame = tuple[float, float, float, float]
+"""Left, top, right and bottom, in pixels."""
+PLATE, WORDS = (18, 18, 22), (255, 255, 255)
 
 
-def region_colour(index: int) -> tuple[int, int, int]:
+def region_colour(index: int) -> Colour:
     """A bright colour for region `index`. Successive numbers get clearly different colours."""
     red, green, blue = colorsys.hsv_to_rgb((0.02 + index * _GOLDEN_ANGLE) % 1.0, 0.68, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -36,50 +42,58 @@ def draw_regions(
     points: Sequence[Sequence[Sequence[float]]] | None = None,
     point_labels: Sequence[Sequence[int]] | None = None,
     labels: Sequence[str] | None = None,
-    opacity: float = 0.45,
+    opacity: float = 0.14,
     names: bool = True,
+    legend: bool = False,
 ) -> Image.Image:
     """The picture with its regions drawn on it.
 
-    Give `regions` to draw their masks and boxes, or give masks (R, H, W), boxes (R, 4) xyxy or points, all in pixels of the
-    picture. labels: words for each region, shown beside its name ("1", "2", …, unless `names` is False). Points with
-    label 0 are drawn as crosses.
+    Give `regions` to draw their masks (and the box of one whose mask is empty), or give masks (R, H, W), boxes (R, 4) xyxy or
+    points, all in pixels of the picture. labels: words for each region, shown beside its name ("1", "2", …, unless `names` is
+    False) and out of each other's way. opacity: of the veil over a mask. legend: write the words beneath the picture, which
+    becomes taller, and only the names on it. Points with label 0 are drawn as crosses.
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity is {opacity}, expected 0 to 1.")
-    if regions is not None:
-        masks = regions.masks if masks is None else masks
-        boxes = regions.boxes if boxes is None else boxes
     picture = load_rgb(image)
     height, width = picture.shape[:2]
-    layers = _as_masks(masks, (height, width))
-    corners = torch.as_tensor(boxes, dtype=torch.float32).cpu().reshape(-1, 4).tolist() if boxes is not None else []
+    layers = _as_masks(masks if masks is not None or regions is None else regions.masks, (height, width))
+    corners: list[list[float] | None] = [None] * len(layers)
+    if boxes is not None:
+        corners = [*torch.as_tensor(boxes, dtype=torch.float32).cpu().reshape(-1, 4).tolist()]
+    elif regions is not None:
+        corners = [None if mask.any() else box for mask, box in zip(layers, regions.boxes.tolist())]
     count = max(len(layers), len(corners), len(points or []))
     if labels is not None and len(labels) != count:
         raise ValueError(f"Got {len(labels)} labels, expected {count}: give one for each region.")
+    if legend and (labels is None or not names):
+        raise ValueError("Got legend without labels and names: give labels=…, and leave names as it is.")
+    line = max(2.0, max(width, height) / 320)
     canvas = picture.astype(np.float32)
     for i, mask in enumerate(layers):
-        canvas[mask] += (np.array(region_colour(i), dtype=np.float32) - canvas[mask]) * opacity
-    drawn = Image.fromarray(canvas.astype(np.uint8))
+        _draw_mask(canvas, mask, region_colour(i), opacity, line)
+    drawn = Image.fromarray(canvas.round().astype(np.uint8))
     pen = ImageDraw.Draw(drawn)
-    line = max(1, round(max(width, height) / 320))
-    font = ImageFont.load_default(max(12, max(width, height) / 42))
-    for i, mask in enumerate(layers):
-        _draw_outline(drawn, mask, region_colour(i), line)
     for i, box in enumerate(corners):
-        pen.rectangle(_clip(box, width, height), outline=(0, 0, 0), width=line + 2)
-        pen.rectangle(_clip(box, width, height), outline=region_colour(i), width=line)
+        if box is not None:
+            for shade, wide in (((0, 0, 0), round(line) + 2), (region_colour(i), round(line))):
+                pen.rectangle(_clip(box, width, height), outline=shade, width=wide)
     for i, own in enumerate(points or []):
         for j, (x, y) in enumerate(own):
             is_on = point_labels is None or bool(point_labels[i][j])
-            _draw_point(pen, x, y, 3 * line + 1, region_colour(i), is_on)
-    plates: list[tuple[float, float, float, float]] = []
-    for i in range(count):
-        words = " ".join(part for part in (str(i + 1) if names else "", labels[i] if labels else "") if part)
-        if words:
-            anchor = corners[i] if i < len(corners) else _anchor(layers, points, i)
-            plates.append(_draw_words(pen, words, anchor, region_colour(i), font, (width, height), plates))
-    return drawn
+            _draw_point(pen, x, y, 3 * round(line) + 1, region_colour(i), is_on)
+    anchors = [_anchor(corners, layers, points, i) for i in range(count)]
+    written = [
+        " ".join(part for part in (str(i + 1) if names else "", labels[i] if labels and not legend else "") if part)
+        for i in range(count)
+    ]
+    font = ImageFont.load_default(max(13, max(width, height) / 42))
+    plates = [_Plate(pen, words, i, font, 0.6 * width) for i, words in enumerate(written) if words]
+    taken: list[Frame] = []
+    for plate in plates:
+        taken.append(_place(plate, anchors, taken, (width, height)))
+        plate.draw(pen, taken[-1])
+    return _with_legend(drawn, labels, font) if legend and labels else drawn
 
 
 def _as_masks(masks: Any, size: tuple[int, int]) -> list[np.ndarray]:
@@ -93,18 +107,27 @@ def _as_masks(masks: Any, size: tuple[int, int]) -> list[np.ndarray]:
     return list(array.astype(bool))
 
 
-def _draw_outline(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int], line: int) -> None:
-    """Draw a mask's edge: those of its pixels that have a neighbour outside."""
-    edge = mask.copy()
-    for _ in range(line):
-        padded = np.pad(edge, 1)
-        edge = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    image.paste(colour, mask=Image.fromarray(mask & ~edge))
+def _draw_mask(canvas: np.ndarray, mask: np.ndarray, colour: Colour, opacity: float, line: float) -> None:
+    """Draw a veil and a smooth outline, `line` pixels wide with a dark rim, on a picture (H, W, 3) of float32."""
+    if not mask.any():
+        return
+    from scipy.ndimage import distance_transform_edt, gaussian_filter  # here: it takes longer to load than most need it
+
+    x1, y1, x2, y2 = box_of_mask(mask)
+    room = math.ceil(line) + 3
+    part = slice(max(0, y1 - room), y2 + room), slice(max(0, x1 - room), x2 + room)
+    inside = np.pad(mask[part], room, mode="edge")  # the picture's edge is no edge of the region
+    soft = gaussian_filter(inside.astype(np.float32), line / 3) > 0.5
+    soft = soft if soft.any() else inside
+    distance = np.where(soft, distance_transform_edt(soft), distance_transform_edt(~soft)) - 0.5
+    distance = distance[room:-room, room:-room, None]
+    shown, shade = canvas[part], np.array(colour, dtype=np.float32)
+    shown += (shade - shown) * (opacity * mask[part][..., None])
+    shown *= 1 - 0.55 * np.clip(line / 2 + 1.5 - distance, 0, 1)
+    shown += (shade - shown) * np.clip(line / 2 + 0.5 - distance, 0, 1)
 
 
-def _draw_point(
-    pen: ImageDraw.ImageDraw, x: float, y: float, r: int, colour: tuple[int, int, int], is_on: bool
-) -> None:
+def _draw_point(pen: ImageDraw.ImageDraw, x: float, y: float, r: int, colour: Colour, is_on: bool) -> None:
     if is_on:
         pen.ellipse((x - r - 1, y - r - 1, x + r + 1, y + r + 1), fill=(0, 0, 0))
         pen.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline=(255, 255, 255), width=max(1, r // 4))
@@ -114,45 +137,97 @@ def _draw_point(
         pen.line((x - r, y + r, x + r, y - r), fill=shade, width=width)
 
 
-def _anchor(layers: list[np.ndarray], points: Any, index: int) -> list[float]:
-    """The box to write at for a region without a box: that of its mask, or its first point."""
+def _anchor(corners: Sequence[Any], layers: list[np.ndarray], points: Any, index: int) -> Frame:
+    """The box to write at: a region's own, that of its mask, or its first point."""
+    if index < len(corners) and corners[index] is not None:
+        x1, y1, x2, y2 = corners[index]
+        return x1, y1, x2, y2
     if index < len(layers) and layers[index].any():
         x1, y1, x2, y2 = box_of_mask(layers[index])
-        return [float(x1), float(y1), float(x2 - 1), float(y2 - 1)]
+        return float(x1), float(y1), float(x2 - 1), float(y2 - 1)
     if points is not None and index < len(points) and len(points[index]):
         x, y = points[index][0]
-        return [float(x), float(y), float(x), float(y)]
-    return [0.0, 0.0, 0.0, 0.0]
+        return float(x), float(y), float(x), float(y)
+    return 0.0, 0.0, 0.0, 0.0
 
 
-def _draw_words(
-    pen: ImageDraw.ImageDraw,
-    words: str,
-    anchor: Sequence[float],
-    colour: tuple[int, int, int],
-    font: Any,
-    size: tuple[int, int],
-    taken: list[tuple[float, float, float, float]],
-) -> tuple[float, float, float, float]:
-    """Draw words on a dark plate with a coloured edge: above the anchor, or below or in it if that place is not free."""
-    left, top, right, bottom = pen.textbbox((0, 0), words, font=font)
-    pad = max(2, round((bottom - top) / 5))
-    wide, high = right - left + 3 * pad + 2, bottom - top + 2 * pad
-    x = min(max(0.0, anchor[0]), max(0.0, size[0] - wide))
-    places = [anchor[1] - high - 1, anchor[3] + 1, anchor[1] + 1, anchor[3] - high - 1]
-    inside = [min(max(0.0, y), max(0.0, size[1] - high)) for y in places]
-    y = next((y for y in inside if not any(_touch((x, y, x + wide, y + high), other) for other in taken)), inside[0])
-    pen.rectangle((x, y, x + wide, y + high), fill=(18, 18, 22))
-    pen.rectangle((x, y, x + pad, y + high), fill=colour)
-    pen.text((x + 2 * pad + 1 - left, y + pad - top), words, font=font, fill=(255, 255, 255))
-    return x, y, x + wide, y + high
+class _Plate:
+    """Words of region `index` on a dark plate with an edge of its colour; broken into lines that are at most `widest` wide."""
+
+    def __init__(self, pen: ImageDraw.ImageDraw, words: str, index: int, font: Any, widest: float) -> None:
+        self.index, self.font = index, font
+        self.words = _wrapped(pen, words, font, widest)
+        left, top, right, bottom = pen.multiline_textbbox((0, 0), self.words, font=font)
+        self.pad = max(2, round(font.size / 6))
+        self.shift = 2 * self.pad + 1 - left, self.pad - top
+        self.wide, self.high = right - left + 3 * self.pad + 2, bottom - top + 2 * self.pad
+
+    def draw(self, pen: ImageDraw.ImageDraw, frame: Frame) -> None:
+        """Draw it in a frame of its size."""
+        x, y, _, bottom = frame
+        pen.rounded_rectangle(frame, self.pad, fill=PLATE)
+        pen.rectangle((x, y + 1, x + self.pad, bottom - 1), fill=region_colour(self.index))
+        pen.multiline_text((x + self.shift[0], y + self.shift[1]), self.words, font=self.font, fill=WORDS)
 
 
-def _touch(a: Sequence[float], b: Sequence[float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _wrapped(pen: ImageDraw.ImageDraw, words: str, font: Any, widest: float) -> str:
+    """Words in lines that are at most `widest` pixels wide, as far as their spaces allow."""
+    lines = [""]
+    for word in words.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and pen.textlength(longer, font=font) > widest:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
 
 
-def _clip(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:
+def _place(plate: _Plate, anchors: Sequence[Frame], taken: Sequence[Frame], size: tuple[int, int]) -> Frame:
+    """Where a plate stands: near its region, inside the picture, off other plates, and if possible off other regions."""
+    x1, y1, x2, y2 = anchors[plate.index]
+    wide, high, gap = plate.wide, plate.high, plate.pad
+    others = [anchor for i, anchor in enumerate(anchors) if i != plate.index]
+    columns = (x1, x2 - wide, (x1 + x2 - wide) / 2)
+    rows = (y1 - high - gap, y2 + gap, y1 + gap, y2 - high - gap, y1 - 2 * (high + gap), y2 + high + 2 * gap)
+    places = [(x, y) for y in rows for x in columns]
+    places += [(x, y) for x in (x2 + gap, x1 - wide - gap) for y in (y1, y2 - high, (y1 + y2 - high) / 2)]
+    best, least = None, math.inf
+    for left, top in places:
+        x, y = min(max(0.0, left), max(0.0, size[0] - wide)), min(max(0.0, top), max(0.0, size[1] - high))
+        frame = (x, y, x + wide, y + high)
+        cost = 100 * sum(_shared(frame, other) for other in taken) + sum(_shared(frame, other) for other in others)
+        cost += math.hypot(x - left, y - top) + 0.3 * _shared(frame, (x1, y1, x2, y2))
+        if cost < least:
+            best, least = frame, cost
+    assert best is not None
+    return best
+
+
+def _shared(a: Frame, b: Frame) -> float:
+    """How many pixels two frames share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _with_legend(drawn: Image.Image, labels: Sequence[str], font: Any) -> Image.Image:
+    """The picture above a list of its regions' names and words."""
+    pen = ImageDraw.Draw(drawn)
+    edge = round(font.size)
+    lines = [f"{i}  {label}" for i, label in enumerate(labels, start=1)]
+    rows = [_wrapped(pen, line, font, drawn.width - 4 * edge) for line in lines]
+    heights = [(row.count("\n") + 1) * 1.35 * font.size for row in rows]
+    whole = Image.new("RGB", (drawn.width, drawn.height + round(sum(heights)) + edge), WORDS)
+    whole.paste(drawn)
+    pen, y = ImageDraw.Draw(whole), drawn.height + edge / 2
+    for i, (row, high) in enumerate(zip(rows, heights)):
+        middle = y + 0.675 * font.size
+        square = (edge * 0.6, middle - 0.4 * edge, edge * 1.4, middle + 0.4 * edge)
+        pen.rounded_rectangle(square, max(1, edge // 6), fill=region_colour(i), outline=PLATE)
+        pen.multiline_text((2.2 * edge, y), row, font=font, fill=PLATE)
+        y += high
+    return whole
+
+
+def _clip(box: Sequence[float], width: int, height: int) -> Frame:
     x1, y1, x2, y2 = box
     x1, y1 = min(max(0.0, x1), width - 1), min(max(0.0, y1), height - 1)
     return x1, y1, max(x1, min(x2, width - 1)), max(y1, min(y2, height - 1))

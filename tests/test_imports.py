@@ -68,8 +68,10 @@ LAYERS = {
         {"processing_described"},
         {"generation"},
         {"chat", "pipelines"},
-        {"terminal_chat", "page.__init__", "page.input", "page.turns"},
+        {"terminal_chat", "page.__init__", "page.input", "page.turns", "page.scene"},
         {"page.guard", "page.conversation"},
+        {"page.sessions"},
+        {"page.handlers"},
         {"page.app"},
         {"cli", "__init__"},
         {"__main__"},
@@ -206,8 +208,8 @@ def test_exports_are_what_type_checkers_see(package: str) -> None:
 
 @pytest.mark.parametrize("package", ["tap_tokenizer", "llm_bridge"])
 def test_everything_is_imported_without_optional_libraries_and_whatever_the_command_line_says(package: str) -> None:
-    absent = ["peft", "accelerate", "datasets", "matplotlib", "gradio", "pycocotools", "bitsandbytes", "sentencepiece",
-              "torchvision", "flash_attn", "tensorboard"]  # fmt: skip
+    absent = ["peft", "accelerate", "datasets", "matplotlib", "starlette", "uvicorn", "pycocotools", "bitsandbytes",
+              "sentencepiece", "torchvision", "flash_attn", "tensorboard"]  # fmt: skip
     code = (
         f"import sys\nsys.modules.update({{name: None for name in {absent!r}}})\nfrom {package} import *\nprint('fine')"
     )
@@ -246,4 +248,4 @@ def test_help_is_shown_without_torch(command: str) -> None:
     assert "usage:" in done.stdout
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "argparse" in imported
-    assert not imported & {"torch", "transformers", "gradio"}
+    assert not imported & {"torch", "transformers", "uvicorn"}

@@ -2,102 +2,73 @@
 
     region-chat app
 
-Wires `conversation` to Gradio, which is imported only when a page is built. Pictures and downloads travel inside
-messages, so that nothing is written on the server and no path of it reaches a browser. `guard` stands before it.
+Serves a page without a framework, and the requests of `handlers` as JSON, over Starlette and uvicorn, which are imported
+only when a page is served. Pictures and downloads travel inside messages, so that nothing is written on the server and no
+path of it reaches a browser. `guard` stands before it.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+import json
+import mimetypes
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tap_tokenizer import load_rgb, region_colour
+from tap_tokenizer import region_colour
 
 from ..chat import RegionChat
-from ..configuration_bridge import BUNDLED
-from .conversation import PageConversation, PageConversations, as_html, table_of
-from .guard import Hosts, PageGuard
-from .input import PageLimits, read_picture
+from .guard import Hosts, PageGuard, session_of
+from .handlers import EXAMPLES, QUEUED, Handlers, RefusedError, examples, told
+from .input import PageLimits
+from .scene import finder
+from .sessions import PageConversations
 
 if TYPE_CHECKING:
-    import gradio as gr
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
 
-logger = logging.getLogger(__name__)
 PARTS = Path(__file__).parent
-EXAMPLE = BUNDLED / "region-chat-tiny" / "demo.png"
+ASSETS = (PARTS / "page.css", *sorted(PARTS.glob("*.js")))
+FIRST_PORT, PORTS = 7860, 100
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+"""What every answer says to the browser: nothing comes from elsewhere, no script stands in the page itself."""
 
-INTRODUCTION = """# Ask about regions
-Choose a picture, mark one or more regions, and ask. `<region>` in a question stands for the next region that you marked. Later
-questions can refer to region1, region2, …"""
 
+class PageServer:
+    """A page that is being served, in a thread of its own.
 
-def build_page(conversations: PageConversations) -> gr.Blocks:
-    """The page as Gradio blocks, with its queue; `conversations` on it holds what is known of its users."""
-    gr = load_gradio()
-    chat, limits = conversations.chat, conversations.limits
-    bare = {"padding": False, "container": False}  # HTML without a frame around it
-    with gr.Blocks(title="Ask about regions", analytics_enabled=False, fill_width=False) as page:
-        gr.Markdown(INTRODUCTION)
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=6, min_width=320):
-                board = gr.HTML(
-                    value={},
-                    html_template=_part("board.html"),
-                    css_template=_part("board.css"),
-                    js_on_load=_part("board.js"),
-                    elem_id="board",
-                    colours=["rgb({},{},{})".format(*region_colour(i)) for i in range(limits.regions)],
-                    most_bytes=limits.file_bytes,
-                    most_regions=limits.regions,
-                    **bare,
-                )
-            with gr.Column(scale=5, min_width=320):
-                question = gr.Textbox(
-                    "What is <region>?", label="Question", info="Enter asks, Shift+Enter starts a new line.",
-                    lines=2, max_lines=6, max_length=limits.characters,
-                    placeholder="Ask about region1 again, or mark another region: What is <region>?", elem_id="question",
-                )  # fmt: skip
-                with gr.Row():
-                    ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=80)
-                    stop = gr.Button("Stop", elem_id="stop", min_width=80)
-                    again = gr.Button("New chat", elem_id="again", min_width=80)
-                said = gr.Chatbot(
-                    label="Conversation", height=300, elem_id="said", render_markdown=False, feedback_options=None,
-                    buttons=[], placeholder="The answer appears here.", layout="bubble", show_label=False,
-                )  # fmt: skip
-                if chat.limitation is not None:
-                    gr.HTML(f'<p class="limitation">{as_html(chat.limitation)}</p>', elem_id="limitation", **bare)
-                gr.Markdown("### What TAP sees")
-                seen = gr.HTML(table_of([]), elem_id="seen", js_on_load=None, apply_default_css=False, **bare)
-                with gr.Row():
-                    json_button = gr.Button("Download JSON", size="sm", elem_id="save-json", min_width=80)
-                    png_button = gr.Button("Download PNG", size="sm", elem_id="save-png", min_width=80)
-                saver = gr.HTML(value={}, html_template="", js_on_load=_part("saver.js"), visible="hidden")
-        handlers = _Handlers(gr, conversations)
-        begun = [board, said, seen]
-        board.upload(handlers.load, board, begun, api_name="load", show_progress="hidden", concurrency_limit=2)
-        board.select(handlers.example, None, begun, api_name="example", show_progress="hidden", concurrency_limit=2)
-        for anew in (again.click, said.clear):
-            anew(handlers.again, None, begun, api_visibility="private", show_progress="hidden")
-        asking = {
-            "inputs": [question, board],
-            "outputs": [*begun, question],
-            "concurrency_limit": limits.queue,  # they wait for the model in `Turns`, which is fair
-        }
-        ask.click(handlers.ask, **asking, api_name="ask", show_progress="minimal", show_progress_on=[said])
-        stop.click(handlers.stop, None, None, queue=False, api_visibility="private")
-        json_button.click(handlers.save_json, None, saver, api_visibility="private", show_progress="hidden")
-        png_button.click(handlers.save_png, None, saver, api_visibility="private", show_progress="hidden")
-        page.unload(handlers.leave)
-    page.queue(max_size=None, api_open=False)  # `Places` counts who waits
-    page.conversations = conversations
-    return page
+    address: where. conversations: what is known of its users.
+    """
+
+    def __init__(self, server: Any, listening: socket.socket, conversations: PageConversations) -> None:
+        host, port = listening.getsockname()[:2]
+        self.host, self.conversations = host, conversations
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        self._server = server
+        self._thread = Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when the page has been closed; Ctrl+C interrupts it."""
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+
+    def close(self) -> None:
+        """End it; answers that are being written stop."""
+        self.conversations.stop_all()
+        self._server.should_exit = True
+        self._thread.join(10)
 
 
 def serve(
@@ -107,157 +78,172 @@ def serve(
     port: int | None = None,
     limits: PageLimits | None = None,
     allowed_hosts: Sequence[str] = (),
-    block: bool = True,
-) -> tuple[gr.Blocks, str]:
-    """Serve the page; gives it and its address, at once if not `block`, else when it is interrupted.
+) -> PageServer:
+    """Serve the page, beside what else the process does, until it is closed.
 
     chat: whose model and processor answer everyone; its own conversation is left alone.
     host: the address to listen at; only this machine can reach the default. port: the first free one from 7860 if None.
     allowed_hosts: names, beside `host` and the loopback names, under which browsers may ask for the page: a proxy's, or this
-    machine's in its network.
+    machine's in its network. Raises `OSError` if the port cannot be had.
     """
-    gr = load_gradio()
-    from starlette.middleware import Middleware
+    check_server()
+    import uvicorn
 
     limits = limits or PageLimits()
     conversations = PageConversations(chat, limits)
-    page = build_page(conversations)
-    plain = ["system-ui", "sans-serif"]
-    _, address, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        prevent_thread_lock=not block,
-        share=False,
-        quiet=True,
-        show_error=False,
-        footer_links=[],
-        enable_monitoring=False,
-        ssr_mode=False,
-        max_file_size=1,
-        max_threads=limits.queue + 20,
-        theme=gr.themes.Default(font=plain, font_mono=["ui-monospace", "monospace"]),
-        css=_part("page.css"),
-        app_kwargs={
-            "middleware": [
-                Middleware(
-                    PageGuard,
-                    most_bytes=limits.file_bytes * 4 // 3 + 200_000,
-                    places=conversations.places,
-                    hosts=Hosts(host, allowed_hosts),
-                )
-            ],
-            "docs_url": None,
-            "redoc_url": None,
-        },
+    listening = _listen(host, port)
+    guarded = PageGuard(
+        build_app(conversations),
+        most_bytes=limits.file_bytes * 4 // 3 + 200_000,
+        places={f"/{name}": conversations.places for name in QUEUED} | {"/glance": conversations.glances},
+        hosts=Hosts(host, allowed_hosts),
     )
-    return page, address
+    config = uvicorn.Config(
+        guarded, http="h11", ws="none", log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=3,
+    )  # fmt: skip
+    return PageServer(uvicorn.Server(config), listening, conversations)
 
 
-class _Handlers:
-    """The page's handlers: from what a browser sends to what its components show."""
+def build_app(conversations: PageConversations) -> Starlette:
+    """The page's ASGI app, without its guard."""
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
 
-    def __init__(self, gr: Any, conversations: PageConversations) -> None:
-        self.gr, self.conversations = gr, conversations
-        for name in ("load", "example", "again", "ask", "stop", "save_json", "save_png", "leave"):
-            handler = getattr(type(self), name)
-            handler.__annotations__["request"] = gr.Request  # by which Gradio knows what to hand over
+    handlers = Handlers(conversations)
+    page = _page(conversations).encode()
 
-    def _mine(self, request: Any) -> PageConversation:
-        """The conversation of a request that has left the queue."""
-        self.conversations.places.begin(request.session_hash)
-        return self.conversations.of(request.session_hash)
+    def document(request: Request) -> Response:
+        return Response(page, media_type="text/html", headers=HEADERS)
 
-    def _begun(self, mine: PageConversation) -> tuple[Any, Any, Any]:
-        return mine.board(), [], table_of([])
+    def file(content: bytes, name: str) -> Callable[[Request], Response]:
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        kind = "text/javascript" if name.endswith(".js") else "image/webp" if name.endswith(".webp") else kind
+        return lambda request: Response(content, media_type=kind, headers=HEADERS)
 
-    def load(self, board: Any, request: Any) -> tuple[Any, Any, Any]:
-        address = board.get("upload") if isinstance(board, dict) else None
-        return self._begin_with(lambda: read_picture(address, self.conversations.limits), request)
+    def endpoint(name: str) -> Callable[[Request], Awaitable[Any]]:
+        handler = getattr(handlers, name)
 
-    def example(self, request: Any) -> tuple[Any, Any, Any]:
-        return self._begin_with(lambda: load_rgb(EXAMPLE), request)
+        async def answer(request: Request) -> Any:
+            session, sent = await _sent(request)
+            if session is None:
+                return JSONResponse({"error": "The request does not name a session: reload the page."}, 400)
+            if name == "ask":
+                return _Stream(handler(session, sent), lambda: handlers.leave(session, {}))
+            try:
+                found = await run_in_threadpool(handler, session, sent)
+            except Exception as error:
+                status = (
+                    error.status if isinstance(error, RefusedError) else 400 if isinstance(error, ValueError) else 500
+                )
+                return JSONResponse({"error": told(error)}, status)
+            if isinstance(found, bytes):
+                return Response(found, media_type="image/png", headers=HEADERS)
+            return JSONResponse(found, headers=HEADERS)
 
-    def _begin_with(self, picture: Callable[[], np.ndarray], request: Any) -> tuple[Any, Any, Any]:
-        session, begun = request.session_hash, time.monotonic()
-        self.conversations.places.begin(session)
+        return answer
+
+    names = (*QUEUED, "glance", "state", "again", "stop", "leave", "record", "drawing")
+    files = {f"/parts/{path.name}": path for path in ASSETS}
+    files |= {f"/examples/{example['file']}": EXAMPLES / example["file"] for example in examples()}
+    return Starlette(
+        routes=[
+            Route("/", document),
+            *(Route(path, file(where.read_bytes(), where.name)) for path, where in files.items()),
+            *(Route(f"/{name}", endpoint(name), methods=["POST"]) for name in names),
+        ],
+        lifespan=lambda _: _Threads(2 * conversations.limits.queue + 20),
+    )
+
+
+async def _sent(request: Request) -> tuple[str | None, dict[str, Any]]:
+    """The session that a request names, and what it says."""
+    body = await request.body()
+    session = session_of(body)
+    return session, json.loads(body) if session is not None else {}
+
+
+class _Threads:
+    """So many threads for what waits and works, while the app runs: each question holds one while it waits."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    async def __aenter__(self) -> None:
+        from anyio.to_thread import current_default_thread_limiter
+
+        current_default_thread_limiter().total_tokens = self.count
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+class _Stream:
+    """An answer in lines of JSON, as they come.
+
+    leave: called if the browser goes away, so that the steps end early, which is waited for.
+    """
+
+    def __init__(self, steps: Iterator[dict[str, Any]], leave: Callable[[], Any]) -> None:
+        self.steps, self.leave = steps, leave
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        from starlette.concurrency import iterate_in_threadpool
+
+        async def hear() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.leave()
+
+        headers = {**HEADERS, "Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
+        listed = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": listed})
+        hearing = asyncio.create_task(hear())
         try:
-            return self._begun(self.conversations.show(session, picture()))
-        except Exception as error:
-            return {"error": _told(error)}, self.gr.skip(), self.gr.skip()
+            async for step in iterate_in_threadpool(self.steps):
+                line = json.dumps(step, ensure_ascii=False).encode() + b"\n"
+                await send({"type": "http.response.body", "body": line, "more_body": True})
         finally:
-            self.conversations.turns.charge(session, time.monotonic() - begun)
+            hearing.cancel()
+        await send({"type": "http.response.body", "body": b""})
 
-    def again(self, request: Any) -> tuple[Any, Any, Any]:
-        mine = self._mine(request)
-        mine.forget()
-        return self._begun(mine)
 
-    def ask(self, question: str, board: Any, request: Any) -> Iterator[tuple[Any, ...]]:
-        session, skip = request.session_hash, self.gr.skip()
-        places, turns = self.conversations.places, self.conversations.turns
-        mine, joined = self.conversations.of(session), places.oldest(session) or math.inf
-        known, said = len(mine.looks), mine.turns
-        drawn = board.get("regions", []) if isinstance(board, dict) else []
-        board_says: Any = {"sentence": "Answering …"}
-        table = None
+def _page(conversations: PageConversations) -> str:
+    """The page's HTML, with what its scripts must know."""
+    chat, limits = conversations.chat, conversations.limits
+    settings = {
+        "colours": ["rgb({},{},{})".format(*region_colour(i)) for i in range(limits.regions)],
+        "regions": limits.regions,
+        "fileBytes": limits.file_bytes,
+        "characters": limits.characters,
+        "limitation": chat.limitation,
+        "model": Path(chat.model.config.name_or_path).name or type(chat.model).__name__,
+        "findsByName": finder(chat) is not None,
+        "examples": [{key: example[key] for key in ("file", "shows", "question", "points")} for example in examples()],
+    }
+    written = json.dumps(settings, ensure_ascii=False).replace("<", "\\u003c")
+    return (PARTS / "page.html").read_text(encoding="utf-8").replace("{{settings}}", written)
+
+
+def _listen(host: str, port: int | None) -> socket.socket:
+    """A socket that listens at a port, or at the first free one."""
+    family = socket.getaddrinfo(host, port or FIRST_PORT, type=socket.SOCK_STREAM)[0][0]
+    for number in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
         try:
-            with mine.asking, turns.turn(session, gives_up=lambda: mine.is_stopped(joined)) as has_turn:
-                places.begin(session)
-                for messages, looks in mine.ask(question, drawn, joined):
-                    shown = [{"role": role, "content": as_html(words)} for role, words in messages]
-                    yield board_says, shown, skip if looks is table else table_of(looks), "" if table is None else skip
-                    board_says, table = skip, looks
-                    if (
-                        has_turn and messages[-1][0] == "user"
-                    ):  # TAP is still describing regions, the answer has not begun
-                        turns.give_way(session)
-        except Exception as error:
-            yield {"error": _told(error)}, skip, skip, skip
-            return
-        if len(mine.looks) > known:
-            board_says = mine.board()
-        elif mine.turns > said:
-            board_says = {"sentence": "Ask more about these regions, or mark others."}
-        else:
-            board_says = {"sentence": "Stopped before there was an answer. You can ask the question again."}
-        yield board_says, skip, skip, skip
-
-    def stop(self, request: Any) -> None:
-        self.conversations.of(request.session_hash).stop()
-
-    def save_json(self, request: Any) -> Any:
-        return self._file("conversation.json", self._mine(request).record_address)
-
-    def save_png(self, request: Any) -> Any:
-        return self._file("conversation.png", self._mine(request).picture_address)
-
-    def _file(self, name: str, address: Callable[[], str]) -> Any:
-        try:
-            return {"name": name, "address": address()}
-        except ValueError as error:
-            self.gr.Warning(str(error))
-            return {}
-
-    def leave(self, request: Any) -> None:
-        self.conversations.drop(request.session_hash)
+            return socket.create_server((host, number), family=family, backlog=512)
+        except OSError:
+            continue
+    raise OSError(f"Port {port or f'from {FIRST_PORT} on'} of {host} cannot be had.")
 
 
-def _told(error: Exception) -> str:
-    """What a user is told of an error; one that no check of ours foresaw is written to the server's log."""
-    if isinstance(error, ValueError):
-        return str(error)
-    logger.error("A request of the page failed.", exc_info=error)
-    return "Something went wrong; the server's log says what. Try again, or reload the page."
-
-
-def _part(name: str) -> str:
-    return (PARTS / name).read_text(encoding="utf-8")
-
-
-def load_gradio() -> Any:
-    """Gradio, or the sentence that says how to get it."""
+def check_server() -> None:
+    """Refuse, with what to install, where what serves the page is missing."""
     try:
-        import gradio
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
     except ImportError:
-        raise ImportError("The page needs gradio, the extra app of tap-bridge: pip install 'gradio>=6'.") from None
-    return gradio
+        raise ImportError(
+            "The page needs starlette and uvicorn, the extra app of tap-bridge: pip install 'starlette>=1' 'uvicorn>=0.34'."
+        ) from None

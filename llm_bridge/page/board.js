@@ -1,258 +1,377 @@
-// The board: a picture on which regions are marked with mouse, finger or keys.
-// The server is sent what was marked, in pixels of the picture; `props.value` carries both directions:
-// from the server {picture, width, height, known} or {error}, to it {regions} or {upload}.
-const find = (name) => element.querySelector(name);
-const canvas = find("canvas"), pen = canvas.getContext("2d"), status = find(".status");
-const state = { image: null, width: 0, height: 0, known: 0, regions: [], drag: null, cross: null, corner: null };
+// The picture: draws it with its regions, and turns mouse, finger and keys into marks.
+// Coordinates: marks and boxes are in pixels of the picture, masks in pixels of the shown one, the pointer in CSS pixels.
 
-const say = (words, wrong) => {
-  status.textContent = words;
-  status.classList.toggle("wrong", Boolean(wrong));
-  status.setAttribute("role", wrong ? "alert" : "status");
-  if (wrong) status.scrollIntoView({ block: "nearest" });  // on a phone the button that led here is far below
-};
-const tool = () => find("input[name=tool]:checked").value;
-const colour = (index) => props.colours[index % props.colours.length];
-const brush = () => Math.max(2, Math.round(Math.max(state.width, state.height) / 40));
-const publish = () => { props.value = { regions: state.regions }; };
+import { placeLabels } from "./labels.js";
 
-// --- drawing -------------------------------------------------------------------------------------------------------
+const CLICK = 5;  // how many CSS pixels a pointer may wander in a click
 
-function words(region) {
-  if (region.strokes) return "brush";
-  const parts = [];
-  if (region.box) parts.push("box " + region.box.map(Math.round).join(" "));
-  if (region.points) parts.push((region.points.length > 1 ? region.points.length + " points" :
-    "point " + region.points[0].map(Math.round).join(" ")));
-  return parts.join(", ");
-}
+export class Board {
+  /**
+   * canvas: what is drawn on. asked: what the board tells and asks of the page:
+   * colour(i), mode() → "new" | "add" | "away", tool(), glance(mark part), keep(mark part), say(words, wrong),
+   * changed(), regions() → [{region, mark, lit}], candidates().
+   */
+  constructor(canvas, page) {
+    this.canvas = canvas;
+    this.page = page;
+    this.pen = canvas.getContext("2d");
+    this.picture = null;
+    this.view = { scale: 1, x: 0, y: 0 };
+    this.preview = null;    // the region under the pointer, as TAP sees it
+    this.lit = null;        // the number of the region whose name is pointed at
+    this.drag = null;
+    this.cross = null;      // where the keyboard points
+    this.corner = null;
+    this.fingers = new Map();
+    this.waiting = false;
+    new ResizeObserver(() => this.fit()).observe(canvas.parentElement);
+    this.#listen();
+  }
 
-function drawRegion(region, index, scale) {
-  const shade = colour(index), wide = Math.max(2, canvas.width / 320);
-  pen.lineCap = pen.lineJoin = "round";
-  if (region.box) {
-    const [x1, y1, x2, y2] = region.box.map((x) => x * scale);
-    for (const [style, width] of [["#000", wide + 2], [shade, wide]]) {
-      pen.strokeStyle = style; pen.lineWidth = width; pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
+  // --- the view ------------------------------------------------------------------------------------------------------
+
+  show(image, { width, height, shown_width }) {
+    this.picture = { image, width, height, stretch: width / shown_width };
+    this.preview = this.drag = this.cross = this.corner = null;
+    this.canvas.setAttribute("aria-label", `Picture of ${width} × ${height} pixels, to mark regions on`);
+    this.fit();
+  }
+
+  fit() {
+    const { clientWidth: width, clientHeight: height } = this.canvas.parentElement, dense = window.devicePixelRatio || 1;
+    this.canvas.width = Math.round(width * dense);
+    this.canvas.height = Math.round(height * dense);
+    if (this.picture) {
+      const bar = 56, room = [width - 16, height - 2 * bar];
+      const scale = Math.min(room[0] / this.picture.width, room[1] / this.picture.height);
+      this.view = { scale, x: (width - this.picture.width * scale) / 2, y: (height - this.picture.height * scale) / 2 };
+      this.least = scale / 2;
+    }
+    this.draw();
+  }
+
+  zoom(factor, [x, y] = [this.canvas.clientWidth / 2, this.canvas.clientHeight / 2]) {
+    if (!this.picture) return;
+    const scale = Math.min(Math.max(this.view.scale * factor, this.least), this.least * 64), by = scale / this.view.scale;
+    this.view = { scale, x: x - (x - this.view.x) * by, y: y - (y - this.view.y) * by };
+    this.draw();
+  }
+
+  pan(x, y) {
+    this.view = { ...this.view, x: this.view.x + x, y: this.view.y + y };
+    this.draw();
+  }
+
+  inPicture([x, y]) {
+    const { scale, x: left, y: top } = this.view, { width, height } = this.picture;
+    return [Math.min(Math.max((x - left) / scale, 0), width), Math.min(Math.max((y - top) / scale, 0), height)];
+  }
+
+  covers([x, y]) {
+    const { scale, x: left, y: top } = this.view, { width, height } = this.picture;
+    return x >= left && y >= top && x <= left + width * scale && y <= top + height * scale;
+  }
+
+  onScreen([x, y]) { return [x * this.view.scale + this.view.x, y * this.view.scale + this.view.y]; }
+
+  brush() { return Math.max(2, Math.round(Math.max(this.picture.width, this.picture.height) / 40)); }
+
+  // --- drawing -------------------------------------------------------------------------------------------------------
+
+  draw() {
+    if (this.waiting) return;
+    this.waiting = true;
+    requestAnimationFrame(() => { this.waiting = false; this.#paint(); });
+  }
+
+  #paint() {
+    const { pen, canvas, picture } = this, dense = window.devicePixelRatio || 1;
+    pen.setTransform(dense, 0, 0, dense, 0, 0);
+    pen.clearRect(0, 0, canvas.clientWidth, canvas.clientHeight);
+    if (!picture) return;
+    const { scale, x, y } = this.view;
+    pen.imageSmoothingEnabled = scale < 4;
+    pen.drawImage(picture.image, x, y, picture.width * scale, picture.height * scale);
+    pen.lineJoin = pen.lineCap = "round";
+    for (const candidate of this.page.candidates()) this.#drawRegion(candidate, "#fff", candidate === this.hit ? "lit" : "faint");
+    const regions = this.page.regions(), { preview } = this;
+    if (preview && preview.target != null) {  // what is pointed at stands for the mark that it would change
+      const changed = regions.length - 1;
+      regions[changed] = { ...regions[changed], region: preview, word: preview.concept?.[0] };
+    }
+    regions.forEach(({ region, mark }, i) => {
+      const how = region === preview ? "preview" : this.lit === i ? "lit" : this.lit === null ? "" : "faint";
+      if (region) this.#drawRegion(region, this.page.colour(i), how);
+      else if (mark.box) this.#drawBox(mark.box, this.page.colour(i));
+      if (mark) this.#drawMark(mark, this.page.colour(i), !region);
+    });
+    const shade = this.page.nextColour();
+    if (preview && preview.target == null) this.#drawRegion(preview, shade, "preview");
+    if (this.drag?.box) this.#drawBox(this.drag.box, shade);
+    if (this.drag?.stroke) this.#drawStrokes([this.drag.stroke], this.brush(), shade);
+    this.#drawLabels(regions);
+    if (this.cross) this.#drawCross();
+  }
+
+  #drawRegion(region, colour, how) {
+    const { pen } = this, scale = this.view.scale * this.picture.stretch;
+    pen.save();
+    pen.translate(this.view.x, this.view.y);
+    pen.scale(scale, scale);
+    pen.fillStyle = colour;
+    pen.globalAlpha = { lit: 0.32, faint: 0.03, preview: 0.22 }[how] ?? 0.09;
+    pen.fill(region.path, "evenodd");
+    const wide = how === "lit" ? 3.5 : how === "faint" ? 1.2 : 2.2;
+    pen.globalAlpha = how === "faint" ? 0.7 : 1;
+    for (const [style, width] of [["#0008", wide + 1.6], [colour, wide]]) {
+      pen.strokeStyle = style;
+      pen.lineWidth = width / scale;
+      pen.stroke(region.path);
+    }
+    pen.restore();
+  }
+
+  #drawBox(box, colour) {
+    const [x1, y1] = this.onScreen(box), [x2, y2] = this.onScreen(box.slice(2));
+    for (const [style, width] of [["#0009", 4], [colour, 2]]) {
+      this.pen.strokeStyle = style;
+      this.pen.lineWidth = width;
+      this.pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
     }
   }
-  if (region.strokes) {
-    pen.globalAlpha = 0.55; pen.strokeStyle = shade; pen.lineWidth = region.brush * scale;
-    for (const stroke of region.strokes) {
+
+  #drawStrokes(strokes, brush, colour) {
+    const { pen } = this;
+    pen.save();
+    pen.globalAlpha = 0.45;
+    pen.strokeStyle = colour;
+    pen.lineWidth = brush * this.view.scale;
+    for (const stroke of strokes) {
       pen.beginPath();
-      stroke.forEach(([x, y], i) => (i ? pen.lineTo(x * scale, y * scale) : pen.moveTo(x * scale, y * scale)));
-      if (stroke.length === 1) pen.lineTo(stroke[0][0] * scale + 0.1, stroke[0][1] * scale);
+      stroke.map((at) => this.onScreen(at)).forEach(([x, y], i) => (i ? pen.lineTo(x, y) : pen.moveTo(x, y)));
+      if (stroke.length === 1) pen.lineTo(this.onScreen(stroke[0])[0] + 0.1, this.onScreen(stroke[0])[1]);
       pen.stroke();
     }
-    pen.globalAlpha = 1;
+    pen.restore();
   }
-  (region.points || []).forEach(([x, y], i) => {
-    pen.beginPath();
-    if (region.point_labels[i]) pen.arc(x * scale, y * scale, 3 * wide, 0, 7);
-    else for (const d of [-1, 1]) {
-      pen.moveTo((x * scale) - 3 * wide, y * scale - 3 * wide * d); pen.lineTo(x * scale + 3 * wide, y * scale + 3 * wide * d);
-    }
-    pen.lineWidth = wide * 1.6; pen.strokeStyle = "#000"; pen.stroke();
-    if (region.point_labels[i]) { pen.fillStyle = shade; pen.fill(); pen.strokeStyle = "#fff"; }
-    else pen.strokeStyle = shade;
-    pen.lineWidth = wide * 0.8; pen.stroke();
-  });
-  const at = region.box ? region.box : region.strokes ? region.strokes[0][0] : region.points[0];
-  const size = Math.max(14, canvas.width / 44), label = String(index + 1);
-  pen.font = "600 " + size + "px system-ui, sans-serif";
-  const left = Math.min(at[0] * scale, canvas.width - 1.4 * size), top = Math.max(at[1] * scale - 1.5 * size, 0);
-  pen.fillStyle = "#121216"; pen.fillRect(left, top, pen.measureText(label).width + size, 1.4 * size);
-  pen.fillStyle = shade; pen.fillRect(left, top, size / 4, 1.4 * size);
-  pen.fillStyle = "#fff"; pen.fillText(label, left + size / 2, top + 1.05 * size);
-}
 
-function draw() {
-  pen.clearRect(0, 0, canvas.width, canvas.height);
-  if (!state.image) return;
-  const scale = canvas.width / state.width;
-  pen.drawImage(state.image, 0, 0, canvas.width, canvas.height);
-  state.regions.forEach((region, i) => drawRegion(region, state.known + i, scale));
-  if (state.drag && state.drag.region) drawRegion(state.drag.region, state.known + state.regions.length, scale);
-  if (state.cross) {
-    const [x, y] = state.cross.map((v) => v * scale);
-    if (state.corner) {
-      const [a, b] = state.corner.map((v) => v * scale);
-      pen.setLineDash([6, 4]); pen.lineWidth = 2; pen.strokeStyle = "#fff"; pen.strokeRect(a, b, x - a, y - b); pen.setLineDash([]);
+  #drawMark(mark, colour, isUnseen) {
+    const { pen } = this;
+    if (mark.strokes && isUnseen) this.#drawStrokes(mark.strokes, mark.brush, colour);
+    (mark.points || []).forEach((at, i) => {
+      const [x, y] = this.onScreen(at);
+      pen.beginPath();
+      pen.arc(x, y, 6, 0, 7);
+      pen.fillStyle = mark.point_labels[i] ? colour : "#fff";
+      pen.fill();
+      pen.lineWidth = 1.5;
+      pen.strokeStyle = "#000";
+      pen.stroke();
+      pen.beginPath();  // + adds to the region, − takes away from it
+      pen.moveTo(x - 3, y); pen.lineTo(x + 3, y);
+      if (mark.point_labels[i]) { pen.moveTo(x, y - 3); pen.lineTo(x, y + 3); }
+      pen.stroke();
+    });
+  }
+
+  #drawLabels(regions) {
+    const { pen } = this, many = regions.length > 8;
+    pen.font = "600 13px system-ui, sans-serif";
+    const wanted = regions.map(({ region, mark, word }, i) => {
+      const box = region ? region.box : mark.box || [...(mark.points || mark.strokes[0])[0], ...(mark.points || mark.strokes[0])[0]];
+      const words = String(i + 1) + (word && !many ? " " + word : "");
+      const [x1, y1] = this.onScreen(box), [x2, y2] = this.onScreen(box.slice(2));
+      return { words, colour: this.page.colour(i), box: [x1, y1, x2, y2], width: pen.measureText(words).width + 18, height: 21 };
+    });
+    if (this.preview?.concept && this.preview.target == null) {
+      const [x1, y1] = this.onScreen(this.preview.box), [x2, y2] = this.onScreen(this.preview.box.slice(2));
+      const words = `${this.preview.concept[0]} ${Math.round(100 * this.preview.concept[1])} %`;
+      wanted.push({ words, colour: this.page.nextColour(), box: [x1, y1, x2, y2], width: pen.measureText(words).width + 18, height: 21 });
+    }
+    for (const { x, y, words, colour, width, height } of placeLabels(wanted, [this.canvas.clientWidth, this.canvas.clientHeight])) {
+      pen.fillStyle = "#15151ae6";
+      pen.beginPath(); pen.roundRect(x, y, width, height, 6); pen.fill();
+      pen.fillStyle = colour;
+      pen.beginPath(); pen.roundRect(x, y, 6, height, [6, 0, 0, 6]); pen.fill();
+      pen.fillStyle = "#fff";
+      pen.fillText(words, x + 11, y + 15);
+    }
+  }
+
+  #drawCross() {
+    const { pen } = this, [x, y] = this.onScreen(this.cross);
+    if (this.corner) {
+      const [a, b] = this.onScreen(this.corner);
+      pen.setLineDash([6, 4]);
+      pen.lineWidth = 2;
+      pen.strokeStyle = "#fff";
+      pen.strokeRect(a, b, x - a, y - b);
+      pen.setLineDash([]);
     }
     for (const [style, width] of [["#000", 4], ["#fff", 2]]) {
-      pen.beginPath(); pen.strokeStyle = style; pen.lineWidth = width;
-      pen.moveTo(x - 14, y); pen.lineTo(x + 14, y); pen.moveTo(x, y - 14); pen.lineTo(x, y + 14); pen.stroke();
+      pen.beginPath();
+      pen.strokeStyle = style;
+      pen.lineWidth = width;
+      pen.moveTo(x - 14, y); pen.lineTo(x + 14, y); pen.moveTo(x, y - 14); pen.lineTo(x, y + 14);
+      pen.stroke();
     }
+  }
+
+  // --- pointing ------------------------------------------------------------------------------------------------------
+
+  /** The smallest of some regions that lies under a point of the picture. */
+  under(regions, [x, y]) {
+    const at = [x / this.picture.stretch, y / this.picture.stretch];
+    this.pen.setTransform(1, 0, 0, 1, 0, 0);
+    return regions.filter((region) => this.pen.isPointInPath(region.path, ...at, "evenodd")).sort((a, b) => a.area - b.area)[0];
+  }
+
+  forget() { this.preview = this.hit = null; this.page.glance(null); this.draw(); }
+
+  #at(event) {
+    const frame = this.canvas.getBoundingClientRect();
+    return [event.clientX - frame.left, event.clientY - frame.top];
+  }
+
+  #point(at, event) {
+    const mode = event.altKey ? "away" : event.shiftKey ? "new" : this.page.mode();
+    return { part: { points: [at.map((v) => Math.round(v * 10) / 10)], point_labels: [mode === "away" ? 0 : 1] }, mode };
+  }
+
+  #hover(event) {
+    const on = this.#at(event);
+    if (!this.covers(on)) { if (this.preview || this.hit) this.forget(); return; }
+    const at = this.inPicture(on);
+    if (this.page.tool() === "point") this.page.glance(this.#point(at, event));
+    if (this.page.tool() === "everything") {
+      const hit = this.under(this.page.candidates(), at) || null;
+      if (hit !== this.hit) { this.hit = hit; this.preview = hit; this.draw(); }
+    }
+  }
+
+  #listen() {
+    const { canvas } = this;
+    canvas.onpointerdown = (event) => this.#down(event);
+    canvas.onpointermove = (event) => this.#move(event);
+    canvas.onpointerup = (event) => this.#up(event);
+    canvas.onpointercancel = (event) => { this.fingers.delete(event.pointerId); this.drag = null; this.forget(); };
+    canvas.onpointerleave = (event) => { if (event.pointerType === "mouse" && !this.drag) this.forget(); };
+    canvas.oncontextmenu = (event) => event.preventDefault();  // its button moves the picture
+    canvas.onkeydown = (event) => this.#key(event);
+    canvas.onblur = () => { this.cross = this.corner = null; if (this.picture) this.forget(); };
+    canvas.addEventListener("wheel", (event) => {
+      if (!this.picture) return;
+      event.preventDefault();
+      this.zoom(Math.exp(-event.deltaY / 400), this.#at(event));
+    }, { passive: false });
+  }
+
+  #down(event) {
+    if (!this.picture) return;
+    this.canvas.setPointerCapture(event.pointerId);
+    this.cross = this.corner = null;
+    const on = this.#at(event);
+    this.fingers.set(event.pointerId, on);
+    if (this.fingers.size > 1) { this.drag = { pinch: true }; this.forget(); return; }  // two fingers zoom and move
+    if (event.button === 1 || event.button === 2) { this.drag = { pan: on }; return; }
+    if (event.button !== 0 || !this.covers(on)) return;
+    const at = this.inPicture(on);
+    this.drag = { start: at, on };
+    if (this.page.tool() === "brush") this.drag.stroke = [at];
+    if (event.pointerType !== "mouse") this.#hover(event);  // a press shows what it would keep
+    this.draw();
+  }
+
+  #move(event) {
+    if (!this.picture) return;
+    const on = this.#at(event), before = this.fingers.get(event.pointerId);
+    if (before) this.fingers.set(event.pointerId, on);
+    if (!this.drag) return this.fingers.size ? undefined : this.#hover(event);
+    if (this.drag.pinch) return this.#pinch(event.pointerId, before, on);
+    if (this.drag.pan) { this.pan(on[0] - this.drag.pan[0], on[1] - this.drag.pan[1]); this.drag.pan = on; return; }
+    const at = this.inPicture(on), tool = this.page.tool();
+    if (tool === "box") {
+      this.drag.box = boxOf(this.drag.start, at);
+      if (isBox(this.drag.box)) this.page.glance({ part: { box: this.drag.box }, mode: "new" });
+    }
+    if (tool === "brush") this.drag.stroke.push(at);
+    if (tool === "point" || tool === "everything") this.#hover(event);
+    this.draw();
+  }
+
+  #pinch(finger, before, on) {
+    const other = [...this.fingers].find(([id]) => id !== finger)?.[1];
+    if (!other || !before) return;
+    const apart = ([x, y]) => Math.max(8, Math.hypot(x - other[0], y - other[1]));
+    this.zoom(apart(on) / apart(before), other);
+    this.pan((on[0] - before[0]) / 2, (on[1] - before[1]) / 2);
+  }
+
+  #up(event) {
+    this.fingers.delete(event.pointerId);
+    const { drag } = this;
+    if (!drag || drag.pinch) { if (!this.fingers.size) this.drag = null; return; }
+    this.drag = null;
+    if (drag.pan) return this.draw();
+    const on = this.#at(event), tool = this.page.tool();
+    if (tool === "brush") return this.page.keep({ strokes: [drag.stroke], brush: this.brush() }, this.page.mode());
+    if (tool === "box") {
+      const box = boxOf(drag.start, this.inPicture(on));
+      if (isBox(box)) return this.page.keep({ box }, "new");
+      this.forget();
+      return this.page.say("Drag from one corner of the box to the other, or choose Point.", true);
+    }
+    if (!this.covers(on)) return this.forget();
+    if (tool === "everything") {
+      const hit = this.under(this.page.candidates(), this.inPicture(on));
+      return hit ? this.page.take(hit) : this.page.say("There is nothing that TAP found: choose Point to mark it yourself.");
+    }
+    const moved = event.pointerType === "mouse" && Math.hypot(on[0] - drag.on[0], on[1] - drag.on[1]) <= CLICK;
+    const { part, mode } = this.#point(moved ? drag.start : this.inPicture(on), event);
+    this.page.keep(part, mode);
+    if (event.pointerType !== "mouse") this.forget();  // a finger that was lifted points at nothing
+  }
+
+  // --- keys ----------------------------------------------------------------------------------------------------------
+
+  #key(event) {
+    if (!this.picture || event.ctrlKey || event.metaKey) return;
+    const { width, height } = this.picture, tool = this.page.tool();
+    const step = event.shiftKey ? 1 : Math.max(1, Math.round(width / 64));
+    const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
+    if (moves[event.key]) {
+      const [x, y] = this.cross || [width / 2, height / 2], [dx, dy] = moves[event.key];
+      this.cross = [Math.min(Math.max(Math.round(x + dx), 0), width), Math.min(Math.max(Math.round(y + dy), 0), height)];
+      this.drag?.stroke?.push(this.cross);
+      if (tool === "point") this.page.glance(this.#point(this.cross, { altKey: event.altKey }));
+      if (tool === "box" && this.corner && isBox(boxOf(this.corner, this.cross)))
+        this.page.glance({ part: { box: boxOf(this.corner, this.cross) }, mode: "new" });
+      if (tool === "everything") { this.hit = this.preview = this.under(this.page.candidates(), this.cross) || null; }
+      this.page.say(`Cross at ${this.cross.join(" ")}.`);
+    } else if (event.key === "Enter" || event.key === " ") this.#set(tool, event);
+    else if (event.key === "Backspace" || event.key === "Delete") this.page.removeLast();
+    else if (event.key === "Escape") { this.drag = this.corner = this.cross = null; this.forget(); }
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.draw();
+  }
+
+  #set(tool, event) {
+    const at = this.cross = this.cross || [Math.round(this.picture.width / 2), Math.round(this.picture.height / 2)];
+    if (tool === "point") { const { part, mode } = this.#point(at, event); return this.page.keep(part, mode); }
+    if (tool === "everything") { const hit = this.under(this.page.candidates(), at); return hit && this.page.take(hit); }
+    if (tool === "brush") {
+      if (this.drag) { const { stroke } = this.drag; this.drag = null; return this.page.keep({ strokes: [stroke], brush: this.brush() }, this.page.mode()); }
+      this.drag = { stroke: [at] };
+      return this.page.say("The brush is down: move it, then press Enter.");
+    }
+    if (!this.corner) { this.corner = at; return this.page.say(`First corner at ${at.join(" ")}: move to the opposite one, then press Enter.`); }
+    const box = boxOf(this.corner, at);
+    this.corner = null;
+    return isBox(box) ? this.page.keep({ box }, "new") : this.page.say("That box is empty: move the cross before you press Enter again.", true);
   }
 }
 
-function list() {
-  const items = find(".regions");
-  items.replaceChildren(...state.regions.map((region, i) => {
-    const item = document.createElement("li"), swatch = document.createElement("span"), text = document.createElement("span");
-    const away = document.createElement("button"), name = "region" + (state.known + i + 1);
-    swatch.className = "swatch"; swatch.style.background = colour(state.known + i);
-    text.textContent = name + ": " + words(region);
-    away.type = "button"; away.textContent = "×"; away.setAttribute("aria-label", "Remove " + name);
-    away.onclick = () => { state.regions.splice(i, 1); changed(name + " removed."); canvas.focus(); };
-    item.append(swatch, text, away);
-    return item;
-  }));
-}
-
-function changed(sentence) { list(); draw(); publish(); if (sentence) say(sentence); }
-
-// --- marking -------------------------------------------------------------------------------------------------------
-
-const inside = ([x, y]) => [Math.min(Math.max(x, 0), state.width), Math.min(Math.max(y, 0), state.height)];
-
-function add(region) {
-  const last = state.regions[state.regions.length - 1];
-  const refines = find(".refine").checked || (region.points && !region.point_labels[0]);
-  if (refines && last) {
-    if (region.strokes && last.strokes) { last.strokes.push(...region.strokes); return changed("Brush stroke added."); }
-    if (region.points && !last.strokes) {
-      last.points = [...(last.points || []), ...region.points];
-      last.point_labels = [...(last.point_labels || []), ...region.point_labels];
-      return changed("Point added to region" + (state.known + state.regions.length) + ".");
-    }
-  }
-  if (region.points && !region.point_labels[0]) return say("Mark the region first, then points outside it.", true);
-  if (state.known + state.regions.length >= props.most_regions)
-    return say("A conversation has at most " + props.most_regions + " regions.", true);
-  state.regions.push(region);
-  changed("region" + (state.known + state.regions.length) + ": " + words(region) + ".");
-}
-
-const point = (at) => ({ points: [at], point_labels: [tool() === "point" && find(".outside").checked ? 0 : 1] });
-const boxOf = ([a, b], [x, y]) => [Math.min(a, x), Math.min(b, y), Math.max(a, x), Math.max(b, y)];
-
-function place(event) {
-  const frame = canvas.getBoundingClientRect();
-  return inside([(event.clientX - frame.left) / frame.width * state.width, (event.clientY - frame.top) / frame.height * state.height]);
-}
-
-canvas.onpointerdown = (event) => {
-  if (!state.image || (event.pointerType === "mouse" && event.button !== 0)) return;
-  canvas.setPointerCapture(event.pointerId);
-  state.cross = state.corner = null;
-  state.drag = { start: place(event), region: null };
-  if (tool() === "paint") state.drag.region = { strokes: [[state.drag.start]], brush: brush() };
-  draw();
-};
-canvas.onpointermove = (event) => {
-  if (!state.drag) return;
-  const at = place(event);
-  if (tool() === "box") state.drag.region = { box: boxOf(state.drag.start, at) };
-  if (tool() === "paint") state.drag.region.strokes[0].push(at);
-  draw();
-};
-canvas.onpointerup = (event) => {
-  if (!state.drag) return;
-  const { start, region } = state.drag;
-  state.drag = null;
-  if (tool() === "point") return add(point(place(event)));
-  if (tool() === "paint") return add(region);
-  const box = boxOf(start, place(event));
-  if (box[2] - box[0] < 2 || box[3] - box[1] < 2) { draw(); return say("Drag from one corner of the box to the other, or choose Point.", true); }
-  add({ box });
-};
-canvas.onpointercancel = () => { state.drag = null; draw(); };
-
-canvas.onkeydown = (event) => {
-  if (!state.image || event.ctrlKey || event.metaKey || event.altKey) return;
-  const step = event.shiftKey ? 1 : Math.max(1, Math.round(state.width / 64));
-  const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
-  if (moves[event.key]) {
-    const [x, y] = state.cross || [state.width / 2, state.height / 2];
-    state.cross = inside([Math.round(x + moves[event.key][0]), Math.round(y + moves[event.key][1])]);
-    if (state.drag && state.drag.region) state.drag.region.strokes[0].push(state.cross);
-    say("Cross at " + state.cross.join(" ") + ".");
-  } else if (event.key === "Enter" || event.key === " ") {
-    const at = state.cross = state.cross || [Math.round(state.width / 2), Math.round(state.height / 2)];
-    if (tool() === "point") add(point(at));
-    else if (tool() === "paint") {
-      if (state.drag) { const { region } = state.drag; state.drag = null; add(region); }
-      else { state.drag = { region: { strokes: [[at]], brush: brush() } }; say("The brush is down: move it, then press Enter."); }
-    } else if (!state.corner) { state.corner = at; say("First corner at " + at.join(" ") + ": move to the opposite one, then press Enter."); }
-    else {
-      const box = boxOf(state.corner, at);
-      state.corner = null;
-      if (box[2] > box[0] && box[3] > box[1]) add({ box }); else say("That box is empty: move the cross before you press Enter again.", true);
-    }
-  } else if (event.key === "Backspace" || event.key === "Delete") {
-    if (state.regions.pop()) changed("The last region was removed.");
-  } else if (event.key === "Escape") {
-    state.drag = state.corner = state.cross = null;
-  } else return;
-  event.preventDefault();
-  draw();
-};
-
-find(".typed").onsubmit = (event) => {
-  event.preventDefault();
-  if (!state.image) return say("Choose a picture first.", true);
-  const field = find(".numbers"), numbers = field.value.trim().split(/[\s,;]+/).map(Number);
-  if (![2, 4].includes(numbers.length) || numbers.some((x) => !Number.isFinite(x)))
-    return say("Write four numbers for a box, x1 y1 x2 y2, or two for a point, x y.", true);
-  const fits = (x, y) => x >= 0 && y >= 0 && x <= state.width && y <= state.height;
-  if (!fits(numbers[0], numbers[1]) || (numbers.length === 4 && !fits(numbers[2], numbers[3])))
-    return say("That lies outside the picture of " + state.width + " × " + state.height + " pixels.", true);
-  if (numbers.length === 4 && (numbers[2] <= numbers[0] || numbers[3] <= numbers[1]))
-    return say("A box is x1 y1 x2 y2 with x1 < x2 and y1 < y2: corners, not width and height.", true);
-  if (numbers.length === 4 && numbers.every((x) => x <= 1) && numbers.some((x) => x % 1))
-    return say("A box is in pixels: multiply x by " + state.width + " and y by " + state.height +
-      " if these are shares of the picture.", true);
-  field.value = "";
-  add(numbers.length === 4 ? { box: numbers } : point(numbers));
-};
-
-// --- pictures ------------------------------------------------------------------------------------------------------
-
-function send(file) {
-  if (!file) return;
-  if (file.size > props.most_bytes)
-    return say("The file has " + (file.size / 1e6).toFixed(1) + " MB, expected at most " + props.most_bytes / 1e6 + " MB.", true);
-  say("Sending the picture …");
-  const reader = new FileReader();
-  reader.onload = () => { props.value = { upload: reader.result }; trigger("upload"); };
-  reader.onerror = () => say("The file could not be read.", true);
-  reader.readAsDataURL(file);
-}
-find(".example").onclick = () => { say("Loading the example …"); trigger("select"); };
-find(".file").onchange = (event) => { send(event.target.files[0]); event.target.value = ""; };
-const stage = find(".stage");
-stage.ondragover = (event) => { event.preventDefault(); stage.classList.add("over"); };
-stage.ondragleave = () => stage.classList.remove("over");
-stage.ondrop = (event) => { event.preventDefault(); stage.classList.remove("over"); send(event.dataTransfer.files[0]); };
-document.addEventListener("paste", (event) => {
-  const file = [...(event.clipboardData ? event.clipboardData.files : [])].find((f) => f.type.startsWith("image/"));
-  if (file) { event.preventDefault(); send(file); }
-});
-
-// --- the question --------------------------------------------------------------------------------------------------
-
-// Enter asks and Shift+Enter starts a new line, as in other chats (in Gradio it is the other way round). An Enter that ends
-// the composing of a word does neither.
-for (const kind of ["keydown", "keypress"]) document.addEventListener(kind, (event) => {
-  if (event.key !== "Enter" || event.isComposing || !event.target.closest || !event.target.closest("#question")) return;
-  event.stopPropagation();
-  if (event.shiftKey) return;
-  event.preventDefault();
-  if (kind === "keydown" && !event.repeat) document.querySelector("#ask").click();
-}, true);
-
-watch("value", () => {
-  const got = props.value || {};
-  if (got.error || got.sentence) { publish(); return say(got.error || got.sentence, Boolean(got.error)); }
-  if (!("picture" in got)) return;
-  const image = new Image();
-  image.onload = () => {
-    Object.assign(state, { image, width: got.width, height: got.height, known: got.known, regions: [], drag: null, corner: null });
-    canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
-    canvas.setAttribute("aria-label", "Picture of " + got.width + " × " + got.height + " pixels, to mark regions on");
-    changed(got.known ? "Ask more about these regions, or mark others." :
-      "Picture of " + got.width + " × " + got.height + " pixels: mark a region.");
-  };
-  image.src = got.picture;
-});
+const boxOf = ([a, b], [x, y]) => [Math.min(a, x), Math.min(b, y), Math.max(a, x), Math.max(b, y)].map((v) => Math.round(v * 10) / 10);
+const isBox = ([x1, y1, x2, y2]) => x2 - x1 >= 2 && y2 - y1 >= 2;

@@ -1,6 +1,6 @@
-"""Decides which requests from the network reach the page: under which host names, at which paths, with how many bytes.
+"""Decides which requests from the network reach the page: under which host names, from which pages, with how many bytes.
 
-`PageGuard` is an ASGI middleware around Gradio's app. It reads a request, up to the limit, before Gradio sees any of it.
+`PageGuard` is an ASGI middleware around the page's app. It reads a request, up to the limit, before the app sees any of it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ import json
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from .turns import Places
-
-CLOSED = ("/upload", "/file=", "/file/", "/proxy=", "/stream/", "/call/")
-"""Parts of the paths of Gradio's uploads, files and scripts' calls, which the page has no use for."""
 
 BODY_SECONDS = 60.0
 """How long a request may take to send its body."""
@@ -71,14 +69,16 @@ def _is_address(name: str) -> bool:
 
 
 class PageGuard:
-    """Refuses unknown host names, closed paths, bodies over the limit, and sessions with too many places in the queue.
+    """Refuses unknown host names, requests of other pages, bodies over the limit, and sessions with too many places in a queue.
 
-    most_bytes: limit of a request's body, counted as it arrives, whatever its headers say. places: those of the queue.
-    hosts: names under which the page answers. Without that check, somebody else's web page could make its own name resolve
-    to this machine and read the conversation (DNS rebinding).
+    most_bytes: limit of a request's body, counted as it arrives, whatever its headers say. places: those of the queues that
+    requests enter, by their paths. hosts: names under which the page answers. Without that check, somebody else's web page
+    could make its own name resolve to this machine and read the conversation (DNS rebinding).
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], most_bytes: int, places: Places, hosts: Hosts) -> None:
+    def __init__(
+        self, app: Callable[..., Awaitable[None]], most_bytes: int, places: Mapping[str, Places], hosts: Hosts
+    ) -> None:
         self.app, self.most_bytes, self.places, self.hosts = app, most_bytes, places, hosts
         self._bytes_on_their_way = 0
 
@@ -113,8 +113,8 @@ class PageGuard:
                 421,
                 "This page does not answer under that name: start it with --allowed_host NAME to allow the name.",
             )
-        if any(part in scope["path"] for part in CLOSED):
-            return 404, "There is nothing here."
+        if any(name == b"origin" and not self._is_ours(value) for name, value in headers):
+            return 403, "Another web page sent this request: open the page itself."
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return None
         lengths = [value for name, value in headers if name == b"content-length"]
@@ -125,6 +125,10 @@ class PageGuard:
         if len(lengths[0]) > 20 or int(lengths[0]) > self.most_bytes:
             return 413, f"The request is larger than {self.most_bytes / 1e6:.1f} MB: choose a smaller picture."
         return None
+
+    def _is_ours(self, origin: bytes) -> bool:
+        """Whether the page that sent a request lies under one of the allowed names."""
+        return self.hosts.allow(urlsplit(origin.decode("latin-1")).netloc)
 
     async def _read(self, scope: dict[str, Any], receive: Any) -> tuple[tuple[int, str] | None, Any]:
         """Read a request's body within the limits; gives a refusal or None, and what hands the body on."""
@@ -155,23 +159,28 @@ class PageGuard:
                 413,
                 f"The question is larger than {QUESTION_BYTES / 1e3:.0f} kB: mark fewer regions, or paint less.",
             ), receive
-        if scope["path"].endswith("/queue/join") and (refusal := self._no_place(body)):
+        if scope["path"] in self.places and (refusal := _no_place(body, self.places[scope["path"]])):
             return refusal, receive
         return None, _handed_on(body, receive)
 
-    def _no_place(self, body: bytes) -> tuple[int, str] | None:
-        """Take a place in the queue for a request that would enter it; a refusal if there is none for its session."""
-        try:
-            session = json.loads(body)["session_hash"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            session = None
-        if not isinstance(session, str) or not 0 < len(session) <= 64:
-            return 400, "The request does not name a session: reload the page."
-        return (
-            None
-            if self.places.join(session)
-            else (503, "Too many questions are waiting already: wait for their answers.")
-        )
+
+def _no_place(body: bytes, places: Places) -> tuple[int, str] | None:
+    """Take a place in a queue for a request that would enter it; a refusal if there is none for its session."""
+    session = session_of(body)
+    if session is None:
+        return 400, "The request does not name a session: reload the page."
+    if not places.join(session):
+        return 503, "Too many questions are waiting already: wait for their answers."
+    return None
+
+
+def session_of(body: bytes) -> str | None:
+    """The session that a request's body names; None if it names none."""
+    try:
+        session = json.loads(body)["session"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return session if isinstance(session, str) and 0 < len(session) <= 64 else None
 
 
 def _handed_on(body: bytes, receive: Any) -> Any:

@@ -27,7 +27,8 @@ class PageLimits:
     file_bytes, pixels: of a picture. regions: of a conversation. points, stroke_points: of a region. characters: of a
     question. new_tokens: of an answer. queue: requests that wait at once, of all users; places: of one user.
     users, memory: conversations that are kept, and their bytes. Those idle longest make room for new ones, once they have
-    been idle for idle_seconds; where none has, newcomers are refused.
+    been idle for idle_seconds; where none has, newcomers are refused. return_seconds: how long a conversation is kept after
+    its tab was closed, because a page that is loaded again looks the same.
     """
 
     file_bytes: int = 10_000_000
@@ -42,10 +43,11 @@ class PageLimits:
     users: int = 64
     memory: int = 2_000_000_000
     idle_seconds: float = 600
+    return_seconds: float = 30
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 0 if name == "idle_seconds" else 1
+            least = 0 if name in ("idle_seconds", "return_seconds") else 1
             if value < least:
                 raise ValueError(f"{name} is {value}, expected {least} or more.")
 

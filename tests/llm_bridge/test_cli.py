@@ -170,7 +170,7 @@ def test_a_truncated_picture_in_a_folder_is_named(capsys: pytest.CaptureFixture[
 def test_invalid_page_options_are_refused_before_a_model_is_loaded(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("gradio")
+    pytest.importorskip("uvicorn")
     monkeypatch.setattr(RegionChat, "from_pretrained", lambda *_, **__: pytest.fail("must not be called"))
     for number in ("nan", "inf", "0", "-1"):
         for flag in ("--max_file_mb", "--max_megapixels"):
@@ -225,12 +225,12 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
 
 def test_the_page_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """By a name that pip knows, whatever way the project was installed; and before a model is loaded."""
-    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.setattr(RegionChat, "from_pretrained", lambda *_, **__: pytest.fail("must not be called"))
-    assert "the extra app of tap-bridge: pip install 'gradio>=6'" in refused(capsys, "app")
+    assert "the extra app of tap-bridge: pip install 'starlette>=1' 'uvicorn>=0.34'" in refused(capsys, "app")
     extras = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert 'name = "tap-bridge"' in extras
-    assert 'app = ["gradio>=6"]' in extras
+    assert 'app = ["starlette>=1", "uvicorn>=0.34"]' in extras
 
 
 def test_help_says_what_a_command_takes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,7 +257,7 @@ def test_the_examples_of_help_work(folder: Path, capsys: pytest.CaptureFixture[s
         for line in re.findall(r"^  (region-chat .*)$", shown, re.MULTILINE):
             seen += 1
             if command == "app":
-                pytest.importorskip("gradio")
+                pytest.importorskip("uvicorn")
                 line = re.sub(r" --port \d+", "", line)  # which may be taken here: the first free one
             with begun(line, folder) as shell:
                 if command == "app":

@@ -18,7 +18,7 @@ def test_marks_are_visible_on_any_background(shade: int) -> None:
     drawn = np.asarray(
         draw_regions(plain, masks=mask, boxes=[[150, 60, 280, 190]], points=[[[20, 30]]], labels=["a dog"])
     ).astype(int)
-    changed = np.abs(drawn - shade).max(axis=2) > 30
+    changed = np.abs(drawn - shade).max(axis=2) > 12
     assert changed[125:155, 45:85].mean() > 0.9  # the tint of the mask
     assert changed[100, 149:153].any()  # the box's left side
     assert changed[30, 20]  # the point
@@ -52,6 +52,64 @@ def test_labels_do_not_cover_each_other() -> None:
     drawn = np.asarray(draw_regions(np.full((200, 200, 3), 255, np.uint8), boxes=boxes, labels=["one", "two", "three"]))
     for i in range(3):
         assert (np.abs(drawn.astype(int) - region_colour(i)).max(axis=2) < 3).any()
+
+
+def coloured(drawn: Image.Image, index: int) -> np.ndarray:
+    """Where a picture has exactly the colour of a region, as rows of (y, x)."""
+    return np.argwhere(np.abs(np.asarray(drawn).astype(int) - region_colour(index)).max(axis=2) < 3)
+
+
+def test_an_object_keeps_its_own_colour_under_the_veil() -> None:
+    mask = np.zeros((1, 200, 300), bool)
+    mask[0, 50:150, 60:240] = True
+    for shade in ((214, 32, 38), (247, 247, 244), (38, 78, 206)):
+        drawn = np.asarray(draw_regions(np.full((200, 300, 3), shade, np.uint8), masks=mask, names=False)).astype(int)
+        assert np.abs(drawn[100, 150] - shade).max() < 60
+        assert len(coloured(Image.fromarray(drawn.astype(np.uint8)), 0)) > 400  # the outline has the region's colour
+
+
+@pytest.mark.parametrize("side", [300, 3000])
+def test_lines_and_words_grow_with_the_picture(side: int) -> None:
+    mask = np.zeros((1, side, side), bool)
+    mask[0, side // 2 : side // 2 + side // 4, side // 4 : side // 2] = True
+    drawn = draw_regions(np.full((side, side, 3), 90, np.uint8), masks=mask, labels=["a red umbrella"])
+    bright = np.argwhere(np.asarray(drawn).min(axis=2) > 180)  # the words alone are white
+    assert 8 <= np.ptp(bright[:, 0]) <= 0.05 * side
+    outline = coloured(drawn, 0)
+    row = np.sort(outline[outline[:, 0] == side // 2 + side // 8][:, 1])
+    assert 1 <= (row < side // 3).sum() <= max(2, 0.006 * side)  # the left side of the outline
+
+
+def test_labels_stand_off_each_other_and_off_other_regions() -> None:
+    boxes = [[20 + 45 * i, 100, 60 + 45 * i, 140] for i in range(6)]
+    words = ["a small yellow face", "a medium blue diamond", "a shamrock", "a large wheel", "a pen", "an envelope"]
+    drawn = draw_regions(np.full((240, 320, 3), 255, np.uint8), boxes=boxes, labels=words)
+    plates = np.abs(np.asarray(drawn).astype(int) - (18, 18, 22)).max(axis=2) < 3
+    from scipy.ndimage import find_objects, label
+
+    parts = [part for part in find_objects(label(plates)[0]) if plates[part].sum() > 200]
+    assert len(parts) == 6  # none touches another
+    for rows, _ in parts:
+        assert rows.stop <= 100 or rows.start >= 140  # and none lies on a region
+
+
+def test_long_words_are_broken_and_stay_inside() -> None:
+    words = "a very long sentence that says more of a region than the picture is wide"
+    drawn = draw_regions(np.full((300, 300, 3), 90, np.uint8), boxes=[[100, 150, 160, 200]], labels=[words])
+    plate = np.argwhere(np.abs(np.asarray(drawn).astype(int) - (18, 18, 22)).max(axis=2) < 3)
+    assert np.ptp(plate[:, 1]) < 0.7 * 300
+    assert np.ptp(plate[:, 0]) > 30
+
+
+def test_a_legend_writes_the_words_beneath_the_picture(picture: Image.Image) -> None:
+    drawn = draw_regions(picture, boxes=[[5, 5, 40, 30], [50, 20, 80, 50]], labels=["a cat", "two dogs"], legend=True)
+    assert drawn.width == picture.width
+    assert drawn.height > picture.height + 24
+    assert np.asarray(drawn)[picture.height + 1, 2].tolist() == [255, 255, 255]
+    for i in range(2):
+        assert (coloured(drawn, i)[:, 0] > picture.height).sum() > 20
+    with pytest.raises(ValueError, match="legend without labels"):
+        draw_regions(picture, boxes=[[5, 5, 40, 30]], legend=True)
 
 
 def test_regions_at_the_edge_stay_inside() -> None:

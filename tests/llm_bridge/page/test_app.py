@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,20 +21,23 @@ from PIL import Image
 
 from llm_bridge import RegionChat
 
-pytest.importorskip("gradio", reason="needs gradio: the extra app")
+pytest.importorskip("uvicorn", reason="needs uvicorn and starlette: the extra app")
 pytest.importorskip("playwright", reason="needs playwright: the extra dev")
 
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from llm_bridge.page.app import _Handlers, load_gradio, serve
-from llm_bridge.page.conversation import PageConversations
+from llm_bridge.page.app import PageServer, serve
+from llm_bridge.page.handlers import Handlers
 from llm_bridge.page.input import PageLimits
+from llm_bridge.page.sessions import PageConversations
 
 pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).parents[3] / "llm_bridge" / "pretrained" / "region-chat-tiny"
 PICTURE = FOLDER / "demo.png"
 QUESTIONS = json.loads((FOLDER / "demo.json").read_text())["questions"]
-LIMITS = PageLimits(file_bytes=2_000_000, pixels=1_000_000, regions=4, queue=5)
+LIMITS = PageLimits(file_bytes=2_000_000, pixels=1_000_000, regions=12, queue=5, return_seconds=1)
+WHEEL, FACE, DIAMOND = (299, 70), (398, 270), (440, 410)
+"""Points on objects of the picture: the purple wheel's rim, the white face and the black diamond."""
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +46,9 @@ def chat() -> RegionChat:
 
 
 @pytest.fixture(scope="module")
-def served(chat: RegionChat) -> Iterator[tuple[Any, str]]:
-    page, address = serve(chat, limits=LIMITS, block=False)
-    yield page, address
+def served(chat: RegionChat) -> Iterator[PageServer]:
+    page = serve(chat, limits=LIMITS)
+    yield page
     page.close()
 
 
@@ -74,44 +76,61 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def tab(context: BrowserContext, served: tuple[Any, str]) -> Page:
-    return opened(context, served[1])
+def tab(context: BrowserContext, served: PageServer) -> Page:
+    return opened(context, served.address)
 
 
 def opened(context: BrowserContext, address: str) -> Page:
     tab = context.new_page()
     tab.set_default_timeout(120_000)
     tab.goto(address)
-    tab.wait_for_selector("#board canvas")
+    tab.wait_for_selector("body.ready")
     return tab
 
 
 def load(tab: Page, file: Any = PICTURE) -> None:
-    tab.set_input_files("#board .file", file)
-    expect(tab.locator("#board .status")).to_contain_text("mark a region", timeout=120_000)
+    tab.set_input_files("#file", file)
+    expect(tab.locator("#status")).to_contain_text("click to mark a region", timeout=120_000)
+
+
+def on_screen(tab: Page, x: float, y: float) -> tuple[float, float]:
+    """Where a point of the picture of 512 × 512 pixels lies in the window, as the page fits it."""
+    frame = tab.locator("#board").bounding_box()
+    assert frame is not None
+    scale = min(frame["width"] - 16, frame["height"] - 112) / 512
+    left, top = (frame["width"] - 512 * scale) / 2, (frame["height"] - 512 * scale) / 2
+    return frame["x"] + left + x * scale, frame["y"] + top + y * scale
 
 
 def drag(tab: Page, box: list[float]) -> None:
-    canvas = tab.locator("#board canvas")
-    canvas.scroll_into_view_if_needed()
-    frame = canvas.bounding_box()
-    assert frame is not None
-    scale = frame["width"] / 512
-    x1, y1, x2, y2 = (x * scale for x in box)
-    tab.mouse.move(frame["x"] + x1, frame["y"] + y1)
+    tab.mouse.move(*on_screen(tab, *box[:2]))
     tab.mouse.down()
-    tab.mouse.move(frame["x"] + x2, frame["y"] + y2, steps=4)
+    tab.mouse.move(*on_screen(tab, *box[2:]), steps=4)
     tab.mouse.up()
+
+
+def click(tab: Page, point: tuple[int, int], *keys: str) -> None:
+    for key in keys:
+        tab.keyboard.down(key)
+    tab.mouse.click(*on_screen(tab, *point))
+    for key in keys:
+        tab.keyboard.up(key)
+
+
+def typed(tab: Page, numbers: str) -> None:
+    tab.click("#numbers")
+    tab.fill("#typed", numbers)
+    tab.click("#typing button")
 
 
 def ask(tab: Page, question: str, answers: int = 1) -> str:
     """The answer, once it has come and the question has been taken up."""
-    tab.fill("#question textarea", question)
-    tab.locator("#board .status").evaluate("said => { said.textContent = '' }")  # what it says of an earlier question
+    tab.fill("#question", question)
+    tab.locator("#status").evaluate("said => { said.textContent = '' }")  # what it says of an earlier question
     tab.click("#ask")
-    replies = tab.locator("#said .bot.message")
+    replies = tab.locator(".answered:not(.writing) p")
     expect(replies).to_have_count(answers, timeout=120_000)
-    expect(tab.locator("#board .status")).to_contain_text("Ask more", timeout=120_000)
+    expect(tab.locator("#status")).to_contain_text("Ask more", timeout=120_000)
     return replies.last.inner_text().strip()
 
 
@@ -121,100 +140,339 @@ def expected(chat: RegionChat, question: str, **prompts: Any) -> str:
     return answer
 
 
+def colours(tab: Page, *points: tuple[int, int]) -> list[list[int]]:
+    """What the picture shows at points of it, once it is painted: red, green and blue."""
+    frame = tab.locator("#board").bounding_box()
+    assert frame is not None
+    places = [[x - frame["x"], y - frame["y"]] for x, y in (on_screen(tab, *point) for point in points)]
+    return tab.locator("#board").evaluate(
+        """(board, places) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(
+            places.map(([x, y]) => Array.from(board.getContext("2d").getImageData(x, y, 1, 1).data).slice(0, 3))))))""",
+        places,
+    )
+
+
+def drawn(tab: Page, point: tuple[int, int], before: list[int], changes: bool = True) -> None:
+    """Wait until the picture shows something else at a point than before, or, unless it `changes`, the same again."""
+    for _ in range(200):
+        if (colours(tab, point)[0] != before) == changes:
+            return
+        tab.wait_for_timeout(20)
+    raise AssertionError(f"the picture shows {colours(tab, point)[0]} at {point}, and before it was {before}")
+
+
 # --- what people come for ---------------------------------------------------------------------------------------------
 
 
 def test_draw_a_box_ask_and_read_the_answer(tab: Page, chat: RegionChat) -> None:
     load(tab)
     box = QUESTIONS[0]["boxes"][0]
+    tab.click("[data-tool=box]")
     drag(tab, box)
-    expect(tab.locator("#board .regions li")).to_have_count(1)
-    marked = re.findall(r"-?\d+", tab.locator("#board .regions li").inner_text().split(":")[1])
-    assert np.abs(np.array([int(x) for x in marked]) - np.array(box)).max() <= 2
+    marks = tab.locator("#marks li")
+    expect(marks).to_contain_text("region1: cloud, box")
+    marked = [float(x) for x in re.findall(r"-?\d+", marks.inner_text().split("box")[1])]
+    assert np.abs(np.array(marked) - np.array(box)).max() <= 2
     answer = ask(tab, QUESTIONS[0]["text"])
-    assert answer == expected(chat, QUESTIONS[0]["text"], boxes=[[float(x) for x in marked]])
-    row = tab.locator("#seen tbody tr").inner_text()
-    assert re.search(r"region1\s+a [a-z ]+\s+\w+ \d+%", row)
-    assert tab.locator("#seen img").evaluate("image => image.naturalWidth") > 8
-    expect(tab.locator("#board .regions li")).to_have_count(0)  # it belongs to the conversation now
+    assert answer == expected(chat, QUESTIONS[0]["text"], boxes=[marked])
+    look = tab.locator(".look")
+    expect(look).to_contain_text(re.compile(r"region1\s*a medium pink cloud\s*cloud \d+ %"))
+    assert tab.locator(".look img").evaluate("image => image.naturalWidth") > 8
+    expect(marks).to_have_text("No new region is marked")  # it belongs to the conversation now
 
 
-def test_several_regions_and_follow_ups(tab: Page, chat: RegionChat) -> None:
+def test_a_mask_follows_the_pointer_and_a_click_keeps_it(tab: Page) -> None:
     load(tab)
+    rim, [before] = (320, 80), colours(tab, (320, 80))
+    tab.mouse.move(*on_screen(tab, *WHEEL))
+    drawn(tab, rim, before)
+    expect(tab.locator("#marks li")).to_have_text("No region is marked yet")
+    tab.mouse.move(5, 5)
+    drawn(tab, rim, before, changes=False)  # the mask goes where the pointer goes
+    click(tab, WHEEL)
+    expect(tab.locator("#marks li")).to_contain_text("region1: wheel, point 299 70")
+    tab.mouse.move(5, 5)
+    drawn(tab, rim, before)
+
+
+def test_clicks_add_and_take_away_and_are_undone(tab: Page) -> None:
+    load(tab)
+    marks = tab.locator("#marks li")
+    click(tab, WHEEL)
+    click(tab, (300, 75))
+    expect(marks).to_contain_text("2 points")
+    click(tab, DIAMOND, "Alt")
+    expect(marks).to_contain_text("3 points")
+    click(tab, FACE, "Shift")
+    expect(marks).to_have_count(2)
+    for left in ("3 points", "2 points", "point 299 70"):
+        tab.keyboard.press("Control+z")
+        expect(marks).to_have_count(1)
+        expect(marks).to_contain_text(left)
+    tab.click("#undo")
+    expect(marks).to_have_text("No region is marked yet")
+    expect(tab.locator("#undo")).to_be_disabled()
+    for _ in range(4):
+        tab.click("#redo")
+    expect(marks).to_have_count(2)
+    tab.click("[data-mode=away]")
+    click(tab, WHEEL)
+    expect(marks.nth(1)).to_contain_text("2 points")
+    tab.keyboard.press("n")
+    click(tab, DIAMOND)
+    expect(marks).to_have_count(3)
+
+
+def test_several_regions_and_follow_ups(tab: Page) -> None:
+    load(tab)
+    tab.click("[data-tool=box]")
     for box in QUESTIONS[2]["boxes"]:
         drag(tab, box)
     assert ask(tab, QUESTIONS[2]["text"]) in ("region1", "region2")
-    expect(tab.locator("#said .user.message")).to_have_text("Which is larger, region1 or region2?")
+    expect(tab.locator(".asked")).to_have_text("Which is larger, region1 or region2?")
     ask(tab, "What colour is region1?", answers=2)
-    assert tab.locator("#seen tbody tr").count() == 2
+    assert tab.locator(".look").count() == 2
+    tab.click("#save")
     with tab.expect_download() as download:
         tab.click("#save-json")
     record = json.loads(Path(download.value.path()).read_text())
     assert download.value.suggested_filename == "conversation.json"
     assert [message["role"] for message in record["messages"]] == ["user", "assistant"] * 2
     assert [region["name"] for region in record["regions"]] == ["region1", "region2"]
+    tab.click("#save")
     with tab.expect_download() as download:
         tab.click("#save-png")
     with Image.open(download.value.path()) as drawn:
-        assert drawn.size == (512, 512)
+        assert drawn.width == 512
+        pixels = np.asarray(drawn.convert("RGB")).astype(int)
+    picture = np.asarray(Image.open(PICTURE).convert("RGB")).astype(int)
+    assert np.abs(pixels[:512] - picture).max(axis=2).mean() > 1  # regions on the picture
+    talk = pixels[512:]
+    assert len(talk) > 100
+    assert 0.01 < (talk.max(axis=2) < 100).mean() < 0.2  # words on white beneath it
     tab.click("#again")
-    expect(tab.locator("#said .bot.message")).to_have_count(0)
-    expect(tab.locator("#seen tbody tr")).to_have_count(0)
+    expect(tab.locator(".answered")).to_have_count(0)
+    expect(tab.locator(".look")).to_have_count(0)
 
 
 def test_points_and_the_brush(tab: Page) -> None:
     load(tab)
-    tab.check("#board input[value=point]")
-    drag(tab, [398, 250, 398, 250])
-    tab.check("#board .outside")
-    drag(tab, [450, 350, 450, 350])
-    expect(tab.locator("#board .regions li")).to_contain_text("2 points")
-    tab.check("#board input[value=paint]")
+    click(tab, (398, 250))
+    click(tab, (450, 350), "Alt")
+    marks = tab.locator("#marks li")
+    expect(marks).to_contain_text("2 points")
+    tab.click("[data-mode=new]")
+    tab.click("[data-tool=brush]")
     drag(tab, [210, 430, 240, 440])
-    expect(tab.locator("#board .regions li").nth(1)).to_contain_text("brush")
+    expect(marks.nth(1)).to_contain_text("brush")
+    drag(tab, [210, 440, 240, 450])  # a further stroke of the same region
+    expect(marks).to_have_count(2)
     ask(tab, "Which is larger, <region> or <region>?")
-    assert tab.locator("#seen tbody tr").count() == 2
+    assert tab.locator(".look").count() == 2
+
+
+def test_everything_is_found_and_what_is_wanted_is_kept(tab: Page) -> None:
+    load(tab)
+    click(tab, WHEEL)
+    tab.click("[data-tool=everything]")
+    expect(tab.locator("#status")).to_contain_text("TAP found")
+    found = int(re.findall(r"\d+", tab.locator("#status").inner_text())[0])
+    assert found >= 4
+    click(tab, FACE)
+    marks = tab.locator("#marks li")
+    expect(marks).to_have_count(2)  # the wheel was there before, and is not found again
+    expect(marks.nth(1)).to_contain_text("region2: face, box")
+    tab.click("#keep-all")
+    expect(marks).to_have_count(1 + found)
+    expect(tab.locator("[data-tool=point]")).to_have_attribute("aria-checked", "true")
+    tab.get_by_role("button", name=f"What is each of the {1 + found}?").click()
+    expect(tab.locator(".answered:not(.writing)")).to_have_count(1 + found, timeout=120_000)
+    expect(tab.locator(".asked").last).to_have_text(f"What is region{1 + found}?")
+
+
+def test_regions_are_found_by_name_where_the_model_was_taught_to(
+    context: BrowserContext, chat: RegionChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sought: list[Any] = []
+
+    def find(self: RegionChat, phrase: str, *, image: Any, regions: Any) -> Any:
+        names = [best[0][0] for best in self.region_tokenizer.classify(regions, 1)]
+        sought.append((phrase, image.shape, len(regions)))
+        return regions[[i for i, name in enumerate(names) if name in phrase]]
+
+    monkeypatch.setattr(RegionChat, "find", find, raising=False)
+    monkeypatch.setattr(chat.model.config, "find_threshold", 0.5, raising=False)
+    page = serve(chat, limits=LIMITS)
+    tab = opened(context, page.address)
+    load(tab)
+    tab.click("#find")
+    tab.fill("#phrase", "every face")
+    tab.keyboard.press("Enter")
+    marks = tab.locator("#marks li")
+    expect(marks).to_have_count(2)
+    expect(marks.first).to_contain_text("face, box")
+    assert sought[0][:2] == ("every face", (512, 512, 3))
+    tab.click("#find")
+    tab.fill("#phrase", "a king")
+    tab.keyboard.press("Enter")
+    expect(tab.locator("#status")).to_have_text("Nothing here is a king.")
+    page.close()
+
+
+def test_find_by_name_is_offered_by_no_model_that_was_not_taught_it(tab: Page) -> None:
+    load(tab)
+    expect(tab.locator("#find")).to_be_hidden()
+
+
+def test_each_example_is_answered_at_one_click(tab: Page, chat: RegionChat) -> None:
+    folder = Path(__file__).parents[3] / "llm_bridge" / "page" / "examples"
+    for number, one in enumerate(json.loads((folder / "examples.json").read_text())):
+        tab.locator("#examples button").nth(number).click()
+        said = tab.locator(".answered:not(.writing) p")
+        expect(said).to_have_count(1, timeout=120_000)
+        alone = RegionChat(chat.model, chat.processor)
+        points = [[point] for point in one["points"]]
+        assert said.inner_text() == alone.ask(one["question"], image=folder / one["file"], points=points)
+        expect(tab.locator(".look")).to_have_count(len(points))
+        expect(tab.locator("#note")).to_be_hidden()  # the model knows such pictures
+        tab.evaluate("sessionStorage.clear()")
+        tab.reload()
+        tab.wait_for_selector("body.ready")
+
+
+def test_what_the_model_does_not_know_is_said_beside_pictures_of_ones_own(tab: Page, chat: RegionChat) -> None:
+    expect(tab.locator(".drop .limitation")).to_have_text(str(chat.limitation))
+    load(tab)
+    expect(tab.locator("#note")).to_have_text(str(chat.limitation))
+
+
+def test_a_name_in_an_answer_lights_its_region(tab: Page) -> None:
+    load(tab)
+    tab.click("[data-tool=box]")
+    for box in QUESTIONS[2]["boxes"]:
+        drag(tab, box)
+    ask(tab, QUESTIONS[2]["text"])
+    tab.mouse.move(5, 5)
+    [before] = colours(tab, FACE)
+    tab.locator(".asked .name").first.hover()
+    drawn(tab, FACE, before)
+    tab.mouse.move(5, 5)
+    drawn(tab, FACE, before, changes=False)
+    tab.locator(".asked .name").first.focus()  # and so for those who have no mouse
+    drawn(tab, FACE, before)
+
+
+def test_a_suggested_question_fits_what_is_marked(tab: Page) -> None:
+    load(tab)
+    offered = tab.locator("#suggestions button")
+    expect(offered).to_have_count(0)
+    click(tab, WHEEL)
+    expect(offered.first).to_have_text("What is region1, and where is it?")
+    click(tab, FACE, "Shift")
+    expect(offered.first).to_have_text("Which is larger, region1 or region2?")
+    offered.first.click()
+    expect(tab.locator(".answered:not(.writing)")).to_have_count(1, timeout=120_000)
+    expect(offered.first).to_have_text("What colour is region2?")
+    assert "Which is larger, region1 or region2?" not in offered.all_inner_texts()
+
+
+def test_a_reload_keeps_talk_marks_and_question(tab: Page, served: PageServer) -> None:
+    load(tab)
+    click(tab, WHEEL)
+    answer = ask(tab, "What is <region>?")
+    click(tab, FACE)
+    tab.fill("#question", "Half a quest")
+    talk = tab.locator("#talk").inner_text()
+    tab.reload()
+    tab.wait_for_selector("body.ready")
+    expect(tab.locator(".answered p")).to_have_text(answer)
+    assert tab.locator("#talk").inner_text() == talk
+    expect(tab.locator("#marks li")).to_contain_text("region2: face, point 398 270")
+    expect(tab.locator("#question")).to_have_value("Half a quest")
+    tab.wait_for_timeout(1500)  # the time after which a closed tab is forgotten
+    tab.click("#marks button")
+    ask(tab, "What colour is region1?", answers=2)
+
+
+def test_the_wheel_zooms_and_marks_stay_where_they_are(tab: Page) -> None:
+    load(tab)
+    tab.mouse.move(*on_screen(tab, *FACE))
+    tab.mouse.wheel(0, -300)
+    tab.wait_for_timeout(100)
+    click(tab, FACE)  # around which it zoomed
+    expect(tab.locator("#marks li")).to_contain_text("point 398 270")
+    tab.click("#fit")
+    click(tab, WHEEL, "Shift")
+    expect(tab.locator("#marks li").nth(1)).to_contain_text("point 299 70")
+
+
+def test_nothing_jumps(context: BrowserContext, served: PageServer) -> None:
+    """The sum of all layout shifts that no input explains, from an empty page to an answer and back after a reload."""
+    tab = context.new_page()
+    tab.add_init_script(
+        """window.shifted = 0;
+        new PerformanceObserver((list) => { for (const shift of list.getEntries()) window.shifted += shift.value; })
+            .observe({type: "layout-shift", buffered: true});"""
+    )
+    tab.goto(served.address)
+    tab.wait_for_selector("body.ready")
+    tab.locator("#examples button").first.click()
+    expect(tab.locator(".answered:not(.writing)")).to_have_count(1, timeout=120_000)
+    for tool in ("box", "brush", "everything", "point"):
+        tab.click(f"[data-tool={tool}]")
+    click(tab, FACE)
+    tab.locator("#suggestions button").first.click()
+    expect(tab.locator(".answered:not(.writing)")).to_have_count(2, timeout=120_000)
+    tab.wait_for_timeout(300)
+    assert tab.evaluate("window.shifted") < 0.02
+    tab.reload()
+    expect(tab.locator(".answered")).to_have_count(2)
+    tab.wait_for_timeout(300)
+    assert tab.evaluate("window.shifted") < 0.02
 
 
 def test_by_keyboard_alone(tab: Page) -> None:
-    """From the top of the page with Tab to the picture, a box by arrows, a typed point, the question, the answer."""
-    for _ in range(4):
-        tab.keyboard.press("Tab")
-        if "example" in tab.evaluate("document.activeElement.className"):
-            break
-    tab.keyboard.press("Enter")
-    expect(tab.locator("#board .status")).to_contain_text("mark a region")
-    for _ in range(8):
-        tab.keyboard.press("Tab")
-        if tab.evaluate("document.activeElement.tagName") == "CANVAS":
-            break
+    """From the top of the page with Tab to an example's picture, a box by arrows, a typed point, the question, the answer."""
+    load(tab)
+
+    def tab_to(condition: str) -> None:
+        for _ in range(25):
+            tab.keyboard.press("Tab")
+            if tab.evaluate(f"(() => {{ const at = document.activeElement; return {condition}; }})()"):
+                return
+        raise AssertionError(condition)
+
+    tab_to("at.dataset.tool === 'point'")
+    tab.keyboard.press("ArrowRight")
+    expect(tab.locator("[data-tool=box]")).to_have_attribute("aria-checked", "true")
+    tab.keyboard.press("Shift+Tab")
+    assert tab.evaluate("document.activeElement.tagName") == "CANVAS"
     for _ in range(3):
         tab.keyboard.press("ArrowLeft")
     tab.keyboard.press("Enter")
-    expect(tab.locator("#board .status")).to_contain_text("First corner at 232 256")
+    expect(tab.locator("#status")).to_contain_text("First corner at 232 256")
     for key in ["ArrowRight"] * 8 + ["ArrowDown"] * 8 + ["Shift+ArrowDown"]:
         tab.keyboard.press(key)
     tab.keyboard.press("Enter")
-    expect(tab.locator("#board .regions li")).to_have_text(re.compile("region1: box 232 256 296 321"))
+    marks = tab.locator("#marks li")
+    expect(marks).to_contain_text("box 232 256 296 321")
     tab.keyboard.press("Backspace")
-    expect(tab.locator("#board .regions li")).to_have_count(0)
-    tab.keyboard.press("Tab")
+    expect(marks).to_have_text("No region is marked yet")
+    tab.keyboard.press("t")
     tab.keyboard.type("177 392 271 470")
     tab.keyboard.press("Enter")
-    expect(tab.locator("#board .regions li")).to_have_text(re.compile("region1: box 177 392 271 470"))
-    for _ in range(8):
-        tab.keyboard.press("Tab")
-        if tab.evaluate("document.activeElement.closest('#question') !== null"):
-            break
+    expect(marks).to_contain_text("box 177 392 271 470")
+    tab_to("at.id === 'question'")
+    tab.keyboard.type("What is <region>?")
     tab.keyboard.press("Enter")
-    expect(tab.locator("#said .bot.message")).to_have_count(1, timeout=120_000)
+    expect(tab.locator(".answered:not(.writing)")).to_have_count(1, timeout=120_000)
 
 
 def test_enter_asks_and_shift_enter_begins_a_line(tab: Page) -> None:
     load(tab)
-    drag(tab, QUESTIONS[0]["boxes"][0])
-    question = tab.locator("#question textarea")
-    expect(tab.locator("#question")).to_contain_text("Enter asks, Shift+Enter starts a new line")
+    click(tab, WHEEL)
+    question = tab.locator("#question")
+    expect(tab.locator("#composer")).to_contain_text("Enter asks, Shift+Enter starts a new line")
     question.fill("What is")
     question.press("Shift+Enter")
     tab.keyboard.type("<region>?")
@@ -223,38 +481,83 @@ def test_enter_asks_and_shift_enter_begins_a_line(tab: Page) -> None:
         "box => box.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true}))"
     )
     tab.wait_for_timeout(500)
-    expect(tab.locator("#said .message")).to_have_count(0)
+    expect(tab.locator(".turn")).to_have_count(0)
     tab.keyboard.press("Enter")
-    expect(tab.locator("#said .bot.message")).to_have_count(1, timeout=120_000)
-    assert tab.locator("#said .user.message").inner_text().split() == ["What", "is", "region1?"]
+    expect(tab.locator(".answered:not(.writing)")).to_have_count(1, timeout=120_000)
+    assert tab.locator(".asked").inner_text().split() == ["What", "is", "region1?"]
 
 
 def test_what_is_said_is_shown_as_it_was_written(tab: Page) -> None:
     """Tags, entities and signs of Markdown are letters here, and nothing in them runs."""
     load(tab)
-    drag(tab, QUESTIONS[0]["boxes"][0])
+    click(tab, WHEEL)
     written = "<b>What</b> is <region>? <img src=x onerror='window.ran = 1'> a < b &amp; <x-y> **c** [d](http://e.org)"
     ask(tab, written)
-    assert tab.locator("#said .user.message").inner_text().strip() == written.replace("<region>", "region1")
+    assert tab.locator(".asked").inner_text().strip() == written.replace("<region>", "region1")
     assert tab.evaluate("window.ran") is None
     ask(tab, "Is <region1> a <box>?", answers=2)
-    expect(tab.locator("#said .user.message").nth(1)).to_have_text("Is region1 a <box>?")
+    expect(tab.locator(".asked").nth(1)).to_have_text("Is region1 a <box>?")
 
 
-def test_a_phone_shows_it_all_without_scrolling_sideways(browser: Browser, served: tuple[Any, str]) -> None:
-    context = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
-    tab = opened(context, served[1])
+def test_a_phone_shows_picture_question_and_answer_on_one_screen(browser: Browser, served: PageServer) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    tab = opened(context, served.address)
     load(tab)
-    tab.check("#board input[value=point]")
-    canvas = tab.locator("#board canvas")
-    canvas.scroll_into_view_if_needed()
-    frame = canvas.bounding_box()
-    assert frame is not None
-    tab.touchscreen.tap(frame["x"] + frame["width"] * 0.78, frame["y"] + frame["height"] * 0.53)
-    expect(tab.locator("#board .regions li")).to_have_count(1)
+    tab.touchscreen.tap(*on_screen(tab, *FACE))
+    expect(tab.locator("#marks li")).to_contain_text("region1: face")
     ask(tab, "What is <region>?")
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    assert tab.evaluate("document.documentElement.scrollHeight") <= 844
+    for part in ("#board", "#question", "#ask", ".answered p", "#undo", "#fit"):
+        expect(tab.locator(part)).to_be_in_viewport(ratio=1)
     context.close()
+
+
+def test_a_press_of_a_finger_shows_the_mask_that_it_would_keep(browser: Browser, served: PageServer) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    tab = opened(context, served.address)
+    load(tab)
+    rim, [before] = (320, 80), colours(tab, (320, 80))
+    x, y = on_screen(tab, *WHEEL)
+    finger = {"pointerId": 7, "pointerType": "touch", "button": 0, "clientX": x, "clientY": y, "bubbles": True}
+    board = tab.locator("#board")
+    board.evaluate("board => { board.setPointerCapture = () => {}; }")  # no finger is really there
+    board.dispatch_event("pointerdown", finger)
+    drawn(tab, rim, before)
+    expect(tab.locator("#marks li")).to_have_text("No region is marked yet")
+    board.dispatch_event("pointerup", finger)
+    expect(tab.locator("#marks li")).to_contain_text("region1: wheel")
+    context.close()
+
+
+def test_everything_that_is_pressed_is_large_enough_for_a_finger(browser: Browser, served: PageServer) -> None:
+    for width, height in ((1280, 900), (390, 844)):
+        context = browser.new_context(viewport={"width": width, "height": height})
+        tab = opened(context, served.address)
+        load(tab)
+        click(tab, WHEEL)
+        expect(tab.locator("#suggestions button")).to_have_count(3)
+        sizes = tab.evaluate(
+            """[...document.querySelectorAll("button:not(.name), .button")].filter((one) => one.offsetParent)
+            .map((one) => [one.title || one.textContent, one.offsetWidth, one.offsetHeight])"""
+        )
+        assert len(sizes) > 15
+        assert [one for one in sizes if one[1] < 44 or one[2] < 44] == []
+        context.close()
+
+
+def test_readers_are_told_what_each_part_is(tab: Page) -> None:
+    load(tab)
+    click(tab, WHEEL)
+    ask(tab, "What is <region>?")
+    nameless = tab.evaluate(
+        """[...document.querySelectorAll("button, input, textarea, canvas, [role]")].filter((one) => one.offsetParent &&
+        !(one.getAttribute("aria-label") || one.innerText || one.labels?.[0]?.innerText)).map((one) => one.outerHTML)"""
+    )
+    assert [one for one in nameless if 'role="status"' not in one] == []
+    expect(tab.locator("#board")).to_have_attribute("aria-label", "Picture of 512 × 512 pixels, to mark regions on")
+    expect(tab.locator("#talk")).to_have_attribute("role", "log")
+    assert tab.locator("#talk").get_attribute("aria-busy") is None  # so that a reader may read the answer
 
 
 def test_a_pasted_picture(tab: Page) -> None:
@@ -266,41 +569,44 @@ def test_a_pasted_picture(tab: Page) -> None:
             document.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, bubbles: true}));
         }"""
     )
-    expect(tab.locator("#board .status")).to_contain_text("Picture of 80 × 50 pixels")
+    expect(tab.locator("#status")).to_contain_text("Picture of 80 × 50 pixels")
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def test_wrong_and_huge_files_are_refused(tab: Page, tmp_path: Path) -> None:
-    status = tab.locator("#board .status")
+    status = tab.locator("#status")
     (tmp_path / "words.png").write_text("no picture at all")
-    tab.set_input_files("#board .file", tmp_path / "words.png")
+    tab.set_input_files("#file", tmp_path / "words.png")
     expect(status).to_contain_text("not a picture that can be read")
     assert status.get_attribute("role") == "alert"
     (tmp_path / "huge.png").write_bytes(bytes(2_000_001))
-    tab.set_input_files("#board .file", tmp_path / "huge.png")
+    tab.set_input_files("#file", tmp_path / "huge.png")
     expect(status).to_contain_text("2.0 MB, expected at most 2 MB")
     Image.new("L", (1001, 1000)).save(tmp_path / "wide.png")
-    tab.set_input_files("#board .file", tmp_path / "wide.png")
+    tab.set_input_files("#file", tmp_path / "wide.png")
     expect(status).to_contain_text("1001 × 1000 pixels, expected at most 1 million")
     load(tab)  # and the page goes on
 
 
 def test_wrong_questions_are_explained_and_kept(tab: Page) -> None:
-    status = tab.locator("#board .status")
+    status = tab.locator("#status")
+    tab.fill("#question", "What is it?")
     tab.click("#ask")
     expect(status).to_contain_text("There is no picture yet")
     load(tab)
-    drag(tab, QUESTIONS[0]["boxes"][0])
-    tab.fill("#question textarea", "Which is larger, <region> or <region>?")
+    click(tab, WHEEL)
+    tab.fill("#question", "Which is larger, <region> or <region>?")
     tab.click("#ask")
     expect(status).to_contain_text("The question has 2 <region>, but 1 new region is marked")
-    expect(tab.locator("#question textarea")).to_have_value("Which is larger, <region> or <region>?")
-    expect(tab.locator("#board .regions li")).to_have_count(1)
-    tab.fill("#board .numbers", "10 10 5 5")
-    tab.click("#board .typed button")
+    assert status.get_attribute("role") == "alert"
+    expect(tab.locator("#question")).to_have_value("Which is larger, <region> or <region>?")
+    expect(tab.locator("#marks li")).to_contain_text("region1")
+    expect(tab.locator(".turn")).to_have_count(0)
+    typed(tab, "10 10 5 5")
     expect(status).to_contain_text("corners, not width and height")
+    tab.keyboard.press("Escape")
     ask(tab, "What is <region>?")
 
 
@@ -312,19 +618,52 @@ def request(address: str, method: str, path: str, body: bytes | None = None, **h
     return answer.status, answer.read().decode(errors="replace")
 
 
-def test_gradios_file_routes_are_closed(served: tuple[Any, str]) -> None:
-    address = served[1]
-    assert request(address, "POST", "/gradio_api/upload", b"x", **{"Content-Type": "text/plain"})[0] == 404
-    assert request(address, "GET", f"/gradio_api/file={PICTURE}")[0] == 404
-    assert request(address, "GET", f"/file={PICTURE}")[0] == 404
-    status, _ = request(address, "POST", "/gradio_api/queue/join", b" " * 3_000_000)
+def posted(address: str, name: str, session: Any = "by-hand", **sent: Any) -> tuple[int, Any]:
+    """Status and answer of a request that no browser of ours would send; of an answer in lines, the last."""
+    body = json.dumps({"session": session, **sent}).encode()
+    status, said = request(address, "POST", f"/{name}", body, **{"Content-Type": "application/json"})
+    lines = said.strip().splitlines()
+    return status, json.loads(lines[-1]) if lines else None
+
+
+def test_there_is_nothing_but_the_page(served: PageServer) -> None:
+    for path in (
+        "/parts/app.py",
+        "/parts/../app.py",
+        "/parts/%2e%2e/app.py",
+        "/examples/examples.json",
+        "/docs",
+        f"/{PICTURE}",
+    ):
+        assert request(served.address, "GET", path)[0] == 404, path
+    assert request(served.address, "GET", "/ask")[0] == 405
+    assert posted(served.address, "state", session=None)[0] == 400
+    assert posted(served.address, "load", session="x" * 65)[0] == 400
+    assert posted(served.address, "load", example=99)[1]["error"].startswith("There is no such example")
+    status, _ = request(served.address, "POST", "/load", b" " * 3_000_000)
     assert status == 413
 
 
-def test_a_body_longer_than_announced_is_cut_off(served: tuple[Any, str]) -> None:
+def test_another_web_page_cannot_use_this_one(served: PageServer) -> None:
+    body = json.dumps({"session": "foreign"}).encode()
+    for origin, status in (("http://evil.example", 403), ("null", 403), (served.address.rstrip("/"), 200)):
+        assert request(served.address, "POST", "/state", body, Origin=origin)[0] == status, origin
+
+
+def test_browsers_are_told_to_load_nothing_from_elsewhere(served: PageServer) -> None:
+    parts = urlsplit(served.address)
+    connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=30)
+    connection.request("GET", "/")
+    policy = connection.getresponse().headers["Content-Security-Policy"]
+    assert "default-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+
+
+def test_a_body_longer_than_announced_is_cut_off(served: PageServer) -> None:
     """Both lengths at once, as in request smuggling: the first says 5 bytes, the second goes on and on."""
-    parts = urlsplit(served[1])
-    lines = ["POST /gradio_api/queue/join HTTP/1.1", f"Host: {parts.netloc}", "Content-Type: application/json",
+    parts = urlsplit(served.address)
+    lines = ["POST /ask HTTP/1.1", f"Host: {parts.netloc}", "Content-Type: application/json",
              "Content-Length: 5", "Transfer-Encoding: chunked"]  # fmt: skip
     with socket.create_connection((str(parts.hostname), int(parts.port or 0)), timeout=30) as connection:
         connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
@@ -340,43 +679,25 @@ def test_a_body_longer_than_announced_is_cut_off(served: tuple[Any, str]) -> Non
     assert sent < 20_000_000
 
 
-def test_an_unknown_host_name_is_not_answered(served: tuple[Any, str]) -> None:
-    for path in ("/", "/config", "/gradio_api/info"):
-        assert request(served[1], "GET", path, Host="rebound.example:7860")[0] == 421
-        assert request(served[1], "GET", path, Host="localhost")[0] == 200
+def test_an_unknown_host_name_is_not_answered(served: PageServer) -> None:
+    for path in ("/", "/parts/page.js", "/examples/scene11.webp"):
+        assert request(served.address, "GET", path, Host="rebound.example:7860")[0] == 421
+        assert request(served.address, "GET", path, Host="localhost")[0] == 200
 
 
-def test_a_question_of_forty_thousand_points_is_not_even_read(served: tuple[Any, str]) -> None:
+def test_a_question_of_forty_thousand_points_is_not_even_read(served: PageServer) -> None:
     region = {"points": [[float(i % 500), 5.0] for i in range(40_000)], "point_labels": [1] * 40_000}
-    body = json.dumps({"data": ["What is <region>?", {"regions": [region]}], "fn_index": 0, "session_hash": "many"})
-    kind = {"Content-Type": "application/json"}
-    status, words = request(served[1], "POST", "/gradio_api/queue/join", body.encode(), **kind)
-    assert status == 413
-    assert "mark fewer regions" in words
+    for name in ("ask", "glance"):
+        status, said = posted(served.address, name, session="many", question="What is <region>?", regions=[region])
+        assert status == 413
+        assert "mark fewer regions" in said["detail"]
 
 
-def called(address: str, name: str, *data: Any, session: str = "by-hand") -> Any:
-    """What a handler gives to a request that no browser of ours would send."""
-    functions = json.loads(request(address, "GET", "/config")[1])["dependencies"]
-    number = next(function["id"] for function in functions if function["api_name"] == name)
-    body = json.dumps({"data": data, "fn_index": number, "session_hash": session, "event_data": None})
-    status, said = request(
-        address, "POST", "/gradio_api/queue/join", body.encode(), **{"Content-Type": "application/json"}
-    )
-    assert status == 200, said
-    parts = urlsplit(address)
-    connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=60)
-    connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
-    for line in connection.getresponse():
-        message = json.loads(line[5:]) if line.startswith(b"data:") else {"msg": None}
-        if message["msg"] in ("process_generating", "process_completed"):
-            return message
-    raise AssertionError("no answer came")
-
-
-def test_invalid_regions_in_a_request_get_an_error_message(served: tuple[Any, str]) -> None:
-    address = served[1]
-    assert called(address, "example")["success"]
+def test_invalid_regions_in_a_request_get_an_error_message(served: PageServer) -> None:
+    address = served.address
+    assert posted(address, "load", example=0)[0] == 200
+    assert posted(address, "glance", regions=[])[0] == 409  # it has not been encoded yet
+    assert posted(address, "encode") == (200, {"encoded": True})
     many = [[float(i % 500), 5.0] for i in range(20_000)]
     for region, words in (
         ({"points": 5}, "points that cannot be read"),
@@ -385,26 +706,32 @@ def test_invalid_regions_in_a_request_get_an_error_message(served: tuple[Any, st
         ({"box": [1, 2, 3, "x"]}, "expected numbers"),
         (7, "cannot be read"),
     ):
-        message = called(address, "ask", "What is <region>?", {"regions": [region]})
-        assert message["success"], region
-        assert words in message["output"]["data"][0]["error"], region
-    for board in (None, 5, {"regions": 5}, {"regions": [{"box": [1, 2, 30, 40]}] * 5}):
-        message = called(address, "ask", "What is <region>?", board)
-        assert message["output"]["data"][0]["error"], board
+        assert words in posted(address, "ask", question="What is <region>?", regions=[region])[1]["error"], region
+        status, said = posted(address, "glance", regions=[region])
+        assert status == 400
+        assert words in said["error"], region
+    for regions in (None, 5, {"regions": 5}, [{"box": [1, 2, 30, 40]}] * 13):
+        assert posted(address, "ask", question="What is <region>?", regions=regions)[1]["error"], regions
+    for words in (None, "", " ", "x" * 2001, "a face"):
+        assert posted(address, "find", words=words)[0] == 400, words
+    assert not served.conversations.places.waits("by-hand")  # each refused request gave its place back
+    assert not served.conversations.glances.waits("by-hand")
 
 
 def test_an_unexpected_error_is_reported_and_logged(
-    served: tuple[Any, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    served: PageServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert called(served[1], "example", session="unforeseen")["success"]
+    assert posted(served.address, "load", session="unforeseen", example=0)[0] == 200
     monkeypatch.setattr("llm_bridge.page.conversation.read_regions", lambda *_: 1 / 0)
-    message = called(served[1], "ask", "What is <region>?", {"regions": []}, session="unforeseen")
-    assert "Something went wrong" in message["output"]["data"][0]["error"]
+    for name, status in (("ask", 200), ("glance", 500)):
+        found, said = posted(served.address, name, session="unforeseen", question="What is <region>?", regions=[])
+        assert found == status
+        assert "Something went wrong" in said["error"]
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_no_path_of_the_server_reaches_the_page(served: tuple[Any, str], context: BrowserContext) -> None:
-    address = served[1]
+def test_no_path_of_the_server_reaches_the_page(served: PageServer, context: BrowserContext) -> None:
+    address = served.address
     tab = context.new_page()
     bodies: list[str] = []
     hosts: set[str] = set()
@@ -424,10 +751,10 @@ def test_no_path_of_the_server_reaches_the_page(served: tuple[Any, str], context
         };"""
     )
     tab.goto(address)
-    tab.wait_for_selector("#board canvas")
-    bodies += [request(address, "GET", path)[1] for path in ("/", "/config", "/gradio_api/info")]
+    tab.wait_for_selector("body.ready")
+    bodies += [request(address, "GET", path)[1] for path in ("/", "/parts/page.js")]
     load(tab)
-    drag(tab, QUESTIONS[0]["boxes"][0])
+    click(tab, WHEEL)
     ask(tab, "What is <region>?")
     bodies += tab.evaluate("window.seen")
     everything = "".join(bodies)
@@ -438,32 +765,27 @@ def test_no_path_of_the_server_reaches_the_page(served: tuple[Any, str], context
     assert hosts <= {"127.0.0.1", ""} | {"None"}, hosts
 
 
-def test_the_page_listens_only_on_this_machine(served: tuple[Any, str]) -> None:
-    page, address = served
-    assert address.startswith("http://127.0.0.1:")
-    assert page.server_name == "127.0.0.1"
-    assert page.share is False
+def test_the_page_listens_only_on_this_machine(served: PageServer) -> None:
+    assert served.address.startswith("http://127.0.0.1:")
+    assert served.host == "127.0.0.1"
 
 
 # --- several users ----------------------------------------------------------------------------------------------------
 
 
-def test_two_users_at_once(browser: Browser, served: tuple[Any, str], chat: RegionChat) -> None:
+def test_two_users_at_once(browser: Browser, served: PageServer, chat: RegionChat) -> None:
     contexts = [browser.new_context(viewport={"width": 1280, "height": 900}) for _ in range(2)]
-    tabs = [opened(context, served[1]) for context in contexts]
+    tabs = [opened(context, served.address) for context in contexts]
     for tab, question in zip(tabs, QUESTIONS):
         load(tab)
-        tab.fill("#board .numbers", " ".join(str(x) for x in question["boxes"][0]))
-        tab.click("#board .typed button")
-        tab.fill("#question textarea", question["text"])
+        typed(tab, " ".join(str(x) for x in question["boxes"][0]))
+        tab.fill("#question", question["text"])
     for tab in tabs:
         tab.click("#ask")
     for tab, question in zip(tabs, QUESTIONS):
-        expect(tab.locator("#board .status")).to_contain_text("Ask more", timeout=120_000)
-        expect(tab.locator("#said .bot.message")).to_have_text(
-            expected(chat, question["text"], boxes=question["boxes"])
-        )
-        expect(tab.locator("#seen tbody tr")).to_have_count(1)
+        expect(tab.locator("#status")).to_contain_text("Ask more", timeout=120_000)
+        expect(tab.locator(".answered p")).to_have_text(expected(chat, question["text"], boxes=question["boxes"]))
+        expect(tab.locator(".look")).to_have_count(1)
     for context in contexts:
         context.close()
 
@@ -486,25 +808,25 @@ def slow(chat: RegionChat, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def begin(tab: Page, slow: list[float]) -> None:
     load(tab)
-    tab.fill("#board .numbers", "177 392 271 470")
-    tab.click("#board .typed button")
+    typed(tab, "177 392 271 470")
+    tab.fill("#question", "What is <region>?")
     tab.click("#ask")
     while len(slow) < 5:
         tab.wait_for_timeout(20)
 
 
-def test_a_closed_tab_stops_its_answer(served: tuple[Any, str], context: BrowserContext, slow: list[float]) -> None:
-    tab = opened(context, served[1])
-    users = len(served[0].conversations)
+def test_a_closed_tab_stops_its_answer(served: PageServer, context: BrowserContext, slow: list[float]) -> None:
+    tab = opened(context, served.address)
+    users = len(served.conversations)
     begin(tab, slow)
-    assert len(served[0].conversations) == users + 1
+    assert len(served.conversations) == users + 1
     tab.close()
     time.sleep(2)
     seen = len(slow)
     assert seen < 110
     time.sleep(1)
     assert len(slow) == seen
-    assert len(served[0].conversations) <= users
+    assert len(served.conversations) <= users
 
 
 def test_a_question_stopped_while_it_waits_leaves_the_turn_to_whoever_has_it(chat: RegionChat) -> None:
@@ -513,12 +835,11 @@ def test_a_question_stopped_while_it_waits_leaves_the_turn_to_whoever_has_it(cha
     turns, began = conversations.turns, Event()
     turns.charge("stopped", 20.0)  # everyone else would come first
     assert conversations.places.join("stopped")
-    board = {"regions": [{"box": [177, 392, 271, 470]}]}
+    asked = {"question": "What is <region>?", "regions": [{"box": [177, 392, 271, 470]}]}
     said: list[Any] = []
 
     def ask() -> None:
-        handlers = _Handlers(load_gradio(), conversations)
-        said.extend(handlers.ask("What is <region>?", board, SimpleNamespace(session_hash="stopped")))
+        said.extend(Handlers(conversations).ask("stopped", asked))
 
     def wait() -> None:
         with turns.turn("waiting", lambda: False):
@@ -537,17 +858,27 @@ def test_a_question_stopped_while_it_waits_leaves_the_turn_to_whoever_has_it(cha
     threads[1].join(timeout=10)
     assert began.is_set()
     assert not turns._is_taken
-    assert said[-1][0] == {"sentence": "Stopped before there was an answer. You can ask the question again."}
+    assert said[-1] == {"stopped": "Stopped before there was an answer. You can ask the question again."}
+
+
+def test_another_picture_ends_the_answer_and_can_be_asked_about(tab: Page, slow: list[float]) -> None:
+    begin(tab, slow)
+    expect(tab.locator("#stop")).to_be_visible()
+    load(tab)
+    expect(tab.locator(".turn")).to_have_count(0)
+    expect(tab.locator("#ask")).to_be_visible()
+    expect(tab.locator("#stop")).to_be_hidden()
 
 
 def test_stop_ends_the_answer(tab: Page, slow: list[float]) -> None:
     begin(tab, slow)
     tab.click("#stop")
-    expect(tab.locator("#said .bot.message")).to_contain_text("(stopped)")
+    expect(tab.locator(".answered p")).to_contain_text("(stopped)")
     tab.wait_for_timeout(300)
-    expect(tab.locator("#board .status")).to_contain_text("You can ask the question again")
+    expect(tab.locator("#status")).to_contain_text("You can ask the question again")
     seen = len(slow)
     assert seen < 110
     tab.wait_for_timeout(500)
     assert len(slow) == seen
-    expect(tab.locator("#board .regions li")).to_have_count(1)  # still there, to be asked about again
+    expect(tab.locator("#marks li")).to_contain_text("box 177 392 271 470")  # still there, to be asked about again
+    expect(tab.locator("#question")).to_have_value("What is <region>?")

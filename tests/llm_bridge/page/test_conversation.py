@@ -1,4 +1,4 @@
-"""Conversations of the page's users are kept apart, bounded, stopped and recorded."""
+"""A conversation on the page goes on, is refused in its own words, stopped, and recorded."""
 
 from __future__ import annotations
 
@@ -13,15 +13,10 @@ import pytest
 from PIL import Image
 
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat
-from llm_bridge.page.conversation import (
-    Look,
-    PageConversation,
-    PageConversations,
-    Scene,
-    as_html,
-    table_of,
-)
+from llm_bridge.page.conversation import PageConversation
 from llm_bridge.page.input import PageLimits
+from llm_bridge.page.scene import Scene
+from tap_tokenizer import RegionPrompt
 
 Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
 BOX = {"box": [5, 5, 40, 30]}
@@ -53,7 +48,7 @@ def test_a_conversation_with_follow_ups(talk: PageConversation) -> None:
     assert messages == scene(talk).chat.history
     assert [look.name for look in looks] == ["region1"]
     assert looks[0].cutout.startswith("data:image/jpeg;base64,")
-    assert talk.board()["known"] == 1
+    assert [region["name"] for region in talk.state()["regions"]] == ["region1"]
     messages, looks = list(talk.ask("is region1 on <region>", [{"points": [[30, 20]], "point_labels": [1]}]))[-1]
     assert messages[2] == ("user", "is region1 on region2")
     assert [look.name for look in looks] == ["region1", "region2"]
@@ -104,7 +99,7 @@ def test_a_stopped_answer_is_not_remembered(talk: PageConversation) -> None:
     messages, _ = list(steps)[-1]
     assert messages[-1][1].endswith("(stopped)")
     assert scene(talk).chat.history == []
-    assert talk.board()["known"] == 0
+    assert talk.state()["regions"] == []
 
 
 def test_another_picture_starts_a_new_conversation(talk: PageConversation, other_picture: Image.Image) -> None:
@@ -113,7 +108,7 @@ def test_another_picture_starts_a_new_conversation(talk: PageConversation, other
     talk.show(np.asarray(other_picture))
     assert list(steps)[-1][0][-1][1].endswith("(stopped)")
     assert scene(talk).features is None  # nothing of the other picture
-    assert (talk.board()["width"], talk.board()["height"], talk.board()["known"]) == (40, 80, 0)
+    assert (talk.state()["width"], talk.state()["height"], talk.state()["regions"]) == (40, 80, [])
     list(talk.ask("what is <region> ?", [{"box": [1, 2, 30, 70]}]))
     assert len(scene(talk).chat.history) == 2
     talk.forget()
@@ -121,16 +116,27 @@ def test_another_picture_starts_a_new_conversation(talk: PageConversation, other
     assert scene(talk).picture.shape == (80, 40, 3)
 
 
+def test_a_page_that_is_loaded_again_gets_all_that_was_said(talk: PageConversation) -> None:
+    assert PageConversation(scene(talk).chat, PageLimits()).state() == {}
+    assert talk.state()["encoded"] is False
+    messages, looks = list(talk.ask("what is <region> ?", [BOX]))[-1]
+    state = json.loads(json.dumps(talk.state()))
+    assert state["encoded"] is True
+    assert [(message["role"], message["content"]) for message in state["messages"]] == messages
+    assert [look["name"] for look in state["looks"]] == [look.name for look in looks]
+    assert [region["box"] for region in state["regions"]] == [[5, 5, 40, 30]]
+
+
 def test_a_conversation_is_downloaded_as_a_record_and_a_picture(talk: PageConversation, picture: Image.Image) -> None:
     marks = [BOX, {"strokes": [[[50, 20], [70, 30]]], "brush": 8}]
     list(talk.ask("is <region> on <region> ?", marks))
-    record = json.loads(decoded(talk.record_address()))
+    record = json.loads(json.dumps(scene(talk).record()))
     assert record["picture"] == {"width": 90, "height": 60}
     assert [region["prompt"] for region in record["regions"]] == [{"box": [5, 5, 40, 30]}, {"mask": "painted"}]
     assert record["regions"][0]["box"] == [5, 5, 40, 30]
     assert sum(record["regions"][0]["mask"]["counts"]) == 60 * 90
     assert [message["role"] for message in record["messages"]] == ["user", "assistant"]
-    drawn = Image.open(io.BytesIO(decoded(talk.picture_address())))
+    drawn = scene(talk).drawing()
     assert drawn.size == picture.size
     assert np.abs(np.asarray(drawn, dtype=float) - np.asarray(picture, dtype=float)).mean() > 1
 
@@ -139,66 +145,15 @@ def test_large_pictures_are_drawn_on_small_ones(make_bridge: Callable[..., Pair]
     talk = PageConversation(RegionChat(*make_bridge()), PageLimits(new_tokens=2))
     talk.show(np.full((1500, 3000, 3), 90, dtype=np.uint8))
     list(talk.ask("what is <region> ?", [{"box": [100, 100, 900, 700]}]))
-    board = talk.board()
-    assert (board["width"], board["height"]) == (3000, 1500)
-    assert Image.open(io.BytesIO(decoded(board["picture"]))).size == (1280, 640)
-
-
-def test_users_are_separate_and_limited_in_number(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
-    chat, pixels = RegionChat(*make_bridge()), np.asarray(picture)
-    users = PageConversations(chat, PageLimits(new_tokens=2, users=2, idle_seconds=0))
-    first = users.show("a", pixels)
-    assert users.of("b").scene is None
-    assert len(users) == 1  # a session without a picture takes no room
-    steps = first.ask("what is <region> ?", [BOX])
-    next(steps)
-    assert users.show("b", pixels) is not first
-    users.show("c", pixels)  # the one idle longest goes, and its answer ends
-    assert len(users) == 2
-    assert first.stopped.is_set()
-    assert list(steps)[-1][0][-1][1].endswith("(stopped)")
-    with pytest.raises(ValueError, match="was idle and had to make room for others"):
-        list(users.of("a").ask("what is <region> ?", [BOX]))
-    assert users.show("a", pixels) is not first
-    users.drop("a")
-    users.drop("never there")
-    assert len(users) == 1
-    assert chat.history == []
-
-
-def test_invented_sessions_do_not_displace_conversations(
-    make_bridge: Callable[..., Pair], picture: Image.Image
-) -> None:
-    chat, pixels = RegionChat(*make_bridge()), np.asarray(picture)
-    users = PageConversations(chat, PageLimits(new_tokens=2, users=4))
-    list(users.show("mine", pixels).ask("what is <region> ?", [BOX]))
-    users.show("waiting", pixels)
-    users.places.join("waiting")
-    for i in range(70):
-        users.of(f"idle{i}")  # without a picture, these are nothing
-        users.show(f"invented{i}", pixels)
-    assert len(users) == 4
-    assert users.of("waiting").scene is not None
-    assert users.of("mine").turns == 2
-    for i in range(70):  # and now they ask as well
-        try:
-            list(users.show(f"invented{i}", pixels).ask("what is <region> ?", [BOX]))
-        except ValueError as error:
-            assert "The page is full" in str(error)  # noqa: PT017
-            assert i >= 2
-    assert users.of("mine").turns == 2
-
-
-def test_pictures_of_all_users_fit_into_the_memory(make_bridge: Callable[..., Pair]) -> None:
-    chat = RegionChat(*make_bridge())
-    picture = np.zeros((400, 500, 3), np.uint8)
-    users = PageConversations(chat, PageLimits(memory=4 * picture.nbytes, idle_seconds=0))
-    for i in range(9):
-        users.show(f"user{i}", picture.copy())
-        assert sum(own.scene.memory for own in users._by_session.values() if own.scene) <= 4 * picture.nbytes
-    assert len(users) == 4
-    with pytest.raises(ValueError, match="idle"):
-        list(users.of("user0").ask("what is <region>", [BOX]))
+    state = talk.state()
+    assert (state["width"], state["height"]) == (3000, 1500)
+    assert (state["shown_width"], state["shown_height"]) == (1280, 640)
+    assert Image.open(io.BytesIO(decoded(state["picture"]))).size == (1280, 640)
+    for shown in (state["regions"][0], talk.has_scene().glance([RegionPrompt(box=(100, 100, 900, 700))])[0]):
+        mask = shown["mask"]
+        assert shown["box"] == [100, 100, 900, 700]
+        assert mask["x"] + mask["width"] <= 1280
+        assert mask["y"] + mask["height"] <= 640
 
 
 def test_masks_take_an_eighth_of_a_byte_a_pixel(make_bridge: Callable[..., Pair]) -> None:
@@ -208,8 +163,9 @@ def test_masks_take_an_eighth_of_a_byte_a_pixel(make_bridge: Callable[..., Pair]
     list(talk.ask("what are these ?", [{"box": [10, 10, 300, 200]}] * 8))
     assert len(scene(talk).masks) == 8
     assert scene(talk).memory < picture.nbytes + 8 * 800 * 1000 / 8 + 2e6
-    talk.picture_address()
-    talk.record_address()
+    scene(talk).drawing()
+    scene(talk).record()
+    talk.state()
 
 
 def test_stop_cancels_waiting_questions_and_regions_not_yet_described(talk: PageConversation) -> None:
@@ -250,11 +206,3 @@ def test_a_conversation_that_is_too_long_says_what_to_do(talk: PageConversation)
     talk.limits = PageLimits(new_tokens=100_000)
     with pytest.raises(ValueError, match="too long for the language model: start a new chat"):
         list(talk.ask("what is <region> ?", [BOX]))
-
-
-def test_words_are_escaped() -> None:
-    assert as_html("<b>is</b> <region> & 'it'?") == "&lt;b&gt;is&lt;/b&gt; &lt;region&gt; &amp; 'it'?"
-    table = table_of([Look("region1", "<script>alert(1)</script>", [("<b>", 0.5)], "data:image/jpeg;base64,")])
-    assert "<script>" not in table
-    assert "&lt;b&gt; 50%" in table
-    assert "appear here" in table_of([])

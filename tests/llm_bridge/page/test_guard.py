@@ -1,4 +1,4 @@
-"""The page's guard: hosts, closed doors, bytes counted as they come, places in the queue."""
+"""The page's guard: hosts, other pages, bytes counted as they come, places in the queue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_bridge.page.guard import Hosts, PageGuard
 from llm_bridge.page.turns import Places
 
 LIMIT = 1000
-JOIN = "/gradio_api/queue/join"
+JOIN = "/ask"
 
 
 class App:
@@ -71,18 +71,18 @@ def app(monkeypatch: pytest.MonkeyPatch) -> App:
 
 @pytest.fixture
 def guard(app: App) -> PageGuard:
-    return PageGuard(app, LIMIT, Places(each=3, all=9), Hosts("127.0.0.1"))
+    return PageGuard(app, LIMIT, {JOIN: Places(each=3, all=9)}, Hosts("127.0.0.1"))
 
 
 def test_a_request_reaches_the_app_whole(guard: PageGuard, app: App) -> None:
     parts = [b"a" * 400, b"", b"b" * 600]
-    assert asked(guard, "POST", "/gradio_api/run/predict", parts, {"content-length": "1000"})[0] == 200
+    assert asked(guard, "POST", "/state", parts, {"content-length": "1000"})[0] == 200
     assert app.bodies == [b"a" * 400 + b"b" * 600]
     assert asked(guard, "GET", "/", [], {})[0] == 200
 
 
 def test_the_bytes_of_a_body_are_counted_as_they_arrive(guard: PageGuard, app: App) -> None:
-    post = ("POST", "/gradio_api/run/predict")
+    post = ("POST", "/state")
     assert asked(guard, *post, [b"x" * 600] * 100_000, {"content-length": "5"})[0] == 400
     assert asked(guard, *post, [b"x" * 600] * 100_000, {"content-length": "1000"})[0] == 400
     assert asked(guard, *post, [b"x"], {"content-length": "9" * 5000})[0] == 413
@@ -99,19 +99,29 @@ def test_the_bytes_of_a_body_are_counted_as_they_arrive(guard: PageGuard, app: A
 
 def test_a_body_that_never_comes_is_given_up(guard: PageGuard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_guard, "BODY_SECONDS", 0.05)
-    status, words = asked(guard, "POST", "/gradio_api/run/predict", [b"x"], {"content-length": "9"}, waits=True)
+    status, words = asked(guard, "POST", "/state", [b"x"], {"content-length": "9"}, waits=True)
     assert status == 408
     assert "took longer" in words
     assert guard._bytes_on_their_way == 0
 
 
 @pytest.mark.parametrize(
-    "path", ["/upload", "/gradio_api/file=/etc/passwd", "/proxy=http://e.org", "/gradio_api/call/ask"]
+    ("origin", "is_allowed"),
+    [
+        ("http://localhost:7860", True),
+        ("https://127.0.0.1", True),
+        ("http://evil.example", False),
+        ("http://localhost.evil.example", False),
+        ("http://localhost@evil.example", False),
+        ("null", False),
+        ("", False),
+    ],
 )
-def test_routes_that_the_page_does_not_need_are_closed(guard: PageGuard, app: App, path: str) -> None:
-    assert asked(guard, "GET", path, [], {})[0] == 404
-    assert asked(guard, "POST", path, [b"{}"], {"content-length": "2"})[0] == 404
-    assert app.bodies == []
+def test_requests_of_other_pages_are_refused(guard: PageGuard, app: App, origin: str, is_allowed: bool) -> None:
+    for method, body in (("GET", []), ("POST", [b"{}"])):
+        headers = {"origin": origin, **({"content-length": "2"} if body else {})}
+        assert asked(guard, method, "/state", body, headers)[0] == (200 if is_allowed else 403)
+    assert len(app.bodies) == 2 * is_allowed
 
 
 HOSTS = [
@@ -128,7 +138,7 @@ HOSTS = [
 def test_only_allowed_host_names_are_answered(
     app: App, listening: str, others: list[str], good: list[str], bad: list[str]
 ) -> None:
-    guard = PageGuard(app, LIMIT, Places(each=3, all=9), Hosts(listening, others))
+    guard = PageGuard(app, LIMIT, {}, Hosts(listening, others))
     for host in good:
         assert asked(guard, "GET", "/", [], {"host": host})[0] == 200, host
     for host in bad:
@@ -139,35 +149,35 @@ def test_only_allowed_host_names_are_answered(
 
 def test_the_places_of_a_session_in_the_queue_are_limited(guard: PageGuard, app: App) -> None:
     def join(session: Any) -> int:
-        body = json.dumps({"session_hash": session, "fn_index": 0}).encode()
+        body = json.dumps({"session": session}).encode()
         return asked(guard, "POST", JOIN, [body], {"content-length": str(len(body))})[0]
 
     assert [join("mine") for _ in range(5)] == [200, 200, 200, 503, 503]
     assert join("yours") == 200
-    guard.places.begin("mine")
+    guard.places[JOIN].begin("mine")
     assert [join("mine"), join("mine")] == [200, 503]
-    guard.places.drop("mine")
+    guard.places[JOIN].drop("mine")
     assert join("mine") == 200
     for wrong in (None, 5, "", "x" * 65, ["mine"]):
         assert join(wrong) == 400
-    for broken in (b"", b"{", b"[" * 900, b"5", b"null", b'{"session_hash"'):
+    for broken in (b"", b"{", b"[" * 900, b"5", b"null", b'{"session"'):
         assert asked(guard, "POST", JOIN, [broken], {"content-length": "9"})[0] == 400
     assert len(app.bodies) == 6
 
 
 def test_many_large_bodies_at_once_are_refused(guard: PageGuard) -> None:
     guard._bytes_on_their_way = page_guard.BODIES * LIMIT
-    assert asked(guard, "POST", "/gradio_api/run/predict", [b"x"], {"content-length": "1"})[0] == 503
+    assert asked(guard, "POST", "/state", [b"x"], {"content-length": "1"})[0] == 503
     assert guard._bytes_on_their_way == page_guard.BODIES * LIMIT
 
 
 def test_a_large_request_carries_a_picture_or_is_refused(app: App) -> None:
-    guard = PageGuard(app, 2_000_000, Places(each=3, all=9), Hosts("127.0.0.1"))
-    points = json.dumps({"data": [[[1.5, 2.5]] * 60_000], "session_hash": "a"}).encode()
+    guard = PageGuard(app, 2_000_000, {JOIN: Places(each=3, all=9)}, Hosts("127.0.0.1"))
+    points = json.dumps({"data": [[[1.5, 2.5]] * 60_000], "session": "a"}).encode()
     status, words = asked(guard, "POST", JOIN, [points], {"content-length": str(len(points))})
     assert status == 413
     assert "paint less" in words
-    picture = json.dumps({"data": [{"upload": "A" * len(points)}], "session_hash": "a"}).encode()
+    picture = json.dumps({"data": [{"upload": "A" * len(points)}], "session": "a"}).encode()
     assert asked(guard, "POST", JOIN, [picture], {"content-length": str(len(picture))})[0] == 200
 
 
@@ -179,7 +189,7 @@ def test_refusals_are_delayed(app: App, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(page_guard, "REFUSAL_SECONDS", 1.0)
     monkeypatch.setattr(page_guard.asyncio, "sleep", sleep)
-    guard = PageGuard(app, LIMIT, Places(each=3, all=9), Hosts("127.0.0.1"))
+    guard = PageGuard(app, LIMIT, {}, Hosts("127.0.0.1"))
     assert asked(guard, "GET", "/", [], {"host": "evil.example"})[0] == 421
     assert asked(guard, "GET", "/", [], {})[0] == 200
     assert waited == [1.0]

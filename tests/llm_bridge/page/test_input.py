@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llm_bridge.page.conversation import data_address
 from llm_bridge.page.input import PageLimits, read_picture, read_regions
+from llm_bridge.page.scene import data_address
 from tap_tokenizer import as_mask
 
 

@@ -1,0 +1,225 @@
+// The page: wires picture, marks, conversation and server together, loads pictures, and comes back after a reload.
+
+import { asking } from "./asking.js";
+import { Board } from "./board.js";
+import { markOf, Marks, sentOf, wordsOf } from "./marks.js";
+import { readRegion } from "./masks.js";
+import { pointing } from "./pointing.js";
+import { savePicture, saveRecord } from "./saving.js";
+import { call, leave } from "./server.js";
+import { made, Talk } from "./talk.js";
+import { tools } from "./tools.js";
+
+const settings = JSON.parse(document.getElementById("settings").textContent);
+const find = (id) => document.getElementById(id);
+const colour = (i) => settings.colours[i % settings.colours.length];
+const KEPT = "kept";  // what this tab remembers of itself, beside its session
+
+const state = {
+  known: [],         // the conversation's regions, {region, word}
+  candidates: [],    // what TAP found by itself
+  tool: "point",
+  mode: "new",       // what the next click makes: "new", "add" to the last mark, or take "away" from it
+  encoded: false,    // whether TAP has looked at the picture
+  busy: false, hasPicture: false, isExample: false,
+  loads: 0,          // which picture this is; what comes late for another is dropped
+};
+const page = { settings, find, colour, state, say, complain, remember, noteRegions, regions };  // and what its parts add
+page.talk = new Talk(find("talk"), { colour, model: settings.model, most: settings.regions, light });
+page.marks = new Marks(() => { showMarks(); remember(); });
+page.board = new Board(find("board"), {
+  colour,
+  say,
+  glance: (pointed) => page.glance(pointed),
+  keep: (part, mode) => page.keep(part, mode),
+  take: (region) => page.take(region),
+  removeLast: () => page.removeLast(),
+  nextColour: () => colour(state.known.length + (page.target() ?? page.marks.list.length)),
+  mode: () => state.mode,
+  tool: () => state.tool,
+  candidates: () => (state.tool === "everything" ? state.candidates : []),
+  regions,
+});
+Object.assign(page, pointing(page), tools(page), asking(page));
+const { board, marks, talk } = page;
+
+/** All regions in order: the conversation's, then those that were marked. */
+function regions() {
+  return [...state.known, ...page.marks.list.map((mark) => ({ region: mark.seen, mark, word: mark.seen?.concept?.[0] }))];
+}
+
+// --- what is said and shown ----------------------------------------------------------------------------------------------
+
+let fading;
+function say(words, wrong = false) {
+  const status = find("status");
+  status.textContent = words;
+  status.classList.toggle("wrong", wrong);
+  status.classList.remove("gone");
+  status.setAttribute("role", wrong ? "alert" : "status");
+  clearTimeout(fading);
+  if (!wrong) fading = setTimeout(() => status.classList.add("gone"), 6000);
+}
+
+function complain(error) { say(error.message, true); }
+
+function light(number) {
+  board.lit = number !== null && regions()[number] ? number : null;
+  board.draw();
+}
+
+function showMarks() {
+  const list = find("marks");
+  list.replaceChildren(...marks.list.map((mark, i) => {
+    const item = made("li"), number = state.known.length + i, name = `region${number + 1}`, away = made("button", "", "×");
+    item.style.setProperty("--shade", colour(number));
+    away.type = "button";
+    away.setAttribute("aria-label", `Remove ${name}`);
+    away.onclick = () => { marks.remove(i); say(`${name} removed.`); find("board").focus(); };
+    item.onpointerenter = () => light(number);
+    item.onpointerleave = () => light(null);
+    const words = made("span", "", mark.seen?.concept ? `${name}: ${mark.seen.concept[0]}` : name);
+    words.append(made("span", "numbers", (mark.seen?.concept ? ", " : ": ") + wordsOf(mark)));
+    item.append(words, away);
+    return item;
+  }));
+  if (!marks.list.length) list.append(made("li", "none", state.known.length ? "No new region is marked" : "No region is marked yet"));
+  list.scrollLeft = list.scrollWidth;
+  if (!marks.list.length) state.mode = "new";
+  page.showTools();
+  page.suggest();
+  board.draw();
+}
+
+// --- pictures ------------------------------------------------------------------------------------------------------------
+
+/** Show what the server keeps: a new picture, or the talk so far. */
+async function show(kept) {
+  const image = new Image(), load = ++state.loads;
+  image.src = kept.picture;
+  await image.decode();
+  if (load !== state.loads) return false;
+  Object.assign(state, { hasPicture: true, encoded: kept.encoded, candidates: [], mode: "new", tool: "point" });
+  state.known = [];
+  noteRegions(kept.regions, kept.looks);
+  board.show(image, kept);
+  find("invitation").hidden = true;
+  for (const bar of document.querySelectorAll(".bar")) bar.hidden = false;
+  for (const id of ["again", "save"]) find(id).disabled = false;
+  find("note").hidden = !settings.limitation || state.isExample;
+  talk.show(kept);
+  if (!kept.messages.length) find("talk").append(hint());
+  page.setBusy(false);  // what was still being answered belonged to the picture before
+  marks.clear();
+  return true;
+}
+
+function noteRegions(regions, looks) {
+  state.known = regions.map((region, i) => ({ region: readRegion(region), word: looks[i]?.concepts[0]?.[0] }));
+}
+
+function hint() {
+  const list = made("ol", "hint");
+  for (const words of ["Point at something: the outline that follows is what TAP sees.", "Click to keep it, and again to add to it.", "Ask, or take one of the questions that appear below."])
+    list.append(made("li", "", words));
+  return list;
+}
+
+/** Let TAP encode the picture, after which masks follow the pointer. */
+async function encode() {
+  if (state.encoded) return true;
+  const load = state.loads;
+  const { encoded = false } = await call("/encode");
+  if (load === state.loads) state.encoded = encoded;
+  page.glance();
+  return state.encoded;
+}
+
+async function begin(picture) {
+  say("Loading the picture …");
+  try {
+    state.isExample = "example" in picture;
+    if (!(await show(await call("/load", picture)))) return false;
+    remember();
+    const { width, height } = board.picture;
+    say(`Picture of ${width} × ${height} pixels: TAP is looking at it …`);
+    if (await encode()) say(`Picture of ${width} × ${height} pixels: point at something, click to mark a region.`);
+    return true;
+  } catch (error) { complain(error); return false; }
+}
+
+function read(file) {
+  if (!file) return;
+  if (file.size > settings.fileBytes)
+    return say(`The file has ${(file.size / 1e6).toFixed(1)} MB, expected at most ${settings.fileBytes / 1e6} MB.`, true);
+  const reader = new FileReader();
+  reader.onload = () => begin({ upload: reader.result });
+  reader.onerror = () => say("The file cannot be read: choose it again.", true);
+  reader.readAsDataURL(file);
+}
+
+for (const input of document.querySelectorAll("input[type=file]")) input.onchange = () => { read(input.files[0]); input.value = ""; };
+const stage = document.querySelector(".stage");
+document.addEventListener("dragover", (event) => { event.preventDefault(); stage.classList.add("over"); });
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) stage.classList.remove("over"); });
+document.addEventListener("drop", (event) => { event.preventDefault(); stage.classList.remove("over"); read(event.dataTransfer.files[0]); });
+document.addEventListener("paste", (event) => {
+  const file = [...(event.clipboardData ? event.clipboardData.files : [])].find((one) => one.type.startsWith("image/"));
+  if (file) { event.preventDefault(); read(file); }
+});
+
+async function example(number) {
+  const { question, points } = settings.examples[number];
+  if (!(await begin({ example: number }))) return;
+  marks.clear(points.map((point) => markOf({ points: [point], point_labels: [1] })));
+  page.see();
+  page.ask(question);
+}
+
+find("examples").append(...settings.examples.map(({ file, shows, question }, number) => {
+  const item = made("li"), button = made("button"), picture = made("img");
+  picture.src = `examples/${file}`;
+  picture.alt = `A drawing of ${shows}.`;
+  button.append(picture, made("span", "", question.replaceAll("<region>", "this").replace("this or this", "this or that").replace("Are this and this", "Are these")));
+  button.onclick = () => example(number);
+  item.append(button);
+  return item;
+}));
+
+find("again").onclick = async () => {
+  try { if (await show(await call("/again"))) { remember(); say("A new chat about the same picture."); encode().catch(complain); } } catch (error) { complain(error); }
+};
+find("save-png").onclick = () => { find("downloads").hidePopover(); savePicture(find("talk"), colour, settings).catch(complain); };
+find("save-json").onclick = () => { find("downloads").hidePopover(); saveRecord().catch(complain); };
+
+// --- what outlives a reload ----------------------------------------------------------------------------------------------
+
+function remember() {
+  const { width = 0, height = 0 } = page.board.picture || {};
+  const kept = { width, height, known: state.known.length, isExample: state.isExample, question: find("question").value, marks: page.marks.list.map(sentOf) };
+  try { sessionStorage.setItem(KEPT, JSON.stringify(kept)); } catch { /* no room: the page works without */ }
+}
+
+async function comeBack() {
+  const before = JSON.parse(sessionStorage.getItem(KEPT) || "null");
+  if (!before?.width) return;
+  const kept = await call("/state");
+  if (!kept.picture || state.loads) return;
+  state.isExample = before.isExample;
+  if (!(await show(kept))) return;
+  if (before.width === kept.width && before.known === kept.regions.length) {
+    marks.clear(before.marks.map(markOf));
+    find("question").value = before.question;
+  }
+  await encode();
+  page.see();
+  // The farewell of the page before may arrive after this one's first request: say once more that it is here.
+  setTimeout(() => call("/glance", { regions: [] }).catch(() => {}), 2000);
+}
+
+window.addEventListener("pagehide", leave);
+find("model").textContent = settings.model;
+for (const place of [find("note"), ...document.querySelectorAll(".drop .limitation")]) place.textContent = settings.limitation || "";
+showMarks();
+find("talk").append(hint());
+comeBack().catch(complain).finally(() => document.body.classList.add("ready"));

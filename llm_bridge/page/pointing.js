@@ -1,0 +1,111 @@
+// What pointing makes: TAP's mask as it moves, marks as it clicks.
+
+import { markOf, refined, sentOf, wordsOf } from "./marks.js";
+import { readRegion } from "./masks.js";
+import { call } from "./server.js";
+
+/** The parts of the page that show and keep what is pointed at. */
+export function pointing(page) {
+  const { board, marks, settings, state } = page;
+
+  /** The number of the mark that the next click changes; null if it makes a new one. */
+  function target(mode = state.mode) { return mode === "new" || !marks.list.length ? null : marks.list.length - 1; }
+
+  /** What a part that is pointed at would make: a new mark, or the last one with more to it. */
+  function markFrom({ part, mode }) {
+    const at = target(mode);
+    return at === null ? (mode === "away" ? null : markOf(part)) : refined(marks.list[at], part);
+  }
+
+  let wanted = null, asking = false, pointings = 0;
+  /** Show TAP's mask of what is pointed at, by default of what was pointed at before; null shows none.
+   *  Only the latest is asked for, one at a time. */
+  function glance(pointed = wanted) {
+    wanted = pointed;
+    if (!pointed) { pointings++; board.preview = null; board.draw(); return; }
+    if (!asking && state.encoded) lookOn();
+  }
+
+  async function lookOn() {
+    asking = true;
+    try {
+      while (wanted) {
+        const pointed = wanted, mark = markFrom(pointed), pointing = pointings;
+        wanted = null;
+        if (!mark) continue;
+        const { regions } = await call("/glance", { regions: [sentOf(mark)] });
+        if (pointing !== pointings) continue;  // it points elsewhere, or at nothing
+        board.preview = { ...readRegion(regions[0]), part: pointed.part, target: target(pointed.mode) };
+        board.draw();
+      }
+    } catch (error) {
+      if (error.status !== 409 && error.status !== 503) page.complain(error);  // there will be another glance
+    } finally { asking = false; }
+  }
+
+  /** Ask TAP for the masks of marks that have none. */
+  async function see() {
+    if (!state.encoded) return;
+    const load = state.loads, unseen = marks.list.filter((mark) => !mark.seen);
+    if (!unseen.length) return;
+    try {
+      const { regions } = await call("/glance", { regions: unseen.map(sentOf) });
+      if (load === state.loads) unseen.forEach((mark, i) => marks.see(mark, readRegion(regions[i])));
+    } catch (error) {
+      if (error.status === 503) setTimeout(see, 500);
+      else if (error.status !== 409) page.complain(error);
+    }
+  }
+
+  function keep(part, mode) {
+    const at = target(mode);
+    if (mode === "away" && at === null) { board.forget(); return page.say("Mark the region first, then what does not belong to it.", true); }
+    if (mode === "away" && part.strokes) { board.forget(); return page.say("The brush only adds: undo the stroke, or take away with a point.", true); }
+    const mark = at === null ? null : refined(marks.list[at], part);
+    const same = board.preview?.part && JSON.stringify(board.preview.part) === JSON.stringify(part) ? board.preview : undefined;
+    if (mark) {
+      marks.replace(at, { ...mark, seen: same });
+      page.say(`${part.strokes ? "Stroke" : "Point"} added to region${state.known.length + at + 1}.`);
+    } else {
+      if (state.known.length + marks.list.length >= settings.regions)
+        return page.say(`A conversation has at most ${settings.regions} regions: start a new chat.`, true);
+      marks.add(markOf({ ...part, seen: same }));
+      page.setMode("add");
+      const name = `region${state.known.length + marks.list.length}`;
+      page.say(marks.list.length > 1 || state.known.length ? `${name}: ${wordsOf(part)}.` :
+        `${name}: ${wordsOf(part)}. Click again to add to it, Alt-click to take away, N for another.`);
+    }
+    glance(null);
+    see();
+  }
+
+  /** Keep one of the regions that TAP found by itself. */
+  function take(region) {
+    if (state.known.length + marks.list.length >= settings.regions)
+      return page.say(`A conversation has at most ${settings.regions} regions: start a new chat.`, true);
+    state.candidates = state.candidates.filter((other) => other !== region);
+    board.hit = board.preview = null;
+    marks.add(markOf({ box: region.box, seen: region }));
+    page.setMode("new");
+    page.say(`region${state.known.length + marks.list.length}: ${wordsOf({ box: region.box })}.`);
+    page.showTools();
+  }
+
+  function takeAll() {
+    const room = settings.regions - state.known.length - marks.list.length, taken = state.candidates.slice(0, room);
+    marks.addAll(taken.map((region) => markOf({ box: region.box, seen: region })));
+    state.candidates = state.candidates.slice(room);
+    page.say(state.candidates.length ? `A conversation has at most ${settings.regions} regions: ${state.candidates.length} were left out.` :
+      `${taken.length} regions kept.`, state.candidates.length > 0);
+    page.setTool("point");
+    page.setMode("new");
+  }
+
+  function removeLast() {
+    if (!marks.list.length) return;
+    marks.remove(marks.list.length - 1);
+    page.say("The last region was removed.");
+  }
+
+  return { glance, keep, removeLast, see, take, takeAll, target };
+}

@@ -1,0 +1,259 @@
+"""A picture on the page and all that was said and seen of it; what a browser is sent of it, and what is downloaded."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tap_tokenizer import (
+    ImageFeatures,
+    RegionPrompt,
+    RegionTokens,
+    as_mask,
+    box_of_mask,
+    draw_regions,
+    mask_to_rle,
+)
+
+from ..chat import RegionChat
+
+SHOWN_SIDE = 1280
+"""The longest side, in pixels, of the picture that a browser is sent. Masks that are shown on it have its size."""
+
+SEARCH_POINTS = 16
+"""Points along each side of the grid by which the page finds everything: a quarter of the default's work."""
+
+
+@dataclass
+class Look:
+    """What TAP says of one region, and its mask cut out of the picture, as the address of a small JPEG."""
+
+    name: str
+    caption: str | None
+    concepts: list[tuple[str, float]]
+    cutout: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the page shows it."""
+        return vars(self)
+
+
+@dataclass
+class Scene:
+    """A picture and its conversation; another picture or a new beginning is another scene."""
+
+    picture: np.ndarray
+    chat: RegionChat
+    features: ImageFeatures | None = None
+    boxes: list[list[float]] = field(default_factory=list)
+    masks: list[np.ndarray] = field(default_factory=list)
+    """Of the conversation's regions as TAP sees them, eight pixels a byte."""
+    looks: list[Look] = field(default_factory=list)
+    prompts: list[RegionPrompt] = field(default_factory=list)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture."""
+        return self.picture.shape[0], self.picture.shape[1]
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """Height and width of the picture as browsers are sent it."""
+        scale = min(1.0, SHOWN_SIDE / max(self.size))
+        return max(1, round(self.size[0] * scale)), max(1, round(self.size[1] * scale))
+
+    @property
+    def memory(self) -> int:
+        """How much memory the scene holds, in bytes: the picture, what TAP made of it, and masks."""
+        arrays = [self.picture, self.chat.image, *self.masks]
+        held = sum({id(array): array.nbytes for array in arrays if array is not None}.values())
+        return held + (self.features.embeddings.nbytes if self.features is not None else 0)
+
+    # --- what TAP sees ------------------------------------------------------------------------------------------------
+
+    def encode(self) -> ImageFeatures:
+        """The picture as TAP has encoded it, once."""
+        if self.features is None:
+            self.features = self.chat.processor.embed_image(self.picture)
+        return self.features
+
+    def see(self, prompts: Sequence[RegionPrompt]) -> RegionTokens:
+        """Regions by their prompts, with masks."""
+        return self.chat.region_tokenizer.encode(features=self.encode(), with_masks=True, prompts=prompts)
+
+    def glance(self, prompts: Sequence[RegionPrompt]) -> list[dict[str, Any]]:
+        """What is shown of regions while one points at them: the mask of each, its box, and its best concept."""
+        if not prompts:
+            return []
+        shown = [_resized(prompt, self.size, self.shown_size) for prompt in prompts]
+        tokenizer = self.chat.region_tokenizer
+        return self._shown(tokenizer.encode(features=self._shown_features(), with_masks=True, prompts=shown))
+
+    def everything(self) -> list[dict[str, Any]]:
+        """All objects that TAP finds by itself, as `glance` shows regions."""
+        return self._shown(self._search())
+
+    def find(self, words: str) -> list[dict[str, Any]]:
+        """What the language model takes a phrase to mean, among everything, as `glance` shows regions.
+
+        The conversation is left as it is: the regions only join it when something is asked about them.
+        """
+        alone = RegionChat(self.chat.model, self.chat.processor)
+        alone.warns_of_limitation = False
+        return self._shown(finder(alone)(words, image=np.asarray(self._shown_image()), regions=self._search()))
+
+    def _search(self) -> RegionTokens:
+        tokenizer = self.chat.region_tokenizer
+        return tokenizer.encode_everything(features=self._shown_features(), points_per_crop=SEARCH_POINTS)
+
+    def _shown_features(self) -> ImageFeatures:
+        """The encoded picture in the frame of the shown one, where masks of a large picture take no longer to draw."""
+        return replace(self.encode(), original_sizes=torch.tensor([self.shown_size]))
+
+    def _shown(self, regions: RegionTokens) -> list[dict[str, Any]]:
+        """Regions of the shown picture for a browser: masks of that picture, boxes in pixels of the original."""
+        tokenizer, (height, width) = self.chat.region_tokenizer, self.shown_size
+        stretch = np.array([self.size[1] / width, self.size[0] / height] * 2)
+        masks = regions.masks.cpu().numpy()
+        shown = [
+            {"box": (np.array(box) * stretch).round(1).tolist(), "mask": mask_runs(mask)}
+            for box, mask in zip(regions.boxes.tolist(), masks)
+        ]
+        if tokenizer.concepts is not None and shown:
+            for one, best in zip(shown, tokenizer.classify(regions, 1)):
+                one["concept"] = best[0]
+        return shown
+
+    def look(self, regions: RegionTokens, first: int) -> list[Look]:
+        """What TAP says of regions, the first of which has the number `first` in the conversation."""
+        tokenizer = self.chat.region_tokenizer
+        captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
+        concepts = tokenizer.classify(regions, 3) if tokenizer.concepts is not None else [[] for _ in captions]
+        return [
+            Look(f"region{i}", caption, best, cutout(self.picture, mask.numpy()))
+            for i, (caption, best, mask) in enumerate(zip(captions, concepts, regions.masks.cpu()), start=first)
+        ]
+
+    # --- what is shown and downloaded ---------------------------------------------------------------------------------
+
+    def known(self) -> list[dict[str, Any]]:
+        """The conversation's regions, to be drawn by a browser."""
+        return [
+            {"name": f"region{i + 1}", "box": box, "mask": mask_runs(_at_size(self._mask(i), self.shown_size))}
+            for i, box in enumerate(self.boxes)
+        ]
+
+    def shown_picture(self) -> str:
+        """The address of the picture without regions, for a browser to draw on."""
+        return data_address(self._shown_image())
+
+    def _shown_image(self) -> Image.Image:
+        height, width = self.shown_size
+        picture = Image.fromarray(self.picture)
+        return picture if self.size == self.shown_size else picture.resize((width, height), Image.Resampling.LANCZOS)
+
+    def drawing(self) -> Image.Image:
+        """The picture with its regions, at its own size, each with its name and TAP's caption."""
+        picture = Image.fromarray(self.picture)
+        if not self.masks:
+            return picture
+        masks = np.stack([self._mask(i) for i in range(len(self.masks))])
+        return draw_regions(picture, masks=masks, labels=[look.caption or "" for look in self.looks])
+
+    def _mask(self, index: int) -> np.ndarray:
+        """The mask (H, W) of one of the conversation's regions."""
+        height, width = self.size
+        return np.unpackbits(self.masks[index], count=height * width).reshape(height, width).astype(bool)
+
+    def record(self) -> dict[str, Any]:
+        """The conversation for a script: picture, models, regions with masks as COCO RLE, and what was said."""
+        height, width = self.size
+        rles = [mask_to_rle(self._mask(i)) for i in range(len(self.masks))]
+        return {
+            "picture": {"width": width, "height": height},
+            "region_tokenizer": self.chat.region_tokenizer.fingerprint,
+            "mode": self.chat.mode,
+            "regions": [
+                {
+                    "name": look.name,
+                    "prompt": prompt.as_dict() if prompt.mask is None else {"mask": "painted"},
+                    "box": [round(x, 2) for x in box],
+                    "caption": look.caption,
+                    "concepts": [{"name": name, "score": round(score, 4)} for name, score in look.concepts],
+                    "mask": rle,
+                }
+                for look, prompt, box, rle in zip(self.looks, self.prompts, self.boxes, rles)
+            ],
+            "messages": [{"role": role, "content": words} for role, words in self.chat.history],
+        }
+
+
+def finder(chat: RegionChat) -> Any:
+    """What finds regions by a phrase, if the model of a chat was taught to; else None."""
+    taught = getattr(chat.model.config, "find_threshold", None) is not None
+    return getattr(chat, "find", None) if taught else None
+
+
+def _resized(prompt: RegionPrompt, size: tuple[int, int], shown: tuple[int, int]) -> RegionPrompt:
+    """A prompt in a picture of (height, width) `size` → the same in one of the size `shown`."""
+    if size == shown:
+        return prompt
+    if prompt.mask is not None:
+        return replace(prompt, mask=_at_size(as_mask(prompt.mask, size), shown))
+    x, y = shown[1] / size[1], shown[0] / size[0]
+    box = prompt.box and (prompt.box[0] * x, prompt.box[1] * y, prompt.box[2] * x, prompt.box[3] * y)
+    points = prompt.points and tuple((px * x, py * y) for px, py in prompt.points)
+    return replace(prompt, box=box, points=points)
+
+
+def _at_size(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask (H, W) at another size; one that would vanish keeps a pixel."""
+    if mask.shape == size:
+        return mask
+    resized = np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
+    if mask.any() and not resized.any():
+        y, x = np.argwhere(mask)[0]
+        resized = resized.copy()
+        resized[min(y * size[0] // mask.shape[0], size[0] - 1), min(x * size[1] // mask.shape[1], size[1] - 1)] = True
+    return resized
+
+
+# --- what goes to a browser -------------------------------------------------------------------------------------------
+
+
+def mask_runs(mask: np.ndarray) -> dict[str, Any]:
+    """A mask as a browser reads it: its box, and inside it, row by row, lengths of runs, of which the first is outside."""
+    x1, y1, x2, y2 = (int(x) for x in box_of_mask(mask))
+    flat = mask[y1:y2, x1:x2].ravel()
+    edges = np.flatnonzero(np.diff(flat.astype(np.int8), prepend=0))
+    runs = np.diff(edges, prepend=0, append=len(flat)).tolist()
+    return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "runs": runs}
+
+
+def data_address(image: Image.Image, kind: str = "JPEG") -> str:
+    """A picture as a data URL."""
+    file = io.BytesIO()
+    image.save(file, kind, **({"quality": 90} if kind == "JPEG" else {}))
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def cutout(picture: np.ndarray, mask: np.ndarray) -> str:
+    """A picture where a mask is, with some of what surrounds it, faded, as the address of a small JPEG."""
+    x1, y1, x2, y2 = box_of_mask(mask)
+    if x2:
+        pad = 4 + (max(x2 - x1, y2 - y1) - 1) // 10
+        part = slice(max(0, y1 - pad), y2 + pad), slice(max(0, x1 - pad), x2 + pad)
+        picture, mask = picture[part], mask[part]
+    step = max(1, max(mask.shape) // 384)  # the rest is for a small picture
+    picture, mask = picture[::step, ::step], mask[::step, ::step]
+    faded = np.where(mask[..., None], picture, 255 - (255 - picture) // 5)
+    cut = Image.fromarray(faded.astype(np.uint8))
+    cut.thumbnail((96, 96))
+    return data_address(cut)

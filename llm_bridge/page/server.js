@@ -1,0 +1,54 @@
+// The page's requests: a session of this tab, JSON there and back, and answers that come in lines.
+
+const SESSION = "session";
+
+function session() {
+  let name = sessionStorage.getItem(SESSION);
+  if (!name) {
+    name = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+    sessionStorage.setItem(SESSION, name);
+  }
+  return name;
+}
+
+async function send(path, data, signal) {
+  let answer;
+  try {
+    answer = await fetch(path, {
+      method: "POST", headers: { "Content-Type": "application/json" }, signal,
+      body: JSON.stringify({ session: session(), ...data }),
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The page's server does not answer: is it still running?");
+  }
+  if (answer.ok) return answer;
+  const said = await answer.json().catch(() => ({}));
+  const refusal = new Error(said.error || said.detail || "The server refused that: reload the page.");
+  refusal.status = answer.status;
+  throw refusal;
+}
+
+/** What the server answers to a request; an `Error` with its words if it refuses. */
+export async function call(path, data = {}) { return (await send(path, data)).json(); }
+
+/** The same for a file. */
+export async function download(path) { return (await send(path, {})).blob(); }
+
+/** The steps of an answer, as they come. */
+export async function* steps(path, data) {
+  const reader = (await send(path, data)).body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) if (line) yield JSON.parse(line);
+  }
+}
+
+/** Tell the server that this tab goes away, which no page can wait for. */
+export function leave() {
+  navigator.sendBeacon("/leave", new Blob([JSON.stringify({ session: session() })], { type: "application/json" }));
+}

@@ -1,0 +1,133 @@
+// The bars on the picture, the little forms, and the keys.
+
+import { markOf } from "./marks.js";
+import { readRegion } from "./masks.js";
+import { call } from "./server.js";
+
+/** The parts of the page that choose how the next region is marked. */
+export function tools(page) {
+  const { board, find, marks, settings, state } = page;
+
+  function showTools() {
+    for (const button of document.querySelectorAll("[data-tool], [data-mode]")) {
+      const { tool, mode } = button.dataset, isOn = tool ? tool === state.tool : mode === state.mode;
+      button.setAttribute("aria-checked", String(isOn));
+      button.tabIndex = isOn ? 0 : -1;
+      if (mode && mode !== "new") button.disabled = !marks.list.length;
+    }
+    find("undo").disabled = !marks.canUndo;
+    find("redo").disabled = !marks.canRedo;
+    find("keep-all").hidden = state.tool !== "everything" || !state.candidates.length;
+  }
+
+  function setMode(mode) {
+    if (mode === "new" || marks.list.length) state.mode = mode;
+    showTools();
+  }
+
+  function setTool(tool) {
+    state.tool = tool;
+    board.forget();
+    showTools();
+    if (tool === "everything") search();
+    else page.say({ point: "Point at something: TAP's mask follows. A click keeps it.", box: "Drag a box around something.", brush: "Paint over something." }[tool]);
+  }
+
+  /** Intersection over union of two boxes. */
+  function agreement([a, b, c, d], [e, f, g, h]) {
+    const both = Math.max(0, Math.min(c, g) - Math.max(a, e)) * Math.max(0, Math.min(d, h) - Math.max(b, f));
+    return both / ((c - a) * (d - b) + (g - e) * (h - f) - both || 1);
+  }
+
+  async function search(path = "/everything", data = {}) {
+    if (path === "/everything" && state.candidates.length) return;
+    const load = state.loads;
+    page.say(path === "/find" ? "Looking for it …" : "TAP is looking for everything …");
+    document.body.classList.add("searching");
+    try {
+      const { regions = [] } = await call(path, data);
+      if (load !== state.loads) return;
+      const found = regions.map(readRegion);
+      if (path === "/find") {
+        const room = settings.regions - state.known.length - marks.list.length;
+        marks.addAll(found.slice(0, room).map((region) => markOf({ box: region.box, seen: region })));
+        page.say(found.length ? `Found ${found.length}: ${data.words}.` : `Nothing here is ${data.words}.`, !found.length);
+      } else {
+        const kept = page.regions().map(({ region }) => region).filter(Boolean);
+        state.candidates = found.filter((region) => !kept.some((other) => agreement(region.box, other.box) > 0.8));
+        page.say(state.candidates.length ? `TAP found ${state.candidates.length}: click those that you want.` : "TAP finds nothing else by itself: point at something.", !found.length);
+      }
+      showTools();
+      board.draw();
+    } catch (error) { page.complain(error); }
+    document.body.classList.remove("searching");
+  }
+
+  for (const group of document.querySelectorAll("[role=radiogroup]")) {
+    group.addEventListener("click", (event) => {
+      const { tool, mode } = event.target.closest("button")?.dataset || {};
+      if (tool) setTool(tool);
+      if (mode) setMode(mode);
+    });
+    group.addEventListener("keydown", (event) => {  // as in every group of radio buttons
+      const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!by) return;
+      event.preventDefault();
+      const buttons = [...group.querySelectorAll("button:enabled")];
+      const next = buttons[(buttons.indexOf(document.activeElement) + by + buttons.length) % buttons.length];
+      next.click();
+      next.focus();
+    });
+  }
+  find("undo").onclick = () => { marks.undo(); page.say("Undone."); page.see(); };
+  find("redo").onclick = () => { marks.redo(); page.say("Done again."); page.see(); };
+  find("keep-all").onclick = () => page.takeAll();
+  find("in").onclick = () => board.zoom(1.4);
+  find("out").onclick = () => board.zoom(1 / 1.4);
+  find("fit").onclick = () => board.fit();
+  find("find").hidden = !settings.findsByName;
+  find("finding").querySelector("form").onsubmit = (event) => {
+    event.preventDefault();
+    const words = find("phrase").value.trim();
+    if (!words) return page.say("Write what to find, for example: the red umbrella.", true);
+    find("finding").hidePopover();
+    search("/find", { words });
+  };
+  find("typing").querySelector("form").onsubmit = (event) => {
+    event.preventDefault();
+    const { width, height } = board.picture, numbers = find("typed").value.trim().split(/[\s,;]+/).map(Number);
+    if (![2, 4].includes(numbers.length) || numbers.some((x) => !Number.isFinite(x)))
+      return page.say("Write four numbers for a box, x1 y1 x2 y2, or two for a point, x y.", true);
+    const fits = (x, y) => x >= 0 && y >= 0 && x <= width && y <= height;
+    if (!fits(numbers[0], numbers[1]) || (numbers.length === 4 && !fits(numbers[2], numbers[3])))
+      return page.say(`That lies outside the picture of ${width} × ${height} pixels.`, true);
+    if (numbers.length === 4 && (numbers[2] <= numbers[0] || numbers[3] <= numbers[1]))
+      return page.say("A box is x1 y1 x2 y2 with x1 < x2 and y1 < y2: corners, not width and height.", true);
+    if (numbers.length === 4 && numbers.every((x) => x <= 1) && numbers.some((x) => x % 1))
+      return page.say("Those look like fractions: give pixels of the picture.", true);
+    find("typed").value = "";
+    find("typing").hidePopover();
+    page.keep(numbers.length === 4 ? { box: numbers } : { points: [numbers], point_labels: [1] }, "new");
+  };
+
+  const KEYS = {
+    p: () => setTool("point"), b: () => setTool("box"), r: () => setTool("brush"), e: () => setTool("everything"),
+    f: () => settings.findsByName && open("finding"), t: () => open("typing"),
+    n: () => setMode("new"), a: () => setMode("add"), x: () => setMode("away"),
+    "+": () => board.zoom(1.4, board.cross && board.onScreen(board.cross)), "=": () => board.zoom(1.4),
+    "-": () => board.zoom(1 / 1.4), 0: () => board.fit(), "?": () => open("keys"), "/": () => find("question").focus(),
+  };
+  function open(id) { find(id).showPopover(); find(id).querySelector("input")?.focus(); }
+  document.addEventListener("keydown", (event) => {
+    const writes = event.target.closest?.("input, textarea");
+    if ((event.ctrlKey || event.metaKey) && !event.altKey && !writes && /^[zy]$/i.test(event.key)) {
+      event.preventDefault();
+      return (event.key.toLowerCase() === "y" || event.shiftKey ? find("redo") : find("undo")).click();
+    }
+    if (writes || event.ctrlKey || event.metaKey || event.altKey || !state.hasPicture) return;
+    const act = KEYS[event.key.toLowerCase()];
+    if (act) { event.preventDefault(); act(); }
+  });
+
+  return { setMode, setTool, showTools };
+}

@@ -1,0 +1,76 @@
+"""What browsers are sent of a picture: masks in runs, candidates, examples that are what they say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.glyphs.scenes import draw_scene, make_scene
+from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat
+from llm_bridge.page.handlers import EXAMPLES, examples
+from llm_bridge.page.scene import Scene, mask_runs
+from tap_tokenizer import RegionPrompt
+
+Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
+
+
+def drawn(mask: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """A mask from its runs, as a browser draws it."""
+    whole = np.zeros(size, bool)
+    flat = np.zeros(mask["width"] * mask["height"], bool)
+    at = 0
+    for number, run in enumerate(mask["runs"]):
+        flat[at : at + run] = number % 2
+        at += run
+    assert at == len(flat)
+    rows, columns = slice(mask["y"], mask["y"] + mask["height"]), slice(mask["x"], mask["x"] + mask["width"])
+    whole[rows, columns] = flat.reshape(mask["height"], mask["width"])
+    return whole
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+def test_a_mask_comes_back_from_its_runs(density: float) -> None:
+    mask = np.random.default_rng(0).random((23, 31)) < density
+    assert np.array_equal(drawn(mask_runs(mask), mask.shape), mask)
+
+
+def test_a_glance_shows_the_mask_that_the_conversation_will_have(
+    make_bridge: Callable[..., Pair], picture: Image.Image
+) -> None:
+    scene = Scene(np.asarray(picture), RegionChat(*make_bridge()))
+    prompts = [RegionPrompt(points=((30.0, 20.0),), point_labels=(1,)), RegionPrompt(box=(5, 5, 40, 30))]
+    seen = scene.see(prompts)
+    for i, shown in enumerate(scene.glance(prompts)):
+        assert np.array_equal(drawn(shown["mask"], scene.size), seen.masks[i].numpy())
+        assert np.allclose(shown["box"], seen.boxes[i].tolist(), atol=0.06)
+        assert shown["concept"] == scene.chat.region_tokenizer.classify(seen, 1)[i][0]
+    assert scene.glance([]) == []
+
+
+def test_a_painted_region_of_a_large_picture_is_seen_at_the_size_that_is_shown(
+    make_bridge: Callable[..., Pair],
+) -> None:
+    scene = Scene(np.full((1500, 3000, 3), 90, np.uint8), RegionChat(*make_bridge()))
+    mask = np.zeros((1500, 3000), bool)
+    mask[700, 1500] = True  # which no pixel of the shown picture need hit
+    [shown] = scene.glance([RegionPrompt(mask=mask)])
+    assert drawn(shown["mask"], (640, 1280)).shape == scene.shown_size
+
+
+def test_examples_are_the_scenes_that_they_name() -> None:
+    """Drawn again, they are what lies in the package, but for what compressing them cost."""
+    for example in examples():
+        scene = example["scene"]
+        again = draw_scene(make_scene(scene["index"], scene["split"], scene["seed"]), 512)
+        with Image.open(EXAMPLES / example["file"]) as picture:
+            kept = np.asarray(picture.convert("RGB")).astype(int)
+        assert np.abs(kept - again.image).mean() < 4, example["file"]
+        assert all(again.masks[:, y, x].any() for x, y in example["points"])
+        assert example["question"].count("<region>") == len(example["points"])
+    assert {path.name for path in EXAMPLES.glob("*.webp")} == {example["file"] for example in examples()}
+    assert json.loads((EXAMPLES / "examples.json").read_text()) == examples()
