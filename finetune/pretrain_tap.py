@@ -27,7 +27,7 @@ from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, T
 from .checkpoints import save_whole
 from .config import RECIPES, check_counts, parse_arguments, run_command
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
-from .glyphs.language import build_text_tokenizer, concept_banks
+from .glyphs.language import build_text_encoder, build_text_tokenizer, concept_banks
 from .loop import Training, ignore_ctrl_c, mean_of, run
 from .losses import enlarged, mask_iou
 from .optimizers import build_optimizers
@@ -143,7 +143,12 @@ def _starting_point(arguments: PretrainArguments) -> TapRegionTokenizer:
         return tokenizer
     path = Path(arguments.model_config)
     config = TapConfig.from_json_file(path if path.is_file() else RECIPES / arguments.model_config)
-    return TapRegionTokenizer(TapModel(config), text_tokenizer=build_text_tokenizer(), concepts=concept_banks()[0])
+    return TapRegionTokenizer(
+        TapModel(config),
+        text_tokenizer=build_text_tokenizer(),
+        concepts=concept_banks()[0],
+        text_encoder=build_text_encoder(),
+    )
 
 
 def _stage(arguments: PretrainArguments, tokenizer: TapRegionTokenizer, banks: list[ConceptBank]) -> nn.Module:

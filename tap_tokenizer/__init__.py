@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .region_decoder import ImageFeatures
     from .region_tokenizer import TapRegionTokenizer
     from .region_tokens import RegionTokens
+    from .text_encoder import TextEncoder
     from .visualization import draw_regions, region_colour
 if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     from .bundled import PackagedModel, add_bundled, add_packaged, bundled_or_given, install_command
@@ -84,6 +85,7 @@ __all__ = [
     "TapProcessor",
     "TapRegionTokenizer",
     "TapTextDecoderConfig",
+    "TextEncoder",
     "as_mask",
     "draw_regions",
     "load_rgb",
