@@ -139,7 +139,7 @@ class TapRegionTokenizer:
         return self.model.config.limitation
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model, processor, concept bank, caption vocabulary and text encoder to a folder that `from_pretrained` reads."""
+        """Write all that there is, from the model to the text encoder, to a folder that `from_pretrained` reads."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder)
@@ -246,7 +246,8 @@ class TapRegionTokenizer:
         `TapImageProcessor` for what a picture may be and `TapProcessor` for what prompts may be. Coordinates are pixels
         of the original picture, boxes xyxy. Instead of these lists, you can give `prompts`: a list of
         `RegionPrompt`s, or a list of such lists. Or give `detections`: what a detector found, as supervision's `Detections`
-        (for several pictures, a list of them); their masks are the prompts, or their boxes if they have none. Instead of pictures, you can give `features` from `embed_image`.
+        (for several pictures, a list of them); their masks are the prompts, or their boxes if they have none. Instead of
+        pictures, you can give `features` from `embed_image`.
         with_masks: compute masks in the same pass. Otherwise, when `RegionTokens.masks` is first read, regions given by boxes
         or masks take a second pass. (For other regions, mask logits are kept anyway, because their boxes come from them.)
 

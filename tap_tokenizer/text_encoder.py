@@ -141,7 +141,7 @@ class TextEncoder:
             assert self.source is not None
             kind = self._model_class()
             check_model_size(self.source, lambda: kind(kind.config_class.from_pretrained(self.source)))
-            model = load_pretrained(kind, self.source, use_safetensors=True, **self._hub).eval()
+            model = load_pretrained(kind, self.source, use_safetensors=True, dtype=torch.float32, **self._hub).eval()
             tokenizer = load_pretrained(AutoTokenizer, self.source, **self._hub)
             self._parts = model, tokenizer
         return model, tokenizer
@@ -174,7 +174,7 @@ def phrase_vectors(
     template: str = TEMPLATE,
     batch_size: int = 256,
 ) -> Tensor:
-    """Unit vectors (N, E), float32, of phrases in a template, by a model that has `get_text_features` or gives `text_embeds`."""
+    """Unit vectors (N, E), float32, of phrases in a template; the model has `get_text_features` or gives `text_embeds`."""
     kind = getattr(getattr(model, "config", None), "model_type", "")
     padding = "max_length" if kind.startswith("siglip") else True  # SigLIP reads the last position of its full length
     parts = []

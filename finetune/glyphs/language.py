@@ -92,7 +92,17 @@ def build_text_encoder() -> TextEncoder:
     so that layer norms only scale it. Attention is even over all words, and gives each kind of word its share; special words,
     "a" and "the" are zeros. The projection is the first half of what is then at the end.
     """
-    listed = ["<pad>", "<s>", "<unk>", "</s>", "a", "the", *SIZES, *COLOURS, *KINDS]  # CLIP takes an end of id 2 for another
+    listed = [
+        "<pad>",
+        "<s>",
+        "<unk>",
+        "</s>",
+        "a",
+        "the",
+        *SIZES,
+        *COLOURS,
+        *KINDS,
+    ]  # CLIP takes an end of id 2 for another
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(listed)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = [("<s>", listed.index("<s>")), ("</s>", listed.index("</s>"))]
