@@ -231,7 +231,7 @@ class RegionIndex:
         names, pictures, other_than, min_quality: only regions with one of these names, in these pictures, not in those,
         of at least this quality.
 
-        Every region is compared, and ranks and scores are those of float32 arithmetic on the stored vectors.
+        Every region is compared, and ranks and scores are those of exact arithmetic on the stored vectors.
         """
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}, expected 1 or more.")
@@ -382,7 +382,7 @@ def _best(parts: Sequence[tuple[Tensor, Tensor]], allowed: Tensor, top_k: int) -
     """Rows and scores of the best, for unit vectors (N, width) in float16 and a query (width,) in float32 of each part.
 
     All rows are compared in half precision, which reads memory once. Those that rounding may have kept from their place are
-    then compared in float32.
+    then compared in float64.
     """
     rough = [torch.mv(vectors, query.half()).float() for vectors, query in parts]
     means, scales = [0.0], [1.0]
@@ -394,10 +394,10 @@ def _best(parts: Sequence[tuple[Tensor, Tensor]], allowed: Tensor, top_k: int) -
     top_k = min(top_k, int(allowed.sum()))
     last = total.topk(top_k).values[-1]
     rows = (total >= last - 2 * sum(ROUNDING / scale for scale in scales)).nonzero()[:, 0]
-    exact = torch.zeros(len(rows))
+    exact = torch.zeros(len(rows), dtype=torch.float64)  # so that a score does not depend on what it is computed with
     for (vectors, query), mean, scale in zip(parts, means, scales):
         for start in range(0, len(rows), 65536):
             some = slice(start, start + 65536)
-            exact[some] += (vectors[rows[some]].float() @ query - mean) / scale
+            exact[some] += (vectors[rows[some]].double() @ query.double() - mean) / scale
     order = exact.argsort(descending=True, stable=True)[:top_k]
-    return rows[order].tolist(), exact[order].tolist()
+    return rows[order].tolist(), exact[order].float().tolist()
