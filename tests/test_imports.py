@@ -210,7 +210,7 @@ def test_exports_are_what_type_checkers_see(package: str) -> None:
 @pytest.mark.parametrize("package", ["tap_tokenizer", "llm_bridge"])
 def test_everything_is_imported_without_optional_libraries_and_whatever_the_command_line_says(package: str) -> None:
     absent = ["peft", "accelerate", "datasets", "matplotlib", "gradio", "pycocotools", "bitsandbytes", "sentencepiece",
-              "torchvision", "flash_attn", "tensorboard"]  # fmt: skip
+              "torchvision", "flash_attn", "tensorboard", "supervision", "fiftyone", "cv2"]  # fmt: skip
     code = (
         f"import sys\nsys.modules.update({{name: None for name in {absent!r}}})\nfrom {package} import *\nprint('fine')"
     )
