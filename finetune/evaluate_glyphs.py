@@ -3,7 +3,8 @@
     python -m finetune.evaluate_glyphs --output runs/evaluation                 # the bundled models, the whole benchmark
     python -m finetune.evaluate_glyphs --model none --splits test --seeds 0     # the region tokenizer alone
 
-It measures masks, concepts and native captions of every visible object, and the bridge's answers to the benchmark's questions
+It measures masks, concepts and native captions of every visible object, how well others of its kind and colour are found in
+other pictures (`glyphs/retrieval.py`), and the bridge's answers to the benchmark's questions
 (`glyphs/records.py`), each in a conversation of its own. On the first scenes of each seed, it also measures these controls:
 
 - the regions and the picture of another scene;
@@ -49,6 +50,7 @@ from .glyphs.free_questions import FREE_FAMILIES, PHRASING, words_fingerprint
 from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES
 from .glyphs.records import EVALUATION_SCENES, EVALUATION_SEEDS, EVALUATION_SPLITS, TITLE, benchmark_scenes
 from .glyphs.report import as_tables, draw_curves, draw_figures, summarise
+from .glyphs.retrieval import Retrieval
 from .glyphs.scenes import SPLITS
 from .glyphs.views import (
     CONTROLS,
@@ -300,14 +302,16 @@ def _lines(
 ) -> Iterator[dict[str, Any]]:
     """A line for every region and for every question of one split and seed."""
     scenes = benchmark_scenes(split, seed, arguments.scenes)
-    start = 0
+    start, retrieval = 0, Retrieval()
     while some := list(islice(scenes, arguments.batch_size)):
         seen = SeenScenes.encode(models.tokenizer, some)
         regions = list(region_lines(models.tokenizer, seen))
         yield from regions
+        retrieval.add(seen, regions)
         yield from _answer_lines(models, arguments, seen, regions, start)
         count(len(some))
         start += len(some)
+    yield from ({"split": split, "seed": seed, **line} for line in retrieval.lines())
 
 
 def _answer_lines(

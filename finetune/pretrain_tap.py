@@ -27,7 +27,7 @@ from tap_tokenizer import ConceptBank, TapConfig, TapImageProcessor, TapModel, T
 from .checkpoints import save_whole
 from .config import check_counts, parse_arguments, run_command, shipped_file
 from .data.masked_pictures import GlyphPictures, MaskedBatch, MaskedPictures, collate
-from .glyphs.language import build_text_tokenizer, concept_banks
+from .glyphs.language import build_text_encoder, build_text_tokenizer, concept_banks
 from .loop import Training, build_optimizers, ignore_ctrl_c, mean_of, run
 from .losses import enlarged, mask_iou
 from .prompt_sampling import PromptSampler
@@ -136,7 +136,12 @@ def _starting_point(arguments: PretrainArguments) -> TapRegionTokenizer:
         tokenizer.model.config.limitation = None  # it was true of the weights before this run
         return tokenizer
     config = TapConfig.from_json_file(shipped_file(arguments.model_config))
-    return TapRegionTokenizer(TapModel(config), text_tokenizer=build_text_tokenizer(), concepts=concept_banks()[0])
+    return TapRegionTokenizer(
+        TapModel(config),
+        text_tokenizer=build_text_tokenizer(),
+        concepts=concept_banks()[0],
+        text_encoder=build_text_encoder(),
+    )
 
 
 def _stage(arguments: PretrainArguments, tokenizer: TapRegionTokenizer, banks: list[ConceptBank]) -> nn.Module:

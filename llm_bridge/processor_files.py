@@ -15,7 +15,7 @@ from tap_tokenizer import TapRegionTokenizer, check_chat_template, read_json_obj
 CONFIG_FILE = "processor_config.json"
 REGION_TOKENIZER_FOLDER = "region_tokenizer"
 """Where a region tokenizer lies that is saved with its processor."""
-_KEYS = {"source", "variant", "concepts", "text_tokenizer", "revision", "fingerprint"}
+_KEYS = {"source", "variant", "concepts", "text_tokenizer", "text_encoder", "revision", "fingerprint"}
 """What a reference says: arguments that load the region tokenizer, and its fingerprint."""
 
 

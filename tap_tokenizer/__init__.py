@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 from .lazy_imports import lazy_names, once_transformers_is_there
 
 if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
+    from .coco_files import CocoDetections
     from .coco_masks import mask_to_rle
     from .concept_projector import ConceptBank
     from .configuration_tap import TapConfig, TapImageDecoderConfig, TapImageEncoderConfig, TapTextDecoderConfig
+    from .contact_sheet import draw_hits
     from .everything_options import EverythingOptions
+    from .folder_index import IndexReport, index_folder
     from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb
     from .masks import as_mask
     from .modeling_tap import TapModel, TapOutput
@@ -20,8 +23,10 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .prompt_encoder import PointLabel
     from .prompts import RegionPrompt
     from .region_decoder import ImageFeatures
+    from .region_index import IndexedPicture, RegionHit, RegionIndex
     from .region_tokenizer import TapRegionTokenizer
     from .region_tokens import RegionTokens
+    from .text_encoder import TextEncoder
     from .visualization import draw_regions, region_colour
 if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     from .bundled import PackagedModel, add_bundled, add_packaged, bundled_or_given, install_command
@@ -68,11 +73,16 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [
+    "CocoDetections",
     "ConceptBank",
     "EverythingOptions",
     "ImageFeatures",
     "ImageInput",
+    "IndexReport",
+    "IndexedPicture",
     "PointLabel",
+    "RegionHit",
+    "RegionIndex",
     "RegionPrompt",
     "RegionTokens",
     "TapConfig",
@@ -84,8 +94,11 @@ __all__ = [
     "TapProcessor",
     "TapRegionTokenizer",
     "TapTextDecoderConfig",
+    "TextEncoder",
     "as_mask",
+    "draw_hits",
     "draw_regions",
+    "index_folder",
     "load_rgb",
     "mask_to_rle",
     "region_colour",

@@ -1,4 +1,4 @@
-"""The command line: `tap-tokenizer describe`, `everything` and `convert`.
+"""The command line: `tap-tokenizer describe`, `everything` and `convert`; `index` and `search` are in `index_commands`.
 
 It prints and writes files. Everything else it does is a single call of the library.
 """
@@ -10,11 +10,10 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .everything_options import EverythingOptions
+from .coco_command import run_coco
 from .flags import (
     add_command,
     add_output_flags,
@@ -30,6 +29,8 @@ from .flags import (
     tell_folder,
     tell_limitation,
 )
+from .index_commands import add_index_commands, run_index, run_search
+from .tokenizer_flags import add_model_flags, add_search_flags, load_tokenizer, search_options
 
 if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
     import numpy as np
@@ -38,7 +39,6 @@ if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
     from .region_tokenizer import TapRegionTokenizer
     from .region_tokens import RegionTokens
 
-DEFAULT = "tap-tiny"
 EXIT_CODES = "0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
 
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit code, which is 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="tap-tokenizer",
-        description="What TAP sees in a picture: masks, captions, concepts.",
+        description="What TAP sees in a picture: masks, captions, concepts, and where else there is such a thing.",
         epilog=f"exit codes: {EXIT_CODES}",
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -56,8 +56,22 @@ def main(argv: list[str] | None = None) -> int:
         "mask, caption and concepts of regions that you point at",
         "tap-tokenizer describe picture.png --box 177 392 271 470 --point 398 270 --save described.png",
         "tap-tokenizer describe pictures --boxes boxes.csv --output described.jsonl",
+        "tap-tokenizer describe pictures --coco instances.json --results detections.json --output described.json",
     )
     add_prompt_flags(describe)
+    group = describe.add_argument_group("a detector's boxes or masks, for a folder of pictures")
+    group.add_argument(
+        "--coco",
+        type=Path,
+        metavar="JSON",
+        help="regions from a file in COCO's layout; --output gets the same layout, with TAP's masks and words",
+    )
+    group.add_argument(
+        "--results",
+        type=Path,
+        metavar="JSON",
+        help="COCO's results for the pictures of --coco, instead of its own annotations",
+    )
     everything = _command(
         commands,
         "everything",
@@ -66,19 +80,22 @@ def main(argv: list[str] | None = None) -> int:
         "--crops_nms_thresh 0.3",
         "tap-tokenizer everything pictures --output everything.jsonl",
     )
-    group = everything.add_argument_group("the search, as in transformers' mask generation")
-    for option in fields(EverythingOptions):
-        kind = int if isinstance(option.default, int) else float
-        group.add_argument(
-            f"--{option.name}", type=kind, default=option.default, metavar="N", help="default: %(default).4g"
-        )
+    add_search_flags(everything)
     conversion = commands.add_parser(
         "convert",
         help="convert a checkpoint of the original to a folder that loads fast, or a folder to another dtype",
         epilog="example: tap-tokenizer convert BAAI/tokenize-anything tap-vit-l --variant tap_vit_l_v1_1",
     )
     _add_conversion_flags(conversion)
-    return run_command(parser, {"describe": _describe, "everything": _everything, "convert": _convert}, argv)
+    add_index_commands(commands)
+    work = {
+        "describe": _describe,
+        "everything": _everything,
+        "convert": _convert,
+        "index": run_index,
+        "search": run_search,
+    }
+    return run_command(parser, work, argv)
 
 
 def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.ArgumentParser:
@@ -89,15 +106,7 @@ def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.A
     add_output_flags(parser)
     parser.add_argument("--masks", action="store_true", help="put masks into the JSON, as COCO run lengths")
     parser.add_argument("--top_k", type=int, default=3, help="number of concepts for each region (default: 3)")
-    group = parser.add_argument_group("the model")
-    group.add_argument(
-        "--model", default=DEFAULT, help=f"name, folder, checkpoint or Hub repository (default: {DEFAULT})"
-    )
-    group.add_argument("--variant", help="checkpoint in the original's repository, e.g. tap_vit_l_v1_1")
-    group.add_argument("--concepts", help="a concept file, or its name in the original's repository")
-    group.add_argument("--text_tokenizer", help="the caption vocabulary: a file, a folder or a Hub repository")
-    group.add_argument("--device", help="cpu, cuda or mps (default: cpu)")
-    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32)")
+    add_model_flags(parser)
     return parser
 
 
@@ -123,10 +132,15 @@ def _describe(arguments: argparse.Namespace) -> int:
 
     if arguments.image.is_dir():
         _check_folder_flags(arguments)
-        if arguments.boxes is None:
-            raise ValueError(f"{arguments.image} is a folder: give its regions in a table, --boxes boxes.csv.")
+        if (arguments.boxes is None) == (arguments.coco is None) or (arguments.results and arguments.coco is None):
+            raise ValueError(
+                f"{arguments.image} is a folder: give its regions in a table, --boxes boxes.csv, or in a file of COCO's "
+                "layout, --coco instances.json."
+            )
+        if arguments.coco is not None:
+            return run_coco(arguments)
         pictures = read_region_table(arguments.boxes, arguments.image)
-        tokenizer = _load(arguments)
+        tokenizer = load_tokenizer(arguments)
 
         def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
             regions = tokenizer.encode(pixels, prompts=picture.prompts, with_masks=arguments.masks)
@@ -143,7 +157,7 @@ def _describe(arguments: argparse.Namespace) -> int:
         )
     _check_flags(arguments)
     load_rgb(arguments.image)  # refused before a model is loaded
-    tokenizer = _load(arguments)
+    tokenizer = load_tokenizer(arguments)
     _tell(tokenizer, tokenizer.encode(arguments.image, prompts=prompts, with_masks=True), arguments)
     return 0
 
@@ -152,12 +166,11 @@ def _everything(arguments: argparse.Namespace) -> int:
     from .image_processing_tap import load_rgb
     from .picture_folders import pictures_of
 
-    options = {option.name: getattr(arguments, option.name) for option in fields(EverythingOptions)}
-    EverythingOptions(**options)
+    options = search_options(arguments)
     if arguments.image.is_dir():
         _check_folder_flags(arguments)
         pictures = pictures_of(arguments.image)
-        tokenizer = _load(arguments)
+        tokenizer = load_tokenizer(arguments)
 
         def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
             return _record(tokenizer, tokenizer.encode_everything(pixels, **options), arguments)
@@ -168,7 +181,7 @@ def _everything(arguments: argparse.Namespace) -> int:
         raise ValueError("--output is for a folder of pictures: print --json for one picture.")
     _check_flags(arguments)
     load_rgb(arguments.image)
-    tokenizer = _load(arguments)
+    tokenizer = load_tokenizer(arguments)
     regions = tokenizer.encode_everything(arguments.image, **options)
     if not len(regions):
         sys.stderr.write("No mask passed the filters: lower --pred_iou_thresh or --stability_score_thresh.\n")
@@ -199,13 +212,6 @@ def _convert(arguments: argparse.Namespace) -> None:
         partial.replace(arguments.folder)
     weights = f"{tokenizer.model.num_parameters():,} parameters"
     print(f"wrote {arguments.folder}: {weights}, fingerprint {tokenizer.fingerprint}")
-
-
-def _load(arguments: argparse.Namespace) -> TapRegionTokenizer:
-    from .region_tokenizer import TapRegionTokenizer
-
-    names = ("variant", "concepts", "text_tokenizer", "device", "dtype")
-    return TapRegionTokenizer.from_pretrained(arguments.model, **{name: getattr(arguments, name) for name in names})
 
 
 def _write_folder(

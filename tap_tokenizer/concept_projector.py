@@ -16,11 +16,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .foreign_files import check_regular_file
 from .output_files import save_tensors
+from .text_encoder import TEMPLATE, TextEncoder, as_text_encoder, phrase_vectors
 from .weight_files import damage_told
 
 
@@ -68,6 +68,11 @@ class ConceptBank:
         return self.weights.shape[0]
 
     @property
+    def logit_scale(self) -> float:
+        """The factor of the softmax: the length of the columns of `weights`."""
+        return float(self.weights.norm(dim=0).mean())
+
+    @property
     def digest(self) -> str:
         """SHA-256 of names and weights, 16 hex digits: identifies the concepts."""
         content = json.dumps(self.names).encode() + self.weights.contiguous().numpy().tobytes()
@@ -99,14 +104,13 @@ class ConceptBank:
         return cls(tuple(names), F.normalize(torch.as_tensor(vectors).float(), dim=-1).T.contiguous() * logit_scale)
 
     @classmethod
-    @torch.no_grad()
     def from_text_encoder(
         cls,
         names: Sequence[str],
         text_encoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        template: str = "a {}",
+        template: str = TEMPLATE,
         logit_scale: float | None = None,
         batch_size: int = 256,
     ) -> ConceptBank:
@@ -125,16 +129,20 @@ class ConceptBank:
                     "(100 for most CLIP models)."
                 )
             logit_scale = float(own.detach().exp())
-        kind = getattr(getattr(text_encoder, "config", None), "model_type", "")
-        padding = (
-            "max_length" if kind.startswith("siglip") else True
-        )  # SigLIP reads the last position of its full length
-        vectors = []
-        for start in tqdm(range(0, len(names), batch_size), desc="concepts", disable=len(names) <= batch_size):
-            texts = [template.format(name) for name in names[start : start + batch_size]]
-            inputs = tokenizer(texts, padding=padding, truncation=True, return_tensors="pt").to(text_encoder.device)
-            vectors.append(_text_features(text_encoder, inputs).float().cpu())
-        return cls.from_vectors(names, torch.cat(vectors), logit_scale)
+        vectors = phrase_vectors(names, text_encoder, tokenizer, template=template, batch_size=batch_size)
+        return cls.from_vectors(names, vectors, logit_scale)
+
+    @classmethod
+    def from_words(
+        cls, names: Sequence[str], text_encoder: TextEncoder | str | Path, *, logit_scale: float = 100.0
+    ) -> ConceptBank:
+        """A bank of words, by a `TextEncoder` or the folder or Hub repository of one; vectors that were made once are kept.
+
+        logit_scale: the factor of the softmax, 100 for most CLIP models.
+        """
+        if isinstance(names, str) or not len(names):
+            raise ValueError(f"Got the names {names!r}, expected a list with at least one.")
+        return cls.from_vectors(names, as_text_encoder(text_encoder).encode(names), logit_scale)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, completely or not at all."""
@@ -160,18 +168,36 @@ def check_bank(concepts: Any) -> None:
         raise ValueError(
             f"concepts is a {type(concepts).__name__}, expected a ConceptBank: names need a text encoder. "
             "ConceptBank.from_text_encoder(names, text_encoder, tokenizer) makes a bank of them, "
-            "ConceptBank.from_vectors(names, vectors) one of their vectors, ConceptBank.load(path) reads a saved one."
+            "ConceptBank.from_words(names, folder) does so with the folder or repository of one, "
+            "ConceptBank.from_vectors(names, vectors) makes one of their vectors, ConceptBank.load(path) reads a saved one. "
+            "A region tokenizer that was loaded with text_encoder=… takes lists of names in classify."
         )
 
 
-def _text_features(text_encoder: PreTrainedModel, inputs: Any) -> Tensor:
-    if hasattr(text_encoder, "get_text_features"):
-        output = text_encoder.get_text_features(**inputs)
-        return output if isinstance(output, Tensor) else output.pooler_output
-    output = text_encoder(**inputs)
-    if getattr(output, "text_embeds", None) is None:
+def bank_of(concepts: Any, text_encoder: TextEncoder | None, own: ConceptBank | None) -> ConceptBank:
+    """A bank of names, by the encoder, with the temperature of `own`, else 100; what is a bank stays as it is."""
+    if isinstance(concepts, (list, tuple)) and concepts and text_encoder is not None:
+        return ConceptBank.from_words(concepts, text_encoder, logit_scale=100.0 if own is None else own.logit_scale)
+    check_bank(concepts)
+    return concepts
+
+
+def vectors_of(phrases: Sequence[str], text_encoder: TextEncoder | None, own: ConceptBank | None, width: int) -> Tensor:
+    """Unit vectors (N, `width`) of phrases, by the encoder, or else of those that are names in the bank `own`."""
+    if text_encoder is not None:
+        vectors = text_encoder.encode(phrases)
+        if vectors.shape[-1] != width:
+            raise ValueError(
+                f"The text encoder makes vectors of width {vectors.shape[-1]}, the model's semantic embeddings have {width}: "
+                "give the encoder that its weights were trained to match."
+            )
+        return vectors
+    names = {} if own is None else {name: i for i, name in enumerate(own.names)}
+    if own is None or any(phrase not in names for phrase in phrases):
+        unknown = next(phrase for phrase in phrases if phrase not in names)
+        known = f" Its {len(names)} names lack {unknown!r}." if names else ""
         raise ValueError(
-            f"{type(text_encoder).__name__} has no get_text_features and returns no text_embeds: use a CLIP-like text "
-            "encoder with a projection, for example CLIPTextModelWithProjection."
+            f"Words need a text encoder, or a concept bank that has them as names.{known} Load the region tokenizer with "
+            "text_encoder=…, the folder or Hub repository of the encoder that its weights were trained to match."
         )
-    return output.text_embeds
+    return F.normalize(own.weights.T[[names[phrase] for phrase in phrases]], dim=-1)

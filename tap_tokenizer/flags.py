@@ -6,7 +6,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ INTERRUPTED = 130
 
 def run_command(
     parser: argparse.ArgumentParser,
-    commands: dict[str, Callable[[argparse.Namespace], int | None]],
+    commands: Mapping[str, Callable[[argparse.Namespace], int | None]],
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run the command that `argv` names; gives the exit code: its own, else 0, 2 for bad input, 130 if it was interrupted.
@@ -149,9 +149,9 @@ def region_prompts(regions: Sequence[tuple[str, Any]], size: tuple[int, int], fi
 
 def check_one_picture(arguments: argparse.Namespace) -> None:
     """Refuse flags that are for a folder of pictures."""
-    if arguments.boxes is not None or arguments.output is not None:
+    if arguments.boxes is not None or arguments.output is not None or getattr(arguments, "coco", None) is not None:
         raise ValueError(
-            "--boxes and --output are for a folder of pictures: give --box, --point or --mask for one picture."
+            "--boxes, --coco and --output are for a folder of pictures: give --box, --point or --mask for one picture."
         )
 
 
@@ -169,7 +169,7 @@ def check_folder_of_pictures(arguments: argparse.Namespace) -> None:
 def inputs_of(arguments: argparse.Namespace) -> list[Path]:
     """The files that the flags name to be read."""
     masks = [value for kind, value in getattr(arguments, "regions", None) or [] if kind == "mask"]
-    tables = [getattr(arguments, "boxes", None)]
+    tables = [getattr(arguments, name, None) for name in ("boxes", "coco", "results")]
     return [path for path in (arguments.image, *tables, *masks) if path is not None]
 
 

@@ -33,7 +33,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 class PictureRegions:
     """One picture of a folder: its name there, its path, and its regions, one dictionary each.
 
-    A region has "box" [x1, y1, x2, y2] or "point" [x, y] or both, and the table's further columns.
+    A region has "box" [x1, y1, x2, y2] or "point" [x, y] or both, or a "mask" in any form of `as_mask`, and what else is
+    known of it, such as a table's further columns.
     """
 
     image: str
@@ -43,10 +44,8 @@ class PictureRegions:
     @property
     def prompts(self) -> list[RegionPrompt]:
         """What marks each region."""
-        return [
-            RegionPrompt.read({"box": region.get("box"), "points": [region["point"]] if "point" in region else None})
-            for region in self.regions
-        ]
+        kinds = ({**region, "points": [region["point"]] if "point" in region else None} for region in self.regions)
+        return [RegionPrompt.read({name: one.get(name) for name in ("box", "points", "mask")}) for one in kinds]
 
 
 def pictures_of(folder: Path) -> list[PictureRegions]:

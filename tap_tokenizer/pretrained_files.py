@@ -44,12 +44,14 @@ from .foreign_files import (
 from .image_processing_tap import TapImageProcessor
 from .modeling_tap import TapModel
 from .processing_tap import TapProcessor
+from .text_encoder import TextEncoder
 from .weight_files import check_weights, damage_told, weight_shapes
 
 logger = logging.get_logger(__name__)
 
 CONCEPTS_FILE = "concepts.safetensors"
 TEXT_TOKENIZER_FOLDER = "text_tokenizer"
+TEXT_ENCODER_FOLDER = "text_encoder"
 
 DEFAULT_CONCEPTS = "merged_2560"
 """The concept file of the original's repository that is loaded by default."""
@@ -156,6 +158,16 @@ class TokenizerFiles:
         from .checkpoint_conversion import load_original_concepts
 
         return load_original_concepts(self.concepts) if _is_pickle(self.concepts) else ConceptBank.load(self.concepts)
+
+    def load_text_encoder(self, wanted: str | Path | TextEncoder | None, hub: Hub) -> TextEncoder | None:
+        """The text encoder that the user named, or the one that was saved with the model, if there is one."""
+        if isinstance(wanted, (str, Path)):
+            options = {} if Path(wanted).is_dir() else {name: hub[name] for name in hub if name != "revision"}
+            return TextEncoder.from_pretrained(wanted, **options)
+        saved = None if self.folder is None else self.folder / TEXT_ENCODER_FOLDER
+        if wanted is not None or saved is None or not saved.is_dir():
+            return wanted
+        return TextEncoder.from_pretrained(saved)
 
 
 def locate(

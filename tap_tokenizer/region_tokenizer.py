@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .concept_projector import ConceptBank, check_bank
+from .concept_projector import ConceptBank, bank_of, check_bank, vectors_of
+from .detections import detection_prompts
 from .everything import search_picture
 from .everything_options import EverythingOptions
 from .image_processing_tap import ImageInput, TapImageProcessor, as_image_list, load_rgb
 from .modeling_tap import TapModel
-from .pretrained_files import CONCEPTS_FILE, TEXT_TOKENIZER_FOLDER, load_text_tokenizer, locate
+from .pretrained_files import CONCEPTS_FILE, TEXT_ENCODER_FOLDER, TEXT_TOKENIZER_FOLDER, load_text_tokenizer, locate
 from .processing_tap import TapProcessor
 from .prompts import read_prompts
 from .region_decoder import ImageFeatures, RegionDecoder, frozen
 from .region_tokens import RegionTokens
+from .text_encoder import TextEncoder, as_text_encoder
 from .weight_files import check_device
 
 
@@ -45,6 +47,7 @@ class TapRegionTokenizer:
         *,
         text_tokenizer: PreTrainedTokenizerBase | None = None,
         concepts: ConceptBank | None = None,
+        text_encoder: TextEncoder | None = None,
         image_batch_size: int = 4,
         region_batch_size: int = 64,
     ) -> None:
@@ -52,6 +55,7 @@ class TapRegionTokenizer:
         self.processor = processor or TapProcessor(TapImageProcessor(image_size=model.config.image_size))
         self.text_tokenizer = text_tokenizer
         self.concepts = concepts
+        self.text_encoder = None if text_encoder is None else as_text_encoder(text_encoder)
         self.image_batch_size = image_batch_size
         self.region_batch_size = region_batch_size
         self.source: dict[str, str] = {}
@@ -75,6 +79,7 @@ class TapRegionTokenizer:
         variant: str | None = None,
         concepts: str | Path | ConceptBank | None = None,
         text_tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        text_encoder: str | Path | TextEncoder | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         attn_implementation: str | None = None,
@@ -94,6 +99,8 @@ class TapRegionTokenizer:
         text_tokenizer: the caption vocabulary, which no checkpoint holds: LLaMA-1's `tokenizer.model`, a folder or a Hub
         repository with it, or a tokenizer. Default: what was saved with the model; for the original's repository,
         `pretrained_files.DEFAULT_TEXT_TOKENIZER`. It is checked by its md5. Without it, everything works except `caption`.
+        text_encoder: the encoder that the weights were trained to match, for concepts and searches in your own words: its
+        folder or Hub repository, or a `TextEncoder`. Default: what was saved with the model.
         dtype: default float32. revision, cache_dir, token, local_files_only: as everywhere in transformers.
 
         Nothing in the files is executed: the reader of pickles accepts only arrays and plain containers, and Python
@@ -109,6 +116,7 @@ class TapRegionTokenizer:
             model.to(device) if device is not None else model,
             processor,
             concepts=files.load_concepts(),
+            text_encoder=files.load_text_encoder(text_encoder, hub),
             text_tokenizer=load_text_tokenizer(
                 text_tokenizer, files, vocab_size=model.config.text_decoder_config.vocab_size, hub=hub
             ),
@@ -119,6 +127,7 @@ class TapRegionTokenizer:
             "variant": variant,
             "concepts": concepts,
             "text_tokenizer": text_tokenizer,
+            "text_encoder": text_encoder,
             "revision": revision,
         }
         tokenizer.source = {name: str(value) for name, value in named.items() if isinstance(value, (str, Path))}
@@ -130,7 +139,7 @@ class TapRegionTokenizer:
         return self.model.config.limitation
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model, processor, concept bank and caption vocabulary to a folder that `from_pretrained` reads."""
+        """Write all that there is, from the model to the text encoder, to a folder that `from_pretrained` reads."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder)
@@ -139,6 +148,8 @@ class TapRegionTokenizer:
             self.concepts.save(folder / CONCEPTS_FILE)
         if self.text_tokenizer is not None:
             self.text_tokenizer.save_pretrained(folder / TEXT_TOKENIZER_FOLDER)
+        if self.text_encoder is not None:
+            self.text_encoder.save_pretrained(folder / TEXT_ENCODER_FOLDER)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
         """Upload what `save_pretrained` writes to a repository on the Hub. Returns its address."""
@@ -219,6 +230,7 @@ class TapRegionTokenizer:
     def encode(
         self,
         images: ImageInput | Sequence[ImageInput] | None = None,
+        detections: Any = None,
         *,
         boxes: Any = None,
         points: Any = None,
@@ -233,7 +245,9 @@ class TapRegionTokenizer:
         images: one picture (prompts are lists of regions) or a list (prompts are lists of such lists); see
         `TapImageProcessor` for what a picture may be and `TapProcessor` for what prompts may be. Coordinates are pixels
         of the original picture, boxes xyxy. Instead of these lists, you can give `prompts`: a list of
-        `RegionPrompt`s, or a list of such lists. Instead of pictures, you can give `features` from `embed_image`.
+        `RegionPrompt`s, or a list of such lists. Or give `detections`: what a detector found, as supervision's `Detections`
+        (for several pictures, a list of them); their masks are the prompts, or their boxes if they have none. Instead of
+        pictures, you can give `features` from `embed_image`.
         with_masks: compute masks in the same pass. Otherwise, when `RegionTokens.masks` is first read, regions given by boxes
         or masks take a second pass. (For other regions, mask logits are kept anyway, because their boxes come from them.)
 
@@ -251,6 +265,10 @@ class TapRegionTokenizer:
             is_batch = isinstance(images, (list, tuple))
             pictures = [load_rgb(image) for image in as_image_list(images)]  # opened once, before the model runs
             sizes = torch.tensor([picture.shape[:2] for picture in pictures])
+        if detections is not None:
+            if taken := [name for name, value in {**lists, "prompts": prompts}.items() if value is not None]:
+                raise ValueError(f"Got detections and {', '.join(taken)}: give detections alone.")
+            prompts = detection_prompts(detections, len(sizes) if is_batch else None)
         given = read_prompts(len(sizes) if is_batch else None, prompts=prompts, **lists)
         prepared = self.processor.prepare_prompts(sizes, given, is_batch=is_batch)
         features = self.embed_image(pictures) if features is None else features
@@ -358,16 +376,14 @@ class TapRegionTokenizer:
         return self.text_tokenizer.decode(words).strip()
 
     def classify(
-        self, regions: RegionTokens, top_k: int = 5, *, concepts: ConceptBank | None = None
+        self, regions: RegionTokens, top_k: int = 5, *, concepts: ConceptBank | Sequence[str] | None = None
     ) -> list[list[tuple[str, float]]]:
         """The `top_k` most probable concepts of each region with their scores, best first.
 
-        concepts: a bank of your own instead of the tokenizer's. Raises `ValueError` if there is neither, or for a list
-        of names: `ConceptBank.from_text_encoder` makes a bank of them.
+        concepts: a bank of your own instead of the tokenizer's, or names, of which `concept_bank` makes one. Raises
+        `ValueError` without any, and for names if there is no text encoder.
         """
-        if concepts is not None:
-            check_bank(concepts)
-        bank = self.concepts if concepts is None else concepts
+        bank = self.concepts if concepts is None else self.concept_bank(concepts)
         if bank is None:
             raise ValueError(
                 "This tokenizer has no concept bank: load it with concepts=… (a file of the original or of "
@@ -375,6 +391,18 @@ class TapRegionTokenizer:
             )
         self._check_origin(regions)
         return bank.top(regions.embeds, min(top_k, len(bank)) if top_k > 0 else top_k)
+
+    def concept_bank(self, concepts: ConceptBank | Sequence[str]) -> ConceptBank:
+        """A bank of names, by the text encoder, with the temperature of the tokenizer's own bank; a bank stays as it is."""
+        return bank_of(concepts, self.text_encoder, self.concepts)
+
+    def phrase_vectors(self, phrases: Sequence[str]) -> Tensor:
+        """Unit vectors (N, E) of phrases in the space of semantic embeddings: by the text encoder, else from the concept bank.
+
+        Raises `ValueError` for phrases that are not in the bank if there is no encoder, and for an encoder of another space.
+        """
+        width = self.model.config.image_decoder_config.semantic_embed_size
+        return vectors_of(phrases, self.text_encoder, self.concepts, width)
 
     def _check_features(self, features: ImageFeatures) -> None:
         if features.fingerprint != self.fingerprint:

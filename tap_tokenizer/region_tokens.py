@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .coco_masks import mask_to_rle
+from .detections import as_detections
 from .foreign_files import check_regular_file
 from .output_files import save_tensors
 from .weight_files import damage_told
@@ -126,6 +127,40 @@ class RegionTokens:
         """
         self._compute_masks()
         return [mask_to_rle(part.cpu()) for part in self.mask_parts if isinstance(part, Tensor)]
+
+    def to_detections(
+        self,
+        detections: Any = None,
+        *,
+        concepts: Sequence[Sequence[tuple[str, float]]] | None = None,
+        vocabulary: Sequence[str] | None = None,
+        captions: Sequence[str] | None = None,
+        with_masks: bool = True,
+    ) -> Any:
+        """The regions of one picture as supervision's `Detections`, which annotators, trackers and robots' programs read.
+
+        xyxy are `boxes`, mask is `masks` (unless `with_masks` is False), confidence is `quality`. `data` has
+        "region_embedding" (R, E), float32, and "mask_quality" (R,), the predicted IoU.
+        detections: what was given to `encode`; its confidence, class_id, tracker_id and data are kept.
+        concepts: what `classify` gave. The best become "class_name", all of them "concepts"; class names of the detector
+        move to "detector_class_name". vocabulary: the names that they were chosen from, whose places are the class ids;
+        without it, they are the places of the best in alphabetical order.
+        captions: what `caption` gave, as "caption".
+
+        Raises `ImportError` without supervision, `ValueError` for regions of several pictures (take one at a time with
+        `of_image`) or lists of another length.
+        """
+        if self.num_images != 1:
+            raise ValueError(
+                f"Got regions of {self.num_images} pictures, expected one: take regions.of_image(i).to_detections()."
+            )
+        columns: dict[str, Any] = {
+            "xyxy": self.boxes.float().cpu().numpy(),
+            "mask": self.masks.cpu().numpy() if with_masks else None,
+            "quality": self.quality.float().cpu().numpy(),
+            "embedding": self.embeds.float().cpu().numpy(),
+        }
+        return as_detections(columns, detections, concepts=concepts, vocabulary=vocabulary, captions=captions)
 
     def _compute_masks(self) -> None:
         if any(part is None for part in self.mask_parts):

@@ -41,18 +41,21 @@ LAYERS = {
         {"configuration_tap", "attention", "trial", "weight_files", "pickled_values"},
         {"foreign_files"},
         {"restricted_pickle"},
-        {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "concept_projector"},
+        {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "text_encoder"},
+        {"concept_projector"},
         {"fast_inference"},
         {"fast_captions"},
         {"modeling_tap", "image_processing_tap"},
         {"masks"},
         {"prompts"},
-        {"flags"},
+        {"flags", "detections"},
         {"processing_tap", "region_tokens", "checkpoint_conversion", "picture_folders"},
         {"pretrained_files", "region_decoder"},
         {"everything"},
         {"region_tokenizer"},
-        {"visualization"},
+        {"visualization", "region_index", "tokenizer_flags"},
+        {"contact_sheet", "folder_index", "coco_files"},
+        {"index_commands", "coco_command"},
         {"cli", "__init__"},
         {"__main__"},
     ],
@@ -209,7 +212,7 @@ def test_exports_are_what_type_checkers_see(package: str) -> None:
 @pytest.mark.parametrize("package", ["tap_tokenizer", "llm_bridge"])
 def test_everything_is_imported_without_optional_libraries_and_whatever_the_command_line_says(package: str) -> None:
     absent = ["peft", "accelerate", "datasets", "matplotlib", "starlette", "uvicorn", "pycocotools", "bitsandbytes",
-              "sentencepiece", "torchvision", "flash_attn", "tensorboard"]  # fmt: skip
+              "sentencepiece", "torchvision", "flash_attn", "tensorboard", "supervision", "fiftyone", "cv2"]  # fmt: skip
     code = (
         f"import sys\nsys.modules.update({{name: None for name in {absent!r}}})\nfrom {package} import *\nprint('fine')"
     )

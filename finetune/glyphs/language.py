@@ -10,10 +10,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
-from tap_tokenizer import ConceptBank
+from tap_tokenizer import ConceptBank, TextEncoder
 
 from .scenes import COLOURS, KINDS, SIZES, GlyphObject
 
@@ -82,3 +83,65 @@ def build_text_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
+
+
+def build_text_encoder() -> TextEncoder:
+    """A CLIP text model that says of a phrase what `concept_vector` does, up to rounding.
+
+    Its weights follow from the word vectors. A word's embedding is its vector and, beside it, the same with the other sign,
+    so that layer norms only scale it. Attention is even over all words, and gives each kind of word its share; special words,
+    "a" and "the" are zeros. The projection is the first half of what is then at the end.
+    """
+    listed = [
+        "<pad>",
+        "<s>",
+        "<unk>",
+        "</s>",
+        "a",
+        "the",
+        *SIZES,
+        *COLOURS,
+        *KINDS,
+    ]  # CLIP takes an end of id 2 for another
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(listed)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [("<s>", listed.index("<s>")), ("</s>", listed.index("</s>"))]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=2 * CONCEPT_SIZE,
+        intermediate_size=8,
+        projection_dim=CONCEPT_SIZE,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    model = CLIPTextModelWithProjection(config).eval().requires_grad_(False)
+    state = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    half = torch.eye(CONCEPT_SIZE)
+    mirrored = torch.cat([half, -half])  # a vector → itself and its negative
+    shares = torch.zeros(CONCEPT_SIZE, CONCEPT_SIZE)
+    for kind, names in ATTRIBUTES.items():
+        for name in names:
+            vector = torch.from_numpy(_word_vectors()[name])
+            shares += _SHARES[kind] * torch.outer(vector, vector)
+            _part(state, "token_embedding.weight")[words.convert_tokens_to_ids(name)] = mirrored @ vector
+    for norm in ("layer_norm1", "layer_norm2", "final_layer_norm"):
+        _part(state, f"{norm}.weight").fill_(1.0)
+    _part(state, "v_proj.weight").copy_(mirrored @ shares @ mirrored.T / 2)
+    _part(state, "out_proj.weight").copy_(torch.eye(2 * CONCEPT_SIZE))
+    _part(state, "text_projection.weight")[:, :CONCEPT_SIZE] = half
+    model.load_state_dict(state)
+    return TextEncoder(model, words)
+
+
+def _part(state: dict[str, Tensor], name: str) -> Tensor:
+    """The only tensor of a state whose name ends so."""
+    (found,) = [value for full, value in state.items() if full.endswith(name)]
+    return found

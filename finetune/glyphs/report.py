@@ -21,6 +21,7 @@ from .containment import says_truth
 from .free_questions import FREE_FAMILIES, KNOWLEDGE_FAMILIES, PHRASING_FAMILIES
 from .questions import ATTRIBUTE_FAMILIES, CAPTION_FAMILIES, CONTEXT_FAMILIES, FAMILIES, PAIR_FAMILIES
 from .records import LONG_SIDE
+from .retrieval import WAYS
 from .scenes import KINDS, draw_scene, make_scene
 from .views import TOLD_TRUTH
 
@@ -44,8 +45,12 @@ _MASKS = {
 _CONCEPTS = {f"concept top-1 ({name})": name for name in ("kind", "colour", "size")}
 """Numbers of the region tokenizer alone, and the entries of a line that they are means of."""
 
+_FOUND = ("recall@10", "mAP")
+"""How well objects of the same kind and colour are found in other pictures, by each of `WAYS`."""
+
 _OVERVIEW = {
     **{name: name for name in ("regions", *_MASKS, *_CONCEPTS, "native caption exact")},
+    **{f"found again by {way}: {number}": f"found again by {way}: {number}" for way in WAYS for number in _FOUND},
     "LLM: caption exact": "full: caption",
     **{f"LLM: {group}": f"full: {group}" for group in (*GROUPS, *FREE_GROUPS)},
     **{f"{TOLD_TRUTH}: {group}": f"{TOLD_TRUTH}: {group}" for group in FREE_GROUPS},
@@ -85,6 +90,8 @@ def _of_seed(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
         **{name: _share(regions, key) for name, key in _CONCEPTS.items()},
         "native caption exact": _share(regions, "caption"),
     }
+    for line in (line for line in lines if line["task"] == "retrieval"):
+        result |= {f"found again by {line['by']}: {number}": line[number] for number in _FOUND}
     questions = [line for line in lines if line["task"] == "question"]
     for view in dict.fromkeys(q["view"] for q in questions):
         for family in FAMILIES:

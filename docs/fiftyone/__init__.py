@@ -1,0 +1,146 @@
+"""A source of models for FiftyOne's zoo: TAP with the boxes of samples as prompts, and embeddings.
+
+    model = foz.load_zoo_model("tap-tiny")
+    dataset.apply_model(model, label_field="tap", prompt_field="ground_truth")
+    dataset.compute_patch_embeddings(model, "ground_truth", embeddings_field="region_embedding")
+
+FiftyOne loads this folder by itself, so it imports nothing that lies beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fiftyone.core.labels as fol
+import fiftyone.core.models as fom
+from tap_tokenizer import RegionTokens, TapRegionTokenizer
+
+MODELS: dict[str, dict[str, str]] = {
+    "tap-tiny": {"source": "tap-tiny"},
+    "tap-vit-l": {"source": "BAAI/tokenize-anything", "variant": "tap_vit_l_v1_1"},
+}
+"""Arguments of `TapRegionTokenizer.from_pretrained`, by the names in the manifest."""
+
+
+def download_model(model_name: str, model_path: str) -> None:
+    """Fetch the weights into the Hub's cache, and write down how they are found."""
+    TapRegionTokenizer.from_pretrained(**_known(model_name))
+    Path(model_path).write_text(json.dumps(MODELS[model_name]), encoding="utf-8")
+
+
+def load_model(model_name: str, model_path: str, **options: Any) -> TapModel:
+    """The model. options: those of `TapModel`, and of `TapRegionTokenizer.from_pretrained` (device, text_encoder, …)."""
+    own = {name: options.pop(name) for name in ("vocabulary", "captions", "vectors", "search") if name in options}
+    return TapModel(TapRegionTokenizer.from_pretrained(**{**_known(model_name), **options}), **own)
+
+
+def _known(model_name: str) -> dict[str, Any]:
+    if model_name not in MODELS:
+        raise ValueError(f"Got the model {model_name}, expected one of {', '.join(MODELS)}.")
+    return dict(MODELS[model_name])
+
+
+class TapModel(fom.Model, fom.SamplesMixin, fom.EmbeddingsMixin):
+    """A region tokenizer as FiftyOne calls models.
+
+    Detections of a sample's `prompt_field` are the prompts, and keep their labels' ids and boxes; without that field, all that
+    a search finds. A label is the best concept, or the prompt's label without concepts; the confidence is the mask's quality.
+    vocabulary: concepts of your own. captions: whether "caption" is written. vectors: whether "region_embedding" is.
+    search: fields of `EverythingOptions`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TapRegionTokenizer,
+        *,
+        vocabulary: list[str] | None = None,
+        captions: bool = True,
+        vectors: bool = False,
+        search: dict[str, Any] | None = None,
+    ) -> None:
+        fom.SamplesMixin.__init__(self)
+        self.tokenizer = tokenizer
+        if vocabulary is not None:
+            tokenizer.concepts = tokenizer.concept_bank(vocabulary)
+        self.captions = captions and tokenizer.text_tokenizer is not None
+        self.vectors = vectors
+        self.search = search or {}
+        self._last: np.ndarray | None = None
+
+    media_type = "image"
+    has_logits = False
+    has_embeddings = True
+    ragged_batches = True
+    transforms = None
+    preprocess = False
+
+    def predict(self, arg: np.ndarray, sample: Any = None) -> Any:
+        """Detections of a picture (H, W, 3), uint8, each with a mask, "caption" and "mask_quality"."""
+        field = self.needs_fields.get("prompt_field") if sample is not None else None
+        given = [] if field is None else getattr(sample[field], "detections", None) or []
+        if field is None:
+            regions = self.tokenizer.encode_everything(arg, **self.search)
+        elif not given:
+            return fol.Detections(detections=[])
+        else:
+            height, width = arg.shape[:2]
+            boxes = np.array([one.bounding_box for one in given]) * [width, height, width, height]
+            boxes[:, 2:] += boxes[:, :2]
+            regions = self.tokenizer.encode(arg, boxes=boxes.tolist(), with_masks=True)
+        return fol.Detections(detections=self._detections(regions, given))
+
+    def _detections(self, regions: RegionTokens, given: list[Any]) -> list[Any]:
+        count = len(regions)
+        captions = self.tokenizer.caption(regions) if self.captions and count else [None] * count
+        has_names = self.tokenizer.concepts is not None and count
+        names = [own[0][0] for own in self.tokenizer.classify(regions, 1)] if has_names else [None] * count
+        height, width = regions.image_sizes[0].tolist()
+        made = []
+        for i, (box, quality) in enumerate(zip(regions.boxes.tolist(), regions.quality.tolist())):
+            x1, y1, x2, y2 = box
+            left, top, right, bottom = (
+                round(x1),
+                round(y1),
+                max(round(x2), round(x1) + 1),
+                max(round(y2), round(y1) + 1),
+            )
+            own: dict[str, Any] = {"caption": captions[i], "mask_quality": quality}
+            if self.vectors:
+                own["region_embedding"] = regions.embeds[i].float().tolist()
+            if given:
+                own["prompt_id"] = str(given[i].id)
+            made.append(
+                fol.Detection(
+                    label=names[i] or (given[i].label if given else None),
+                    bounding_box=[x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height],
+                    mask=regions.masks[i, top:bottom, left:right].numpy(),
+                    confidence=quality,
+                    **own,
+                )
+            )
+        return made
+
+    def predict_all(self, args: Any, samples: Any = None) -> list[Any]:
+        """`predict` of each picture."""
+        return [self.predict(arg, sample) for arg, sample in zip(args, samples or [None] * len(args))]
+
+    def embed(self, arg: np.ndarray) -> np.ndarray:
+        """The semantic embedding (E,) of a picture as one region; of a patch, that is the embedding of what it shows."""
+        self._last = self.embed_all([arg])
+        return self._last[0]
+
+    def embed_all(self, args: Any) -> np.ndarray:
+        """`embed` of each, (N, E), float32."""
+        pictures = list(args)
+        boxes = [[[0, 0, picture.shape[1], picture.shape[0]]] for picture in pictures]
+        return self.tokenizer.encode(pictures, boxes=boxes).embeds.float().cpu().numpy()
+
+    def get_embeddings(self) -> np.ndarray:
+        """What `embed` gave last, (1, E)."""
+        if self._last is None:
+            raise ValueError("Nothing has been embedded yet: call embed first.")
+        return self._last

@@ -1,0 +1,403 @@
+"""`RegionIndex`: the regions of many pictures in one file, found again by an example, by words, or by both.
+
+Vectors are kept as unit vectors in float16, and a file's vectors are read from the disk as they are needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional as F
+
+from .foreign_files import check_regular_file
+from .output_files import save_tensors
+from .region_tokenizer import TapRegionTokenizer
+from .region_tokens import RegionTokens
+from .weight_files import damage_told
+
+FORMAT = "tap-region-index-1"
+
+Vectors: TypeAlias = Literal["embeds", "tokens"]
+
+ROUNDING = 2e-3
+"""How far a cosine in half precision may be from the exact one: 2^-11 for the query's numbers and as much for the result, both
+at most 1, and twice that for safety. Sums are taken in float32."""
+
+_TEXTS = ("caption", "name")
+_NUMBERS = {"boxes": torch.float32, "quality": torch.float32, "picture": torch.int64}
+
+
+@dataclass(frozen=True)
+class IndexedPicture:
+    """A picture of an index: its name, its size in pixels, and a stamp that changes with it, if one was given."""
+
+    name: str
+    height: int
+    width: int
+    stamp: str = ""
+
+
+@dataclass(frozen=True)
+class RegionHit:
+    """A region that was found.
+
+    row: its place in the index. score: the cosine of its vector and the query, at most 1; for an example together with words,
+    by how many standard deviations its two cosines lie above the index's means, on average.
+    picture, box (xyxy in its pixels), quality, caption and name: what is known of it; the last two are None if they are not.
+    """
+
+    row: int
+    score: float
+    picture: str
+    box: tuple[float, float, float, float]
+    quality: float
+    caption: str | None
+    name: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class RegionIndex:
+    """N regions with a semantic embedding each and, if it was made with `with_tokens`, also a semantic token.
+
+    >>> index = RegionIndex()
+    >>> index.add(tokenizer.encode("a.png", boxes=boxes), ["a.png"])
+    >>> index.save("regions.safetensors")
+    >>> index = RegionIndex.load("regions.safetensors")
+    >>> index.search(words="red umbrella", tokenizer=tokenizer)
+    >>> index.search(like=tokenizer.encode("b.png", boxes=[box]), top_k=5)
+
+    fingerprint: whose regions these are; an index holds those of one tokenizer. notes: a mapping of strings that is saved with
+    the index, for whoever made it.
+    """
+
+    def __init__(self, *, with_tokens: bool = False) -> None:
+        self.with_tokens = with_tokens
+        self.fingerprint: str | None = None
+        self.pictures: list[IndexedPicture] = []
+        self.notes: dict[str, str] = {}
+        self._blocks: list[dict[str, Tensor]] = []
+
+    def __len__(self) -> int:
+        return sum(len(block["picture"]) for block in self._blocks)
+
+    def __repr__(self) -> str:
+        kinds = "embeddings and tokens" if self.with_tokens else "embeddings"
+        return f"RegionIndex({len(self):,} regions of {len(self.pictures):,} pictures, {kinds}, {self.fingerprint!r})"
+
+    # --- what is in it --------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        regions: RegionTokens,
+        pictures: Sequence[str],
+        *,
+        captions: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
+        stamps: Sequence[str] | None = None,
+    ) -> None:
+        """Add the regions of some pictures, which the index does not have yet.
+
+        pictures: a name for each picture of `regions`; stamps: what else identifies it. captions, names: for each region.
+        """
+        given = {
+            "captions": (captions, len(regions)),
+            "names": (names, len(regions)),
+            "stamps": (stamps, len(pictures)),
+        }
+        for what, (values, count) in given.items():
+            if values is not None and len(values) != count:
+                raise ValueError(f"Got {len(values)} {what}, expected {count}, in the order of regions and pictures.")
+        if len(pictures) != regions.num_images:
+            raise ValueError(f"Got {len(pictures)} names for {regions.num_images} pictures, expected one for each.")
+        if self.fingerprint not in (None, regions.fingerprint):
+            raise ValueError(
+                f"The index holds regions of the tokenizer {self.fingerprint}, these are of {regions.fingerprint}: "
+                "encode them with the same one, or begin another index."
+            )
+        if double := ({picture.name for picture in self.pictures} & set(pictures)) or len(set(pictures)) < len(
+            pictures
+        ):
+            which = f" {sorted(double)[0]}" if isinstance(double, set) else ""
+            raise ValueError(f"The index would have a picture twice{which}: remove it first, or name it otherwise.")
+        block = {
+            "embeds": _unit(regions.embeds),
+            "boxes": regions.boxes.float().cpu(),
+            "quality": regions.quality.float().cpu(),
+            "picture": regions.image_index.cpu().long() + len(self.pictures),
+            **_as_bytes("caption", captions or [""] * len(regions)),
+            **_as_bytes("name", names or [""] * len(regions)),
+        }
+        if self.with_tokens:
+            block["tokens"] = _unit(regions.tokens)
+        self.fingerprint = regions.fingerprint
+        self._blocks.append(block)
+        for name, stamp, (height, width) in zip(pictures, stamps or [""] * len(pictures), regions.image_sizes.tolist()):
+            self.pictures.append(IndexedPicture(name, height, width, stamp))
+
+    def extend(self, other: RegionIndex) -> None:
+        """Add all that another index of the same kind holds."""
+        if other.with_tokens != self.with_tokens or self.fingerprint not in (
+            None,
+            other.fingerprint or self.fingerprint,
+        ):
+            raise ValueError(
+                f"{other!r} does not fit {self!r}: they were made with another tokenizer or other vectors."
+            )
+        if double := {picture.name for picture in self.pictures} & {picture.name for picture in other.pictures}:
+            raise ValueError(f"Both indexes have {sorted(double)[0]}: remove it from one of them.")
+        first = len(self.pictures)
+        self._blocks += [{**block, "picture": block["picture"] + first} for block in other._blocks]
+        self.pictures = [*self.pictures, *other.pictures]
+        self.fingerprint = other.fingerprint or self.fingerprint
+
+    def without(self, pictures: Collection[str]) -> RegionIndex:
+        """The index without some pictures and their regions."""
+        kept = [i for i, picture in enumerate(self.pictures) if picture.name not in set(pictures)]
+        place = torch.full((len(self.pictures),), -1)
+        place[kept] = torch.arange(len(kept))
+        index = RegionIndex(with_tokens=self.with_tokens)
+        index.fingerprint, index.notes = self.fingerprint, dict(self.notes)
+        index.pictures = [self.pictures[i] for i in kept]
+        for block in self._blocks:
+            rows = (place[block["picture"]] >= 0).nonzero()[:, 0]
+            if len(rows) == len(block["picture"]):  # what lies on the disk stays there
+                index._blocks.append({**block, "picture": place[block["picture"]]})
+                continue
+            texts = {name: _texts_of(block, name, rows.tolist()) for name in _TEXTS}
+            columns = {name: column[rows] for name, column in block.items() if name.partition("_")[0] not in _TEXTS}
+            columns["picture"] = place[columns["picture"]]
+            index._blocks.append(
+                columns | {k: v for name, own in texts.items() for k, v in _as_bytes(name, own).items()}
+            )
+        return index
+
+    def column(self, name: Literal["embeds", "tokens", "boxes", "quality", "picture"]) -> Tensor:
+        """What is kept of all regions: unit vectors (N, width) in float16, boxes (N, 4), quality (N,), picture numbers (N,)."""
+        if name == "tokens" and not self.with_tokens:
+            raise ValueError('This index holds no tokens: search by="embeds", or make it with with_tokens=True.')
+        self._join()
+        return self._blocks[0][name] if self._blocks else torch.zeros(0)
+
+    def texts(self, name: Literal["caption", "name"], rows: Sequence[int]) -> list[str]:
+        """Captions or names of some regions; "" where there is none."""
+        self._join()
+        return _texts_of(self._blocks[0], name, rows) if len(rows) else []
+
+    def _join(self) -> None:
+        """Make one block of all, and let go of each as it is copied: they may fill half of the memory."""
+        if len(self._blocks) < 2:
+            return
+        joined = {}
+        for name in list(self._blocks[0]):
+            parts = [block.pop(name) for block in reversed(self._blocks)]
+            rows = sum(len(part) for part in parts)
+            joined[name], start = parts[0].new_empty(rows, *parts[0].shape[1:]), 0
+            while parts:
+                part = parts.pop()
+                joined[name][start : start + len(part)] = part
+                start += len(part)
+        self._blocks = [joined]
+
+    # --- search ---------------------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        like: RegionTokens | None = None,
+        *,
+        words: str | None = None,
+        tokenizer: TapRegionTokenizer | None = None,
+        by: Vectors = "embeds",
+        top_k: int = 10,
+        names: Collection[str] | None = None,
+        pictures: Collection[str] | None = None,
+        other_than: Collection[str] = (),
+        min_quality: float = 0.0,
+    ) -> list[RegionHit]:
+        """The regions most like an example, or that words name, or both, best first.
+
+        like: one region, or several that stand for one thing, whose vectors are averaged; by: whether semantic embeddings or
+        semantic tokens are compared. words: a phrase, which `tokenizer`, whose regions these are, turns into a vector
+        (`TapRegionTokenizer.phrase_vectors`). With both, each counts equally: cosines are put on a common scale first.
+        names, pictures, other_than, min_quality: only regions with one of these names, in these pictures, not in those,
+        of at least this quality.
+
+        Every region is compared, and ranks and scores are those of exact arithmetic on the stored vectors.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}, expected 1 or more.")
+        queries = self._queries(like, words, tokenizer, by)
+        allowed = self._allowed(names, pictures, other_than, min_quality)
+        if not int(allowed.sum()):
+            return []
+        rows, scores = _best([(self.column(kind), query) for kind, query in queries], allowed, top_k)
+        return self._hits(rows, scores)
+
+    def _queries(
+        self, like: RegionTokens | None, words: str | None, tokenizer: TapRegionTokenizer | None, by: Vectors
+    ) -> list[tuple[Vectors, Tensor]]:
+        """Which vectors are compared with which query (width,), for each part of the question."""
+        if like is None and words is None:
+            raise ValueError("Got nothing to search for: give like=…, a region, or words=…, or both.")
+        if by not in ("embeds", "tokens"):
+            raise ValueError(f'by is {by!r}, expected "embeds" or "tokens".')
+        queries: list[tuple[Vectors, Tensor]] = []
+        if like is not None:
+            if not len(like):
+                raise ValueError("Got an example without regions, expected at least one.")
+            self._check_origin(like.fingerprint, "The example's regions")
+            queries.append((by, _unit(like.embeds if by == "embeds" else like.tokens).float().mean(dim=0)))
+        if words is not None:
+            if tokenizer is None:
+                raise ValueError("Words need the region tokenizer that made the index: give tokenizer=….")
+            self._check_origin(tokenizer.fingerprint, "The tokenizer's regions")
+            queries.append(("embeds", tokenizer.phrase_vectors([words])[0]))
+        return [(kind, F.normalize(query, dim=0)) for kind, query in queries]
+
+    def _check_origin(self, fingerprint: str, what: str) -> None:
+        if self.fingerprint not in (None, fingerprint):
+            raise ValueError(
+                f"{what} have the fingerprint {fingerprint}, the index {self.fingerprint}: use the tokenizer that made the "
+                "index, or index the pictures again."
+            )
+
+    def _allowed(
+        self, names: Collection[str] | None, pictures: Collection[str] | None, other: Collection[str], quality: float
+    ) -> Tensor:
+        """Which regions (N,) pass the filters."""
+        picture = self.column("picture").long()
+        known = {one.name for one in self.pictures}
+        if missing := sorted((set(pictures or ()) | set(other)) - known):
+            raise ValueError(f"The index has no picture {missing[0]!r}: give names as in index.pictures.")
+        wanted = [(pictures is None or one.name in pictures) and one.name not in other for one in self.pictures]
+        allowed = torch.tensor(wanted, dtype=torch.bool)[picture]
+        if quality > 0:
+            allowed &= self.column("quality") >= quality
+        if names is not None:
+            rows = allowed.nonzero()[:, 0].tolist()
+            allowed[rows] = torch.tensor([name in names for name in self.texts("name", rows)], dtype=torch.bool)
+        return allowed
+
+    def _hits(self, rows: list[int], scores: list[float]) -> list[RegionHit]:
+        captions, names = (self.texts(kind, rows) for kind in ("caption", "name"))
+        boxes, quality = self.column("boxes")[rows].tolist(), self.column("quality")[rows].tolist()
+        pictures = self.column("picture")[rows].tolist()
+        return [
+            RegionHit(row, score, self.pictures[picture].name, tuple(box), own, caption or None, name or None)
+            for row, score, picture, box, own, caption, name in zip(
+                rows, scores, pictures, boxes, quality, captions, names
+            )
+        ]
+
+    # --- files ----------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, completely or not at all."""
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise ValueError(f"There is no folder {path.parent}: make it first.")
+        if self.fingerprint is None:
+            raise ValueError("The index is empty: add regions first.")
+        self._join()
+        tensors = {name: column.contiguous() for name, column in self._blocks[0].items()}
+        tensors |= _as_bytes("pictures", [json.dumps(asdict(picture)) for picture in self.pictures])
+        save_tensors(
+            path, tensors, {"format": FORMAT, "fingerprint": self.fingerprint, "notes": json.dumps(self.notes)}
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> RegionIndex:
+        """Read what `save` wrote; vectors stay on the disk until they are compared. Raises `ValueError` for other files."""
+        check_regular_file(path)
+        with damage_told(path), safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("format") != FORMAT:
+                raise ValueError(f"{path} is no index of regions: expected a file that RegionIndex.save wrote.")
+            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+            index = cls(with_tokens="tokens" in columns)
+            index.fingerprint, index.notes = about["fingerprint"], dict(json.loads(about["notes"]))
+            _check_columns(columns, path)
+            count = len(columns["pictures_lengths"])
+            index.pictures = [
+                IndexedPicture(**json.loads(text)) for text in _texts_of(columns, "pictures", range(count))
+            ]
+            if len(columns["picture"]) and not 0 <= columns["picture"].min() <= columns["picture"].max() < count:
+                raise ValueError(f"{path} has regions of pictures that it does not list: make it again.")
+            index._blocks = [{name: column for name, column in columns.items() if not name.startswith("pictures_")}]
+        return index
+
+
+def _check_columns(columns: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse columns that are missing, of another type, or of another length than the others."""
+    texts = [f"{name}_{part}" for name in (*_TEXTS, "pictures") for part in ("bytes", "lengths")]
+    if lacking := sorted({"embeds", *_NUMBERS, *texts} - set(columns)):
+        raise ValueError(f"{path} lacks {', '.join(lacking)}: make it again.")
+    count = len(columns["picture"])
+    for name, column in columns.items():
+        is_text = name.endswith("_bytes")
+        wanted = _NUMBERS.get(name, torch.uint8 if is_text else torch.int64 if "_" in name else torch.float16)
+        dimensions = 2 if name in ("embeds", "tokens", "boxes") else 1
+        right_length = is_text or name == "pictures_lengths" or len(column) == count
+        if column.dtype != wanted or column.ndim != dimensions or not right_length:
+            raise ValueError(
+                f"{path} has {name} of shape {tuple(column.shape)}, which does not fit the rest: make it again."
+            )
+    for name in (*_TEXTS, "pictures"):
+        lengths = columns[f"{name}_lengths"]
+        if (lengths < 0).any() or int(lengths.sum()) != len(columns[f"{name}_bytes"]):
+            raise ValueError(f"{path} has texts that are cut off ({name}): make it again.")
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(vectors.float(), dim=-1).half().cpu()
+
+
+def _as_bytes(name: str, texts: Sequence[str]) -> dict[str, Tensor]:
+    """Texts as two tensors: their bytes in UTF-8, one after the other, and how many each has."""
+    coded = [text.encode() for text in texts]
+    joined = torch.frombuffer(bytearray(b"".join(coded)), dtype=torch.uint8) if any(coded) else torch.zeros(0).byte()
+    return {f"{name}_bytes": joined, f"{name}_lengths": torch.tensor([len(text) for text in coded], dtype=torch.int64)}
+
+
+def _texts_of(block: Mapping[str, Tensor], name: str, rows: Sequence[int]) -> list[str]:
+    """Some of the texts of `_as_bytes`."""
+    coded, lengths = block[f"{name}_bytes"].numpy(), block[f"{name}_lengths"]
+    ends = lengths.cumsum(0)
+    return [coded[int(ends[row] - lengths[row]) : int(ends[row])].tobytes().decode() for row in rows]
+
+
+# --- the best of a million -----------------------------------------------------------------------------------------------
+
+
+def _best(parts: Sequence[tuple[Tensor, Tensor]], allowed: Tensor, top_k: int) -> tuple[list[int], list[float]]:
+    """Rows and scores of the best, for unit vectors (N, width) in float16 and a query (width,) in float32 of each part.
+
+    All rows are compared in half precision, which reads memory once. Those that rounding may have kept from their place are
+    then compared in float64.
+    """
+    rough = [torch.mv(vectors, query.half()).float() for vectors, query in parts]
+    means, scales = [0.0], [1.0]
+    if len(parts) > 1:  # cosines with words are close together and far from 1, those with an example are not
+        means = [float(scores.mean()) for scores in rough]
+        scales = [max(float(scores.std(correction=0)), 1e-6) * len(parts) for scores in rough]
+    total = sum(((scores - mean) / scale for scores, mean, scale in zip(rough, means, scales)), torch.zeros(()))
+    total = total.masked_fill(~allowed, -torch.inf)
+    top_k = min(top_k, int(allowed.sum()))
+    last = total.topk(top_k).values[-1]
+    rows = (total >= last - 2 * sum(ROUNDING / scale for scale in scales)).nonzero()[:, 0]
+    exact = torch.zeros(len(rows), dtype=torch.float64)  # so that a score does not depend on what it is computed with
+    for (vectors, query), mean, scale in zip(parts, means, scales):
+        for start in range(0, len(rows), 65536):
+            some = slice(start, start + 65536)
+            exact[some] += (vectors[rows[some]].double() @ query.double() - mean) / scale
+    order = exact.argsort(descending=True, stable=True)[:top_k]
+    return rows[order].tolist(), exact[order].float().tolist()

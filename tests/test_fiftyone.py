@@ -1,0 +1,117 @@
+"""The source of models for FiftyOne's zoo, by its contract, and with the real package where it is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tap_tokenizer import TapRegionTokenizer
+
+FOLDER = Path(__file__).parents[1] / "docs" / "fiftyone"
+DEMO = Path(__file__).parents[1] / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
+BOXES = [[361, 233, 436, 307], [177, 392, 271, 470]]
+os.environ.setdefault("FIFTYONE_DISABLE_SERVICES", "1")  # its database is no part of what is tested
+
+
+class SamplesMixin:
+    """As FiftyOne's."""
+
+    def __init__(self) -> None:
+        self.needs_fields: dict[str, str] = {}
+
+
+class Label(SimpleNamespace):
+    """As FiftyOne's: any attributes, and an id."""
+
+    id = "0123"
+
+
+@pytest.fixture(params=["by contract", "installed"])
+def zoo(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The folder as FiftyOne loads it."""
+    if request.param == "installed" and find_spec("fiftyone") is None:
+        pytest.skip("needs fiftyone")
+    if request.param == "by contract":
+        models, labels = ModuleType("fiftyone.core.models"), ModuleType("fiftyone.core.labels")
+        vars(models).update(Model=type("Model", (), {}), SamplesMixin=SamplesMixin, EmbeddingsMixin=type("E", (), {}))
+        vars(labels).update(Detection=Label, Detections=Label)
+        core, top = ModuleType("fiftyone.core"), ModuleType("fiftyone")
+        vars(core).update(models=models, labels=labels)
+        vars(top).update(core=core)
+        for module in (top, core, models, labels):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+    spec = spec_from_file_location("tap_zoo", FOLDER / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "tap_zoo", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    return np.asarray(Image.open(DEMO).convert("RGB"))
+
+
+def sample_with(zoo: Any, boxes: list[list[int]]) -> dict[str, Any]:
+    size = 512
+    made = [
+        zoo.fol.Detection(label="thing", bounding_box=[x1 / size, y1 / size, (x2 - x1) / size, (y2 - y1) / size])
+        for x1, y1, x2, y2 in boxes
+    ]
+    return {"ground_truth": zoo.fol.Detections(detections=made)}
+
+
+def test_the_manifest_lists_what_the_folder_loads(zoo: Any, tmp_path: Path) -> None:
+    listed = json.loads((FOLDER / "manifest.json").read_text())["models"]
+    assert [model["base_name"] for model in listed] == list(zoo.MODELS)
+    zoo.download_model("tap-tiny", str(tmp_path / "tap-tiny.json"))
+    model = zoo.load_model("tap-tiny", str(tmp_path / "tap-tiny.json"), device="cpu")
+    assert model.tokenizer.fingerprint == TapRegionTokenizer.from_pretrained("tap-tiny").fingerprint
+    assert (model.media_type, model.has_embeddings, model.transforms) == ("image", True, None)
+    with pytest.raises(ValueError, match="expected one of tap-tiny, tap-vit-l"):
+        zoo.load_model("tap-huge", "")
+
+
+def test_boxes_of_the_sample_are_the_prompts(zoo: Any, picture: np.ndarray) -> None:
+    model = zoo.load_model("tap-tiny", "", vectors=True, vocabulary=["umbrella", "face", "cloud"])
+    model.needs_fields = {"prompt_field": "ground_truth"}
+    sample = sample_with(zoo, BOXES)
+    found = model.predict(picture, sample=sample).detections
+    regions = model.tokenizer.encode(picture, boxes=BOXES, with_masks=True)
+    assert [one.caption for one in found] == model.tokenizer.caption(regions)
+    assert [one.label for one in found] == ["face", "cloud"]
+    assert [one.prompt_id for one in found] == [str(one.id) for one in sample["ground_truth"].detections]
+    for i, (x1, y1, x2, y2) in enumerate(BOXES):
+        assert np.allclose(np.array(found[i].bounding_box) * 512, [x1, y1, x2 - x1, y2 - y1])
+        assert np.array_equal(found[i].mask, regions.masks[i, y1:y2, x1:x2].numpy())
+        assert np.allclose(found[i].region_embedding, regions.embeds[i])
+        assert found[i].confidence == pytest.approx(float(regions.quality[i]))
+    assert model.predict(picture, sample=sample_with(zoo, [])).detections == []
+
+
+def test_without_prompts_everything_is_found(zoo: Any, picture: np.ndarray) -> None:
+    options = {"points_per_crop": 4, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.6}
+    model = zoo.load_model("tap-tiny", "", search=options, captions=False)
+    (found,) = model.predict_all([picture])
+    assert len(found.detections) == len(model.tokenizer.encode_everything(picture, **options)) > 1
+    assert found.detections[0].caption is None
+
+
+def test_a_patch_is_embedded_as_one_region(zoo: Any, picture: np.ndarray) -> None:
+    model = zoo.load_model("tap-tiny", "")
+    patch = picture[233:307, 361:436]
+    alone = model.embed(patch)
+    assert np.allclose(alone, model.tokenizer.encode(patch, boxes=[[0, 0, 75, 74]]).embeds[0])
+    assert np.allclose(model.get_embeddings(), alone[None])
+    assert np.allclose(model.embed_all([patch, picture])[0], alone, atol=1e-4)
