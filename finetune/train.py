@@ -31,7 +31,7 @@ from .bridge_setup import TrainArguments, check_arguments, check_data, check_sha
 from .checkpoints import is_sharded, keep_only_what_learns, save_whole
 from .config import parse_arguments, run_command
 from .loop import Training, run
-from .losses import summed_loss, taught_loss, words_learned
+from .losses import learned_logits, summed_loss, taught_loss, words_learned
 
 
 class BridgeTraining(Training):
@@ -87,9 +87,9 @@ class BridgeTraining(Training):
         was_training = bridge.training
         bridge.eval()
         with adapter_off(bridge):
-            logits = bridge(input_ids=told["input_ids"], attention_mask=told["attention_mask"]).logits[:, :-1]
+            logits, _ = learned_logits(bridge, told)
         bridge.train(was_training)
-        return logits[told["labels"][:, 1:] != -100]
+        return logits
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
