@@ -19,7 +19,7 @@ from tap_tokenizer import TapRegionTokenizer
 from .cache import RegionCache
 from .checkpoints import is_sharded
 from .config import Source, check_counts, check_sources, knob
-from .loop import RunArguments
+from .loop import RunArguments, warn_of_bfloat16
 from .optimizers import OptimizerName, build_optimizers
 
 
@@ -69,9 +69,13 @@ class TrainArguments(RunArguments):
     lora_r: int = knob(default=16, help="rank of LoRA")
     lora_alpha: int = knob(default=32, help="scale of LoRA (its alpha)")
     lora_dropout: float = knob(default=0.0, help="dropout inside LoRA")
+    save_dtype: Literal["float32", "float16"] = knob(
+        default="float32", free=True, help="dtype of what was trained in output_dir/model; checkpoints keep float32"
+    )
     merge: bool = knob(default=False, help="add the adapter to the language model's weights at the end")
     language_model_dtype: Literal["float32", "bfloat16", "float16"] = knob(
-        default="float32", help="dtype of frozen weights; projector and adapter keep float32"
+        default="float32",
+        help="dtype of frozen weights; projector and adapter keep float32, so give bfloat16 together with mixed_precision bf16",
     )
     quantize: Literal["no", "8bit", "4bit"] = knob(
         default="no", help="load the frozen language model in 8 or 4 bit: QLoRA, by bitsandbytes"
@@ -174,6 +178,8 @@ def load_bridge(
     arguments: TrainArguments, accelerator: Accelerator
 ) -> tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]:
     """The bridge to train: one that was saved, or a fresh one on a language model."""
+    if arguments.language_model_dtype == "bfloat16":
+        warn_of_bfloat16("--language_model_dtype bfloat16", "--language_model_dtype float32", accelerator.device)
     options: dict[str, Any] = {"dtype": getattr(torch, arguments.language_model_dtype)}
     if arguments.attn_implementation is not None:
         options["attn_implementation"] = arguments.attn_implementation

@@ -129,6 +129,12 @@ class BridgeTraining(Training):
         if self.arguments.mode == "full":
             bridge.config.language_model = None  # it is now another one than the name stands for
         by_reference = bridge.config.language_model is not None and not self.arguments.merge
+        if self.arguments.save_dtype != "float32":
+            dtype = getattr(torch, self.arguments.save_dtype)
+            state = {
+                name: value.to(dtype) if value.dtype == torch.float32 else value
+                for name, value in (bridge.state_dict() if state is None else state).items()
+            }
 
         def fill(partial: Path) -> None:
             bridge.save_pretrained(partial, whole=not by_reference, **({} if state is None else {"state_dict": state}))

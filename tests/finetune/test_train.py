@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tiny_stage import make_cache as make
 
 from finetune import loop, train
 from finetune.cache import RegionCache
+from finetune.loop import bfloat16_time, warn_of_bfloat16
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat
 
 pytestmark = pytest.mark.slow
@@ -265,3 +267,14 @@ def test_a_bridge_can_be_trained_further_with_context_and_another_tokenizer(stag
     assert (chat.processor.image_grid, chat.processor.image_regions) == (0, 3)
     picture = torch.zeros(40, 60, 3, dtype=torch.uint8).numpy()
     assert isinstance(chat.ask("What is <region>?", image=picture, boxes=[[2, 3, 30, 20]], max_new_tokens=4), str)
+
+
+def test_bfloat16_is_warned_of_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0.05 < bfloat16_time(64) < 100
+    for ratio, device, warned in ((4.24, "cpu", 1), (0.3, "cpu", 0), (4.24, "cuda", 0)):
+        monkeypatch.setattr("finetune.loop.bfloat16_time", lambda ratio=ratio: ratio)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            warn_of_bfloat16("--mixed_precision bf16", "--mixed_precision no", torch.device(device))
+        assert len(found) == warned
+        assert all("4.2 times as long" in str(one.message) for one in found)
