@@ -130,17 +130,22 @@ class BridgeTraining(Training):
             bridge.config.language_model = None  # it is now another one than the name stands for
         by_reference = bridge.config.language_model is not None and not self.arguments.merge
         if self.arguments.save_dtype != "float32":
-            dtype = getattr(torch, self.arguments.save_dtype)
-            state = {
-                name: value.to(dtype) if value.dtype == torch.float32 else value
-                for name, value in (bridge.state_dict() if state is None else state).items()
-            }
+            state = _cast(bridge.state_dict() if state is None else state, getattr(torch, self.arguments.save_dtype))
 
         def fill(partial: Path) -> None:
             bridge.save_pretrained(partial, whole=not by_reference, **({} if state is None else {"state_dict": state}))
             self.processor.save_pretrained(partial)
 
         save_whole(folder, fill)
+
+
+def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """A state dict whose numbers in float32 have another dtype; weights that are one stay one, or they would be saved twice."""
+    cast: dict[int, Tensor] = {}
+    return {
+        name: cast.setdefault(value.data_ptr(), value.to(dtype)) if value.dtype == torch.float32 else value
+        for name, value in state.items()
+    }
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -148,6 +148,21 @@ def test_accumulated_batches_equal_a_large_one(stage: Path, tmp_path: Path) -> N
     assert [line["loss"] for line in small] == pytest.approx([line["loss"] for line in large], abs=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_what_was_trained_can_be_saved_in_half_precision(stage: Path, tmp_path: Path, mode: str) -> None:
+    run(stage, tmp_path / "one", "projector", *fresh(stage))
+    start = ["--init_from", str(tmp_path / "one" / "model")]
+    for dtype in ("float32", "float16"):
+        run(stage, tmp_path / dtype, mode, *start, "--save_dtype", dtype)
+    whole, half = (RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / dtype / "model", dtype="float32")
+                   for dtype in ("float32", "float16"))  # fmt: skip
+    for (name, wanted), found in zip(whole.named_parameters(), half.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3, msg=name)
+    sizes = [sum(path.stat().st_size for path in (tmp_path / dtype / "model").rglob("*.safetensors"))
+             for dtype in ("float32", "float16")]  # fmt: skip
+    assert sizes[1] < 0.6 * sizes[0]
+
+
 def test_a_named_language_model_is_kept_by_name(stage: Path, tmp_path: Path) -> None:
     run(stage, tmp_path / "one", "projector", *fresh(stage))
     run(stage, tmp_path / "two", "lora", "--init_from", str(tmp_path / "one" / "model"), "--tracker", "none")
