@@ -78,8 +78,8 @@ def main() -> None:
     first = next(iter(seconds.values()))
     print(f"\n{tuple(batch['labels'].shape)} words, {learned} of them learned\n")
     print("| a step | CPU s | times as fast | loss a word |\n|---|---|---|---|")
-    for name, value in seconds.items():
-        print(f"| {name} | {value:.2f} | **{first / value:.2f}** | {losses[name] / learned:.4f} |")
+    for name, taken in seconds.items():
+        print(f"| {name} | {taken:.2f} | **{first / taken:.2f}** | {losses[name] / learned:.4f} |")
 
 
 def make_batch(processor: RegionBridgeProcessor, arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
