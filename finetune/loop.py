@@ -9,6 +9,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -103,6 +104,8 @@ def run(arguments: RunArguments, begin: Callable[[Accelerator], Training]) -> No
     output = Path(arguments.output_dir)
     tracker = None if arguments.tracker == "none" else arguments.tracker
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision, log_with=tracker, project_dir=str(output))
+    if arguments.mixed_precision == "bf16":
+        warn_of_bfloat16("--mixed_precision bf16", "--mixed_precision no", accelerator.device)
     set_seed(arguments.seed)
     torch.set_flush_denormal(True)  # which a CPU multiplies at a fraction of its speed
     with only_writer(output, accelerator.is_main_process):
@@ -222,6 +225,26 @@ class StopRequest:
         """End the run, as Ctrl+C does, once its last step is saved."""
         if self.wanted:
             raise KeyboardInterrupt
+
+
+def warn_of_bfloat16(asked: str, instead: str, device: torch.device) -> None:
+    """Warn whoever asked for bfloat16 on a CPU that has no instructions for it: its matrix products take longer there."""
+    if device.type == "cpu" and (ratio := bfloat16_time()) > 1:
+        reason = f"products of matrices take {ratio:.1f} times as long in bfloat16 as in float32 on this CPU"
+        warnings.warn(f"Got {asked}, but {reason}: use {instead}.", stacklevel=3)
+
+
+def bfloat16_time(size: int = 256) -> float:
+    """How long this CPU takes for a product of two matrices in bfloat16, in units of what it takes in float32."""
+    seconds = {torch.bfloat16: float("inf"), torch.float32: float("inf")}
+    one = torch.ones(size, size)
+    for _ in range(8):  # the fastest of some, in turns: other work on the machine only makes them longer
+        for dtype in seconds:
+            matrix = one.to(dtype)
+            start = time.perf_counter()
+            matrix @ matrix
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
+    return seconds[torch.bfloat16] / seconds[torch.float32]
 
 
 def ignore_ctrl_c(worker: int) -> None:

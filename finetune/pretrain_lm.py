@@ -1,6 +1,6 @@
 """Trains a small causal language model and its tokenizer from scratch, on the language of GlyphScenes.
 
-    accelerate launch -m finetune.pretrain_lm --config region_chat_tiny_lm
+    accelerate launch -m finetune.pretrain_lm --config bundled/region_chat_tiny_lm
 
 The model reads descriptions of regions in words and answers questions about them. It never sees a picture. The bundled
 region-chat-tiny is such a model, after `finetune.train` has taught it to read region tokens. For real use, take any causal
@@ -53,7 +53,7 @@ class LanguageArguments(RunArguments):
     """Train a small language model on descriptions of scenes and questions about them."""
 
     model_config: str = knob(
-        default="region_chat_tiny_lm.json",
+        default="bundled/region_chat_tiny_lm.json",
         help="sizes of the model: a transformers config file, or a shipped one's name",
     )
     vocab_size: int = knob(default=640, help="pieces of the byte-level BPE tokenizer, special tokens included")

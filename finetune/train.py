@@ -46,8 +46,8 @@ from .batches import CachedRecord, ConversationCollator, Conversations, StepSamp
 from .cache import RegionCache
 from .checkpoints import is_sharded, keep_only_what_learns, save_whole
 from .config import Source, check_counts, check_sources, knob, parse_arguments, run_command
-from .loop import RunArguments, Training, build_optimizers, ignore_ctrl_c, run
-from .losses import summed_loss, taught_loss, words_learned
+from .loop import RunArguments, Training, build_optimizers, ignore_ctrl_c, run, warn_of_bfloat16
+from .losses import learned_logits, summed_loss, taught_loss, words_learned
 from .records import load_records
 
 
@@ -93,9 +93,13 @@ class TrainArguments(RunArguments):
     lora_r: int = knob(default=16, help="rank of LoRA")
     lora_alpha: int = knob(default=32, help="scale of LoRA (its alpha)")
     lora_dropout: float = knob(default=0.0, help="dropout inside LoRA")
+    save_dtype: Literal["float32", "float16"] = knob(
+        default="float32", free=True, help="dtype of what was trained in output_dir/model; checkpoints keep float32"
+    )
     merge: bool = knob(default=False, help="add the adapter to the language model's weights at the end")
     language_model_dtype: Literal["float32", "bfloat16", "float16"] = knob(
-        default="float32", help="dtype of frozen weights; projector and adapter keep float32"
+        default="float32",
+        help="dtype of frozen weights; projector and adapter keep float32, so give bfloat16 together with mixed_precision bf16",
     )
     quantize: Literal["no", "8bit", "4bit"] = knob(
         default="no", help="load the frozen language model in 8 or 4 bit: QLoRA, by bitsandbytes"
@@ -181,6 +185,8 @@ def load_bridge(
     arguments: TrainArguments, accelerator: Accelerator
 ) -> tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]:
     """The bridge to train: one that was saved, or a fresh one on a language model."""
+    if arguments.language_model_dtype == "bfloat16":
+        warn_of_bfloat16("--language_model_dtype bfloat16", "--language_model_dtype float32", accelerator.device)
     options: dict[str, Any] = {"dtype": getattr(torch, arguments.language_model_dtype)}
     if arguments.attn_implementation is not None:
         options["attn_implementation"] = arguments.attn_implementation
@@ -344,9 +350,9 @@ class BridgeTraining(Training):
         was_training = bridge.training
         bridge.eval()
         with adapter_off(bridge):
-            logits = bridge(input_ids=told["input_ids"], attention_mask=told["attention_mask"]).logits[:, :-1]
+            logits, _ = learned_logits(bridge, told)
         bridge.train(was_training)
-        return logits[told["labels"][:, 1:] != -100]
+        return logits
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -386,12 +392,23 @@ class BridgeTraining(Training):
         if self.arguments.mode == "full":
             bridge.config.language_model = None  # it is now another one than the name stands for
         by_reference = bridge.config.language_model is not None and not self.arguments.merge
+        if self.arguments.save_dtype != "float32":
+            state = _cast(bridge.state_dict() if state is None else state, getattr(torch, self.arguments.save_dtype))
 
         def fill(partial: Path) -> None:
             bridge.save_pretrained(partial, whole=not by_reference, **({} if state is None else {"state_dict": state}))
             self.processor.save_pretrained(partial)
 
         save_whole(folder, fill)
+
+
+def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """A state dict whose numbers in float32 have another dtype; weights that are one stay one, or they would be saved twice."""
+    cast: dict[int, Tensor] = {}
+    return {
+        name: cast.setdefault(value.data_ptr(), value.to(dtype)) if value.dtype == torch.float32 else value
+        for name, value in state.items()
+    }
 
 
 def main(argv: list[str] | None = None) -> None:

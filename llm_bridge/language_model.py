@@ -172,6 +172,32 @@ def replaced_embeddings(table: nn.Module, positions: Tensor, rows: Tensor) -> It
         handle.remove()
 
 
+@contextmanager
+def head_at(language_model: Any, positions: Tensor | None) -> Iterator[None]:
+    """While the block runs, the output head reads the hidden states at `positions` (B, L, boolean) alone, in this thread.
+
+    The logits that come out are (1, N, V). Nothing changes without positions, or if the model has no head or gives it other
+    hidden states than one for each word.
+    """
+    head = None if positions is None else language_model.get_output_embeddings()
+    if positions is None or head is None:
+        yield
+        return
+    thread = get_ident()
+
+    def choose(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        hidden, *rest = inputs
+        if get_ident() != thread or hidden.shape[:-1] != positions.shape:
+            return None
+        return (hidden[positions.to(hidden.device)].unsqueeze(0), *rest)
+
+    handle = head.register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 # --- whether it can serve ---------------------------------------------------------------------------------------------
 
 

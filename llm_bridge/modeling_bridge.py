@@ -55,6 +55,7 @@ from .language_model import (
     check_kind,
     filler_id,
     forward_arguments,
+    head_at,
     load_language_model,
     plain,
     replaced_embeddings,
@@ -306,19 +307,43 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
         """The language model's forward, after filling placeholders; see `embed` for the region arguments.
 
         Without region features, the language model gets exactly what was given. `labels` (B, L) are its own labels.
+        logits_to_keep: as the language model takes it, or a boolean mask (B, L): logits are then (N, V), those of the N
+        positions where it is True, row by row, and no others are computed.
         """
         if not torch.compiler.is_compiling() and not self._is_generating:
             check_padding(self.config, type(plain(self.language_model)).__name__, attention_mask)
+        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) and logits_to_keep.dtype == torch.bool else None
         arguments = forward_arguments(
             self.language_model,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
+            logits_to_keep=logits_to_keep if kept is None else None,
             labels=labels,
             **kwargs,
         )
+        regions = (region_features, region_mask, region_positions, region_source)
+        with head_at(self.language_model, kept):
+            output = self._read(input_ids, inputs_embeds, *regions, **arguments)
+        result = RegionBridgeOutput()
+        for name, value in output.items():
+            result[name] = value
+        if kept is not None:
+            result["logits"] = result["logits"][kept if result["logits"].shape[:-1] == kept.shape else 0]
+        return result
+
+    def _read(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        region_features: Tensor | None,
+        region_mask: Tensor | None,
+        region_positions: Tensor | None,
+        region_source: Tensor | None,
+        **arguments: Any,
+    ) -> Any:
+        """What the language model returns of a prompt whose placeholders are filled."""
         if region_features is not None and inputs_embeds is None:
             if input_ids is None or region_mask is None:
                 raise ValueError(
@@ -329,17 +354,11 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
                 positions, projected = self._project(input_ids, *regions)
                 filled = input_ids.masked_fill(positions, filler_id(self.config))
                 with replaced_embeddings(self.get_input_embeddings(), positions, projected):
-                    output = self.language_model(input_ids=filled, **arguments)
-            else:
-                output = self.language_model(inputs_embeds=self.embed(input_ids, *regions), **arguments)
-        else:
-            if input_ids is not None and not self._is_generating and not torch.compiler.is_compiling():
-                check_text_only(self.config, input_ids)
-            output = self.language_model(input_ids=input_ids, inputs_embeds=inputs_embeds, **arguments)
-        result = RegionBridgeOutput()
-        for name, value in output.items():
-            result[name] = value
-        return result
+                    return self.language_model(input_ids=filled, **arguments)
+            return self.language_model(inputs_embeds=self.embed(input_ids, *regions), **arguments)
+        if input_ids is not None and not self._is_generating and not torch.compiler.is_compiling():
+            check_text_only(self.config, input_ids)
+        return self.language_model(input_ids=input_ids, inputs_embeds=inputs_embeds, **arguments)
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:

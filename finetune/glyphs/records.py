@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,9 @@ LICENSE = "Apache-2.0"
 class GlyphScenesSource(Source):
     """GlyphScenes, the procedural world: scenes 0, 1, … of a seed with questions about them."""
 
-    split: str = knob(default="train", help=f"one of {', '.join(SPLITS)}")
+    split: str = knob(
+        default="train", help=f"one of {', '.join(SPLITS)}, or some, separated by commas, whose scenes take turns"
+    )
     seed: int = knob(default=0, help="seed of the scenes and the questions")
     scenes: int = knob(default=1000, help="how many scenes to ask about, counted from the first; each gives a record")
     turns: int = knob(default=6, help="questions in a record, at most")
@@ -50,16 +53,21 @@ class GlyphScenesSource(Source):
         default=0.0, help="share of the questions that are asked in one of many phrasings, not in the benchmark's words"
     )
     sentences: float = knob(default=0.0, help='share of the answers that are sentences, such as "It\'s red."')
+    ends_with: str = knob(
+        default="",
+        help="families, separated by commas, of each record's last question; it then has one to `turns` questions, half of the "
+        "others about the same regions. For questions that need picture context, which stands beside the last question only",
+    )
     workers: int = knob(default=2, help="processes that draw scenes")
 
     def records(self) -> Iterator[Record]:
         return self.limited()
 
     def limited(self, start: int = 0) -> Iterator[Record]:
-        families = self._families()
+        families = self._families("families")
         draw = partial(
-            glyph_record,
-            split=self.split,
+            _record_of_splits,
+            splits=self.split.split(","),
             seed=self.seed,
             turns=self.turns,
             families=families,
@@ -67,6 +75,7 @@ class GlyphScenesSource(Source):
             all_regions=self.all_regions,
             phrasings=self.phrasings,
             sentences=self.sentences,
+            ends_with=self._families("ends_with"),
         )
         numbers = islice(range(self.scenes), start, self.limit)
         if self.workers < 2:
@@ -75,16 +84,26 @@ class GlyphScenesSource(Source):
         with get_context("spawn").Pool(self.workers) as pool:
             yield from pool.imap(draw, numbers, chunksize=8)
 
-    def _families(self) -> tuple[str, ...]:
-        families = tuple(self.families.split(","))
+    def _families(self, option: str) -> tuple[str, ...]:
+        value = getattr(self, option)
+        families = () if option == "ends_with" and not value else tuple(value.split(","))
         if unknown := [name for name in families if name not in FAMILIES]:
-            raise ValueError(f"families has {', '.join(map(repr, unknown))}, expected some of {', '.join(FAMILIES)}.")
-        if self.split not in SPLITS:
-            raise ValueError(f"split is {self.split}, expected one of {', '.join(SPLITS)}.")
+            raise ValueError(f"{option} has {', '.join(map(repr, unknown))}, expected some of {', '.join(FAMILIES)}.")
+        if unknown := [name for name in self.split.split(",") if name not in SPLITS]:
+            raise ValueError(f"split is {', '.join(unknown)}, expected one of {', '.join(SPLITS)}.")
         for name, share in (("phrasings", self.phrasings), ("sentences", self.sentences)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share:g}, expected a share from 0 to 1.")
         return families
+
+
+def _place(number: int, splits: Sequence[str]) -> tuple[int, str]:
+    """Which scene of which split a record is about: of several splits, every one has its turn."""
+    return number // len(splits), splits[number % len(splits)]
+
+
+def _record_of_splits(number: int, splits: Sequence[str], **options: Any) -> Record:
+    return glyph_record(*_place(number, splits), **options)
 
 
 def glyph_record(
@@ -98,16 +117,18 @@ def glyph_record(
     all_regions: bool = False,
     phrasings: float = 0.0,
     sentences: float = 0.0,
+    ends_with: Sequence[str] = (),
 ) -> Record:
     """The record of a scene: up to `turns` questions of random families. With `all_regions`, objects that no question is
-    about come last. `phrasings` and `sentences`: see `free_questions.reword`.
+    about come last. `phrasings` and `sentences`: see `free_questions.reword`. `ends_with`: see `draw_talk`.
 
     The same for the same arguments. A scene with nothing to ask about has an empty conversation.
     """
     scene = make_scene(index, split, seed)
     picture = draw_scene(scene, long_side)
     random = np.random.RandomState([97, seed, index])
-    questions = draw_questions(scene, picture, families, turns, random)
+    draw = partial(draw_talk, ends_with=ends_with) if ends_with else draw_questions
+    questions = draw(scene, picture, families, turns, random)
     if phrasings or sentences:
         random = np.random.RandomState([229, seed, index])
         questions = [reword(question, phrasings, sentences, random) for question in questions]
@@ -128,6 +149,36 @@ def draw_questions(
         if len(questions) == count:
             break
     return questions
+
+
+def draw_talk(
+    scene: GlyphScene,
+    picture: GlyphPicture,
+    families: Sequence[str],
+    count: int,
+    random: np.random.RandomState,
+    *,
+    ends_with: Sequence[str],
+) -> list[Question]:
+    """One to `count` different questions, of which the last is of a family in `ends_with`; about half of the others name one
+    of its objects. Empty if the scene has no such last question.
+    """
+    last = draw_questions(scene, picture, ends_with, 1, random)
+    if not last or count < 2:
+        return last
+    others: list[Question] = []
+    wanted = random.randint(count)
+    for question in draw_questions(scene, picture, families, _CANDIDATES * count, random):
+        is_about = not set(question.objects).isdisjoint(last[0].objects)
+        if len(others) < wanted and question != last[0] and (is_about or random.rand() < _ELSEWHERE):
+            others.append(question)
+    return [*others, *last]
+
+
+_CANDIDATES = 10
+"""How many questions are drawn for each that a talk may have."""
+_ELSEWHERE = 0.1
+"""The probability of taking one about other objects. About a tenth of those that are drawn name the same object."""
 
 
 def record_of(

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,13 +14,25 @@ import yaml
 from finetune.config import RECIPES
 
 SCRIPT = RECIPES / "bundled" / "run.sh"
-STAGES = ["tap_dense", "tap_prompt", "tap_heads"]
+STAGES = {
+    "tap_dense": "pretrain_tap",
+    "tap_prompt": "pretrain_tap",
+    "tap_heads": "pretrain_tap",
+    "region_chat_tiny_lm": "pretrain_lm",
+    "chat_tiny": "train",
+    "chat_smollm2": "distill",
+}
+"""The recipes in the order of the script, and the command of each."""
 
 PYTHON = """#!/usr/bin/env bash
 echo "$@" >> commands
 while [ $# -gt 0 ]; do
-  if [ "$1" = --output_dir ]; then mkdir -p "$2/model" && echo '{"step": 1}' > "$2/log.jsonl"; fi
-  if [ "$1" = convert ]; then mkdir -p "$3"; fi
+  if [ "$1" = --config ]; then
+    made=$(sed -n 's/^output_dir: //p' "$2")
+    mkdir -p "$made/model" && echo '{"step": 1}' > "$made/log.jsonl"
+  fi
+  if [ "$1" = --output ]; then mkdir -p "$2" && [[ $2 = *.jsonl ]] || touch "$2/manifest.json"; fi
+  if [ "$1" = convert ] && [ "$2" != glyph_scenes ]; then mkdir -p "$3"; fi
   shift
 done
 """
@@ -39,32 +52,64 @@ def commands(folder: Path, *flags: str, **variables: str) -> list[str]:
     return (folder / "commands").read_text().splitlines()
 
 
-def test_every_stage_goes_on_from_the_one_before_it_as_its_recipe_says(folder: Path) -> None:
-    *trained, converted = commands(folder)
-    assert len(trained) == len(STAGES)
-    for name, command in zip(STAGES, trained):
-        recipe = yaml.safe_load((RECIPES / "bundled" / f"{name}.yaml").read_text())
-        start = f" --init_from {recipe['init_from']}" if "init_from" in recipe else ""
-        wanted = f"-m finetune.pretrain_tap --config bundled/{name} --output_dir {recipe['output_dir']}{start}"
-        assert command.rstrip() == wanted
-    assert converted.startswith(
-        "-m tap_tokenizer convert runs/bundled/tap_heads/model runs/bundled/tap-tiny --dtype float16"
-    )
+def recipe_of(name: str, out: Path) -> dict[str, Any]:
+    return yaml.safe_load((out / "recipes" / f"{name}.yaml").read_text())
+
+
+def test_every_recipe_is_trained_in_order(folder: Path) -> None:
+    found = [line.split() for line in commands(folder)]
+    trained = [line for line in found if line[2] == "--config"]
+    assert [line[1:] for line in trained] == [
+        [f"finetune.{command}", "--config", f"runs/bundled/recipes/{name}.yaml"] for name, command in STAGES.items()
+    ]
+    assert set(STAGES) == {path.stem for path in SCRIPT.parent.glob("*.yaml")}
+    converted = next(line for line in found if line[1] == "tap_tokenizer")
+    assert converted[2:7] == ["convert", "runs/bundled/tap_heads/model", "runs/bundled/tap-tiny", "--dtype", "float16"]
     log = (folder / "runs/bundled/tap-tiny/training/log.jsonl").read_text().splitlines()
     assert [json.loads(line)["stage"] for line in log] == ["dense", "prompt", "heads"]
+
+
+def test_what_a_recipe_reads_was_made_before_it(folder: Path) -> None:
+    commands(folder, OUT="made")
+    made = {path.relative_to(folder).as_posix() for path in (folder / "made").rglob("*")}
+    for name in STAGES:
+        recipe = recipe_of(name, folder / "made")
+        read = [
+            recipe.get(key)
+            for key in ("init_from", "language_model", "region_tokenizer", "data", "eval_data", "eval_cache")
+        ]
+        read += [source[key] for source in recipe.get("sources", ()) for key in ("records", "cache")]
+        assert {path for path in read if path not in (None, "smollm2-135m")} <= made
+        assert recipe["output_dir"] == f"made/{name}"
+
+
+def test_records_are_converted_before_they_are_cached(folder: Path) -> None:
+    found = commands(folder)
+    for i, line in enumerate(found):
+        words = line.split()
+        if words[1] in ("finetune.cache_regions", "finetune.compose_regions"):
+            data = words[words.index("--data") + 1]
+            assert any(f"glyph_scenes --output {data} " in earlier for earlier in found[:i])
 
 
 def test_a_second_run_repeats_nothing(folder: Path) -> None:
     once = commands(folder)
     assert commands(folder) == once
     (folder / "runs/bundled/tap_heads/model").rmdir()
-    assert [line.split()[3] for line in commands(folder)[len(once) :]] == ["bundled/tap_heads"]
+    assert [line.split()[3] for line in commands(folder)[len(once) :]] == ["runs/bundled/recipes/tap_heads.yaml"]
 
 
 def test_flags_are_those_of_accelerate_and_variables_reach_every_stage(folder: Path) -> None:
-    *trained, converted = commands(folder, "--num_processes", "4", OUT="made", FLAGS="--workers 8 --batch_size 2")
+    found = commands(folder, "--num_processes", "4", OUT="made", FLAGS="--workers 8 --batch_size 2")
+    trained = [line for line in found if " --config " in line]
+    assert len(trained) == len(STAGES)
     for command in trained:
-        assert command.startswith("-m accelerate.commands.launch --num_processes 4 -m finetune.pretrain_tap ")
+        assert command.startswith("-m accelerate.commands.launch --num_processes 4 -m finetune.")
         assert command.endswith(" --workers 8 --batch_size 2")
-        assert " --output_dir made/tap_" in command
-    assert " made/tap_heads/model made/tap-tiny " in converted
+    assert not any("runs/bundled" in command for command in found)
+
+
+def test_script_and_recipes_are_short_enough_to_be_read() -> None:
+    assert len(SCRIPT.read_text().splitlines()) < 60
+    for path in SCRIPT.parent.glob("*.yaml"):
+        assert len(path.read_text().splitlines()) < 40

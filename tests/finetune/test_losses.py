@@ -114,8 +114,8 @@ class _Table(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.randn(7, 7, generator=torch.Generator().manual_seed(0)))
 
-    def forward(self, input_ids: Tensor) -> ModelOutput:
-        return ModelOutput(logits=self.table[input_ids])
+    def forward(self, input_ids: Tensor, logits_to_keep: Tensor, use_cache: bool) -> ModelOutput:
+        return ModelOutput(logits=self.table[input_ids[logits_to_keep]])
 
 
 @pytest.fixture

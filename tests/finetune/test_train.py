@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tiny_stage import make_cache as make
 
 from finetune import loop, train
 from finetune.cache import RegionCache
+from finetune.loop import bfloat16_time, warn_of_bfloat16
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat
 
 pytestmark = pytest.mark.slow
@@ -146,6 +148,21 @@ def test_accumulated_batches_equal_a_large_one(stage: Path, tmp_path: Path) -> N
     assert [line["loss"] for line in small] == pytest.approx([line["loss"] for line in large], abs=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_what_was_trained_can_be_saved_in_half_precision(stage: Path, tmp_path: Path, mode: str) -> None:
+    run(stage, tmp_path / "one", "projector", *fresh(stage))
+    start = ["--init_from", str(tmp_path / "one" / "model")]
+    for dtype in ("float32", "float16"):
+        run(stage, tmp_path / dtype, mode, *start, "--save_dtype", dtype)
+    whole, half = (RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / dtype / "model", dtype="float32")
+                   for dtype in ("float32", "float16"))  # fmt: skip
+    for (name, wanted), found in zip(whole.named_parameters(), half.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3, msg=name)
+    sizes = [sum(path.stat().st_size for path in (tmp_path / dtype / "model").rglob("*.safetensors"))
+             for dtype in ("float32", "float16")]  # fmt: skip
+    assert sizes[1] < 0.6 * sizes[0]
+
+
 def test_a_named_language_model_is_kept_by_name(stage: Path, tmp_path: Path) -> None:
     run(stage, tmp_path / "one", "projector", *fresh(stage))
     run(stage, tmp_path / "two", "lora", "--init_from", str(tmp_path / "one" / "model"), "--tracker", "none")
@@ -264,3 +281,14 @@ def test_a_bridge_can_be_trained_further_with_other_picture_context(stage: Path,
     assert (chat.processor.image_grid, chat.processor.image_regions) == (0, 3)
     picture = torch.zeros(40, 60, 3, dtype=torch.uint8).numpy()
     assert isinstance(chat.ask("What is <region>?", image=picture, boxes=[[2, 3, 30, 20]], max_new_tokens=4), str)
+
+
+def test_bfloat16_is_warned_of_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0.05 < bfloat16_time(64) < 100
+    for ratio, device, warned in ((4.24, "cpu", 1), (0.3, "cpu", 0), (4.24, "cuda", 0)):
+        monkeypatch.setattr("finetune.loop.bfloat16_time", lambda ratio=ratio: ratio)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            warn_of_bfloat16("--mixed_precision bf16", "--mixed_precision no", torch.device(device))
+        assert len(found) == warned
+        assert all("4.2 times as long" in str(one.message) for one in found)

@@ -50,6 +50,17 @@ def test_forward_and_backward(make_bridge: Callable[..., Pair], picture: Image.I
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_logits_of_some_words_alone_are_those_of_all_words(
+    make_bridge: Callable[..., Pair], picture: Image.Image, family: str
+) -> None:
+    bridge, processor = make_bridge(family)
+    inputs = ask(processor, picture)
+    kept = inputs["attention_mask"].bool() & (torch.arange(inputs["input_ids"].shape[1]) % 3 > 0)
+    found, everything = bridge(**inputs, logits_to_keep=kept).logits, bridge(**inputs).logits
+    assert found.shape == (int(kept.sum()), bridge.config.text_config.vocab_size)
+    torch.testing.assert_close(found, everything[kept], atol=1e-5, rtol=1e-4)
+
+
 def test_words_outside_placeholders_have_the_plain_models_embeddings(
     make_bridge: Callable[..., Pair], picture: Image.Image, family: str
 ) -> None:

@@ -43,7 +43,7 @@ chat = RegionChat.from_pretrained('region-chat-tiny')
 for part in (chat.model.language_model, chat.processor.tokenizer):
     part.save_pretrained('runs/ablations/language_model')"
 for size in ablation_small region_chat_tiny; do # 0.9 and 2.8 M parameters, 200 steps on words alone
-  stage runs/ablations/${size}_lm/model "$PYTHON" -m finetune.pretrain_lm --config region_chat_tiny_lm --steps 200 --batch_size 8 \
+  stage runs/ablations/${size}_lm/model "$PYTHON" -m finetune.pretrain_lm --config bundled/region_chat_tiny_lm --steps 200 --batch_size 8 \
     --turns 8 --model_config ${size}_lm.json --output_dir runs/ablations/${size}_lm
 done
 

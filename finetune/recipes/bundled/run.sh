@@ -1,11 +1,8 @@
 #!/usr/bin/env bash
 # The bundled models from nothing: every command that makes them, in order. From the project's root:
-#
 #   bash finetune/recipes/bundled/run.sh                       # on a CPU, or on the one GPU that PyTorch sees
 #   bash finetune/recipes/bundled/run.sh --num_processes 4     # flags are those of `accelerate launch`
-#
 # Given again after a stop, it goes on: a stage that is complete is passed over, and one that was stopped continues.
-#
 # OUT     folder of all that is made; default runs/bundled
 # FLAGS   handed to every training command, e.g. FLAGS="--workers 8 --tracker tensorboard"; several processes share a step's
 #         pictures only if told so: --batch_size 2 with four of them
@@ -13,26 +10,50 @@
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=${OUT:-runs/bundled}
-launch=("$PYTHON" -m)
-if [ $# -gt 0 ]; then launch=("$PYTHON" -m accelerate.commands.launch "$@" -m); fi
+launch=("$PYTHON" -m ${1:+accelerate.commands.launch "$@" -m})
+mkdir -p "$OUT/recipes"
 
 stage() { # stage RESULT COMMAND …: run the command unless its result is there
   if [ -e "$1" ]; then echo "$1 is there"; else shift && "$@"; fi
 }
-tap() { # tap NAME [BEFORE]: a stage of the region tokenizer, from what another one left
+train() { # train NAME COMMAND: what its recipe says, with OUT in place of the folder that the recipe names
+  sed "s#runs/bundled/#$OUT/#g" "$(dirname "$0")/$1.yaml" > "$OUT/recipes/$1.yaml"
   # shellcheck disable=SC2086  # FLAGS is several words
-  stage "$OUT/$1/model" "${launch[@]}" finetune.pretrain_tap --config "bundled/$1" --output_dir "$OUT/$1" \
-    ${2:+--init_from "$OUT/$2/model"} ${FLAGS:-}
+  stage "$OUT/$1/model" "${launch[@]}" "finetune.$2" --config "$OUT/recipes/$1.yaml" ${FLAGS:-}
 }
-logs() { # logs STAGE …: the logs of stages in one, each line with the name of its stage
-  for name in "$@"; do sed "s/^{/{\"stage\": \"${name#tap_}\", /" "$OUT/$name/log.jsonl"; done
+records() { # records NAME FLAG …
+  stage "$OUT/$1.jsonl" "$PYTHON" -m finetune.data convert glyph_scenes --output "$OUT/$1.jsonl" --all_regions true "${@:2}"
+}
+cache() { # cache NAME COMMAND FLAG …
+  stage "$OUT/$1/manifest.json" "$PYTHON" -m "finetune.$2" --data "$OUT/$1.jsonl" --output "$OUT/$1" "${@:3}"
 }
 
 # tap-tiny, the region tokenizer: patches, prompts, then concepts and captions; in half precision, as the package holds it.
-tap tap_dense
-tap tap_prompt tap_dense
-tap tap_heads tap_prompt
+for name in tap_dense tap_prompt tap_heads; do train $name pretrain_tap; done
 stage "$OUT/tap-tiny" "$PYTHON" -m tap_tokenizer convert "$OUT/tap_heads/model" "$OUT/tap-tiny" --dtype float16 \
   --limitation "tap-tiny knows only GlyphScenes, drawings of coloured glyphs: it misreads photographs."
 mkdir -p "$OUT/tap-tiny/training"
-logs tap_dense tap_prompt tap_heads > "$OUT/tap-tiny/training/log.jsonl"
+for name in dense prompt heads; do # its log, in one
+  sed "s/^{/{\"stage\": \"$name\", /" "$OUT/tap_$name/log.jsonl"
+done > "$OUT/tap-tiny/training/log.jsonl"
+
+# What the bridges learn from: talks about encoded scenes, and about invented ones whose regions borrow their tokens.
+about=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,same_kind,larger,side
+around=nearest,farthest,count_colour,count_colour,count_kind,count_kind
+talk() { records "$@" --families $about --split train,train-packed,train-scaled; }
+invented() { talk "$@" --long_side 128 --ends_with $around && cache "$1" compose_regions \
+  --from_data "$OUT"/asked{,_freely}.jsonl --from_caches "$OUT"/asked{,_freely}; }
+records val --split val --scenes 320 --turns 1 --families $about
+talk asked --seed 1 --scenes 2400 --turns 48
+talk asked_freely --seed 2 --scenes 1200 --turns 32 --phrasings 1 --sentences 0.5
+talk taught --seed 3 --scenes 300 --turns 1
+for name in val asked asked_freely; do
+  cache $name cache_regions --region_tokenizer "$OUT/tap-tiny" --variants exact,jitter --image_regions 24 --context_from annotated
+done
+invented made --seed 4 --scenes 15000
+invented made_freely --seed 5 --scenes 6000 --phrasings 1 --sentences 0.5
+
+# The bridges: the small one, whose language model is made here, too, and the one on SmolLM2.
+train region_chat_tiny_lm pretrain_lm
+train chat_tiny train
+train chat_smollm2 distill

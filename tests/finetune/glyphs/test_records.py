@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,16 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("datasets")
 
 from finetune.glyphs.questions import Question
-from finetune.glyphs.records import EVALUATION_SPLITS, QuestionBalance, benchmark_records, benchmark_scenes
+from finetune.glyphs.records import (
+    EVALUATION_SPLITS,
+    GlyphScenesSource,
+    QuestionBalance,
+    benchmark_records,
+    benchmark_scenes,
+    glyph_record,
+)
 from finetune.glyphs.scenes import HELD_OUT_PAIRS, make_scene
+from llm_bridge import region_numbers
 
 
 def questions(split: str, scenes: int, seed: int = 0) -> list[list[Question]]:
@@ -72,3 +81,27 @@ def test_compositional_pairs_are_new_and_all_the_others_are_not() -> None:
     for split, is_new in (*((name, False) for name in known), ("test-compositional", True)):
         pairs = {(o.kind, o.colour) for index in range(40) for o in make_scene(index, split).objects}
         assert all((pair in HELD_OUT_PAIRS) == is_new for pair in pairs), split
+
+
+def test_a_talk_ends_with_the_families_that_it_should_and_is_often_about_the_same_region() -> None:
+    ends, lengths, same = ("nearest", "count_kind"), set(), []
+    for index in range(40):
+        record = glyph_record(index, "train", 0, turns=4, families=("colour", "kind"), ends_with=ends, long_side=128)
+        asked = [turn for turn in record.conversations if turn.role == "user"]
+        if asked:
+            assert asked[-1].type in ends
+            assert {turn.type for turn in asked[:-1]} <= {"colour", "kind"}
+            lengths.add(len(asked))
+            last = region_numbers(asked[-1].content, names=True)
+            same += [region_numbers(turn.content, names=True) == last for turn in asked[:-1]]
+    assert lengths == {1, 2, 3, 4}
+    assert 0.3 < sum(same) / len(same) < 0.8
+
+
+def test_scenes_of_several_splits_take_turns(tmp_path: Path) -> None:
+    source = GlyphScenesSource(output=str(tmp_path / "x.jsonl"), scenes=4, split="train,train-packed", workers=1)
+    found = [(record.image.split(":")[1].split("/")[0], record) for record in source.records()]
+    assert [split for split, _ in found] == ["train", "train-packed"] * 2
+    assert found[3][1] == glyph_record(1, "train-packed", 0)
+    with pytest.raises(ValueError, match="split is nowhere, expected"):
+        list(GlyphScenesSource(output="x.jsonl", split="train,nowhere").records())
