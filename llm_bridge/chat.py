@@ -204,7 +204,7 @@ class RegionChat:
         inputs, options = asked.inputs, self._options(asked.inputs, max_new_tokens, generate_options)
         before = self.messages
         if stream:
-            pieces = _trimmed(stream_text(self.model, self.processor, inputs, **options))
+            pieces = trimmed(stream_text(self.model, self.processor, inputs, **options))
         else:
             pieces = iter(generate_text(self.model, self.processor, inputs, **options))
         remembering = self._remembering(pieces, asked, before)
@@ -372,7 +372,7 @@ def _check_source(source: str | Path, mode: str, hub: dict[str, Any]) -> None:
         raise ValueError(f'{path} is a bridge, which reads region tokens: leave mode="described" out.')
 
 
-def _trimmed(pieces: Iterator[str]) -> Iterator[str]:
+def trimmed(pieces: Iterator[str]) -> Iterator[str]:
     """Pieces of text without white space at the beginning and the end of the whole, and none that is empty."""
     waiting, begun = "", False
     for piece in pieces:
