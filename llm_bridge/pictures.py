@@ -7,6 +7,7 @@ import binascii
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,14 @@ class PictureCache:
         self.tokenizer, self.context, self.size, self.most_bytes = tokenizer, context, size, most_bytes
         self._features: OrderedDict[str, ImageFeatures] = OrderedDict()
         self._contexts: dict[str, Tensor] = {}
+        self._lock = RLock()
 
     def features(self, pictures: Mapping[str, np.ndarray]) -> ImageFeatures:
-        """Features of all pictures, in their order; only new ones are encoded."""
+        """Features of all pictures, in their order; only new ones are encoded. Threads may share the cache."""
+        with self._lock:
+            return self._features_of(pictures)
+
+    def _features_of(self, pictures: Mapping[str, np.ndarray]) -> ImageFeatures:
         known = {k: f for k, f in self._features.items() if f.fingerprint == self.tokenizer.fingerprint}
         new = [key for key in pictures if key not in known]
         if new:
@@ -72,12 +78,13 @@ class PictureCache:
 
     def context_of(self, key: str, features: ImageFeatures) -> Tensor:
         """Context features (slots, F) of the picture with a key and `features`; computed once."""
-        if key in self._contexts:
-            return self._contexts[key]
-        (context,) = self.context.encode(self.tokenizer, features)
-        if key in self._features:
-            self._contexts[key] = context
-        return context
+        with self._lock:
+            if key in self._contexts:
+                return self._contexts[key]
+            (context,) = self.context.encode(self.tokenizer, features)
+            if key in self._features:
+                self._contexts[key] = context
+            return context
 
     def clear(self) -> None:
         """Forget all pictures."""

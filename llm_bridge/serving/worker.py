@@ -1,4 +1,4 @@
-"""The one thread in which the models work, and the bounded queue before it."""
+"""The threads in which the models work, one unless a server answers for them, and the bounded queue before them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ FIRST_GUESS = 1.0
 
 
 class ModelWorker:
-    """Does one piece of work at a time, in the order in which they came, and refuses what would wait behind too many.
+    """Does work in the order in which it came, one piece at a time, and refuses what would wait behind too much.
 
-    places: work that waits or is being done. seconds: how long one may take in all, waiting included.
+    places: work that waits or is being done. seconds: how long one may take in all, waiting included. threads: how many pieces
+    of work are done at a time.
     """
 
-    def __init__(self, places: int, seconds: float) -> None:
-        self.places, self.seconds = places, seconds
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="models")
+    def __init__(self, places: int, seconds: float, threads: int = 1) -> None:
+        self.places, self.seconds, self.threads = places, seconds, threads
+        self._thread = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="models")
         self._taken = 0
         self._recent = FIRST_GUESS
         self._lock = Lock()
@@ -39,7 +40,7 @@ class ModelWorker:
     @property
     def retry_after(self) -> int:
         """In how many seconds there should be a place, from 1 to 60."""
-        return min(60, max(1, round(self._taken * self._recent)))
+        return min(60, max(1, round(self._taken * self._recent / self.threads)))
 
     async def pieces(
         self, work: Callable[[Event], Iterator[T]], leaves: Coroutine[Any, Any, None] | None = None
