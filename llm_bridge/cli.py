@@ -1,4 +1,4 @@
-"""The command line: `region-chat ask`, `chat`, `demo` and `app`.
+"""The command line: `region-chat ask`, `chat`, `demo`, `app` and `vllm`.
 
 It prints and writes files. Everything else it does is a single call of the library.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     app.add_argument("--queue", type=int, default=40, help="questions that may wait at once (default: %(default)s)")
     _add_model_flags(app)
-    return run_command(parser, {"ask": _ask, "chat": _chat, "demo": _demo, "app": _app}, argv)
+    vllm = add_command(
+        commands,
+        "vllm",
+        "print the command that serves a bridge's language model with vLLM, for RegionChat.from_server",
+        "region-chat vllm my-bridge",
+        "region-chat vllm region-chat-tiny --output served",
+        exit_codes=EXIT_CODES,
+    )
+    vllm.add_argument("bridge", help="name, folder or Hub repository of a bridge")
+    vllm.add_argument("--output", type=Path, metavar="FOLDER",
+                      help="where to write the language model of a bridge that holds its own; a new folder")  # fmt: skip
+    return run_command(parser, {"ask": _ask, "chat": _chat, "demo": _demo, "app": _app, "vllm": _vllm}, argv)
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -326,3 +338,12 @@ def _check_address(host: str, port: int | None) -> None:
         raise ValueError(
             f"{host}{f', port {port},' if port else ''} cannot be listened at ({error}): give another --host or --port."
         ) from None
+
+
+# --- vllm -------------------------------------------------------------------------------------------------------------
+
+
+def _vllm(arguments: argparse.Namespace) -> None:
+    from .serving.vllm_command import vllm_command
+
+    print(shlex.join(vllm_command(arguments.bridge, arguments.output)))

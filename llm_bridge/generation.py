@@ -1,17 +1,73 @@
-"""Generates a language model's words: as whole texts, or in pieces while they come."""
+"""Generates a language model's words: as whole texts, or in pieces while they come; and who else may say them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from threading import Event, Thread
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from .language_model import can_read_ahead
+
+
+@runtime_checkable
+class Speaker(Protocol):
+    """Who answers in a conversation: a language model in this process, or one that a server runs.
+
+    A prompt is what `read` makes of a conversation's messages, with `input_ids` (1, L) among its items. options: as for
+    transformers' `generate`; greedy by default.
+    """
+
+    def read(self, messages: Sequence[dict[str, Any]], *, thinking: bool) -> Mapping[str, Any]:
+        """A conversation that ends with a question → a prompt."""
+
+    def say(self, prompt: Mapping[str, Any], **options: Any) -> str:
+        """The answer, stripped of white space."""
+
+    def say_each(self, prompts: Sequence[Mapping[str, Any]], **options: Any) -> list[str]:
+        """The answers to several prompts."""
+
+    def stream(self, prompt: Mapping[str, Any], **options: Any) -> Iterator[str]:
+        """The answer in pieces, white space and all. Whoever closes the iterator stops the generation."""
+
+
+@dataclass(frozen=True)
+class LocalSpeaker:
+    """A language model in this process, and the processor that writes its prompts."""
+
+    model: PreTrainedModel
+    processor: Any
+
+    def read(self, messages: Sequence[dict[str, Any]], *, thinking: bool) -> Mapping[str, Any]:
+        """The batch that the processor makes, on the model's device."""
+        batch = self.processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+        )
+        moved: Mapping[str, Any] = batch.to(self.model.device)
+        return moved
+
+    def say(self, prompt: Mapping[str, Any], **options: Any) -> str:
+        return generate_text(self.model, self.processor, prompt, **self._with_words(options))[0]
+
+    def say_each(self, prompts: Sequence[Mapping[str, Any]], **options: Any) -> list[str]:
+        return generate_each(self.model, self.processor, prompts, **self._with_words(options))
+
+    def stream(self, prompt: Mapping[str, Any], **options: Any) -> Iterator[str]:
+        return stream_text(self.model, self.processor, prompt, **self._with_words(options))
+
+    def _with_words(self, options: dict[str, Any]) -> dict[str, Any]:
+        """transformers stops at words only if it is given the tokenizer, too."""
+        return {"tokenizer": self.processor.tokenizer, **options} if "stop_strings" in options else options
 
 
 def generate_text(model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any], **options: Any) -> list[str]:

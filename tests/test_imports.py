@@ -31,7 +31,17 @@ LIBRARIES = {
         "tqdm",
         "filelock",
     },
-    "llm_bridge": {"torch", "transformers", "huggingface_hub", "safetensors", "einops", "numpy", "PIL", "tqdm"},
+    "llm_bridge": {
+        "torch",
+        "transformers",
+        "huggingface_hub",
+        "safetensors",
+        "einops",
+        "numpy",
+        "PIL",
+        "tqdm",
+        "httpx",
+    },
 }
 
 LAYERS = {
@@ -57,7 +67,7 @@ LAYERS = {
         {"__main__"},
     ],
     "llm_bridge": [
-        {"configuration_bridge", "description", "uploading"},
+        {"configuration_bridge", "description", "uploading", "projector_files", "serving.__init__"},
         {"chat_template", "language_model", "projector", "chat_markup", "feature_rows"},
         {"picture_context", "text_batch", "processor_files"},
         {"pictures", "bridge_parts"},
@@ -66,8 +76,9 @@ LAYERS = {
         {"adapter_folder"},
         {"modeling_bridge", "processing_bridge"},
         {"processing_described"},
-        {"generation"},
-        {"chat", "pipelines"},
+        {"generation", "serving.served_adapter", "serving.served_prompts"},
+        {"serving.client"},
+        {"chat", "pipelines", "serving.vllm_command"},
         {"terminal_chat", "page.__init__", "page.input", "page.turns"},
         {"page.guard", "page.conversation"},
         {"page.app"},
