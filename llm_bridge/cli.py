@@ -1,4 +1,4 @@
-"""The command line: `region-chat ask`, `chat`, `demo`, `app` and `serve`.
+"""The command line: `region-chat ask`, `chat`, `demo`, `app`, `serve` and `vllm`.
 
 It prints and writes files. Everything else it does is a single call of the library.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
 
 DEMO = "region-chat-tiny"
 TOKEN = "REGION_CHAT_TOKEN"
+UPSTREAM_KEY = "UPSTREAM_API_KEY"
 STUDIO_TOKEN = "LABEL_STUDIO_API_KEY"
 EXIT_CODES = "0 done, 2 bad input, 130 interrupted"
 ASK_CODES = "0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
@@ -101,6 +103,9 @@ def main(argv: list[str] | None = None) -> int:
                        help="how long a request may wait and be worked on (default: %(default)s)")  # fmt: skip
     serve.add_argument("--cache_mb", type=float, default=500,
                        help="memory for the latest pictures, which are encoded once, in MB (default: %(default)s)")  # fmt: skip
+    serve.add_argument("--upstream", metavar="URL",
+                       help="address of a server such as vLLM that runs the language model of --model, as http://127.0.0.1:8001/v1; "
+                       f"{UPSTREAM_KEY} in the environment is its key, if it wants one")  # fmt: skip
     serve.add_argument("--label_studio", metavar="URL",
                        help=f"Label Studio, to fetch pictures of tasks with the access token in {STUDIO_TOKEN}")  # fmt: skip
     _add_model_flags(serve)
@@ -108,7 +113,19 @@ def main(argv: list[str] | None = None) -> int:
     serve.epilog = (
         f"{serve.epilog}\n\nenvironment: {TOKEN}, 16 characters or more, is a token that every request must bring"
     )
-    return run_command(parser, {"ask": _ask, "chat": _chat, "demo": _demo, "app": _app, "serve": _serve}, argv)
+    vllm = add_command(
+        commands,
+        "vllm",
+        "print the command that serves a bridge's language model with vLLM, for RegionChat.from_server",
+        "region-chat vllm my-bridge",
+        "region-chat vllm region-chat-tiny --output served",
+        exit_codes=EXIT_CODES,
+    )
+    vllm.add_argument("bridge", help="name, folder or Hub repository of a bridge")
+    vllm.add_argument("--output", type=Path, metavar="FOLDER",
+                      help="where to write the language model of a bridge that holds its own; a new folder")  # fmt: skip
+    doers = {"ask": _ask, "chat": _chat, "demo": _demo, "app": _app, "serve": _serve, "vllm": _vllm}
+    return run_command(parser, doers, argv)
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +138,21 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", help="dtype of the language model (default: as it was saved)")
     group.add_argument(
         "--max_new_tokens", type=int, default=64, help="length of an answer, at most (default: %(default)s)"
+    )
+
+
+def _load_upstream(arguments: argparse.Namespace) -> RegionChat:
+    from .chat import RegionChat
+
+    if arguments.mode != "tokens" or arguments.dtype is not None:
+        raise ValueError("--mode described and --dtype are for a language model here: leave them out with --upstream.")
+    return RegionChat.from_server(
+        arguments.upstream,
+        bridge=arguments.model,
+        api_key=os.environ.get(UPSTREAM_KEY),
+        timeout=arguments.seconds,
+        region_tokenizer=arguments.region_tokenizer,
+        device=arguments.device,
     )
 
 
@@ -357,7 +389,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         cache_bytes=int(arguments.cache_mb * 1e6),
     )
     files = LabelStudioFiles(arguments.label_studio, os.environ.get(STUDIO_TOKEN), limits.file_bytes)
-    chat = _load(arguments)
+    chat = _load(arguments) if arguments.upstream is None else _load_upstream(arguments)
     name = Path(arguments.model).name
     print(f"{name} answers at http://{arguments.host}:{arguments.port}/v1 (Ctrl+C ends it).", flush=True)
     tell_limitation(chat.limitation)
@@ -371,3 +403,12 @@ def _serve(arguments: argparse.Namespace) -> None:
         token=token,
         files=files,
     )
+
+
+# --- vllm -------------------------------------------------------------------------------------------------------------
+
+
+def _vllm(arguments: argparse.Namespace) -> None:
+    from .serving.vllm_command import vllm_command
+
+    print(shlex.join(vllm_command(arguments.bridge, arguments.output)))

@@ -1,1 +1,1 @@
-"""Serving: our own small server with the wires of annotation tools, and clients of servers that know nothing of us."""
+"""Bridges and servers: a client for servers that run the language model, and servers of our own."""

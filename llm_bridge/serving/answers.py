@@ -8,10 +8,9 @@ from threading import Event
 from typing import Any, Literal
 
 import torch
-from transformers import StoppingCriteria
 
 from ..chat import RegionChat, trimmed
-from ..generation import stream_text
+from ..generation import Tally
 from ..prompt_checks import check_context
 
 
@@ -39,7 +38,8 @@ class AnswerOptions:
             temperature = 0.0 if self.top_p in (None, 1.0) else 1.0
         if temperature == 0:
             return {"do_sample": False}
-        return {"do_sample": True, "temperature": temperature, "top_p": self.top_p or 1.0, "top_k": 0}
+        seed = {} if self.seed is None else {"seed": self.seed}
+        return {"do_sample": True, "temperature": temperature, "top_p": self.top_p or 1.0, "top_k": 0, **seed}
 
 
 @dataclass(frozen=True)
@@ -66,31 +66,18 @@ def answer(
     """
     if not chat.sees_pictures and _only_pictures(messages):
         raise ValueError("There is a picture but no region, and this model sees pictures through their regions alone.")
-    inputs = chat.processor.apply_chat_template(
-        messages,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-        enable_thinking=options.thinking,
-    ).to(chat.model.device)
-    length = inputs["input_ids"].shape[1]
+    prompt = chat.speaker.read(messages, thinking=options.thinking)
+    length = prompt["input_ids"].shape[1]
     new = _room(chat, length, options)
     check_context(chat.model.config, length, new)
     yield Begun(length)
-    if options.seed is not None:
-        torch.manual_seed(options.seed)
-    else:
+    sampling = options.sampling
+    if "seed" not in sampling:
         torch.seed()  # nobody's answer follows from somebody else's seed
-    meter = _Meter(gone)
-    pieces = stream_text(
-        chat.model, chat.processor, inputs, max_new_tokens=new, stopping_criteria=[meter], **options.sampling
-    )
+    tally = Tally(gone)
     cut = _Cut(options.stop)
-    yield from trimmed(cut.pieces(pieces))
-    ends = chat.model.generation_config.eos_token_id
-    is_over = cut.found or meter.last in (ends if isinstance(ends, list) else [ends])
-    yield Ended("length" if meter.count >= new and not is_over else "stop", meter.count)
+    yield from trimmed(cut.pieces(chat.speaker.stream(prompt, tally=tally, max_new_tokens=new, **sampling)))
+    yield Ended("length" if tally.is_cut and not cut.found else "stop", tally.tokens)
 
 
 def answer_text(chat: RegionChat, messages: Sequence[dict[str, Any]], options: AnswerOptions, gone: Event) -> str:
@@ -111,20 +98,6 @@ def _room(chat: RegionChat, length: int, options: AnswerOptions) -> int:
         return options.max_tokens
     longest = getattr(chat.model.config.get_text_config(), "max_position_embeddings", None) or length + options.limit
     return max(1, min(options.limit, longest - length))
-
-
-class _Meter(StoppingCriteria):
-    """Counts the tokens of one answer, and ends it when nobody waits for it."""
-
-    def __init__(self, gone: Event) -> None:
-        self.gone = gone
-        self.count = 0
-        self.last: int | None = None
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
-        self.count += 1
-        self.last = int(input_ids[0, -1])
-        return torch.full((len(input_ids),), self.gone.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
 class _Cut:

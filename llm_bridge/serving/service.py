@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from ..chat import RegionChat
 from ..pictures import PictureCache
+from .client import ServedModel
 from .errors import RequestError
 from .limits import ServerLimits
 from .worker import ModelWorker
@@ -19,19 +20,23 @@ from .worker import ModelWorker
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+UPSTREAM_AT_ONCE = 16
+"""How many requests are under way at once where a server behind this one answers, which batches them."""
+
 MOST_PICTURES = 10_000
 """How many pictures are kept at most, however small they are."""
 
 
 class Service:
-    """Models that answer all requests, one at a time.
+    """Models that answer all requests, one at a time, unless another server runs the language model.
 
     chat: whose model and processor are used; its own conversation is left alone. name: what clients call the model.
     """
 
     def __init__(self, chat: RegionChat, name: str, limits: ServerLimits) -> None:
         self.chat, self.name, self.limits = chat, name, limits
-        self.worker = ModelWorker(limits.queue, limits.seconds)
+        self.upstream = chat.model.address if isinstance(chat.model, ServedModel) else None
+        self.worker = ModelWorker(limits.queue, limits.seconds, UPSTREAM_AT_ONCE if self.upstream else 1)
         encoder = chat.processor.encoder
         encoder.cache = PictureCache(encoder.tokenizer, encoder.context, MOST_PICTURES, limits.cache_bytes)
 
@@ -48,7 +53,12 @@ class Service:
                 async for piece in stream:
                     yield piece
             except ValueError as error:
-                raise RequestError(400, "invalid_value", str(error)) from None
+                words = str(error).replace(self.upstream or "\0", "the server behind this one")
+                raise RequestError(400, "invalid_value", words) from None
+            except (ConnectionError, TimeoutError) as error:
+                logger.error("%s", error)
+                words = "The server behind this one does not answer: try again later."
+                raise RequestError(503, "upstream_unavailable", words, retry_after=10) from None
 
     async def result(self, request: Request, work: Callable[[Event], T]) -> T:
         """What `work` returns in the worker."""

@@ -313,3 +313,42 @@ def test_what_the_bundled_models_cannot_do_is_said_beside_every_answer(
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     assert main(["chat", str(DEMO), "--box", "177", "392", "271", "470"]) == 0
     assert capsys.readouterr().err.count("it misreads photographs") == 2
+
+
+# --- serve ------------------------------------------------------------------------------------------------------------
+
+
+def test_serve_asks_for_a_token_before_it_lets_other_machines_in(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("contourpy", reason="needs the extra serve")
+    monkeypatch.delenv("REGION_CHAT_TOKEN", raising=False)
+    for host in ("0.0.0.0", "::", "192.168.1.20", "example.org", ""):
+        assert main(["serve", "--host", host]) == 2
+        assert "REGION_CHAT_TOKEN" in capsys.readouterr().err
+    for token in ("short", "", "with a space in it", "ümläut-ümläut-ümläut"):
+        monkeypatch.setenv("REGION_CHAT_TOKEN", token)
+        for host in ("127.0.0.1", "0.0.0.0"):
+            assert main(["serve", "--host", host]) == 2
+            assert "is no safe token" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--port", "0"], "--port 0"),
+        (["--port", "65536"], "--port 65536"),
+        (["--seconds", "0"], "--seconds"),
+        (["--cache_mb", "nan"], "--cache_mb"),
+        (["--queue", "0"], "queue is 0"),
+        (["--label_studio", "file:///etc"], "--label_studio"),
+        (["--upstream", "http://127.0.0.1:9/v1", "--mode", "described"], "--upstream"),
+        (["--upstream", "http://127.0.0.1:9/v1"], "No server answers"),
+    ],
+)
+def test_serve_refuses_what_it_cannot_do(flags: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("contourpy", reason="needs the extra serve")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = taken.getsockname()[1]
+    assert main(["serve", "--port", str(free), *flags]) == 2
+    assert words in capsys.readouterr().err
