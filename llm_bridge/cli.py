@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     serve.add_argument("--cache_mb", type=float, default=500,
                        help="memory for the latest pictures, which are encoded once, in MB (default: %(default)s)")  # fmt: skip
     serve.add_argument("--upstream", metavar="URL",
-                       help="address of a server such as vLLM that runs the language model of --model, as http://127.0.0.1:8001/v1; "
+                       help="a server such as vLLM that runs the language model of --model: http://127.0.0.1:8001/v1; "
                        f"{UPSTREAM_KEY} in the environment is its key, if it wants one")  # fmt: skip
     serve.add_argument("--label_studio", metavar="URL",
                        help=f"Label Studio, to fetch pictures of tasks with the access token in {STUDIO_TOKEN}")  # fmt: skip
