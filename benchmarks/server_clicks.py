@@ -24,6 +24,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from llm_bridge import RegionChat
+from llm_bridge.serving.limits import ServerLimits
 from llm_bridge.serving.server import build_app
 from tap_tokenizer import TapConfig, TapModel, TapRegionTokenizer
 
@@ -41,7 +42,7 @@ def main() -> None:
     chat = RegionChat.from_pretrained("region-chat-tiny")
     if arguments.shape is not None:
         chat.processor.region_tokenizer = silent(arguments.shape)
-    client = TestClient(build_app(chat, "model"), base_url="http://127.0.0.1:8000")
+    client = TestClient(build_app(chat, "model", limits=ServerLimits(seconds=36_000)), base_url="http://127.0.0.1:8000")
     warm = picture(999)
     click(client, warm)
     first, second = [], []
@@ -51,7 +52,7 @@ def main() -> None:
         second.append(click(client, address))
     tokenizer = chat.region_tokenizer
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(warm.partition(",")[2]))).convert("RGB"))
-    encode = statistics.median(seconds(lambda: tokenizer.embed_image(pixels)) for _ in range(3))
+    encode = statistics.median(seconds(lambda: tokenizer.embed_image(pixels)) for _ in range(arguments.pictures))
     features = tokenizer.embed_image(pixels)
     prompt = statistics.median(
         seconds(lambda: tokenizer.encode(features=features, boxes=[[90, 90, 300, 250]])) for _ in range(3)

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,14 @@ def main(argv: list[str] | None = None) -> int:
     vllm.add_argument("bridge", help="name, folder or Hub repository of a bridge")
     vllm.add_argument("--output", type=Path, metavar="FOLDER",
                       help="where to write the language model of a bridge that holds its own; a new folder")  # fmt: skip
-    doers = {"ask": _ask, "chat": _chat, "demo": _demo, "app": _app, "serve": _serve, "vllm": _vllm}
+    doers: dict[str, Callable[[argparse.Namespace], int | None]] = {
+        "ask": _ask,
+        "chat": _chat,
+        "demo": _demo,
+        "app": _app,
+        "serve": _serve,
+        "vllm": _vllm,
+    }
     return run_command(parser, doers, argv)
 
 
