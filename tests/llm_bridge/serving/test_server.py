@@ -134,7 +134,7 @@ def test_what_nobody_foresaw_is_told_without_details(
     from llm_bridge.serving import completions
 
     def broken(*given: Any) -> Any:
-        raise RuntimeError("a secret of /home/somebody")
+        raise RuntimeError("a secret of the server")
 
     monkeypatch.setattr(completions, "answer", broken)
     client = TestClient(build(bundled_chat, MODEL), base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
