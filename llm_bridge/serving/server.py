@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 
 import uvicorn
@@ -138,7 +139,8 @@ def serve(
     """Serve until it is interrupted; arguments as for `build_app`."""
     app = build_app(chat, name, limits=limits, hosts=Hosts(host, allowed_hosts), token=token, files=files)
     try:
-        build_server(app, host, port).run()
+        with suppress(KeyboardInterrupt):  # which uvicorn raises again once it has ended
+            build_server(app, host, port).run()
     finally:
         app.state.service.worker.close()
 

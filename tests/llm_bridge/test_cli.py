@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -352,3 +353,32 @@ def test_serve_refuses_what_it_cannot_do(flags: list[str], words: str, capsys: p
         free = taken.getsockname()[1]
     assert main(["serve", "--port", str(free), *flags]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_serve_answers_until_ctrl_c() -> None:
+    pytest.importorskip("contourpy", reason="needs the extra serve")
+    import urllib.request
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    command = [sys.executable, "-m", "llm_bridge", "serve", "--port", port]
+    restored = (
+        f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = {command[2:]!r}; "
+    )
+    restored += "import runpy; runpy.run_module('llm_bridge', run_name='__main__')"
+    with subprocess.Popen(
+        [sys.executable, "-c", restored], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as serving:
+        assert serving.stdout is not None
+        assert f"http://127.0.0.1:{port}/v1" in serving.stdout.readline()
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+                    assert json.load(answer)["status"] == "UP"
+                break
+            except OSError:
+                time.sleep(0.1)
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(60) == 0
+        assert serving.stderr is not None
+        assert "Traceback" not in serving.stderr.read()
