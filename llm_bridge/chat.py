@@ -1,6 +1,6 @@
 """`RegionChat`: a conversation about regions of one picture.
 
-It holds a model, its processor and what has been said. Of the model it needs only `generate`.
+It holds a model, its processor and what has been said. A `Speaker` answers: the model itself, or a server that runs it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ from tap_tokenizer import (
 
 from .chat_markup import user_content, words_of
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
-from .generation import generate_each, generate_text, stream_text
+from .generation import LocalSpeaker, Speaker
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .pictures import open_picture
 from .processing_bridge import RegionBridgeProcessor
 from .processing_described import DescribedRegionProcessor
 from .prompt_checks import check_context
+from .serving import client
 
 logger = logging.getLogger(__name__)
 
@@ -83,10 +84,11 @@ class RegionChat:
     >>> chat = RegionChat.from_pretrained("Qwen/Qwen3-0.6B", mode="described", region_tokenizer="tap-tiny")
     """
 
-    def __init__(self, model: PreTrainedModel, processor: RegionBridgeProcessor) -> None:
+    def __init__(self, model: PreTrainedModel | client.ServedModel, processor: RegionBridgeProcessor) -> None:
         processor.attach(model)
-        self.model = model.eval()
+        self.model: Any = model
         self.processor = processor
+        self.speaker: Speaker = model if isinstance(model, Speaker) else LocalSpeaker(model.eval(), processor)
         self.warns_of_limitation = True
         """Whether the next answer warns of `limitation`: the first one does. Set it to False to show the sentence yourself."""
         self.image: np.ndarray | None = None
@@ -136,6 +138,47 @@ class RegionChat:
                 words = load_pretrained(AutoTokenizer, source, **trusted, **hub)
                 processor = DescribedRegionProcessor(words, region_tokenizer)
         return cls(model.to(device) if device is not None else model, processor)
+
+    @classmethod
+    def from_server(
+        cls,
+        address: str,
+        *,
+        bridge: str | Path | tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor],
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 120.0,
+        region_tokenizer: TapRegionTokenizer | str | None = None,
+        device: torch.device | str | None = None,
+        **hub: Any,
+    ) -> RegionChat:
+        """Talk to a language model that a server runs, such as vLLM with --enable-prompt-embeds; see docs/serving.md.
+
+        Regions are encoded and projected here. The language model is not loaded; the server gets words, and rows of numbers
+        in the places of regions. It must know nothing of regions.
+
+        address: of the server's OpenAI-compatible interface, such as "http://127.0.0.1:8000/v1".
+        bridge: the name of a bundled bridge, a folder, or a Hub repository, of which the projector and the processor are
+        loaded; or a bridge and its processor.
+        model: the server's name for the language model with the bridge's adapter, or for the bare one if the bridge has none;
+        by default, the only one of that kind that the server offers.
+        api_key: what the server wants to be shown. timeout: how many seconds may pass without a word from it.
+        region_tokenizer: as for `from_pretrained`. device: of region tokenizer and projector.
+        hub: cache_dir, revision, token and local_files_only, if the bridge comes from a Hub.
+
+        Raises `ConnectionError` if no server answers, and `ValueError` if it does not have what is needed.
+        """
+        served = client.ServedModel.connect(
+            address,
+            bridge=bridge,
+            model=model,
+            api_key=api_key,
+            timeout=timeout,
+            region_tokenizer=region_tokenizer,
+            device=device,
+            **hub,
+        )
+        return cls(served, served.processor)
 
     def __repr__(self) -> str:
         source = "/".join(Path(self.model.config.name_or_path).parts[-2:]) or type(self.model).__name__
@@ -203,10 +246,8 @@ class RegionChat:
         self._warn_of_limitation()
         inputs, options = asked.inputs, self._options(asked.inputs, max_new_tokens, generate_options)
         before = self.messages
-        if stream:
-            pieces = _trimmed(stream_text(self.model, self.processor, inputs, **options))
-        else:
-            pieces = iter(generate_text(self.model, self.processor, inputs, **options))
+        speaker = self.speaker
+        pieces = trimmed(speaker.stream(inputs, **options)) if stream else iter([speaker.say(inputs, **options)])
         remembering = self._remembering(pieces, asked, before)
         return remembering if stream else "".join(remembering)
 
@@ -237,7 +278,7 @@ class RegionChat:
         inputs = [one.inputs for one in asked]
         longest = max(inputs, key=lambda one: one["input_ids"].shape[1])
         options = self._options(longest, max_new_tokens, generate_options)
-        return generate_each(self.model, self.processor, inputs, **options)
+        return self.speaker.say_each(inputs, **options)
 
     def _prepare(self, question: str, image: Any, new: Sequence[RegionPrompt], thinking: bool) -> _Asked:
         """A question and its regions → the model's inputs and the conversation to come.
@@ -267,14 +308,7 @@ class RegionChat:
         shown = picture if image_before is None else None  # a picture is shown in the first turn that has it
         turn = {"role": "user", "content": user_content(question, new, shown, known=len(regions))}
         messages = [*messages, turn]
-        inputs = self.processor.apply_chat_template(
-            messages,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-            enable_thinking=thinking,
-        ).to(self.model.device)
+        inputs = self.speaker.read(messages, thinking=thinking)
         return _Asked(inputs, picture, messages, [*regions, *new])
 
     def _warn_of_limitation(self) -> None:
@@ -292,8 +326,6 @@ class RegionChat:
         options = dict(generate_options)
         if "max_length" not in options:
             options["max_new_tokens"] = max_new_tokens
-        if "stop_strings" in options:
-            options.setdefault("tokenizer", self.processor.tokenizer)
         check_context(self.model.config, inputs["input_ids"].shape[1], options.get("max_new_tokens", 1))
         return options
 
@@ -372,7 +404,7 @@ def _check_source(source: str | Path, mode: str, hub: dict[str, Any]) -> None:
         raise ValueError(f'{path} is a bridge, which reads region tokens: leave mode="described" out.')
 
 
-def _trimmed(pieces: Iterator[str]) -> Iterator[str]:
+def trimmed(pieces: Iterator[str]) -> Iterator[str]:
     """Pieces of text without white space at the beginning and the end of the whole, and none that is empty."""
     waiting, begun = "", False
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""The command line: `region-chat ask`, `chat`, `demo` and `app`.
+"""The command line: `region-chat ask`, `chat`, `demo`, `app`, `serve` and `vllm`.
 
 It prints and writes files. Everything else it does is a single call of the library.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import socket
+import os
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ from tap_tokenizer import (
     tell_limitation,
 )
 
+from .listening import add_listening_flags, check_listening, is_loopback
+
 if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
     import numpy as np
 
@@ -37,8 +40,12 @@ if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
     from .chat import RegionChat
 
 DEMO = "region-chat-tiny"
+TOKEN = "REGION_CHAT_TOKEN"
+UPSTREAM_KEY = "UPSTREAM_API_KEY"
+STUDIO_TOKEN = "LABEL_STUDIO_API_KEY"
 EXIT_CODES = "0 done, 2 bad input, 130 interrupted"
 ASK_CODES = "0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
+SERVE_CODES = "0 when Ctrl+C ends the server, 2 bad input, 130 interrupted before there was a server"
 APP_CODES = "0 when Ctrl+C ends the page, 2 bad input, 130 interrupted before there was a page"
 
 
@@ -80,21 +87,53 @@ def main(argv: list[str] | None = None) -> int:
     demo.add_argument("--output", type=Path, default=Path("region-chat-demo.png"),
                       help="where to write the annotated picture (default: %(default)s)")  # fmt: skip
     app = add_command(commands, "app", "serve the web page", "region-chat app --port 7860", exit_codes=APP_CODES)
-    app.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: only this machine can reach it)"
-    )
     app.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
-    app.add_argument("--allowed_host", action="append", default=[], metavar="NAME",
-                     help="another name under which the page answers, such as a proxy's; you may repeat this")  # fmt: skip
-    app.add_argument(
-        "--max_file_mb", type=float, default=10, help="largest file of a picture, in MB (default: %(default)s)"
-    )
-    app.add_argument(
-        "--max_megapixels", type=float, default=16, help="largest picture, in megapixels (default: %(default)s)"
-    )
-    app.add_argument("--queue", type=int, default=40, help="questions that may wait at once (default: %(default)s)")
+    add_listening_flags(app, "the page", queue=40)
     _add_model_flags(app)
-    return run_command(parser, {"ask": _ask, "chat": _chat, "demo": _demo, "app": _app}, argv)
+    serve = add_command(
+        commands,
+        "serve",
+        "answer OpenAI's clients, X-AnyLabeling and Label Studio",
+        "region-chat serve --port 8000",
+        f"{TOKEN}=… region-chat serve --host 0.0.0.0",
+        exit_codes=SERVE_CODES,
+    )
+    serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    add_listening_flags(serve, "the server", queue=32)
+    serve.add_argument("--seconds", type=float, default=120,
+                       help="how long a request may wait and be worked on (default: %(default)s)")  # fmt: skip
+    serve.add_argument("--cache_mb", type=float, default=500,
+                       help="memory for the latest pictures, which are encoded once, in MB (default: %(default)s)")  # fmt: skip
+    serve.add_argument("--upstream", metavar="URL",
+                       help="a server such as vLLM that runs the language model of --model: http://127.0.0.1:8001/v1; "
+                       f"{UPSTREAM_KEY} in the environment is its key, if it wants one")  # fmt: skip
+    serve.add_argument("--label_studio", metavar="URL",
+                       help=f"Label Studio, to fetch pictures of tasks with the access token in {STUDIO_TOKEN}")  # fmt: skip
+    _add_model_flags(serve)
+    serve.set_defaults(max_new_tokens=512)
+    serve.epilog = (
+        f"{serve.epilog}\n\nenvironment: {TOKEN}, 16 characters or more, is a token that every request must bring"
+    )
+    vllm = add_command(
+        commands,
+        "vllm",
+        "print the command that serves a bridge's language model with vLLM, for RegionChat.from_server",
+        "region-chat vllm my-bridge",
+        "region-chat vllm region-chat-tiny --output served",
+        exit_codes=EXIT_CODES,
+    )
+    vllm.add_argument("bridge", help="name, folder or Hub repository of a bridge")
+    vllm.add_argument("--output", type=Path, metavar="FOLDER",
+                      help="where to write the language model of a bridge that holds its own; a new folder")  # fmt: skip
+    doers: dict[str, Callable[[argparse.Namespace], int | None]] = {
+        "ask": _ask,
+        "chat": _chat,
+        "demo": _demo,
+        "app": _app,
+        "serve": _serve,
+        "vllm": _vllm,
+    }
+    return run_command(parser, doers, argv)
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +146,21 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", help="dtype of the language model (default: as it was saved)")
     group.add_argument(
         "--max_new_tokens", type=int, default=64, help="length of an answer, at most (default: %(default)s)"
+    )
+
+
+def _load_upstream(arguments: argparse.Namespace) -> RegionChat:
+    from .chat import RegionChat
+
+    if arguments.mode != "tokens" or arguments.dtype is not None:
+        raise ValueError("--mode described and --dtype are for a language model here: leave them out with --upstream.")
+    return RegionChat.from_server(
+        arguments.upstream,
+        bridge=arguments.model,
+        api_key=os.environ.get(UPSTREAM_KEY),
+        timeout=arguments.seconds,
+        region_tokenizer=arguments.region_tokenizer,
+        device=arguments.device,
     )
 
 
@@ -289,12 +343,7 @@ def _app(arguments: argparse.Namespace) -> None:
     from .page.input import PageLimits
 
     check_server()  # refused before a model is loaded
-    if arguments.port is not None and not 0 < arguments.port < 65536:
-        raise ValueError(f"Got --port {arguments.port}: expected 1 to 65535, or leave it out.")
-    for name in ("max_file_mb", "max_megapixels"):
-        if not 1e-6 <= getattr(arguments, name) < math.inf:
-            raise ValueError(f"Got --{name} {getattr(arguments, name)}: expected a number of millions above 0.")
-    _check_address(arguments.host, arguments.port)
+    check_listening(arguments)
     limits = PageLimits(
         file_bytes=int(arguments.max_file_mb * 1e6),
         pixels=int(arguments.max_megapixels * 1e6),
@@ -317,12 +366,57 @@ def _app(arguments: argparse.Namespace) -> None:
         page.close()
 
 
-def _check_address(host: str, port: int | None) -> None:
-    """Refuse an address that cannot be listened at, before a model is loaded."""
+def _serve(arguments: argparse.Namespace) -> None:
     try:
-        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
-        socket.create_server((address[0], address[1]), family=family).close()
-    except OSError as error:
+        from .serving.server import serve
+    except ImportError as error:
+        if error.name in ("pydantic", "starlette", "uvicorn", "h11", "contourpy"):
+            raise ImportError(
+                "The server needs the extra serve of tap-bridge: pip install 'starlette>=0.46' 'uvicorn>=0.34' "
+                "'pydantic>=2.10' 'contourpy>=1.3'."
+            ) from None
+        raise
+    from .serving.label_studio_files import LabelStudioFiles
+    from .serving.limits import ServerLimits
+
+    token = os.environ.get(TOKEN)
+    if token is not None and not (len(token) >= 16 and token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError(f"{TOKEN} is no safe token: give 16 or more letters and digits, or leave it out.")
+    if token is None and not is_loopback(arguments.host):
         raise ValueError(
-            f"{host}{f', port {port},' if port else ''} cannot be listened at ({error}): give another --host or --port."
-        ) from None
+            f"--host {arguments.host} lets other machines in: put a token of 16 or more letters and digits into the "
+            f"environment variable {TOKEN}, which every request must bring then."
+        )
+    check_listening(arguments)
+    limits = ServerLimits(
+        file_bytes=int(arguments.max_file_mb * 1e6),
+        pixels=int(arguments.max_megapixels * 1e6),
+        queue=arguments.queue,
+        seconds=arguments.seconds,
+        new_tokens=arguments.max_new_tokens,
+        cache_bytes=int(arguments.cache_mb * 1e6),
+    )
+    files = LabelStudioFiles(arguments.label_studio, os.environ.get(STUDIO_TOKEN), limits.file_bytes)
+    chat = _load(arguments) if arguments.upstream is None else _load_upstream(arguments)
+    name = Path(arguments.model).name
+    print(f"{name} answers at http://{arguments.host}:{arguments.port}/v1 (Ctrl+C ends it).", flush=True)
+    tell_limitation(chat.limitation)
+    serve(
+        chat,
+        name,
+        host=arguments.host,
+        port=arguments.port,
+        limits=limits,
+        allowed_hosts=arguments.allowed_host,
+        token=token,
+        files=files,
+    )
+
+
+# --- vllm -------------------------------------------------------------------------------------------------------------
+
+
+def _vllm(arguments: argparse.Namespace) -> None:
+    from .serving.vllm_command import vllm_command
+
+    print(shlex.join(vllm_command(arguments.bridge, arguments.output)))

@@ -1,17 +1,94 @@
-"""Generates a language model's words: as whole texts, or in pieces while they come."""
+"""Generates a language model's words: as whole texts, or in pieces while they come; and who else may say them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from threading import Event, Thread
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from .language_model import can_read_ahead
+
+
+@dataclass
+class Tally:
+    """What is known of an answer that came in pieces: how many tokens it took, and whether max_new_tokens cut it off.
+
+    gone: ends the answer once it is set, even between two pieces.
+    """
+
+    gone: Event = field(default_factory=Event)
+    tokens: int = 0
+    is_cut: bool = False
+
+
+@runtime_checkable
+class Speaker(Protocol):
+    """Who answers in a conversation: a language model in this process, or one that a server runs.
+
+    A prompt is what `read` makes of a conversation's messages, with `input_ids` (1, L) among its items. options: as for
+    transformers' `generate`; greedy by default. With `seed`, a sampled answer can be had again.
+    """
+
+    def read(self, messages: Sequence[dict[str, Any]], *, thinking: bool) -> Mapping[str, Any]:
+        """A conversation that ends with a question → a prompt."""
+
+    def say(self, prompt: Mapping[str, Any], **options: Any) -> str:
+        """The answer, stripped of white space."""
+
+    def say_each(self, prompts: Sequence[Mapping[str, Any]], **options: Any) -> list[str]:
+        """The answers to several prompts."""
+
+    def stream(self, prompt: Mapping[str, Any], *, tally: Tally | None = None, **options: Any) -> Iterator[str]:
+        """The answer in pieces, white space and all. Whoever closes the iterator stops the generation.
+
+        tally: kept while the pieces come.
+        """
+
+
+@dataclass(frozen=True)
+class LocalSpeaker:
+    """A language model in this process, and the processor that writes its prompts."""
+
+    model: PreTrainedModel
+    processor: Any
+
+    def read(self, messages: Sequence[dict[str, Any]], *, thinking: bool) -> Mapping[str, Any]:
+        """The batch that the processor makes, on the model's device."""
+        batch = self.processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+        )
+        moved: Mapping[str, Any] = batch.to(self.model.device)
+        return moved
+
+    def say(self, prompt: Mapping[str, Any], **options: Any) -> str:
+        return generate_text(self.model, self.processor, prompt, **self._with_words(options))[0]
+
+    def say_each(self, prompts: Sequence[Mapping[str, Any]], **options: Any) -> list[str]:
+        return generate_each(self.model, self.processor, prompts, **self._with_words(options))
+
+    def stream(self, prompt: Mapping[str, Any], *, tally: Tally | None = None, **options: Any) -> Iterator[str]:
+        if tally is not None:
+            ends = self.model.generation_config.eos_token_id
+            keeper = _TallyKeeper(tally, ends if isinstance(ends, list) else [ends], options.get("max_new_tokens"))
+            options["stopping_criteria"] = [*(options.get("stopping_criteria") or []), keeper]
+        return stream_text(self.model, self.processor, prompt, **self._with_words(options))
+
+    def _with_words(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options for transformers, which stops at words only if it is given the tokenizer, and has one seed for all."""
+        if (seed := options.pop("seed", None)) is not None:
+            torch.manual_seed(seed)
+        return {"tokenizer": self.processor.tokenizer, **options} if "stop_strings" in options else options
 
 
 def generate_text(model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any], **options: Any) -> list[str]:
@@ -82,6 +159,18 @@ def stream_text(model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any
         thread.join()
     if failure:
         raise failure[0]
+
+
+class _TallyKeeper(StoppingCriteria):
+    """Keeps the tally of one answer, and ends it once nobody waits for it."""
+
+    def __init__(self, tally: Tally, ends: Sequence[int | None], most: int | None) -> None:
+        self.tally, self.ends, self.most = tally, ends, most
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
+        self.tally.tokens += 1
+        self.tally.is_cut = self.tally.tokens == self.most and int(input_ids[0, -1]) not in self.ends
+        return torch.full((len(input_ids),), self.tally.gone.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
 class _StopWhenSet(StoppingCriteria):

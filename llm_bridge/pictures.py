@@ -7,6 +7,7 @@ import binascii
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -33,20 +34,30 @@ def open_picture(image: Any) -> np.ndarray:
 
 
 def content_key(picture: np.ndarray) -> str:
-    """A name that equal pictures share."""
-    return hashlib.sha1(picture.tobytes() + repr(picture.shape).encode(), usedforsecurity=False).hexdigest()
+    """A name that equal pictures share, and that nobody can make two pictures share: users of a server share its cache."""
+    return hashlib.sha256(picture.tobytes() + repr(picture.shape).encode()).hexdigest()
 
 
 class PictureCache:
-    """Features and contexts of the `size` pictures seen last, by content, so that a second question costs no second look."""
+    """Features and contexts of the pictures seen last, by content, so that a second question costs no second look.
 
-    def __init__(self, tokenizer: TapRegionTokenizer, context: PictureContext, size: int) -> None:
-        self.tokenizer, self.context, self.size = tokenizer, context, size
+    size: how many pictures are kept; most_bytes: how many bytes of features, if that is limited, too.
+    """
+
+    def __init__(
+        self, tokenizer: TapRegionTokenizer, context: PictureContext, size: int, most_bytes: int | None = None
+    ) -> None:
+        self.tokenizer, self.context, self.size, self.most_bytes = tokenizer, context, size, most_bytes
         self._features: OrderedDict[str, ImageFeatures] = OrderedDict()
         self._contexts: dict[str, Tensor] = {}
+        self._lock = RLock()
 
     def features(self, pictures: Mapping[str, np.ndarray]) -> ImageFeatures:
-        """Features of all pictures, in their order; only new ones are encoded."""
+        """Features of all pictures, in their order; only new ones are encoded. Threads may share the cache."""
+        with self._lock:
+            return self._features_of(pictures)
+
+    def _features_of(self, pictures: Mapping[str, np.ndarray]) -> ImageFeatures:
         known = {k: f for k, f in self._features.items() if f.fingerprint == self.tokenizer.fingerprint}
         new = [key for key in pictures if key not in known]
         if new:
@@ -55,19 +66,25 @@ class PictureCache:
         for key in pictures:
             self._features[key] = known[key]
             self._features.move_to_end(key)
-        while len(self._features) > self.size:
+        while len(self._features) > self.size or self._is_over_bytes():
             old, _ = self._features.popitem(last=False)
             self._contexts.pop(old, None)
         return ImageFeatures.concatenate([known[key] for key in pictures])
 
+    def _is_over_bytes(self) -> bool:
+        if self.most_bytes is None:
+            return False
+        return sum(features.embeddings.nbytes for features in self._features.values()) > self.most_bytes
+
     def context_of(self, key: str, features: ImageFeatures) -> Tensor:
         """Context features (slots, F) of the picture with a key and `features`; computed once."""
-        if key in self._contexts:
-            return self._contexts[key]
-        (context,) = self.context.encode(self.tokenizer, features)
-        if key in self._features:
-            self._contexts[key] = context
-        return context
+        with self._lock:
+            if key in self._contexts:
+                return self._contexts[key]
+            (context,) = self.context.encode(self.tokenizer, features)
+            if key in self._features:
+                self._contexts[key] = context
+            return context
 
     def clear(self) -> None:
         """Forget all pictures."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -77,22 +77,26 @@ def rows_in_order(shown: Shown, contexts: Sequence[Tensor], regions: Tensor) -> 
 
 @dataclass
 class _Seen:
-    """Encoded samples: the features of each picture by its content, each sample's pictures, and all regions."""
+    """The pictures of samples: features of each picture by its content, and the content keys of each sample's pictures."""
 
     keys: list[list[str]]
     features: dict[str, ImageFeatures]
-    regions: RegionTokens
-    rows: list[list[int]]
-    """Where the regions of each sample stand among all regions."""
 
     def sizes(self, sample: int) -> list[tuple[int, int]]:
         """(height, width) of each picture of a sample."""
         sizes = [self.features[key].original_sizes[0].tolist() for key in self.keys[sample]]
         return [(height, width) for height, width in sizes]
 
+    def prompts(self, samples: Sequence[Sample]) -> list[list[tuple[str, RegionPrompt]]]:
+        """Each sample's regions in their order: the key of the picture, and what points at it."""
+        return [[(own[image], prompt) for image, prompt in one.regions] for one, own in zip(samples, self.keys)]
+
 
 class SampleEncoder:
     """What a region tokenizer sees of samples. Each picture is encoded once, and not again while it is among the latest.
+
+    The feature rows of the latest regions are remembered, too: a region that is spoken of again has the same rows, bit for
+    bit, whatever stands beside it.
 
     experts and context: as in the bridge's config. cached_images: how many of the latest pictures are remembered.
     """
@@ -107,14 +111,17 @@ class SampleEncoder:
         self.tokenizer, self.experts, self.context = tokenizer, experts, context
         self.layout = FeatureLayout.of(tokenizer.model.config)
         self.cache = PictureCache(tokenizer, context, cached_images)
+        self._rows: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def feature_rows(self, samples: Sequence[Sample], shown: Sequence[Shown]) -> list[Tensor | None]:
         """Rows (S, F) of each sample, in the order of its placeholders; None for one without any."""
         seen = self._see(samples)
-        features = region_features(seen.regions, self.experts)
+        prompts = seen.prompts(samples)
+        features = iter(self._region_features(seen, [pair for own in prompts for pair in own]))
         rows: list[Tensor | None] = []
         for i, (sample, one) in enumerate(zip(samples, shown)):
-            regions = features[seen.rows[i]]
+            own = [next(features) for _ in prompts[i]]
+            regions = torch.stack(own) if own else torch.empty(0, 1, self.layout.size)
             contexts: list[Tensor] = []
             for number, (key, size) in enumerate(zip(seen.keys[i], seen.sizes(i)) if self.context.slots else ()):
                 asked = [region for region in one.asked if sample.regions[region][0] == number]
@@ -129,7 +136,7 @@ class SampleEncoder:
     def regions_of(self, sample: Sample) -> tuple[RegionTokens, list[tuple[int, int]]]:
         """Region tokens of one sample's regions in their order, and the (height, width) of its pictures."""
         seen = self._see([sample])
-        return seen.regions[seen.rows[0]], seen.sizes(0)
+        return self._encode(seen, seen.prompts([sample])[0]), seen.sizes(0)
 
     def embed_image(self, image: Any) -> ImageFeatures:
         """The features of one picture; those of the latest pictures cost nothing."""
@@ -137,7 +144,7 @@ class SampleEncoder:
         return replace(self.cache.features({content_key(picture): picture}), is_batch=False)
 
     def _see(self, samples: Sequence[Sample]) -> _Seen:
-        """Encode all pictures and regions of some samples, each picture once and all regions in one go."""
+        """Encode the pictures of some samples, each picture once."""
         pictures: dict[str, np.ndarray] = {}
         keys: list[list[str]] = []
         for sample in samples:
@@ -145,17 +152,50 @@ class SampleEncoder:
             keys.append([content_key(picture) for picture in opened])
             pictures.update(zip(keys[-1], opened))
         features = self.cache.features(pictures)
-        prompts: dict[str, list[RegionPrompt]] = {key: [] for key in pictures}
-        places: list[list[tuple[str, int]]] = []
-        for sample, own in zip(samples, keys):
-            places.append([])
-            for image, prompt in sample.regions:
-                places[-1].append((own[image], len(prompts[own[image]])))
-                prompts[own[image]].append(prompt)
-        starts = dict(zip(prompts, accumulate(map(len, prompts.values()), initial=0)))
-        return _Seen(
-            keys=keys,
-            features={key: features[i] for i, key in enumerate(pictures)},
-            regions=self.tokenizer.encode(features=features, prompts=list(prompts.values())),
-            rows=[[starts[key] + number for key, number in own] for own in places],
+        return _Seen(keys, {key: features[i] for i, key in enumerate(pictures)})
+
+    def _encode(self, seen: _Seen, prompts: Sequence[tuple[str, RegionPrompt]]) -> RegionTokens:
+        """Tokens of all regions, each of which is its picture's key and a prompt, in their order and in one go."""
+        places: dict[str, list[int]] = {key: [] for key in seen.features}
+        for place, (key, _) in enumerate(prompts):
+            places[key].append(place)
+        regions = self.tokenizer.encode(
+            features=ImageFeatures.concatenate(list(seen.features.values())),
+            prompts=[[prompts[place][1] for place in own] for own in places.values()],
         )
+        order = {place: row for row, place in enumerate(place for own in places.values() for place in own)}
+        return regions[[order[place] for place in range(len(prompts))]]
+
+    def _region_features(self, seen: _Seen, prompts: Sequence[tuple[str, RegionPrompt]]) -> list[Tensor]:
+        """Features (slots, F) of each region. Nothing is encoded if all regions are known.
+
+        Otherwise all are, because only together do their coordinates show whether they are in pixels.
+        """
+        keys = [_key_of(self.tokenizer.fingerprint, picture, prompt) for picture, prompt in prompts]
+        if all(key in self._rows for key in keys):
+            fresh = [self._rows[key] for key in keys if key is not None]
+        else:
+            fresh = [rows.clone() for rows in region_features(self._encode(seen, prompts), self.experts)]
+        features = []
+        for key, rows in zip(keys, fresh):
+            features.append(rows if key is None else self._rows.setdefault(key, rows))
+            if key is not None:
+                self._rows.move_to_end(key)
+        while len(self._rows) > _LATEST_REGIONS:
+            self._rows.popitem(last=False)
+        return features
+
+
+_LATEST_REGIONS = 1024
+"""How many regions' rows are remembered: 5 MB for TAP's own sizes, or four times as much with all experts."""
+
+
+def _key_of(fingerprint: str, picture: str, prompt: RegionPrompt) -> Hashable | None:
+    """What a region's rows are remembered by; None for a mask that is no run lengths, for it may be changed in place."""
+    mask: Hashable = None
+    if prompt.mask is not None:
+        counts = prompt.mask.get("counts") if isinstance(prompt.mask, dict) else None
+        if not isinstance(counts, (str, bytes, list)):
+            return None
+        mask = (*prompt.mask["size"], tuple(counts) if isinstance(counts, list) else counts)
+    return fingerprint, picture, prompt.box, prompt.points, prompt.point_labels, mask

@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
         misfits_told,
         model_from_config,
         read_json_object,
+        unpacked_gguf,
     )
     from .gguf_files import gguf_of
     from .image_processing_tap import open_image, upright_size

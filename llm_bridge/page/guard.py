@@ -68,6 +68,53 @@ def _is_address(name: str) -> bool:
     return True
 
 
+class Bodies:
+    """Reads the bodies of requests within limits, counted as they arrive, whatever the headers say.
+
+    most_bytes: limit of one body. name: what is busy where too many are on their way at once: "The page".
+    """
+
+    def __init__(self, most_bytes: int, name: str) -> None:
+        self.most_bytes, self.name = most_bytes, name
+        self._on_their_way = 0
+
+    def refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, str] | None:
+        """What is wrong with a request's length as far as its headers, in lower case, tell: a status and a sentence."""
+        lengths = [value for name, value in headers if name == b"content-length"]
+        if len(lengths) != 1 or not lengths[0].isdigit():
+            return 411, "The request does not say how long it is: send exactly one Content-Length."
+        if any(name == b"transfer-encoding" for name, _ in headers):
+            return 400, "The request has both a Content-Length and a Transfer-Encoding: send only the Content-Length."
+        if len(lengths[0]) > 20 or int(lengths[0]) > self.most_bytes:
+            return 413, f"The request is larger than {self.most_bytes / 1e6:.1f} MB: choose a smaller picture."
+        return None
+
+    async def read(self, scope: dict[str, Any], receive: Any, seconds: float) -> tuple[tuple[int, str] | None, bytes]:
+        """The body of a request whose headers `refusal` has passed, or a refusal, if it does not arrive within `seconds`."""
+        parts: list[bytes] = []
+        size, said = 0, int(dict(scope["headers"])[b"content-length"])
+        end = time.monotonic() + seconds
+        more = True
+        try:
+            while more:
+                message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
+                if message["type"] == "http.disconnect":
+                    return (400, "The request ended early: send it again."), b""
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                self._on_their_way += len(parts[-1])
+                if size > said:
+                    return (400, f"The request is longer than the {said} bytes that it announced."), b""
+                if self._on_their_way > BODIES * self.most_bytes:
+                    return (503, f"{self.name} is busy: try again in a moment."), b""
+                more = message.get("more_body", False)
+        except asyncio.TimeoutError:
+            return (408, f"The request took longer than {seconds:.0f} s to arrive: try again."), b""
+        finally:
+            self._on_their_way -= size
+        return None, b"".join(parts)
+
+
 class PageGuard:
     """Refuses unknown host names, requests of other pages, bodies over the limit, and sessions with too many places in a queue.
 
@@ -79,8 +126,8 @@ class PageGuard:
     def __init__(
         self, app: Callable[..., Awaitable[None]], most_bytes: int, places: Mapping[str, Places], hosts: Hosts
     ) -> None:
-        self.app, self.most_bytes, self.places, self.hosts = app, most_bytes, places, hosts
-        self._bytes_on_their_way = 0
+        self.app, self.places, self.hosts = app, places, hosts
+        self.bodies = Bodies(most_bytes, "The page")
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
@@ -115,16 +162,7 @@ class PageGuard:
             )
         if any(name == b"origin" and not self._is_ours(value) for name, value in headers):
             return 403, "Another web page sent this request: open the page itself."
-        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            return None
-        lengths = [value for name, value in headers if name == b"content-length"]
-        if len(lengths) != 1 or not lengths[0].isdigit():
-            return 411, "The request does not say how long it is: send exactly one Content-Length."
-        if any(name == b"transfer-encoding" for name, _ in headers):
-            return 400, "The request has both a Content-Length and a Transfer-Encoding: send only the Content-Length."
-        if len(lengths[0]) > 20 or int(lengths[0]) > self.most_bytes:
-            return 413, f"The request is larger than {self.most_bytes / 1e6:.1f} MB: choose a smaller picture."
-        return None
+        return None if scope["method"] in ("GET", "HEAD", "OPTIONS") else self.bodies.refusal(headers)
 
     def _is_ours(self, origin: bytes) -> bool:
         """Whether the page that sent a request lies under one of the allowed names."""
@@ -132,36 +170,17 @@ class PageGuard:
 
     async def _read(self, scope: dict[str, Any], receive: Any) -> tuple[tuple[int, str] | None, Any]:
         """Read a request's body within the limits; gives a refusal or None, and what hands the body on."""
-        parts: list[bytes] = []
-        size, said = 0, int(dict(scope["headers"])[b"content-length"])
-        end = time.monotonic() + BODY_SECONDS
-        more = True
-        try:
-            while more:
-                message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
-                if message["type"] == "http.disconnect":
-                    return (400, "The request ended early: send it again."), receive
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                self._bytes_on_their_way += len(parts[-1])
-                if size > said:
-                    return (400, f"The request is longer than the {said} bytes that it announced."), receive
-                if self._bytes_on_their_way > BODIES * self.most_bytes:
-                    return (503, "The page is busy: try again in a moment."), receive
-                more = message.get("more_body", False)
-        except asyncio.TimeoutError:
-            return (408, f"The request took longer than {BODY_SECONDS:.0f} s to arrive: try again."), receive
-        finally:
-            self._bytes_on_their_way -= size
-        body = b"".join(parts)
-        if size > QUESTION_BYTES and b'"upload"' not in body:
+        refusal, body = await self.bodies.read(scope, receive, BODY_SECONDS)
+        if refusal is not None:
+            return refusal, receive
+        if len(body) > QUESTION_BYTES and b'"upload"' not in body:
             return (
                 413,
                 f"The question is larger than {QUESTION_BYTES / 1e3:.0f} kB: mark fewer regions, or paint less.",
             ), receive
         if scope["path"] in self.places and (refusal := _no_place(body, self.places[scope["path"]])):
             return refusal, receive
-        return None, _handed_on(body, receive)
+        return None, handed_on(body, receive)
 
 
 def _no_place(body: bytes, places: Places) -> tuple[int, str] | None:
@@ -183,7 +202,7 @@ def session_of(body: bytes) -> str | None:
     return session if isinstance(session, str) and 0 < len(session) <= 64 else None
 
 
-def _handed_on(body: bytes, receive: Any) -> Any:
+def handed_on(body: bytes, receive: Any) -> Any:
     """An ASGI `receive` that gives a body that was read before, and then whatever comes."""
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -9,7 +9,7 @@ import base64
 import binascii
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
@@ -52,8 +52,23 @@ class PageLimits:
                 raise ValueError(f"{name} is {value}, expected {least} or more.")
 
 
-def read_picture(address: Any, limits: PageLimits) -> np.ndarray:
+class PictureLimits(Protocol):
+    """How large the file of a picture may be, in bytes, and the picture, in pixels."""
+
+    @property
+    def file_bytes(self) -> int: ...
+
+    @property
+    def pixels(self) -> int: ...
+
+
+def read_picture(address: Any, limits: PictureLimits) -> np.ndarray:
     """A picture (H, W, 3) from a data URL. Raises `ValueError` if it is not a picture, or exceeds the limits."""
+    return load_rgb(decode_picture(address, limits))
+
+
+def decode_picture(address: Any, limits: PictureLimits) -> Image.Image:
+    """The same in its own mode, for a mask may say what it says by its palette or transparency."""
     if not isinstance(address, str) or not address.startswith("data:") or ";base64," not in address:
         raise ValueError("Got no picture: choose a file, or paste a picture.")
     body = address.split(";base64,", 1)[1]
@@ -62,16 +77,23 @@ def read_picture(address: Any, limits: PageLimits) -> np.ndarray:
             f"The file has {len(body) * 0.75 / 1e6:.1f} MB, expected at most {limits.file_bytes / 1e6:g} MB."
         )
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(body, validate=True)), formats=FORMATS)
+        data = base64.b64decode(body, validate=True)
+    except binascii.Error:
+        raise ValueError("The picture arrived damaged: choose it again.") from None
+    return decode_file(data, limits)
+
+
+def decode_file(data: bytes, limits: PictureLimits) -> Image.Image:
+    """The same from what a file holds."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > limits.pixels:
             raise ValueError(
                 f"The picture has {image.width} × {image.height} pixels, expected at most {limits.pixels / 1e6:g} "
                 "million: make it smaller first."
             )
         image.load()
-        return load_rgb(image)
-    except binascii.Error:
-        raise ValueError("The picture arrived damaged: choose it again.") from None
+        return image
     except UnidentifiedImageError:
         raise ValueError(
             "The file is not a picture that can be read: give PNG, JPEG, WebP, BMP, GIF or TIFF."

@@ -94,7 +94,7 @@ def test_the_bytes_of_a_body_are_counted_as_they_arrive(guard: PageGuard, app: A
     for method in ("PUT", "PATCH", "DELETE", "post", "SPAM"):
         assert asked(guard, method, "/", [b"x" * 600] * 9, {"content-length": "5"})[0] == 400
     assert app.bodies == []
-    assert guard._bytes_on_their_way == 0
+    assert guard.bodies._on_their_way == 0
 
 
 def test_a_body_that_never_comes_is_given_up(guard: PageGuard, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_a_body_that_never_comes_is_given_up(guard: PageGuard, monkeypatch: pyte
     status, words = asked(guard, "POST", "/state", [b"x"], {"content-length": "9"}, waits=True)
     assert status == 408
     assert "took longer" in words
-    assert guard._bytes_on_their_way == 0
+    assert guard.bodies._on_their_way == 0
 
 
 @pytest.mark.parametrize(
@@ -166,9 +166,9 @@ def test_the_places_of_a_session_in_the_queue_are_limited(guard: PageGuard, app:
 
 
 def test_many_large_bodies_at_once_are_refused(guard: PageGuard) -> None:
-    guard._bytes_on_their_way = page_guard.BODIES * LIMIT
+    guard.bodies._on_their_way = page_guard.BODIES * LIMIT
     assert asked(guard, "POST", "/state", [b"x"], {"content-length": "1"})[0] == 503
-    assert guard._bytes_on_their_way == page_guard.BODIES * LIMIT
+    assert guard.bodies._on_their_way == page_guard.BODIES * LIMIT
 
 
 def test_a_large_request_carries_a_picture_or_is_refused(app: App) -> None:

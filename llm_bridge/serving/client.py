@@ -1,0 +1,305 @@
+"""`ServedModel`: a language model behind an OpenAI-compatible server that takes rows of numbers between words, such as vLLM.
+
+The server knows nothing of regions. It gets whole prompts, so its chat template is replaced by one that changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import torch
+
+from ..chat_template import token_ids
+from ..generation import Tally
+from ..modeling_bridge import RegionBridgeForConditionalGeneration
+from ..processing_bridge import RegionBridgeProcessor
+from .served_adapter import check_names
+from .served_prompts import PromptWriter, ServedPrompt
+
+logger = logging.getLogger(__name__)
+
+AS_WRITTEN = (
+    "{% for message in messages %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
+)
+"""A chat template that writes the parts of messages side by side, and nothing else."""
+FLAGS = "--enable-prompt-embeds --trust-request-chat-template"
+"""What vLLM must be started with."""
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+_OPTIONS = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "repetition_penalty": "repetition_penalty",
+    "stop_strings": "stop",
+    "seed": "seed",
+    **{name: name for name in _SAMPLING},
+}
+"""What transformers' `generate` calls an option, and what a server calls it."""
+_AT_ONCE = 32
+"""How many questions are under way at the same time."""
+
+
+class ServedModel:
+    """A language model that a server runs, and the projector and processor here that write its prompts: a `Speaker`.
+
+    It can be shared by conversations in several threads: `RegionChat(chat.model, chat.processor)` begins another one.
+    """
+
+    def __init__(
+        self, address: str, writer: PromptWriter, *, model: str | None = None, api_key: str | None = None,
+        timeout: float = 120.0,
+    ) -> None:  # fmt: skip
+        if not address.startswith(("http://", "https://")):
+            raise ValueError(f'address is {address!r:.80}, expected one such as "http://127.0.0.1:8000/v1".')
+        self.address, self.writer, self.processor = address.rstrip("/"), writer, writer.processor
+        self.config, self.generation_config = deepcopy(writer.config), deepcopy(writer.generation_config)
+        self.device = torch.device("cpu")
+        self._http = httpx.Client(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=timeout,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=_AT_ONCE),
+        )
+        cards = self._cards()
+        card = _chosen(cards, model, writer.adapter, self.address)
+        self.name: str = card["id"]
+        self.config.name_or_path = self.name
+        self._shorten_context(card.get("max_model_len") or _parent(cards, card).get("max_model_len"))
+        if writer.adapter is not None:
+            check_names(writer.adapter, self.config)
+        if card.get("parent"):
+            self._check_adapter_is_heard(card["parent"])
+
+    @classmethod
+    def connect(
+        cls,
+        address: str,
+        *,
+        bridge: str | Path | tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor],
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 120.0,
+        **loading: Any,
+    ) -> ServedModel:
+        """As `RegionChat.from_server`."""
+        loaded = {name: value for name, value in loading.items() if value is not None}
+        if not isinstance(bridge, tuple):
+            writer = PromptWriter.from_pretrained(bridge, **loading)
+        elif loaded:
+            raise ValueError(f"Got {', '.join(loaded)} with a bridge that is loaded: leave it out.")
+        else:
+            writer = PromptWriter.of(*bridge)
+        return cls(address, writer, model=model, api_key=api_key, timeout=timeout)
+
+    # --- a Speaker ----------------------------------------------------------------------------------------------------
+
+    def read(self, messages: Sequence[dict[str, Any]], *, thinking: bool) -> Mapping[str, Any]:
+        return self.writer.write(messages, thinking=thinking)
+
+    def say(self, prompt: Mapping[str, Any], **options: Any) -> str:
+        answer = self._json("POST", "/chat/completions", self._body(prompt, options))
+        self._check_length(prompt, answer.get("usage"))
+        return str(answer["choices"][0]["message"].get("content") or "").strip()
+
+    def say_each(self, prompts: Sequence[Mapping[str, Any]], **options: Any) -> list[str]:
+        with ThreadPoolExecutor(min(_AT_ONCE, len(prompts))) as pool:
+            return list(pool.map(lambda prompt: self.say(prompt, **options), prompts))
+
+    def stream(self, prompt: Mapping[str, Any], *, tally: Tally | None = None, **options: Any) -> Iterator[str]:
+        tally = tally or Tally()
+        body = {**self._body(prompt, options), "stream": True, "stream_options": {"include_usage": True}}
+        with (
+            self._told(),
+            self._http.stream("POST", f"{self.address}/chat/completions", json=body) as answer,
+        ):
+            if answer.status_code != httpx.codes.OK:
+                answer.read()
+                raise self._refusal(answer)
+            for line in answer.iter_lines():
+                event = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+                if event in ("", "[DONE]"):
+                    continue
+                chunk = json.loads(event)
+                if "error" in chunk:
+                    raise RuntimeError(f"The server broke off its answer: {_message(chunk)}")
+                self._check_length(prompt, usage := chunk.get("usage"))
+                for choice in chunk.get("choices", []):
+                    tally.tokens += 1  # as good as known, until the server says it
+                    tally.is_cut = choice.get("finish_reason") == "length"
+                    if piece := choice["delta"].get("content"):
+                        yield piece
+                tally.tokens = (usage or {}).get("completion_tokens", tally.tokens)
+                if tally.gone.is_set():
+                    return
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def _body(self, prompt: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        """A request for the answer to a prompt."""
+        given = dict(options)
+        samples = given.pop("do_sample", False)
+        if unknown := sorted(set(given) - set(_OPTIONS)):
+            raise ValueError(
+                f"Got {', '.join(unknown)}, expected options that servers know, too: do_sample, {', '.join(_OPTIONS)}."
+            )
+        sampling = (
+            {"temperature": 1.0, **{n: given[n] for n in _SAMPLING if n in given}} if samples else {"temperature": 0}
+        )
+        others = {_OPTIONS[name]: value for name, value in given.items() if name not in _SAMPLING}
+        stops = [*token_ids(self.generation_config.eos_token_id), *self.processor.stop_token_ids]
+        return {
+            "model": self.name,
+            "messages": [{"role": "user", "content": cast(ServedPrompt, prompt)["parts"]}],
+            "chat_template": AS_WRITTEN,
+            "add_special_tokens": False,
+            "stop_token_ids": list(dict.fromkeys(stops)),
+            **sampling,
+            **others,
+        }
+
+    def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        with self._told():
+            answer = self._http.request(method, f"{self.address}{path}", json=body)
+            if answer.status_code != httpx.codes.OK:
+                raise self._refusal(answer)
+            try:
+                values = answer.json()
+            except ValueError:
+                values = None
+        if not isinstance(values, dict):
+            raise ValueError(
+                f"{self.address} answers {answer.text!r:.80}, which is not OpenAI's form: correct the address."
+            )
+        return values
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say in our users' words why no answer came."""
+        try:
+            yield
+        except httpx.TimeoutException as error:
+            raise TimeoutError(
+                f"{self.address} was silent for too long ({type(error).__name__}): give a longer timeout=…, or see whether the "
+                "server is overloaded."
+            ) from error
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise ConnectionError(
+                f"No server answers at {self.address} ({error}): start one, such as `vllm serve LANGUAGE_MODEL {FLAGS}`, or "
+                "correct the address. See docs/serving.md."
+            ) from error
+
+    def _refusal(self, answer: httpx.Response) -> Exception:
+        """What a server's refusal means for whoever asked."""
+        said = _message(answer)
+        if answer.status_code in (401, 403):
+            return ValueError(f"{self.address} wants a key ({said}): give api_key=….")
+        if answer.status_code == 404:
+            return ValueError(f"{self.address} has no such page or model ({said}): correct the address or model=….")
+        if answer.status_code >= 500:
+            return RuntimeError(f"{self.address} failed ({answer.status_code}): {said}")
+        for word, what in _CAUSES.items():
+            if word in said:
+                return ValueError(f"{self.address} {what} It said: {said}")
+        return ValueError(f"{self.address} refused the question ({answer.status_code}): {said}")
+
+    # --- checks -------------------------------------------------------------------------------------------------------
+
+    def _cards(self) -> list[dict[str, Any]]:
+        """What the server says of its models."""
+        cards = self._json("GET", "/models").get("data")
+        if not isinstance(cards, list) or not cards or not all(isinstance(c, dict) and c.get("id") for c in cards):
+            raise ValueError(f"{self.address} lists no models: got {cards!r:.80}, expected OpenAI's form.")
+        return cards
+
+    def _shorten_context(self, longest: Any) -> None:
+        """Let prompts be refused here that are too long for the server."""
+        text_config = self.config.get_text_config()
+        own = getattr(text_config, "max_position_embeddings", None)
+        if isinstance(longest, int):
+            text_config.max_position_embeddings = min(own or longest, longest)
+
+    def _check_length(self, prompt: Mapping[str, Any], usage: Any) -> None:
+        """Refuse the answer to another prompt than the one that was written here."""
+        read, written = (usage or {}).get("prompt_tokens"), prompt["input_ids"].shape[1]
+        if isinstance(read, int) and read != written:
+            raise ValueError(
+                f"The server's model {self.name} read {read} tokens, and the bridge's prompt has {written}: it has another "
+                "text tokenizer or ignores chat_template. Serve the language model that the bridge was trained on."
+            )
+
+    def _check_adapter_is_heard(self, parent: str) -> None:
+        """Refuse an adapter with which the server says exactly what it says without it.
+
+        vLLM loads adapters whose names fit no layer, and is silent about it.
+        """
+        prompt = self.writer.write([{"role": "user", "content": "What is this?"}])
+        body = {**self._body(prompt, {"max_new_tokens": 1}), "logprobs": True, "top_logprobs": 5}
+        said = []
+        for name in (self.name, parent):
+            choice = self._json("POST", "/chat/completions", {**body, "model": name})["choices"][0]
+            found = (choice.get("logprobs") or {}).get("content") or []
+            said.append({word["token"]: word["logprob"] for first in found[:1] for word in first["top_logprobs"]})
+        with_adapter, without = said
+        if not with_adapter:
+            logger.info("%s gives no logprobs, so whether its adapter changes anything is not known.", self.address)
+        elif with_adapter == without:
+            raise ValueError(
+                f"The adapter {self.name} changes nothing: the server finds the same words as likely with it as without it. "
+                "Either it was never trained, or the server dropped its weights because their names fit no layer: save the "
+                "bridge again, and start the server with the folder `adapter` in it."
+            )
+
+
+_CAUSES = {
+    "--enable-prompt-embeds": f"does not take regions: start it with {FLAGS}.",
+    "--trust-request-chat-template": f"does not take prompts as they are written: start it with {FLAGS}.",
+    "hidden_size": "runs a language model of another width than the bridge's: serve the one that it was trained on, or give "
+    "model=….",
+    "content part type": "takes no regions in prompts: it needs a server that knows prompt_embeds, such as vLLM.",
+    "prompt_embeds": "could not read the regions.",
+    "maximum context length": "has too short a context: ask about fewer regions, or start it with a larger --max-model-len.",
+}
+"""What servers say, by a word of it, and what that means."""
+
+
+def _message(answer: httpx.Response | dict[str, Any]) -> str:
+    """The words of an error, in any of the forms in which servers give it."""
+    try:
+        values = answer if isinstance(answer, dict) else answer.json()
+    except ValueError:
+        values = {}
+    found = values.get("error", values) if isinstance(values, dict) else values
+    words = found.get("message") or found.get("detail") if isinstance(found, dict) else found
+    return str(words or (answer.text if isinstance(answer, httpx.Response) else answer))[:500]
+
+
+def _chosen(cards: Sequence[dict[str, Any]], model: str | None, adapter: Path | None, address: str) -> dict[str, Any]:
+    """The card of the model to be asked: the one with the name `model`, or else the only one of the kind that is needed."""
+    names = ", ".join(card["id"] for card in cards)
+    if model is not None:
+        for card in cards:
+            if card["id"] == model:
+                return card
+        raise ValueError(f"{address} has no model {model!r}; it has {names}: give one of them as model=….")
+    fitting = [card for card in cards if bool(card.get("parent")) == (adapter is not None)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise ValueError(f"{address} has {', '.join(card['id'] for card in fitting)}: give one of them as model=….")
+    if adapter is not None:
+        raise ValueError(
+            f"The bridge has an adapter, and {address} has only {names}: start it with --enable-lora --lora-modules "
+            f"bridge={adapter}, or give model=… if one of these has it merged."
+        )
+    raise ValueError(f"The bridge has no adapter, and {address} has only adapters ({names}): give model=….")
+
+
+def _parent(cards: Sequence[dict[str, Any]], card: dict[str, Any]) -> dict[str, Any]:
+    """The card of the language model to which an adapter belongs; empty if there is none."""
+    return next((one for one in cards if one["id"] == card.get("parent")), {})

@@ -1,0 +1,269 @@
+"""Label Studio's wire to a machine learning backend: regions with masks and texts for what was marked.
+
+With a context, a user has just marked something with a smart tool. Without one, tasks are predicted in bulk: each rectangle
+and point of a task's first annotation gets a text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from threading import Event
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tap_tokenizer import load_rgb
+
+from ..page.input import decode_file
+from .annotations import Annotation, annotate
+from .brush import brush_of_mask
+from .chat_requests import read_json
+from .conversations import read_data_url, read_prompt
+from .errors import RequestError
+from .label_studio_files import LabelStudioFiles
+from .limits import ServerLimits
+from .marks import Marks
+from .outlines import outlines_of
+from .service import Service
+
+EPSILON = 0.001
+"""How far a polygon may lie from its mask, as a share of its length."""
+
+
+class Drawn(BaseModel):
+    """One thing that was drawn, with its place in percent of the picture."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    type: str
+    value: dict[str, Any] = {}
+    id: str | None = None
+    from_name: str | None = None
+    is_positive: bool = True
+    image_rotation: float = 0
+
+
+class Drawing(BaseModel):
+    """What was drawn together: an annotation, or the context of a smart tool."""
+
+    result: list[Drawn] = []
+
+
+class Task(BaseModel):
+    """One picture to annotate, and what is known of it."""
+
+    data: dict[str, Any]
+    annotations: list[Drawing] = []
+
+
+class PredictParameters(BaseModel):
+    """Holds what the user has just drawn, if anything."""
+
+    context: Drawing | None = None
+
+
+class LabelStudioRequest(BaseModel):
+    """Tasks, and how their project is labelled."""
+
+    tasks: list[Task]
+    label_config: str
+    params: PredictParameters | None = None
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What a project's configuration lets this server draw.
+
+    image, key: the name of the picture, and its key in a task's data. shape: "brushlabels", "polygonlabels" or None; control,
+    labels: its name and labels. text: the name of the text that each region has, or None.
+    """
+
+    image: str
+    key: str
+    shape: str | None
+    control: str
+    labels: tuple[str, ...]
+    text: str | None
+
+    @classmethod
+    def read(cls, config: str) -> Labelling:
+        """Read a project's XML. `ValueError` for one without a picture, or with nothing to draw."""
+        if "<!" in config.replace("<!--", ""):
+            raise ValueError("label_config declares a document type or entities: leave them out.")
+        try:
+            tree = ElementTree.fromstring(config)
+        except (ElementTree.ParseError, ValueError) as error:
+            raise ValueError(f"label_config is no XML: {error}.") from None
+        image = next(tree.iter("Image"), None)
+        if image is None or not image.get("name") or not image.get("value", "").startswith("$"):
+            raise ValueError('label_config has no <Image name="…" value="$…">, which this server needs.')
+        own = [node for node in tree.iter() if image.get("name") in node.get("toName", "").split(",")]
+        shape = next((node for tag in ("BrushLabels", "PolygonLabels") for node in own if node.tag == tag), None)
+        texts = [node for node in own if node.tag == "TextArea" and node.get("perRegion", "").lower() == "true"]
+        if shape is None and not texts:
+            raise ValueError(
+                "label_config has nothing for this server to fill in: add <BrushLabels>, <PolygonLabels> or "
+                '<TextArea perRegion="true">.'
+            )
+        return cls(
+            image=str(image.get("name")),
+            key=str(image.get("value"))[1:],
+            shape=None if shape is None else shape.tag.lower(),
+            control="" if shape is None else shape.get("name", ""),
+            labels=() if shape is None else tuple(label.get("value", "") for label in shape.iter("Label")),
+            text=texts[0].get("name") if texts else None,
+        )
+
+
+async def setup(service: Service, request: Request) -> Response:
+    """Which model it is."""
+    return JSONResponse({"model_version": service.name})
+
+
+async def webhook(service: Service, request: Request) -> Response:
+    """Nothing is learned from annotations; the event is taken note of, as Label Studio expects."""
+    return JSONResponse({}, status_code=201)
+
+
+async def predict(service: Service, files: LabelStudioFiles, request: Request) -> Response:
+    """A prediction for each task."""
+    asked = read_json(await request.body(), LabelStudioRequest)
+    try:
+        labelling = Labelling.read(asked.label_config)
+    except ValueError as error:
+        raise RequestError(400, "invalid_label_config", str(error), param="label_config") from None
+    context = asked.params.context if asked.params is not None else None
+    results = []
+    for number, task in enumerate(asked.tasks):
+        drawn = (
+            context if context is not None else Drawing(result=task.annotations[0].result if task.annotations else [])
+        )
+        marked = [one for one in drawn.result if one.type in _KINDS]
+        if not marked:
+            results.append(_prediction(service.name, [], []))
+            continue
+        source = await _source(task.data.get(labelling.key), files, f"tasks.{number}.data.{labelling.key}")
+        work = _work(service, labelling, source, marked, smart=context is not None)
+        results.append(await service.result(request, work))
+    return JSONResponse({"results": results, "model_version": service.name})
+
+
+async def _source(value: Any, files: LabelStudioFiles, param: str) -> str | bytes:
+    """A task's picture: a data URL, or what the file holds that Label Studio serves."""
+    if not isinstance(value, str):
+        raise RequestError(400, "invalid_image_url", f"{param} is no address of a picture.", param=param)
+    return value if value.startswith("data:") else await asyncio.to_thread(files.fetch, value, param)
+
+
+def _work(service: Service, labelling: Labelling, source: str | bytes, marked: list[Drawn], smart: bool) -> Any:
+    limits = service.limits
+
+    def work(gone: Event) -> dict[str, Any]:
+        picture = _picture(source, limits)
+        if smart:
+            groups = [[one] for one in marked] if all(_KINDS[one.type] == "box" for one in marked) else [marked]
+        else:
+            groups = [[one] for one in marked]
+        if len(groups) > limits.regions:
+            raise ValueError(f"A task has {len(groups)} regions, expected at most {limits.regions}.")
+        regions = [_marks(group, picture).regions()[0] for group in groups]
+        prompts = [read_prompt(region, picture, limits, "Region", i) for i, region in enumerate(regions, 1)]
+        found = annotate(service.chat, picture, prompts, None, gone, limits.new_tokens)
+        result: list[dict[str, Any]] = []
+        for group, one in zip(groups, found):
+            result += _new(labelling, one, _chosen(group)) if smart else _texts(labelling, one, group[0])
+        return _prediction(service.name, result, [one.score for one in found])
+
+    return work
+
+
+def _picture(source: str | bytes, limits: ServerLimits) -> np.ndarray:
+    return read_data_url(source, limits, "image") if isinstance(source, str) else load_rgb(decode_file(source, limits))
+
+
+_KINDS = {"keypointlabels": "point", "keypoint": "point", "rectanglelabels": "box", "rectangle": "box"}
+"""What can be drawn to mark a region."""
+
+
+def _marks(drawn: list[Drawn], picture: np.ndarray) -> Marks:
+    height, width = picture.shape[:2]
+    points, labels, boxes = [], [], []
+    for one in drawn:
+        if one.image_rotation or _number(one.value, "rotation", 0):
+            raise ValueError("A picture or a rectangle is turned: turn it back, this server reads upright ones.")
+        x, y = _number(one.value, "x") * width / 100, _number(one.value, "y") * height / 100
+        if _KINDS[one.type] == "point":
+            points.append((x, y))
+            labels.append(int(one.is_positive))
+        else:
+            across, down = (_number(one.value, side) / 100 for side in ("width", "height"))
+            boxes.append((x, y, x + across * width, y + down * height))
+    return Marks(points, labels, boxes)
+
+
+def _number(value: Mapping[str, Any], name: str, missing: float | None = None) -> float:
+    number = value.get(name, missing)
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) <= 1e6:
+        raise ValueError(f"{name} of what was drawn is {number!r:.40}, expected a number in percent of the picture.")
+    return float(number)
+
+
+def _chosen(drawn: list[Drawn]) -> str | None:
+    """The label that the user has drawn with."""
+    for one in drawn:
+        labels = one.value.get(one.type)
+        if isinstance(labels, list) and labels and isinstance(labels[0], str):
+            return labels[0]
+    return None
+
+
+def _new(labelling: Labelling, found: Annotation, chosen: str | None) -> list[dict[str, Any]]:
+    """A new region, with its text: the label that was drawn with if it is one of the shape's, or what TAP sees there."""
+    label = next((one for one in (chosen, found.label) if one in labelling.labels), None) or next(
+        iter(labelling.labels), ""
+    )
+    values: list[dict[str, Any]] = []
+    if labelling.shape == "brushlabels":
+        values = [{"format": "rle", "rle": brush_of_mask(found.mask), "brushlabels": [label]}]
+    elif labelling.shape == "polygonlabels":
+        height, width = found.mask.shape
+        outlines = [outline * [100 / width, 100 / height] for outline in outlines_of(found.mask, EPSILON)]
+        values = [{"points": outline.tolist(), "closed": True, "polygonlabels": [label]} for outline in outlines]
+    result = []
+    for value in values:
+        own = {"id": uuid.uuid4().hex[:10], **_frame(labelling, found.mask)}
+        result.append(
+            {**own, "type": labelling.shape, "from_name": labelling.control, "value": value, "score": found.score}
+        )
+        result += _text(labelling, found.caption, own, {})
+    return result
+
+
+def _texts(labelling: Labelling, found: Annotation, drawn: Drawn) -> list[dict[str, Any]]:
+    """A region that is there already, as it was drawn, with its text."""
+    own = {"id": drawn.id or uuid.uuid4().hex[:10], **_frame(labelling, found.mask)}
+    place: dict[str, Any] = {name: drawn.value[name] for name in ("x", "y", "width", "height") if name in drawn.value}
+    same = {**own, "type": drawn.type, "from_name": drawn.from_name, "value": drawn.value, "score": found.score}
+    return [same, *_text(labelling, found.caption, own, place)] if labelling.text else []
+
+
+def _text(labelling: Labelling, caption: str, own: dict[str, Any], place: dict[str, Any]) -> list[dict[str, Any]]:
+    if labelling.text is None:
+        return []
+    return [{**own, "type": "textarea", "from_name": labelling.text, "value": {**place, "text": [caption]}}]
+
+
+def _frame(labelling: Labelling, mask: np.ndarray) -> dict[str, Any]:
+    height, width = mask.shape
+    return {"to_name": labelling.image, "original_width": width, "original_height": height, "image_rotation": 0}
+
+
+def _prediction(version: str, result: list[dict[str, Any]], scores: list[float]) -> dict[str, Any]:
+    score = round(sum(scores) / len(scores), 4) if scores else 0.0
+    return {"model_version": version, "score": score, "result": result}

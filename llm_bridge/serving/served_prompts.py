@@ -1,0 +1,146 @@
+"""Conversations → what a server reads: words as text, and projected rows in the places of regions.
+
+Only the projector and the processor of a bridge are needed for that, and no layer of its language model.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from tap_tokenizer import TapRegionTokenizer, check_source, misfits_told
+
+from ..adapter_folder import ADAPTER_FOLDER, find_adapter
+from ..configuration_bridge import REGION_TOKEN, RegionBridgeConfig, bundled_or_given
+from ..modeling_bridge import RegionBridgeForConditionalGeneration
+from ..processing_bridge import RegionBridgeProcessor
+from ..projector import make_projector
+from ..projector_files import read_projector, read_projector_of_whole
+from ..prompt_checks import check_features
+
+RESERVED = "<prompt_embeds>"
+"""What vLLM writes in the places of rows, and therefore reads in nobody's words."""
+_LATEST_ROWS = 4096
+"""How many projected rows are remembered."""
+_PLACES = re.compile(rf"((?:{re.escape(REGION_TOKEN)})+)")
+
+
+class ServedPrompt(TypedDict):
+    """A prompt as ids (1, L), of which only the length is of use, and as content parts in OpenAI's form."""
+
+    input_ids: Tensor
+    parts: list[dict[str, str]]
+
+
+class PromptWriter:
+    """Writes prompts with a bridge's processor and projector. It can be shared by conversations in several threads.
+
+    projector: in float32; a server rounds the rows to its own dtype. generation_config: of the bridge, for the tokens on
+    which answers end. adapter: the folder of the bridge's adapter, if it has one.
+    """
+
+    def __init__(
+        self,
+        config: RegionBridgeConfig,
+        projector: nn.Module,
+        processor: RegionBridgeProcessor,
+        generation_config: GenerationConfig,
+        adapter: Path | None = None,
+    ) -> None:
+        self.config, self.projector, self.processor = config, projector.float().eval(), processor
+        self.generation_config, self.adapter = generation_config, adapter
+        self._rows: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._lock = Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        region_tokenizer: TapRegionTokenizer | str | None = None,
+        device: torch.device | str | None = None,
+        **hub: Any,
+    ) -> PromptWriter:
+        """From a bridge's name, folder or repository, in whatever form it was saved."""
+        folder = find_adapter(source, **hub)
+        name = str(folder or bundled_or_given(source))
+        check_source(name, **hub)
+        with misfits_told(name):
+            config = RegionBridgeConfig.from_pretrained(name, **hub)
+            projector = make_projector(config)
+            found = read_projector(folder, projector) if folder else read_projector_of_whole(name, projector, hub)
+            projector.load_state_dict(found)
+            generation = GenerationConfig.from_pretrained(name, **hub)
+        processor = RegionBridgeProcessor.from_pretrained(
+            source, region_tokenizer=region_tokenizer, device=device, **hub
+        )
+        adapter = folder / ADAPTER_FOLDER if folder and (folder / ADAPTER_FOLDER).is_dir() else None
+        return cls(config, projector.to(device), processor, generation, adapter)
+
+    @classmethod
+    def of(cls, bridge: RegionBridgeForConditionalGeneration, processor: RegionBridgeProcessor) -> PromptWriter:
+        """From a bridge that is loaded; its projector is copied."""
+        projector = make_projector(bridge.config).to(bridge.device)
+        projector.load_state_dict(bridge.projector.state_dict())
+        return cls(bridge.config, projector, processor, bridge.generation_config)
+
+    def write(self, messages: Sequence[dict[str, Any]], *, thinking: bool = False) -> ServedPrompt:
+        """A conversation that ends with a question → the prompt that the bridge itself would read, token for token."""
+        options: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": thinking}
+        with self._lock:
+            text = self.processor.apply_chat_template(messages, **options)
+            batch = self.processor.apply_chat_template(
+                messages, tokenize=True, return_dict=True, return_tensors="pt", **options
+            )
+            rows = self._project(batch["region_features"]) if "region_features" in batch else torch.empty(0, 0)
+        if RESERVED in text:
+            raise ValueError(
+                f"The conversation holds {RESERVED}, which servers keep for regions: write it differently."
+            )
+        parts: list[dict[str, str]] = []
+        used = 0
+        for piece in filter(None, _PLACES.split(text)):
+            if not piece.startswith(REGION_TOKEN):
+                parts.append({"type": "text", "text": piece})
+                continue
+            count = len(piece) // len(REGION_TOKEN)
+            parts.append({"type": "prompt_embeds", "data": _packed(rows[used : used + count])})
+            used += count
+        return {"input_ids": batch["input_ids"], "parts": parts}
+
+    @torch.no_grad()
+    def _project(self, features: Tensor) -> Tensor:
+        """Features (1, S, F) → rows (S, hidden_size), float32, on the CPU.
+
+        Equal features have equal rows, bit for bit, whatever they were projected with: servers know prompts again by that.
+        """
+        check_features(self.config, features, None)
+        keys = [row.numpy().tobytes() for row in features[0]]
+        if new := [i for i, key in enumerate(keys) if key not in self._rows]:
+            device = next(self.projector.parameters()).device
+            projected = self.projector(features[0, new].to(device)).cpu()
+            for i, row in zip(new, projected):
+                self._rows.setdefault(keys[i], row.clone())
+        rows = torch.stack([self._rows[key] for key in keys])
+        for key in keys:
+            self._rows.move_to_end(key)
+        while len(self._rows) > _LATEST_ROWS:
+            self._rows.popitem(last=False)
+        return rows
+
+
+def _packed(rows: Tensor) -> str:
+    """Rows (n, hidden_size) as a server reads them: base64 of what `torch.save` writes."""
+    file = io.BytesIO()
+    torch.save(rows.clone(), file)  # a part of a tensor would be saved with all of it
+    return base64.b64encode(file.getvalue()).decode()

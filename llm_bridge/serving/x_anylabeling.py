@@ -1,0 +1,139 @@
+"""X-AnyLabeling's wire to a server of models: which models there are, and shapes for what was marked.
+
+The client sends a header Token with every request, even an empty one; by it, it is told from OpenAI's clients.
+"""
+
+from __future__ import annotations
+
+from threading import Event
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from .annotations import Annotation, annotate
+from .chat_requests import read_json
+from .conversations import check_words, read_data_url, read_prompt
+from .marks import Marks
+from .outlines import outlines_of
+from .service import Service
+
+WIDGETS = (
+    ("edit_text", None),
+    ("button_add_point", None),
+    ("button_remove_point", None),
+    ("button_add_rect", None),
+    ("button_run_rect", None),
+    ("button_clear", None),
+    ("button_finish_object", None),
+    ("mask_fineness_slider", 10),
+    ("mask_fineness_value_label", None),
+    ("toggle_preserve_existing_annotations", False),
+)
+"""The client's controls that this server answers, and their first values."""
+
+
+class Mark(BaseModel):
+    """A point (x, y), on the object if its label is 1, or a rectangle (x1, y1, x2, y2)."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    type: Literal["point", "rectangle"]
+    data: list[float]
+    label: int = 1
+
+
+class Parameters(BaseModel):
+    """What the user has marked and set. The client sends more than this server has a use for, such as IoU thresholds."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    marks: list[Mark] = []
+    text_prompt: str | None = None
+    conf_threshold: float = 0.0
+    epsilon_factor: float = Field(default=0.001, ge=0, le=1)
+
+
+class PredictRequest(BaseModel):
+    """A picture as a data URL, and what to find on it."""
+
+    model_config = ConfigDict(strict=True)
+    model: str
+    image: str
+    params: Parameters = Parameters()
+
+
+def models(service: Service) -> dict[str, Any]:
+    """The body of GET /v1/models for this client."""
+    widgets = [{"name": name, "value": value} for name, value in WIDGETS]
+    card = {"display_name": f"Regions: {service.name}", "widgets": widgets, "batch_processing_mode": None}
+    return {"success": True, "data": {service.name: {**card, "params": {}, "available_tasks": []}}}
+
+
+async def predict(service: Service, request: Request) -> Response:
+    """Shapes of what is marked on a picture, each with TAP's concept as its label and a caption as its description.
+
+    With text, the language model is asked that question about each region, and its answer is the description.
+    """
+    asked = read_json(await request.body(), PredictRequest)
+    service.check_model(asked.model)
+    limits = service.limits
+    params = asked.params
+
+    def work(gone: Event) -> list[dict[str, Any]]:
+        regions = _marks(params.marks).regions()
+        if len(regions) > limits.regions:
+            raise ValueError(f"{len(regions)} rectangles are marked, expected at most {limits.regions}.")
+        question = (params.text_prompt or "").strip() or None
+        if question is not None:
+            check_words(question)
+            if len(question) > limits.characters:
+                raise ValueError(f"The text has {len(question)} characters, expected at most {limits.characters}.")
+        picture = read_data_url(asked.image, limits, "image")
+        prompts = [read_prompt(region, picture, limits, "Region", i) for i, region in enumerate(regions, 1)]
+        found = annotate(service.chat, picture, prompts, question, gone, limits.new_tokens)
+        sure = [one for one in found if one.score >= params.conf_threshold]
+        return [shape for number, one in enumerate(sure, 1) for shape in _shapes(one, number, params.epsilon_factor)]
+
+    shapes = await service.result(request, work)
+    return JSONResponse({"success": True, "data": {"shapes": shapes, "description": "", "replace": False}})
+
+
+def _marks(marks: list[Mark]) -> Marks:
+    points, labels, boxes = [], [], []
+    for number, mark in enumerate(marks):
+        count = 2 if mark.type == "point" else 4
+        if len(mark.data) != count:
+            raise ValueError(f"Mark {number} is a {mark.type} of {len(mark.data)} numbers, expected {count}.")
+        if mark.label not in (0, 1) or (mark.type == "rectangle" and not mark.label):
+            raise ValueError(
+                f"Mark {number} is a {mark.type} with the label {mark.label}: only points may be off the object."
+            )
+        if mark.type == "point":
+            points.append((mark.data[0], mark.data[1]))
+            labels.append(mark.label)
+        else:
+            (x1, x2), (y1, y2) = sorted(mark.data[::2]), sorted(mark.data[1::2])
+            boxes.append((x1, y1, x2, y2))
+    return Marks(points, labels, boxes)
+
+
+def _shapes(found: Annotation, number: int, epsilon: float) -> list[dict[str, Any]]:
+    """A polygon for each part of a region's mask, closed by its first point; a rectangle if the mask is empty."""
+    parts = [("polygon", [*outline.tolist(), outline[0].tolist()]) for outline in outlines_of(found.mask, epsilon)]
+    x1, y1, x2, y2 = found.box
+    return [
+        {
+            "label": found.label,
+            "shape_type": kind,
+            "points": [[round(x, 2), round(y, 2)] for x, y in points],
+            "score": round(found.score, 4),
+            "description": found.caption,
+            "attributes": {},
+            "difficult": False,
+            "direction": 0,
+            "flags": None,
+            "group_id": number if len(parts) > 1 else None,
+            "kie_linking": [],
+        }
+        for kind, points in parts or [("rectangle", [[x1, y1], [x2, y1], [x2, y2], [x1, y2]])]
+    ]
