@@ -51,6 +51,7 @@ def walk(way: str, source: str, words: int, begun: float, counts: bool = False) 
 
 
 def operations_of_step(step: Callable[[Kept], None], kept: Kept) -> int:
+    """The operations of a step, which runs."""
     from side_by_side import operations_of
 
     return operations_of(lambda: step(kept))[1]
@@ -93,25 +94,29 @@ def make_bridge(folder: str, shape: str | None, language: str) -> None:
 
 
 def import_bridge(kept: Kept) -> None:
+    """All that a bridge's user imports."""
     from llm_bridge import RegionChat
 
     kept["class"] = RegionChat
 
 
 def load_bridge(kept: Kept) -> None:
+    """A bridge by name or from its folder."""
     chat = kept["class"].from_pretrained(kept["source"])
     kept |= {"model": chat.model, "processor": chat.processor}
     kept["bytes"] = {"load": bytes_of(chat.model, chat.region_tokenizer.model), "words": bytes_of(chat.model)}
 
 
 def encode_picture(kept: Kept) -> None:
+    """Open and encode the picture, which the processor keeps."""
     from PIL import Image
 
     kept["picture"] = Image.open(PICTURE).convert("RGB")
-    kept["processor"].embed_image(kept["picture"])  # and keeps what it found
+    kept["processor"].embed_image(kept["picture"])
 
 
 def encode_regions(kept: Kept) -> None:
+    """The region and the question, as the language model reads them."""
     content = [
         {"type": "image", "image": kept["picture"]},
         {"type": "region", "box": BOX},
@@ -150,12 +155,14 @@ def load_crop(kept: Kept) -> None:
 
 
 def open_picture(kept: Kept) -> None:
+    """Open the picture; nothing looks at all of it."""
     from PIL import Image
 
     kept["picture"] = Image.open(PICTURE).convert("RGB")
 
 
 def encode_crop(kept: Kept) -> None:
+    """The region's crop, and the question after it."""
     import torch
 
     model = kept["model"].language_model
@@ -169,6 +176,7 @@ def encode_crop(kept: Kept) -> None:
 
 
 def import_transformers(kept: Kept) -> None:
+    """What SAM and a captioner need."""
     from transformers import BlipForConditionalGeneration, SamModel  # noqa: F401 - they are what is timed
 
 
@@ -182,6 +190,7 @@ def load_captioner(kept: Kept) -> None:
 
 
 def encode_for_sam(kept: Kept) -> None:
+    """Open and encode the picture."""
     import torch
 
     open_picture(kept)
@@ -193,6 +202,7 @@ def cut_out(kept: Kept) -> None:
     """The region's mask, with what lies outside it blackened, as a picture for the captioner."""
     import numpy as np
     import torch
+    from PIL import Image
 
     width, height = kept["picture"].size
     corners = torch.tensor([[BOX]]) * torch.tensor([1024 / width, 1024 / height] * 2)
@@ -200,8 +210,6 @@ def cut_out(kept: Kept) -> None:
         output = kept["sam"](image_embeddings=kept["embedding"], input_boxes=corners, multimask_output=False)
         mask = torch.nn.functional.interpolate(output.pred_masks[0], (height, width))[0, 0] > 0
     pixels = np.asarray(kept["picture"]) * mask.numpy()[..., None].astype(np.uint8)
-    from PIL import Image
-
     side = kept["model"].config.vision_config.image_size
     kept["prompt"] = {"pixel_values": pixels_of(Image.fromarray(pixels).crop(BOX).resize((side, side)))}
 
@@ -215,6 +223,7 @@ def pixels_of(picture: Any) -> Any:
 
 
 def bytes_of(*models: Any) -> int:
+    """The bytes of models' weights."""
     return sum(weight.nbytes for model in models for weight in model.parameters())
 
 

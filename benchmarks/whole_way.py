@@ -62,7 +62,9 @@ def read_arguments() -> argparse.Namespace:
     """The flags. Other scripts compare formulations on a device; this one compares whole programs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="*", default=[], choices=("b", "l", "h"), help="TAP's shapes; random weights")
-    parser.add_argument("--language", default="smollm2-135m", help="their language model, or 0.6b for Qwen3-0.6B's shape")
+    parser.add_argument(
+        "--language", default="smollm2-135m", help="their language model, or 0.6b for Qwen3-0.6B's shape"
+    )
     parser.add_argument("--rivals", action="store_true", help="also the ways that one would take instead")
     parser.add_argument("--words", type=int, default=16, help="words of an answer")
     parser.add_argument("--rounds", type=int, default=5, help="walks of each way")
@@ -81,7 +83,9 @@ def ways_of(arguments: argparse.Namespace, folder: str) -> dict[str, dict[str, A
     made: list[tuple[str, str | None, str]] = []
     if not arguments.quick:
         made = [("tap-tiny, SmolLM2-135M", None, "smollm2-135m")]
-        made += [(f"TAP-{shape.upper()}, {arguments.language}", shape, arguments.language) for shape in arguments.shapes]
+        made += [
+            (f"TAP-{shape.upper()}, {arguments.language}", shape, arguments.language) for shape in arguments.shapes
+        ]
     for name, shape, language in made:
         source = f"{folder}/{len(ways)}"
         run("make", {"folder": source, "shape": shape, "language": language}, arguments.threads)

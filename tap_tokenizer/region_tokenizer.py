@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .concept_projector import ConceptBank, check_bank
+from .cpu_abilities import in_fast_dtype
 from .everything import search_picture
 from .everything_options import EverythingOptions
 from .image_processing_tap import ImageInput, TapImageProcessor, as_image_list, load_rgb
@@ -106,7 +107,7 @@ class TapRegionTokenizer:
         files = locate(source, variant=variant, concepts=concepts, hub=hub)
         model, processor = files.load_model(dtype=_as_dtype(dtype), attn_implementation=attn_implementation)
         tokenizer = cls(
-            model.to(device) if device is not None else model,
+            in_fast_dtype(model.to(device) if device is not None else model, dtype),
             processor,
             concepts=files.load_concepts(),
             text_tokenizer=load_text_tokenizer(

@@ -36,7 +36,15 @@ LIBRARIES = {
 
 LAYERS = {
     "tap_tokenizer": [
-        {"lazy_imports", "everything_options", "output_files", "coordinates", "mask_boxes", "coco_masks"},
+        {
+            "lazy_imports",
+            "everything_options",
+            "output_files",
+            "coordinates",
+            "mask_boxes",
+            "coco_masks",
+            "cpu_abilities",
+        },
         {"bundled", "gguf_files"},
         {"configuration_tap", "attention", "trial", "weight_files", "pickled_values"},
         {"foreign_files"},
@@ -50,6 +58,7 @@ LAYERS = {
         {"flags"},
         {"processing_tap", "region_tokens", "checkpoint_conversion", "picture_folders"},
         {"pretrained_files", "region_decoder"},
+        {"point_screen"},
         {"everything"},
         {"region_tokenizer"},
         {"visualization"},
