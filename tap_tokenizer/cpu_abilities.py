@@ -17,7 +17,7 @@ def multiplies_bfloat16() -> bool:
 
     Only x86 processors are judged. Others are taken to have them, and so is every processor by a PyTorch that cannot tell.
     """
-    found = getattr(torch.cpu, "get_capabilities", dict)()
+    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return found.get("architecture") != "x86_64" or any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 

@@ -30,8 +30,8 @@ SURELY_WORSE = 0.02
 """Points that are like one whose IoU score is known are expected to be off by as much, give or take this."""
 
 LEAST = EverythingOptions()
-"""The lowest thresholds with which a screen is used (`benchmarks/everything.py` measures what it loses). At 0.7 and 0.8, it lost
-a fifth of tap-tiny's regions."""
+"""The lowest thresholds with which a screen is used (`benchmarks/everything.py` measures what it loses). At 0.7 and 0.8, it
+lost a sixth of tap-tiny's regions."""
 
 MOST_OVERLAP = 0.8
 """Above this `crops_nms_thresh`, regions that are nearly the same are all wanted, and no point speaks for another."""
