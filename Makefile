@@ -40,7 +40,7 @@ evaluate-default: $(VENV)/.train  ## the bundled models on the GlyphScenes bench
 	$(BIN)/python -m finetune.evaluate_glyphs --output runs/evaluate-default $(FLAGS)
 
 bench: $(VENV)/.train  ## speed side by side, tables and figures into runs/benchmarks; ten minutes
-	for script in encode_picture region_tokens captions language_model growth long_run; do \
+	for script in encode_picture region_tokens everything captions language_model growth long_run whole_way; do \
 	  $(BIN)/python benchmarks/$$script.py $(FLAGS) || exit 1; \
 	done
 	$(BIN)/python benchmarks/cached_training.py

@@ -30,6 +30,7 @@ from tap_tokenizer import (
     check_findable,
     damage_told,
     gguf_of,
+    in_fast_dtype,
     load_pretrained,
     mask_to_rle,
     read_json_object,
@@ -112,7 +113,8 @@ class RegionChat:
         any causal language model: "smollm2-135m", a folder, a GGUF file, or a Hub repository.
         region_tokenizer: use this one, or load it from there, instead of the one that was saved with the bridge; in mode
         "described" it is needed.
-        dtype: for the language model; the region tokenizer stays in float32. device: for both. kwargs: for the language
+        dtype: for the language model, default: as it was saved, or float32 instead of a bfloat16 that the CPU does not
+        multiply; the region tokenizer stays in float32. device: for both. kwargs: for the language
         model's `from_pretrained` (quantization_config, device_map, …; trust_remote_code=True runs the Python code that lies
         beside a language model, which is refused otherwise).
         """
@@ -137,7 +139,7 @@ class RegionChat:
                 model = load_pretrained(AutoModelForCausalLM, source, dtype=dtype or "auto", **trusted, **kwargs)
                 words = load_pretrained(AutoTokenizer, source, **trusted, **hub)
                 processor = DescribedRegionProcessor(words, region_tokenizer)
-        return cls(model.to(device) if device is not None else model, processor)
+        return cls(in_fast_dtype(model.to(device) if device is not None else model, dtype), processor)
 
     @classmethod
     def from_server(

@@ -143,7 +143,9 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
                        help="described: --model is any instruct language model, which reads what TAP says")  # fmt: skip
     group.add_argument("--region_tokenizer", help="name, folder or Hub repository; described needs it")
     group.add_argument("--device", help="cpu, cuda or mps (default: cpu)")
-    group.add_argument("--dtype", help="dtype of the language model (default: as it was saved)")
+    group.add_argument(
+        "--dtype", help="dtype of the language model (default: as it was saved, if the CPU multiplies that)"
+    )
     group.add_argument(
         "--max_new_tokens", type=int, default=64, help="length of an answer, at most (default: %(default)s)"
     )

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
 if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     from .bundled import PackagedModel, add_bundled, add_packaged, bundled_or_given, install_command
     from .coordinates import box_problems, point_problems
+    from .cpu_abilities import in_fast_dtype
     from .flags import (
         add_command,
         add_output_flags,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .everything_options import EverythingOptions
 from .mask_boxes import boxes_of_masks
+from .point_screen import PointScreen, is_screened
 from .prompt_encoder import PointLabel
 from .prompts import RegionPrompt
 from .region_decoder import ANSWERS, ImageFeatures, RegionDecoder, boxes_around, frozen
@@ -72,8 +73,10 @@ def _search_crop(
     prepared = decoder.processor.prepare_prompts(features.original_sizes, [grid], is_batch=features.is_batch)
     kept: list[dict[str, Tensor]] = []
     with frozen(decoder.model):
-        for rows in torch.arange(len(grid)).split(decoder.batch_size):
-            output = decoder.run(features, prepared, rows, output_masks=True)
+        screen = PointScreen(decoder, features, prepared, options) if is_screened(features, options) else None
+        waiting = torch.arange(len(grid))
+        while len(rows := waiting[: decoder.batch_size] if screen is None else screen.take(decoder.batch_size)):
+            output = decoder.run(features, prepared, rows.cpu(), output_masks=True)
             answer = torch.arange(len(rows)), output.expert
             logits, score = output.pred_masks[answer].float(), output.iou_scores[answer]
             passes = (
@@ -82,6 +85,9 @@ def _search_crop(
                 & (logits > 0).amax(dim=(1, 2))
             )
             kept.append({name: output[name][passes] for name in ANSWERS} | {"logits": logits[passes]})
+            waiting = waiting[len(rows) :]
+            if screen is not None:
+                screen.learn(rows, score, passes, logits > 0)
         found = {name: torch.cat([part[name] for part in kept]) for name in kept[0]}
         if layer:
             index = torch.zeros(len(found["logits"]), dtype=torch.long)

@@ -23,6 +23,9 @@ class EverythingOptions:
     with itself when it is cut at logits stability_score_offset above and below zero.
     crops_nms_thresh: if two masks have a larger IoU than this, only the one with the higher predicted IoU is kept.
     min_mask_region_area: specks and holes of fewer pixels are removed; 0 leaves masks as they are.
+    thorough: ask all points about the picture at full resolution. Otherwise, they are asked at half the resolution first, and
+    those that promise nothing, or nothing new, are left out, which takes two fifths of the time and rarely loses a region; but
+    not if either threshold is below its default, because more would be lost then.
     """
 
     points_per_crop: int = 32
@@ -34,6 +37,7 @@ class EverythingOptions:
     crop_n_points_downscale_factor: int = 1
     crops_nms_thresh: float = 0.7
     min_mask_region_area: int = 0
+    thorough: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -52,6 +56,9 @@ class EverythingOptions:
         for name in ("pred_iou_thresh", "stability_score_thresh", "crop_overlap_ratio", "crops_nms_thresh"):
             if not isinstance(getattr(self, name), Real) or not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 … 1.")
+
+        if not isinstance(self.thorough, bool):
+            raise ValueError(f"thorough is {self.thorough!r}, expected True or False.")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> EverythingOptions:

@@ -42,7 +42,7 @@ from .image_decoder import TapDecoderAttention, TapImageDecoder, TapImageDecoder
 from .image_encoder import TapImageEncoder, TapImageEncoderLayer, TapWindowAttention
 from .prompt_encoder import TapPromptEncoder
 
-_REGIONS_AT_ONCE = 4
+_ROWS_AT_ONCE = 4 * 64**2  # of all regions' pictures: four regions with the original's grid
 _PLACES_AT_ONCE = 1024
 _WINDOWS_AT_ONCE = 4
 """What fits the caches of a CPU. Other devices want more work at a time: as many regions and windows as there are."""
@@ -111,12 +111,12 @@ class FastImageDecoder:
     def __init__(self, decoder: TapImageDecoder, prompt_encoder: TapPromptEncoder) -> None:
         self.decoder = decoder
         self.prompt_encoder = prompt_encoder
-        self._plan: _Plan | None = None
+        self._plans: dict[int, _Plan] = {}  # by the grid's side: a screen of points looks at a smaller one
         self._state: object = None
 
     def forget(self) -> None:
         """Prepare again at the next call, because weights may have changed."""
-        self._plan, self._state = None, None
+        self._plans, self._state = {}, None
 
     def __call__(
         self,
@@ -132,7 +132,8 @@ class FastImageDecoder:
         learned = torch.cat([decoder.semantic_tokens, decoder.iou_token, decoder.mask_tokens])
         tokens = torch.cat([learned.expand(len(prompt_embeddings), -1, -1), prompt_embeddings], dim=1)
         token_mask = None if prompt_mask is None else F.pad(prompt_mask, (len(learned), 0), value=True)
-        at_once = _REGIONS_AT_ONCE if tokens.device.type == "cpu" else len(tokens)
+        grid_size = image_embeddings.shape[-1]
+        at_once = max(1, _ROWS_AT_ONCE // grid_size**2) if tokens.device.type == "cpu" else len(tokens)
         found: dict[str, Tensor] = {}
         for index in image_index.unique().tolist():
             regions = (image_index == index).nonzero().squeeze(1)
@@ -180,10 +181,12 @@ class FastImageDecoder:
 
     def _current_plan(self, grid_size: int) -> _Plan:
         weights = [*self.decoder.parameters(), self.prompt_encoder.coord_matrix]
-        state = (grid_size, state_of(weights))
-        if self._plan is None or state != self._state:
-            self._plan, self._state = _Plan(self.decoder, self.prompt_encoder.encode_grid(grid_size)), state
-        return self._plan
+        state = state_of(weights)
+        if state != self._state:
+            self._plans, self._state = {}, state
+        if grid_size not in self._plans:
+            self._plans[grid_size] = _Plan(self.decoder, self.prompt_encoder.encode_grid(grid_size))
+        return self._plans[grid_size]
 
 
 class _Stage:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .concept_projector import ConceptBank, bank_of, check_bank, vectors_of
+from .cpu_abilities import in_fast_dtype
 from .detections import detection_prompts
 from .everything import search_picture
 from .everything_options import EverythingOptions
@@ -113,7 +114,7 @@ class TapRegionTokenizer:
         files = locate(source, variant=variant, concepts=concepts, hub=hub)
         model, processor = files.load_model(dtype=_as_dtype(dtype), attn_implementation=attn_implementation)
         tokenizer = cls(
-            model.to(device) if device is not None else model,
+            in_fast_dtype(model.to(device) if device is not None else model, dtype),
             processor,
             concepts=files.load_concepts(),
             text_encoder=files.load_text_encoder(text_encoder, hub),

@@ -55,6 +55,11 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
     """Add the fields of `EverythingOptions`."""
     group = parser.add_argument_group("the search, as in transformers' mask generation")
     for option in fields(EverythingOptions):
+        if isinstance(option.default, bool):
+            group.add_argument(
+                f"--{option.name}", action="store_true", help="ask every point at full resolution: slower"
+            )
+            continue
         kind = int if isinstance(option.default, int) else float
         group.add_argument(
             f"--{option.name}", type=kind, default=option.default, metavar="N", help="default: %(default).4g"

@@ -49,7 +49,15 @@ EXTRAS = {"llm_bridge.serving.": {"starlette", "pydantic", "uvicorn", "h11", "co
 
 LAYERS = {
     "tap_tokenizer": [
-        {"lazy_imports", "everything_options", "output_files", "coordinates", "mask_boxes", "coco_masks"},
+        {
+            "lazy_imports",
+            "everything_options",
+            "output_files",
+            "coordinates",
+            "mask_boxes",
+            "coco_masks",
+            "cpu_abilities",
+        },
         {"bundled", "gguf_files"},
         {"configuration_tap", "attention", "trial", "weight_files", "pickled_values"},
         {"foreign_files"},
@@ -64,6 +72,7 @@ LAYERS = {
         {"flags", "detections"},
         {"processing_tap", "region_tokens", "checkpoint_conversion", "picture_folders"},
         {"pretrained_files", "region_decoder"},
+        {"point_screen"},
         {"everything"},
         {"region_tokenizer"},
         {"visualization", "region_index", "tokenizer_flags"},

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("matplotlib")
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-TABLES = ("encode_picture", "region_tokens", "captions", "language_model", "growth")
+TABLES = ("encode_picture", "region_tokens", "captions", "language_model", "growth", "everything", "whole_way")
 Run = Callable[..., object]
 
 

@@ -46,6 +46,7 @@ def square(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int] = (20, 30))
         {"stability_score_thresh": -0.1},
         {"crops_nms_thresh": 2.0},
         {"crop_overlap_ratio": float("nan")},
+        {"thorough": 1},
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:

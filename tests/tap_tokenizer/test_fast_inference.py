@@ -94,9 +94,10 @@ def test_half_precision_is_no_worse_than_plain(paper_sized: TapModel, dtype: tor
 def test_regions_do_not_depend_on_each_other(make_tap: Callable[..., TapModel]) -> None:
     model = with_weights_that_matter(make_tap())
     together = ask(model, plain=False)
+    places = model.config.image_encoder_config.grid_size**2
     for at_once in (1, 3):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fast_inference, "_REGIONS_AT_ONCE", at_once)
+            patch.setattr(fast_inference, "_ROWS_AT_ONCE", at_once * places)
             alone = ask(model, plain=False)
         torch.testing.assert_close(alone.semantic_tokens, together.semantic_tokens, **CLOSE)
         torch.testing.assert_close(alone.pred_masks, together.pred_masks, **CLOSE)
