@@ -3,13 +3,14 @@
 
 import { placeLabels } from "./labels.js";
 
+const BAR = 56;   // how many CSS pixels the bars at the top and the bottom take
 const CLICK = 5;  // how many CSS pixels a pointer may wander in a click
 
 export class Board {
   /**
-   * canvas: what is drawn on. asked: what the board tells and asks of the page:
-   * colour(i), mode() → "new" | "add" | "away", tool(), glance(mark part), keep(mark part), say(words, wrong),
-   * changed(), regions() → [{region, mark, lit}], candidates().
+   * canvas: what is drawn on. page: what the board tells and asks of it: colour(i), nextColour(), mode() → "new" | "add" | "away",
+   * tool(), glance({part, mode} or null), keep(part, mode), take(candidate), removeLast(), say(words, wrong),
+   * regions() → [{region, mark, word}], candidates().
    */
   constructor(canvas, page) {
     this.canvas = canvas;
@@ -42,7 +43,7 @@ export class Board {
     this.canvas.width = Math.round(width * dense);
     this.canvas.height = Math.round(height * dense);
     if (this.picture) {
-      const bar = 56, room = [width - 16, height - 2 * bar];
+      const room = [width - 16, height - 2 * BAR];
       const scale = Math.min(room[0] / this.picture.width, room[1] / this.picture.height);
       this.view = { scale, x: (width - this.picture.width * scale) / 2, y: (height - this.picture.height * scale) / 2 };
       this.least = scale / 2;
@@ -188,7 +189,7 @@ export class Board {
       const words = `${this.preview.concept[0]} ${Math.round(100 * this.preview.concept[1])} %`;
       wanted.push({ words, colour: this.page.nextColour(), box: [x1, y1, x2, y2], width: pen.measureText(words).width + 18, height: 21 });
     }
-    for (const { x, y, words, colour, width, height } of placeLabels(wanted, [this.canvas.clientWidth, this.canvas.clientHeight])) {
+    for (const { x, y, words, colour, width, height } of placeLabels(wanted, [this.canvas.clientWidth, this.canvas.clientHeight], BAR)) {
       pen.fillStyle = "#15151ae6";
       pen.beginPath(); pen.roundRect(x, y, width, height, 6); pen.fill();
       pen.fillStyle = colour;

@@ -2,8 +2,8 @@
 
 const overlap = (a, b) => Math.max(0, Math.min(a[2], b[2]) - Math.max(a[0], b[0])) * Math.max(0, Math.min(a[3], b[3]) - Math.max(a[1], b[1]));
 
-/** Labels {box, width, height, …} with the place {x, y} of each, in a frame [width, height]. */
-export function placeLabels(labels, [wide, high]) {
+/** Labels {box, width, height, …} with the place {x, y} of each, in a frame [width, height] whose top and bottom bars cover. */
+export function placeLabels(labels, [wide, high], bar) {
   const taken = [];
   return labels.map((label) => {
     const { box: [x1, y1, x2, y2], width, height } = label, middle = (x1 + x2 - width) / 2, gap = 4;
@@ -14,7 +14,7 @@ export function placeLabels(labels, [wide, high]) {
     ];
     let best = null, least = Infinity;
     for (const [left, top] of places) {
-      const x = Math.min(Math.max(left, 2), wide - width - 2), y = Math.min(Math.max(top, 2), high - height - 2);
+      const x = Math.min(Math.max(left, 2), wide - width - 2), y = Math.min(Math.max(top, bar), high - height - bar);
       const frame = [x, y, x + width, y + height];
       let cost = Math.hypot(x - left, y - top);
       for (const other of taken) cost += 100 * overlap(frame, other);
