@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from .language_model import can_read_ahead, forward_arguments
@@ -98,16 +99,16 @@ def logits_after(model: PreTrainedModel, inputs: Mapping[str, Any], rows: Sequen
     for start in range(0, len(rows), together):
         group = [torch.cat([prompt, prompt.new_tensor(row)]) for row in rows[start : start + together]]
         shared = len(prompt) - 1 if together > 1 else 0
-        longest = max(map(len, group))
-        ids, mask = prompt.new_zeros(len(group), longest), prompt.new_zeros(len(group), longest)
-        for row, own, seen in zip(group, ids, mask):
-            own[: len(row)], seen[: len(row)] = row, 1
+        ids, mask = (
+            pad_sequence(part, batch_first=True) for part in (group, [row.new_ones(len(row)) for row in group])
+        )
+        keep = ids.shape[1] - len(prompt) + 1
         if shared:  # what follows the prompt shows no regions
             read: dict[str, Any] = {"past_key_values": _read(model, inputs, shared, len(group)), "use_cache": True}
         else:
             read = {name: value for name, value in inputs.items() if name.startswith("region_")} | {"use_cache": False}
-        arguments = forward_arguments(language_model, attention_mask=mask, **read)
-        logits = model(input_ids=ids[:, shared:], **arguments).logits[:, len(prompt) - 1 - shared :]
+        arguments = forward_arguments(language_model, attention_mask=mask, logits_to_keep=keep, **read)
+        logits = model(input_ids=ids[:, shared:], **arguments).logits[:, -keep:]
         found += [own[: len(row) - len(prompt) + 1] for row, own in zip(group, logits)]
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -226,6 +227,44 @@ def test_probabilities_are_those_of_names_after_the_prompt(
     wanted = torch.tensor(shares) / sum(shares)
     torch.testing.assert_close(found.candidate_probabilities, wanted[:-1], rtol=1e-3, atol=1e-7)
     assert found.none_probability == pytest.approx(float(wanted[-1]), rel=1e-3)
+
+
+@pytest.mark.parametrize("tokens", ["bytes", "pieces", "words"])
+@pytest.mark.parametrize(
+    "template", [None, "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"]
+)
+def test_names_are_read_as_an_answer_is_taught(
+    text_tokenizer: Callable[..., PreTrainedTokenizerFast],
+    tiny_tokenizer: TapRegionTokenizer,
+    picture: Image.Image,
+    tokens: str,
+    template: str | None,
+) -> None:
+    """With the space that a template leaves to the assistant, in whatever way a tokenizer writes it."""
+    words = text_tokenizer() if tokens == "words" else byte_tokenizer()
+    if tokens == "pieces":
+        model = Tokenizer.from_str(words.backend_tokenizer.to_str())
+        model.pre_tokenizer, model.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        model.model = models.Unigram([("<pad>", 0), *((c, -5) for c in [*string.printable, "▁"]), ("▁region", -3)], 0)
+        words = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>", pad_token="<pad>")
+    ask = "{% if add_generation_prompt %}[assistant]{% endif %}"
+    words.chat_template = None if template is None else template + ask
+    processor = RegionBridgeProcessor(words, tiny_tokenizer)
+    content = [
+        {"type": "image", "image": picture},
+        {"type": "region", "box": BOXES[0]},
+        {"type": "text", "text": "red?"},
+    ]
+    asked = [{"role": "user", "content": content}]
+    options: dict[str, Any] = {"tokenize": True, "return_dict": True}
+    prompt = processor.apply_chat_template(asked, add_generation_prompt=True, enable_thinking=False, **options)
+    taught = processor.apply_chat_template(
+        [*asked, {"role": "assistant", "content": "region1"}], return_assistant_tokens_mask=True, **options
+    )
+    answer = taught["input_ids"][0][taught["assistant_masks"][0].bool()].tolist()
+    ids = processor.answer_ids(prompt["input_ids"][0], "region1")
+    assert ids == answer[: len(ids)]
+    assert len(answer) == len(ids) + 1  # and the end
 
 
 def test_few_beginnings_of_names_are_read(chat: RegionChat, picture: Image.Image) -> None:
