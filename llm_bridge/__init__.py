@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .description import RegionDescription, describe_regions
     from .feature_rows import region_features
     from .generation import generate_text
+    from .grounding import FoundRegions
     from .modeling_bridge import RegionBridgeForConditionalGeneration, RegionBridgeOutput
     from .picture_context import PictureContext, grid_points
     from .pipelines import RegionCaptioningPipeline, RegionTextGenerationPipeline
@@ -39,6 +40,7 @@ __all__ = [
     "REGION_TOKEN",
     "DescribedRegionProcessor",
     "FeatureLayout",
+    "FoundRegions",
     "MlpProjector",
     "PictureContext",
     "RegionBaseline",

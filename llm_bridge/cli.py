@@ -1,4 +1,4 @@
-"""The command line: `region-chat ask`, `chat`, `demo` and `app`.
+"""The command line: `region-chat ask`, `find`, `chat`, `demo` and `app`.
 
 It prints and writes files. Everything else it does is a single call of the library.
 """
@@ -64,6 +64,30 @@ def main(argv: list[str] | None = None) -> int:
     ask.add_argument("--json", action="store_true", help="print one JSON object instead of the answer alone")
     add_output_flags(ask)
     _add_model_flags(ask)
+    find = add_command(
+        commands,
+        "find",
+        "find what words mean in a picture, or that there is no such thing",
+        'region-chat find picture.png "the red umbrella"',
+        'region-chat find picture.png "the larger one" --box 177 392 271 470 --box 361 233 436 307 --save found.png',
+        exit_codes=EXIT_CODES,
+    )
+    find.add_argument("image", type=Path, help="the picture")
+    find.add_argument("phrase", help='what to find, such as "the red umbrella"')
+    add_prompt_flags(find, folders=False)
+    group = find.add_argument_group(
+        "how it is found", "Without --box, --point or --mask, everything in the picture may be it."
+    )
+    group.add_argument("--most", type=int, metavar="N",
+                       help="ask about so many regions at once (default: as many as the model can read)")  # fmt: skip
+    group.add_argument("--threshold", type=float, metavar="P",
+                       help='find nothing if "none" is more probable than this, and else something (default: what was '
+                       "saved with the model, or as its answer says)")  # fmt: skip
+    find.add_argument(
+        "--json", action="store_true", help="print one JSON object, with masks, instead of a line per region"
+    )
+    find.add_argument("--save", type=Path, metavar="PICTURE", help="write the picture with what was found drawn on it")
+    _add_model_flags(find)
     chat = add_command(
         commands,
         "chat",
@@ -94,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     app.add_argument("--queue", type=int, default=40, help="questions that may wait at once (default: %(default)s)")
     _add_model_flags(app)
-    return run_command(parser, {"ask": _ask, "chat": _chat, "demo": _demo, "app": _app}, argv)
+    return run_command(parser, {"ask": _ask, "find": _find, "chat": _chat, "demo": _demo, "app": _app}, argv)
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -198,12 +222,13 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
 
 
 def _settings(chat: RegionChat, arguments: argparse.Namespace) -> dict[str, Any]:
+    asked = "phrase" if arguments.command == "find" else "question"
     return {
         "model": arguments.model,
         "mode": chat.mode,
         "region_tokenizer": chat.region_tokenizer.fingerprint,
         "max_new_tokens": arguments.max_new_tokens,
-        "question": arguments.question,
+        asked: getattr(arguments, asked),
     }
 
 
@@ -215,7 +240,47 @@ def _said(chat: RegionChat, answer: Any) -> dict[str, Any]:
         regions.append(
             {"name": own.name, "box": [round(x, 2) for x in box], "caption": own.caption, "concepts": concepts}
         )
-    return {"answer": answer, "regions": regions}
+    return {"answer": answer, "mentioned": list(chat.mentioned(answer)), "regions": regions}
+
+
+# --- find -------------------------------------------------------------------------------------------------------------
+
+
+def _find(arguments: argparse.Namespace) -> None:
+    from tap_tokenizer import draw_regions, load_rgb
+
+    from .grounding import check_choice, find_question
+
+    find_question(arguments.phrase)
+    check_choice(arguments.most, arguments.threshold, "--")
+    if arguments.image.is_dir():
+        raise ValueError(f"{arguments.image} is a folder: give one picture.")
+    prompts = prompts_of(arguments)
+    check_picture_path(arguments.save, inputs_of(arguments))
+    picture = load_rgb(arguments.image)  # all is refused before a model is loaded
+    chat = _load(arguments)
+    options = {name: getattr(arguments, name) for name in ("most", "threshold", "max_new_tokens")}
+    found = chat.find(arguments.phrase, image=picture, prompts=prompts, **options)
+    shares = found.probabilities.tolist()
+    if arguments.save is not None:
+        save_picture(draw_regions(picture, found, labels=[f"{share:.0%}" for share in shares]), arguments.save)
+    boxes = found.boxes.tolist()
+    if arguments.json:
+        height, width = picture.shape[:2]
+        regions = [
+            {"name": name, "box": [round(x, 2) for x in box], "probability": round(share, 4), "mask": mask}
+            for name, box, share, mask in zip(found.names, boxes, shares, found.coco_rle())
+        ]
+        record = {"image": str(arguments.image), **_settings(chat, arguments), "width": width, "height": height}
+        asked = {"candidates": len(found.candidate_probabilities), "rounds": found.rounds, "answer": found.answer}
+        none = {"none_probability": round(found.none_probability, 4)}
+        print(json.dumps({**record, **asked, **none, "regions": regions}, ensure_ascii=False))
+    else:
+        for name, box, share in zip(found.names, boxes, shares):
+            print(f"{name}: box {' '.join(f'{x:.0f}' for x in box)} ({share:.0%})")
+        if not boxes:
+            print("none")
+    tell_limitation(chat.limitation)
 
 
 # --- chat, demo and app -----------------------------------------------------------------------------------------------

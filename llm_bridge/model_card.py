@@ -20,6 +20,10 @@ def model_card(
     if peft:
         held += f", and LoRA of rank {peft.r} for the language model: `adapter/` is a peft adapter of that model alone"
     context = str(PictureContext.of(config))
+    threshold = config.find_threshold
+    found = (
+        "" if threshold is None else f"\n| `RegionChat.find` says none | if that is more probable than {threshold:g} |"
+    )
     header = "\n".join(
         ["---", "library_name: transformers", "pipeline_tag: image-text-to-text"]
         + ([f"base_model: {base}"] if config.language_model and not Path(base).exists() else [])
@@ -38,7 +42,7 @@ A bridge from the region tokenizer `{config.fingerprint}` to `{base}`: it answer
 | holds | {held} |
 | a region gives | {config.slots_per_region} token(s), experts: {config.experts} |
 | the projector reads | token{", semantic embedding" * config.use_semantic_embeds}{", position" * config.use_position} |
-| picture context | {context} |
+| picture context | {context} |{found}
 
 ```python
 from llm_bridge import RegionChat

@@ -67,6 +67,7 @@ LAYERS = {
         {"modeling_bridge", "processing_bridge"},
         {"processing_described"},
         {"generation"},
+        {"grounding"},
         {"chat", "pipelines"},
         {"terminal_chat", "page.__init__", "page.input", "page.turns"},
         {"page.guard", "page.conversation"},

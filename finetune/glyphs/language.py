@@ -5,6 +5,7 @@ Everything here follows from the list of a scene's objects, and nothing from its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 
@@ -13,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tap_tokenizer import ConceptBank
+from tap_tokenizer import ConceptBank, RegionTokens
 
 from .scenes import COLOURS, KINDS, SIZES, GlyphObject
 
@@ -72,6 +73,17 @@ def concept_bank(names: Sequence[str]) -> ConceptBank:
 def concept_banks() -> list[ConceptBank]:
     """The banks of kinds, of colours and of sizes."""
     return [concept_bank(list(names)) for names in ATTRIBUTES.values()]
+
+
+def phrase_cosines(regions: RegionTokens, phrase: str) -> torch.Tensor:
+    """How alike each region's semantic embedding and a phrase are, (R,): what TAP's concept head alone can find by words.
+
+    Words that are no kinds, colours or sizes are passed over: such a vector has no place for them. Raises `ValueError` if none
+    is left.
+    """
+    known = [word for word in re.findall(r"[\w-]+", phrase.lower()) if any(word in names for names in _WORDS.values())]
+    vector = torch.from_numpy(concept_vector(" ".join(known) or phrase)).to(regions.embeds.device)
+    return torch.nn.functional.normalize(regions.embeds.float(), dim=-1) @ vector
 
 
 def build_text_tokenizer() -> PreTrainedTokenizerFast:

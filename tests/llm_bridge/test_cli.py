@@ -66,10 +66,35 @@ def test_ask_answers(capsys: pytest.CaptureFixture[str], chat: RegionChat, tmp_p
     assert record["answer"] == answer
     assert record["question"] == LARGER
     assert [region["name"] for region in record["regions"]] == ["region1", "region2"]
+    assert record["mentioned"] == list(chat.mentioned(answer))
     assert [region["box"] for region in record["regions"]] == BOXES
     assert [region["caption"] for region in record["regions"]] == [own.caption for own in chat.baseline()]
     with Image.open(tmp_path / "out.png") as drawn:
         assert drawn.size == (512, 512)
+
+
+def test_find_prints_what_is_found(capsys: pytest.CaptureFixture[str], chat: RegionChat, tmp_path: Path) -> None:
+    chat.reset()
+    found = chat.find("the red umbrella", image=DEMO, boxes=BOXES, threshold=1)
+    assert len(found) >= 1
+    command = ["find", DEMO, "the red umbrella", *FLAGS]
+    lines = said(capsys, *command, "--threshold", 1).splitlines()
+    assert [line.partition(":")[0] for line in lines] == found.names
+    assert lines[0].endswith(f"({float(found.probabilities[0]):.0%})")
+    record = json.loads(said(capsys, *command, "--threshold", 1, "--json", "--save", tmp_path / "out.png"))
+    assert record["phrase"] == "the red umbrella"
+    assert (record["candidates"], record["rounds"], record["answer"]) == (2, found.rounds, found.answer)
+    assert [region["box"] for region in record["regions"]] == found.boxes.tolist()
+    assert [region["mask"] for region in record["regions"]] == found.coco_rle()
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.size == (512, 512)
+    nothing = [*command, "--threshold", 0]
+    assert said(capsys, *nothing) == "none\n"
+    record = json.loads(said(capsys, *nothing, "--json", "--save", tmp_path / "none.png"))
+    assert record["regions"] == []
+    assert record["none_probability"] == round(found.none_probability, 4)
+    with Image.open(tmp_path / "none.png") as drawn, Image.open(DEMO) as plain:
+        assert drawn.tobytes() == plain.convert("RGB").tobytes()
 
 
 def test_points_and_masks_in_their_order(capsys: pytest.CaptureFixture[str], chat: RegionChat, tmp_path: Path) -> None:
@@ -215,6 +240,13 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
         ("--max_new_tokens is 0", ["ask", DEMO, "what", *FLAGS, "--max_new_tokens", 0]),
         ("no folder at", ["ask", DEMO, "what", *FLAGS, "--model", folder / "none"]),
         ("needs a region tokenizer", ["ask", DEMO, "what", *FLAGS, "--mode", "described", "--model", "some/model"]),
+        ("no image file", ["find", folder / "none.png", "the red umbrella", "--model", "not-asked-for"]),
+        ("is a folder", ["find", pictures, "the red umbrella", "--model", "not-asked-for"]),
+        ("expected words", ["find", DEMO, " ", "--model", "not-asked-for"]),
+        ("names a region", ["find", DEMO, "what is left of region1", *FLAGS, "--model", "not-asked-for"]),
+        ("--most is 1, expected 2", ["find", DEMO, "the red umbrella", "--most", 1, "--model", "not-asked-for"]),
+        ("--threshold is 2.0", ["find", DEMO, "the red umbrella", "--threshold", 2, "--model", "not-asked-for"]),
+        ("no folder", ["find", DEMO, "umbrella", "--save", folder / "none" / "x.png", "--model", "not-asked-for"]),
         ("no image file", ["chat", DEMO, "--mask", folder / "none.png"]),
         ("queue is 0", ["app", "--queue", 0]),
         ("no folder", ["demo", "--output", folder / "none" / "x.png"]),
@@ -235,12 +267,13 @@ def test_the_page_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeyp
 
 def test_help_says_what_a_command_takes(capsys: pytest.CaptureFixture[str]) -> None:
     shown = {}
-    for command in ("ask", "chat"):
+    for command in ("ask", "find", "chat"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         shown[command] = " ".join(capsys.readouterr().out.split())
         assert "--box and --point together are two regions" in shown[command]
-    assert "folder of pictures" not in shown["chat"]
+    assert "folder of pictures" not in shown["chat"] + shown["find"]
+    assert "everything in the picture" in shown["find"]
     assert "--boxes CSV" in shown["ask"]
     assert "to continue after an interruption" in shown["ask"]
 
@@ -250,7 +283,7 @@ def test_the_examples_of_help_work(folder: Path, capsys: pytest.CaptureFixture[s
     """Each as it is printed, in a shell of its own; the page until its address is written."""
     shutil.copyfile(DEMO, folder / "picture.png")
     seen = 0
-    for command in ("ask", "chat", "demo", "app"):
+    for command in ("ask", "find", "chat", "demo", "app"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         shown = capsys.readouterr().out
@@ -271,7 +304,7 @@ def test_the_examples_of_help_work(folder: Path, capsys: pytest.CaptureFixture[s
                 out, err = shell.communicate("What is region1?\n", timeout=120)
             assert shell.returncode == 0, f"{line}: {err}"
             assert out.strip(), line
-    assert seen == 5
+    assert seen == 7
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 2  # a line of each picture
 
 
