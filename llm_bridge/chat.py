@@ -38,7 +38,7 @@ from tap_tokenizer import (
 from .chat_markup import spoken_numbers, user_content, words_of
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
 from .generation import generate_each, generate_text, stream_text
-from .grounding import FoundRegions, check_choice, choose, find_answer, find_question, found_regions
+from .grounding import Candidates, FoundRegions, check_choice, find_among, find_answer, find_question
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .pictures import open_picture
 from .processing_bridge import RegionBridgeProcessor
@@ -90,6 +90,8 @@ class RegionChat:
         self.processor = processor
         self.warns_of_limitation = True
         """Whether the next answer warns of `limitation`: the first one does. Set it to False to show the sentence yourself."""
+        self.warns_of_finding = True
+        """Whether the next `find` warns of `finding_limitation`, in the same way."""
         self.image: np.ndarray | None = None
         self.messages: list[dict[str, Any]] = []
         self._regions: list[RegionPrompt] = []
@@ -159,6 +161,13 @@ class RegionChat:
     def limitation(self) -> str | None:
         """A sentence about what the models cannot do, to be shown beside their answers; None if there is no warning."""
         return getattr(self.model.config, "limitation", None) or self.region_tokenizer.limitation
+
+    @property
+    def finding_limitation(self) -> str | None:
+        """A sentence for those who ask a model to `find` that was not taught to; None for a model that was."""
+        if getattr(self.model.config, "taught_to_find", False):
+            return None
+        return "This model was not taught to find regions by words: it answers, but do not trust what it finds."
 
     @property
     def history(self) -> list[tuple[str, str]]:
@@ -277,54 +286,25 @@ class RegionChat:
         if picture is None:
             raise ValueError("Got no picture to search: give image=….")
         lists = {"boxes": boxes, "points": points, "point_labels": point_labels, "masks": masks}
-        is_given = bool(prompts) or any(value is not None for value in lists.values())
-        given = [*prompts, *RegionPrompt.read_lists(**lists)] if is_given else None
-        if regions is not None and given is not None:
-            raise ValueError("Got regions and prompts: give the candidates in one way.")
-        candidates, shown_by = self._candidates(picture, regions, given)
-        if threshold is None:
-            threshold = getattr(self.model.config, "find_threshold", None)
+        given = None
+        if prompts or any(value is not None for value in lists.values()):
+            given = _with_masks_read([*prompts, *RegionPrompt.read_lists(**lists)], picture)
+        candidates = Candidates.of(self.processor, picture, given, regions)
         self._warn_of_limitation()
-        choice = choose(
-            self.model,
-            self.processor,
-            picture,
-            question,
-            shown_by,
-            most=most,
-            threshold=threshold,
-            max_new_tokens=max_new_tokens,
-        )
-        if not choice.rows:
-            return found_regions(candidates, choice, 1)
-        self.image, messages, self._regions = self._turn(question, picture, [shown_by[row] for row in choice.rows])
-        first = len(self._regions) - len(choice.rows) + 1
-        answer = find_answer(range(first, len(self._regions) + 1))
-        self.messages = [*messages, {"role": "assistant", "content": answer}]
-        return found_regions(candidates, choice, first)
-
-    def _candidates(
-        self, picture: np.ndarray, regions: RegionTokens | None, given: Sequence[RegionPrompt] | None
-    ) -> tuple[RegionTokens, list[RegionPrompt]]:
-        """What may be found in a picture, and the prompts by which the language model is shown it."""
-        tokenizer, features = self.region_tokenizer, self.processor.embed_image(picture)
-        if given is not None:
-            given = _with_masks_read(given, picture)
-            return tokenizer.encode(features=features, prompts=given), given
-        if regions is None:
-            regions = tokenizer.encode_everything(features=features)
-        size = list(picture.shape[:2])
-        if regions.image_sizes.tolist() != [size]:
-            raise ValueError(
-                f"Got regions of pictures of (height, width) {regions.image_sizes.tolist()!r:.60}, and a picture of {size}: "
-                "give regions of this picture alone."
-            )
-        if regions.fingerprint != tokenizer.fingerprint:
-            raise ValueError(
-                f"These regions were encoded by the tokenizer {regions.fingerprint}, this chat has {tokenizer.fingerprint}: "
-                "encode them with chat.region_tokenizer."
-            )
-        return regions, [RegionPrompt(box=(x1, y1, x2, y2)) for x1, y1, x2, y2 in regions.boxes.tolist()]
+        if self.warns_of_finding and self.finding_limitation is not None:
+            logger.warning(self.finding_limitation)
+        self.warns_of_finding = False
+        found = find_among(
+            self.model, self.processor, picture, phrase, candidates,
+            most=most, threshold=threshold, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+        if not len(found):
+            return found
+        shown = [candidates.prompts[row] for row in found.rows]
+        self.image, messages, self._regions = self._turn(question, picture, shown)
+        numbers = range(len(self._regions) - len(found) + 1, len(self._regions) + 1)
+        self.messages = [*messages, {"role": "assistant", "content": find_answer(numbers)}]
+        return replace(found, names=[f"region{number}" for number in numbers])
 
     def mentioned(self, answer: str | None = None) -> dict[str, RegionTokens]:
         """The regions of the conversation that an answer names, each as one region with its box and mask, by their names.

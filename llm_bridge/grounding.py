@@ -1,7 +1,7 @@
 """Finding by words: the language model is shown candidates under their names, and answers with the names of those meant.
 
-The question and the answers have one form of words, which training records use as well. The model's vocabulary does not
-change: names are plain text, whose likelihood is that of their tokens.
+The question and the answer each have one form of words, which `find` and training records share. The model's vocabulary does
+not change: names are plain text, whose likelihood is that of their tokens.
 """
 
 from __future__ import annotations
@@ -18,19 +18,24 @@ from transformers import PreTrainedModel
 
 from tap_tokenizer import RegionPrompt, RegionTokens
 
-from .chat_markup import spoken_numbers, user_content
+from .chat_markup import spoken_matches, spoken_numbers, user_content
 from .generation import generate_text, logits_after
 from .processing_bridge import RegionBridgeProcessor
 from .prompt_checks import ContextFullError, check_context
 
-FIND_QUESTION = "Which region is {phrase}? Answer with its name, or none."
+FIND_QUESTION = "Find {phrase}. Answer with names of regions, or none."
 """What the language model is asked, after all candidates."""
 NONE = "none"
 """What it answers where no candidate is meant."""
+_ASKED = re.compile(r"(?:<region\d+> )*" + re.escape(FIND_QUESTION).replace(re.escape("{phrase}"), "(.+)"), re.DOTALL)
 
 
-def find_question(phrase: str) -> str:
-    """The question for the regions that a phrase means, e.g. "the red umbrella"."""
+def find_question(phrase: str, candidates: int = 0) -> str:
+    """The question for the regions that a phrase means, such as "the red umbrella", "every open door" or "everything blue".
+
+    candidates: how many regions the question shows first, as `<region1> <region2> …`: so records are written. A phrase that
+    says nothing, or that names a region, is refused.
+    """
     words = " ".join(phrase.split()).rstrip(" .?!") if isinstance(phrase, str) else ""
     if not words:
         raise ValueError(f'Got the phrase {phrase!r}, expected words such as "the red umbrella".')
@@ -38,7 +43,14 @@ def find_question(phrase: str) -> str:
         raise ValueError(
             f"Got the phrase {phrase!r}, which names a region: candidates get names of their own, so say it in words."
         )
-    return FIND_QUESTION.format(phrase=words)
+    shown = "".join(f"<region{number}> " for number in range(1, candidates + 1))
+    return shown + FIND_QUESTION.format(phrase=words)
+
+
+def asked_phrase(question: str) -> str | None:
+    """The phrase of a text that `find_question` wrote; None for any other text."""
+    found = _ASKED.fullmatch(question)
+    return found[1] if found else None
 
 
 def find_answer(numbers: Sequence[int]) -> str:
@@ -63,13 +75,16 @@ class FoundRegions(RegionTokens):
 
     names: list[str] = field(default_factory=list)
     """Their names in the conversation that goes on from here."""
+    rows: list[int] = field(default_factory=list)
+    """Which candidates they are, counted from 0."""
     probabilities: Tensor = field(default_factory=lambda: torch.zeros(0))
-    """(R,), on the CPU: how probable the language model finds each one's name as the answer, among all candidates and none."""
+    """(R,), on the CPU: how probable the language model finds each one's name where it wrote it. The name that it wrote first
+    is compared with the other candidates and none; a later one with the candidates that it had not named yet."""
     none_probability: float = 1.0
     """How probable it finds that none is meant."""
     candidate_probabilities: Tensor = field(default_factory=lambda: torch.zeros(0))
-    """(N,), of all candidates in their order; with `none_probability` they add up to 1. Those that did not reach the last
-    round have 0."""
+    """(N,), how probable each candidate is as the first that is named, in their order; with `none_probability` they add up to
+    1. Those that did not reach the last round have 0."""
     answer: str = ""
     """What the language model wrote in the last round, in which candidates have other names; "" if there were none."""
     rounds: int = 0
@@ -77,18 +92,81 @@ class FoundRegions(RegionTokens):
 
     def __getitem__(self, index: Any) -> FoundRegions:
         found = super().__getitem__(index)
-        rows = self._places(index)
+        places = self._places(index)
         assert isinstance(found, FoundRegions)
-        return replace(found, names=[self.names[i] for i in rows.tolist()], probabilities=self.probabilities[rows])
+        names, rows = ([own[i] for i in places.tolist()] for own in (self.names, self.rows))
+        return replace(found, names=names, rows=rows, probabilities=self.probabilities[places])
 
 
-def found_regions(candidates: RegionTokens, choice: Choice, first: int) -> FoundRegions:
-    """The chosen ones of all candidates, which are named from region number `first` on."""
-    chosen = candidates[choice.rows]
+@dataclass(frozen=True)
+class Candidates:
+    """What may be found in a picture: its region tokens, with masks, and what marks each for the language model."""
+
+    regions: RegionTokens
+    prompts: list[RegionPrompt]
+
+    @classmethod
+    def of(
+        cls,
+        processor: RegionBridgeProcessor,
+        picture: np.ndarray,
+        given: Sequence[RegionPrompt] | None = None,
+        regions: RegionTokens | None = None,
+    ) -> Candidates:
+        """The prompts that are given, or regions of this picture that were encoded before, or else all that is found in it.
+
+        Regions are shown to the language model by their boxes, because that is how bridges are taught to read them.
+        """
+        if regions is not None and given is not None:
+            raise ValueError("Got regions and prompts: give the candidates in one way.")
+        tokenizer, features = processor.encoder.tokenizer, processor.embed_image(picture)
+        if given is not None:
+            return cls(tokenizer.encode(features=features, prompts=given), list(given))
+        if regions is None:
+            regions = tokenizer.encode_everything(features=features)
+        size = list(picture.shape[:2])
+        if regions.image_sizes.tolist() != [size]:
+            raise ValueError(
+                f"Got regions of pictures of (height, width) {regions.image_sizes.tolist()!r:.60}, and a picture of {size}: "
+                "give regions of this picture alone."
+            )
+        if regions.fingerprint != tokenizer.fingerprint:
+            raise ValueError(
+                f"These regions were encoded by the tokenizer {regions.fingerprint}, this chat has {tokenizer.fingerprint}: "
+                "encode them with chat.region_tokenizer."
+            )
+        return cls(regions, [RegionPrompt(box=(x1, y1, x2, y2)) for x1, y1, x2, y2 in regions.boxes.tolist()])
+
+
+def find_among(
+    model: PreTrainedModel,
+    processor: RegionBridgeProcessor,
+    picture: np.ndarray,
+    phrase: str,
+    candidates: Candidates,
+    *,
+    most: int | None = None,
+    threshold: float | None = None,
+    max_new_tokens: int = 64,
+) -> FoundRegions:
+    """What a phrase means among candidates; those that are found are named region1, region2, ….
+
+    threshold: by default, that of the bridge's config. See `RegionChat.find` for this and the rest.
+    """
+    question = find_question(phrase)
+    check_choice(most, threshold)
+    if threshold is None:
+        threshold = getattr(model.config, "find_threshold", None)
+    choice = choose(
+        model, processor, picture, question, candidates.prompts,
+        most=most, threshold=threshold, max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    chosen = candidates.regions[choice.rows]
     return FoundRegions(
         **{one.name: getattr(chosen, one.name) for one in fields(RegionTokens)},
-        names=[f"region{number}" for number in range(first, first + len(choice.rows))],
-        probabilities=choice.probabilities[choice.rows],
+        names=[f"region{number}" for number in range(1, len(choice.rows) + 1)],
+        rows=choice.rows,
+        probabilities=torch.tensor(choice.shares),
         none_probability=choice.none_probability,
         candidate_probabilities=choice.probabilities,
         answer=choice.answer,
@@ -101,17 +179,24 @@ def found_regions(candidates: RegionTokens, choice: Choice, first: int) -> Found
 
 @dataclass(frozen=True)
 class Choice:
-    """Which of N candidates are meant: their rows, the most probable first; and how probable each is, (N,), and none."""
+    """Which of N candidates are meant, the most probable first: their rows, and the probability of each where it was named.
+
+    probabilities: (N,), of each candidate as the first that is named.
+    """
 
     rows: list[int]
+    shares: list[float]
     probabilities: Tensor
     none_probability: float = 1.0
     answer: str = ""
     rounds: int = 0
 
-    def or_best(self) -> list[int]:
-        """The chosen rows, or else the most probable one."""
-        return self.rows or [int(self.probabilities.argmax())]
+    def or_best(self) -> Choice:
+        """The same choice, or else that of the most probable candidate."""
+        if self.rows:
+            return self
+        best = int(self.probabilities.argmax())
+        return replace(self, rows=[best], shares=[float(self.probabilities[best])])
 
 
 def choose(
@@ -136,7 +221,7 @@ def choose(
     left = list(range(len(candidates)))
     most, rounds = most or len(left), 0
     if not left:
-        return Choice([], torch.zeros(0))
+        return Choice([], [], torch.zeros(0))
     while True:
         size = -(-len(left) // -(-len(left) // most))  # groups of about the same size
         groups = [left[start : start + size] for start in range(0, len(left), size)]
@@ -156,7 +241,7 @@ def choose(
         rounds += len(groups)
         if len(groups) == 1:
             return _last(choices[0], left, len(candidates), threshold, rounds)
-        winners = [[group[row] for row in one.or_best()] for group, one in zip(groups, choices)]
+        winners = [[group[row] for row in one.or_best().rows] for group, one in zip(groups, choices)]
         if sum(map(len, winners)) == len(left):
             winners = [own[: -(-len(own) // 2)] for own in winners]
         left = sorted(i for own in winners for i in own)
@@ -172,12 +257,12 @@ def check_choice(most: int | None, threshold: float | None, dashes: str = "") ->
 
 def _last(choice: Choice, left: Sequence[int], count: int, threshold: float | None, rounds: int) -> Choice:
     """The last round's choice among all `count` candidates, of which those in `left` took part."""
-    rows = choice.rows
     if threshold is not None:
-        rows = [] if choice.none_probability > threshold else choice.or_best()
+        is_none = choice.none_probability > threshold
+        choice = replace(choice, rows=[], shares=[]) if is_none else choice.or_best()
     probabilities = torch.zeros(count)
     probabilities[list(left)] = choice.probabilities
-    return replace(choice, rows=[left[row] for row in rows], probabilities=probabilities, rounds=rounds)
+    return replace(choice, rows=[left[row] for row in choice.rows], probabilities=probabilities, rounds=rounds)
 
 
 def _prompt(
@@ -198,12 +283,25 @@ def _prompt(
 def _ask(model: PreTrainedModel, processor: RegionBridgeProcessor, inputs: Any, count: int, new: int) -> Choice:
     """Ask once, about `count` candidates."""
     (answer,) = generate_text(model, processor, inputs, max_new_tokens=new)
-    words = [*(f"region{number}" for number in range(1, count + 1)), NONE]
-    ids = [tuple(processor.answer_ids(inputs["input_ids"][0], name)) for name in words]
-    probabilities = name_log_probabilities(model, inputs, ids).softmax(dim=0)
-    own = probabilities[:-1].float()
-    rows = sorted((number - 1 for number in answered_numbers(answer, count)), key=lambda row: -own[row])
-    return Choice(rows, own, float(probabilities[-1]), answer)
+
+    def probabilities(words: Sequence[str]) -> Tensor:
+        ids = [tuple(processor.answer_ids(inputs["input_ids"][0], one)) for one in words]
+        temperature = getattr(model.config, "find_temperature", 1.0)
+        return (name_log_probabilities(model, inputs, ids) / temperature).softmax(dim=0).float()
+
+    first = probabilities([*(f"region{number}" for number in range(1, count + 1)), NONE])
+    shares: dict[int, float] = {}
+    for number in answered_numbers(answer, count):
+        if not shares:
+            shares[number] = float(first[number - 1])
+            continue
+        left = [other for other in range(1, count + 1) if other not in shares]
+        before = next(answer[:place] for place, found in spoken_matches(answer) if found == number)
+        own = probabilities([f"{before}region{other}" for other in left])
+        shares[number] = float(own[left.index(number)])
+    order = sorted(shares, key=lambda number: -shares[number])
+    rows = [number - 1 for number in order]
+    return Choice(rows, [shares[number] for number in order], first[:-1], float(first[-1]), answer)
 
 
 def name_log_probabilities(model: PreTrainedModel, inputs: Any, names: Sequence[tuple[int, ...]]) -> Tensor:

@@ -81,7 +81,9 @@ def phrase_cosines(regions: RegionTokens, phrase: str) -> torch.Tensor:
     Words that are no kinds, colours or sizes are passed over: such a vector has no place for them. Raises `ValueError` if none
     is left.
     """
-    known = [word for word in re.findall(r"[\w-]+", phrase.lower()) if any(word in names for names in _WORDS.values())]
+    known = [
+        word for word in re.findall(r"[\w-]+", phrase.lower()) if any(word in names for names in ATTRIBUTES.values())
+    ]
     vector = torch.from_numpy(concept_vector(" ".join(known) or phrase)).to(regions.embeds.device)
     return torch.nn.functional.normalize(regions.embeds.float(), dim=-1) @ vector
 

@@ -14,14 +14,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerFast
 
 from llm_bridge import DescribedRegionProcessor, RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat
-from llm_bridge.grounding import answered_numbers, find_answer, find_question
+from llm_bridge.grounding import answered_numbers, asked_phrase, find_answer, find_question
 from llm_bridge.model_card import model_card
 from llm_bridge.prompt_checks import ContextFullError
 from tap_tokenizer import RegionPrompt, RegionTokens, TapRegionTokenizer
 
 BOXES = [[4.0 * i, 3.0 * i, 4.0 * i + 30, 3.0 * i + 20] for i in range(12)]
 """Twelve candidates, so that region1 is the beginning of the names of others."""
-QUESTION = "Which region is the red thing? Answer with its name, or none."
+QUESTION = "Find the red thing. Answer with names of regions, or none."
 LENIENT = {"points_per_crop": 3, "pred_iou_thresh": 0, "stability_score_thresh": 0, "crops_nms_thresh": 1}
 
 
@@ -111,7 +111,12 @@ def naming(*boxes: Sequence[float]) -> Callable[[list[list[float]]], str]:
 
 def test_the_question_has_one_form() -> None:
     assert find_question("  the red\n thing. ") == QUESTION
-    assert find_question("every open door") == "Which region is every open door? Answer with its name, or none."
+    assert find_question("every open door?") == "Find every open door. Answer with names of regions, or none."
+    shown = find_question("the red thing", candidates=3)
+    assert shown == f"<region1> <region2> <region3> {QUESTION}"
+    assert asked_phrase(shown) == asked_phrase(QUESTION) == "the red thing"
+    for other in ("Find the red thing.", f"Please! {QUESTION}", "What is <region1>?", "find" + QUESTION[4:]):
+        assert asked_phrase(other) is None
 
 
 @pytest.mark.parametrize(
@@ -156,12 +161,14 @@ def test_the_named_candidate_is_found(chat: RegionChat, picture: Image.Image) ->
 def test_several_are_found_the_most_probable_first(chat: RegionChat, picture: Image.Image) -> None:
     says(chat, "region2, region11, region7 and region5")
     found = chat.find("the red thing", image=picture, boxes=BOXES)
-    order = sorted([1, 10, 6, 4], key=lambda row: -found.candidate_probabilities[row])
-    assert found.boxes.tolist() == [BOXES[row] for row in order]
+    assert sorted(found.rows) == [1, 4, 6, 10]
+    assert found.boxes.tolist() == [BOXES[row] for row in found.rows]
     assert found.probabilities.tolist() == sorted(found.probabilities.tolist(), reverse=True)
+    assert found.probabilities[found.rows.index(1)] == found.candidate_probabilities[1]
     assert found.names == ["region1", "region2", "region3", "region4"]
     last = found[[-1, 0]]
     assert last.names == ["region4", "region1"]
+    assert last.rows == [found.rows[3], found.rows[0]]
     assert last.probabilities.tolist() == found.probabilities[[3, 0]].tolist()
     assert found.of_image(0).names == found.names
 
@@ -265,6 +272,47 @@ def test_names_are_read_as_an_answer_is_taught(
     ids = processor.answer_ids(prompt["input_ids"][0], "region1")
     assert ids == answer[: len(ids)]
     assert len(answer) == len(ids) + 1  # and the end
+
+
+def test_later_names_are_compared_with_those_that_were_left(chat: RegionChat, picture: Image.Image) -> None:
+    """Against whole passes over the prompt, what was said before, and each name that could stand there."""
+    said, left = "region11 and region4", [n for n in range(1, 13) if n != 11]
+    says(chat, said)
+    found = chat.find("the red thing", image=picture, boxes=BOXES)
+    content = [{"type": "image", "image": picture}, *({"type": "region", "box": box} for box in BOXES)]
+    inputs = chat.processor.apply_chat_template(
+        [{"role": "user", "content": [*content, {"type": "text", "text": QUESTION}]}],
+        tokenize=True, return_dict=True, add_generation_prompt=True,
+    )  # fmt: skip
+    prompt = inputs["input_ids"]
+    features = {name: value for name, value in inputs.items() if name.startswith("region_")}
+    shares = []
+    for number in left:
+        own = chat.processor.tokenizer(f"region11 and region{number}")["input_ids"]
+        with torch.no_grad():
+            ids = torch.cat([prompt, torch.tensor([own])], dim=1)
+            after = chat.model(input_ids=ids, **features).logits[0].double().softmax(dim=-1)
+        share = 1.0
+        for place in range(prompt.shape[1], ids.shape[1]):
+            share *= float(after[place - 1, ids[0, place]])
+        if number == 1:  # which region10 and region12 begin with
+            share *= 1 - sum(float(after[-1, chat.processor.tokenizer(d)["input_ids"][0]]) for d in "02")
+        shares.append(share)
+    assert float(found.probabilities[found.rows.index(3)]) == pytest.approx(
+        shares[left.index(4)] / sum(shares), rel=1e-3
+    )
+
+
+def test_the_temperature_of_the_bridge_flattens_probabilities(chat: RegionChat, picture: Image.Image) -> None:
+    says(chat, "none")
+    plain = chat.find("the red thing", image=picture, boxes=BOXES)
+    chat.model.config.find_temperature = 2.0
+    flat = chat.find("the red thing", image=picture, boxes=BOXES)
+
+    def logs(found: Any) -> torch.Tensor:
+        return torch.tensor([*found.candidate_probabilities.tolist(), found.none_probability]).log()
+
+    torch.testing.assert_close(logs(flat), (logs(plain) / 2).log_softmax(dim=0), rtol=1e-3, atol=1e-4)
 
 
 def test_few_beginnings_of_names_are_read(chat: RegionChat, picture: Image.Image) -> None:
@@ -423,6 +471,25 @@ def test_a_described_model_answers_by_names(make_chat: Callable[..., RegionChat]
     assert asked[0].endswith(f"region1 region2 region3 {QUESTION}</s><|assistant|>")
 
 
+def test_a_model_that_was_not_taught_warns_once(
+    make_chat: Callable[..., RegionChat], picture: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    for described in (False, True):
+        chat = make_chat(context=4096, described=described)
+        says(chat, "region2")
+        caplog.clear()
+        for _ in range(2):
+            assert len(chat.find("the red thing", image=picture, boxes=BOXES)) == 1
+        assert [record.message for record in caplog.records] == [chat.finding_limitation]
+        assert "not taught to find regions" in str(chat.finding_limitation)
+    chat = make_chat()
+    chat.model.config.taught_to_find = True
+    says(chat, "region2")
+    caplog.clear()
+    chat.find("the red thing", image=picture, boxes=BOXES)
+    assert (chat.finding_limitation, caplog.records) == (None, [])
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -456,9 +523,11 @@ def test_what_cannot_be_searched_is_refused(
 def test_a_bridge_keeps_its_threshold(make_chat: Callable[..., RegionChat], tmp_path: Any) -> None:
     model = make_chat().model
     model.config.find_threshold = 0.4
-    assert "find" not in model_card(make_chat().model)
-    assert "| `RegionChat.find` says none | if that is more probable than 0.4 |\n\n```python" in model_card(model)
+    assert "| finds regions by words | not taught |\n\n```python" in model_card(model)
+    model.config.taught_to_find, model.config.find_temperature = True, 1.7
+    assert "| taught; temperature 1.7, none if that is more probable than 0.4 |" in model_card(model)
     model.save_pretrained(tmp_path)
     assert RegionBridgeForConditionalGeneration.from_pretrained(tmp_path).config.find_threshold == 0.4
-    with pytest.raises(ValueError, match="find_threshold is 2, expected a probability"):
-        type(model.config)(find_threshold=2)
+    for name, value in (("find_threshold", 2), ("find_temperature", 0)):
+        with pytest.raises(ValueError, match=f"{name} is {value}, expected"):
+            type(model.config)(**{name: value})
