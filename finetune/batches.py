@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
-from llm_bridge import RegionBridgeProcessor, region_features, region_numbers, replace_regions
+from llm_bridge import RegionBridgeProcessor, asked_phrase, region_features, region_numbers, replace_regions
 from tap_tokenizer import RegionTokens
 
 from .bridge_setup import TrainArguments
@@ -138,6 +138,16 @@ class Conversations(Dataset[CachedRecord]):
             if len(self._read) < _KEPT:
                 self._read[number, row] = found
         return found
+
+    def asks_to_find(self) -> bool:
+        """Whether a question of any source asks which regions an expression means, as `RegionChat.find` does."""
+        for source, records, rows in zip(self.sources, self.records, self.rows):
+            alone = Records(records.rows.select_columns("conversations"))
+            for row in tqdm(rows, desc=f"questions of {source.records}", leave=False):
+                for turns in _questions(alone[row].conversations):
+                    if asked_phrase(turns[0].content) and re.search(source.questions, _words(turns)):
+                        return True
+        return False
 
     def length(self, position: int) -> int:
         """How many questions the conversation at a position has, at most."""
@@ -273,6 +283,13 @@ def held_out(arguments: TrainArguments, process: int, processes: int) -> Iterato
             )
             for i in mine[start : start + arguments.batch_size]
         ]
+
+
+def held_out_records(arguments: TrainArguments) -> Iterator[CachedRecord]:
+    """The whole records that a run evaluates on, one by one."""
+    records, cache = load_records(str(arguments.eval_data)), RegionCache(str(arguments.eval_cache))
+    for i in range(min(arguments.eval_records, len(records))):
+        yield CachedRecord(records[i], cache.regions(i), cache.context(i))
 
 
 def make_loader(

@@ -8,6 +8,9 @@ by construction. It learns the answers of a source as they stand or, with `loss:
 `finetune.distill`). If a run was stopped, give the same command again: it continues from the last checkpoint, and the result
 is that of a run without a stop.
 
+A bridge that is taught to find regions by words says so in its config. If eval_data has such questions, too, its probabilities
+are calibrated on them at the end (see `finetune.calibrate`).
+
 `output_dir` then holds `model`, the trained bridge; `best`, the weights of the best evaluation; `checkpoints`;
 `arguments.yaml`; `environment.jsonl` with versions and commit; `log.jsonl` and `loss.png`; and the tracker's files.
 """
@@ -26,8 +29,9 @@ from torch import Tensor
 
 from llm_bridge import adapter_off, add_lora, count_parameters, generate_text, has_adapter, merge_lora, set_trainable
 
-from .batches import CachedRecord, ConversationCollator, Conversations, held_out, make_loader
+from .batches import CachedRecord, ConversationCollator, Conversations, held_out, held_out_records, make_loader
 from .bridge_setup import TrainArguments, check_arguments, check_data, check_sharding, load_bridge, make_optimizers
+from .calibrate import calibrate, questions_to_find
 from .checkpoints import is_sharded, keep_only_what_learns, save_whole
 from .config import parse_arguments, run_command
 from .loop import Training, run
@@ -43,6 +47,7 @@ class BridgeTraining(Training):
         self.passes, self.load_best = arguments.gradient_accumulation_steps, arguments.load_best
         self.best_metric = arguments.best_metric if arguments.eval_data else None
         bridge, self.processor = load_bridge(arguments, accelerator)
+        bridge.config.find_temperature, bridge.config.find_threshold = 1.0, None  # they were fitted to other weights
         check_data(arguments, bridge)
         if arguments.max_length is None:
             arguments.max_length = getattr(bridge.config.text_config, "max_position_embeddings", None)
@@ -62,6 +67,8 @@ class BridgeTraining(Training):
     def batches(self, start: int) -> Iterable[dict[str, Any]]:
         arguments, processes = self.arguments, self.accelerator.num_processes
         data = Conversations(arguments.sources, arguments.seed, arguments.same_region)
+        if data.asks_to_find():
+            self.accelerator.unwrap_model(self.model).config.taught_to_find = True
         records = sum(map(len, data.rows))
         drawn = arguments.steps * arguments.batch_size * self.passes * processes
         self.accelerator.print(
@@ -129,6 +136,10 @@ class BridgeTraining(Training):
         if self.arguments.mode == "full":
             bridge.config.language_model = None  # it is now another one than the name stands for
         by_reference = bridge.config.language_model is not None and not self.arguments.merge
+        if bridge.config.taught_to_find and self.arguments.eval_data is not None and state is None:
+            bridge.eval()
+            if found := calibrate(bridge, self.processor, questions_to_find(held_out_records(self.arguments))):
+                self.accelerator.print(found)
 
         def fill(partial: Path) -> None:
             bridge.save_pretrained(partial, whole=not by_reference, **({} if state is None else {"state_dict": state}))

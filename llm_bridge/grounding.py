@@ -284,12 +284,12 @@ def _ask(model: PreTrainedModel, processor: RegionBridgeProcessor, inputs: Any, 
     """Ask once, about `count` candidates."""
     (answer,) = generate_text(model, processor, inputs, max_new_tokens=new)
 
-    def probabilities(words: Sequence[str]) -> Tensor:
-        ids = [tuple(processor.answer_ids(inputs["input_ids"][0], one)) for one in words]
-        temperature = getattr(model.config, "find_temperature", 1.0)
-        return (name_log_probabilities(model, inputs, ids) / temperature).softmax(dim=0).float()
+    temperature = getattr(model.config, "find_temperature", 1.0)
 
-    first = probabilities([*(f"region{number}" for number in range(1, count + 1)), NONE])
+    def probabilities(words: Sequence[str]) -> Tensor:
+        return (likelihoods(model, processor, inputs, words) / temperature).softmax(dim=0).float()
+
+    first = probabilities(first_names(count))
     shares: dict[int, float] = {}
     for number in answered_numbers(answer, count):
         if not shares:
@@ -302,6 +302,19 @@ def _ask(model: PreTrainedModel, processor: RegionBridgeProcessor, inputs: Any, 
     order = sorted(shares, key=lambda number: -shares[number])
     rows = [number - 1 for number in order]
     return Choice(rows, [shares[number] for number in order], first[:-1], float(first[-1]), answer)
+
+
+def first_names(count: int) -> list[str]:
+    """What an answer about `count` candidates may begin with: each one's name, and none."""
+    return [*(f"region{number}" for number in range(1, count + 1)), NONE]
+
+
+def likelihoods(
+    model: PreTrainedModel, processor: RegionBridgeProcessor, inputs: Any, words: Sequence[str]
+) -> Tensor:
+    """Log-probability (N,), float64, that the answer to one prompt begins with each of these words, and no longer ones."""
+    ids = [tuple(processor.answer_ids(inputs["input_ids"][0], one)) for one in words]
+    return name_log_probabilities(model, inputs, ids)
 
 
 def name_log_probabilities(model: PreTrainedModel, inputs: Any, names: Sequence[tuple[int, ...]]) -> Tensor:

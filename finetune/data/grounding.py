@@ -7,9 +7,12 @@ may be cut out of its record.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,8 @@ from pycocotools import mask as coco_mask
 from llm_bridge import find_answer, find_question
 
 from ..records import Record, Region, Turn, decode_mask, encode_mask
+from .entries import EntryError, LeftOut, box_of, entry_name, identity, listed, mapping, mask_of, needed, sound_region
+from .json_files import JsonFile, iter_items, read_json_lines
 
 LEAST_IOU = 0.5
 """A candidate covers an object if their IoU is at least this."""
@@ -87,3 +92,86 @@ def covering(objects: Sequence[Region], candidates: Sequence[Region], size: tupl
     """For each object, the candidate that covers it best; None where no IoU is `LEAST_IOU` or more."""
     iou = overlaps(objects, candidates, size)
     return [int(row.argmax()) if len(row) and row.max() >= LEAST_IOU else None for row in iou]
+
+
+def beside(objects: Sequence[Region], found: Sequence[Region], size: tuple[int, int]) -> list[Region]:
+    """Those that were found and cover none of the objects."""
+    iou = overlaps(found, objects, size)
+    return [region for region, row in zip(found, iou) if not len(row) or row.max() < LEAST_IOU]
+
+
+class CandidateFile:
+    """Regions by picture that everything mode or a detector found, in a temporary database on disk instead of in memory.
+
+    A file has either the lines that `tap-tokenizer everything FOLDER` writes, whose pictures are named by their paths, or
+    COCO's results: a list, or the "annotations" of an object, whose pictures are named by their ids. Entries that cannot be
+    used go to `left_out`.
+    """
+
+    def __init__(self, path: str | Path, left_out: LeftOut) -> None:
+        self.path, self.left_out = Path(path), left_out
+        self._database = sqlite3.connect("")  # an unnamed database lies in a file that vanishes with the connection
+        self._database.execute("CREATE TABLE region (picture TEXT, name TEXT, content TEXT)")
+        for number, entry in enumerate(self._entries(), 1):
+            name = entry_name(entry, number, "image", "image_id")
+            with left_out.entry(path, name):
+                self._database.executemany("INSERT INTO region VALUES (?, ?, ?)", self._rows(mapping(entry), name))
+        self._database.execute("CREATE INDEX region_picture ON region (picture)")
+
+    def _entries(self) -> Iterator[Any]:
+        file = JsonFile(self.path)
+        try:
+            first = file.peek()
+        finally:
+            file.close()
+        if first == "[":
+            return iter_items(self.path)
+        is_lines = self.path.suffix == ".jsonl"
+        return read_json_lines(self.path) if is_lines else iter_items(self.path, "annotations.item")
+
+    def _rows(self, entry: dict[str, Any], name: str) -> list[tuple[str, str, str]]:
+        if "regions" not in entry:
+            return [(identity(entry, "image_id"), name, json.dumps(entry))]
+        regions = listed(entry, "regions")
+        key = identity(entry, "image")
+        return [(key, f"{name}, region number {i}", json.dumps(region)) for i, region in enumerate(regions, 1)]
+
+    def regions(self, names: Sequence[str], size: tuple[int, int]) -> list[Region]:
+        """The regions of a picture of (height, width) `size`, which the file may call by any of these names."""
+        found: list[Region] = []
+        marks = ", ".join("?" * len(names))
+        query = f"SELECT name, content FROM region WHERE picture IN ({marks}) ORDER BY rowid"
+        for name, content in self._database.execute(query, tuple(names)):
+            with self.left_out.entry(self.path, name):
+                found.append(_region_of(mapping(json.loads(content)), size))
+        return found
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._database.close()
+
+    def __enter__(self) -> CandidateFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _region_of(entry: dict[str, Any], size: tuple[int, int]) -> Region:
+    """A region with "box" xyxy and "mask", as `tap-tokenizer` writes it, or with COCO's "bbox" xywh and "segmentation"."""
+    mask = entry.get("mask") or entry.get("segmentation")
+    if entry.get("box") is not None:
+        x1, y1, x2, y2 = _four(entry["box"])
+        box = box_of([x1, y1, x2 - x1, y2 - y1], size, "box")
+    elif entry.get("bbox") is None and mask:
+        region = Region(mask=mask_of(mask))
+        box = sound_region(region, size).around(size) or []
+    else:
+        box = box_of(needed(entry, "bbox"), size)
+    return sound_region(Region(box, mask=mask_of(mask) if mask else None), size)
+
+
+def _four(box: Any) -> list[float]:
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, (int, float)) for v in box):
+        raise EntryError("wrong box", f"box is {box!r:.60}, expected four numbers: x1 y1 x2 y2")
+    return box
