@@ -1,7 +1,7 @@
 """What the protocols of referring expressions share: which regions of a picture an expression means, found among candidates.
 
-Candidates are the annotated objects, all that everything mode finds, or the regions of a file. Masks are those that TAP draws of
-the regions that are found. An expression whose object no candidate covers counts like any other: it cannot be found.
+Candidates are the annotated objects, all that everything mode finds, or the regions of a file. Masks are those that TAP draws
+of the regions that are found. An expression whose object no candidate covers counts like any other: it cannot be found.
 """
 
 from __future__ import annotations
