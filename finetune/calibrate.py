@@ -29,9 +29,9 @@ from llm_bridge import (
     RegionBridgeProcessor,
     answered_numbers,
     asked_phrase,
+    bridge_card,
     first_names,
     likelihoods,
-    model_card,
 )
 from tap_tokenizer import only_writer, write_whole
 
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
             items = (CachedRecord(r, cache.regions(i), cache.context(i)) for i, r in enumerate(chosen))
         asked = questions_to_find(items)
         root = data if data.is_dir() else data.parent
-        before = model_card(bridge)
+        before = bridge_card(bridge)
         alone = asked if arguments.cache is not None else (item.record for item in asked)
         found = calibrate(bridge, processor, alone, root)
         if found is None:
@@ -192,7 +192,7 @@ def _write(bridge: RegionBridgeForConditionalGeneration, folder: Path, card_befo
         shutil.move(Path(partial) / "config.json", folder / "config.json")
     card = folder / "README.md"
     if not card.is_file() or card.read_text(encoding="utf-8") == card_before:
-        write_whole(card, model_card(bridge))
+        write_whole(card, bridge_card(bridge))
     else:
         print(f"{card} is not the card that was written with the bridge, and is left as it is")
 

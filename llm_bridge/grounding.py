@@ -309,9 +309,7 @@ def first_names(count: int) -> list[str]:
     return [*(f"region{number}" for number in range(1, count + 1)), NONE]
 
 
-def likelihoods(
-    model: PreTrainedModel, processor: RegionBridgeProcessor, inputs: Any, words: Sequence[str]
-) -> Tensor:
+def likelihoods(model: PreTrainedModel, processor: RegionBridgeProcessor, inputs: Any, words: Sequence[str]) -> Tensor:
     """Log-probability (N,), float64, that the answer to one prompt begins with each of these words, and no longer ones."""
     ids = [tuple(processor.answer_ids(inputs["input_ids"][0], one)) for one in words]
     return name_log_probabilities(model, inputs, ids)

@@ -10,7 +10,7 @@ from .configuration_bridge import RegionBridgeConfig
 from .picture_context import PictureContext
 
 
-def model_card(
+def bridge_card(
     bridge: RegionBridgePreTrainedModel, name: str = "path/or/name/of/this/folder", whole: bool = False
 ) -> str:
     """The README.md of a saved bridge: what it is, what it needs, how it is loaded by `name`."""

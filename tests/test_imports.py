@@ -68,7 +68,7 @@ LAYERS = {
         {"processing_described"},
         {"generation"},
         {"grounding"},
-        {"chat", "pipelines"},
+        {"chat", "pipelines", "phrase_table"},
         {"terminal_chat", "page.__init__", "page.input", "page.turns"},
         {"page.guard", "page.conversation"},
         {"page.app"},

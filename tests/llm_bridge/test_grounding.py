@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerFa
 
 from llm_bridge import DescribedRegionProcessor, RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat
 from llm_bridge.grounding import answered_numbers, asked_phrase, find_answer, find_question
-from llm_bridge.model_card import model_card
+from llm_bridge.model_card import bridge_card
 from llm_bridge.prompt_checks import ContextFullError
 from tap_tokenizer import RegionPrompt, RegionTokens, TapRegionTokenizer
 
@@ -523,9 +523,9 @@ def test_what_cannot_be_searched_is_refused(
 def test_a_bridge_keeps_its_threshold(make_chat: Callable[..., RegionChat], tmp_path: Any) -> None:
     model = make_chat().model
     model.config.find_threshold = 0.4
-    assert "| finds regions by words | not taught |\n\n```python" in model_card(model)
+    assert "| finds regions by words | not taught |\n\n```python" in bridge_card(model)
     model.config.taught_to_find, model.config.find_temperature = True, 1.7
-    assert "| taught; temperature 1.7, none if that is more probable than 0.4 |" in model_card(model)
+    assert "| taught; temperature 1.7, none if that is more probable than 0.4 |" in bridge_card(model)
     model.save_pretrained(tmp_path)
     assert RegionBridgeForConditionalGeneration.from_pretrained(tmp_path).config.find_threshold == 0.4
     for name, value in (("find_threshold", 2), ("find_temperature", 0)):
