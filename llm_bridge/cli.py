@@ -68,9 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         commands,
         "find",
         "find what words mean in a picture or in a folder of pictures, or that there is no such thing",
-        'region-chat find picture.png "the red umbrella" --model runs/mine/model',
+        'region-chat find picture.png "the red umbrella"',
         'region-chat find picture.png "the larger one" --box 177 392 271 470 --box 361 233 436 307 --save found.png',
-        "region-chat find pictures --phrases phrases.csv --output found.json --model runs/mine/model",
+        'region-chat find pictures "the red umbrella" --boxes boxes.csv --output found.json',
         exit_codes=ASK_CODES,
     )
     find.add_argument("image", type=Path, help="the picture, or a folder of pictures")
