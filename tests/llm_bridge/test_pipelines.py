@@ -249,9 +249,10 @@ def test_region_grounding(
     chat = RegionChat(bridge, processor)
     options = {"threshold": 1.0, "max_new_tokens": 4}
     want = []
-    for image in (picture, other_picture):
+    other = [[1, 2, 30, 70], [5, 5, 20, 20]]
+    for image, boxes in ((picture, BOXES), (other_picture, other)):
         chat.reset()
-        want.append(chat.find("the red cat", image=image, boxes=BOXES[:2], **options))
+        want.append(chat.find("the red cat", image=image, boxes=boxes, **options))
     bridge.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     for pipe in (
@@ -259,7 +260,7 @@ def test_region_grounding(
         pipeline("region-grounding", model=str(tmp_path)),
     ):
         one = pipe(picture, text="the red cat", boxes=BOXES, **options)
-        many = pipe([picture, other_picture], text="the red cat", boxes=[BOXES, BOXES], **options)
+        many = pipe([picture, other_picture], text="the red cat", boxes=[BOXES, other], **options)
         assert len(one) == len(want[0]) > 0
         for rows, found in zip((one, *many), (want[0], *want)):
             assert [row["box"] for row in rows] == found.boxes.tolist()
