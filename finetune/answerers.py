@@ -13,14 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llm_bridge import (
+    Candidates,
+    FoundRegions,
     PictureContext,
     RegionBridgeForConditionalGeneration,
     RegionBridgeProcessor,
     RegionChat,
+    find_among,
     generate_text,
     region_features,
     region_numbers,
@@ -29,7 +33,9 @@ from llm_bridge import (
 from tap_tokenizer import ConceptBank, RegionTokens, TapRegionTokenizer
 
 from .batches import picture_size
+from .data.grounding import candidate_order
 from .tasks.classification import plain_name
+from .tasks.expressions import ExpressionTask
 from .tasks.items import EvaluationSet, Seen
 from .tasks.predictions import Line
 from .tasks.task import MASKS, DrawnTask, Task
@@ -192,6 +198,32 @@ class Bridge(Answerer):
         return generate_text(self.bridge, self.processor, inputs, max_new_tokens=self.max_new_tokens)
 
 
+class Finder:
+    """A language model that is asked which of a picture's candidates an expression means, each expression alone.
+
+    is_shuffled: it is shown the candidates in another order than the one in which its answer is read, a control: what it finds
+    then is what it would find without seeing them.
+    """
+
+    def __init__(self, name: str, chat: RegionChat, *, is_shuffled: bool = False) -> None:
+        self.name, self.chat, self.is_shuffled = name, chat, is_shuffled
+        chat.warns_of_limitation = chat.warns_of_finding = False
+
+    def find(
+        self, picture: np.ndarray, phrases: Sequence[str], candidates: Candidates, max_new_tokens: int
+    ) -> list[FoundRegions]:
+        """What each phrase means among the candidates of a picture."""
+        shown = candidates
+        if self.is_shuffled:
+            order = candidate_order("shuffled", len(candidates.prompts))
+            shown = Candidates(candidates.regions, [candidates.prompts[i] for i in order])
+        chat = self.chat
+        return [
+            find_among(chat.model, chat.processor, picture, phrase, shown, max_new_tokens=max_new_tokens)
+            for phrase in phrases
+        ]
+
+
 def other_pictures(pictures: Sequence[Any], regions: Sequence[int]) -> list[int | None]:
     """For each question, the number of one about another picture that shows as many regions; None where there is none.
 
@@ -210,6 +242,8 @@ class Cast:
 
     tokenizer: TapRegionTokenizer
     rows: list[Answerer] = field(default_factory=list)
+    finders: list[Finder] = field(default_factory=list)
+    """Those that answer instead, in order, where expressions are to be found."""
     not_run: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[str, str | None] = field(default_factory=dict)
     context: PictureContext | None = None
@@ -253,6 +287,9 @@ def load_cast(
     if isinstance(task, DrawnTask):
         cast.not_run = dict.fromkeys(ROWS, f"it says words and draws no mask; the {MASKS} is the only row")
         return cast
+    if isinstance(task, ExpressionTask):
+        _finders(cast, bridge, processor, described_model, rows, device)
+        return cast
     _own_words(cast, task, found, bank or tokenizer.concepts, rows)
     _described(cast, described_model, rows, task.max_new_tokens, device)
     if bridge is not None and processor is not None:
@@ -264,6 +301,33 @@ def load_cast(
     elif LANGUAGE in rows:
         cast.not_run[LANGUAGE] = "give --model"
     return cast
+
+
+def _finders(
+    cast: Cast,
+    bridge: RegionBridgeForConditionalGeneration | None,
+    processor: RegionBridgeProcessor | None,
+    described_model: str | None,
+    rows: list[str],
+    device: str,
+) -> None:
+    """Those that find regions by words, with the control of shuffled candidates."""
+    silent = [name for name in (CAPTIONS, CONCEPTS, QUESTION_ONLY) if name in rows]
+    cast.not_run = dict.fromkeys(silent, "it cannot be asked which of many regions an expression means")
+    if DESCRIBED in rows and described_model is None:
+        cast.not_run[DESCRIBED] = "give any instruct model by --described_model"
+    elif DESCRIBED in rows:
+        chat = RegionChat.from_pretrained(
+            str(described_model), mode="described", region_tokenizer=cast.tokenizer, device=device
+        )
+        cast.finders.append(Finder(DESCRIBED, chat))
+        cast.fingerprints[DESCRIBED] = fingerprint(chat.model)
+    if bridge is None or processor is None:
+        cast.not_run |= {name: "give --model" for name in (LANGUAGE, SHUFFLED) if name in rows}
+        return
+    chat = RegionChat(bridge, processor)
+    cast.finders += [Finder(name, chat, is_shuffled=name == SHUFFLED) for name in (LANGUAGE, SHUFFLED) if name in rows]
+    cast.fingerprints[LANGUAGE] = fingerprint(bridge)
 
 
 def _own_words(cast: Cast, task: Task, found: EvaluationSet, bank: ConceptBank | None, rows: list[str]) -> None:

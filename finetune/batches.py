@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+from tqdm.auto import tqdm
 from transformers import BatchFeature
 
-from llm_bridge import RegionBridgeProcessor, region_features, region_numbers, replace_regions
+from llm_bridge import RegionBridgeProcessor, asked_phrase, region_features, region_numbers, replace_regions
 from tap_tokenizer import RegionTokens
 
 from .cache import RegionCache, encode_regions
 from .config import Source
-from .records import Record, Turn, check_size, cut_turns, load_records, open_image
+from .records import Record, Records, Turn, check_size, cut_turns, load_records, open_image
 
 _BLOCK = 4096
 """Positions in a block of a mixture. In each block, every source has its share."""
@@ -126,6 +127,15 @@ class Conversations(Dataset[CachedRecord]):
             if len(self._read) < _KEPT:
                 self._read[number, row] = found
         return found
+
+    def asks_to_find(self) -> bool:
+        """Whether a question of any source asks which regions an expression means, as `RegionChat.find` does."""
+        for source, records in zip(self.sources, self.records):
+            alone = Records(records.rows.select_columns("conversations"))
+            for record in tqdm(alone, desc=f"questions of {source.records}", total=len(alone), leave=False):
+                if any(asked_phrase(turns[0].content) for turns in _questions(record.conversations)):
+                    return True
+        return False
 
     def length(self, position: int) -> int:
         """How many questions the conversation at a position has, at most."""

@@ -17,7 +17,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from llm_bridge import PictureContext
+from llm_bridge import Candidates, PictureContext
 from tap_tokenizer import RegionTokens, only_writer, write_whole
 
 from .answerers import CONTROLS, ROWS, Cast, load_cast
@@ -40,6 +40,7 @@ from .data.validation import UNREADABLE
 from .records import Record, WrongSizeError, check_size, open_image
 from .run_log import describe_environment
 from .tasks import TASKS
+from .tasks.expressions import ExpressionItem, ExpressionTask
 from .tasks.items import EvaluationSet, Item, Seen, refuse_doubles
 from .tasks.predictions import Line
 from .tasks.report import as_markdown, draw
@@ -133,7 +134,7 @@ def _check(arguments: EvaluateArguments) -> Task:
         for name in other.takes - task.takes:
             if getattr(arguments, name) is not None:
                 raise ValueError(f"Got {name}, but {task.name} is not about {other.kind}: leave it out.")
-    if arguments.cache is not None and (arguments.data is None or isinstance(task, DrawnTask)):
+    if arguments.cache is not None and (arguments.data is None or isinstance(task, (DrawnTask, ExpressionTask))):
         raise ValueError("cache needs data, the records it was made of, and a task of words.")
     if (arguments.limit is not None and arguments.limit < 1) or arguments.batch_size < 1:
         raise ValueError("limit and batch_size are 1 or more.")
@@ -170,15 +171,19 @@ def _about(arguments: EvaluateArguments, task: Task, cast: Cast | None) -> dict[
         "version": task.version, "question": task.question, "history": task.history,
         "data_checksum": data_checksum(source) if source is not None and source.exists() else "",
     }  # fmt: skip
-    if arguments.boxes is not None:
-        about["boxes_checksum"] = file_checksum(Path(arguments.boxes))
+    for name in ("boxes", "references", "candidates"):
+        value = getattr(arguments, name)
+        if value is not None and Path(value).is_file():
+            about[f"{name}_checksum"] = file_checksum(Path(value))
     if cast is not None:
         chosen += ["model", "cache", "batch_size", "rows"]
         about["max_new_tokens"] = task.max_new_tokens
         about["fingerprints"] = cast.fingerprints
     elif arguments.predictions is not None:
         about["predictions_checksum"] = file_checksum(Path(arguments.predictions))
-    return {**{name: value for name, value in asdict(arguments).items() if name in chosen}, **about}
+    given = asdict(arguments)
+    about |= {name: given[name] for name in ("references", "split", "candidates") if given[name] is not None}
+    return {**{name: value for name, value in given.items() if name in chosen}, **about}
 
 
 def _metrics(
@@ -190,7 +195,8 @@ def _metrics(
     if cast is None:
         order = list(dict.fromkeys(line["row"] for line in lines))
     else:
-        order = [MASKS] if isinstance(task, DrawnTask) else [row.name for row in cast.rows]
+        answering = [row.name for row in cast.rows] + [row.name for row in cast.finders]
+        order = [MASKS] if isinstance(task, DrawnTask) else answering
     rows = {row: task.score(row, [line for line in lines if line["row"] == row], items, found) for row in order}
     notes = task.notes()
     if cast is None:
@@ -322,6 +328,8 @@ class Predictor:
         numbers = list(range(chunk * self.size, min((chunk + 1) * self.size, len(self.found.records))))
         if isinstance(self.task, DrawnTask):
             return [line for n in numbers for line in self._masks(self.task, self.found.records[n])]
+        if isinstance(self.task, ExpressionTask):
+            return [line for n in numbers for line in self._finds(self.task, self.found.records[n], self.items[n])]
         seen, failed = self._see(numbers)
         lines: list[Line] = []
         for row in self.cast.rows:
@@ -340,6 +348,20 @@ class Predictor:
             return [{"row": MASKS, "id": key, "problem": picture} for key in keys]
         features = self.cast.tokenizer.embed_image([picture])
         return [{"row": MASKS, **line} for line in task.lines(self.cast.tokenizer, features, record, self.found)]
+
+    def _finds(self, task: ExpressionTask, record: Record, items: Sequence[Item]) -> list[Line]:
+        own = [item for item in items if isinstance(item, ExpressionItem)]
+        picture = self._open(record) if own else ""
+        if isinstance(picture, str):
+            return [_line(row.name, item, {"problem": picture}) for row in self.cast.finders for item in own]
+        lines: list[Line] = []
+        if not self.cast.finders:
+            return lines
+        candidates = Candidates.of(self.cast.finders[0].chat.processor, picture, task.prompts(record))
+        for row in self.cast.finders:
+            found = row.find(picture, [item.phrase for item in own], candidates, task.max_new_tokens)
+            lines += [_line(row.name, item, task.found_line(one, record.size)) for item, one in zip(own, found)]
+        return lines
 
     def _see(self, numbers: list[int]) -> tuple[list[Seen], list[tuple[Item, str]]]:
         """Items with what is seen of them, and those whose picture does not open with why."""

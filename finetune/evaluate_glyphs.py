@@ -18,8 +18,11 @@ On the first scenes, it also asks questions that are answered freely (`glyphs/fr
 no recipe contains, and on the test split what one must know about the objects. An answer is right if it contains the truth
 (`glyphs/containment.py`). The plain language model is also told the truth there, not only what TAP sees.
 
-`output` then holds `parts/*.jsonl`, with a line for each region and question, `metrics.json`, `table.md` and figures. There is
-a part for each split and seed, written completely or not at all. If a run was stopped, run it again: it does what is left.
+On the first scenes, a bridge that was taught to find regions by words is asked what expressions mean (`glyphs/grounding.py`).
+
+`output` then holds `parts/*.jsonl`, with a line for each region, question and expression, `metrics.json`, `table.md` and
+figures. There is a part for each split and seed, written completely or not at all. If a run was stopped, run it again: it does
+what is left.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from tap_tokenizer import TapRegionTokenizer, damage_told, only_writer, write_wh
 from .answerers import fingerprint
 from .config import knob, parse_arguments, run_command
 from .glyphs.free_questions import FREE_FAMILIES, PHRASING, words_fingerprint
+from .glyphs.grounding import find_lines
 from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES
 from .glyphs.records import EVALUATION_SCENES, EVALUATION_SEEDS, EVALUATION_SPLITS, TITLE, benchmark_scenes
 from .glyphs.report import as_tables, draw_curves, draw_figures, summarise
@@ -105,6 +109,11 @@ class GlyphEvaluationArguments:
     free_scenes: int = knob(
         default=40,
         help="on how many of these scenes questions are asked in other words, and for knowledge, rounded up to whole batches",
+    )
+    find_scenes: int = knob(
+        default=40,
+        help="on how many of these scenes a bridge that was taught to find regions by words is asked to, rounded up to whole "
+        "batches",
     )
     batch_size: int = knob(default=8, help="scenes at a time")
     workers: int = knob(
@@ -336,6 +345,8 @@ def _answer_lines(
         yield from described_lines(models.described, seen)
     if start < arguments.free_scenes:
         yield from _free_lines(models, arguments, seen, start)
+    if models.chat is not None and models.chat.finding_limitation is None and start < arguments.find_scenes:
+        yield from find_lines(models.chat, seen)
 
 
 def _free_lines(

@@ -8,6 +8,9 @@ by construction. It learns the answers of a source as they stand or, with `loss:
 `finetune.distill`). If a run was stopped, give the same command again: it continues from the last checkpoint, and the result
 is that of a run without a stop.
 
+A bridge that is taught to find regions by words says so in its config. If eval_data has such questions, too, its probabilities
+are calibrated on them at the end (see `finetune.calibrate`).
+
 `output_dir` then holds `model`, the trained bridge; `best`, the weights of the best evaluation; `checkpoints`;
 `arguments.yaml`; `environment.jsonl` with versions and commit; `log.jsonl` and `loss.png`; and the tracker's files.
 """
@@ -44,6 +47,7 @@ from tap_tokenizer import TapRegionTokenizer
 
 from .batches import CachedRecord, ConversationCollator, Conversations, StepSampler, some_turns
 from .cache import RegionCache
+from .calibrate import calibrate, questions_to_find
 from .checkpoints import is_sharded, keep_only_what_learns, save_whole
 from .config import Source, check_counts, check_sources, knob, parse_arguments, run_command
 from .loop import RunArguments, Training, build_optimizers, ignore_ctrl_c, run, warn_of_bfloat16
@@ -284,6 +288,7 @@ class BridgeTraining(Training):
         self.passes, self.load_best = arguments.gradient_accumulation_steps, arguments.load_best
         self.best_metric = arguments.best_metric if arguments.eval_data else None
         bridge, self.processor = load_bridge(arguments, accelerator)
+        bridge.config.find_temperature, bridge.config.find_threshold = 1.0, None  # they were fitted to other weights
         check_data(arguments, bridge)
         if arguments.max_length is None:
             arguments.max_length = getattr(bridge.config.text_config, "max_position_embeddings", None)
@@ -303,6 +308,8 @@ class BridgeTraining(Training):
     def batches(self, start: int) -> Iterable[dict[str, Any]]:
         arguments, batches = self.arguments, self.passes * self.accelerator.num_processes
         data = Conversations(arguments.sources, arguments.seed)
+        if data.asks_to_find():
+            self.accelerator.unwrap_model(self.model).config.taught_to_find = True
         records, drawn = sum(map(len, data.records)), arguments.steps * arguments.batch_size * batches
         self.accelerator.print(
             f"{arguments.steps} steps draw {drawn} of {records} records: {drawn / records:.2f} passes"
@@ -331,6 +338,12 @@ class BridgeTraining(Training):
             items = [CachedRecord(records[i], cache.regions(i), cache.context(i)) for i in batch]
             draws = [np.random.RandomState([arguments.seed, 4, i]) for i in batch]
             yield [some_turns(item, turns, random) for item, random in zip(items, draws)]
+
+    def held_out_records(self) -> Iterator[CachedRecord]:
+        """The whole records that a run evaluates on, one by one."""
+        records, cache = load_records(str(self.arguments.eval_data)), RegionCache(str(self.arguments.eval_cache))
+        for i in range(min(self.arguments.eval_records, len(records))):
+            yield CachedRecord(records[i], cache.regions(i), cache.context(i))
 
     def size(self, batch: dict[str, Any]) -> int:
         """The words that are learned: every one of a step counts the same, in whichever batch and process it comes."""
@@ -392,6 +405,10 @@ class BridgeTraining(Training):
         if self.arguments.mode == "full":
             bridge.config.language_model = None  # it is now another one than the name stands for
         by_reference = bridge.config.language_model is not None and not self.arguments.merge
+        if bridge.config.taught_to_find and self.arguments.eval_data is not None and state is None:
+            bridge.eval()
+            if found := calibrate(bridge, self.processor, questions_to_find(self.held_out_records())):
+                self.accelerator.print(found)
         if self.arguments.save_dtype != "float32":
             state = _cast(bridge.state_dict() if state is None else state, getattr(torch, self.arguments.save_dtype))
 

@@ -23,15 +23,18 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .description import RegionDescription, describe_regions
     from .feature_rows import region_features
     from .generation import generate_text
+    from .grounding import FoundRegions, find_answer, find_question
     from .modeling_bridge import RegionBridgeForConditionalGeneration, RegionBridgeOutput
     from .picture_context import PictureContext, grid_points
-    from .pipelines import RegionCaptioningPipeline, RegionTextGenerationPipeline
+    from .pipelines import RegionCaptioningPipeline, RegionGroundingPipeline, RegionTextGenerationPipeline
     from .processing_bridge import RegionBridgeProcessor
     from .processing_described import DescribedRegionProcessor
     from .projector import MlpProjector
 if TYPE_CHECKING:  # shared with finetune, and promised to nobody
     from .adapters import adapter_off
     from .chat_markup import number_regions, region_numbers, replace_regions
+    from .grounding import Candidates, answered_numbers, asked_phrase, find_among, first_names, likelihoods
+    from .model_card import bridge_card
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 
@@ -39,6 +42,7 @@ __all__ = [
     "REGION_TOKEN",
     "DescribedRegionProcessor",
     "FeatureLayout",
+    "FoundRegions",
     "MlpProjector",
     "PictureContext",
     "RegionBaseline",
@@ -49,11 +53,14 @@ __all__ = [
     "RegionCaptioningPipeline",
     "RegionChat",
     "RegionDescription",
+    "RegionGroundingPipeline",
     "RegionTextGenerationPipeline",
     "add_lora",
     "count_parameters",
     "describe_regions",
     "find_adapter",
+    "find_answer",
+    "find_question",
     "generate_text",
     "grid_points",
     "has_adapter",

@@ -38,7 +38,7 @@ from .adapters import Bridge, check_new_name, has_adapter, is_of_adapter, keep_p
 from .bridge_parts import RegionBridgePreTrainedModel
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
 from .language_model import differing_weights, embedding_sums, load_language_model, plain, text_side, weight_sums
-from .model_card import model_card
+from .model_card import bridge_card
 from .projector import make_projector
 from .projector_files import PROJECTOR_FILE, read_projector
 
@@ -93,7 +93,7 @@ def save_adapter_folder(
     bridge.config.save_pretrained(partial)
     if bridge.generation_config is not None:
         bridge.generation_config.save_pretrained(partial)
-    (partial / "README.md").write_text(model_card(bridge))
+    (partial / "README.md").write_text(bridge_card(bridge))
     for path in [path for path in partial.rglob("*") if path.is_file()]:
         target = folder / path.relative_to(partial)
         target.parent.mkdir(parents=True, exist_ok=True)

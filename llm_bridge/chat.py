@@ -36,9 +36,10 @@ from tap_tokenizer import (
     read_json_object,
 )
 
-from .chat_markup import user_content, words_of
+from .chat_markup import spoken_numbers, user_content, words_of
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
 from .generation import LocalSpeaker, Speaker
+from .grounding import Candidates, FoundRegions, check_choice, find_among, find_answer, find_question
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .pictures import open_picture
 from .processing_bridge import RegionBridgeProcessor
@@ -92,6 +93,8 @@ class RegionChat:
         self.speaker: Speaker = model if isinstance(model, Speaker) else LocalSpeaker(model.eval(), processor)
         self.warns_of_limitation = True
         """Whether the next answer warns of `limitation`: the first one does. Set it to False to show the sentence yourself."""
+        self.warns_of_finding = True
+        """Whether the next `find` warns of `finding_limitation`, in the same way."""
         self.image: np.ndarray | None = None
         self.messages: list[dict[str, Any]] = []
         self._regions: list[RegionPrompt] = []
@@ -205,6 +208,13 @@ class RegionChat:
         return getattr(self.model.config, "limitation", None) or self.region_tokenizer.limitation
 
     @property
+    def finding_limitation(self) -> str | None:
+        """A sentence for those who ask a model to `find` that was not taught to; None for a model that was."""
+        if getattr(self.model.config, "taught_to_find", False):
+            return None
+        return "This model was not taught to find regions by words: it answers, but do not trust what it finds."
+
+    @property
     def history(self) -> list[tuple[str, str]]:
         """What has been said so far, as (role, words), with regions by their names."""
         return [(message["role"], words_of(message["content"])) for message in self.messages]
@@ -282,11 +292,92 @@ class RegionChat:
         options = self._options(longest, max_new_tokens, generate_options)
         return self.speaker.say_each(inputs, **options)
 
+    def find(
+        self,
+        phrase: str,
+        *,
+        image: ImageInput | None = None,
+        boxes: Any = None,
+        points: Any = None,
+        point_labels: Any = None,
+        masks: Any = None,
+        prompts: Sequence[RegionPrompt] = (),
+        regions: RegionTokens | None = None,
+        most: int | None = None,
+        threshold: float | None = None,
+        max_new_tokens: int = 64,
+    ) -> FoundRegions:
+        """Find what a phrase such as "the red umbrella" means: regions, the most probable first, or no regions.
+
+        image: the picture; by default, that of the conversation.
+        boxes, points, point_labels, masks, prompts: the candidates, as for `ask`. Or regions that were encoded before. By
+        default, everything that the region tokenizer finds by itself. These and ready regions are shown to the language model
+        by their boxes, because that is how bridges are taught to read regions.
+        most: how many candidates are shown at once; by default, as many as the context holds. If there are more, they are
+        asked about in rounds, whose winners meet in a last one.
+        threshold: the result is empty if the language model finds "none" more probable than this, and otherwise holds at
+        least one region. Default: the `find_threshold` of the bridge's config; if that is None, the answer decides as it is
+        written.
+
+        The language model is shown the candidates alone, not what was said before. What it finds joins the conversation
+        under `FoundRegions.names`, so that you can go on asking about it; if it finds nothing, the conversation stays as it
+        was. Do not trust the answers of a model that was not taught to find regions.
+        """
+        question = find_question(phrase)
+        check_choice(most, threshold)
+        if not isinstance(self.speaker, LocalSpeaker):
+            raise ValueError(
+                "Got a language model that a server runs: find needs the probabilities of names, which servers do not tell. "
+                "Load the bridge here, with RegionChat.from_pretrained."
+            )
+        picture = self.image if image is None else open_picture(image).copy()
+        if picture is None:
+            raise ValueError("Got no picture to search: give image=….")
+        lists = {"boxes": boxes, "points": points, "point_labels": point_labels, "masks": masks}
+        given = None
+        if prompts or any(value is not None for value in lists.values()):
+            given = _with_masks_read([*prompts, *RegionPrompt.read_lists(**lists)], picture)
+        candidates = Candidates.of(self.processor, picture, given, regions)
+        self._warn_of_limitation()
+        if self.warns_of_finding and self.finding_limitation is not None:
+            logger.warning(self.finding_limitation)
+        self.warns_of_finding = False
+        found = find_among(
+            self.model, self.processor, picture, phrase, candidates,
+            most=most, threshold=threshold, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+        if not len(found):
+            return found
+        shown = [candidates.prompts[row] for row in found.rows]
+        self.image, messages, self._regions = self._turn(question, picture, shown)
+        numbers = range(len(self._regions) - len(found) + 1, len(self._regions) + 1)
+        self.messages = [*messages, {"role": "assistant", "content": find_answer(numbers)}]
+        return replace(found, names=[f"region{number}" for number in numbers])
+
+    def mentioned(self, answer: str | None = None) -> dict[str, RegionTokens]:
+        """The regions of the conversation that an answer names, each as one region with its box and mask, by their names.
+
+        answer: any words; by default, the last answer. Names that no region has are left out.
+        """
+        if answer is None:
+            answer = next((words for role, words in reversed(self.history) if role == "assistant"), "")
+        numbers = [n for n in dict.fromkeys(spoken_numbers(answer)) if 1 <= n <= len(self._regions)]
+        regions = self.regions() if numbers else None
+        return {f"region{n}": regions[n - 1] for n in numbers} if regions is not None else {}
+
     def _prepare(self, question: str, image: Any, new: Sequence[RegionPrompt], thinking: bool) -> _Asked:
         """A question and its regions → the model's inputs and the conversation to come.
 
         A new picture starts a new one.
         """
+        picture, messages, regions = self._turn(question, image, new)
+        inputs = self.speaker.read(messages, thinking=thinking)
+        return _Asked(inputs, picture, messages, regions)
+
+    def _turn(
+        self, question: str, image: Any, new: Sequence[RegionPrompt]
+    ) -> tuple[np.ndarray | None, list[dict[str, Any]], list[RegionPrompt]]:
+        """The picture, the messages and the regions of the conversation that a question goes on with."""
         opened = None if image is None else open_picture(image).copy()
         image_before, messages, regions = self.image, self.messages, self._regions
         if opened is not None and (image_before is None or not np.array_equal(opened, image_before)):
@@ -299,19 +390,11 @@ class RegionChat:
                 "Got a picture but no region, and this bridge sees pictures through their regions alone: give boxes, points "
                 "or masks, and <region> in the question."
             )
-        if picture is not None:  # masks are read once: a file may be gone, an array changed, at the next question
-            height, width = picture.shape[:2]
-            new = [
-                prompt
-                if prompt.mask is None
-                else replace(prompt, mask=mask_to_rle(as_mask(prompt.mask, (height, width))))
-                for prompt in new
-            ]
+        if picture is not None:
+            new = _with_masks_read(new, picture)
         shown = picture if image_before is None else None  # a picture is shown in the first turn that has it
         turn = {"role": "user", "content": user_content(question, new, shown, known=len(regions))}
-        messages = [*messages, turn]
-        inputs = self.speaker.read(messages, thinking=thinking)
-        return _Asked(inputs, picture, messages, [*regions, *new])
+        return picture, [*messages, turn], [*regions, *new]
 
     def _warn_of_limitation(self) -> None:
         if self.warns_of_limitation and self.limitation is not None:
@@ -362,6 +445,15 @@ class RegionChat:
         captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
         concepts = tokenizer.classify(regions, top_k) if tokenizer.concepts is not None else [[] for _ in captions]
         return [RegionBaseline(f"region{i}", c, best) for i, (c, best) in enumerate(zip(captions, concepts), start=1)]
+
+
+def _with_masks_read(prompts: Sequence[RegionPrompt], picture: np.ndarray) -> list[RegionPrompt]:
+    """The same prompts with their masks read once: a file may be gone, an array changed, at the next question."""
+    size = (picture.shape[0], picture.shape[1])
+    return [
+        prompt if prompt.mask is None else replace(prompt, mask=mask_to_rle(as_mask(prompt.mask, size)))
+        for prompt in prompts
+    ]
 
 
 def _refuse_several(generate_options: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ each row of features, as in "region1 <|region|>", so that an answer can speak of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -331,7 +331,14 @@ def user_content(
 
 def spoken_numbers(question: str) -> list[int]:
     """Numbers of the regions that a question shows or names, as people write them; not of `<region>`, which has none."""
-    return [int(match[1] or match[2]) for match in _SPOKEN.finditer(question) if match[1] or match[2]]
+    return [number for _, number in spoken_matches(question)]
+
+
+def spoken_matches(text: str) -> Iterator[tuple[int, int]]:
+    """Where a text shows or names regions by their numbers: (character, number) of each place, in order."""
+    for match in _SPOKEN.finditer(text):
+        if number := match[1] or match[2]:
+            yield match.start(), int(number)
 
 
 def _spoken(question: str, known: int, last: int) -> list[tuple[re.Match[str], int]]:

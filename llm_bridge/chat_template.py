@@ -73,7 +73,7 @@ class ChatTemplate:
         self._is_marked = _GENERATION_MARK.search(template) is not None
         known = [*token_ids(tokenizer.eos_token_id), *token_ids(eos_token_id)]
         self._ends = {text: i for i in known if (text := _text_of(tokenizer, i))}
-        self._lead = ""
+        self.lead = ""
         """White space before the assistant's words, which is the assistant's to write."""
         self._prompt_alone = self._lesson_alone = ""
         """What only a prompt has before the assistant's words, and what only a training example has."""
@@ -202,7 +202,7 @@ class ChatTemplate:
         if text[shared:answer].strip():
             self._lesson_alone = text[shared:answer]
         else:
-            self._lead = text[shared:answer]
+            self.lead = text[shared:answer]
 
     def _candidates(self) -> dict[str, int]:
         """Tokens that may end a turn, by their text: special or not, with a name or without."""
@@ -257,7 +257,7 @@ class ChatTemplate:
             return None
         turns = []
         for start, end in places:
-            asked = text[:start].removesuffix(self._lead)
+            asked = text[:start].removesuffix(self.lead)
             turns.append(_Turn(start if asked.endswith(self._greedy) else len(asked), end, needs_end=True))
         return turns
 

@@ -1,4 +1,4 @@
-"""The command line: `region-chat ask`, `chat`, `demo`, `app`, `serve` and `vllm`.
+"""The command line: `region-chat ask`, `find`, `chat`, `demo`, `app`, `serve` and `vllm`.
 
 It prints and writes files. Everything else it does is a single call of the library.
 """
@@ -71,6 +71,33 @@ def main(argv: list[str] | None = None) -> int:
     ask.add_argument("--json", action="store_true", help="print one JSON object instead of the answer alone")
     add_output_flags(ask)
     _add_model_flags(ask)
+    find = add_command(
+        commands,
+        "find",
+        "find what words mean in a picture or in a folder of pictures, or that there is no such thing",
+        'region-chat find picture.png "the red umbrella"',
+        'region-chat find picture.png "the larger one" --box 177 392 271 470 --box 361 233 436 307 --save found.png',
+        'region-chat find pictures "the red umbrella" --boxes boxes.csv --output found.json',
+        exit_codes=ASK_CODES,
+    )
+    find.add_argument("image", type=Path, help="the picture, or a folder of pictures")
+    find.add_argument("phrase", nargs="?", help='what to find, such as "the red umbrella"')
+    find.add_argument("--phrases", type=Path, metavar="CSV",
+                      help="for a folder, instead of one phrase: a table, image,phrase, a row per phrase")  # fmt: skip
+    add_prompt_flags(find)
+    group = find.add_argument_group(
+        "how it is found", "Without --box, --point or --mask, everything in the picture may be it."
+    )
+    group.add_argument("--most", type=int, metavar="N",
+                       help="ask about so many regions at once (default: as many as the model can read)")  # fmt: skip
+    group.add_argument("--threshold", type=float, metavar="P",
+                       help='find nothing if "none" is more probable than this, and else something (default: what was '
+                       "saved with the model, or as its answer says)")  # fmt: skip
+    find.add_argument(
+        "--json", action="store_true", help="print one JSON object, with masks, instead of a line per region"
+    )
+    add_output_flags(find, coco=True)
+    _add_model_flags(find, "which was not taught to find anything")
     chat = add_command(
         commands,
         "chat",
@@ -127,6 +154,7 @@ def main(argv: list[str] | None = None) -> int:
                       help="where to write the language model of a bridge that holds its own; a new folder")  # fmt: skip
     doers: dict[str, Callable[[argparse.Namespace], int | None]] = {
         "ask": _ask,
+        "find": _find,
         "chat": _chat,
         "demo": _demo,
         "app": _app,
@@ -136,9 +164,10 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(parser, doers, argv)
 
 
-def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+def _add_model_flags(parser: argparse.ArgumentParser, about_default: str = "") -> None:
     group = parser.add_argument_group("the model")
-    group.add_argument("--model", default=DEMO, help=f"name, folder or Hub repository of a bridge (default: {DEMO})")
+    default = ", ".join(filter(None, (DEMO, about_default)))
+    group.add_argument("--model", default=DEMO, help=f"name, folder or Hub repository of a bridge (default: {default})")
     group.add_argument("--mode", choices=("tokens", "described"), default="tokens",
                        help="described: --model is any instruct language model, which reads what TAP says")  # fmt: skip
     group.add_argument("--region_tokenizer", help="name, folder or Hub repository; described needs it")
@@ -178,7 +207,7 @@ def _load(arguments: argparse.Namespace) -> RegionChat:
         device=arguments.device,
         dtype=arguments.dtype,
     )
-    chat.warns_of_limitation = False  # the commands show it beside every answer
+    chat.warns_of_limitation = chat.warns_of_finding = False  # the commands show them beside every answer
     return chat
 
 
@@ -254,12 +283,13 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
 
 
 def _settings(chat: RegionChat, arguments: argparse.Namespace) -> dict[str, Any]:
+    asked = "phrase" if arguments.command == "find" else "question"
     return {
         "model": arguments.model,
         "mode": chat.mode,
         "region_tokenizer": chat.region_tokenizer.fingerprint,
         "max_new_tokens": arguments.max_new_tokens,
-        "question": arguments.question,
+        asked: getattr(arguments, asked),
     }
 
 
@@ -271,7 +301,95 @@ def _said(chat: RegionChat, answer: Any) -> dict[str, Any]:
         regions.append(
             {"name": own.name, "box": [round(x, 2) for x in box], "caption": own.caption, "concepts": concepts}
         )
-    return {"answer": answer, "regions": regions}
+    return {"answer": answer, "mentioned": list(chat.mentioned(answer)), "regions": regions}
+
+
+# --- find -------------------------------------------------------------------------------------------------------------
+
+
+def _find(arguments: argparse.Namespace) -> int:
+    from tap_tokenizer import draw_regions, load_rgb
+
+    from .grounding import check_choice, find_question
+    from .phrase_table import found_record
+
+    check_choice(arguments.most, arguments.threshold, "--")
+    if arguments.phrase is not None:
+        find_question(arguments.phrase)
+    if arguments.image.is_dir():
+        return _find_in_folder(arguments)
+    check_one_picture(arguments)
+    if arguments.phrase is None or arguments.phrases is not None:
+        raise ValueError("One picture needs one phrase: --phrases is for a folder of pictures.")
+    prompts = prompts_of(arguments)
+    check_picture_path(arguments.save, inputs_of(arguments))
+    picture = load_rgb(arguments.image)  # all is refused before a model is loaded
+    chat = _load(arguments)
+    options = {name: getattr(arguments, name) for name in ("most", "threshold", "max_new_tokens")}
+    found = chat.find(arguments.phrase, image=picture, prompts=prompts, **options)
+    shares = found.probabilities.tolist()
+    if arguments.save is not None:
+        save_picture(draw_regions(picture, found, labels=[f"{share:.0%}" for share in shares]), arguments.save)
+    if arguments.json:
+        height, width = picture.shape[:2]
+        record = {"image": str(arguments.image), **_settings(chat, arguments), "width": width, "height": height}
+        print(json.dumps({**record, **found_record(found)}, ensure_ascii=False))
+    else:
+        for name, box, share in zip(found.names, found.boxes.tolist(), shares):
+            print(f"{name}: box {' '.join(f'{x:.0f}' for x in box)} ({share:.0%})")
+        if not len(found):
+            print("none")
+    _tell_finding(chat)
+    return 0
+
+
+def _find_in_folder(arguments: argparse.Namespace) -> int:
+    """Find phrases in the pictures of a folder, among the regions of a table or all that is in them."""
+    from tap_tokenizer import read_region_table, write_records
+
+    from .grounding import Candidates, find_among
+    from .phrase_table import found_record, pictures_to_search, read_phrases, write_coco
+
+    check_folder_of_pictures(arguments)
+    output = arguments.output
+    if output is None or output.suffix not in (".json", ".jsonl"):
+        raise ValueError(
+            "A folder needs --output found.jsonl, for a line per picture, or found.json, in COCO's layout."
+        )
+    check_new(output)
+    if (arguments.phrase is None) == (arguments.phrases is None):
+        raise ValueError("A folder needs a phrase for all its pictures, or --phrases phrases.csv.")
+    phrases = arguments.phrase if arguments.phrases is None else read_phrases(arguments.phrases, arguments.image)
+    table = None if arguments.boxes is None else read_region_table(arguments.boxes, arguments.image)
+    pictures, asked = pictures_to_search(arguments.image, phrases, table)
+    chat = _load(arguments)
+    options = {name: getattr(arguments, name) for name in ("most", "threshold", "max_new_tokens")}
+
+    def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
+        height, width = pixels.shape[:2]
+        candidates = Candidates.of(chat.processor, pixels, picture.prompts if table is not None else None)
+        found = [
+            {"phrase": phrase,
+             **found_record(find_among(chat.model, chat.processor, pixels, phrase, candidates, **options))}
+            for phrase in asked[picture.image]
+        ]  # fmt: skip
+        return {"width": width, "height": height, "found": found}
+
+    settings = {name: value for name, value in _settings(chat, arguments).items() if name != "phrase"}
+    lines = output if output.suffix == ".jsonl" else output.with_name(f"{output.name}.lines")
+    skip = arguments.skip_unreadable
+    given = {"phrases": asked, "most": arguments.most, "threshold": arguments.threshold}
+    unread = write_records(lines, pictures, settings, record, given, skip_unreadable=skip)
+    if lines != output and lines.exists():  # complete
+        write_coco(lines, output)
+    _tell_finding(chat)
+    return tell_folder(output, len(pictures), unread, skip)
+
+
+def _tell_finding(chat: RegionChat) -> None:
+    """Print on the error stream what the models cannot do, and if they were not taught to find anything."""
+    tell_limitation(chat.limitation)
+    tell_limitation(chat.finding_limitation)
 
 
 # --- chat, demo and app -----------------------------------------------------------------------------------------------

@@ -133,6 +133,12 @@ class RegionBridgeConfig(PreTrainedConfig):
     """Four sums over a few rows of each of many weights across the language model's depth, by name, for the same purpose."""
     limitation: str | None = None
     """What this bridge cannot do, in a sentence that users see beside its answers; None for a bridge without a warning."""
+    taught_to_find: bool = False
+    """Whether this bridge was taught to find regions by words, which `RegionChat.find` asks of it."""
+    find_temperature: float | int = 1.0
+    """Log-probabilities of names are divided by this before `RegionChat.find` compares them: fitted by `finetune.calibrate`."""
+    find_threshold: float | int | None = None
+    """`RegionChat.find` takes none to be meant if that is more probable than this; None to take answers as they are written."""
     accept_any_tokenizer: bool = False
     """Do not refuse tokens of a region tokenizer with another fingerprint."""
 
@@ -183,6 +189,10 @@ class RegionBridgeConfig(PreTrainedConfig):
             raise ValueError(
                 f"Got image_grid {self.image_grid} and image_regions {self.image_regions}: choose one picture context."
             )
+        if self.find_threshold is not None and not 0 <= self.find_threshold <= 1:
+            raise ValueError(f"find_threshold is {self.find_threshold!r:.20}, expected a probability from 0 to 1.")
+        if not 0.01 <= self.find_temperature <= 100:
+            raise ValueError(f"find_temperature is {self.find_temperature!r:.20}, expected 0.01 to 100.")
         for name, limit in _LIMITS.items():
             value = getattr(self, name)
             if value is not None and not 1 <= value <= limit:

@@ -10,9 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from .language_model import can_read_ahead
+from .language_model import can_read_ahead, forward_arguments
 
 
 @dataclass
@@ -171,6 +172,34 @@ class _TallyKeeper(StoppingCriteria):
         self.tally.tokens += 1
         self.tally.is_cut = self.tally.tokens == self.most and int(input_ids[0, -1]) not in self.ends
         return torch.full((len(input_ids),), self.tally.gone.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+@torch.no_grad()
+def logits_after(model: PreTrainedModel, inputs: Mapping[str, Any], rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Logits (len(row) + 1, V) of what comes after one prompt and each id of a row that goes on from it, for each row.
+
+    inputs: the prompt, which does not end with a placeholder. It is read once for every few rows, or once for each if the
+    model cannot go on from what it has read.
+    """
+    prompt = inputs["input_ids"][0]
+    language_model = getattr(model, "language_model", model)
+    together = 8 if can_read_ahead(language_model) else 1  # as many copies of what was read are in memory
+    found: list[Tensor] = []
+    for start in range(0, len(rows), together):
+        group = [torch.cat([prompt, prompt.new_tensor(row)]) for row in rows[start : start + together]]
+        shared = len(prompt) - 1 if together > 1 else 0
+        ids, mask = (
+            pad_sequence(part, batch_first=True) for part in (group, [row.new_ones(len(row)) for row in group])
+        )
+        keep = ids.shape[1] - len(prompt) + 1
+        if shared:  # what follows the prompt shows no regions
+            read: dict[str, Any] = {"past_key_values": _read(model, inputs, shared, len(group)), "use_cache": True}
+        else:
+            read = {name: value for name, value in inputs.items() if name.startswith("region_")} | {"use_cache": False}
+        arguments = forward_arguments(language_model, attention_mask=mask, logits_to_keep=keep, **read)
+        logits = model(input_ids=ids[:, shared:], **arguments).logits[:, -keep:]
+        found += [own[: len(row) - len(prompt) + 1] for row, own in zip(group, logits)]
+    return found
 
 
 class _StopWhenSet(StoppingCriteria):

@@ -62,7 +62,7 @@ from .language_model import (
     text_side,
     try_out,
 )
-from .model_card import model_card
+from .model_card import bridge_card
 from .prompt_checks import check_context, check_counts, check_features, check_padding, check_text_only
 from .uploading import push_folder
 
@@ -243,7 +243,7 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
         def save(folder: Path) -> None:
             self.save_pretrained(folder, whole=entire, max_shard_size=max_shard_size)
 
-        return push_folder(save, repo_id, card=model_card(self, repo_id, entire), **options)
+        return push_folder(save, repo_id, card=bridge_card(self, repo_id, entire), **options)
 
     # --- what transformers asks of a model ----------------------------------------------------------------------------
 

@@ -1,10 +1,13 @@
-"""Two pipeline tasks of transformers: `region-captioning` and `region-text-generation`.
+"""Three pipeline tasks of transformers: `region-captioning`, `region-text-generation` and `region-grounding`.
 
     pipe = pipeline("region-captioning", model=tokenizer.model, region_tokenizer=tokenizer)
     pipe("picture.png", boxes=[[177, 392, 271, 470]])
 
     pipe = pipeline("region-text-generation", model=bridge, processor=processor)
     pipe("picture.png", text="What is <region> doing?", boxes=[[177, 392, 271, 470]])
+
+    pipe = pipeline("region-grounding", model=bridge, processor=processor)
+    pipe("picture.png", text="the red umbrella")  # among everything in the picture, or among boxes, points or masks
 
 The model may be a folder or Hub repository as well: processor or region tokenizer are then loaded from there. Pictures may
 be one or a list, with their prompts beside them, or dictionaries that hold both, one, a list, or an iterator of them:
@@ -32,14 +35,19 @@ from typing import Any
 import transformers
 from transformers import AutoModel, AutoModelForImageTextToText, ImageTextToTextPipeline, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import logging
 from transformers.utils.chat_template_utils import Chat
 
 from tap_tokenizer import RegionPrompt, TapModel, TapRegionTokenizer, bundled_or_given, check_findable
 
 from .chat_markup import user_content
 from .generation import generate_text
+from .grounding import Candidates, find_among, find_question
 from .modeling_bridge import RegionBridgeForConditionalGeneration
+from .pictures import open_picture
 from .processing_bridge import RegionBridgeProcessor
+
+logger = logging.get_logger(__name__)
 
 _PROMPTS = ("boxes", "points", "point_labels", "masks")
 _ASKED = ("text", *_PROMPTS)
@@ -54,7 +62,7 @@ def _prompts_of(item: dict[str, Any]) -> list[RegionPrompt]:
 
 
 class _RegionPipeline(Pipeline):
-    """What both tasks share: a picture and the prompts of its regions as input, one at a time or in lists."""
+    """What the tasks share: a picture and the prompts of its regions as input, one at a time or in lists."""
 
     _load_processor = False
     _load_image_processor = False
@@ -257,6 +265,45 @@ class RegionTextGenerationPipeline(_RegionPipeline):
         return [{"text": text, "generated_text": answer} for text, answer in pairs]
 
 
+class RegionGroundingPipeline(_RegionPipeline):
+    """What a text such as "the red umbrella" means in each picture: a list of {"box", "mask", "score", "candidate"}, the most
+    probable first, which is empty if it means nothing.
+
+    Boxes are xyxy in pixels, masks booleans (H, W), `candidate` the number of the box, point or mask that was given, from 0.
+    Without any, everything in the picture is a candidate. Options: most, threshold, max_new_tokens, as for `RegionChat.find`.
+    """
+
+    def preprocess(self, inputs: list[dict[str, Any]], **_: Any) -> dict[str, Any]:
+        if self.processor is None:
+            raise ValueError("A language model needs processor=…, the RegionBridgeProcessor that was saved with it.")
+        for item in inputs:
+            find_question(item.get("text") or "")
+        if not getattr(self.model.config, "taught_to_find", False):
+            logger.warning_once("This model was not taught to find regions by words: do not trust what it finds.")
+        given = [_prompts_of(item) if any(item.get(name) is not None for name in _PROMPTS) else None for item in inputs]
+        pictures = [open_picture(item["image"]) for item in inputs]
+        candidates = [Candidates.of(self.processor, *pair) for pair in zip(pictures, given)]
+        return {"pictures": pictures, "texts": [item["text"] for item in inputs], "candidates": candidates}
+
+    def _forward(self, model_inputs: dict[str, Any], generate: dict[str, Any] | None = None) -> dict[str, Any]:
+        if unknown := set(generate or {}) - {"most", "threshold", "max_new_tokens"}:
+            raise ValueError(f"Got {', '.join(sorted(unknown))}, expected most, threshold and max_new_tokens.")
+        rows = zip(model_inputs["pictures"], model_inputs["texts"], model_inputs["candidates"])
+        assert self.processor is not None
+        return {"found": [find_among(self.model, self.processor, *row, **(generate or {})) for row in rows]}
+
+    def postprocess(self, model_outputs: dict[str, Any], **_: Any) -> list[list[dict[str, Any]]]:
+        return [
+            [
+                {"box": box, "mask": mask, "score": score, "candidate": row}
+                for box, mask, score, row in zip(
+                    found.boxes.tolist(), found.masks.cpu().numpy(), found.probabilities.tolist(), found.rows
+                )
+            ]
+            for found in model_outputs["found"]
+        ]
+
+
 class RegionImageTextToTextPipeline(ImageTextToTextPipeline):
     """transformers' own task for pictures and text, in which a bridge is asked plain questions in its chat template, too.
 
@@ -310,11 +357,15 @@ def _of_bundled(ask: Callable[..., Any]) -> Callable[..., Any]:
     return lambda source, *args, **options: ask(bundled_or_given(source), *args, **options)
 
 
-TASKS = {"region-captioning": RegionCaptioningPipeline, "region-text-generation": RegionTextGenerationPipeline}
+TASKS = {
+    "region-captioning": RegionCaptioningPipeline,
+    "region-text-generation": RegionTextGenerationPipeline,
+    "region-grounding": RegionGroundingPipeline,
+}
 
 
 def register_pipelines() -> None:
-    """Make both tasks, and the names of bundled models, known to `transformers.pipeline`."""
+    """Make the tasks, and the names of bundled models, known to `transformers.pipeline`."""
     plain = transformers.pipelines.pipeline
 
     @wraps(plain)

@@ -406,6 +406,15 @@ class RegionBridgeProcessor(ProcessorMixin):
             return [None] * len(samples)
         return self.encoder.feature_rows(samples, shown)
 
+    def answer_ids(self, prompt_ids: Tensor, words: str) -> list[int]:
+        """The ids with which an answer that begins with `words` goes on after the ids (L,) of a prompt."""
+        before = self.tokenizer.decode(prompt_ids[-8:], skip_special_tokens=False)  # enough to join the words to
+        said = self._template().lead + words
+        known, whole = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, before + said))
+        if whole[: len(known)] == known:
+            return list(whole[len(known) :])
+        return list(self.tokenizer(said, add_special_tokens=False)["input_ids"])
+
     def embed_image(self, image: Any) -> ImageFeatures:
         """The features of one picture. Those of the latest pictures are cached and cost nothing."""
         return self.encoder.embed_image(image)

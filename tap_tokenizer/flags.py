@@ -96,14 +96,16 @@ def add_prompt_flags(parser: argparse.ArgumentParser, *, folders: bool = True) -
                            "a folder of pictures")  # fmt: skip
 
 
-def add_output_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --save and --output: a picture with its regions, and the records of a folder."""
+def add_output_flags(parser: argparse.ArgumentParser, *, coco: bool = False) -> None:
+    """Add --save and --output: a picture with its regions, and the records of a folder, if `coco` also in COCO's layout."""
     parser.add_argument("--save", type=Path, metavar="PICTURE", help="write the picture with its regions drawn on it")
     parser.add_argument(
         "--output",
         type=Path,
         metavar="JSONL",
-        help="for a folder: a line per picture. Lines go into JSONL.partial first; run the same command again to continue "
+        help="for a folder: a line per picture"
+        + ", or COCO's layout if its name ends in .json" * coco
+        + ". Lines go into JSONL.partial first; run the same command again to continue "
         "after an interruption, or after you have repaired pictures that could not be read",
     )
 

@@ -176,15 +176,19 @@ class RegionTokens:
 
     def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor | np.ndarray) -> RegionTokens:
         """Some of the regions, as `RegionTokens` again; a single number gives one region."""
+        places = self._places(index)
+        rows = {name: getattr(self, name)[places.to(getattr(self, name).device)] for name in _PER_REGION}
+        return replace(self, **rows, mask_parts=[self.mask_parts[i] for i in places.tolist()])
+
+    def _places(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor | np.ndarray) -> Tensor:
+        """The numbers of the regions that an index stands for."""
         if not isinstance(index, (int, slice)) and np.ndim(index) == 0:
             index = int(index)  # type: ignore[arg-type]  # a number of NumPy's or torch's
         if isinstance(index, int):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"Got region {index} of {len(self)}.")
             index = [index]
-        places = torch.arange(len(self))[index if isinstance(index, slice) else _as_index(index)]
-        rows = {name: getattr(self, name)[places.to(getattr(self, name).device)] for name in _PER_REGION}
-        return replace(self, **rows, mask_parts=[self.mask_parts[i] for i in places.tolist()])
+        return torch.arange(len(self))[index if isinstance(index, slice) else _as_index(index)]
 
     def of_image(self, index: int) -> RegionTokens:
         """The regions of one picture, which becomes number 0."""

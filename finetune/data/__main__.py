@@ -37,7 +37,7 @@ from .ferret_bench import FerretBenchSource
 from .gar_bench import GarBenchSource
 from .osprey import OspreySource
 from .pixelrefer import PixelReferSource
-from .refcoco import RefCocoSource
+from .refcoco import GRefCocoSource, RefCocoSource
 from .source import Source, convert
 from .validation import problems_of, read_raw
 from .visual_genome import GritSource, VisualGenomeSource
@@ -49,6 +49,7 @@ FORMATS: dict[str, type[Source]] = {
     "ferret_bench": FerretBenchSource,
     "gar_bench": GarBenchSource,
     "glyph_scenes": GlyphScenesSource,
+    "grefcoco": GRefCocoSource,
     "grit": GritSource,
     "lvis": LvisSource,
     "osprey": OspreySource,

@@ -5,6 +5,7 @@ Everything here follows from the list of a scene's objects, and nothing from its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
-from tap_tokenizer import ConceptBank, TextEncoder
+from tap_tokenizer import ConceptBank, RegionTokens, TextEncoder
 
 from .scenes import COLOURS, KINDS, SIZES, GlyphObject
 
@@ -73,6 +74,19 @@ def concept_bank(names: Sequence[str]) -> ConceptBank:
 def concept_banks() -> list[ConceptBank]:
     """The banks of kinds, of colours and of sizes."""
     return [concept_bank(list(names)) for names in ATTRIBUTES.values()]
+
+
+def phrase_cosines(regions: RegionTokens, phrase: str) -> torch.Tensor:
+    """How alike each region's semantic embedding and a phrase are, (R,): what TAP's concept head alone can find by words.
+
+    Words that are no kinds, colours or sizes are passed over: such a vector has no place for them. Raises `ValueError` if none
+    is left.
+    """
+    known = [
+        word for word in re.findall(r"[\w-]+", phrase.lower()) if any(word in names for names in ATTRIBUTES.values())
+    ]
+    vector = torch.from_numpy(concept_vector(" ".join(known) or phrase)).to(regions.embeds.device)
+    return torch.nn.functional.normalize(regions.embeds.float(), dim=-1) @ vector
 
 
 def build_text_tokenizer() -> PreTrainedTokenizerFast:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from ..config import knob
+from ..data.grounding import grounding_record
 from ..data.source import Source
 from ..records import GLYPH_SCHEME, Record, Region, Turn, encode_mask
+from .expressions import draw_expressions
 from .free_questions import FreeQuestions, reword
 from .language import caption
 from .questions import FAMILIES, Family, Question, draw_question
@@ -58,6 +60,11 @@ class GlyphScenesSource(Source):
         help="families, separated by commas, of each record's last question; it then has one to `turns` questions, half of the "
         "others about the same regions. For questions that need picture context, which stands beside the last question only",
     )
+    expressions: float = knob(
+        default=0.0,
+        help="share of the records that ask which objects an expression means instead of the questions: `turns` expressions, "
+        "with all objects of the scene as candidates",
+    )
     workers: int = knob(default=2, help="processes that draw scenes")
 
     def records(self) -> Iterator[Record]:
@@ -66,7 +73,7 @@ class GlyphScenesSource(Source):
     def limited(self, start: int = 0) -> Iterator[Record]:
         families = self._families("families")
         draw = partial(
-            _record_of_splits,
+            _drawn_record,
             splits=self.split.split(","),
             seed=self.seed,
             turns=self.turns,
@@ -76,6 +83,7 @@ class GlyphScenesSource(Source):
             phrasings=self.phrasings,
             sentences=self.sentences,
             ends_with=self._families("ends_with"),
+            expressions=self.expressions,
         )
         numbers = islice(range(self.scenes), start, self.limit)
         if self.workers < 2:
@@ -91,8 +99,8 @@ class GlyphScenesSource(Source):
             raise ValueError(f"{option} has {', '.join(map(repr, unknown))}, expected some of {', '.join(FAMILIES)}.")
         if unknown := [name for name in self.split.split(",") if name not in SPLITS]:
             raise ValueError(f"split is {', '.join(unknown)}, expected one of {', '.join(SPLITS)}.")
-        for name, share in (("phrasings", self.phrasings), ("sentences", self.sentences)):
-            if not 0 <= share <= 1:
+        for name in ("phrasings", "sentences", "expressions"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} is {share:g}, expected a share from 0 to 1.")
         return families
 
@@ -102,8 +110,12 @@ def _place(number: int, splits: Sequence[str]) -> tuple[int, str]:
     return number // len(splits), splits[number % len(splits)]
 
 
-def _record_of_splits(number: int, splits: Sequence[str], **options: Any) -> Record:
-    return glyph_record(*_place(number, splits), **options)
+def _drawn_record(number: int, splits: Sequence[str], seed: int, *, expressions: float, **options: Any) -> Record:
+    """The record of a scene, which is one of expressions with the probability `expressions`, and else one of questions."""
+    index, split = _place(number, splits)
+    if np.random.RandomState([233, seed, number]).random_sample() < expressions:
+        return expression_record(index, split, seed, turns=options["turns"], long_side=options["long_side"])
+    return glyph_record(index, split, seed, **options)
 
 
 def glyph_record(
@@ -133,6 +145,20 @@ def glyph_record(
         random = np.random.RandomState([229, seed, index])
         questions = [reword(question, phrasings, sentences, random) for question in questions]
     return record_of(scene, picture, questions, shown=picture.visible if all_regions else ())
+
+
+def expression_record(index: int, split: str, seed: int, *, turns: int = 6, long_side: int = 512) -> Record:
+    """A scene as a record that asks which of its visible objects up to `turns` expressions mean; a turn's type is that of its
+    expression. The same for the same arguments.
+    """
+    scene = make_scene(index, split, seed)
+    picture = draw_scene(scene, long_side)
+    drawn = draw_expressions(scene, picture.visible, turns, np.random.RandomState([239, seed, index]))
+    place = {number: i for i, number in enumerate(picture.visible)}
+    asked = [replace(one, meant=tuple(place[i] for i in one.meant)) for one in drawn]
+    regions = [_region(scene, picture, i) for i in picture.visible]
+    height, width = picture.image.shape[:2]
+    return grounding_record(_address(scene, picture), (height, width), regions, asked, "GlyphScenes", LICENSE)
 
 
 def draw_questions(
@@ -194,17 +220,20 @@ def record_of(
         turns += [Turn("user", text, type=question.family), Turn("assistant", answer)]
     order += [number for number in shown if number not in order]
     height, width = picture.image.shape[:2]
-    regions = [
-        Region(
-            box=picture.boxes[i].tolist(),
-            mask=encode_mask(picture.masks[i]),
-            label=scene.objects[i].kind,
-            captions=[caption(scene.objects[i])],
-        )
-        for i in order
-    ]
-    address = f"{GLYPH_SCHEME}{scene.split}/{scene.seed}/{scene.index}/{max(height, width)}"
-    return Record(address, width, height, regions, turns, "GlyphScenes", LICENSE)
+    regions = [_region(scene, picture, i) for i in order]
+    return Record(_address(scene, picture), width, height, regions, turns, "GlyphScenes", LICENSE)
+
+
+def _region(scene: GlyphScene, picture: GlyphPicture, number: int) -> Region:
+    """An object as a region: its tight box, its visible mask, and what it is."""
+    glyph = scene.objects[number]
+    mask = encode_mask(picture.masks[number])
+    return Region(box=picture.boxes[number].tolist(), mask=mask, label=glyph.kind, captions=[caption(glyph)])
+
+
+def _address(scene: GlyphScene, picture: GlyphPicture) -> str:
+    """What a record has in place of a picture's path."""
+    return f"{GLYPH_SCHEME}{scene.split}/{scene.seed}/{scene.index}/{max(picture.image.shape[:2])}"
 
 
 # --- the benchmark ----------------------------------------------------------------------------------------------------

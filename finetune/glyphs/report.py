@@ -19,6 +19,7 @@ from llm_bridge import replace_regions
 from ..metrics import accuracy, chance, is_exact, majority
 from .containment import says_truth
 from .free_questions import FREE_FAMILIES, KNOWLEDGE_FAMILIES, PHRASING_FAMILIES
+from .grounding import find_scores, find_tables
 from .questions import ATTRIBUTE_FAMILIES, CAPTION_FAMILIES, CONTEXT_FAMILIES, FAMILIES, PAIR_FAMILIES
 from .records import LONG_SIDE
 from .retrieval import WAYS
@@ -92,6 +93,7 @@ def _of_seed(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
     for line in (line for line in lines if line["task"] == "retrieval"):
         result |= {f"found again by {line['by']}: {number}": line[number] for number in _FOUND}
+    result |= find_scores([line for line in lines if line["task"] == "find"])
     questions = [line for line in lines if line["task"] == "question"]
     for view in dict.fromkeys(q["view"] for q in questions):
         for family in FAMILIES:
@@ -172,6 +174,7 @@ def as_tables(metrics: dict[str, Any]) -> str:
                 "contains the truth."
             )
         parts += [note, *(_families(split, metrics[split]) for split in splits)]
+    parts += [table for split in splits for table in find_tables(split, metrics[split])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..data.entries import counted, first_names
 from .task import Published, Task
 
-COUNTS = ("detections", "regions", "questions", "neither")
+COUNTS = ("detections", "regions", "questions", "neither", "expressions")
 """Columns that hold counts."""
 
 

@@ -34,6 +34,15 @@ class TaskOptions:
     data: str | None = knob(default=None, help="records of your own, JSONL or parquet, instead of the benchmark's file")
     annotations: str | None = knob(default=None, help="the benchmark's published file")
     images: str | None = knob(default=None, help="folder of the benchmark's pictures")
+    references: str | None = knob(
+        default=None, help="rec, res, grefcoco: the references beside annotations: refs(unc).p, grefs(unc).json, …"
+    )
+    split: str | None = knob(default=None, help="rec, res, grefcoco: val, test, testA, testB or train; default: val")
+    candidates: str | None = knob(
+        default=None,
+        help="rec, res, grefcoco: among what an expression's object is found: true (annotated objects, the default), "
+        "everything (everything mode), or a file of regions, as for `finetune.data convert refcoco --candidates`",
+    )
     boxes: str | None = knob(default=None, help="masks: detections in COCO's result format; default: the true boxes")
     qa: str | None = knob(
         default=None,

@@ -481,7 +481,7 @@ def test_an_interrupted_save_keeps_the_earlier_folder(
     bridge, _ = pair
     bridge.save_pretrained(tmp_path / "a", whole=False)
     before = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
-    monkeypatch.setattr("llm_bridge.adapter_folder.model_card", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("llm_bridge.adapter_folder.bridge_card", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with torch.no_grad():
         bridge.projector.linear_1.weight.add_(1)
     with pytest.raises(OSError, match="disk full"):

@@ -67,10 +67,87 @@ def test_ask_answers(capsys: pytest.CaptureFixture[str], chat: RegionChat, tmp_p
     assert record["answer"] == answer
     assert record["question"] == LARGER
     assert [region["name"] for region in record["regions"]] == ["region1", "region2"]
+    assert record["mentioned"] == list(chat.mentioned(answer))
     assert [region["box"] for region in record["regions"]] == BOXES
     assert [region["caption"] for region in record["regions"]] == [own.caption for own in chat.baseline()]
     with Image.open(tmp_path / "out.png") as drawn:
         assert drawn.size == (512, 512)
+
+
+def test_find_prints_what_is_found(capsys: pytest.CaptureFixture[str], chat: RegionChat, tmp_path: Path) -> None:
+    chat.reset()
+    found = chat.find("the red umbrella", image=DEMO, boxes=BOXES, threshold=1)
+    assert len(found) >= 1
+    command = ["find", DEMO, "the red umbrella", *FLAGS]
+    lines = said(capsys, *command, "--threshold", 1).splitlines()
+    assert [line.partition(":")[0] for line in lines] == found.names
+    assert lines[0].endswith(f"({float(found.probabilities[0]):.0%})")
+    record = json.loads(said(capsys, *command, "--threshold", 1, "--json", "--save", tmp_path / "out.png"))
+    assert record["phrase"] == "the red umbrella"
+    assert (record["candidates"], record["rounds"], record["answer"]) == (2, found.rounds, found.answer)
+    assert [region["box"] for region in record["regions"]] == found.boxes.tolist()
+    assert [region["mask"] for region in record["regions"]] == found.coco_rle()
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.size == (512, 512)
+    nothing = [*command, "--threshold", 0]
+    assert said(capsys, *nothing) == "none\n"
+    record = json.loads(said(capsys, *nothing, "--json", "--save", tmp_path / "none.png"))
+    assert record["regions"] == []
+    assert record["none_probability"] == round(found.none_probability, 4)
+    with Image.open(tmp_path / "none.png") as drawn, Image.open(DEMO) as plain:
+        assert drawn.tobytes() == plain.convert("RGB").tobytes()
+
+
+def test_find_says_that_the_bundled_model_was_not_taught_to(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["find", str(DEMO), "the red umbrella", *map(str, FLAGS)]) == 0
+    assert "Note: This model was not taught to find regions by words" in capsys.readouterr().err
+    assert main(["ask", str(DEMO), LARGER, *map(str, FLAGS)]) == 0
+    assert "not taught" not in capsys.readouterr().err
+
+
+def test_find_in_a_folder(capsys: pytest.CaptureFixture[str], chat: RegionChat, folder: Path) -> None:
+    table = folder / "phrases.csv"
+    table.write_text('image,phrase\nb.png,the red umbrella\na.png,"the star, which is small"\nb.png,a zebra\n')
+    command = ["find", folder / "pictures", "--phrases", table, "--boxes", folder / "boxes.csv", "--threshold", 1]
+    assert said(capsys, *command, "--output", folder / "found.jsonl").endswith("found.jsonl: 2 pictures.\n")
+    lines = [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()]
+    assert [(line["image"], [one["phrase"] for one in line["found"]]) for line in lines] == [
+        ("b.png", ["the red umbrella", "a zebra"]), ("a.png", ["the star, which is small"])
+    ]  # fmt: skip
+    chat.reset()
+    found = chat.find("a zebra", image=DEMO, boxes=BOXES, threshold=1)
+    entry = lines[0]["found"][1]
+    assert [region["box"] for region in entry["regions"]] == found.boxes.tolist()
+    assert [region["candidate"] for region in entry["regions"]] == found.rows
+    assert [region["mask"] for region in entry["regions"]] == found.coco_rle()
+    said(capsys, *command[:-1], 0, "--output", folder / "none.json")
+    said(capsys, *command, "--output", folder / "found.json")
+    coco = json.loads((folder / "found.json").read_text())
+    phrases = {category["id"]: category["name"] for category in coco["categories"]}
+    names = {image["id"]: image["file_name"] for image in coco["images"]}
+    told = [(names[a["image_id"]], phrases[a["category_id"]], a["bbox"][:2], a["score"]) for a in coco["annotations"]]
+    assert told == [(line["image"], one["phrase"], region["box"][:2], region["probability"])
+                    for line in lines for one in line["found"] for region in one["regions"]]  # fmt: skip
+    assert all(a["area"] == sum(a["segmentation"]["counts"][1::2]) for a in coco["annotations"])
+    nothing = json.loads((folder / "none.json").read_text())
+    assert nothing["annotations"] == []
+    assert [image["neg_category_ids"] for image in nothing["images"]] == [[1, 2], [3]]
+    assert not list(folder.glob("*.lines*"))
+
+
+def test_tables_of_phrases_that_are_refused(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    for words, text in (
+        ("has columns image, text, expected image and phrase", "image,text\na.png,x\n"),
+        ("line 2: there is no picture", "image,phrase\nc.png,x\n"),
+        ("line 2: Got the phrase ' ', expected words", "image,phrase\na.png, \n"),
+        ("line 3: 'x' is asked of a.png twice", "image,phrase\na.png,x\na.png,x\n"),
+        ("line 2: expected a picture and a phrase", "image,phrase\na.png,x,y\n"),
+        ("has no rows", "image,phrase\n"),
+    ):
+        (folder / "phrases.csv").write_text(text)
+        told = refused(capsys, "find", folder / "pictures", "--phrases", folder / "phrases.csv", "--output",
+                       folder / "f.json", "--model", "not-asked-for")  # fmt: skip
+        assert words in told
 
 
 def test_points_and_masks_in_their_order(capsys: pytest.CaptureFixture[str], chat: RegionChat, tmp_path: Path) -> None:
@@ -216,6 +293,19 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
         ("--max_new_tokens is 0", ["ask", DEMO, "what", *FLAGS, "--max_new_tokens", 0]),
         ("no folder at", ["ask", DEMO, "what", *FLAGS, "--model", folder / "none"]),
         ("needs a region tokenizer", ["ask", DEMO, "what", *FLAGS, "--mode", "described", "--model", "some/model"]),
+        ("no image file", ["find", folder / "none.png", "the red umbrella", "--model", "not-asked-for"]),
+        ("A folder needs --output found.jsonl", ["find", pictures, "the red umbrella", "--model", "not-asked-for"]),
+        ("A folder needs a phrase", ["find", pictures, "--output", folder / "f.json", "--model", "not-asked-for"]),
+        ("--phrases is for a folder", ["find", DEMO, "--phrases", folder / "p.csv", "--model", "not-asked-for"]),
+        (
+            "for a folder of pictures",
+            ["find", DEMO, "umbrella", "--output", folder / "f.json", "--model", "not-asked-for"],
+        ),
+        ("expected words", ["find", DEMO, " ", "--model", "not-asked-for"]),
+        ("names a region", ["find", DEMO, "what is left of region1", *FLAGS, "--model", "not-asked-for"]),
+        ("--most is 1, expected 2", ["find", DEMO, "the red umbrella", "--most", 1, "--model", "not-asked-for"]),
+        ("--threshold is 2.0", ["find", DEMO, "the red umbrella", "--threshold", 2, "--model", "not-asked-for"]),
+        ("no folder", ["find", DEMO, "umbrella", "--save", folder / "none" / "x.png", "--model", "not-asked-for"]),
         ("no image file", ["chat", DEMO, "--mask", folder / "none.png"]),
         ("queue is 0", ["app", "--queue", 0]),
         ("no folder", ["demo", "--output", folder / "none" / "x.png"]),
@@ -236,12 +326,14 @@ def test_the_page_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeyp
 
 def test_help_says_what_a_command_takes(capsys: pytest.CaptureFixture[str]) -> None:
     shown = {}
-    for command in ("ask", "chat"):
+    for command in ("ask", "find", "chat"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         shown[command] = " ".join(capsys.readouterr().out.split())
         assert "--box and --point together are two regions" in shown[command]
     assert "folder of pictures" not in shown["chat"]
+    assert "region-chat-tiny, which was not taught to find anything" in " ".join(shown["find"].split())
+    assert "everything in the picture" in shown["find"]
     assert "--boxes CSV" in shown["ask"]
     assert "to continue after an interruption" in shown["ask"]
 
@@ -251,7 +343,7 @@ def test_the_examples_of_help_work(folder: Path, capsys: pytest.CaptureFixture[s
     """Each as it is printed, in a shell of its own; the page until its address is written."""
     shutil.copyfile(DEMO, folder / "picture.png")
     seen = 0
-    for command in ("ask", "chat", "demo", "app"):
+    for command in ("ask", "find", "chat", "demo", "app"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         shown = capsys.readouterr().out
@@ -272,7 +364,7 @@ def test_the_examples_of_help_work(folder: Path, capsys: pytest.CaptureFixture[s
                 out, err = shell.communicate("What is region1?\n", timeout=120)
             assert shell.returncode == 0, f"{line}: {err}"
             assert out.strip(), line
-    assert seen == 5
+    assert seen == 7
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 2  # a line of each picture
 
 

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat, add_lora, remove_lora
+from llm_bridge.generation import logits_after
 from llm_bridge.language_model import differing_weights, filler_id, forward_arguments, text_side, try_out, weight_sums
 from tap_tokenizer import PackagedModel, TapRegionTokenizer, bundled, gguf_files
 
@@ -243,6 +244,22 @@ def test_many_questions_are_answered_as_if_each_were_alone(
         alone.append(chat.ask(question, **given))
         chat.reset()
     assert chat.ask_each(questions, **given) == alone
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["rwkv", "mamba", "gemma3n_text", "qwen3_next", "llama"])
+def test_what_may_follow_a_prompt_is_read_as_in_whole_texts(
+    bridge_on: Callable[..., Pair], picture: Image.Image, family: str
+) -> None:
+    bridge, processor = bridge_on(build(family))
+    inputs = processor("what is <region> ?", picture, boxes=BOXES[:1])
+    rows = [[], [8, 9, 10], [9], *([n, 11] for n in range(8, 16))]
+    length = inputs["input_ids"].shape[1]
+    for row, found in zip(rows, logits_after(bridge, inputs, rows), strict=True):
+        ids = torch.cat([inputs["input_ids"], torch.tensor([row], dtype=torch.long)], dim=1)
+        whole = bridge(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **regions(inputs)).logits
+        assert found.shape == (len(row) + 1, whole.shape[-1])
+        torch.testing.assert_close(found, whole[0, length - 1 :], rtol=1e-3, atol=1e-3)
 
 
 def test_an_adapter_leaves_out_the_layers_that_peft_refuses(bridge_on: Callable[..., Pair]) -> None:

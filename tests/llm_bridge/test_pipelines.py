@@ -1,4 +1,4 @@
-"""transformers' pipelines: its own for pictures and text, and the two that we register."""
+"""transformers' pipelines: its own for pictures and text, and those that we register."""
 
 from __future__ import annotations
 
@@ -240,3 +240,35 @@ def test_the_hub_is_never_asked_for_a_bundled_model(monkeypatch: pytest.MonkeyPa
         with pytest.raises((OSError, ValueError), match="pretrained"):
             auto.from_pretrained("region-chat-tiny")
     assert not asked
+
+
+def test_region_grounding(
+    make_bridge: Callable[..., Pair], picture: Image.Image, other_picture: Image.Image, tmp_path: Path
+) -> None:
+    bridge, processor = make_bridge(image_grid=2)
+    chat = RegionChat(bridge, processor)
+    options = {"threshold": 1.0, "max_new_tokens": 4}
+    want = []
+    other = [[1, 2, 30, 70], [5, 5, 20, 20]]
+    for image, boxes in ((picture, BOXES), (other_picture, other)):
+        chat.reset()
+        want.append(chat.find("the red cat", image=image, boxes=boxes, **options))
+    bridge.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for pipe in (
+        pipeline("region-grounding", model=bridge, processor=processor),
+        pipeline("region-grounding", model=str(tmp_path)),
+    ):
+        one = pipe(picture, text="the red cat", boxes=BOXES, **options)
+        many = pipe([picture, other_picture], text="the red cat", boxes=[BOXES, other], **options)
+        assert len(one) == len(want[0]) > 0
+        for rows, found in zip((one, *many), (want[0], *want)):
+            assert [row["box"] for row in rows] == found.boxes.tolist()
+            assert [row["candidate"] for row in rows] == found.rows
+            assert [row["score"] for row in rows] == pytest.approx(found.probabilities.tolist(), abs=1e-5)
+            assert [row["mask"].tolist() for row in rows] == found.masks.tolist()
+        assert pipe(picture, text="the red cat", boxes=BOXES, threshold=0.0, max_new_tokens=4) == []
+    with pytest.raises(ValueError, match="expected words such as"):
+        pipe(picture, boxes=BOXES)
+    with pytest.raises(ValueError, match="Got num_beams, expected most, threshold and max_new_tokens"):
+        pipe(picture, text="the red cat", boxes=BOXES, num_beams=2)

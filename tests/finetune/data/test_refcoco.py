@@ -1,9 +1,12 @@
-"""RefCOCO's pickle of references beside COCO's instances."""
+"""References of RefCOCO and gRefCOCO beside COCO's instances: descriptions, and expressions to be found among candidates."""
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,10 @@ pytest.importorskip("datasets")
 
 from small_files import SQUARE, read_whole, talk_of, write_json, write_picture
 
-from finetune.data.refcoco import RefCocoSource
+from finetune.data.grounding import candidate_order
+from finetune.data.refcoco import GRefCocoSource, RefCocoSource
+from finetune.records import Record
+from llm_bridge import find_question
 
 
 def reference(ann: int, split: str, *sentences: str) -> dict[str, object]:
@@ -72,3 +78,139 @@ def test_unusable_references_are_named(tmp_path: Path, common: dict[str, str]) -
     (tmp_path / "refs.p").write_bytes(pickle.dumps({"refs": []}))
     with pytest.raises(ValueError, match="holds a dict, expected a list of references"):
         list(RefCocoSource(**{**common, "references": str(tmp_path / "refs.p")}).records())
+
+
+# --- grounding --------------------------------------------------------------------------------------------------------
+
+
+BOXES = {1: [0, 0, 10, 10], 2: [20, 0, 10, 10], 3: [40, 0, 10, 10], 4: [0, 20, 10, 10], 5: [20, 20, 30, 15]}
+"""COCO's boxes of five objects, of which 5 is a crowd."""
+
+
+def square(x: float, y: float, w: float, h: float) -> list[list[float]]:
+    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+
+@pytest.fixture
+def crowded(tmp_path: Path, common: dict[str, str]) -> dict[str, str]:
+    """The same pictures with five objects, and references of gRefCOCO's form."""
+    instances = json.loads((tmp_path / "instances.json").read_text())
+    instances["annotations"] = [
+        {
+            "id": i,
+            "image_id": 581857,
+            "category_id": 1,
+            "bbox": box,
+            "segmentation": square(*box),
+            "iscrowd": int(i == 5),
+        }
+        for i, box in BOXES.items()
+    ]
+    write_json(tmp_path / "instances.json", instances)
+    grefs = [{**reference(0, "train", *sentences), "ref_id": number, "ann_id": objects, "category_id": [1]}
+             for number, (objects, sentences) in enumerate((([1, 3], ["both ends", "left and right"]), ([2], ["the middle"]),
+                                                            ([-1], ["a zebra"]), ([5, 1], ["a crowd"])))]  # fmt: skip
+    write_json(tmp_path / "grefs(unc).json", grefs)
+    return common
+
+
+def answers(record: Record) -> dict[str, list[list[float]]]:
+    """The boxes that each question's answer names, by its expression."""
+    found = {}
+    for asked, answered in zip(record.conversations[::2], record.conversations[1::2], strict=True):
+        phrase = asked.content.partition("Find ")[2].partition(". Answer")[0]
+        assert asked.content == find_question(phrase, len(record.regions))
+        numbers = [int(number) for number in re.findall(r"region(\d+)", answered.content)]
+        assert numbers == sorted(numbers)
+        assert numbers or answered.content == "none"
+        found[phrase] = sorted(record.regions[number - 1].box or [] for number in numbers)
+    return found
+
+
+def xyxy(*numbers: int) -> list[list[float]]:
+    return sorted([float(x), float(y), float(x + w), float(y + h)] for x, y, w, h in (BOXES[n] for n in numbers))
+
+
+def test_expressions_are_found_among_the_annotated_objects(tmp_path: Path, crowded: dict[str, str]) -> None:
+    (record,) = read_whole(RefCocoSource(**crowded, grounding="true"), tmp_path)
+    assert answers(record) == {"dog on the left": xyxy(1), "left dog": xyxy(1), "brown dog": xyxy(2)}
+    assert len(record.regions) == 4  # no crowd
+    order = candidate_order(record.image, 4)
+    assert order != [0, 1, 2, 3]
+    assert [region.box for region in record.regions] == [xyxy(i + 1)[0] for i in order]
+    assert all(region.mask for region in record.regions)
+    short = read_whole(RefCocoSource(**crowded, grounding="true", expressions_per_record=2), tmp_path)
+    assert [len(one.conversations) for one in short] == [4, 2]
+    assert [one.regions for one in short] == [record.regions] * 2
+    assert len(answers(read_whole(RefCocoSource(**crowded, grounding="true", sentences="first"), tmp_path)[0])) == 2
+
+
+def test_expressions_of_several_objects_and_of_none(tmp_path: Path, crowded: dict[str, str]) -> None:
+    source = GRefCocoSource(**{**crowded, "references": str(tmp_path / "grefs(unc).json")})
+    (record,) = read_whole(source, tmp_path)
+    both = xyxy(1, 3)
+    assert answers(record) == {"both ends": both, "left and right": both, "the middle": xyxy(2), "a zebra": []}
+    assert [turn.type for turn in record.conversations[::2]] == ["several", "several", "one", "none"]
+    assert source.left_out.faults == {"annotation not listed": 1}  # the crowd
+
+
+@pytest.mark.parametrize("form", ["lines of everything mode", "results", "annotations"])
+def test_expressions_are_found_among_what_was_found(tmp_path: Path, crowded: dict[str, str], form: str) -> None:
+    """The first object a little off, none that covers the second, and something that is no object."""
+    found = {"first": [1, 0, 9, 10], "off": [26, 0, 10, 10], "third": BOXES[3], "sky": [20, 15, 40, 20]}
+    rows: list[dict[str, Any]] = [{"image_id": "581857", "category_id": 1, "score": 0.9, "bbox": box,
+                                   "segmentation": square(*box)} for box in found.values()]  # fmt: skip
+    path = tmp_path / "found.json"
+    if form == "results":
+        write_json(path, rows)
+    elif form == "annotations":
+        write_json(path, {"annotations": [{k: v for k, v in row.items() if k != "segmentation"} for row in rows]})
+    else:
+        path = tmp_path / "found.jsonl"
+        regions = [{"box": [x, y, x + w, y + h], "mask": None, "score": 1} for x, y, w, h in found.values()]
+        name = "COCO_train2014_000000581857.jpg"
+        path.write_text(json.dumps({"image": name, "width": 60, "height": 40, "regions": regions}) + "\n")
+    options = {**crowded, "candidates": str(path)}
+    references = str(tmp_path / "grefs(unc).json")
+    boxes = {name: [float(x), float(y), float(x + w), float(y + h)] for name, (x, y, w, h) in found.items()}
+    source = GRefCocoSource(**{**options, "references": references}, grounding="found")
+    (record,) = read_whole(source, tmp_path)
+    both = sorted([boxes["first"], boxes["third"]])
+    assert answers(record) == {"both ends": both, "left and right": both, "a zebra": []}
+    assert source.left_out.faults == {"annotation not listed": 1, "no candidate covers its object": 1}
+    assert any("no candidate covers what 'the middle' means" in line for line in source.left_out.named)
+    (record,) = read_whole(GRefCocoSource(**{**options, "references": references}, grounding="both"), tmp_path)
+    assert answers(record)["the middle"] == xyxy(2)
+    assert sorted(region.box or [] for region in record.regions) == sorted(
+        [*xyxy(1, 2, 3, 4), boxes["off"], boxes["sky"]]
+    )
+
+
+def test_candidates_that_cannot_be_used_are_named(tmp_path: Path, crowded: dict[str, str]) -> None:
+    rows: list[Any] = [7, {"image_id": 581857}, {"image_id": 581857, "bbox": [0, 0, 10, 10]},
+                       {"image_id": 581857, "bbox": [99, 0, 10, 10]}]  # fmt: skip
+    path = write_json(tmp_path / "found.json", rows)
+    source = RefCocoSource(**crowded, grounding="found", candidates=path)
+    (record,) = read_whole(source, tmp_path)
+    assert answers(record) == {"dog on the left": xyxy(1), "left dog": xyxy(1)}
+    assert source.left_out.faults == {
+        "no object": 1,
+        "no bbox": 1,
+        "box outside": 1,
+        "no candidate covers its object": 1,
+    }
+
+
+def test_options_of_grounding_that_do_not_go_together(tmp_path: Path, crowded: dict[str, str]) -> None:
+    for options in ({"grounding": "found"}, {"grounding": "true", "candidates": crowded["annotations"]},
+                    {"candidates": crowded["annotations"]}):  # fmt: skip
+        with pytest.raises(ValueError, match=r"give (candidates with|grounding) found or both"):
+            list(RefCocoSource(**crowded, **options).records())  # type: ignore[arg-type]
+
+
+def test_an_expression_that_names_a_region_is_left_out(tmp_path: Path, crowded: dict[str, str]) -> None:
+    refs = [reference(1, "train", "Region 2 of the shelf", "left dog")]
+    source = RefCocoSource(**{**crowded, "references": write_json(tmp_path / "refs.json", refs)}, grounding="true")
+    (record,) = read_whole(source, tmp_path)
+    assert list(answers(record)) == ["left dog"]
+    assert source.left_out.faults == {"expression that cannot be asked": 1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from finetune.glyphs.language import caption, concept_bank, concept_banks, concept_vector
+from finetune.glyphs.language import caption, concept_bank, concept_banks, concept_vector, phrase_cosines
 from finetune.glyphs.scenes import (
     COLOURS,
     HELD_OUT_PAIRS,
@@ -23,6 +23,7 @@ from finetune.glyphs.scenes import (
     font_path,
     make_scene,
 )
+from tap_tokenizer import TapRegionTokenizer
 
 FIRST_SCENES = {
     "test": "b3d943b6bbeb49f1",
@@ -159,3 +160,19 @@ def test_concept_banks_have_the_words_of_the_language() -> None:
     assert [bank.top(vector, 1)[0][0][0] for bank in concept_banks()] == ["umbrella", "red", "small"]
     pairs = concept_bank(["a red umbrella", "a red king", "a blue umbrella"])
     assert pairs.top(vector, 1)[0][0][0] == "a red umbrella"
+
+
+def test_a_phrase_is_compared_with_what_the_concept_head_says(tiny_tokenizer: TapRegionTokenizer) -> None:
+    import torch
+
+    names = ["a small red umbrella", "a large red king", "a blue umbrella"]
+    regions = tiny_tokenizer.encode(np.zeros((40, 40, 3), np.uint8), boxes=[[1, 1, 20, 20]] * 3)
+    seen = 3 * torch.stack([torch.from_numpy(concept_vector(name)) for name in names])
+    regions = replace(regions, semantic_embeds=seen[:, None].expand(-1, regions.semantic_embeds.shape[1], -1))
+    for phrase, best in (("The umbrella that is blue", 2), ("the largest red king.", 1), ("small things", 0)):
+        cosines = phrase_cosines(regions, phrase)
+        assert cosines.shape == (3,)
+        assert int(cosines.argmax()) == best
+    assert float(phrase_cosines(regions, names[0])[0]) == pytest.approx(1)
+    with pytest.raises(ValueError, match="expected kinds"):
+        phrase_cosines(regions, "a dragon")
