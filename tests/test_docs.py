@@ -67,7 +67,7 @@ def test_code_blocks_are_valid(page: Path) -> None:
         if language == "json":
             json.loads(code)
         if not runs:
-            assert re.search(r"Qwen|BAAI|\.pkl|tap-vit-l|pip install|mine\.csv|add_lora|region-chat app", code), (
+            assert re.search(r"Qwen|BAAI|\.pkl|tap-vit-l|pip install|mine\.csv|add_lora|region-chat app|from_server", code), (
                 f"{page.name}: run it\n{code}"
             )
 
