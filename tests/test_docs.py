@@ -67,9 +67,9 @@ def test_code_blocks_are_valid(page: Path) -> None:
         if language == "json":
             json.loads(code)
         if not runs:
-            assert re.search(r"Qwen|BAAI|\.pkl|tap-vit-l|pip install|mine\.csv|add_lora|region-chat app|from_server", code), (
-                f"{page.name}: run it\n{code}"
-            )
+            assert re.search(
+                r"Qwen|BAAI|\.pkl|tap-vit-l|pip install|mine\.csv|add_lora|region-chat app|from_server", code
+            ), f"{page.name}: run it\n{code}"
 
 
 @pytest.mark.slow
