@@ -112,8 +112,9 @@ def main() -> int:
     command = vllm_command(folder)
     with engine(arguments.engine, command[2:], arguments) as (address, took):
         print(f"the server took {took:.0f} s to start", flush=True)
-        served = RegionChat.from_server(address, bridge=folder)
-        bare = RegionChat.from_server(address, bridge=folder, model=base_of(address))
+        patient = {"bridge": folder, "timeout": 900.0}  # how long it takes on a busy machine is counted, and no loss
+        served = RegionChat.from_server(address, **patient)
+        bare = RegionChat.from_server(address, model=base_of(address), **patient)
         failed = compare("adapter", served, tasks, arguments.dtype) | compare("bare", bare, tasks, arguments.dtype)
         if arguments.seconds:
             failed |= load(served, bridge, processor, tasks, arguments)

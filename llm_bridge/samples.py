@@ -191,11 +191,19 @@ _LATEST_REGIONS = 1024
 
 
 def _key_of(fingerprint: str, picture: str, prompt: RegionPrompt) -> Hashable | None:
-    """What a region's rows are remembered by; None for a mask that is no run lengths, for it may be changed in place."""
-    mask: Hashable = None
-    if prompt.mask is not None:
-        counts = prompt.mask.get("counts") if isinstance(prompt.mask, dict) else None
-        if not isinstance(counts, (str, bytes, list)):
-            return None
-        mask = (*prompt.mask["size"], tuple(counts) if isinstance(counts, list) else counts)
-    return fingerprint, picture, prompt.box, prompt.points, prompt.point_labels, mask
+    """What a region's rows are remembered by; None for a prompt that may be changed in place: another mask than run lengths."""
+    parts: list[Any] = [prompt.box, prompt.points, prompt.point_labels]
+    if isinstance(prompt.mask, dict):
+        parts += [
+            tuple(value) if isinstance(value, list) else value for value in map(prompt.mask.get, ("size", "counts"))
+        ]
+    elif prompt.mask is not None:
+        return None
+    if not all(part is None or isinstance(part, (tuple, str, bytes)) for part in parts):
+        return None
+    key = (fingerprint, picture, len(parts), *parts)
+    try:
+        hash(key)
+    except TypeError:  # run lengths that are lists of lists: refused where masks are read
+        return None
+    return key

@@ -69,7 +69,7 @@ def test_code_blocks_are_valid(page: Path) -> None:
         if not runs:
             needs = (
                 r"Qwen|BAAI|fiftyone|text_encoder=|\.pkl|tap-vit-l|pip install|mine\.csv|add_lora|region-chat (app|serve)"
-                r"|127\.0\.0\.1:8000"
+                r"|127\.0\.0\.1:8000|from_server"
             )
             assert re.search(needs, code), f"{page.name}: run it\n{code}"
 

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, region_features
-from tap_tokenizer import TapRegionTokenizer
+from tap_tokenizer import TapRegionTokenizer, mask_to_rle
 
 Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
 BOXES = [[5, 5, 40, 30], [20, 10, 85, 55]]
@@ -125,6 +125,35 @@ def test_pictures_are_encoded_once(
     torch.testing.assert_close(first["region_features"][0], second["region_features"][0], rtol=0, atol=1e-5)
     processor("<region>", Image.eval(picture, lambda x: 255 - x), boxes=BOXES[:1])
     assert seen == [1, 1]
+
+
+def test_a_region_that_is_spoken_of_again_has_the_same_rows_bit_for_bit(
+    make_bridge: Callable[..., Pair], picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, processor = make_bridge()
+    mask = mask_to_rle(np.arange(60 * 90).reshape(60, 90) % 90 > 40)
+    alone = processor(text="<region>", images=picture, boxes=[[5, 5, 40, 30]])["region_features"][0]
+    drawn = processor(text="<region>", images=picture, masks=[mask])["region_features"][0]
+    given = {"boxes": [[5, 5, 40, 30], None, [1, 1, 9, 9]], "masks": [None, mask, None]}
+    beside = processor(text="<region> <region> <region>", images=picture, **given)["region_features"][0]
+    assert torch.equal(beside[:2], torch.cat([alone, drawn]))
+    monkeypatch.setattr(processor.region_tokenizer, "encode", None)  # nothing is encoded again
+    again = processor(text="<region3> <region1> <region2>", images=picture, **given)["region_features"][0]
+    assert torch.equal(again, beside[[2, 0, 1]])
+
+
+def test_a_mask_that_was_changed_in_place_is_another_region(
+    make_bridge: Callable[..., Pair], picture: Image.Image
+) -> None:
+    _, processor = make_bridge()
+    mask = np.arange(60 * 90).reshape(60, 90) % 90 > 40
+    rle = mask_to_rle(mask)
+    first = [processor(text="<region>", images=picture, masks=[m])["region_features"] for m in (mask, rle)]
+    mask[:30] = False
+    rle["counts"] = mask_to_rle(mask)["counts"]
+    second = [processor(text="<region>", images=picture, masks=[m])["region_features"] for m in (mask, rle)]
+    assert not any(torch.equal(one, other) for one, other in zip(first, second))
+    torch.testing.assert_close(*second)
 
 
 def test_an_image_marker_becomes_context_placeholders(
