@@ -364,7 +364,7 @@ def test_the_examples_of_help_work(folder: Path, capsys: pytest.CaptureFixture[s
                 out, err = shell.communicate("What is region1?\n", timeout=120)
             assert shell.returncode == 0, f"{line}: {err}"
             assert out.strip(), line
-    assert seen == 7
+    assert seen == 8
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 2  # a line of each picture
 
 
