@@ -39,7 +39,7 @@ def add_index_commands(commands: Any) -> None:
         "index",
         "all regions of a folder's pictures in one file, or those of a table; run it again after the folder has changed",
         "tap-tokenizer index pictures --output regions.safetensors",
-        "tap-tokenizer index pictures --boxes boxes.csv --output regions.safetensors",
+        "tap-tokenizer index pictures --boxes boxes.csv --output marked.safetensors",
         exit_codes=EXIT_CODES,
     )
     index.add_argument("folder", type=Path, help="the folder of pictures")

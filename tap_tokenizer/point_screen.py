@@ -72,7 +72,8 @@ class PointScreen:
         self.tokens = F.normalize(tokens - tokens.mean(dim=0), dim=1)
         self.threshold, self.joins = options.pred_iou_thresh, options.crops_nms_thresh <= MOST_OVERLAP
         order = scores.argsort(descending=True, stable=True)
-        self.waiting = order[scores[order] >= self.threshold - SLACK]
+        promising = int((scores >= self.threshold - SLACK).sum())
+        self.waiting = order[: max(1, promising)]  # one point is always asked, so that the search has an answer
         self.first = self._different(self.waiting) if self.joins else self.waiting
 
     def take(self, count: int) -> Tensor:

@@ -216,9 +216,13 @@ def test_missing_parts_are_made_again_with_the_same_bytes(evaluated: Path) -> No
 def test_workers_give_the_results_of_one_process(evaluated: Path, tmp_path: Path) -> None:
     flags = [*FLAGS[:-2], "--model", "none", "--output", str(tmp_path)]
     main([*flags, "--workers", "2"])
-    for mine, theirs in zip(
-        lines_of(tmp_path), [line for line in lines_of(evaluated) if line["task"] == "region"], strict=True
-    ):
+    parallel, alone = (
+        {task: [line for line in lines_of(folder) if line["task"] == task] for task in ("region", "retrieval")}
+        for folder in (tmp_path, evaluated)
+    )
+    searches = [[(line["seed"], line["by"]) for line in run["retrieval"]] for run in (parallel, alone)]
+    assert set(searches[0]) <= set(searches[1])
+    for mine, theirs in zip(parallel["region"], alone["region"], strict=True):
         assert mine == {**theirs, "iou_box": pytest.approx(theirs["iou_box"], abs=0.01),
                         "iou_centre": pytest.approx(theirs["iou_centre"], abs=0.01),
                         "iou_point": pytest.approx(theirs["iou_point"], abs=0.01)}  # fmt: skip

@@ -261,11 +261,21 @@ def test_convert_halves_a_folder_and_warns_of_what_it_cannot_do(
 def test_the_examples_of_help_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each as it is printed, in a shell of its own, on pictures of these names."""
     shutil.copyfile(DEMO, folder / "picture.png")
-    for command in ("describe", "everything"):
+    name = sorted((folder / "pictures").glob("*.png"))[0].name
+    listed = {
+        "images": [{"id": 1, "file_name": name, "width": 512, "height": 512}],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [],
+    }
+    (folder / "instances.json").write_text(json.dumps(listed))
+    found = [{"image_id": 1, "category_id": 1, "bbox": [177, 392, 94, 78], "score": 0.9}]
+    (folder / "detections.json").write_text(json.dumps(found))
+    for command in ("describe", "everything", "index", "search"):
         for line in re.findall(r"^  (tap-tokenizer .*)$", help_of(command, capsys), re.MULTILINE):
             run(folder, line)
     assert {path.name for path in folder.glob("*.jsonl")} == {"described.jsonl", "everything.jsonl"}
     assert (folder / "described.png").is_file()
+    assert len(json.loads((folder / "described.json").read_text())["annotations"]) == 1
 
 
 def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -104,10 +104,10 @@ def test_a_stopped_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     plain = script.glyph_record
 
-    def stop(index: int, **rest: object) -> object:
+    def stop(index: int, split: str, seed: int, **rest: object) -> object:
         if index == 3:
             raise KeyboardInterrupt
-        return plain(index, **rest)  # type: ignore[arg-type]
+        return plain(index, split, seed, **rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(script, "glyph_record", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -117,7 +117,9 @@ def test_a_stopped_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with partial.open("a") as file:
         file.write('{"image": "torn')  # as a kill may leave it
     drawn: list[int] = []
-    monkeypatch.setattr(script, "glyph_record", lambda index, **rest: drawn.append(index) or plain(index, **rest))
+    monkeypatch.setattr(
+        script, "glyph_record", lambda index, *place, **rest: drawn.append(index) or plain(index, *place, **rest)
+    )
     convert(arguments(cut))
     assert drawn == [3, 4]
     assert cut.read_bytes() == whole.read_bytes()
