@@ -162,6 +162,18 @@ def stream_text(model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any
         raise failure[0]
 
 
+def trimmed(pieces: Iterator[str]) -> Iterator[str]:
+    """Pieces of text without white space at the beginning and the end of the whole, and none that is empty."""
+    waiting, begun = "", False
+    for piece in pieces:
+        text = waiting + piece if begun else (waiting + piece).lstrip()
+        kept = text.rstrip()
+        waiting = text[len(kept) :]
+        if kept:
+            begun = True
+            yield kept
+
+
 class _TallyKeeper(StoppingCriteria):
     """Keeps the tally of one answer, and ends it once nobody waits for it."""
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     from .coordinates import box_problems, point_problems
     from .cpu_abilities import in_fast_dtype
     from .flags import (
+        EXIT_CODES,
+        FOLDER_CODES,
         add_command,
         add_output_flags,
         add_prompt_flags,
