@@ -7,7 +7,7 @@ from typing import Any
 
 from tap_tokenizer import add_command
 
-from ..listening import add_listening_flags, check_listening
+from ..listening import add_listening_flags, check_listening, limits_of
 from ..model_flags import add_model_flags, load_chat
 
 EXIT_CODES = "0 when Ctrl+C ends the page, 2 bad input, 130 interrupted before there was a page"
@@ -28,12 +28,7 @@ def run_app(arguments: argparse.Namespace) -> None:
 
     check_server()  # refused before a model is loaded
     check_listening(arguments)
-    limits = PageLimits(
-        file_bytes=int(arguments.max_file_mb * 1e6),
-        pixels=int(arguments.max_megapixels * 1e6),
-        queue=arguments.queue,
-        new_tokens=arguments.max_new_tokens,
-    )
+    limits = PageLimits(**limits_of(arguments))
     chat = load_chat(arguments)
     try:
         page = serve(

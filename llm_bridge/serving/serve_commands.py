@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tap_tokenizer import EXIT_CODES, add_command, tell_limitation
 
-from ..listening import add_listening_flags, check_listening, is_loopback
+from ..listening import add_listening_flags, check_listening, is_loopback, limits_of
 from ..model_flags import add_model_flags, load_chat
 
 if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
@@ -84,14 +84,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
             f"environment variable {TOKEN}, which every request must bring then."
         )
     check_listening(arguments)
-    limits = ServerLimits(
-        file_bytes=int(arguments.max_file_mb * 1e6),
-        pixels=int(arguments.max_megapixels * 1e6),
-        queue=arguments.queue,
-        seconds=arguments.seconds,
-        new_tokens=arguments.max_new_tokens,
-        cache_bytes=int(arguments.cache_mb * 1e6),
-    )
+    limits = ServerLimits(**limits_of(arguments), seconds=arguments.seconds, cache_bytes=int(arguments.cache_mb * 1e6))
     files = LabelStudioFiles(arguments.label_studio, os.environ.get(STUDIO_TOKEN), limits.file_bytes)
     chat = load_chat(arguments) if arguments.upstream is None else _load_upstream(arguments)
     name = Path(arguments.model).name
