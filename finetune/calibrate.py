@@ -1,11 +1,11 @@
-"""Makes the probabilities of `RegionChat.find` mean what they say, and chooses from which one on nothing is found.
+"""Makes the probabilities of `RegionChat.find` mean what they say, and chooses when nothing is found.
 
     python -m finetune.calibrate --model runs/mine/model --data runs/expressions_val.jsonl
 
-On held-out questions, it fits one temperature, by the likelihood of the true answers, and one threshold for none: the one that
-tells questions of something and of nothing apart best, the shares of both that are answered rightly counting the same. Both go
-into the bridge's config and its card. `finetune.train` does the same at its end, if it taught a bridge to find regions and its
-eval_data asks for some.
+On held-out questions, it fits one temperature, by the likelihood of the true answers, and one threshold for none: the
+one that best tells questions that mean something from those that mean nothing, where the shares of both that are
+answered correctly count equally. Both go into the bridge's config and its card. `finetune.train` does the same at its
+end, if it taught a bridge to find regions and its eval_data asks for some.
 """
 
 from __future__ import annotations

@@ -26,14 +26,14 @@ from .prompt_checks import ContextFullError, check_context
 FIND_QUESTION = "Find {phrase}. Answer with names of regions, or none."
 """What the language model is asked, after all candidates."""
 NONE = "none"
-"""What it answers where no candidate is meant."""
+"""What it answers if no candidate is meant."""
 _ASKED = re.compile(r"(?:<region\d+> )*" + re.escape(FIND_QUESTION).replace(re.escape("{phrase}"), "(.+)"), re.DOTALL)
 
 
 def find_question(phrase: str, candidates: int = 0) -> str:
     """The question for the regions that a phrase means, such as "the red umbrella", "every open door" or "everything blue".
 
-    candidates: how many regions the question shows first, as `<region1> <region2> …`: so records are written. A phrase that
+    candidates: how many regions the question shows first, as `<region1> <region2> …`, as in records. A phrase that
     says nothing, or that names a region, is refused.
     """
     words = " ".join(phrase.split()).rstrip(" .?!") if isinstance(phrase, str) else ""
@@ -68,7 +68,7 @@ def answered_numbers(answer: str, count: int) -> list[int]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FoundRegions(RegionTokens):
-    """The regions that a phrase means, the most probable first; without any regions where it means none.
+    """The regions that a phrase means, the most probable first; no regions if it means none.
 
     Files that `save` writes hold the regions alone.
     """

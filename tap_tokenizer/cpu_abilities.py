@@ -1,4 +1,4 @@
-"""What the processor of this machine does well: which dtypes it multiplies itself, and which PyTorch imitates on it."""
+"""What the CPU of this machine does well: which dtypes it has instructions for, and which PyTorch emulates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def multiplies_bfloat16() -> bool:
 
 
 def in_fast_dtype(model: Model, asked: object = None) -> Model:
-    """A loaded model on its device: in float32, in place, if it came in bfloat16 to a CPU that does not multiply that.
+    """A loaded model on its device: in float32, in place, if it came in bfloat16 to a CPU without instructions for it.
 
     asked: the dtype that its user asked for. If it is a dtype, it is kept, with a warning. Quantized models are left alone.
     """

@@ -30,7 +30,7 @@ def _prompts(detections: Any, where: str = "") -> list[RegionPrompt]:
     """A prompt for each detection of one picture: its mask, or its box if it has no mask or an empty one.
 
     detections: supervision's `Detections`, or anything with `xyxy` (N, 4), in pixels, and perhaps `mask` (N, H, W).
-    `where` begins the errors. Raises `ValueError` for what is no detections.
+    `where` begins the errors. Raises `ValueError` for other objects.
     """
     boxes, masks = _column(detections, "xyxy", where), getattr(detections, "mask", None)
     if boxes.ndim != 2 or boxes.shape[1] != 4:

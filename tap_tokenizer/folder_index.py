@@ -22,7 +22,7 @@ from .region_tokenizer import TapRegionTokenizer
 from .region_tokens import RegionTokens
 
 PART = 32
-"""Pictures after which what has been done is written down."""
+"""After how many pictures the work so far is written down."""
 
 FindRegions: TypeAlias = "Callable[[PictureRegions, np.ndarray], RegionTokens]"
 """A picture and its pixels (H, W, 3) → its regions."""

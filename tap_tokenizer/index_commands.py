@@ -52,7 +52,7 @@ def add_index_commands(commands: Any) -> None:
     )
     index.add_argument("--no_captions", action="store_true", help="write no captions, which take most of the time")
     index.add_argument("--remove_vanished", action="store_true",
-                       help="take pictures out that are no longer in the folder; otherwise they are only named")  # fmt: skip
+                       help="take out pictures that are no longer in the folder; otherwise they are only named")  # fmt: skip
     add_search_flags(index)
     add_model_flags(index)
     search = add_command(

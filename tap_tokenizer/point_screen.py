@@ -1,9 +1,9 @@
 """Which points of a grid are worth asking about: most find nothing that passes the filters, or what another has found.
 
-All points are first asked about the picture at half its resolution, which takes a fraction of the time. Their IoU scores come
-close to those at full resolution, and points that mean the same region get nearly the same semantic token. So only promising
-points are asked at full resolution, the most different ones first, and what they find speaks for the points that are like them.
-The answers at half resolution are never part of a result.
+All points are first asked about the picture at half its resolution, which takes a fraction of the time. Their IoU
+scores come close to those at full resolution, and points that mean the same region get nearly the same semantic token.
+So only promising points are asked at full resolution, the most different ones first, and what they find settles the
+points that are like them, too. The answers at half resolution are never part of a result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LEAST = EverythingOptions()
 lost a sixth of tap-tiny's regions."""
 
 MOST_OVERLAP = 0.8
-"""Above this `crops_nms_thresh`, regions that are nearly the same are all wanted, and no point speaks for another."""
+"""Above this `crops_nms_thresh`, regions that are nearly the same are all wanted, and no point settles another."""
 
 
 def is_screened(features: ImageFeatures, options: EverythingOptions) -> bool:
@@ -82,7 +82,7 @@ class PointScreen:
         return rows
 
     def learn(self, rows: Tensor, scores: Tensor, passes: Tensor, masks: Tensor) -> None:
-        """Leave out points that points `rows` (N,) speak for, given what these have found at full resolution.
+        """Leave out points that are settled by what points `rows` (N,) have found at full resolution.
 
         scores (N,); passes (N,): which of them found a region; masks (N, h, w): boolean, over the model frame.
         """

@@ -321,8 +321,8 @@ class RegionIndex:
         with damage_told(path), safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             if about.get("format") != FORMAT:
-                raise ValueError(f"{path} is no index of regions: expected a file that RegionIndex.save wrote.")
-            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+                raise ValueError(f"{path} is not an index of regions: expected a file that RegionIndex.save wrote.")
+            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is not a mapping
             index = cls(with_tokens="tokens" in columns)
             index.fingerprint, index.notes = about["fingerprint"], dict(json.loads(about["notes"]))
             _check_columns(columns, path)

@@ -26,7 +26,7 @@ from .foreign_files import HUB_OPTIONS, check_model_size, load_pretrained, read_
 from .output_files import made_once, save_tensors
 
 TEMPLATE = "a {}"
-"""What is said of a phrase to the encoder, by default."""
+"""The words around a phrase, by default."""
 
 
 class TextEncoder:

@@ -147,7 +147,7 @@ class CandidateFile:
         return found
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self._database.close()
 
     def __enter__(self) -> CandidateFile:

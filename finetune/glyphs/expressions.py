@@ -1,9 +1,9 @@
 """Expressions that mean objects of GlyphScenes: one, several, or none. What each means follows from the scene alone.
 
-An expression is drawn only if it can be understood in one way: objects near a border between places, or nearly as large, as far
-or as far left as others, are not told apart by it. Expressions of no object make a fifth. Half of these are near misses: some
-object is described but for one thing. No expression names a kind with a colour that its split does not show together, for that
-would teach that there are none.
+An expression is drawn only if it can be understood in one way: objects near a border between places, or nearly as
+large, as far or as far left as others, are not told apart by it. Expressions of no object make a fifth. Half of these
+are near misses: all but one detail of them fits some object. No expression names a kind with a colour that its split
+does not show together, for that would teach that there are none.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Description:
     kind: str | None = None
 
     def fits(self, glyph: GlyphObject) -> bool:
-        """Whether an object is so."""
+        """Whether this is true of an object."""
         return all(said in (None, getattr(glyph, name)) for name, said in vars(self).items())
 
     def words(self, noun: str = "thing") -> str:
@@ -73,7 +73,7 @@ class Description:
         return " ".join([*before, _IRREGULAR.get(last, f"{last}s")])
 
     def may_be_said(self, scene: GlyphScene) -> bool:
-        """Whether it names no kind and colour together that the scene's split never shows together."""
+        """Whether it names no pair of kind and colour that the scene's split never shows."""
         pair = (self.kind, self.colour)
         return None in pair or (pair in HELD_OUT_PAIRS) == SPLITS[scene.split].held_out
 
@@ -131,7 +131,7 @@ def _noun(random: np.random.RandomState) -> str:
 
 
 def _describe(glyph: GlyphObject, random: np.random.RandomState, without: Sequence[str] = ()) -> Description:
-    """Some attributes of an object, chosen by chance; `without` those."""
+    """Some attributes of an object, chosen at random; none of those in `without`."""
     names = [name for name in ATTRIBUTES if name not in without]
     kept = [name for name in names if random.random_sample() < (0.8 if name == "kind" else 0.5)]
     kept = kept or [_pick(random, names)]
@@ -334,7 +334,7 @@ def _several(scene: GlyphScene, visible: Sequence[int], random: np.random.Random
 
 
 def _none(scene: GlyphScene, visible: Sequence[int], random: np.random.RandomState) -> Expression | None:
-    """What is not there: as often a near miss as something of another kind and colour than all that is."""
+    """Something that is not there: as often a near miss as a kind and a colour that no object has."""
     draw = _near_miss if random.random_sample() < 0.5 else _far_miss
     return next((one for _ in range(TRIES) if (one := draw(scene, visible, random)) is not None), None)
 
@@ -350,7 +350,7 @@ def _far_miss(scene: GlyphScene, visible: Sequence[int], random: np.random.Rando
 
 
 def _near_miss(scene: GlyphScene, visible: Sequence[int], random: np.random.RandomState) -> Expression | None:
-    """An object is there but for one thing: an attribute, its place, or on which side of another it lies."""
+    """A near miss: it differs from an object in an attribute, its place, or the side of another on which it lies."""
     target = _one_of(random, visible)
     glyph, form = scene.objects[target], random.randint(4)
     if form < 2:

@@ -1,4 +1,4 @@
-"""The benchmark's expressions: what a bridge finds of them among true candidates and everything mode's, and the tables of it.
+"""The benchmark's expressions: what a bridge finds among true candidates and everything mode's, and its tables.
 
 Each scene has one expression of each type that it offers, and a second of none. What is found is right if its masks match those
 of the objects that are meant one to one, with an IoU of .5 or more. Beside the bridge stand TAP's concept head alone, which

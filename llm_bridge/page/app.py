@@ -84,7 +84,7 @@ def serve(
     chat: whose model and processor answer everyone; its own conversation is left alone.
     host: the address to listen at; only this machine can reach the default. port: the first free one from 7860 if None.
     allowed_hosts: names, beside `host` and the loopback names, under which browsers may ask for the page: a proxy's, or this
-    machine's in its network. Raises `OSError` if the port cannot be had.
+    machine's in its network. Raises `OSError` if the port is not available.
     """
     check_server()
     import uvicorn
@@ -166,7 +166,7 @@ async def _sent(request: Request) -> tuple[str | None, dict[str, Any]]:
 
 
 class _Threads:
-    """So many threads for what waits and works, while the app runs: each question holds one while it waits."""
+    """While the app runs, allow this many threads for what waits and works: each question holds one while it waits."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -235,7 +235,7 @@ def _listen(host: str, port: int | None) -> socket.socket:
             return socket.create_server((host, number), family=family, backlog=512)
         except OSError:
             continue
-    raise OSError(f"Port {port or f'from {FIRST_PORT} on'} of {host} cannot be had.")
+    raise OSError(f"Port {port or f'from {FIRST_PORT} on'} of {host} is not available.")
 
 
 def check_server() -> None:

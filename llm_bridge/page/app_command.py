@@ -36,7 +36,7 @@ def run_app(arguments: argparse.Namespace) -> None:
         )
     except OSError:
         raise ValueError(
-            f"Port {arguments.port or 'from 7860 on'} of {arguments.host} cannot be had: give another --port."
+            f"Port {arguments.port or 'from 7860 on'} of {arguments.host} is not available: give another --port."
         ) from None
     try:
         print(f"The page is at {page.address} (Ctrl+C ends it).", flush=True)

@@ -325,7 +325,7 @@ export class Board {
     if (!this.covers(on)) return this.forget();
     if (tool === "everything") {
       const hit = this.under(this.page.candidates(), this.inPicture(on));
-      return hit ? this.page.take(hit) : this.page.say("There is nothing that TAP found: choose Point to mark it yourself.");
+      return hit ? this.page.take(hit) : this.page.say("TAP found nothing here: choose Point to mark it yourself.");
     }
     const moved = event.pointerType === "mouse" && Math.hypot(on[0] - drag.on[0], on[1] - drag.on[1]) <= CLICK;
     const { part, mode } = this.#point(moved ? drag.start : this.inPicture(on), event);

@@ -55,7 +55,7 @@ export function tools(page) {
       } else {
         const kept = page.regions().map(({ region }) => region).filter(Boolean);
         state.candidates = found.filter((region) => !kept.some((other) => agreement(region.box, other.box) > 0.8));
-        page.say(state.candidates.length ? `TAP found ${state.candidates.length}: click those that you want.` : "TAP finds nothing else by itself: point at something.", !found.length);
+        page.say(state.candidates.length ? `TAP found ${state.candidates.length}: click the ones you want.` : "TAP finds nothing more by itself: point at something.", !found.length);
       }
       showTools();
       board.draw();
@@ -80,7 +80,7 @@ export function tools(page) {
     });
   }
   find("undo").onclick = () => { marks.undo(); page.say("Undone."); page.see(); };
-  find("redo").onclick = () => { marks.redo(); page.say("Done again."); page.see(); };
+  find("redo").onclick = () => { marks.redo(); page.say("Redone."); page.see(); };
   find("keep-all").onclick = () => page.takeAll();
   find("in").onclick = () => board.zoom(1.4);
   find("out").onclick = () => board.zoom(1 / 1.4);

@@ -1,1 +1,1 @@
-"""Bridges and servers: a client for servers that run the language model, and servers of our own."""
+"""Our own server, and a client for servers that run the language model."""

@@ -15,7 +15,7 @@ from ..chat_markup import user_content
 from .answers import AnswerOptions, answer_text
 
 QUESTION = "What is <region>?"
-"""What the language model is asked of a region where TAP has no captions of its own."""
+"""What the language model is asked about a region if TAP writes no captions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ def annotate(
     gone: Event,
     limit: int,
 ) -> list[Annotation]:
-    """Annotations of regions of a picture (H, W, 3), which is encoded once, whoever asks.
+    """Annotations of regions of a picture (H, W, 3), which is encoded only once, whoever asks.
 
     question: asked of each region instead of TAP's own caption, with `<region>` for it, or else about it. limit: tokens of an
     answer.

@@ -18,8 +18,9 @@ from ..prompt_checks import check_context
 class AnswerOptions:
     """How an answer is made.
 
-    max_tokens: its length at most; None: as long as there is room, up to `limit`. temperature, top_p: None of both is greedy.
-    stop: texts before which the answer ends. thinking: whether a model that can think aloud does so first.
+    max_tokens: its greatest length; None for as long as there is room, up to `limit`. temperature, top_p: greedy if
+    both are None. stop: texts before which the answer ends. thinking: whether a model that can think aloud does so
+    first.
     """
 
     limit: int
@@ -65,7 +66,7 @@ def answer(
     gone: ends the answer once it is set. `ValueError` for what the processor or the language model's context refuses.
     """
     if not chat.sees_pictures and _only_pictures(messages):
-        raise ValueError("There is a picture but no region, and this model sees pictures through their regions alone.")
+        raise ValueError("There is a picture but no region, and this model sees pictures only through their regions.")
     prompt = chat.speaker.read(messages, thinking=options.thinking)
     length = prompt["input_ids"].shape[1]
     new = _room(chat, length, options)

@@ -1,4 +1,4 @@
-"""What clients send to /v1/chat/completions: OpenAI's form, with region items, and what of it is refused."""
+"""What clients send to /v1/chat/completions: OpenAI's form, with region items, and which parts of it are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_VALUES = 200_000
 """How many values a request may hold: a picture is one, a mask's run lengths may be many."""
 
 WITHOUT_EFFECT = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
-"""Parameters of OpenAI's that ask for nothing."""
+"""OpenAI's parameters that would change nothing about an answer."""
 
 NOT_DONE: dict[str, list[Any]] = {
     "n": [1],
@@ -31,11 +31,11 @@ NOT_DONE: dict[str, list[Any]] = {
     "store": [False],
     "service_tier": ["auto", "default"],
 }
-"""Parameters of OpenAI's for what is not done here, with the values that do not ask for it."""
+"""OpenAI's parameters for what this server does not do, with the values that do not ask for it."""
 
 
 class _Strict(BaseModel):
-    """Nothing is converted, and no number is infinite or not a number."""
+    """Nothing is converted, and neither infinity nor NaN is a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -72,7 +72,7 @@ class RegionItem(_Strict):
     """A region of the last picture before it, or of picture number `image`, counted from 0 through the conversation.
 
     With a prompt it is a new region, in pixels of its picture; a mask is run lengths, or a picture as a data URL. With a
-    `name` alone, as "region1", it is that region, spoken of again.
+    `name` alone, as "region1", it is that region, mentioned again.
     """
 
     type: Literal["region"]
@@ -176,7 +176,7 @@ def _path(places: tuple[int | str, ...]) -> list[str]:
 
 
 def read_chat_request(body: bytes) -> ChatRequest:
-    """A request for an answer, in which nothing is asked for that is not done; else `RequestError` 400."""
+    """A request for an answer that asks only for what is done here; else `RequestError` 400."""
     request = read_json(body, ChatRequest)
     for name, value in (request.model_extra or {}).items():
         if name in WITHOUT_EFFECT or value is None or (name in NOT_DONE and value in NOT_DONE[name]):
@@ -192,5 +192,5 @@ def read_chat_request(body: bytes) -> ChatRequest:
     if request.messages[-1].role != "user":
         raise RequestError(400, "invalid_value", "The last message must be the user's.", param="messages")
     if request.stream_options is not None and not request.stream:
-        raise RequestError(400, "invalid_value", "stream_options are for stream=true.", param="stream_options")
+        raise RequestError(400, "invalid_value", "stream_options need stream=true.", param="stream_options")
     return request

@@ -130,7 +130,7 @@ class ServedModel:
                     raise RuntimeError(f"The server broke off its answer: {_message(chunk)}")
                 self._check_length(prompt, usage := chunk.get("usage"))
                 for choice in chunk.get("choices", []):
-                    tally.tokens += 1  # as good as known, until the server says it
+                    tally.tokens += 1  # a good guess, until the server says the number
                     tally.is_cut = choice.get("finish_reason") == "length"
                     if piece := choice["delta"].get("content"):
                         yield piece
@@ -218,14 +218,14 @@ class ServedModel:
         return cards
 
     def _shorten_context(self, longest: Any) -> None:
-        """Let prompts be refused here that are too long for the server."""
+        """Have prompts that are too long for the server refused here."""
         text_config = self.config.get_text_config()
         own = getattr(text_config, "max_position_embeddings", None)
         if isinstance(longest, int):
             text_config.max_position_embeddings = min(own or longest, longest)
 
     def _check_length(self, prompt: Mapping[str, Any], usage: Any) -> None:
-        """Refuse the answer to another prompt than the one that was written here."""
+        """Refuse an answer to any prompt other than the one that was written here."""
         read, written = (usage or {}).get("prompt_tokens"), prompt["input_ids"].shape[1]
         if isinstance(read, int) and read != written:
             raise ValueError(
@@ -234,9 +234,9 @@ class ServedModel:
             )
 
     def _check_adapter_is_heard(self, parent: str) -> None:
-        """Refuse an adapter with which the server says exactly what it says without it.
+        """Refuse an adapter that makes no difference to what the server says.
 
-        vLLM loads adapters whose names fit no layer, and is silent about it.
+        vLLM silently ignores weights whose names fit no layer.
         """
         prompt = self.writer.write([{"role": "user", "content": "What is this?"}])
         body = {**self._body(prompt, {"max_new_tokens": 1}), "logprobs": True, "top_logprobs": 5}
@@ -265,7 +265,7 @@ _CAUSES = {
     "prompt_embeds": "could not read the regions.",
     "maximum context length": "has too short a context: ask about fewer regions, or start it with a larger --max-model-len.",
 }
-"""What servers say, by a word of it, and what that means."""
+"""A word by which a server's refusal is known, and what the refusal means."""
 
 
 def _message(answer: httpx.Response | dict[str, Any]) -> str:

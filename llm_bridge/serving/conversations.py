@@ -20,9 +20,9 @@ from .limits import ServerLimits
 def read_conversation(messages: Sequence[Message], limits: ServerLimits) -> list[dict[str, Any]]:
     """Messages for `RegionBridgeProcessor.apply_chat_template`, with pictures as arrays (H, W, 3).
 
-    A user's region items stand where their message speaks of regions: if its text holds `<region>`, they are those, in order;
-    else each stands where it was given. region1, region2, … in the text are the regions of the conversation.
-    Raises `RequestError` for what exceeds the limits, and for pictures and regions that cannot be read.
+    If the text of a user's message contains `<region>`, the message's region items go there, in order; otherwise each
+    stays where it was given. The names region1, region2, … in a text mean regions of the conversation. Raises
+    `RequestError` for anything that exceeds the limits, and for pictures and regions that cannot be read.
     """
     reader = _Reader(limits)
     for number, message in enumerate(messages):
@@ -34,7 +34,7 @@ def read_conversation(messages: Sequence[Message], limits: ServerLimits) -> list
 
 
 def check_words(text: str) -> None:
-    """Refuse what no text tokenizer reads: halves of characters."""
+    """Refuse halves of characters, which no text tokenizer reads."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -42,7 +42,7 @@ def check_words(text: str) -> None:
 
 
 def read_data_url(url: str, limits: ServerLimits, param: str) -> np.ndarray:
-    """A picture (H, W, 3); `RequestError` for an address that would have to be fetched, and for what is no picture."""
+    """A picture (H, W, 3); `RequestError` for an address that would have to be fetched, and for anything but a picture."""
     _check_data_url(url, param)
     try:
         return read_picture(url, limits)
@@ -52,9 +52,7 @@ def read_data_url(url: str, limits: ServerLimits, param: str) -> np.ndarray:
 
 def _check_data_url(url: str, param: str) -> None:
     if not url.startswith("data:"):
-        words = (
-            f"{param} is {url!r:.60}, expected a data URL: data:image/png;base64,…. This server fetches no addresses."
-        )
+        words = f"{param} is {url!r:.60}, expected a data URL: data:image/png;base64,…. Addresses are not fetched."
         raise RequestError(400, "invalid_image_url", words, param=param)
 
 
@@ -79,7 +77,7 @@ class _Reader:
             self.messages.append({"role": "user", "content": self._user(message, where)})
             return
         if len(texts) < len(message.content):
-            raise ValueError(f"{where}: pictures and regions belong into the user's messages.")
+            raise ValueError(f"{where}: pictures and regions belong in the user's messages.")
         role = "system" if message.role == "developer" else message.role
         self.messages.append({"role": role, "content": "\n".join(texts)})
 
@@ -102,7 +100,7 @@ class _Reader:
                 name = f"region{self.regions}"
                 if item.name not in (None, name):
                     raise ValueError(
-                        f"{own}: the region is named {item.name!r:.40}, but is {name}: leave its name out."
+                        f"{own}: the region is named {item.name!r:.40}, but is {name}: leave out its name."
                     )
                 places[name] = image
                 parts.append((True, f"<{name}>"))
@@ -128,7 +126,7 @@ class _Reader:
     def _place(self, item: RegionItem, where: str) -> int:
         """The number of a region's picture."""
         if not self.images:
-            raise ValueError(f"{where}: a region stands before any picture: give the image_url item first.")
+            raise ValueError(f"{where}: a region comes before any picture: give the image_url item first.")
         image = len(self.images) - 1 if item.image is None else item.image
         if not 0 <= image < len(self.images):
             raise ValueError(
@@ -153,7 +151,7 @@ class _Reader:
     def _mention(self, item: RegionItem, where: str) -> str:
         if item.name is None:
             raise ValueError(
-                f"{where}: a region without a prompt: give its box, points or mask, or the name of one before."
+                f"{where}: a region without a prompt: give its box, points or mask, or the name of an earlier one."
             )
         if not re.fullmatch(r"region[1-9]\d{0,5}", item.name):
             raise ValueError(f"{where}: a region with the name {item.name!r:.40}, expected region1, region2, ….")

@@ -1,7 +1,7 @@
 """Decides which requests reach the server: under which names, with which token, of what kind, with how many bytes.
 
-`ServerGuard` is an ASGI middleware that reads a request, up to the limit, before any endpoint sees it. `PatientProtocol`
-lets no client take for ever to send the lines before that.
+`ServerGuard` is an ASGI middleware that reads a request, up to the limit, before any endpoint sees it.
+`PatientProtocol` limits how long a client may take to send the headers before that.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OPEN_PATHS = ("/health",)
 
 
 class ServerGuard:
-    """Refuses foreign host names, requests without the token, bodies that are no JSON, and those over the limit.
+    """Refuses foreign host names, requests without the token, bodies that are not JSON, and those over the limit.
 
     token: None if none is asked for. It is taken as a bearer token, as the password of a basic login, which Label Studio
     sends, or in the header Token, which X-AnyLabeling sends. seconds: how long a body may take to arrive.
@@ -63,7 +63,7 @@ class ServerGuard:
         await self.app(scope, receive, send)
 
     def _check(self, scope: dict[str, Any]) -> None:
-        """Refuse a request for its headers."""
+        """Refuse a request because of its headers."""
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1 or not self.hosts.allow(hosts[0].decode("latin-1")):
             raise RequestError(
@@ -87,7 +87,7 @@ class ServerGuard:
             kinds = [value for name, value in scope["headers"] if name == b"content-type"]
             if len(kinds) != 1 or kinds[0].split(b";")[0].strip().lower() != b"application/json":
                 raise RequestError(
-                    415, "wrong_content_type", "The request is no JSON: send Content-Type: application/json."
+                    415, "wrong_content_type", "The request is not JSON: send Content-Type: application/json."
                 )
             refusal, body = await self.bodies.read(scope, receive, self.seconds)
         if refusal is not None:
@@ -131,7 +131,7 @@ class PatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _time_headers(self) -> None:
-        """Let the time run while a request has begun to arrive, or is to begin, and its headers are not all there."""
+        """Run the clock while a request is expected, or has begun to arrive, and its headers are not complete."""
         if self.conn.their_state is not h11.IDLE:
             self._stop_timer()
         elif self._header_timer is None:

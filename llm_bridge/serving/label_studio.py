@@ -1,4 +1,4 @@
-"""Label Studio's wire to a machine learning backend: regions with masks and texts for what was marked.
+"""Label Studio's protocol for a machine learning backend: regions with masks and texts for what was marked.
 
 With a context, a user has just marked something with a smart tool. Without one, tasks are predicted in bulk: each rectangle
 and point of a task's first annotation gets a text.
@@ -99,7 +99,7 @@ class Labelling:
         try:
             tree = ElementTree.fromstring(config)
         except (ElementTree.ParseError, ValueError) as error:
-            raise ValueError(f"label_config is no XML: {error}.") from None
+            raise ValueError(f"label_config is not XML: {error}.") from None
         image = next(tree.iter("Image"), None)
         if image is None or not image.get("name") or not image.get("value", "").startswith("$"):
             raise ValueError('label_config has no <Image name="…" value="$…">, which this server needs.')
@@ -127,7 +127,7 @@ async def setup(service: Service, request: Request) -> Response:
 
 
 async def webhook(service: Service, request: Request) -> Response:
-    """Nothing is learned from annotations; the event is taken note of, as Label Studio expects."""
+    """Acknowledge an event, as Label Studio expects; nothing is learned from annotations."""
     return JSONResponse({}, status_code=201)
 
 
@@ -157,7 +157,7 @@ async def predict(service: Service, files: LabelStudioFiles, request: Request) -
 async def _source(value: Any, files: LabelStudioFiles, param: str) -> str | bytes:
     """A task's picture: a data URL, or what the file holds that Label Studio serves."""
     if not isinstance(value, str):
-        raise RequestError(400, "invalid_image_url", f"{param} is no address of a picture.", param=param)
+        raise RequestError(400, "invalid_image_url", f"{param} is not the address of a picture.", param=param)
     return value if value.startswith("data:") else await asyncio.to_thread(files.fetch, value, param)
 
 
@@ -196,7 +196,7 @@ def _marks(drawn: list[Drawn], picture: np.ndarray) -> Marks:
     points, labels, boxes = [], [], []
     for one in drawn:
         if one.image_rotation or _number(one.value, "rotation", 0):
-            raise ValueError("A picture or a rectangle is turned: turn it back, this server reads upright ones.")
+            raise ValueError("A picture or a rectangle is rotated: rotate it back first.")
         x, y = _number(one.value, "x") * width / 100, _number(one.value, "y") * height / 100
         if _KINDS[one.type] == "point":
             points.append((x, y))

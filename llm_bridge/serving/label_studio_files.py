@@ -1,4 +1,4 @@
-"""Pictures that Label Studio serves to its backends: of one Label Studio, which the operator has named, and of no one else."""
+"""Pictures that Label Studio serves to its backends: only those of one Label Studio, which the operator has named."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class LabelStudioFiles:
 
     def __init__(self, url: str | None, key: str | None, most_bytes: int) -> None:
         if url is not None and urlsplit(url).scheme not in ("http", "https"):
-            raise ValueError(f"--label_studio is {url}, expected an address as http://127.0.0.1:8080.")
+            raise ValueError(f"--label_studio is {url}, expected an address such as http://127.0.0.1:8080.")
         self.url, self.key, self.most_bytes = url, key, most_bytes
 
     def fetch(self, address: str, param: str) -> bytes:
-        """What lies at a path or an address of that Label Studio; `RequestError` for others, and for what cannot be had."""
+        """What lies at a path or an address of that Label Studio; `RequestError` for others, and if it cannot be fetched."""
         if self.url is None:
             words = (
                 f"{param} is {address!r:.60}: this server fetches pictures only if it was started with --label_studio."

@@ -30,14 +30,14 @@ from ..projector_files import read_projector, read_projector_of_whole
 from ..prompt_checks import check_features
 
 RESERVED = "<prompt_embeds>"
-"""What vLLM writes in the places of rows, and therefore reads in nobody's words."""
+"""What vLLM writes in the places of rows, so that it must not occur in anybody's words."""
 _LATEST_ROWS = 4096
 """How many projected rows are remembered."""
 _PLACES = re.compile(rf"((?:{re.escape(REGION_TOKEN)})+)")
 
 
 class ServedPrompt(TypedDict):
-    """A prompt as ids (1, L), of which only the length is of use, and as content parts in OpenAI's form."""
+    """A prompt as ids (1, L), of which only the length matters, and as content parts in OpenAI's form."""
 
     input_ids: Tensor
     parts: list[dict[str, str]]
@@ -120,7 +120,8 @@ class PromptWriter:
     def _project(self, features: Tensor) -> Tensor:
         """Features (1, S, F) → rows (S, hidden_size), float32, on the CPU.
 
-        Equal features have equal rows, bit for bit, whatever they were projected with: servers know prompts again by that.
+        Equal features have equal rows, bit for bit, whatever else was projected at the same time: that is how servers
+        recognise prompts.
         """
         check_features(self.config, features, None)
         keys = [row.numpy().tobytes() for row in features[0]]
@@ -140,5 +141,5 @@ class PromptWriter:
 def _packed(rows: Tensor) -> str:
     """Rows (n, hidden_size) as a server reads them: base64 of what `torch.save` writes."""
     file = io.BytesIO()
-    torch.save(rows.clone(), file)  # a part of a tensor would be saved with all of it
+    torch.save(rows.clone(), file)  # part of a tensor would be saved together with the rest
     return base64.b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""What every endpoint of the server works with: the models, their one worker, the limits, and who is still there."""
+"""What every endpoint of the server works with: the models, their one worker, the limits, and clients that leave."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def vllm_command(bridge: str | Path, output: Path | None = None) -> list[str]:
-    """`vllm serve` and its arguments: the language model, that it takes regions, and the bridge's adapter.
+    """`vllm serve` and its arguments: the language model, the flags that let it take regions, and the bridge's adapter.
 
     bridge: a name, folder or repository. output: a new folder for what vLLM needs of a bridge that holds its own language
     model.
@@ -54,7 +54,7 @@ def _lora_arguments(adapter: Path, name: str) -> list[str]:
     """What serves an adapter under a name.
 
     vLLM would otherwise put an empty adapter on the input embeddings, which it looks up for the words of a prompt alone, and
-    count rows of numbers among them: on a CPU, the server dies of the first question about a region.
+    count rows of numbers among them: on a CPU, the server crashes at the first question about a region.
     """
     weights = weight_shapes([adapter / ADAPTER_FILE])
     layers = sorted({weight.partition(".lora_")[0].rpartition(".")[2] for weight in weights})
@@ -83,8 +83,6 @@ def _write_tokenizer(bridge: str | Path, new: Path) -> Path:
 
 def _new(bridge: str | Path, output: Path | None) -> Path:
     if output is None:
-        raise ValueError(
-            f"{bridge} holds its own language model: give --output, a new folder to write what vLLM needs to."
-        )
+        raise ValueError(f"{bridge} holds its own language model: give --output, a new folder for what vLLM needs.")
     check_new(output)
     return output

@@ -123,7 +123,7 @@ class _Job(Generic[T]):
         self.gone = Event()
 
     def leave(self, watch: asyncio.Future[None]) -> None:
-        """Pass on that the client has left, unless it was the watch that was ended."""
+        """Pass on that the client has left, unless the watch itself was ended."""
         if not watch.cancelled() and (error := watch.exception()) is not None:
             self.sent.put_nowait(("error", error))
 

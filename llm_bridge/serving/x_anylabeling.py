@@ -1,6 +1,6 @@
-"""X-AnyLabeling's wire to a server of models: which models there are, and shapes for what was marked.
+"""X-AnyLabeling's protocol for a server of models: which models there are, and shapes for what was marked.
 
-The client sends a header Token with every request, even an empty one; by it, it is told from OpenAI's clients.
+With every request, the client sends a header Token, which may be empty. It tells the client apart from OpenAI's.
 """
 
 from __future__ import annotations

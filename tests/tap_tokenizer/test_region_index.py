@@ -206,7 +206,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lacks boxes"):
         RegionIndex.load(path)
     save_file(tensors, path)
-    with pytest.raises(ValueError, match="is no index of regions"):
+    with pytest.raises(ValueError, match="is not an index of regions"):
         RegionIndex.load(path)
 
 

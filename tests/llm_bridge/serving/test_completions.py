@@ -194,7 +194,7 @@ def test_errors_are_those_of_the_client(openai: Any, messages: Any) -> None:
     with pytest.raises(library.BadRequestError, match="n is 3") as several:
         openai.chat.completions.create(model=MODEL, messages=messages, n=3)
     assert (several.value.code, several.value.param) == ("unsupported_parameter", "n")
-    with pytest.raises(library.BadRequestError, match="fetches no addresses"):
+    with pytest.raises(library.BadRequestError, match="Addresses are not fetched"):
         openai.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": [picture("https://example.org/a.png")]}]
         )
