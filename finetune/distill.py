@@ -48,7 +48,8 @@ from .config import Source, check_counts, knob, parse_arguments, run_command
 from .loop import run
 from .losses import word_losses
 from .teacher import NEW, LessonArguments, Teacher
-from .train import BridgeTraining, TrainArguments, check_arguments, load_bridge
+from .train import BridgeTraining, load_bridge
+from .train_arguments import TrainArguments, check_arguments
 
 LESSONS, HELD_OUT, COUNTS, ABOUT = "lessons.jsonl", "held_out.jsonl", "counts.json", "about.json"
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
         set_trainable,
         use_adapter,
     )
-    from .chat import RegionBaseline, RegionChat
+    from .chat import RegionChat
     from .configuration_bridge import REGION_TOKEN, FeatureLayout, RegionBridgeConfig
-    from .description import RegionDescription, describe_regions
+    from .description import RegionBaseline, RegionDescription, describe_regions
     from .feature_rows import region_features
     from .generation import generate_text
     from .grounding import FoundRegions, find_answer, find_question

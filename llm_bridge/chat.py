@@ -7,38 +7,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
-from tap_tokenizer import (
-    ImageInput,
-    RegionPrompt,
-    RegionTokens,
-    TapConfig,
-    TapRegionTokenizer,
-    as_mask,
-    check_device,
-    check_findable,
-    damage_told,
-    gguf_of,
-    in_fast_dtype,
-    load_pretrained,
-    mask_to_rle,
-    read_json_object,
-)
+from tap_tokenizer import ImageInput, RegionPrompt, RegionTokens, TapRegionTokenizer, as_mask, mask_to_rle
 
 from .chat_markup import spoken_numbers, user_content, words_of
-from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
-from .generation import LocalSpeaker, Speaker
+from .chat_sources import load_for_chat
+from .description import RegionBaseline, baselines
+from .generation import LocalSpeaker, Speaker, trimmed
 from .grounding import Candidates, FoundRegions, check_choice, find_among, find_answer, find_question
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .pictures import open_picture
@@ -48,15 +30,6 @@ from .prompt_checks import check_context
 from .serving import client
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class RegionBaseline:
-    """What TAP itself says about one region: its caption (None without a vocabulary) and its best concepts."""
-
-    name: str
-    caption: str | None
-    concepts: list[tuple[str, float]] = field(default_factory=list)
 
 
 @dataclass
@@ -121,28 +94,10 @@ class RegionChat:
         model's `from_pretrained` (quantization_config, device_map, …; trust_remote_code=True runs the Python code that lies
         beside a language model, which is refused otherwise).
         """
-        if mode not in ("tokens", "described"):
-            raise ValueError(f'mode is {mode!r}, expected "tokens" or "described".')
-        path = bundled_or_given(source)
-        if mode == "described" and region_tokenizer is None:
-            raise ValueError('mode "described" needs a region tokenizer: give region_tokenizer=….')
-        check_device(device)
-        _check_source(source, mode, kwargs)
-        hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
-        with damage_told(path):
-            if mode == "tokens":
-                model = RegionBridgeForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto", **kwargs)
-                processor = RegionBridgeProcessor.from_pretrained(
-                    path, region_tokenizer=region_tokenizer, device=device, **hub
-                )
-            else:
-                if isinstance(region_tokenizer, str):
-                    region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer, device=device)
-                trusted = {"trust_remote_code": kwargs.pop("trust_remote_code", False)}
-                model = load_pretrained(AutoModelForCausalLM, source, dtype=dtype or "auto", **trusted, **kwargs)
-                words = load_pretrained(AutoTokenizer, source, **trusted, **hub)
-                processor = DescribedRegionProcessor(words, region_tokenizer)
-        return cls(in_fast_dtype(model.to(device) if device is not None else model, dtype), processor)
+        loaded = load_for_chat(
+            source, mode=mode, region_tokenizer=region_tokenizer, dtype=dtype, device=device, **kwargs
+        )
+        return cls(*loaded)
 
     @classmethod
     def from_server(
@@ -441,10 +396,7 @@ class RegionChat:
         """TAP's own caption and concepts for each region of the conversation: the baseline that the language model must
         beat.
         """
-        regions, tokenizer = self.regions(), self.region_tokenizer
-        captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
-        concepts = tokenizer.classify(regions, top_k) if tokenizer.concepts is not None else [[] for _ in captions]
-        return [RegionBaseline(f"region{i}", c, best) for i, (c, best) in enumerate(zip(captions, concepts), start=1)]
+        return baselines(self.region_tokenizer, self.regions(), top_k)
 
 
 def _with_masks_read(prompts: Sequence[RegionPrompt], picture: np.ndarray) -> list[RegionPrompt]:
@@ -459,52 +411,3 @@ def _with_masks_read(prompts: Sequence[RegionPrompt], picture: np.ndarray) -> li
 def _refuse_several(generate_options: dict[str, Any]) -> None:
     if generate_options.get("num_return_sequences", 1) != 1:
         raise ValueError("num_return_sequences asks for several answers, expected one: ask again, with do_sample=True.")
-
-
-def _check_source(source: str | Path, mode: str, hub: dict[str, Any]) -> None:
-    """Refuse a source that does not suit the mode before anything is loaded.
-
-    If it is not on this machine, ask the Hub once.
-    """
-    path = bundled_or_given(source)
-    if gguf_of(path) is not None:
-        return  # which only a bridge refuses
-    folder = Path(path)
-    if not folder.is_dir():
-        if folder.is_file():
-            raise ValueError(
-                f"{path} is a file, expected the folder of a saved model, a Hub repository, or region-chat-tiny."
-            )
-        if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
-            raise ValueError(f"Found no folder at {path}: give a folder, a Hub repository, or region-chat-tiny.")
-        if mode == "tokens" and "/" not in path:
-            raise ValueError(
-                f"Found no bridge {path}: give region-chat-tiny or region-context-tiny, the folder of a bridge, or a "
-                "Hub repository as owner/name."
-            )
-        check_findable(source, hub, may_lack_owner=True)
-        return
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ValueError(f"{path} holds no config.json: give the folder of a saved model.")
-    kind = read_json_object(config).get("model_type")
-    if kind == TapConfig.model_type:
-        raise ValueError(f"{path} is a region tokenizer, not a language model: give it as region_tokenizer=….")
-    if mode == "tokens" and kind != RegionBridgeConfig.model_type:
-        raise ValueError(
-            f'{path} is a language model ({kind}), not a bridge: use mode="described", or train a bridge on it.'
-        )
-    if mode == "described" and kind == RegionBridgeConfig.model_type:
-        raise ValueError(f'{path} is a bridge, which reads region tokens: leave mode="described" out.')
-
-
-def trimmed(pieces: Iterator[str]) -> Iterator[str]:
-    """Pieces of text without white space at the beginning and the end of the whole, and none that is empty."""
-    waiting, begun = "", False
-    for piece in pieces:
-        text = waiting + piece if begun else (waiting + piece).lstrip()
-        kept = text.rstrip()
-        waiting = text[len(kept) :]
-        if kept:
-            begun = True
-            yield kept

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tap_tokenizer import RegionTokens, TapRegionTokenizer
+
 PLACES = (
     "top left", "top", "top right",
     "left", "center", "right",
@@ -26,6 +28,22 @@ _ARTICLES = ("a", "an", "the")
 
 SURE = 0.5
 """Concepts of at least this score are said to be what a region shows; of others, the best two, to be what it may be."""
+
+
+@dataclass
+class RegionBaseline:
+    """What TAP itself says about one region: its caption (None without a vocabulary) and its best concepts."""
+
+    name: str
+    caption: str | None
+    concepts: list[tuple[str, float]] = field(default_factory=list)
+
+
+def baselines(tokenizer: TapRegionTokenizer, regions: RegionTokens, top_k: int) -> list[RegionBaseline]:
+    """What TAP itself says about region1, region2, …, each with at most `top_k` concepts; none without a concept bank."""
+    captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
+    concepts = tokenizer.classify(regions, top_k) if tokenizer.concepts is not None else [[] for _ in captions]
+    return [RegionBaseline(f"region{i}", c, best) for i, (c, best) in enumerate(zip(captions, concepts), start=1)]
 
 
 @dataclass(frozen=True)

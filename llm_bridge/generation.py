@@ -61,15 +61,7 @@ class LocalSpeaker:
 
     def read(self, messages: Sequence[dict[str, Any]], *, thinking: bool) -> Mapping[str, Any]:
         """The batch that the processor makes, on the model's device."""
-        batch = self.processor.apply_chat_template(
-            messages,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-            enable_thinking=thinking,
-        )
-        moved: Mapping[str, Any] = batch.to(self.model.device)
+        moved: Mapping[str, Any] = question_inputs(self.processor, messages, thinking=thinking).to(self.model.device)
         return moved
 
     def say(self, prompt: Mapping[str, Any], **options: Any) -> str:
@@ -90,6 +82,22 @@ class LocalSpeaker:
         if (seed := options.pop("seed", None)) is not None:
             torch.manual_seed(seed)
         return {"tokenizer": self.processor.tokenizer, **options} if "stop_strings" in options else options
+
+
+def question_inputs(processor: Any, conversation: Sequence[Any], *, thinking: bool = False, **options: Any) -> Any:
+    """A conversation that ends with a question, or a list of them, → the batch that a model reads before it answers.
+
+    thinking: whether a model that can think aloud may do so. options: as for the processor's `apply_chat_template`.
+    """
+    return processor.apply_chat_template(
+        conversation,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        enable_thinking=thinking,
+        **options,
+    )
 
 
 def generate_text(model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any], **options: Any) -> list[str]:
@@ -160,6 +168,18 @@ def stream_text(model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any
         thread.join()
     if failure:
         raise failure[0]
+
+
+def trimmed(pieces: Iterator[str]) -> Iterator[str]:
+    """Pieces of text without white space at the beginning and the end of the whole, and none that is empty."""
+    waiting, begun = "", False
+    for piece in pieces:
+        text = waiting + piece if begun else (waiting + piece).lstrip()
+        kept = text.rstrip()
+        waiting = text[len(kept) :]
+        if kept:
+            begun = True
+            yield kept
 
 
 class _TallyKeeper(StoppingCriteria):

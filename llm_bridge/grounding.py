@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from tap_tokenizer import RegionPrompt, RegionTokens
 
 from .chat_markup import spoken_matches, spoken_numbers, user_content
-from .generation import generate_text, logits_after
+from .generation import generate_text, logits_after, question_inputs
 from .processing_bridge import RegionBridgeProcessor
 from .prompt_checks import ContextFullError, check_context
 
@@ -270,14 +270,7 @@ def _prompt(
 ) -> Any:
     """The model's inputs for one question about candidates, which are region1, region2, …"""
     message = {"role": "user", "content": user_content(question, candidates, picture)}
-    return processor.apply_chat_template(
-        [message],
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-        enable_thinking=False,
-    )
+    return question_inputs(processor, [message])
 
 
 def _ask(model: PreTrainedModel, processor: RegionBridgeProcessor, inputs: Any, count: int, new: int) -> Choice:

@@ -26,6 +26,16 @@ def add_listening_flags(parser: argparse.ArgumentParser, what: str, queue: int) 
     )
 
 
+def limits_of(arguments: argparse.Namespace) -> dict[str, int]:
+    """What the flags of both allow, by the names of `PageLimits` and `ServerLimits`."""
+    return {
+        "file_bytes": int(arguments.max_file_mb * 1e6),
+        "pixels": int(arguments.max_megapixels * 1e6),
+        "queue": arguments.queue,
+        "new_tokens": arguments.max_new_tokens,
+    }
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
     if host == "localhost":

@@ -7,7 +7,6 @@ step reads and keeps.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,17 +41,13 @@ from .adapter_folder import (
     save_adapter_folder,
 )
 from .adapters import has_adapter
-from .bridge_parts import RegionBridgePreTrainedModel
-from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate
+from .bridge_parts import RegionBridgePreTrainedModel, WithoutHead, config_for
 from .configuration_bridge import (
     HUB_OPTIONS,
-    FeatureLayout,
     RegionBridgeConfig,
     bundled_or_given,
-    region_token_id,
 )
 from .language_model import (
-    check_kind,
     filler_id,
     forward_arguments,
     head_at,
@@ -60,7 +55,6 @@ from .language_model import (
     plain,
     replaced_embeddings,
     text_side,
-    try_out,
 )
 from .model_card import bridge_card
 from .prompt_checks import check_context, check_counts, check_features, check_padding, check_text_only
@@ -136,31 +130,8 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
         if isinstance(language_model, cls):
             raise ValueError("The language model is already a bridge: give bridge.language_model, or load the bridge.")
         language_model = text_side(language_model)
-        check_kind(language_model, text_tokenizer)
-        manner = try_out(language_model)
-        layout = FeatureLayout.of(region_tokenizer.model.config)
+        config = config_for(language_model, name, text_tokenizer, region_tokenizer, **config_options)
         attention = language_model.config._attn_implementation
-        template = ChatTemplate(
-            text_tokenizer,
-            text_tokenizer.get_chat_template() if text_tokenizer.chat_template else DEFAULT_CHAT_TEMPLATE,
-            language_model.generation_config.eos_token_id,
-        )
-        config = RegionBridgeConfig(
-            text_config=deepcopy(language_model.config),
-            language_model=name,
-            region_token_id=region_token_id(text_tokenizer),
-            eos_token_id=template.stop_token_ids,
-            token_size=layout.token_size,
-            embed_size=layout.embed_size,
-            num_experts=layout.num_experts,
-            fingerprint=region_tokenizer.fingerprint,
-            concept_space=region_tokenizer.concepts.digest if region_tokenizer.concepts else None,
-            embedding_scale=manner.scale,
-            embedding_size=manner.size,
-            reads_ids=manner.reads_ids,
-            ignores_padding=manner.ignores_padding,
-            **config_options,
-        )
         bridge = cls(config, language_model)
         config.text_config = language_model.config  # one config, so that a change shows in both places
         config._attn_implementation = attention
@@ -250,7 +221,7 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
     @property
     def base_model(self) -> nn.Module:
         """The bridge without its output head. trl calls it for losses that compute only the logits they need."""
-        return _WithoutHead(self)
+        return WithoutHead(self)
 
     # --- seeing through the prompt ------------------------------------------------------------------------------------
 
@@ -433,29 +404,6 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
         if positions is not None and positions.shape[1] < ids.shape[1]:  # no cache: answers join the ids
             positions = nn.functional.pad(positions, (0, ids.shape[1] - positions.shape[1]))
         return {**prepared, **regions, "region_positions": positions, "region_mask": mask}
-
-
-class _WithoutHead(nn.Module):
-    """Takes what the bridge takes, and gives what its language model's layers give, last_hidden_state (B, L, D) among it."""
-
-    _tp_plan = _pp_plan = None  # transformers asks a base model for them
-
-    def __init__(self, bridge: RegionBridgeForConditionalGeneration) -> None:
-        super().__init__()
-        self._bridge = (bridge,)  # in a tuple, or it would become a submodule of its own part
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        (bridge,) = self._bridge
-        language_model = bridge.language_model
-        if hasattr(language_model, "get_base_model"):  # below an adapter
-            language_model = language_model.get_base_model()
-        seen: list[Any] = []
-        hook = language_model.get_decoder().register_forward_hook(lambda _, __, output: seen.append(output))
-        try:
-            type(bridge).forward(bridge, *args, **{**kwargs, "logits_to_keep": 1})
-        finally:
-            hook.remove()
-        return seen[-1]
 
 
 CONFIG_OPTIONS = ("experts", "use_semantic_embeds", "use_position", "image_grid", "image_regions", "projector_type",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tap_tokenizer import PictureRegions, check_regular_file, only_writer, pictures_of, write_whole
+from tap_tokenizer import PictureRegions, coco_shape, only_writer, pictures_of, table_rows, write_whole
 
 from .grounding import FoundRegions, find_question
 
@@ -18,35 +17,28 @@ def read_phrases(table: Path, folder: Path) -> dict[str, list[str]]:
 
     Everything is checked before it returns. `ValueError` names the line.
     """
-    check_regular_file(table)
     found: dict[str, list[str]] = {}
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-            if sorted(names) != ["image", "phrase"]:
-                raise ValueError(f"{table} has columns {', '.join(names)[:200] or 'none'}, expected image and phrase.")
-            for row in reader:
-                where = f"{table}, line {reader.line_num}"
-                if None in row or None in row.values() or not row["image"]:
-                    raise ValueError(f"{where}: expected a picture and a phrase; quote a phrase that holds commas.")
-                if not (folder / row["image"]).is_file():
-                    raise ValueError(f"{where}: there is no picture {folder / row['image']}.")
-                try:
-                    find_question(row["phrase"])
-                except ValueError as error:
-                    raise ValueError(f"{where}: {error}") from None
-                phrases = found.setdefault(row["image"], [])
-                if row["phrase"] in phrases:
-                    raise ValueError(f"{where}: {row['phrase']!r} is asked of {row['image']} twice.")
-                phrases.append(row["phrase"])
-    except csv.Error as error:
-        raise ValueError(f"{table} is not a valid CSV file: {error}.") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{table} is not UTF-8: save it as UTF-8.") from None
+    for where, row in table_rows(table, _check_columns):
+        if None in row or None in row.values() or not row["image"]:
+            raise ValueError(f"{where}: expected a picture and a phrase; quote a phrase that holds commas.")
+        if not (folder / row["image"]).is_file():
+            raise ValueError(f"{where}: there is no picture {folder / row['image']}.")
+        try:
+            find_question(row["phrase"])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        phrases = found.setdefault(row["image"], [])
+        if row["phrase"] in phrases:
+            raise ValueError(f"{where}: {row['phrase']!r} is asked of {row['image']} twice.")
+        phrases.append(row["phrase"])
     if not found:
         raise ValueError(f"{table} has no rows: expected one per phrase.")
     return found
+
+
+def _check_columns(table: Path, names: list[str]) -> None:
+    if sorted(names) != ["image", "phrase"]:
+        raise ValueError(f"{table} has columns {', '.join(names)[:200] or 'none'}, expected image and phrase.")
 
 
 def pictures_to_search(
@@ -103,13 +95,9 @@ def write_coco(lines: Path, output: Path) -> None:
             if not entry["regions"]:
                 absent.append(category)
             for region in entry["regions"]:
-                x1, y1, x2, y2 = region["box"]
-                counts = region["mask"]["counts"]
-                annotations.append(
-                    {"id": len(annotations) + 1, "image_id": number, "category_id": category,
-                     "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)], "segmentation": region["mask"],
-                     "area": sum(counts[1::2]), "iscrowd": 0, "score": region["probability"]}
-                )  # fmt: skip
+                ids = {"id": len(annotations) + 1, "image_id": number, "category_id": category}
+                shape = coco_shape(region["box"], region["mask"])
+                annotations.append({**ids, **shape, "iscrowd": 0, "score": region["probability"]})
         size = {"width": line["width"], "height": line["height"]}
         images.append({"id": number, "file_name": line["image"], **size, "neg_category_ids": absent})
     named = [{"id": number, "name": phrase} for phrase, number in categories.items()]

@@ -41,7 +41,7 @@ from transformers.utils.chat_template_utils import Chat
 from tap_tokenizer import RegionPrompt, TapModel, TapRegionTokenizer, bundled_or_given, check_findable
 
 from .chat_markup import user_content
-from .generation import generate_text
+from .generation import generate_text, question_inputs
 from .grounding import Candidates, find_among, find_question
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .pictures import open_picture
@@ -161,14 +161,7 @@ class _RegionPipeline(Pipeline):
         """Conversations → the language model's inputs, in one batch."""
         if self.processor is None:
             raise ValueError("A language model needs processor=…, the RegionBridgeProcessor that was saved with it.")
-        return self.processor.apply_chat_template(
-            conversations,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
+        return question_inputs(self.processor, conversations)
 
     def _say(self, inputs: Any, generate: dict[str, Any] | None) -> list[str]:
         """The language model's answers, greedy by default."""
@@ -338,16 +331,7 @@ class RegionImageTextToTextPipeline(ImageTextToTextPipeline):
             ]
             for text, image, *lists in zip(texts, *columns.values())
         ]
-        model_inputs = self.processor.apply_chat_template(
-            conversations,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-            enable_thinking=False,
-            processor_kwargs=options.pop("processor_kwargs", None),
-            **options,
-        )
+        model_inputs = question_inputs(self.processor, conversations, **options)
         model_inputs["text"] = given["text"]
         return model_inputs
 

@@ -7,39 +7,33 @@ to `model.generate(**inputs)`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, BatchFeature, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
 
 from tap_tokenizer import (
     ImageFeatures,
     TapRegionTokenizer,
-    check_findable,
     load_pretrained,
-    misfits_told,
 )
 
 from .chat_markup import Layout, MarkerExpander, Shown, place_images, read_chat
 from .chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, Span, add_stop_tokens, token_ids
 from .configuration_bridge import (
-    HUB_OPTIONS,
     FeatureLayout,
     RegionBridgeConfig,
-    bundled_or_given,
     fingerprint_number,
     region_token_id,
 )
 from .picture_context import PictureContext
-from .processor_files import REGION_TOKENIZER_FOLDER, load_region_tokenizer, read_processor_config, reference_to
+from .processor_files import SavedProcessor
 from .samples import Sample, SampleEncoder, read_sample, read_samples, rows_in_order
 from .text_batch import encode_texts, give_padding, pad_rows, without_tokens
-from .uploading import push_folder
 
 
-class RegionBridgeProcessor(ProcessorMixin):
+class RegionBridgeProcessor(SavedProcessor):
     """Text, pictures and regions → what `RegionBridgeForConditionalGeneration` reads.
 
     In text, `<region>` stands for the next region, `<region2>` for the second, and `<image>` for a picture's context
@@ -156,11 +150,6 @@ class RegionBridgeProcessor(ProcessorMixin):
             )
         self._template().check_end()
 
-    @classmethod
-    def get_attributes(cls) -> list[str]:
-        """Only the text tokenizer is a sub-processor of transformers. We save the region tokenizer ourselves."""
-        return ["tokenizer"]
-
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "region_features", "region_mask", "region_source"]
@@ -183,13 +172,15 @@ class RegionBridgeProcessor(ProcessorMixin):
     @property
     def encoder(self) -> SampleEncoder:
         """What encodes pictures and regions with the region tokenizer. Raises `ValueError` if there is none."""
-        if self.region_tokenizer is None:
-            raise ValueError(
-                "This processor has no region tokenizer: load it with region_tokenizer=…, a TapRegionTokenizer."
-            )
-        if self._encoder is None or self._encoder.tokenizer is not self.region_tokenizer:
-            self._encoder = SampleEncoder(self.region_tokenizer, self.experts, self.context, self.cached_images)
+        tokenizer = self.required_tokenizer
+        if self._encoder is None or self._encoder.tokenizer is not tokenizer:
+            self._encoder = SampleEncoder(tokenizer, self.experts, self.context, self.cached_images)
         return self._encoder
+
+    def _saved_options(self) -> dict[str, Any]:
+        """Arguments that a loaded processor is made with, beside its two tokenizers."""
+        shown = {"experts": self.experts, "image_grid": self.image_grid, "image_regions": self.image_regions}
+        return {**shown, "eos_token_id": self.eos_token_id} if self.eos_token_id else shown
 
     # --- from text ----------------------------------------------------------------------------------------------------
 
@@ -418,64 +409,3 @@ class RegionBridgeProcessor(ProcessorMixin):
     def embed_image(self, image: Any) -> ImageFeatures:
         """The features of one picture. Those of the latest pictures are cached and cost nothing."""
         return self.encoder.embed_image(image)
-
-    # --- loading and saving -------------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "processor_class": type(self).__name__,
-            **self._saved_options(),
-            "region_tokenizer": reference_to(self.region_tokenizer),
-        }
-
-    def _saved_options(self) -> dict[str, Any]:
-        """Arguments that a loaded processor is made with, beside its two tokenizers."""
-        shown = {"experts": self.experts, "image_grid": self.image_grid, "image_regions": self.image_regions}
-        return {**shown, "eos_token_id": self.eos_token_id} if self.eos_token_id else shown
-
-    def save_pretrained(self, save_directory: str | Path, *, whole: bool | None = None, **kwargs: Any) -> list[str]:
-        """Save the processor and its text tokenizer, and the region tokenizer whole or by reference to where it came from.
-
-        whole: by default True only for a region tokenizer that was put together by hand, to which there is no reference.
-        """
-        folder = Path(save_directory)
-        if whole is None:
-            whole = self.region_tokenizer is not None and not self.region_tokenizer.source
-        if not whole and self.region_tokenizer is not None and not self.region_tokenizer.source:
-            raise ValueError(
-                "This region tokenizer was not loaded from anywhere, so it has no reference: save whole=True."
-            )
-        files = super().save_pretrained(str(folder), **kwargs)
-        if whole:
-            self.encoder.tokenizer.save_pretrained(folder / REGION_TOKENIZER_FOLDER)
-        return files
-
-    def push_to_hub(self, repo_id: str, *, whole: bool | None = None, **options: Any) -> str:
-        """Upload what `save_pretrained` writes. Returns the address of the commit. options: as in transformers."""
-        return push_folder(lambda folder: self.save_pretrained(folder, whole=whole), repo_id, **options)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        region_tokenizer: TapRegionTokenizer | str | None = None,
-        device: torch.device | str | None = None,
-        **kwargs: Any,
-    ) -> RegionBridgeProcessor:
-        """Load a processor with its text tokenizer and its region tokenizer.
-
-        region_tokenizer: use this one (or load it from there) instead of the one that was saved. device: where it runs.
-        """
-        hub: dict[str, Any] = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
-        check_findable(pretrained_model_name_or_path, hub)
-        source = bundled_or_given(pretrained_model_name_or_path)
-        path, options, reference = read_processor_config(cls, source, hub)
-        if isinstance(region_tokenizer, str):
-            region_tokenizer = TapRegionTokenizer.from_pretrained(region_tokenizer, device=device)
-        elif region_tokenizer is None and reference is not None:
-            region_tokenizer = load_region_tokenizer(source, reference, hub, device)
-        trusted = kwargs.get("trust_remote_code", False)
-        tokenizer = load_pretrained(AutoTokenizer, source, trust_remote_code=trusted, **hub)
-        with misfits_told(path):
-            return cls(tokenizer, region_tokenizer, **options)

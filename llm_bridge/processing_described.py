@@ -17,7 +17,7 @@ from tap_tokenizer import RegionTokens
 
 from .chat_markup import Layout, MarkerExpander, Shown
 from .configuration_bridge import RegionBridgeConfig
-from .description import RegionDescription, describe_regions
+from .description import RegionDescription, baselines, describe_regions
 from .processing_bridge import RegionBridgeProcessor
 from .samples import Sample
 
@@ -67,12 +67,10 @@ class DescribedRegionProcessor(RegionBridgeProcessor):
 
     def describe_tokens(self, regions: RegionTokens) -> list[RegionDescription]:
         """What TAP says about regions that were encoded before: region1, region2, …, in their order."""
-        tokenizer = self.encoder.tokenizer
-        captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
-        concepts = tokenizer.classify(regions, self.concepts) if tokenizer.concepts is not None else [[]] * len(regions)
+        said = baselines(self.encoder.tokenizer, regions, self.concepts)
         return [
-            RegionDescription(f"region{i}", words, names, tuple(box))
-            for i, (words, names, box) in enumerate(zip(captions, concepts, regions.boxes.tolist()), start=1)
+            RegionDescription(own.name, own.caption, own.concepts, tuple(box))
+            for own, box in zip(said, regions.boxes.tolist())
         ]
 
 

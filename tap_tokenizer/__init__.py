@@ -30,9 +30,12 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .visualization import draw_regions, region_colour
 if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     from .bundled import PackagedModel, add_bundled, add_packaged, bundled_or_given, install_command
+    from .coco_masks import coco_shape
     from .coordinates import box_problems, point_problems
     from .cpu_abilities import in_fast_dtype
     from .flags import (
+        EXIT_CODES,
+        FOLDER_CODES,
         add_command,
         add_output_flags,
         add_prompt_flags,
@@ -65,7 +68,7 @@ if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     from .image_processing_tap import open_image, upright_size
     from .mask_boxes import box_of_mask
     from .output_files import only_writer, write_whole
-    from .picture_folders import PictureRegions, pictures_of, read_region_table, write_records
+    from .picture_folders import PictureRegions, pictures_of, read_region_table, table_rows, write_records
     from .pretrained_files import check_findable, take_bundled_names
     from .prompts import prompts_in_picture
     from .restricted_pickle import read_pickle

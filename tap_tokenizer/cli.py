@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .coco_command import run_coco
 from .flags import (
+    FOLDER_CODES,
     add_command,
     add_output_flags,
     add_prompt_flags,
@@ -39,15 +40,13 @@ if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
     from .region_tokenizer import TapRegionTokenizer
     from .region_tokens import RegionTokens
 
-EXIT_CODES = "0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit code, which is 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="tap-tokenizer",
         description="What TAP sees in a picture: masks, captions, concepts, and where else there is such a thing.",
-        epilog=f"exit codes: {EXIT_CODES}",
+        epilog=f"exit codes: {FOLDER_CODES}",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     describe = _command(
@@ -100,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.ArgumentParser:
     """A command that reads a picture or a folder and says something of regions."""
-    parser = add_command(commands, name, words, *examples, exit_codes=EXIT_CODES)
+    parser = add_command(commands, name, words, *examples, exit_codes=FOLDER_CODES)
     parser.add_argument("image", type=Path, help="the picture, or a folder of pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of words")
     add_output_flags(parser)

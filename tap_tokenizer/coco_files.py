@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import UnidentifiedImageError
 
+from .coco_masks import coco_shape
 from .coordinates import box_problems
 from .foreign_files import check_regular_file
 from .image_processing_tap import open_image, upright_size
@@ -109,10 +110,9 @@ class CocoDetections:
             raise ValueError(f"Got {len(regions)} regions for {len(picture.regions)} entries of {picture.image}.")
         rows = zip(picture.regions, regions.boxes.tolist(), regions.quality.tolist(), regions.coco_rle())
         made = []
-        for i, (given, (x1, y1, x2, y2), quality, mask) in enumerate(rows):
+        for i, (given, box, quality, mask) in enumerate(rows):
             own: dict[str, Any] = {"iscrowd": 0, "score": round(quality, 4), **given["coco"]}
-            own["bbox"] = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
-            own |= {"segmentation": mask, "area": sum(mask["counts"][1::2]), "predicted_iou": round(quality, 4)}
+            own |= {**coco_shape(box, mask), "predicted_iou": round(quality, 4)}
             if captions is not None:
                 own["caption"] = captions[i]
             if concepts is not None:

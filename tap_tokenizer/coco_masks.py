@@ -5,6 +5,7 @@ The readers raise errors that go on from "mask", which `as_mask` begins.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from reprlib import repr as repr_short
 from typing import Any
 
@@ -85,6 +86,13 @@ def mask_to_rle(mask: np.ndarray | Tensor) -> dict[str, list[int]]:
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     counts = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
     return {"size": list(pixels.shape), "counts": [0, *counts] if flat.size and flat[0] else counts}
+
+
+def coco_shape(box: Sequence[float], mask: dict[str, list[int]]) -> dict[str, Any]:
+    """What COCO's annotation says of a region's shape, from its box, xyxy in pixels, and the run lengths of its mask."""
+    x1, y1, x2, y2 = box
+    bbox = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
+    return {"bbox": bbox, "segmentation": mask, "area": sum(mask["counts"][1::2])}
 
 
 # --- polygons ---------------------------------------------------------------------------------------------------------

@@ -23,6 +23,10 @@ LEFT_OUT = 3
 
 INTERRUPTED = 130
 
+EXIT_CODES = "0 done, 2 bad input, 130 interrupted"
+FOLDER_CODES = "0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
+"""What the help of a command says of its exit codes: of any, and of one that takes folders."""
+
 
 def run_command(
     parser: argparse.ArgumentParser,

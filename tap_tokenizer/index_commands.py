@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .flags import (
+    FOLDER_CODES,
     LEFT_OUT,
     add_command,
     add_prompt_flags,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
     from .region_index import RegionHit, RegionIndex
     from .region_tokens import RegionTokens
 
-EXIT_CODES = "0 done, 2 bad input, 3 some pictures of a folder could not be read, 130 interrupted"
-
 
 def add_index_commands(commands: Any) -> None:
     """Add `index` and `search`."""
@@ -40,7 +39,7 @@ def add_index_commands(commands: Any) -> None:
         "all regions of a folder's pictures in one file, or those of a table; run it again after the folder has changed",
         "tap-tokenizer index pictures --output regions.safetensors",
         "tap-tokenizer index pictures --boxes boxes.csv --output marked.safetensors",
-        exit_codes=EXIT_CODES,
+        exit_codes=FOLDER_CODES,
     )
     index.add_argument("folder", type=Path, help="the folder of pictures")
     index.add_argument(

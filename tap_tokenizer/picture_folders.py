@@ -10,7 +10,7 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,31 +64,39 @@ def read_region_table(table: Path, folder: Path) -> list[PictureRegions]:
     Everything is checked before it returns: columns, numbers, that pictures are there and boxes lie in them (in those whose
     size can be read). `ValueError` names the line.
     """
-    check_regular_file(table)
     found: dict[str, PictureRegions] = {}
     sizes: dict[str, tuple[int, int] | None] = {}
+    for where, row in table_rows(table, _check_columns):
+        if None in row or not row["image"] or None in row.values():
+            raise ValueError(f"{where}: got {sum(v is not None for v in row.values())} cells or no image, "
+                             f"expected {', '.join(name for name in row if name is not None)}.")  # fmt: skip
+        image = row["image"]
+        if image not in found:
+            found[image] = PictureRegions(image, folder / image)
+            sizes[image] = _seen_size(found[image].path, where)
+        found[image].regions.append(_region_of_row(row, sizes[image], where))
+    if not found:
+        raise ValueError(f"{table} has no rows: expected one per region.")
+    return list(found.values())
+
+
+def table_rows(table: Path, check_columns: Callable[[Path, list[str]], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a CSV, by the names in its first line, which are checked first; and where each is, as errors say it.
+
+    As of csv.DictReader: cells that are missing are None, and those beyond the names are under the name None.
+    """
+    check_regular_file(table)
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-            _check_columns(table, names)
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+            check_columns(table, reader.fieldnames)
             for row in reader:
-                where = f"{table}, line {reader.line_num}"
-                if None in row or not row["image"] or None in row.values():
-                    raise ValueError(f"{where}: got {sum(v is not None for v in row.values())} cells or no image, "
-                                     f"expected {', '.join(names)}.")  # fmt: skip
-                image = row["image"]
-                if image not in found:
-                    found[image] = PictureRegions(image, folder / image)
-                    sizes[image] = _seen_size(found[image].path, where)
-                found[image].regions.append(_region_of_row(row, sizes[image], where))
+                yield f"{table}, line {reader.line_num}", row
     except csv.Error as error:
         raise ValueError(f"{table} is not a valid CSV file: {error}.") from None
     except UnicodeDecodeError:
         raise ValueError(f"{table} is not UTF-8: save it as UTF-8.") from None
-    if not found:
-        raise ValueError(f"{table} has no rows: expected one per region.")
-    return list(found.values())
 
 
 def _check_columns(table: Path, names: list[str]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .captions import caption_ids, caption_words
 from .concept_projector import ConceptBank, bank_of, check_bank, vectors_of
 from .cpu_abilities import in_fast_dtype
 from .detections import detection_prompts
@@ -330,7 +331,6 @@ class TapRegionTokenizer:
         after an eos until the last caption of the batch has ended; those ids depend on the batch.) Further options go
         to transformers' `generate` (num_beams, top_p, …). Raises `ValueError` without a vocabulary.
         """
-        config = self.model.config.text_decoder_config
         if self.text_tokenizer is None and not return_ids:
             raise ValueError(
                 "This tokenizer has no caption vocabulary, which is not part of a TAP checkpoint: load it with "
@@ -338,43 +338,8 @@ class TapRegionTokenizer:
                 "return_ids=True."
             )
         self._check_origin(regions)
-        longest = config.max_position_embeddings - 1
-        max_length = longest if max_length is None else max_length
-        if not 2 <= max_length <= longest:
-            raise ValueError(f"max_length is {max_length}, expected 2 to {longest}: bos and at least one id.")
-        if temperature < 0:
-            raise ValueError(f"temperature is {temperature}, expected 0 (greedy) or more.")
-        if taken := sorted(_CAPTIONS_OWN & generate_options.keys()):
-            raise ValueError(
-                f"Got {', '.join(taken)}, which caption sets itself: give max_length, temperature, num_beams, …."
-            )
-        if generate_options.get("num_return_sequences", 1) != 1:
-            raise ValueError(
-                f"num_return_sequences is {generate_options['num_return_sequences']}, expected 1: each region gets one "
-                "caption. To get others, call caption again with a temperature."
-            )
-        if temperature:
-            generate_options |= {"do_sample": True, "temperature": temperature}
-        parts = []
-        with frozen(self.model):
-            for tokens in regions.tokens.to(self.device).split(64):
-                if generate_options:
-                    options = {"do_sample": False, **generate_options}
-                    parts.append(self.model.text_decoder.caption(tokens, max_length, **options))
-                else:
-                    parts.append(self.model.greedy_captions(tokens, max_length))
-        ids = torch.cat(parts)
-        if return_ids:
-            return ids
-        assert self.text_tokenizer is not None
-        return [self._words(row) for row in ids.tolist()]
-
-    def _words(self, ids: list[int]) -> str:
-        """Ids after bos, up to eos, as text."""
-        end = self.model.config.text_decoder_config.eos_token_id
-        words = ids[1 : ids.index(end)] if end in ids else ids[1:]
-        assert self.text_tokenizer is not None
-        return self.text_tokenizer.decode(words).strip()
+        ids = caption_ids(self.model, regions.tokens, temperature, max_length, generate_options)
+        return ids if return_ids else caption_words(ids, self.text_tokenizer, self.model.config.text_decoder_config)
 
     def classify(
         self, regions: RegionTokens, top_k: int = 5, *, concepts: ConceptBank | Sequence[str] | None = None
@@ -415,10 +380,6 @@ class TapRegionTokenizer:
                 f"These region tokens were made by the tokenizer {regions.fingerprint}, this one is {self.fingerprint}: "
                 "encode the regions with this tokenizer."
             )
-
-
-_CAPTIONS_OWN = {"input_ids", "inputs_embeds", "attention_mask", "max_new_tokens", "return_dict_in_generate"}
-"""What `caption` says to `generate`, or counts on."""
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

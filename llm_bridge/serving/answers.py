@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from ..chat import RegionChat, trimmed
-from ..generation import Tally
+from ..chat import RegionChat
+from ..generation import Tally, trimmed
 from ..prompt_checks import check_context
 
 

@@ -22,6 +22,7 @@ from tap_tokenizer import TapRegionTokenizer, check_source, misfits_told
 
 from ..adapter_folder import ADAPTER_FOLDER, find_adapter
 from ..configuration_bridge import REGION_TOKEN, RegionBridgeConfig, bundled_or_given
+from ..generation import question_inputs
 from ..modeling_bridge import RegionBridgeForConditionalGeneration
 from ..processing_bridge import RegionBridgeProcessor
 from ..projector import make_projector
@@ -96,12 +97,9 @@ class PromptWriter:
 
     def write(self, messages: Sequence[dict[str, Any]], *, thinking: bool = False) -> ServedPrompt:
         """A conversation that ends with a question → the prompt that the bridge itself would read, token for token."""
-        options: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": thinking}
         with self._lock:
-            text = self.processor.apply_chat_template(messages, **options)
-            batch = self.processor.apply_chat_template(
-                messages, tokenize=True, return_dict=True, return_tensors="pt", **options
-            )
+            text = self.processor.apply_chat_template(messages, add_generation_prompt=True, enable_thinking=thinking)
+            batch = question_inputs(self.processor, messages, thinking=thinking)
             rows = self._project(batch["region_features"]) if "region_features" in batch else torch.empty(0, 0)
         if RESERVED in text:
             raise ValueError(

@@ -15,7 +15,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from finetune.config import RECIPES
-from finetune.train import TrainArguments, check_sharding
+from finetune.train import check_sharding
+from finetune.train_arguments import TrainArguments
 
 CONFIGS = sorted((RECIPES / "accelerate").glob("*.yaml"))
 

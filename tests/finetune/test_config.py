@@ -22,7 +22,7 @@ from finetune.config import (
     save_arguments,
     shipped_recipes,
 )  # fmt: skip
-from finetune.train import TrainArguments
+from finetune.train_arguments import TrainArguments
 
 
 @dataclass

@@ -15,7 +15,9 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytest.importorskip("peft")
 
-from finetune import distill, loop
+from interrupted import interrupt_after_saving
+
+from finetune import distill
 from finetune.config import parse_arguments
 from finetune.data.__main__ import main as data_command
 from finetune.distill import DistillArguments
@@ -99,16 +101,7 @@ def test_resumed_equals_uninterrupted(stage: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(InterruptedError):
         run(stage, tmp_path / "cut")
     monkeypatch.setattr(distill.Teacher, "work", work)
-    plain = loop.save_state
-
-    def save_then_die(*arguments: Any) -> None:
-        plain(*arguments)
-        raise InterruptedError
-
-    monkeypatch.setattr(loop, "save_state", save_then_die)
-    with pytest.raises(InterruptedError):
-        run(stage, tmp_path / "cut")
-    monkeypatch.setattr(loop, "save_state", plain)
+    interrupt_after_saving(lambda: run(stage, tmp_path / "cut"))
     resumed = run(stage, tmp_path / "cut")
     for name in ("lessons.jsonl", "held_out.jsonl", "counts.json"):
         assert (tmp_path / "cut" / "lessons" / name).read_text() == (tmp_path / "whole" / "lessons" / name).read_text()

@@ -16,6 +16,8 @@ import torch
 pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
 
+from interrupted import interrupt_after_saving
+
 from finetune.data.masked_pictures import GlyphPictures, MaskedPictures, boxes_of, collate
 from finetune.glyphs.language import CONCEPT_SIZE, build_text_tokenizer, caption, concept_banks, concept_vector
 from finetune.glyphs.scenes import COLOURS, KINDS, make_scene
@@ -64,25 +66,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, model_config: Path, stage:
     flags = ["--model_config", str(model_config), "--optimizer", optimizer, "--dense_weight", "0.3",
              "--regions_per_picture", "3"]  # fmt: skip
     whole = train(tmp_path / "whole", stage, 4, *flags)
-
-    class KilledError(Exception):
-        pass
-
-    from finetune import loop
-
-    plain, calls = loop.save_state, []
-
-    def save_then_die(*arguments: Any) -> None:
-        plain(*arguments)
-        calls.append(1)
-        raise KilledError
-
-    loop.save_state = save_then_die
-    try:
-        with pytest.raises(KilledError):
-            train(tmp_path / "cut", stage, 4, *flags)
-    finally:
-        loop.save_state = plain
+    interrupt_after_saving(lambda: train(tmp_path / "cut", stage, 4, *flags))
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-2"]
     resumed = train(tmp_path / "cut", stage, 4, *flags)
     for a, b in zip(whole, resumed):

@@ -16,9 +16,10 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytest.importorskip("peft")
 
+from interrupted import interrupt_after_saving
 from tiny_stage import make_cache as make
 
-from finetune import loop, train
+from finetune import train
 from finetune.cache import RegionCache
 from finetune.loop import bfloat16_time, warn_of_bfloat16
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat
@@ -58,19 +59,10 @@ def test_projector_then_lora(stage: Path, tmp_path: Path) -> None:
     assert isinstance(chat.ask("What is <region>?", image=picture, boxes=[[2, 3, 30, 20]], max_new_tokens=4), str)
 
 
-def test_resumed_equals_uninterrupted(stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_equals_uninterrupted(stage: Path, tmp_path: Path) -> None:
     flags = ["--language_model", str(stage / "lm" / "model"), "--image_grid", "2", "--merge", "true"]
     whole = run(stage, tmp_path / "whole", "lora", *flags)
-    plain = loop.save_state
-
-    def save_then_die(*arguments: Any) -> None:
-        plain(*arguments)
-        raise InterruptedError
-
-    monkeypatch.setattr(loop, "save_state", save_then_die)
-    with pytest.raises(InterruptedError):
-        run(stage, tmp_path / "cut", "lora", *flags)
-    monkeypatch.setattr(loop, "save_state", plain)
+    interrupt_after_saving(lambda: run(stage, tmp_path / "cut", "lora", *flags))
     resumed = run(stage, tmp_path / "cut", "lora", *flags)
     assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in whole], abs=1e-6)
     one, other = (

@@ -8,26 +8,20 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
+from shell import BOXES, DEMO, FLAGS, LARGER, Shell, folder_of_two
 
 from llm_bridge import RegionChat
 from llm_bridge.cli import main
 
-FOLDER = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny"
-DEMO = FOLDER / "demo.png"
-QUESTIONS = json.loads((FOLDER / "demo.json").read_text())["questions"]
-LARGER, BOXES = QUESTIONS[2]["text"], QUESTIONS[2]["boxes"]
-FLAGS = ["--box", *BOXES[0], "--box", *BOXES[1]]
+said, refused = Shell("region-chat", main).said, Shell("region-chat", main).refused
 
 
 @pytest.fixture(scope="module")
@@ -37,26 +31,7 @@ def chat() -> RegionChat:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "pictures").mkdir()
-    for name in ("a.png", "b.png"):
-        shutil.copyfile(DEMO, tmp_path / "pictures" / name)
-    rows = [f"{name},{','.join(str(x) for x in box)}" for name in ("a.png", "b.png") for box in BOXES]
-    (tmp_path / "boxes.csv").write_text("image,x1,y1,x2,y2\n" + "\n".join(rows) + "\n")
-    return tmp_path
-
-
-def said(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    assert main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    assert main([str(argument) for argument in arguments]) == 2
-    got = capsys.readouterr()
-    assert got.out == ""
-    assert got.err.startswith("region-chat ")
-    assert len(got.err.splitlines()) == 1
-    return got.err
+    return folder_of_two(tmp_path)
 
 
 def test_ask_answers(capsys: pytest.CaptureFixture[str], chat: RegionChat, tmp_path: Path) -> None:
@@ -72,82 +47,6 @@ def test_ask_answers(capsys: pytest.CaptureFixture[str], chat: RegionChat, tmp_p
     assert [region["caption"] for region in record["regions"]] == [own.caption for own in chat.baseline()]
     with Image.open(tmp_path / "out.png") as drawn:
         assert drawn.size == (512, 512)
-
-
-def test_find_prints_what_is_found(capsys: pytest.CaptureFixture[str], chat: RegionChat, tmp_path: Path) -> None:
-    chat.reset()
-    found = chat.find("the red umbrella", image=DEMO, boxes=BOXES, threshold=1)
-    assert len(found) >= 1
-    command = ["find", DEMO, "the red umbrella", *FLAGS]
-    lines = said(capsys, *command, "--threshold", 1).splitlines()
-    assert [line.partition(":")[0] for line in lines] == found.names
-    assert lines[0].endswith(f"({float(found.probabilities[0]):.0%})")
-    record = json.loads(said(capsys, *command, "--threshold", 1, "--json", "--save", tmp_path / "out.png"))
-    assert record["phrase"] == "the red umbrella"
-    assert (record["candidates"], record["rounds"], record["answer"]) == (2, found.rounds, found.answer)
-    assert [region["box"] for region in record["regions"]] == found.boxes.tolist()
-    assert [region["mask"] for region in record["regions"]] == found.coco_rle()
-    with Image.open(tmp_path / "out.png") as drawn:
-        assert drawn.size == (512, 512)
-    nothing = [*command, "--threshold", 0]
-    assert said(capsys, *nothing) == "none\n"
-    record = json.loads(said(capsys, *nothing, "--json", "--save", tmp_path / "none.png"))
-    assert record["regions"] == []
-    assert record["none_probability"] == round(found.none_probability, 4)
-    with Image.open(tmp_path / "none.png") as drawn, Image.open(DEMO) as plain:
-        assert drawn.tobytes() == plain.convert("RGB").tobytes()
-
-
-def test_find_says_that_the_bundled_model_was_not_taught_to(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["find", str(DEMO), "the red umbrella", *map(str, FLAGS)]) == 0
-    assert "Note: This model was not taught to find regions by words" in capsys.readouterr().err
-    assert main(["ask", str(DEMO), LARGER, *map(str, FLAGS)]) == 0
-    assert "not taught" not in capsys.readouterr().err
-
-
-def test_find_in_a_folder(capsys: pytest.CaptureFixture[str], chat: RegionChat, folder: Path) -> None:
-    table = folder / "phrases.csv"
-    table.write_text('image,phrase\nb.png,the red umbrella\na.png,"the star, which is small"\nb.png,a zebra\n')
-    command = ["find", folder / "pictures", "--phrases", table, "--boxes", folder / "boxes.csv", "--threshold", 1]
-    assert said(capsys, *command, "--output", folder / "found.jsonl").endswith("found.jsonl: 2 pictures.\n")
-    lines = [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()]
-    assert [(line["image"], [one["phrase"] for one in line["found"]]) for line in lines] == [
-        ("b.png", ["the red umbrella", "a zebra"]), ("a.png", ["the star, which is small"])
-    ]  # fmt: skip
-    chat.reset()
-    found = chat.find("a zebra", image=DEMO, boxes=BOXES, threshold=1)
-    entry = lines[0]["found"][1]
-    assert [region["box"] for region in entry["regions"]] == found.boxes.tolist()
-    assert [region["candidate"] for region in entry["regions"]] == found.rows
-    assert [region["mask"] for region in entry["regions"]] == found.coco_rle()
-    said(capsys, *command[:-1], 0, "--output", folder / "none.json")
-    said(capsys, *command, "--output", folder / "found.json")
-    coco = json.loads((folder / "found.json").read_text())
-    phrases = {category["id"]: category["name"] for category in coco["categories"]}
-    names = {image["id"]: image["file_name"] for image in coco["images"]}
-    told = [(names[a["image_id"]], phrases[a["category_id"]], a["bbox"][:2], a["score"]) for a in coco["annotations"]]
-    assert told == [(line["image"], one["phrase"], region["box"][:2], region["probability"])
-                    for line in lines for one in line["found"] for region in one["regions"]]  # fmt: skip
-    assert all(a["area"] == sum(a["segmentation"]["counts"][1::2]) for a in coco["annotations"])
-    nothing = json.loads((folder / "none.json").read_text())
-    assert nothing["annotations"] == []
-    assert [image["neg_category_ids"] for image in nothing["images"]] == [[1, 2], [3]]
-    assert not list(folder.glob("*.lines*"))
-
-
-def test_tables_of_phrases_that_are_refused(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-    for words, text in (
-        ("has columns image, text, expected image and phrase", "image,text\na.png,x\n"),
-        ("line 2: there is no picture", "image,phrase\nc.png,x\n"),
-        ("line 2: Got the phrase ' ', expected words", "image,phrase\na.png, \n"),
-        ("line 3: 'x' is asked of a.png twice", "image,phrase\na.png,x\na.png,x\n"),
-        ("line 2: expected a picture and a phrase", "image,phrase\na.png,x,y\n"),
-        ("has no rows", "image,phrase\n"),
-    ):
-        (folder / "phrases.csv").write_text(text)
-        told = refused(capsys, "find", folder / "pictures", "--phrases", folder / "phrases.csv", "--output",
-                       folder / "f.json", "--model", "not-asked-for")  # fmt: skip
-        assert words in told
 
 
 def test_points_and_masks_in_their_order(capsys: pytest.CaptureFixture[str], chat: RegionChat, tmp_path: Path) -> None:
@@ -245,20 +144,6 @@ def test_a_truncated_picture_in_a_folder_is_named(capsys: pytest.CaptureFixture[
     assert [line["image"] for line in lines] == ["a.png", "b.png"]
 
 
-def test_invalid_page_options_are_refused_before_a_model_is_loaded(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("uvicorn")
-    monkeypatch.setattr(RegionChat, "from_pretrained", lambda *_, **__: pytest.fail("must not be called"))
-    for number in ("nan", "inf", "0", "-1"):
-        for flag in ("--max_file_mb", "--max_megapixels"):
-            assert f"Got {flag} {float(number)}: expected" in refused(capsys, "app", flag, number)
-    assert "cannot be listened at" in refused(capsys, "app", "--host", "300.1.1.1")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert f"127.0.0.1, port {port}, cannot be listened at" in refused(capsys, "app", "--port", port)
-
-
 def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert "--port 0: expected 1 to 65535" in refused(capsys, "app", "--port", 0)
     pictures, table, output = folder / "pictures", folder / "boxes.csv", folder / "o.jsonl"
@@ -312,16 +197,6 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
     ):
         assert message in refused(capsys, *arguments), arguments
     assert not output.exists()
-
-
-def test_the_page_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a name that pip knows, whatever way the project was installed; and before a model is loaded."""
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.setattr(RegionChat, "from_pretrained", lambda *_, **__: pytest.fail("must not be called"))
-    assert "the extra app of tap-bridge: pip install 'starlette>=1' 'uvicorn>=0.34'" in refused(capsys, "app")
-    extras = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert 'name = "tap-bridge"' in extras
-    assert 'app = ["starlette>=1", "uvicorn>=0.34"]' in extras
 
 
 def test_help_says_what_a_command_takes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -406,71 +281,3 @@ def test_what_the_bundled_models_cannot_do_is_said_beside_every_answer(
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     assert main(["chat", str(DEMO), "--box", "177", "392", "271", "470"]) == 0
     assert capsys.readouterr().err.count("it misreads photographs") == 2
-
-
-# --- serve ------------------------------------------------------------------------------------------------------------
-
-
-def test_serve_asks_for_a_token_before_it_lets_other_machines_in(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("contourpy", reason="needs the extra serve")
-    monkeypatch.delenv("REGION_CHAT_TOKEN", raising=False)
-    for host in ("0.0.0.0", "::", "192.168.1.20", "example.org", ""):
-        assert main(["serve", "--host", host]) == 2
-        assert "REGION_CHAT_TOKEN" in capsys.readouterr().err
-    for token in ("short", "", "with a space in it", "ümläut-ümläut-ümläut"):
-        monkeypatch.setenv("REGION_CHAT_TOKEN", token)
-        for host in ("127.0.0.1", "0.0.0.0"):
-            assert main(["serve", "--host", host]) == 2
-            assert "is no safe token" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--port", "0"], "--port 0"),
-        (["--port", "65536"], "--port 65536"),
-        (["--seconds", "0"], "--seconds"),
-        (["--cache_mb", "nan"], "--cache_mb"),
-        (["--queue", "0"], "queue is 0"),
-        (["--label_studio", "file:///etc"], "--label_studio"),
-        (["--upstream", "http://127.0.0.1:9/v1", "--mode", "described"], "--upstream"),
-        (["--upstream", "http://127.0.0.1:9/v1"], "No server answers"),
-    ],
-)
-def test_serve_refuses_what_it_cannot_do(flags: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("contourpy", reason="needs the extra serve")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        free = taken.getsockname()[1]
-    assert main(["serve", "--port", str(free), *flags]) == 2
-    assert words in capsys.readouterr().err
-
-
-def test_serve_answers_until_ctrl_c() -> None:
-    pytest.importorskip("contourpy", reason="needs the extra serve")
-    import urllib.request
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-    command = [sys.executable, "-m", "llm_bridge", "serve", "--port", port]
-    restored = (
-        f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = {command[2:]!r}; "
-    )
-    restored += "import runpy; runpy.run_module('llm_bridge', run_name='__main__')"
-    with subprocess.Popen(
-        [sys.executable, "-c", restored], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as serving:
-        assert serving.stdout is not None
-        assert f"http://127.0.0.1:{port}/v1" in serving.stdout.readline()
-        for _ in range(600):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
-                    assert json.load(answer)["status"] == "UP"
-                break
-            except OSError:
-                time.sleep(0.1)
-        serving.send_signal(signal.SIGINT)
-        assert serving.wait(60) == 0
-        assert serving.stderr is not None
-        assert "Traceback" not in serving.stderr.read()

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llm_bridge import generate_text
-from llm_bridge.generation import stream_text
+from llm_bridge.generation import stream_text, trimmed
 
 
 def test_the_text_is_what_follows_the_prompt(
@@ -22,6 +22,10 @@ def test_the_text_is_what_follows_the_prompt(
     alone = words(["where is the red cat"], return_tensors="pt")
     assert generate_text(model, words, alone, max_new_tokens=6) == said[:1]
     assert "".join(stream_text(model, words, alone, max_new_tokens=6)).strip() == said[0]
+
+
+def test_pieces_are_trimmed_as_a_whole() -> None:
+    assert list(trimmed(iter(["", "  ", " a", " ", "b ", " "]))) == ["a", " b"]
 
 
 def test_words_after_the_end_of_an_answer_are_dropped(

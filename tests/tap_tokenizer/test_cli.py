@@ -9,33 +9,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from shell import DEMO, Shell
 
 from tap_tokenizer import RegionTokens, TapRegionTokenizer
 from tap_tokenizer.cli import main
 
-DEMO = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
 BOX = [361, 233, 436, 307]
+said, refused = Shell("tap-tokenizer", main).said, Shell("tap-tokenizer", main).refused
 LENIENT = ["--points_per_crop", "4", "--pred_iou_thresh", "0.5", "--stability_score_thresh", "0.6"]
-
-
-def said(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    assert main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    assert main([str(argument) for argument in arguments]) == 2
-    got = capsys.readouterr()
-    assert got.out == ""
-    assert len(got.err.splitlines()) == 1
-    assert got.err.startswith("tap-tokenizer ")
-    return got.err
 
 
 # --- one picture ------------------------------------------------------------------------------------------------------

@@ -9,13 +9,13 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 import torch
+from http_answers import answering, served
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -39,41 +39,23 @@ class Server:
         self.keys: list[str | None] = []
         self.models: Any = RECORDED["models"]
         self.answer: Callable[[dict[str, Any]], tuple[int, Any]] = lambda body: (200, RECORDED["answer"])
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.keys.append(self.headers["Authorization"])
-                self.reply(200 if self.path == "/v1/models" else 404, server.models)
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.requests.append(body)
-                self.reply(*server.answer(body))
-
-            def reply(self, status: int, body: Any) -> None:
-                written = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(written)))
-                self.end_headers()
-                self.wfile.write(written)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = answering(self._get, self._post)
         self.address = f"http://127.0.0.1:{self.http.server_port}/v1"
+
+    def _get(self, request: BaseHTTPRequestHandler) -> tuple[int, Any]:
+        self.keys.append(request.headers["Authorization"])
+        return 200 if request.path == "/v1/models" else 404, self.models
+
+    def _post(self, body: dict[str, Any]) -> tuple[int, Any]:
+        self.requests.append(body)
+        return self.answer(body)
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     made = Server()
-    thread = Thread(target=made.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
-    thread.join()
+    with served(made.http):
+        yield made
 
 
 @pytest.fixture

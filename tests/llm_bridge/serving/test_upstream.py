@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Barrier, Thread
 from typing import Any
 
 import pytest
+from http_answers import answering, served
 from server_requests import MODEL
 
 from llm_bridge import RegionChat
@@ -20,49 +20,27 @@ class Upstream:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.reason, self.together = "stop", Barrier(1)
-        upstream = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.reply(200, json.dumps({"object": "list", "data": [{"id": "lm", "max_model_len": 1024}]}))
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                upstream.asked.append(body)
-                upstream.together.wait(20)
-                if upstream.reason == "broken":
-                    self.reply(400, json.dumps({"error": {"message": "no such thing"}}))
-                    return
-                choices: list[dict[str, Any]] = [
-                    {"delta": {"content": word}} for word in (" a pink", " cloud", " above")
-                ]
-                choices.append({"delta": {}, "finish_reason": upstream.reason})
-                chunks: list[dict[str, Any]] = [{"choices": [choice]} for choice in choices]
-                chunks.append({"choices": [], "usage": {"completion_tokens": 7}})
-                self.reply(200, "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n")
-
-            def reply(self, status: int, text: str) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        models = {"object": "list", "data": [{"id": "lm", "max_model_len": 1024}]}
+        self.http = answering(lambda request: (200, models), self._post)
         self.address = f"http://127.0.0.1:{self.http.server_port}/v1"
+
+    def _post(self, body: dict[str, Any]) -> tuple[int, Any]:
+        self.asked.append(body)
+        self.together.wait(20)
+        if self.reason == "broken":
+            return 400, {"error": {"message": "no such thing"}}
+        choices: list[dict[str, Any]] = [{"delta": {"content": word}} for word in (" a pink", " cloud", " above")]
+        choices.append({"delta": {}, "finish_reason": self.reason})
+        chunks: list[dict[str, Any]] = [{"choices": [choice]} for choice in choices]
+        chunks.append({"choices": [], "usage": {"completion_tokens": 7}})
+        return 200, "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
 
 
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:
     made = Upstream()
-    thread = Thread(target=made.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
-    thread.join()
+    with served(made.http):
+        yield made
 
 
 @pytest.fixture
