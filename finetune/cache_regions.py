@@ -9,6 +9,7 @@ If a run was stopped, run it again: complete shards are kept. Training then need
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,10 +120,11 @@ def _encode_on_ray(arguments: CacheArguments, plan: CachePlan, shards: list[int]
     """Have actors write the shards. They read records and weights, and write, where this process does."""
     if not shards:
         return
-    with ray_cluster(arguments.ray_address) as resources:
+    address = arguments.ray_address or os.environ.get("RAY_ADDRESS")
+    with ray_cluster(address) as resources:
         device = arguments.device or ("cuda" if resources.get("GPU") else "cpu")
         kind = "GPU" if device == "cuda" else "CPU"
-        if arguments.ray > (count := int(resources.get(kind, 0))) and not arguments.ray_address:  # a cluster may grow
+        if arguments.ray > (count := int(resources.get(kind, 0))) and not address:  # a cluster may grow
             raise ValueError(f"Got --ray {arguments.ray}, but there are {count} {kind}s here: give at most {count}.")
         tokenizer = Path(arguments.region_tokenizer)
         make = EncoderElsewhere(

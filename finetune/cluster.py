@@ -29,18 +29,16 @@ def refuse_without_ray() -> None:
 def ray_cluster(address: str | None = None) -> Iterator[dict[str, float]]:
     """Connect to a cluster, or start one on this machine while the block runs; gives its resources, such as "CPU" and "GPU".
 
-    address: as for `ray.init`; None: what RAY_ADDRESS says, or this machine alone. If Ray is already connected, that connection
-    is used, and kept.
+    address: as for `ray.init`; None: this machine alone. If Ray is already connected, that connection is used, and kept.
     """
     import ray
 
     own = not ray.is_initialized()
     if own:
-        address = address or os.environ.get("RAY_ADDRESS") or "local"
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers
-        options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+        options: dict[str, Any] = {} if address else {"include_dashboard": False}
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
+            ray.init(address or "local", log_to_driver=False, logging_level=logging.WARNING, **options)
         except ConnectionError as error:
             raise ValueError(
                 f"Found no Ray cluster at {address} ({error}): start one with `ray start --head`. If there is one, set "
