@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors import safe_open
@@ -26,7 +28,7 @@ from .data.json_files import parse_json
 from .records import Record, check_size
 
 _COLUMNS = ("semantic_tokens", "semantic_embeds", "iou_scores", "expert", "boxes")
-MANIFEST = "manifest.json"
+PLAN, MANIFEST = "plan.json", "manifest.json"
 VERSION = 1
 
 
@@ -80,6 +82,26 @@ class CachePlan:
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.samples))
 
 
+def prepare(folder: Path, plan: CachePlan) -> None:
+    """A new folder, or one that holds the beginning of the same cache."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PLAN
+    try:
+        old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else asdict(plan)
+        changed = [key for key, value in asdict(plan).items() if old.get(key) != value]
+    except (ValueError, AttributeError):
+        raise ValueError(f"{path} is damaged: delete {folder}, or choose another output.") from None
+    if changed:
+        raise ValueError(
+            f"{folder} holds a cache with other {', '.join(changed)}: choose another output, or delete it."
+        )
+    write_whole(path, json.dumps(asdict(plan), indent=1))
+    _remove_partial_shards(folder)
+    room = shutil.disk_usage(folder).free
+    if room < 1 << 20:
+        raise OSError(f"{folder} has {room} bytes free: make room first.")
+
+
 def shard_path(folder: Path, shard: int) -> Path:
     """The path of a shard."""
     return folder / f"shard-{shard:05d}.safetensors"
@@ -104,7 +126,7 @@ def write_shard(
     if contexts:
         tensors["grids"] = torch.stack(contexts).to(dtype)
     path = shard_path(folder, shard)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{uuid4().hex}.partial")  # its own, should a process thought dead be writing still
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
     checksum = file_checksum(partial)
     partial.replace(path)
@@ -152,6 +174,13 @@ def write_manifest(folder: Path, plan: CachePlan) -> None:
     if missing:
         raise ValueError(f"Shards {missing[:5]} of {folder} are missing: run cache_regions again to finish it.")
     write_whole(folder / MANIFEST, json.dumps({**asdict(plan), "checksums": checksums}, indent=1))
+    _remove_partial_shards(folder)
+
+
+def _remove_partial_shards(folder: Path) -> None:
+    """Remove what processes left that were killed while they wrote."""
+    for path in folder.glob("shard-*.partial"):
+        path.unlink(missing_ok=True)
 
 
 class RegionCache:

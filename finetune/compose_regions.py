@@ -25,10 +25,10 @@ from tqdm.auto import tqdm
 from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens, only_writer
 
-from .cache import CachePlan, RegionCache, data_checksum, shard_is_whole, write_manifest, write_shard
-from .cache_regions import jittered, prepare
+from .cache import CachePlan, RegionCache, data_checksum, prepare, shard_is_whole, write_manifest, write_shard
 from .config import knob, parse_arguments, run_command
 from .records import Record, Records, Region, load_records
+from .shard_encoder import jittered
 
 
 @dataclass

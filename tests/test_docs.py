@@ -156,3 +156,31 @@ def test_caching_costs_follow_from_one_set_of_numbers() -> None:
         assert float(cells[3]) == pytest.approx((pictures * large[0] + regions * large[1]) / 86400, abs=0.6)
         hours = (pictures * large[2] + regions * large[3]) * 1e9 / 1e14 / 3600
         assert float(cells[4]) == pytest.approx(hours, abs=0.5 if hours > 2 else 0.06)
+
+
+def test_costs_on_many_machines_follow_from_measured_numbers() -> None:
+    """The seconds are those of the other pages, and days, hours and bytes follow from them."""
+    page, speeds, measured = (
+        (ROOT / name).read_text() for name in ("docs/many_machines.md", "finetune/README.md", "benchmarks/README.md")
+    )
+    seconds = {
+        name: float(found) for name, found in re.findall(r"^\| (TAP-[BL]) \| ([\d.]+) s \| 0\.015 s", speeds, re.M)
+    }
+    assert f"{seconds['TAP-B']:g} s a picture for TAP-B, {seconds['TAP-L']:g} s for TAP-L" in page
+    assert "| logits of answers alone | 2.67 |" in measured
+    assert "| here, 8 at once | 0.34 |" in measured
+    rows = {
+        name: [float(number.replace(",", "")) for number in re.findall(r"\| ([\d.,]+)", cells)]
+        for name, cells in re.findall(r"^\| ([a-z][^|]+) (\| [\d.,]+ [^\n]*\|)$", page, re.MULTILINE)
+    }
+    for column, regions in enumerate((1e6, 1e8, 1e9)):
+        pictures = regions / 50
+        expected = {
+            "encoding with TAP-B, days on 2 cores": (pictures * seconds["TAP-B"] + regions * 0.015) / 86400,
+            "encoding with TAP-L, days on 2 cores": (pictures * seconds["TAP-L"] + regions * 0.015) / 86400,
+            "encoding with TAP-L, hours on one GPU, on paper": (pictures * 2702 + regions * 0.9) * 1e9 / 1e14 / 3600,
+            "learning one answer about each, days on 1 core": regions * 2.67 / 12 / 86400,
+            "answering one question about each, days on 1 core": regions / 0.34 / 86400,
+        }
+        for name, value in expected.items():
+            assert rows[name][column] == pytest.approx(value, rel=0.03), name
