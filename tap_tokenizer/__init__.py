@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .image_processing_tap import ImageInput, TapImageProcessor, load_rgb
     from .masks import as_mask
     from .modeling_tap import TapModel, TapOutput
+    from .onnx_export import export_onnx
     from .processing_tap import TapProcessor
     from .prompt_encoder import PointLabel
     from .prompts import RegionPrompt
@@ -103,6 +104,7 @@ __all__ = [
     "as_mask",
     "draw_hits",
     "draw_regions",
+    "export_onnx",
     "index_folder",
     "load_rgb",
     "mask_to_rle",

@@ -1,4 +1,4 @@
-"""The command line: `tap-tokenizer describe`, `everything` and `convert`; `index` and `search` are in `index_commands`.
+"""The command line: `tap-tokenizer describe`, `everything` and `convert`; other modules have `export`, `index` and `search`.
 
 It prints and writes files. Everything else it does is a single call of the library.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .coco_command import run_coco
+from .export_command import add_export_command, run_export
 from .flags import (
     FOLDER_CODES,
     add_command,
@@ -86,11 +87,13 @@ def main(argv: list[str] | None = None) -> int:
         epilog="example: tap-tokenizer convert BAAI/tokenize-anything tap-vit-l --variant tap_vit_l_v1_1",
     )
     _add_conversion_flags(conversion)
+    add_export_command(commands)
     add_index_commands(commands)
     work = {
         "describe": _describe,
         "everything": _everything,
         "convert": _convert,
+        "export": run_export,
         "index": run_index,
         "search": run_search,
     }

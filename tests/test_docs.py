@@ -61,7 +61,7 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_code_blocks_are_valid(page: Path) -> None:
     """Blocks that are not run are still Python, or JSON; those that are not run say why: they fetch or need much."""
     for language, runs, code in blocks(page):
-        assert language in ("python", "sh", "json"), f"{page.name} has a block in {language or 'no language'}"
+        assert language in ("python", "sh", "json", "js"), f"{page.name} has a block in {language or 'no language'}"
         if language == "python":
             compile(code, page.name, "exec")
         if language == "json":
