@@ -109,6 +109,8 @@ def check_export(folder: Path, precision: str) -> None:
 class _Encoder(nn.Module):
     """Pixels as SAM's processor makes them → what SAM's encoder gives."""
 
+    padding: Tensor
+
     def __init__(self, model: TapModel, processor: TapImageProcessor) -> None:
         super().__init__()
         self.image_encoder, self.prompt_encoder = model.image_encoder, model.prompt_encoder
