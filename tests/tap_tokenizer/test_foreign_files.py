@@ -202,9 +202,9 @@ def test_auto_classes_never_trust_remote_code_by_default() -> None:
                 names = (
                     "foreign_files.py",
                     "language_model.py",
-                    "chat.py",
+                    "chat_sources.py",
                     "adapter_folder.py",
-                    "processing_bridge.py",
+                    "processor_files.py",
                 )
                 assert path.name in names, path
 
