@@ -169,6 +169,8 @@ def _region_of(entry: dict[str, Any], size: tuple[int, int], names: dict[Any, An
     box = [x, y, x + width, y + height]
     if not np.isfinite(box).all():
         raise ValueError(f"its bbox is {entry['bbox']!r:.60}, expected finite numbers")
+    if width <= 0 or height <= 0:
+        raise ValueError(f"its bbox is {entry['bbox']!r:.60}, expected x, y, width, height with a size above 0")
     for problem in box_problems(np.array([box]), size).values():
         raise ValueError(problem.words)
     return {"box": box, **region}

@@ -165,7 +165,8 @@ def check_folder_of_pictures(arguments: argparse.Namespace) -> None:
     """Refuse flags that are for one picture."""
     if arguments.json or arguments.save is not None or getattr(arguments, "regions", None):
         raise ValueError(
-            "--json, --save, --box, --point and --mask are for one picture: a folder is written to --output."
+            "--json, --save, --box, --point and --mask are for one picture: for a folder, give the regions in a table, --boxes "
+            "CSV, and --output."
         )
 
 

@@ -194,7 +194,11 @@ def _check_words(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> No
     for text in texts:
         for word in text.split():
             if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]:
-                raise ValueError(f"The text encoder does not know the word {word!r} in {text!r}: choose other words.")
+                known = [name for name in sorted(tokenizer.get_vocab()) if name.isalpha()]
+                some = f" (it knows {', '.join(known)})" if len(known) <= 100 else ""
+                raise ValueError(
+                    f"The text encoder does not know the word {word!r} in {text!r}: choose other words{some}."
+                )
 
 
 def _text_features(model: PreTrainedModel, inputs: Any) -> Tensor:
