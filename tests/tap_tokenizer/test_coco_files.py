@@ -65,7 +65,8 @@ def test_what_cannot_be_used_is_named_with_its_reason(files: Path) -> None:
     ]  # fmt: skip
     told = {
         "picture 3": "gone.png", "picture 4": "expected a path in the folder", "picture 5": "the file says 91 × 60",
-        "annotation 14": "picture 3 is not listed, or is left out", "annotation 15": "a size above 0", "annotation 16": "RLE of size",
+        "annotation 14": "picture 3 is not listed, or is left out", "annotation 15": "a size above 0",
+        "annotation 16": "RLE of size",
         "annotation 17": "bbox is None", "annotation number 8": "expected an object",
     }  # fmt: skip
     assert found.left_out.keys() == told.keys()
