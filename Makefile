@@ -40,9 +40,10 @@ evaluate-default: $(VENV)/.train  ## the bundled models on the GlyphScenes bench
 	$(BIN)/python -m finetune.evaluate_glyphs --output runs/evaluate-default $(FLAGS)
 
 bench: $(VENV)/.train  ## speed side by side, tables and figures into runs/benchmarks; ten minutes
-	for script in encode_picture region_tokens everything captions language_model growth long_run whole_way; do \
+	for script in encode_picture region_tokens everything captions language_model growth long_run; do \
 	  $(BIN)/python benchmarks/$$script.py $(FLAGS) || exit 1; \
 	done
+	$(BIN)/python benchmarks/whole_way.py
 	$(BIN)/python benchmarks/cached_training.py
 	$(BIN)/python benchmarks/caching_cost.py --shape tap_vit_b
 
