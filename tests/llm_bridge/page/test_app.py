@@ -815,11 +815,13 @@ def begin(tab: Page, slow: list[float]) -> None:
         tab.wait_for_timeout(20)
 
 
-def test_a_closed_tab_stops_its_answer(served: PageServer, context: BrowserContext, slow: list[float]) -> None:
+def test_a_closed_tab_stops_its_answer_and_is_forgotten(
+    served: PageServer, context: BrowserContext, slow: list[float]
+) -> None:
     tab = opened(context, served.address)
-    before = set(served.conversations._by_session)
     begin(tab, slow)
-    (mine,) = set(served.conversations._by_session) - before
+    session = tab.evaluate("sessionStorage.getItem('session')")
+    assert served.conversations.of(session).scene is not None
     tab.close()
     time.sleep(2)
     seen = len(slow)
@@ -827,7 +829,7 @@ def test_a_closed_tab_stops_its_answer(served: PageServer, context: BrowserConte
     time.sleep(1)
     assert len(slow) == seen
     served.conversations._forget_left()
-    assert mine not in served.conversations._by_session
+    assert served.conversations.of(session).scene is None
 
 
 def test_a_question_stopped_while_it_waits_leaves_the_turn_to_whoever_has_it(chat: RegionChat) -> None:
