@@ -99,20 +99,35 @@ class Mixture:
 
 
 class Conversations(Dataset[CachedRecord]):
-    """The conversation at each position of a mixture, with a prompt variant of its own."""
+    """The conversation at each position of a mixture, with a prompt variant of its own.
+
+    Records without a conversation are passed over; `silent` says how many those are, by file.
+    """
 
     def __init__(self, sources: Sequence[Source], seed: int = 0) -> None:
         records = {source.records: load_records(source.records).without_pictures() for source in sources}
         caches = {source.cache: RegionCache(source.cache) for source in sources}
+        asked = {path: own.with_conversation() for path, own in records.items()}
+        if empty := [path for path, rows in asked.items() if not rows]:
+            raise ValueError(f"No record of {empty[0]} has a conversation: give records that ask something.")
+        self.silent = {
+            path: len(own) - len(asked[path]) for path, own in records.items() if len(asked[path]) < len(own)
+        }
         self.sources, self.seed = sources, seed
         self.records = [records[source.records] for source in sources]
         self.caches = [caches[source.cache] for source in sources]
+        self.rows = [asked[source.records] for source in sources]
         self._read: dict[tuple[int, int], Record] = {}
         weights = [source.weight for source in sources if source.weight is not None]
-        self.mixture = Mixture(list(map(len, self.records)), weights or None, seed)
+        self.mixture = Mixture(list(map(len, self.rows)), weights or None, seed)
+
+    def _drawn(self, position: int) -> tuple[int, int, int]:
+        """The source at a position, its record, and the visit."""
+        number, place, visit = self.mixture[position]
+        return number, self.rows[number][place], visit
 
     def __getitem__(self, position: int) -> CachedRecord:
-        number, row, visit = self.mixture[position]
+        number, row, visit = self._drawn(position)
         source, cache = self.sources[number], self.caches[number]
         variant = (row + visit + self.seed) % len(cache.plan.variants)
         record, tokens = self._record(number, row), cache.regions(row, variant)
@@ -139,7 +154,7 @@ class Conversations(Dataset[CachedRecord]):
 
     def length(self, position: int) -> int:
         """How many questions the conversation at a position has, at most."""
-        number, row, _ = self.mixture[position]
+        number, row, _ = self._drawn(position)
         return self.sources[number].turns or len(_questions(self._record(number, row).conversations))
 
 

@@ -11,12 +11,13 @@ other pictures (`glyphs/retrieval.py`), and the bridge's answers to the benchmar
 - no regions at all;
 - regions without their position, with the objects of the context in random order;
 - the true objects as picture context, if the bridge otherwise reads those that are found;
-- the question as a follow-up, after each of its regions, and then another one, was described;
+- the question as the second to sixth of a talk, after others about the same scene and the bridge's answers to them;
 - a plain language model, by default the one that became the bridge, which is told in words what TAP sees.
 
 On the first scenes, it also asks questions that are answered freely (`glyphs/free_questions.py`): the benchmark's in words that
 no recipe contains, and on the test split what one must know about the objects. An answer is right if it contains the truth
-(`glyphs/containment.py`). The plain language model is also told the truth there, not only what TAP sees.
+(`glyphs/containment.py`). The plain language model is also told the truth there, not only what TAP sees. What the bridge's
+adapter costs the language model is measured by its perplexity on plain text (`glyphs/plain_text.py`).
 
 On the first scenes, a bridge that was taught to find regions by words is asked what expressions mean (`glyphs/grounding.py`).
 
@@ -49,22 +50,28 @@ from tap_tokenizer import TapRegionTokenizer, damage_told, only_writer, write_wh
 
 from .answerers import fingerprint
 from .config import knob, parse_arguments, run_command
-from .glyphs.free_questions import FREE_FAMILIES, PHRASING, words_fingerprint
+from .glyphs.free_questions import (
+    FREE_FAMILIES,
+    KNOWLEDGE_FAMILIES,
+    KNOWLEDGE_SPLIT,
+    PHRASING,
+    words_fingerprint,
+)
 from .glyphs.grounding import find_lines
+from .glyphs.plain_text import text_lines
 from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES
 from .glyphs.records import EVALUATION_SCENES, EVALUATION_SEEDS, EVALUATION_SPLITS, TITLE, benchmark_scenes
 from .glyphs.report import as_tables, draw_curves, draw_figures, summarise
 from .glyphs.retrieval import Retrieval
 from .glyphs.scenes import SPLITS
+from .glyphs.seen_scenes import SeenScenes, region_lines
 from .glyphs.views import (
     CONTROLS,
     DESCRIBED,
     FREE_CONTROLS,
     TOLD_TRUTH,
-    SeenScenes,
     bridge_lines,
     described_lines,
-    region_lines,
 )
 
 WORDS_MODEL = "region-words-tiny"
@@ -94,6 +101,10 @@ class GlyphEvaluationArguments:
         default=",".join(map(str, EVALUATION_SEEDS)), help="seeds of the scenes; results are averaged over them"
     )
     scenes: int = knob(default=EVALUATION_SCENES, help="how many scenes of each split and seed, counted from the first")
+    question_scenes: int = knob(
+        default=EVALUATION_SCENES,
+        help="about how many of these scenes the bridge is asked, rounded up to whole batches",
+    )
     control_scenes: int = knob(
         default=40,
         help="on how many of these scenes each of the other controls is measured, rounded up to whole batches",
@@ -321,6 +332,8 @@ def _lines(
         count(len(some))
         start += len(some)
     yield from ({"split": split, "seed": seed, **line} for line in retrieval.lines())
+    if models.chat is not None and split == KNOWLEDGE_SPLIT:
+        yield from text_lines(models.chat, split, seed)
 
 
 def _answer_lines(
@@ -336,7 +349,7 @@ def _answer_lines(
         for view in CONTROLS
         if start < (arguments.shuffled_scenes if view == "shuffled" else arguments.control_scenes)
     ]
-    if models.chat is not None:
+    if models.chat is not None and start < arguments.question_scenes:
         left = set(FAMILIES) if models.context is None else set(FAMILIES) - set(CONTEXT_FAMILIES)
         yield from bridge_lines(models.chat, seen, left, controls, regions)
     if models.context is not None and start < arguments.context_scenes:
@@ -354,14 +367,18 @@ def _free_lines(
 ) -> Iterator[dict[str, Any]]:
     """A line for every question that is answered freely, about scenes that are seen, from number `start` on."""
     around = [PHRASING + family for family in CONTEXT_FAMILIES]
+    has_controls = start < arguments.control_scenes
+    controls = FREE_CONTROLS if has_controls else ()
     if models.chat is not None:
         left = set(FREE_FAMILIES) if models.context is None else set(FREE_FAMILIES) - set(around)
-        yield from bridge_lines(models.chat, seen, left, FREE_CONTROLS, [])
+        yield from bridge_lines(models.chat, seen, left, controls, [])
     if models.context is not None and start < arguments.context_scenes:
-        yield from bridge_lines(models.context, seen, around, FREE_CONTROLS, [])
+        yield from bridge_lines(models.context, seen, around, controls, [])
     if models.described is not None:
-        for view in (DESCRIBED, TOLD_TRUTH):
-            yield from described_lines(models.described, seen, FREE_FAMILIES, view)
+        told = FREE_FAMILIES if has_controls else KNOWLEDGE_FAMILIES
+        yield from described_lines(models.described, seen, told, TOLD_TRUTH)
+    if models.described is not None and has_controls:
+        yield from described_lines(models.described, seen, FREE_FAMILIES, DESCRIBED)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,15 @@ def chance(choices: Sequence[int]) -> float:
     return sum(1 / n for n in choices) / max(len(choices), 1)
 
 
+def interval(right: int, count: int) -> tuple[float, float]:
+    """The 95 % interval (Wilson's) of a share of which `right` of `count` were seen."""
+    z = 1.96
+    share, widened = right / count, 1 + z**2 / count
+    middle = (share + z**2 / (2 * count)) / widened
+    half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5 / widened
+    return middle - half, middle + half
+
+
 def mask_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Intersection over union of two boolean masks (H, W); 0 if both are empty."""
     return float((predicted & truth).sum() / max(int((predicted | truth).sum()), 1))

@@ -196,6 +196,11 @@ class Records:
     def __iter__(self) -> Iterator[Record]:
         return map(Record.from_dict, self.rows)
 
+    def with_conversation(self) -> list[int]:
+        """The numbers of the records in which something is said."""
+        column = self.rows.select_columns("conversations").with_format("arrow")[:]["conversations"]
+        return [number for number, turns in enumerate(column) if turns.is_valid and len(turns)]
+
     def without_pictures(self) -> Records:
         """The same records with None for `image`, so that pictures inside a parquet file are not read."""
         return Records(self.rows.remove_columns("image"))

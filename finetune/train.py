@@ -181,7 +181,9 @@ class BridgeTraining(Training):
         data = Conversations(arguments.sources, arguments.seed)
         if data.asks_to_find():
             self.accelerator.unwrap_model(self.model).config.taught_to_find = True
-        records, drawn = sum(map(len, data.records)), arguments.steps * arguments.batch_size * batches
+        for path, count in data.silent.items():
+            self.accelerator.print(f"{path}: {count} records without a conversation are passed over")
+        records, drawn = sum(map(len, data.rows)), arguments.steps * arguments.batch_size * batches
         self.accelerator.print(
             f"{arguments.steps} steps draw {drawn} of {records} records: {drawn / records:.2f} passes"
         )

@@ -1,4 +1,4 @@
-"""The command line: `region-chat ask`, `chat` and `demo`; `find`, `app`, `serve` and `vllm` have files of their own.
+"""The command line: `region-chat ask` and `chat`; `demo`, `find`, `app`, `serve` and `vllm` have files of their own.
 
 It prints and writes files. Everything else it does is a single call of the library.
 """
@@ -30,8 +30,9 @@ from tap_tokenizer import (
     tell_limitation,
 )
 
+from .demo_command import add_demo_command, run_demo
 from .find_command import add_find_command, run_find
-from .model_flags import DEFAULT, add_model_flags, load_chat, settings_of
+from .model_flags import add_model_flags, load_chat, settings_of
 from .page.app_command import add_app_command, run_app
 from .serving.serve_commands import add_serve_commands, run_serve, run_vllm
 
@@ -76,18 +77,14 @@ def main(argv: list[str] | None = None) -> int:
     chat.add_argument("image", type=Path, help="the picture")
     add_prompt_flags(chat, folders=False)
     add_model_flags(chat)
-    demo = add_command(
-        commands, "demo", "ask the bundled models about the bundled picture", "region-chat demo", exit_codes=EXIT_CODES
-    )
-    demo.add_argument("--output", type=Path, default=Path("region-chat-demo.png"),
-                      help="where to write the annotated picture (default: %(default)s)")  # fmt: skip
+    add_demo_command(commands)
     add_app_command(commands)
     add_serve_commands(commands)
     doers: dict[str, Callable[[argparse.Namespace], int | None]] = {
         "ask": _ask,
         "find": run_find,
         "chat": _chat,
-        "demo": _demo,
+        "demo": run_demo,
         "app": run_app,
         "serve": run_serve,
         "vllm": run_vllm,
@@ -181,7 +178,7 @@ def _said(chat: RegionChat, answer: Any) -> dict[str, Any]:
     return {"answer": answer, "mentioned": list(chat.mentioned(answer)), "regions": regions}
 
 
-# --- chat and demo ----------------------------------------------------------------------------------------------------
+# --- chat --------------------------------------------------------------------------------------------------------------
 
 
 def _chat(arguments: argparse.Namespace) -> None:
@@ -197,51 +194,3 @@ def _chat(arguments: argparse.Namespace) -> None:
         chat.mark(kind, value)
     print(f"{arguments.image}: {picture.shape[1]} × {picture.shape[0]} pixels. {HELP}")
     chat.run()
-
-
-def _demo(arguments: argparse.Namespace) -> None:
-    from PIL import Image
-
-    from tap_tokenizer import draw_regions
-
-    from .chat import RegionChat
-    from .configuration_bridge import BUNDLED
-
-    folder = BUNDLED / DEFAULT
-    picture = folder / "demo.png"
-    check_picture_path(arguments.output, [picture])
-    questions = json.loads((folder / "demo.json").read_text())["questions"]
-    chat = RegionChat.from_pretrained(DEFAULT)
-    chat.warns_of_limitation = False  # printed below
-    image = Image.open(picture)
-    print(f"Picture: {picture} ({image.width} × {image.height})")
-    print(
-        "Models:  tap-tiny, the region tokenizer, and region-chat-tiny, a small language model that reads its tokens."
-    )
-    print(
-        "         Both were trained on GlyphScenes and know nothing but such pictures: coloured glyphs on backgrounds.\n"
-    )
-    for question in questions:
-        chat.reset()
-        answer = chat.ask(question["text"], image=image, boxes=question["boxes"])
-        print(f"Q: {chat.history[0][1]}")
-        print(f"A: {answer}")
-        for baseline, box in zip(chat.baseline(top_k=1), question["boxes"]):
-            name, score = baseline.concepts[0]
-            where = " ".join(f"{x:.0f}" for x in box)
-            print(
-                f'   {baseline.name} is the box {where}; TAP itself: "{baseline.caption}", concept {name} ({score:.0%})'
-            )
-        print()
-    boxes = [box for question in questions for box in question["boxes"]]
-    boxes = [box for i, box in enumerate(boxes) if box not in boxes[:i]]
-    regions = chat.region_tokenizer.encode(image, boxes=boxes)
-    save_picture(
-        draw_regions(
-            image,
-            regions,
-            labels=chat.region_tokenizer.caption(regions),
-        ),
-        arguments.output,
-    )
-    print(f"Wrote {arguments.output}: the regions with TAP's masks and captions.")

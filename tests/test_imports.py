@@ -96,7 +96,7 @@ LAYERS = {
         {"serving.client"},
         {"chat", "pipelines", "phrase_table", "serving.vllm_command"},
         {"terminal_chat", "model_flags", "page.__init__", "page.input", "page.turns", "page.scene"},
-        {"find_command", "page.guard", "page.conversation"},
+        {"find_command", "demo_command", "page.guard", "page.conversation"},
         {"page.sessions"},
         {"page.handlers"},
         {"page.app"},

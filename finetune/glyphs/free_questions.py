@@ -56,7 +56,7 @@ class FreeQuestion(Question):
 
 @cache
 def load_words(name: str) -> Any:
-    """The content of `phrasings.yaml`, `knowledge.yaml` or `training_phrasings.yaml`."""
+    """The content of `phrasings.yaml`, `knowledge.yaml`, `training_phrasings.yaml` or `plain_text.yaml`."""
     return yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8"))
 
 

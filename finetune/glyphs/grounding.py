@@ -21,7 +21,7 @@ from ..metrics import mask_iou
 from .expressions import NONE, TYPES, draw_expression
 from .language import phrase_cosines
 from .scenes import GlyphScene
-from .views import SeenScenes, place_in_benchmark
+from .seen_scenes import SeenScenes, place_in_benchmark
 
 TRUE, EVERYTHING = "true candidates", "everything mode"
 HEAD, FINDS, SHUFFLED = "TAP's concept head", "LLM", "LLM, shuffled candidates"

@@ -58,7 +58,8 @@ class GlyphScenesSource(Source):
     ends_with: str = knob(
         default="",
         help="families, separated by commas, of each record's last question; it then has one to `turns` questions, half of the "
-        "others about the same regions. For questions that need picture context, which stands beside the last question only",
+        "others about the same regions. For questions that need picture context, which stands beside the last question only. A "
+        "scene without such a question gives a record without a conversation, which training passes over",
     )
     expressions: float = knob(
         default=0.0,

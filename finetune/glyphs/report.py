@@ -16,7 +16,7 @@ import numpy as np
 
 from llm_bridge import replace_regions
 
-from ..metrics import accuracy, chance, is_exact, majority
+from ..metrics import accuracy, chance, interval, is_exact, majority
 from .containment import says_truth
 from .free_questions import FREE_FAMILIES, KNOWLEDGE_FAMILIES, PHRASING_FAMILIES
 from .grounding import find_scores, find_tables
@@ -49,11 +49,15 @@ _CONCEPTS = {f"concept top-1 ({name})": name for name in ("kind", "colour", "siz
 _FOUND = ("recall@10", "mAP")
 """How well objects of the same kind and colour are found in other pictures, by each of `WAYS`."""
 
+_LATER = "LLM: as the 2nd to 6th question of a talk, minus asked first"
+_PERPLEXITY = ("LLM: perplexity of plain text", "the same without the adapter")
+
 _OVERVIEW = {
     **{name: name for name in ("regions", *_MASKS, *_CONCEPTS, "native caption exact")},
     **{f"found again by {way}: {number}": f"found again by {way}: {number}" for way in WAYS for number in _FOUND},
     "LLM: caption exact": "full: caption",
     **{f"LLM: {group}": f"full: {group}" for group in (*GROUPS, *FREE_GROUPS)},
+    **{name: name for name in (_LATER, *_PERPLEXITY)},
     **{f"{TOLD_TRUTH}: {group}": f"{TOLD_TRUTH}: {group}" for group in FREE_GROUPS},
 }
 """Rows of the first table, and the numbers that they show."""
@@ -80,7 +84,20 @@ def summarise(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for name, values in columns.items()
         }
         metrics[split]["spread"] = {name: float(np.ptp(values)) for name, values in columns.items()}
+        metrics[split]["interval"] = _intervals([line for line in lines if line["split"] == split])
     return metrics
+
+
+def _intervals(lines: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of each score of the view "full", for as many questions as were asked."""
+    questions = [line for line in lines if line["task"] == "question" and line["view"] == "full"]
+    names = {**{family: (family,) for family in (*FAMILIES, *FREE_FAMILIES)}, **GROUPS, **FREE_GROUPS}
+    right = {name: [_is_right(q) for q in questions if q["family"] in own] for name, own in names.items()}
+    return {f"full: {name}": interval(sum(own), len(own)) for name, own in right.items() if own}
+
+
+def _is_right(q: dict[str, Any]) -> bool:
+    return is_exact(q["answer"], q["truth"]) if q["family"] in FAMILIES else _says_truth(q)
 
 
 def _of_seed(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -94,7 +111,9 @@ def _of_seed(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     for line in (line for line in lines if line["task"] == "retrieval"):
         result |= {f"found again by {line['by']}: {number}": line[number] for number in _FOUND}
     result |= find_scores([line for line in lines if line["task"] == "find"])
+    result |= _of_text([line for line in lines if line["task"] == "text"])
     questions = [line for line in lines if line["task"] == "question"]
+    result |= _of_talks(questions)
     for view in dict.fromkeys(q["view"] for q in questions):
         for family in FAMILIES:
             own = [q for q in questions if q["family"] == family and q["view"] == view]
@@ -104,11 +123,32 @@ def _of_seed(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
             scores = [result[f"{view}: {family}"] for family in families if f"{view}: {family}" in result]
             if scores:
                 result[f"{view}: {group}"] = float(np.mean(scores))
+            if scores and view == "full":
+                result[f"n: {group}"] = sum(result.get(f"n: {family}", 0) for family in families)
         for name, families in {**{family: (family,) for family in FREE_FAMILIES}, **FREE_GROUPS}.items():
             own = [q for q in questions if q["family"] in families and q["view"] == view]
             if own:
                 result |= _of_free(own, view, name)
     return result
+
+
+def _of_text(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    if not lines:
+        return {}
+    nats, tokens = np.sum([line["nats"] for line in lines], axis=0), sum(line["tokens"] for line in lines)
+    return {name: float(np.exp(own / tokens)) for name, own in zip(_PERPLEXITY, nats)}
+
+
+def _of_talks(questions: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How much more of the questions are right as follow-ups than when they were asked first."""
+    right = {
+        view: {
+            (q["scene"], q["family"]): _is_right(q) for q in questions if q["view"] == view and q["family"] in FAMILIES
+        }
+        for view in ("full", "follow-up")
+    }
+    gained = [int(later) - right["full"][key] for key, later in right["follow-up"].items() if key in right["full"]]
+    return {_LATER: float(np.mean(gained))} if gained else {}
 
 
 def _of_family(own: Sequence[dict[str, Any]], view: str, family: str) -> dict[str, float]:
@@ -162,7 +202,8 @@ def as_tables(metrics: dict[str, Any]) -> str:
     parts = [head, _overview(metrics, splits)]
     if any(f"full: {family}" in metrics[split] for split in splits for family in FAMILIES):
         note = (
-            f"Controls (no position … described) are of the first {of['control_scenes']} scenes of each seed, shuffled "
+            f"Answers are to questions about the first {of['question_scenes']} scenes of each seed; in brackets, the 95 % "
+            f"interval for as many. Controls (no position … described) are of the first {of['control_scenes']}, shuffled "
             f"regions of the first {of['shuffled_scenes']}, rounded up to whole batches."
         )
         if of["context_model"] != "none":
@@ -183,7 +224,9 @@ def _overview(metrics: dict[str, Any], splits: Sequence[str]) -> str:
     for row, name in _OVERVIEW.items():
         values = [metrics[split].get(name) for split in splits]
         if any(value is not None for value in values):
-            lines.append(_row(row, [_cell(value, whole=name == "regions") for value in values]))
+            ranges = [metrics[split]["interval"].get(name) for split in splits]
+            cells = [_cell(value, whole=name == "regions", within=own) for value, own in zip(values, ranges)]
+            lines.append(_row(row, cells))
     return "\n".join(lines)
 
 
@@ -192,7 +235,7 @@ def _families(split: str, numbers: dict[str, float]) -> str:
         column: kind for column, kind in _COLUMNS.items() if any(name.startswith(f"{kind}: ") for name in numbers)
     }
     lines = [_row(split, list(columns)), "|---" * (len(columns) + 1) + "|"]
-    for family in (*FAMILIES, *PHRASING_FAMILIES, *KNOWLEDGE_FAMILIES, *FREE_GROUPS):
+    for family in (*GROUPS, *FREE_GROUPS, *FAMILIES, *PHRASING_FAMILIES, *KNOWLEDGE_FAMILIES):
         if f"full: {family}" in numbers:
             cells = [_cell(numbers.get(f"{kind}: {family}"), whole=kind == "n") for kind in columns.values()]
             lines.append(_row(family, cells))
@@ -203,8 +246,10 @@ def _row(head: str, cells: Sequence[str]) -> str:
     return f"| {head} | " + " | ".join(cells) + " |"
 
 
-def _cell(value: float | None, *, whole: bool) -> str:
-    return "" if value is None else f"{value:.0f}" if whole else f"{value:.3f}"
+def _cell(value: float | None, *, whole: bool, within: tuple[float, float] | None = None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}" if whole else f"{value:.3f}" + (f" ({within[0]:.3f}–{within[1]:.3f})" if within else "")
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

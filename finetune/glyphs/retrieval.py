@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .language import concept_vector
 from .scenes import COLOURS, KINDS, SIZES
-from .views import SeenScenes
+from .seen_scenes import SeenScenes
 
 WAYS = ("semantic embedding", "semantic token", "caption words", "words")
 """What is compared, in the order of the report."""
@@ -34,7 +34,7 @@ class Retrieval:
         self._scenes: list[int] = []
 
     def add(self, seen: SeenScenes, lines: Sequence[dict[str, Any]]) -> None:
-        """Add the objects of scenes, whose regions have these lines (`views.region_lines`)."""
+        """Add the objects of scenes, whose regions have these lines (`seen_scenes.region_lines`)."""
         captions = [line["caption"][0] for line in lines]
         for way, vectors in zip(WAYS, (seen.tokens.embeds, seen.tokens.tokens, _bags(captions))):
             self._vectors[way].append(F.normalize(vectors.float().cpu(), dim=-1))

@@ -1,4 +1,4 @@
-"""What the region tokenizer alone makes of the benchmark's scenes, and what language models answer in different views.
+"""What language models answer to the benchmark's questions in different views.
 
 In the view "full", a bridge is shown what a user would show it. The other views are controls, which leave something out: what
 is lost of the score shows how much the model needs it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -24,103 +24,14 @@ from llm_bridge import (
     region_features,
     replace_regions,
 )
-from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
 
 from ..answerers import other_pictures
-from ..metrics import mask_iou, next_click
 from .free_questions import FreeQuestion
-from .language import caption, concept_banks
+from .language import caption
 from .questions import FAMILIES, Question
 from .records import BenchmarkScene
-from .scenes import GlyphPicture, GlyphScene
-
-# --- the region tokenizer ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SeenScenes:
-    """Some scenes of the benchmark, encoded.
-
-    tokens: those of all visible objects, scene by scene, from their tight boxes.
-    """
-
-    scenes: Sequence[BenchmarkScene]
-    features: ImageFeatures
-    tokens: RegionTokens
-
-    @classmethod
-    def encode(cls, tokenizer: TapRegionTokenizer, scenes: Sequence[BenchmarkScene]) -> SeenScenes:
-        features = tokenizer.embed_image([one.picture.image for one in scenes])
-        boxes = [one.picture.boxes[one.picture.visible].tolist() for one in scenes]
-        return cls(scenes, features, tokenizer.encode(features=features, boxes=boxes, with_masks=True))
-
-    def tokens_of(self, number: int, objects: Sequence[int]) -> RegionTokens:
-        """Tokens of some objects of the scene with this number."""
-        visible = self.scenes[number].picture.visible
-        return self.tokens.of_image(number)[[visible.index(i) for i in objects]]
-
-    def boxes_of(self, number: int, objects: Sequence[int]) -> list[list[float]]:
-        """True boxes, in pixels, of some objects of the scene with this number."""
-        return self.scenes[number].picture.boxes[list(objects)].tolist()
-
-
-def region_lines(tokenizer: TapRegionTokenizer, seen: SeenScenes) -> Iterator[dict[str, Any]]:
-    """A line for each visible object: IoU of its mask from a box and from two points, concepts, and native caption.
-
-    One point is the mask's innermost pixel, as in the single-point evaluation of Segment Anything, the other a random one.
-    """
-    by_centre, by_point = (
-        tokenizer.encode(
-            features=seen.features,
-            points=points,
-            point_labels=[[[1]] * len(own) for own in points],
-            with_masks=True,
-        )
-        for points in (
-            [_centres(one.picture) for one in seen.scenes],
-            [_random_points(one.scene, one.picture) for one in seen.scenes],
-        )
-    )
-    captions = tokenizer.caption(seen.tokens)
-    kinds, colours, sizes = (
-        [top[0][0] for top in tokenizer.classify(seen.tokens, 1, concepts=bank)] for bank in concept_banks()
-    )
-    objects = [(one, i) for one in seen.scenes for i in one.picture.visible]
-    for row, (one, i) in enumerate(objects):
-        glyph, mask = one.scene.objects[i], one.picture.masks[i]
-        yield {
-            "task": "region",
-            **place_in_benchmark(one.scene),
-            "object": i,
-            "iou_box": _iou(seen.tokens.mask_parts[row], mask),
-            "iou_centre": _iou(by_centre.mask_parts[row], mask),
-            "iou_point": _iou(by_point.mask_parts[row], mask),
-            "kind": [kinds[row], glyph.kind],
-            "colour": [colours[row], glyph.colour],
-            "size": [sizes[row], glyph.size],
-            "caption": [captions[row], caption(glyph)],
-        }
-
-
-def place_in_benchmark(scene: GlyphScene) -> dict[str, Any]:
-    """What every line says of its scene."""
-    return {"split": scene.split, "seed": scene.seed, "scene": scene.index}
-
-
-def _centres(picture: GlyphPicture) -> list[list[list[float]]]:
-    return [[next_click(None, picture.masks[i])[0]] for i in picture.visible]
-
-
-def _random_points(scene: GlyphScene, picture: GlyphPicture) -> list[list[list[float]]]:
-    random = np.random.RandomState([211, scene.seed, scene.index])
-    pixels = [np.argwhere(picture.masks[i]) for i in picture.visible]
-    return [[own[random.randint(len(own))][::-1].tolist()] for own in pixels]
-
-
-def _iou(predicted: Any, truth: np.ndarray) -> float:
-    """IoU of a region's mask, wherever it lies, and the true one (H, W)."""
-    return mask_iou(predicted.cpu().numpy(), truth)
-
+from .scenes import GlyphScene
+from .seen_scenes import SeenScenes, place_in_benchmark
 
 # --- the views --------------------------------------------------------------------------------------------------------
 
@@ -134,7 +45,7 @@ class Asked:
 
     scene: number of its scene among those seen; objects: those that it names, in the order of their numbers; turns: what
     the user and the assistant say in alternation, the question last; features (R, slots, F) of the regions and context
-    (slots, F) of the picture that are shown; size (height, width) of the picture.
+    (slots, F) of the picture that are shown; size (height, width) of the picture; answer: the bridge's in the view "full".
     """
 
     scene: int
@@ -144,8 +55,10 @@ class Asked:
     features: Tensor
     context: Tensor | None
     size: tuple[int, int]
+    answer: str = ""
 
 
+Item = TypeVar("Item")
 View: TypeAlias = Callable[[RegionChat, SeenScenes, Sequence[Asked]], list[Asked]]
 """Questions → the same with what the view shows; those that the view cannot be had of are left out."""
 
@@ -177,23 +90,37 @@ def _objects_given(chat: RegionChat, seen: SeenScenes, asked: Sequence[Asked]) -
 
 
 def _follow_up(chat: RegionChat, seen: SeenScenes, asked: Sequence[Asked]) -> list[Asked]:
-    """After the question's regions, and then another, were described in earlier turns, in the model's own words."""
-    shown: list[list[int]] = []
-    described: dict[tuple[int, int], Asked] = {}
-    for one in asked:
-        others = [i for i in seen.scenes[one.scene].picture.visible if i not in one.objects]
-        shown.append([*one.objects, *others[one.question.objects[0] % max(len(others), 1) :][:1]])
-        for i in shown[-1]:
-            if (one.scene, i) not in described:
-                alone = _features(chat, seen, one.scene, [i])
-                described[one.scene, i] = replace(one, objects=[i], turns=["Describe <region1>."], features=alone)
-    words = dict(zip(described, _answers(chat, list(described.values()))))
+    """As the second to sixth question of a talk, after others about the same scene and the bridge's own answers to them."""
     found = []
-    for one, own in zip(asked, shown):
-        before = [(f"Describe <region{n}>.", words[one.scene, i]) for n, i in enumerate(own, start=1)]
-        turns = [*(text for turn in before for text in turn), *one.turns]
-        found.append(replace(one, turns=turns, features=_features(chat, seen, one.scene, own)))
+    for place, one in enumerate(asked):
+        scene = seen.scenes[one.scene].scene
+        others = [other for other in asked if other.scene == one.scene and other is not one]
+        random = np.random.RandomState([241, scene.seed, scene.index, place])
+        talk = [others[i] for i in random.permutation(len(others))[: 1 + place % MOST_BEFORE]]
+        objects: list[int] = []
+        turns: list[str] = []
+        for turn in (*talk, one):
+            text, _ = turn.question.numbered(objects)
+            turns += [text, _renumbered(turn.answer, turn.objects, objects)]
+        found.append(
+            replace(one, objects=objects, turns=turns[:-1], features=_features(chat, seen, one.scene, objects))
+        )
     return found
+
+
+MOST_BEFORE = 5
+"""The most questions that stand before another in the view "follow-up"."""
+
+
+def _renumbered(answer: str, own: Sequence[int], order: Sequence[int]) -> str:
+    """An answer that numbers regions as in `own`, with their numbers in `order`; one that is not there is another region."""
+
+    def rename(number: int, is_shown: bool) -> str | None:
+        if not 0 < number <= len(own):
+            return None
+        return f"region{order.index(own[number - 1]) + 1}" if own[number - 1] in order else "another region"
+
+    return answer if list(own) == list(order) else replace_regions(answer, rename)
 
 
 NO_POSITION = "no position"
@@ -231,12 +158,15 @@ def bridge_lines(
     native = {(line["scene"], line["object"]): line for line in regions}
     for view in ("full", *controls):
         shown = VIEWS[view](chat, seen, asked)
-        for one, answer in zip(shown, _answers(chat, shown, hide_position=view == NO_POSITION)):
+        answers = _answers(chat, shown, hide_position=view == NO_POSITION)
+        if view == "full":
+            asked = [replace(one, answer=answer) for one, answer in zip(asked, answers)]
+        for one, answer in zip(shown, answers):
             scene, question = seen.scenes[one.scene].scene, one.question
-            line = _line(scene, question, view, answer)
+            line = _line(scene, question, view, _renumbered(answer, one.objects, question.objects))
             if question.family in ("kind", "colour", "size", "caption"):
-                line["tap"] = native[scene.index, one.objects[0]][question.family][0]
-            line["boxes"] = seen.boxes_of(one.scene, one.objects)
+                line["tap"] = native[scene.index, question.objects[0]][question.family][0]
+            line["boxes"] = seen.boxes_of(one.scene, question.objects)
             yield line
 
 
@@ -258,11 +188,8 @@ def _line(scene: GlyphScene, question: Question, view: str, answer: str) -> dict
 
 def _asked(chat: RegionChat, seen: SeenScenes, families: Collection[str]) -> list[Asked]:
     """The questions of some families as a user would ask them."""
-    contexts: list[Any] = [None] * len(seen.scenes)
-    if chat.processor.context.slots:
-        contexts = chat.processor.context.encode(chat.region_tokenizer, seen.features)
     found = []
-    for number, (scene, context) in enumerate(zip(seen.scenes, contexts)):
+    for number, (scene, context) in enumerate(zip(seen.scenes, seen.contexts(chat.processor))):
         height, width = scene.picture.image.shape[:2]
         for question in _questions(scene, families):
             order: list[int] = []
@@ -277,18 +204,38 @@ def _features(chat: RegionChat, seen: SeenScenes, scene: int, objects: Sequence[
 
 
 def _answers(chat: RegionChat, asked: Sequence[Asked], *, hide_position: bool = False) -> list[str]:
-    """What the bridge says to each question, all in one batch."""
-    if not asked:
-        return []
-    conversations = [
-        [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(one.turns)] for one in asked
-    ]
-    inputs = chat.processor.chat_batch(
-        conversations, [one.features for one in asked], [one.context for one in asked], [one.size for one in asked]
-    )
-    if hide_position and "region_features" in inputs:
-        inputs["region_features"] = _without_position(chat, inputs["region_features"])
-    return _continue(chat, inputs, asked[0].question)
+    """What the bridge says to each question."""
+
+    def answer(some: Sequence[Asked]) -> list[str]:
+        conversations = [
+            [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(one.turns)]
+            for one in some
+        ]
+        inputs = chat.processor.chat_batch(
+            conversations, [one.features for one in some], [one.context for one in some], [one.size for one in some]
+        )
+        if hide_position and "region_features" in inputs:
+            inputs["region_features"] = _without_position(chat, inputs["region_features"])
+        return _continue(chat, inputs, some[0].question)
+
+    return _in_batches(asked, lambda one: sum(map(len, one.turns)), answer)
+
+
+AT_ONCE = 32
+"""Questions that are answered in one batch. Those that are about as long come together, so that little is padded."""
+
+
+def _in_batches(
+    items: Sequence[Item], length: Callable[[Item], int], answer: Callable[[Sequence[Item]], list[str]]
+) -> list[str]:
+    """The answers to some questions, in their order."""
+    order = sorted(range(len(items)), key=lambda i: length(items[i]))
+    said = [""] * len(items)
+    for start in range(0, len(order), AT_ONCE):
+        places = order[start : start + AT_ONCE]
+        for place, words in zip(places, answer([items[i] for i in places])):
+            said[place] = words
+    return said
 
 
 def _without_position(chat: RegionChat, features: Tensor) -> Tensor:
@@ -320,14 +267,20 @@ def described_lines(
     view DESCRIBED what TAP says of them, in TOLD_TRUTH what they are.
     """
     asked = [(one.scene, question) for one in seen.scenes for question in _questions(one, families)]
-    if not asked:
-        return
-    turns = [[{"role": "user", "content": text}] for text in described_questions(chat, seen, families, view)]
-    inputs = chat.processor.apply_chat_template(
-        turns, tokenize=True, return_dict=True, add_generation_prompt=True, enable_thinking=False
-    )
-    for (scene, question), answer in zip(asked, _continue(chat, inputs, asked[0][1])):
-        yield _line(scene, question, view, answer)
+
+    def answer(texts: Sequence[str]) -> list[str]:
+        inputs = chat.processor.apply_chat_template(
+            [[{"role": "user", "content": text}] for text in texts],
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+        return _continue(chat, inputs, asked[0][1])
+
+    written = list(described_questions(chat, seen, families, view))
+    for (scene, question), said in zip(asked, _in_batches(written, len, answer)):
+        yield _line(scene, question, view, said)
 
 
 def described_questions(

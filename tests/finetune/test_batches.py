@@ -108,6 +108,27 @@ def test_tokens_of_a_picture_of_another_size_are_refused(stage: Path, tmp_path: 
 
 
 @pytest.mark.slow
+def test_records_without_a_conversation_are_passed_over_and_counted(stage: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (stage / "records.jsonl").read_text().splitlines()]
+    data = tmp_path / "records.jsonl"
+
+    def opened(silent: set[int]) -> Conversations:
+        changed = [{**line, "conversations": []} if i in silent else line for i, line in enumerate(lines)]
+        data.write_text("".join(json.dumps(line) + "\n" for line in changed))
+        return Conversations([Source(str(data), str(stage / "cache"))])
+
+    found = opened({0, 3})
+    assert found.silent == {str(data): 2}
+    drawn = [found[position] for position in range(2 * (len(lines) - 2))]
+    assert Counter(str(item.record.regions[0].box) for item in drawn) == {
+        str(line["regions"][0]["box"]): 2 for i, line in enumerate(lines) if i not in (0, 3)
+    }
+    assert all(item.regions is not None and len(item.regions) == len(item.record.regions) for item in drawn)
+    with pytest.raises(ValueError, match=r"No record of .* has a conversation"):
+        opened(set(range(len(lines))))
+
+
+@pytest.mark.slow
 def test_batches_do_not_depend_on_where_a_run_began_and_group_by_length(stage: Path) -> None:
     def steps(start: int, is_grouped: bool, accumulated: int) -> tuple[Conversations, list[list[int]]]:
         records, cache = str(stage / "records.jsonl"), str(stage / "cache")

@@ -92,6 +92,17 @@ def test_records_are_converted_before_they_are_cached(folder: Path) -> None:
             assert any(f"glyph_scenes --output {data} " in earlier for earlier in found[:i])
 
 
+def test_finding_is_calibrated_at_the_end_on_scenes_that_are_not_learned_from(folder: Path) -> None:
+    found = [line.split() for line in commands(folder)]
+    assert found[-1][1] == "finetune.calibrate"
+    asked = found[-1][found[-1].index("--data") + 1]
+    made = next(line for line in found if line[1:4] == ["finetune.data", "convert", "glyph_scenes"] and asked in line)
+    assert made[made.index("--split") + 1] == "val"
+    learned = recipe_of("chat_smollm2", folder / "runs/bundled")["sources"]
+    assert asked not in [source["records"] for source in learned]
+    assert (folder / "runs/bundled/chat_smollm2/calibration.txt").is_file()
+
+
 def test_a_second_run_repeats_nothing(folder: Path) -> None:
     once = commands(folder)
     assert commands(folder) == once

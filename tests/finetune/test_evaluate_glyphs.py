@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ from finetune.glyphs.free_questions import FREE_FAMILIES
 from finetune.glyphs.questions import CONTEXT_FAMILIES, FAMILIES
 from finetune.glyphs.records import benchmark_scenes
 from finetune.glyphs.report import as_tables, summarise
-from finetune.glyphs.views import Asked, SeenScenes
+from finetune.glyphs.seen_scenes import SeenScenes
+from finetune.glyphs.views import Asked
 from llm_bridge import FeatureLayout, RegionChat
 from tap_tokenizer import TapRegionTokenizer
 
@@ -65,6 +67,15 @@ def test_free_questions_are_asked_with_their_controls_and_of_a_model_that_is_tol
     table = (evaluated / "table.md").read_text()
     assert "| phrasing colour |" in table
     assert "| knowledge, open |" in table
+
+
+def test_only_the_first_scenes_are_asked_about(tmp_path: Path) -> None:
+    main(["--splits", "test", "--seeds", "0", "--scenes", "3", "--batch_size", "1", "--question_scenes", "2", "--free_scenes",
+          "0", "--control_scenes", "0", "--shuffled_scenes", "0", "--described_model", "none", "--context_model", "none",
+          "--output", str(tmp_path)])  # fmt: skip
+    lines = lines_of(tmp_path)
+    assert {line["scene"] for line in lines if line["task"] == "question"} == {0, 1}
+    assert {line["scene"] for line in lines if line["task"] == "region"} == {0, 1, 2}
 
 
 def test_free_questions_are_of_the_first_scenes(tmp_path: Path) -> None:
@@ -124,8 +135,9 @@ def test_shuffled_questions_see_another_scene() -> None:
         assert seen == [1, 0, 0]
 
 
-def test_a_follow_up_shows_its_regions_again_after_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The last region that was described before the question is none of the question's."""
+def test_a_follow_up_comes_after_other_questions_of_its_scene_and_their_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from llm_bridge import RegionBridgeProcessor
 
     seen: list[list[dict[str, str]]] = []
@@ -135,16 +147,32 @@ def test_a_follow_up_shows_its_regions_again_after_another(monkeypatch: pytest.M
         seen.extend(conversations)
         return plain(self, conversations, *rest, **options)
 
+    def nameless(text: str) -> str:
+        return re.sub(r"region\d+", "region", text)
+
     monkeypatch.setattr(RegionBridgeProcessor, "chat_batch", spy)
     main(["--splits", "test", "--seeds", "0", "--scenes", "1", "--context_model", "none", "--output", str(tmp_path)])
-    follow_ups = [turns for turns in seen if len(turns) > 1]
-    questions = [line for line in lines_of(tmp_path) if line.get("view") == "follow-up"]
-    assert len(follow_ups) == len(questions) > 5
-    for turns, question in zip(follow_ups, questions):
-        named = set(re.findall(r"<region\d+>", turns[-1]["content"]))
-        earlier = [turn["content"] for turn in turns[:-1:2]]
-        assert turns[-1]["content"] == question["question"]
-        assert earlier == [f"Describe <region{n}>." for n in range(1, len(named) + 2)]
+    talks = [turns for turns in seen if len(turns) > 1]
+    lines = [line for line in lines_of(tmp_path) if line.get("family") in FAMILIES]
+    questions = [line for line in lines if line["view"] == "follow-up"]
+    assert Counter(nameless(turns[-1]["content"]) for turns in talks) == Counter(
+        nameless(question["question"]) for question in questions
+    )
+    assert len(questions) > 5
+    assert {len(turns) // 2 for turns in talks} == set(range(1, 6))
+    said = {(nameless(q["question"]), nameless(q["answer"])) for q in lines if q["view"] == "full"}
+    for turns in talks:
+        words = [turn["content"] for turn in turns]
+        assert {(nameless(q), nameless(a)) for q, a in zip(words[:-1:2], words[1::2])} <= said
+        first_named = list(dict.fromkeys(int(n) for text in words[::2] for n in re.findall(r"<region(\d+)>", text)))
+        assert first_named == sorted(first_named)
+
+
+def test_regions_of_an_answer_are_those_that_were_meant() -> None:
+    """In a talk, where they have other numbers than in the question alone."""
+    assert views._renumbered("region1", [7, 3], [5, 3, 7]) == "region3"
+    assert views._renumbered("region3 and region1", [5, 3, 7], [7, 3]) == "region1 and another region"
+    assert views._renumbered("region9", [5, 3, 7], [7, 3]) == "region9"
 
 
 def test_surroundings_are_asked_of_the_bridge_that_sees_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -278,14 +306,38 @@ def test_numbers_are_means_over_seeds_of_shares() -> None:
     assert found["n: side"] == 3
     assert found["contained: side"] == 0.75
     assert found["contained: kind"] == 0.0
-    of = {"benchmark": "b", "scenes": 1, "control_scenes": 1, "shuffled_scenes": 1, "seeds": "0,1", "region_tokenizer": "t",
-          "region_tokenizer_fingerprint": "f", "model": "m", "context_model": "c", "context_scenes": 1,
+    of = {"benchmark": "b", "scenes": 1, "control_scenes": 1, "shuffled_scenes": 1, "question_scenes": 1, "seeds": "0,1",
+          "region_tokenizer": "t", "region_tokenizer_fingerprint": "f", "model": "m", "context_model": "c", "context_scenes": 1,
           "free_scenes": 7}  # fmt: skip
     tables = as_tables({"of": of, **summarise(lines)})
     assert "| side | 3 | 0.750 | 0.750 |" in tables
     assert "first 7" not in tables
     assert "answered by c, on the first 1." in tables
     assert "answered by" not in as_tables({"of": {**of, "context_model": "none"}, **summarise(lines)})
+
+
+def test_scores_have_intervals_and_talks_are_compared_with_the_same_questions() -> None:
+    lines = [
+        REGION,
+        *({**question("side", "yes", "yes"), "scene": scene} for scene in range(9)),
+        {**question("side", "yes", "no"), "scene": 9},
+        {**question("side", "yes", "no", "follow-up"), "scene": 0},
+        *({**question("side", "yes", "yes", "follow-up"), "scene": scene} for scene in (1, 2, 3)),
+        {"task": "text", "split": "test", "seed": 0, "nats": [20.0, 10.0], "tokens": 10},
+    ]  # fmt: skip
+    metrics = summarise(lines)
+    found = metrics["test"]
+    assert found["interval"]["full: side"] == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    assert found["interval"]["full: two regions compared"] == found["interval"]["full: side"]
+    assert found["LLM: as the 2nd to 6th question of a talk, minus asked first"] == -0.25
+    assert found["LLM: perplexity of plain text"] == pytest.approx(math.exp(2))
+    assert found["the same without the adapter"] == pytest.approx(math.exp(1))
+    of = {"benchmark": "b", "scenes": 1, "control_scenes": 1, "shuffled_scenes": 1, "question_scenes": 1, "seeds": "0",
+          "region_tokenizer": "t", "region_tokenizer_fingerprint": "f", "model": "m", "context_model": "none",
+          "context_scenes": 1, "free_scenes": 7}  # fmt: skip
+    tables = as_tables({"of": of, **metrics})
+    assert "| LLM: two regions compared | 0.900 (0.596–0.982) |" in tables
+    assert "| two regions compared | 10 | 0.900 |" in tables
 
 
 def test_free_answers_count_evenly_by_what_is_written() -> None:

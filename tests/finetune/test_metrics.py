@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.metrics import mask_iou, next_click, sample_points
+from finetune.metrics import interval, mask_iou, next_click, sample_points
 
 
 def disc(x: int, y: int, r: int) -> np.ndarray:
@@ -19,6 +19,15 @@ def test_iou() -> None:
     a[:2], b[1:3] = True, True
     assert mask_iou(a, b) == pytest.approx(1 / 3)
     assert mask_iou(a, a) == 1
+
+
+def test_an_interval_is_that_of_wilson() -> None:
+    """Whose values for nine of ten and for all of ten are computed by hand."""
+    assert interval(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    low, high = interval(10, 10)
+    assert (low, high) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    narrow = interval(900, 1000)
+    assert 0.87 < narrow[0] < 0.9 < narrow[1] < 0.93
 
 
 def test_points_lie_on_the_mask_and_depend_on_seed_and_name_alone() -> None:

@@ -17,50 +17,71 @@ from llm_bridge.cli import main
 FOLDER = Path(__file__).parents[2] / "llm_bridge" / "pretrained" / "region-chat-tiny"
 
 
+DEMO = json.loads((FOLDER / "demo.json").read_text())
+
+
 @pytest.fixture
 def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     assert main(["demo", "--output", str(tmp_path / "out.png")]) == 0
-    with Image.open(tmp_path / "out.png") as drawn, Image.open(FOLDER / "demo.png") as picture:
-        assert drawn.size == picture.size
-        assert np.abs(np.asarray(drawn, dtype=float) - np.asarray(picture.convert("RGB"), dtype=float)).mean() > 1
+    with Image.open(tmp_path / "out.png") as drawn, Image.open(FOLDER / DEMO["picture"]) as picture:
+        assert drawn.width > picture.width  # the talk stands beside it
+        left = (drawn.height - picture.height) // 2
+        shown = np.asarray(drawn.crop((0, left, picture.width, left + picture.height)), dtype=float)
+        assert 1 < np.abs(shown - np.asarray(picture.convert("RGB"), dtype=float)).mean() < 40
+        panel = np.asarray(drawn.convert("L").crop((picture.width, 0, *drawn.size)))
+        assert panel[:, :16].min() > 200  # words begin inside it,
+        assert panel[:, -8:].min() > 200  # and end inside it
+        assert panel.min() < 80
     return capsys.readouterr().out
 
 
-def truth(question: dict[str, Any]) -> str:
-    """The answer that the scene's geometry gives."""
+def truths() -> list[str]:
+    """The answers to the talk's questions that the scene's geometry gives."""
     pytest.importorskip("matplotlib")
     from finetune.glyphs.language import caption
     from finetune.glyphs.questions import place_of
     from finetune.glyphs.scenes import SIZES, draw_scene, make_scene
 
-    demo = json.loads((FOLDER / "demo.json").read_text())["scene"]
-    scene = make_scene(demo["index"], demo["split"], demo["seed"])
+    scene = make_scene(DEMO["scene"]["index"], DEMO["scene"]["split"], DEMO["scene"]["seed"])
     boxes = draw_scene(scene, 512).boxes
-    named = [scene.objects[int(np.abs(boxes - np.array(box)).sum(axis=1).argmin())] for box in question["boxes"]]
-    if question["text"] == "What is <region>?":
-        return named[0].kind
-    if question["text"] == "What is <region>, and where is it?":
-        return f"{caption(named[0])} at the {place_of(named[0], scene)}"
-    if question["text"] == "What colour is <region>?":
-        return named[0].colour
-    if question["text"] == "Is <region> to the left of <region>?":
-        return "yes" if named[0].x < named[1].x else "no"
-    assert question["text"] == "Which is larger, <region> or <region>?"
-    sizes = list(SIZES)
-    return "region1" if sizes.index(named[0].size) > sizes.index(named[1].size) else "region2"
+    known: list[Any] = []
+    found = []
+    for question in DEMO["talk"]:
+        new = [
+            scene.objects[int(np.abs(boxes - np.array(box)).sum(axis=1).argmin())] for box in question.get("boxes", ())
+        ]
+        known += new
+        about = [*new, *(known[int(number) - 1] for number in re.findall(r"(?<!<)region(\d)", question["text"]))]
+        if question["text"] == "What is <region>, and where is it?":
+            found.append(f"{caption(about[0])} at the {place_of(about[0], scene)}")
+        elif question["text"].startswith("What colour is"):
+            found.append(about[0].colour)
+        elif question["text"].startswith("Which is larger"):
+            largest = max(about, key=lambda glyph: list(SIZES).index(glyph.size))
+            found.append(f"region{known.index(largest) + 1}")
+        else:
+            assert question["text"].startswith("What is region"), question
+            found.append(about[0].kind)
+    return found
 
 
 def test_answers_are_right(said: str) -> None:
-    questions = json.loads((FOLDER / "demo.json").read_text())["questions"]
-    assert re.findall(r"^A: (.*)$", said, re.MULTILINE) == [truth(question) for question in questions]
-    assert len(re.findall(r"^Q: .*\?$", said, re.MULTILINE)) == len(questions) == 3
+    assert re.findall(r"^A: (.*)$", said, re.MULTILINE) == truths()
+    assert len(re.findall(r"^Q: .*\?$", said, re.MULTILINE)) == len(DEMO["talk"])
 
 
 def test_models_are_named_and_tap_answers_beside(said: str) -> None:
     assert "tap-tiny" in said
     assert "region-chat-tiny" in said
-    assert "know nothing but such pictures" in said
-    assert len(re.findall(r'TAP itself: "a [a-z ]+", concept [a-z ]+ \(\d+%\)', said)) == 4
+    assert "knows only GlyphScenes" in said
+    shown = sum(len(question.get("boxes", ())) for question in DEMO["talk"])
+    assert len(re.findall(r'TAP itself of region\d: "a [a-z ]+", concept [a-z ]+ \(\d+%\)', said)) == shown
+
+
+def test_a_follow_up_shows_no_region_again(said: str) -> None:
+    assert any("boxes" not in question for question in DEMO["talk"])
+    regions = re.findall(r"TAP itself of (region\d)", said)
+    assert regions == sorted(set(regions))
 
 
 def test_answers_are_generated(
@@ -78,8 +99,7 @@ def test_answers_are_generated(
     monkeypatch.setattr(RegionBridgeForConditionalGeneration, "from_pretrained", blinded)
     assert main(["demo", "--output", str(tmp_path / "out.png")]) == 0
     answers = re.findall(r"^A: (.*)$", capsys.readouterr().out, re.MULTILINE)
-    questions = json.loads((FOLDER / "demo.json").read_text())["questions"]
-    assert answers[0] != truth(questions[0])
+    assert answers[0] != truths()[0]
 
 
 def test_follow_ups_are_about_the_region_that_they_name() -> None:

@@ -8,16 +8,14 @@
 #         pictures only if told so: --batch_size 2 with four of them
 # PYTHON  default .venv/bin/python
 set -euo pipefail
-PYTHON=${PYTHON:-.venv/bin/python}
-OUT=${OUT:-runs/bundled}
+PYTHON=${PYTHON:-.venv/bin/python} OUT=${OUT:-runs/bundled}
 launch=("$PYTHON" -m ${1:+accelerate.commands.launch "$@" -m})
-mkdir -p "$OUT/recipes"
 
 stage() { # stage RESULT COMMAND …: run the command unless its result is there
   if [ -e "$1" ]; then echo "$1 is there"; else shift && "$@"; fi
 }
 train() { # train NAME COMMAND: what its recipe says, with OUT in place of the folder that the recipe names
-  sed "s#runs/bundled/#$OUT/#g" "$(dirname "$0")/$1.yaml" > "$OUT/recipes/$1.yaml"
+  mkdir -p "$OUT/recipes" && sed "s#runs/bundled/#$OUT/#g" "$(dirname "$0")/$1.yaml" > "$OUT/recipes/$1.yaml"
   # shellcheck disable=SC2086  # FLAGS is several words
   stage "$OUT/$1/model" "${launch[@]}" "finetune.$2" --config "$OUT/recipes/$1.yaml" ${FLAGS:-}
 }
@@ -33,27 +31,29 @@ for name in tap_dense tap_prompt tap_heads; do train $name pretrain_tap; done
 stage "$OUT/tap-tiny" "$PYTHON" -m tap_tokenizer convert "$OUT/tap_heads/model" "$OUT/tap-tiny" --dtype float16 \
   --limitation "tap-tiny knows only GlyphScenes, drawings of coloured glyphs: it misreads photographs."
 mkdir -p "$OUT/tap-tiny/training"
-for name in dense prompt heads; do # its log, in one
-  sed "s/^{/{\"stage\": \"$name\", /" "$OUT/tap_$name/log.jsonl"
-done > "$OUT/tap-tiny/training/log.jsonl"
+for name in dense prompt heads; do sed "s/^{/{\"stage\": \"$name\", /" "$OUT/tap_$name/log.jsonl"; done \
+  > "$OUT/tap-tiny/training/log.jsonl"
 
-# What the bridges learn from: talks about encoded scenes, and about invented ones whose regions borrow their tokens.
+# Talks about encoded scenes, about invented ones, whose regions borrow their tokens, and which objects an expression means.
 about=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,same_kind,larger,side
 around=nearest,farthest,count_colour,count_colour,count_kind,count_kind
 talk() { records "$@" --families $about --split train,train-packed,train-scaled; }
 invented() { talk "$@" --long_side 128 --ends_with $around && cache "$1" compose_regions \
   --from_data "$OUT"/asked{,_freely}.jsonl --from_caches "$OUT"/asked{,_freely}; }
 records val --split val --scenes 320 --turns 1 --families $about
+records val_pointed --split val --seed 1 --scenes 100 --turns 2 --expressions 1
 talk asked --seed 1 --scenes 2400 --turns 48
 talk asked_freely --seed 2 --scenes 1200 --turns 32 --phrasings 1 --sentences 0.5
 talk taught --seed 3 --scenes 300 --turns 1
-for name in val asked asked_freely; do
+for name in val val_pointed asked asked_freely; do
   cache $name cache_regions --region_tokenizer "$OUT/tap-tiny" --variants exact,jitter --image_regions 24 --context_from annotated
 done
 invented made --seed 4 --scenes 15000
 invented made_freely --seed 5 --scenes 6000 --phrasings 1 --sentences 0.5
+invented pointed --seed 6 --scenes 6000 --expressions 1
 
-# The bridges: the small one, whose language model is made here, too, and the one on SmolLM2.
-train region_chat_tiny_lm pretrain_lm
-train chat_tiny train
-train chat_smollm2 distill
+# The bridges: the small one, whose language model is made here, too, and the one on SmolLM2, whose `find` is calibrated.
+train region_chat_tiny_lm pretrain_lm; train chat_tiny train; train chat_smollm2 distill
+calibrate() { "$PYTHON" -m finetune.calibrate --model "${1%/*}/model" --data "$OUT/val_pointed.jsonl" \
+  --cache "$OUT/val_pointed" | tee "$1.partial" && mv "$1.partial" "$1"; }
+stage "$OUT/chat_smollm2/calibration.txt" calibrate "$OUT/chat_smollm2/calibration.txt"

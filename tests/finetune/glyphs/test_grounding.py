@@ -27,7 +27,7 @@ from finetune.glyphs.grounding import (
 )
 from finetune.glyphs.records import benchmark_scenes
 from finetune.glyphs.scenes import make_scene
-from finetune.glyphs.views import SeenScenes
+from finetune.glyphs.seen_scenes import SeenScenes
 from llm_bridge import RegionChat
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from finetune.glyphs.records import benchmark_scenes
 from finetune.glyphs.retrieval import WAYS, Retrieval, _measured
-from finetune.glyphs.views import SeenScenes
+from finetune.glyphs.seen_scenes import SeenScenes
 from tap_tokenizer import TapRegionTokenizer
 
 
