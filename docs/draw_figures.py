@@ -46,18 +46,18 @@ def draw_conversation(chat: RegionChat, path: Path) -> None:
     large = image.resize((2 * image.width, 2 * image.height), Image.Resampling.LANCZOS)  # for sharp outlines
     regions = chat.region_tokenizer.encode(large, boxes=[[2 * x for x in box] for box in boxes], with_masks=True)
 
-    height = 3.6
+    height = 3.1
     with styled():
         figure, canvas = _paper(height)
         axes = _picture(figure, 0.05, 0.05, height - 0.1, draw_regions(large, regions, names=False))
         for i, (x1, y1, *_) in enumerate(regions.boxes.tolist()):
             axes.annotate(f"{i + 1}", (x1, y1), (0, 3), textcoords="offset points", color="white", weight="bold",
                           ha="right", bbox={"facecolor": region_ink(i), "boxstyle": "round,pad=0.2"})  # fmt: skip
-        y = height - 0.45
+        y = height - 0.4
         for asked, answer in talk:
-            _write_line(canvas, height + 0.2, y, asked, 10)
-            _write_line(canvas, height + 0.2, y - 0.34, answer, 13)
-            y -= 1.1
+            _write_line(canvas, height + 0.15, y, asked, 11.5)
+            _write_line(canvas, height + 0.15, y - 0.34, answer, 15)
+            y -= 0.98
         save_figure(figure, path)
 
 

@@ -8,8 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -77,20 +80,25 @@ def test_code_blocks_are_valid(page: Path) -> None:
             assert re.search(needs, code), f"{page.name}: run it\n{code}"
 
 
-@pytest.mark.slow
-def test_site_builds_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("zensical", reason="needs the extra docs, on Python 3.11 or later")
-    shutil.copytree(DOCS, tmp_path / "docs")
-    shutil.copy(ROOT / "zensical.toml", tmp_path)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation, built in strict mode."""
+    pytest.importorskip("zensical", reason="needs the extra docs, on Python 3.11 or newer")
+    folder = tmp_path_factory.mktemp("docs")
+    shutil.copytree(DOCS, folder / "docs")
+    shutil.copy(ROOT / "zensical.toml", folder)
     for package in ("tap_tokenizer", "llm_bridge", "finetune"):
-        (tmp_path / package).symlink_to(ROOT / package)
+        (folder / package).symlink_to(ROOT / package)
     done = subprocess.run(
-        [sys.executable, "-m", "zensical", "build", "--strict"], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-m", "zensical", "build", "--strict"], cwd=folder, capture_output=True, text=True,
         timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    site = tmp_path / "site"
-    assert "no-run -->" in (site / "serving" / "index.html").read_text()  # a comment, which nobody sees
+    return folder / "site"
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(site: Path) -> None:
     assert "```" not in re.sub(
         r"<script.*?</script>", "", (site / "serving" / "index.html").read_text(), flags=re.DOTALL
     )
@@ -98,6 +106,42 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert "<li><code>semantic_tokens</code> (R, K, D): a token per expert, what the caption decoder" in regions
     assert (site / "figures" / "region_tokens.png").is_file()
     assert not list(site.rglob("*.py"))
+
+
+@pytest.mark.slow
+def test_no_page_scrolls_sideways_on_a_phone(site: Path) -> None:
+    """Tables and code that are wider than a screen of 390 pixels scroll inside themselves."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: the extra dev")
+    path = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
+    if path is None:
+        pytest.skip("needs a Chromium: apt-get install chromium")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(site)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        for index in site.rglob("index.html"):
+            name = index.parent.relative_to(site).as_posix()
+            page.goto(f"http://127.0.0.1:{server.server_port}/{name}/", wait_until="domcontentloaded")
+            page.wait_for_function(UNWRAPPED + " === 0")
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
+        browser.close()
+    server.shutdown()
+
+
+UNWRAPPED = (
+    "[...document.querySelectorAll('.md-typeset table')].filter(t => !t.closest('.md-typeset__scrollwrap')).length"
+)
+"""JavaScript: how many tables the theme has not yet put into a frame that scrolls."""
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files and says nothing about it."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
 @pytest.mark.parametrize("package", [tap_tokenizer, llm_bridge], ids=lambda package: package.__name__)
