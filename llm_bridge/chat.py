@@ -20,7 +20,7 @@ from tap_tokenizer import ImageInput, RegionPrompt, RegionTokens, TapRegionToken
 from .chat_markup import spoken_numbers, user_content, words_of
 from .chat_sources import load_for_chat
 from .description import RegionBaseline, baselines
-from .generation import LocalSpeaker, Speaker, trimmed
+from .generation import Speaker, speaker_of, trimmed
 from .grounding import Candidates, FoundRegions, check_choice, find_among, find_answer, find_question
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .pictures import open_picture
@@ -63,7 +63,9 @@ class RegionChat:
         processor.attach(model)
         self.model: Any = model
         self.processor = processor
-        self.speaker: Speaker = model if isinstance(model, Speaker) else LocalSpeaker(model.eval(), processor)
+        self.speaker: Speaker = speaker_of(model, processor)
+        if isinstance(model, PreTrainedModel):
+            model.eval()
         self.warns_of_limitation = True
         """Whether the next answer warns of `limitation`: the first one does. Set it to False to show the sentence yourself."""
         self.warns_of_finding = True
@@ -280,11 +282,6 @@ class RegionChat:
         """
         question = find_question(phrase)
         check_choice(most, threshold)
-        if not isinstance(self.speaker, LocalSpeaker):
-            raise ValueError(
-                "Got a language model that a server runs: find needs the probabilities of names, which servers do not tell. "
-                "Load the bridge here, with RegionChat.from_pretrained."
-            )
         picture = self.image if image is None else open_picture(image).copy()
         if picture is None:
             raise ValueError("Got no picture to search: give image=….")

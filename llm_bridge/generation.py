@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from threading import Event, Thread
@@ -11,7 +11,19 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, PreTrainedModel, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TextIteratorStreamer,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from .language_model import can_read_ahead, forward_arguments
 
@@ -28,6 +40,12 @@ class Tally:
     is_cut: bool = False
 
 
+Ids = tuple[int, ...]
+"""Ids with which an answer begins; none, right after the prompt."""
+NextIds = dict[Ids, dict[int, float]]
+"""By beginning and id: the logarithm of the probability of an id after a beginning."""
+
+
 @runtime_checkable
 class Speaker(Protocol):
     """Who answers in a conversation: a language model in this process, or one that a server runs.
@@ -35,6 +53,14 @@ class Speaker(Protocol):
     A prompt is what `read` makes of a conversation's messages, with `input_ids` (1, L) among its items. options: as for
     transformers' `generate`; greedy by default. With `seed`, a sampled answer can be had again.
     """
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the bridge or the language model."""
+
+    @property
+    def processor(self) -> Any:
+        """What writes the prompts."""
 
     def read(self, messages: Sequence[dict[str, Any]], *, thinking: bool) -> Mapping[str, Any]:
         """A conversation that ends with a question → a prompt."""
@@ -51,6 +77,12 @@ class Speaker(Protocol):
         tally: kept while the pieces come.
         """
 
+    def log_probabilities(self, prompt: Mapping[str, Any], wanted: Mapping[Ids, Collection[int]]) -> NextIds:
+        """How probable ids are as the next ones after a prompt and the beginning of an answer.
+
+        wanted: for each beginning, the ids in question. Returns natural logarithms, of the model's own distribution.
+        """
+
 
 @dataclass(frozen=True)
 class LocalSpeaker:
@@ -59,29 +91,85 @@ class LocalSpeaker:
     model: PreTrainedModel
     processor: Any
 
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
     def read(self, messages: Sequence[dict[str, Any]], *, thinking: bool) -> Mapping[str, Any]:
         """The batch that the processor makes, on the model's device."""
         moved: Mapping[str, Any] = question_inputs(self.processor, messages, thinking=thinking).to(self.model.device)
         return moved
 
     def say(self, prompt: Mapping[str, Any], **options: Any) -> str:
-        return generate_text(self.model, self.processor, prompt, **self._with_words(options))[0]
+        return generate_text(self.model, self.processor, prompt, **self._options(options))[0]
 
     def say_each(self, prompts: Sequence[Mapping[str, Any]], **options: Any) -> list[str]:
-        return generate_each(self.model, self.processor, prompts, **self._with_words(options))
+        return generate_each(self.model, self.processor, prompts, **self._options(options))
 
     def stream(self, prompt: Mapping[str, Any], *, tally: Tally | None = None, **options: Any) -> Iterator[str]:
         if tally is not None:
             ends = self.model.generation_config.eos_token_id
             keeper = _TallyKeeper(tally, ends if isinstance(ends, list) else [ends], options.get("max_new_tokens"))
             options["stopping_criteria"] = [*(options.get("stopping_criteria") or []), keeper]
-        return stream_text(self.model, self.processor, prompt, **self._with_words(options))
+        return stream_text(self.model, self.processor, prompt, **self._options(options))
 
-    def _with_words(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Options for transformers, which stops at words only if it is given the tokenizer, and has one seed for all."""
-        if (seed := options.pop("seed", None)) is not None:
-            torch.manual_seed(seed)
+    def log_probabilities(self, prompt: Mapping[str, Any], wanted: Mapping[Ids, Collection[int]]) -> NextIds:
+        rows = sorted(ids for ids in wanted if not any(len(o) > len(ids) and o[: len(ids)] == ids for o in wanted))
+        scores: dict[Ids, Tensor] = {}
+        for row, logits in zip(rows, logits_after(self.model, prompt, rows)):
+            for length, own in enumerate(logits.double().log_softmax(dim=-1).cpu()):
+                scores[row[:length]] = own
+        return {ids: {one: float(scores[ids][one]) for one in ones} for ids, ones in wanted.items()}
+
+    def _options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options for transformers, which stops at words only if it is given the tokenizer, and knows no seed."""
+        if (seed := options.pop("seed", None)) is not None and options.get("do_sample"):
+            generator = torch.Generator(self.model.device).manual_seed(seed)
+            options = _drawing(options, self.model.generation_config, generator)
         return {"tokenizer": self.processor.tokenizer, **options} if "stop_strings" in options else options
+
+
+def speaker_of(model: Any, processor: Any) -> Speaker:
+    """Who answers: a model that is a `Speaker` itself, or else the model in this process."""
+    return model if isinstance(model, Speaker) else LocalSpeaker(model, processor)
+
+
+_SAMPLING = {
+    "temperature": (1.0, 1.0, TemperatureLogitsWarper),
+    "top_k": (50, 0, TopKLogitsWarper),
+    "top_p": (1.0, 1.0, TopPLogitsWarper),
+    "min_p": (None, None, MinPLogitsWarper),
+}
+"""transformers' options of sampling, in its order: the default, what changes nothing, and what applies others."""
+
+
+def _drawing(options: dict[str, Any], config: Any, generator: torch.Generator) -> dict[str, Any]:
+    """Options of an answer that this generator draws. transformers has one for all threads, which disturb each other's draws.
+
+    options: with do_sample. config: of the model's generation, for what they leave open.
+    """
+    names = ("num_beams", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+    if others := [name for name in names if options.get(name, getattr(config, name, None)) not in (None, 0, 1)]:
+        raise ValueError(f"Got seed with {', '.join(others)}: leave seed out, and call torch.manual_seed instead.")
+    left, warpers = dict(options), []
+    for name, (default, idle, warper) in _SAMPLING.items():
+        own = getattr(config, name, None)
+        value = left.pop(name, default if own is None else own)
+        if value not in (None, idle):
+            warpers.append(warper(value))
+    chosen = LogitsProcessorList([*(left.pop("logits_processor", None) or []), *warpers, _Draw(generator)])
+    return {**left, "do_sample": False, "logits_processor": chosen}
+
+
+class _Draw(LogitsProcessor):
+    """Draws the next tokens, and leaves nothing else to choose from."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        chosen = torch.multinomial(scores.softmax(dim=-1), 1, generator=self.generator)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0)  # type: ignore[return-value]
 
 
 def question_inputs(processor: Any, conversation: Sequence[Any], *, thinking: bool = False, **options: Any) -> Any:

@@ -74,7 +74,7 @@ def answer(
     yield Begun(length)
     sampling = options.sampling
     if "seed" not in sampling:
-        torch.seed()  # nobody's answer follows from somebody else's seed
+        torch.seed()  # else answers would be the same after every start of the server
     tally = Tally(gone)
     cut = _Cut(options.stop)
     yield from trimmed(cut.pieces(chat.speaker.stream(prompt, tally=tally, max_new_tokens=new, **sampling)))
