@@ -196,8 +196,9 @@ def generate_each(
         inputs |= {name: value.to(model.device) for name, value in processor.pad_features(features).items()}
     if shared:
         longest = max(prompts, key=lambda prompt: prompt["input_ids"].shape[1])
-        inputs["past_key_values"] = (read or partial(read_beginning, model))(longest, shared)
-        inputs["past_key_values"].batch_repeat_interleave(len(rows))
+        cache = (read or partial(read_beginning, model))(longest, shared)
+        cache.batch_repeat_interleave(len(rows))
+        options["past_key_values"] = cache
     return generate_text(model, processor, inputs, **options)
 
 

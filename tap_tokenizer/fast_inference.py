@@ -5,7 +5,7 @@ tests and benchmarks compare with. Here are the same sums in another order.
 
 **Pictures** (`FastImageEncoder`). Attention never leaves a window, so the windows of a group of blocks go through it a few
 at a time and stay in the cache. Position biases are gathered once per weight, and handed to PyTorch in four dimensions:
-with three it takes a slow kernel.
+with three it takes a slow kernel. On request, linear layers compute in int8, which is close, but not the same.
 
 **Regions** (`FastImageDecoder`). The plain decoder keeps a picture of its own for every region, G² rows of width D, and sends
 them all through every projection. But a region changes a picture very little: tokens write into it by attention, so a row
@@ -40,6 +40,7 @@ from torch.nn import functional as F
 
 from .image_decoder import TapDecoderAttention, TapImageDecoder, TapImageDecoderOutput, TapTwoWayLayer
 from .image_encoder import TapImageEncoder, TapImageEncoderLayer, TapWindowAttention
+from .int8_linear import Int8Linear
 from .prompt_encoder import TapPromptEncoder
 
 _ROWS_AT_ONCE = 4 * 64**2  # of all regions' pictures: four regions with the original's grid
@@ -61,21 +62,27 @@ def keep_freed_memory() -> None:
 
 
 class FastImageEncoder:
-    """What `TapImageEncoder.forward` computes in evaluation mode."""
+    """What `TapImageEncoder.forward` computes in evaluation mode.
+
+    precision: with "int8", the linear layers of the blocks compute in it, where their weights are in float32 on a CPU.
+    """
 
     def __init__(self, encoder: TapImageEncoder) -> None:
         self.encoder = encoder
+        self.precision = "float32"
         self._biases: list[Tensor] = []
+        self._rounded: dict[nn.Module, Int8Linear] = {}
         self._state: object = None
 
     def forget(self) -> None:
         """Prepare again at the next call, because weights may have changed."""
-        self._biases, self._state = [], None
+        self._biases, self._rounded, self._state = [], {}, None
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """Pixel values (B, 3, S, S) → image embeddings (B, D, G, G)."""
         keep_freed_memory()
-        encoder, biases = self.encoder, self._position_biases()
+        self._prepare()
+        encoder, biases = self.encoder, self._biases
         grid = encoder.embed_patches(pixel_values)
         at_once = _WINDOWS_AT_ONCE if grid.device.type == "cpu" else len(grid) * encoder.config.grid_size**2
         blocks = len(encoder.layers) // len(encoder.cross_window_layers)
@@ -85,24 +92,35 @@ class FastImageEncoder:
                 for number in range(group * blocks, (group + 1) * blocks):
                     layer = cast(TapImageEncoderLayer, encoder.layers[number])
                     windows = windows + self._attend(layer.attention, layer.norm1(windows), biases[number])
-                    windows = windows + layer.mlp(layer.norm2(windows))
+                    inner = F.gelu(self._linear(layer.mlp[0], layer.norm2(windows)))
+                    windows = windows + self._linear(layer.mlp[2], inner)
                 done.append(encoder.norm(windows) if group == len(encoder.cross_window_layers) - 1 else windows)
             grid = cross_window_layer(encoder.merge_windows(torch.cat(done)))
         return encoder.neck(rearrange(grid, "b y x d -> b d y x"))
 
     def _attend(self, attention: TapWindowAttention, windows: Tensor, bias: Tensor) -> Tensor:
         heads = self.encoder.config.num_attention_heads
-        query, key, value = rearrange(attention.qkv(windows), "n t (three h d) -> three n h t d", three=3, h=heads)
+        qkv = self._linear(attention.qkv, windows)
+        query, key, value = rearrange(qkv, "n t (three h d) -> three n h t d", three=3, h=heads)
         hidden = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return attention.output(rearrange(hidden, "n h t d -> n t (h d)"))
+        return self._linear(attention.output, rearrange(hidden, "n h t d -> n t (h d)"))
 
-    def _position_biases(self) -> list[Tensor]:
-        """The bias of every block (1, heads, w², w²)."""
-        layers = [cast(TapImageEncoderLayer, layer).attention for layer in self.encoder.layers]
-        state = state_of(layer.relative_position_bias for layer in layers)
-        if state != self._state:
-            self._biases, self._state = [layer.position_bias().unsqueeze(0) for layer in layers], state
-        return self._biases
+    def _linear(self, layer: nn.Module, rows: Tensor) -> Tensor:
+        found: Tensor = self._rounded.get(layer, layer)(rows)
+        return found
+
+    def _prepare(self) -> None:
+        """Gather the bias of every block (1, heads, w², w²), and round weights, once for each state of the weights."""
+        layers = self.encoder.layers
+        state = self.precision, state_of(layers.parameters())
+        if state == self._state:
+            return
+        attentions = [cast(TapImageEncoderLayer, layer).attention for layer in layers]
+        self._biases = [attention.position_bias().unsqueeze(0) for attention in attentions]
+        linear = [layer for layer in layers.modules() if isinstance(layer, nn.Linear)]
+        usable = all(layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32 for layer in linear)
+        self._rounded = {layer: Int8Linear(layer) for layer in linear} if usable and self.precision == "int8" else {}
+        self._state = state
 
 
 class FastImageDecoder:

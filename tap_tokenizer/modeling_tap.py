@@ -21,6 +21,7 @@ from .fast_captions import FastCaptions
 from .fast_inference import FastImageDecoder, FastImageEncoder
 from .image_decoder import TapImageDecoder, TapImageDecoderOutput
 from .image_encoder import TapImageEncoder, TapWindowAttention
+from .int8_linear import check_int8
 from .prompt_encoder import PointLabel, TapPromptEncoder
 from .text_decoder import TapTextDecoder
 
@@ -97,6 +98,21 @@ class TapModel(TapPreTrainedModel):
             for fast in (self._fast_encoder, self._fast_decoder, self._fast_captions):
                 fast.forget()
         return super().train(mode)
+
+    @property
+    def encoder_precision(self) -> str:
+        """In what the linear layers of the image encoder compute: "float32", which stands for the dtype of the weights, or
+        "int8", from weights in float32 on a CPU, and wherever inference is fast. The weights stay what they are.
+        """
+        return self._fast_encoder.precision
+
+    @encoder_precision.setter
+    def encoder_precision(self, precision: str) -> None:
+        if precision not in ("float32", "int8"):
+            raise ValueError(f"encoder_precision is {precision!r}, expected 'float32' or 'int8'.")
+        if precision == "int8":
+            check_int8(self.image_encoder)
+        self._fast_encoder.precision = precision
 
     @property
     def is_fast(self) -> bool:

@@ -63,7 +63,7 @@ LAYERS = {
         {"foreign_files"},
         {"restricted_pickle"},
         {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "text_encoder"},
-        {"concept_projector"},
+        {"concept_projector", "int8_linear"},
         {"fast_inference"},
         {"fast_captions"},
         {"modeling_tap", "image_processing_tap"},
