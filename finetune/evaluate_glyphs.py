@@ -132,6 +132,9 @@ class GlyphEvaluationArguments:
         help="processes that share the splits and seeds; 0: one for each CPU core, at most four, or one on a GPU",
     )
     device: str = knob(default="cpu", help="where to run: cpu, cuda, mps")
+    encoder_precision: str = knob(
+        default="float32", help="in what the image encoder multiplies: float32, or int8 on a CPU"
+    )
     output: str | None = knob(default=None, help="folder for the results; default: they are only printed")
 
 
@@ -152,6 +155,7 @@ class _Models:
     def load(cls, arguments: GlyphEvaluationArguments) -> _Models:
         torch.set_flush_denormal(True)  # as in training
         tokenizer = TapRegionTokenizer.from_pretrained(arguments.region_tokenizer, device=arguments.device)
+        tokenizer.model.encoder_precision = arguments.encoder_precision
 
         def chat(name: str | None, mode: Literal["tokens", "described"] = "tokens") -> RegionChat | None:
             if name in (None, "none"):
@@ -223,13 +227,16 @@ def _measure(models: _Models, arguments: GlyphEvaluationArguments, output: Path)
 def _about(models: _Models, arguments: GlyphEvaluationArguments) -> dict[str, Any]:
     """What the results are of: two evaluations that differ in nothing of this give the same."""
     chats = {"model": models.chat, "context": models.context, "described": models.described}
+    unsaid = ["output", "device", "workers"]
+    if arguments.encoder_precision == "float32":  # as it was before there was a choice
+        unsaid.append("encoder_precision")
     return {
         "benchmark": TITLE,
         "free_questions": words_fingerprint(),
         "decoding": "greedy",
         "region_tokenizer_fingerprint": models.tokenizer.fingerprint,
         **{f"{name}_fingerprint": fingerprint(chat.model) for name, chat in chats.items() if chat is not None},
-        **{key: value for key, value in asdict(arguments).items() if key not in ("output", "device", "workers")},
+        **{key: value for key, value in asdict(arguments).items() if key not in unsaid},
     }
 
 

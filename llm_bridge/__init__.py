@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .processing_bridge import RegionBridgeProcessor
     from .processing_described import DescribedRegionProcessor
     from .projector import MlpProjector
+    from .prompt_memory import PromptMemory
 if TYPE_CHECKING:  # shared with finetune, and promised to nobody
     from .adapters import adapter_off
     from .chat_markup import number_regions, region_numbers, replace_regions
@@ -45,6 +46,7 @@ __all__ = [
     "FoundRegions",
     "MlpProjector",
     "PictureContext",
+    "PromptMemory",
     "RegionBaseline",
     "RegionBridgeConfig",
     "RegionBridgeForConditionalGeneration",

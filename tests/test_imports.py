@@ -64,7 +64,7 @@ LAYERS = {
         {"foreign_files"},
         {"restricted_pickle"},
         {"image_encoder", "prompt_encoder", "image_decoder", "text_decoder", "text_encoder"},
-        {"concept_projector"},
+        {"concept_projector", "int8_linear"},
         {"fast_inference"},
         {"fast_captions"},
         {"modeling_tap", "image_processing_tap"},
@@ -85,7 +85,7 @@ LAYERS = {
     "llm_bridge": [
         {"configuration_bridge", "description", "uploading", "listening", "projector_files", "serving.__init__"},
         {"chat_template", "language_model", "projector", "chat_markup", "feature_rows"},
-        {"picture_context", "text_batch", "processor_files"},
+        {"picture_context", "text_batch", "processor_files", "prompt_memory"},
         {"pictures", "bridge_parts"},
         {"samples", "adapters", "prompt_checks"},
         {"model_card"},

@@ -53,7 +53,7 @@ _MOST_IDS = 20
 class ServedModel:
     """A language model that a server runs, and the projector and processor here that write its prompts: a `Speaker`.
 
-    It can be shared by conversations in several threads: `RegionChat(chat.model, chat.processor)` begins another one.
+    It can be shared by conversations in several threads: `chat.another()` begins another one.
     """
 
     def __init__(
@@ -110,6 +110,9 @@ class ServedModel:
 
     def read(self, messages: Sequence[dict[str, Any]], *, thinking: bool) -> Mapping[str, Any]:
         return self.writer.write(messages, thinking=thinking)
+
+    def read_each(self, conversations: Sequence[Sequence[dict[str, Any]]]) -> Sequence[Mapping[str, Any]]:
+        return [self.read(messages, thinking=False) for messages in conversations]
 
     def say(self, prompt: Mapping[str, Any], **options: Any) -> str:
         answer = self._json("POST", "/chat/completions", self._body(prompt, options))
