@@ -16,7 +16,8 @@ other pictures (`glyphs/retrieval.py`), and the bridge's answers to the benchmar
 
 On the first scenes, it also asks questions that are answered freely (`glyphs/free_questions.py`): the benchmark's in words that
 no recipe contains, and on the test split what one must know about the objects. An answer is right if it contains the truth
-(`glyphs/containment.py`). The plain language model is also told the truth there, not only what TAP sees.
+(`glyphs/containment.py`). The plain language model is also told the truth there, not only what TAP sees. What one must
+know it is also asked in the form in which it says best what it knows: that is the reference of the row.
 
 On the first scenes, a bridge that was taught to find regions by words is asked what expressions mean (`glyphs/grounding.py`).
 
@@ -64,6 +65,7 @@ from .glyphs.views import (
     SeenScenes,
     bridge_lines,
     described_lines,
+    known_lines,
     region_lines,
 )
 
@@ -362,6 +364,7 @@ def _free_lines(
     if models.described is not None:
         for view in (DESCRIBED, TOLD_TRUTH):
             yield from described_lines(models.described, seen, FREE_FAMILIES, view)
+        yield from known_lines(models.described, seen)
 
 
 if __name__ == "__main__":
