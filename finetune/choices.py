@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .examples import as_text
 
-CLEAR = 1.0
-"""Nats by which the likeliest thing must be ahead of the next one for the choice to be clear."""
+CLEAR, FITTING = 1.0, 2.0
+"""Nats by which the likeliest thing must be ahead of the next one for a choice to be sure, and by how many the question must
+make it likelier."""
 
 _ANY = "Which one?"
 """The question that asks for no thing in particular."""
@@ -30,11 +31,11 @@ class Likelihoods:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self._known: dict[tuple[str, str], float] = {}
 
-    def choose(self, question: str, things: Sequence[str], clear: float = 0.0) -> int | None:
-        """The place of the likeliest thing; None if it is less than `clear` nats ahead of the next one."""
+    def choose(self, question: str, things: Sequence[str], *, sure: bool = False) -> int | None:
+        """The place of the likeliest thing; None if it is to be `sure` and is not."""
         scores = self.scores(question, things)
         first, second = sorted(scores, reverse=True)[:2]
-        return scores.index(first) if first - second >= clear else None
+        return None if sure and (first - second < CLEAR or first < FITTING) else scores.index(first)
 
     def scores(self, question: str, things: Sequence[str]) -> list[float]:
         """For each thing, log p(thing | question) − log p(thing), in nats. Things are named with their article: "a cat"."""

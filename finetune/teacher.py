@@ -36,7 +36,7 @@ from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, pictu
 from .answer_checks import echoes, mixes_up, problem_of, whole_sentences
 from .batches import ConversationCollator
 from .cache import encode_regions
-from .choices import CLEAR, Likelihoods
+from .choices import Likelihoods
 from .config import knob
 from .data.validation import UNREADABLE
 from .examples import after_examples, as_text, ask_about, ask_which, is_text, lines_after, question_about
@@ -194,9 +194,11 @@ class Teacher:
             prompts = [Record(conversations=[Turn("user", told[i])]) for i in part]
             inputs = self.collator.prompts(prompts).to(self.bridge.device)
             with adapter_off(self.bridge):
-                words = generate_text(self.bridge, self.processor, inputs, max_new_tokens=self.arguments.answer_tokens)
-            for i, answer in zip(part, words):
-                said[i] = answer
+                answers = generate_text(
+                    self.bridge, self.processor, inputs, max_new_tokens=self.arguments.answer_tokens
+                )
+            for i, words in zip(part, answers):
+                said[i] = words
         return said
 
     def _lines_after(self, texts: Sequence[str], **options: Any) -> list[str]:
@@ -274,21 +276,24 @@ class Teacher:
             kind = NEW if held_out and i % 2 else KNOWN
             drawn = draw_instruction(self.pool, count, random, held_out=kind == NEW)
             if drawn is not None and drawn.is_choice:
-                yield from self._choice(seen, drawn.text, _apart(seen, order)[: 2 + random.randint(2)], kind)
+                alike = [one.text for one in self.pool if (one.kind, one.is_held_out) == (drawn.kind, kind == NEW)]
+                asked = [drawn.text, *random.permutation(alike)[: _TRIES - 1].tolist()]
+                yield from self._choice(seen, asked, _apart(seen, order)[: 2 + random.randint(2)], kind)
             elif drawn is not None:
                 yield _lesson(seen, drawn, order[: drawn.regions], kind)
 
     def _choice(
-        self, seen: SeenPicture, question: str, regions: list[int], type_: str, wanted: int | None = None
+        self, seen: SeenPicture, questions: Sequence[str], regions: list[int], type_: str, wanted: int | None = None
     ) -> Iterator[Lesson]:
-        """Which of some regions a question means, if that is clear, and if it is the one that is `wanted`."""
+        """Which of some regions the first question means for which that is sure, and the one that is `wanted`."""
         things = [str(seen.described[n - 1].thing) for n in regions]
-        chosen = None
-        if len(regions) > 1:
+        for question in questions if len(things) > 1 else ():
             with adapter_off(self.bridge):
-                chosen = self.likelihoods.choose(question, things, CLEAR)
-        if chosen is None or (wanted is not None and regions[chosen] != wanted):
-            seen.left_out["not clear which"] += 1
+                chosen = self.likelihoods.choose(question, things, sure=True)
+            if chosen is not None and wanted in (None, regions[chosen]):
+                break
+        else:
+            seen.left_out["not sure which"] += 1
             return
         *names, last = [f"<region{n}>" for n in regions]
         asked = f"{question.removesuffix('?')}: {', '.join(names)} or {last}?"
@@ -323,10 +328,13 @@ class Teacher:
             if question is None or (lesson.kind == WHICH) == ("<region1>" in question):
                 seen.left_out["no question"] += 1
             elif lesson.kind == WHICH:
-                yield from self._choice(seen, question, sorted(lesson.regions), OWN, wanted=region)
+                yield from self._choice(seen, [question], sorted(lesson.regions), OWN, wanted=region)
             else:
                 yield _lesson(seen, Instruction(OWN, question, is_of_kinds=True), [region], OWN)
 
+
+_TRIES = 8
+"""How many questions of a kind are tried, until it is sure which region one means."""
 
 _SAMPLED = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
 """How the language model thinks of questions: so that they differ, and most of them can be asked."""

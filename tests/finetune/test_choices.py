@@ -55,10 +55,19 @@ def test_what_is_likely_whatever_is_asked_does_not_win_by_that() -> None:
     assert hat - cat == pytest.approx(3.0, abs=1e-4)
 
 
-def test_a_choice_that_is_not_clear_is_none() -> None:
-    known, _ = likelihoods(SEEN)
-    assert known.choose("Which of these is worn?", ["a cat", "a hat", "a rat"], clear=0.5) == 1
-    assert known.choose("Which of these is worn?", ["a cat", "a hat", "a rat"], clear=1.5) is None
+@pytest.mark.parametrize(
+    ("cat", "hat", "chosen"),
+    [
+        (0.0, 5.0, 1),
+        (4.5, 5.0, None),  # which of the two is not clear
+        (-9.0, 0.0, None),  # the question makes neither likelier
+    ],
+)
+def test_a_choice_that_is_not_sure_is_none(cat: float, hat: float, chosen: int | None) -> None:
+    question = "Which of these is worn?"
+    known, _ = likelihoods({"Which one?": {"cat": 0.0, "hat": 0.0}, question: {"cat": cat, "hat": hat}})
+    assert known.choose(question, ["a cat", "a hat"], sure=True) == chosen
+    assert known.choose(question, ["a cat", "a hat"]) == 1
 
 
 def test_what_is_said_has_the_probability_of_its_words_after_the_text() -> None:

@@ -42,6 +42,7 @@ def run(stage: Path, output: Path, *flags: str) -> list[dict[str, float]]:
 def any_answer_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """A language model that knows nothing says nothing of use."""
     monkeypatch.setattr("finetune.teacher._problem_of", lambda lesson: None if lesson.answer else "empty")
+    monkeypatch.setattr("finetune.teacher.Teacher._doubt", lambda teacher, lesson: None)
     monkeypatch.setattr("finetune.teacher.whole_sentences", lambda answer, is_cut: answer)
 
 
