@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .examples import as_text
 
-CLEAR, FITTING = 1.0, 2.0
+CLEAR, FITTING = 1.5, 3.0
 """Nats by which the likeliest thing must be ahead of the next one for a choice to be sure, and by how many the question must
 make it likelier."""
 

@@ -47,9 +47,10 @@ from .cache_regions import CacheArguments, fill_cache
 from .checkpoints import joined_chunks, write_chunks
 from .config import Source, check_counts, knob, parse_arguments, run_command
 from .examples import read_texts
+from .lesson_arguments import LessonArguments
 from .loop import run
 from .losses import word_losses
-from .teacher import NEW, LessonArguments, Teacher
+from .teacher import NEW, Teacher
 from .train import BridgeTraining, load_bridge
 from .train_arguments import TrainArguments, check_arguments
 

@@ -25,6 +25,8 @@ _ANSWERED = (
     ("When does one need a sofa?", "When one wants to sit and rest."),
     ("What would a sheep do all day?", "Eat grass."),
 )
+_THINGS = ("kettle", "tractor", "stethoscope", "sweater", "sofa", "sheep")
+
 _ASKED = (
     ("a sofa", "How many people can sit on a sofa?"),
     ("a kettle", "What does one pour into a kettle?"),
@@ -61,6 +63,11 @@ def read_texts(record: Record) -> bool:
 def after_examples(text: str) -> str:
     """A text of `as_text` after questions about other things, and their answers."""
     return "".join(f"{as_text(question)} {answer}\n" for question, answer in _ANSWERED) + text
+
+
+def names_an_example(answer: str) -> bool:
+    """Whether an answer names one of the things that the examples are about, as it does for want of a better one."""
+    return any(re.search(rf"\b{thing}s?\b", answer.lower()) for thing in _THINGS)
 
 
 def lines_after(

@@ -37,10 +37,19 @@ from .answer_checks import echoes, mixes_up, problem_of, whole_sentences
 from .batches import ConversationCollator
 from .cache import encode_regions
 from .choices import Likelihoods
-from .config import knob
 from .data.validation import UNREADABLE
-from .examples import after_examples, as_text, ask_about, ask_which, is_text, lines_after, question_about
-from .instructions import SHIPPED, WHICH, Instruction, draw_instruction, load_instructions
+from .examples import (
+    after_examples,
+    as_text,
+    ask_about,
+    ask_which,
+    is_text,
+    lines_after,
+    names_an_example,
+    question_about,
+)
+from .instructions import WHICH, Instruction, draw_instruction, load_instructions
+from .lesson_arguments import LessonArguments
 from .records import GLYPH_SCHEME, Record, Region, Turn, cut_turns, load_records, open_image
 
 MIN_SIDE = 4
@@ -51,36 +60,6 @@ UNSURE = -5.0
 
 KNOWN, NEW, OWN = "known instruction", "new instruction", "own question"
 """`type` of a lesson's question: an instruction that is asked in training, one that is not, one the model thought of."""
-
-
-@dataclass(kw_only=True)
-class LessonArguments:
-    """What lessons are made of."""
-
-    data: str | None = knob(
-        default=None, help="records whose regions are asked about: JSONL, or parquet beside pictures"
-    )
-    pictures: str | None = knob(default=None, help="folder of pictures, in which everything mode finds the regions")
-    regions: int = knob(default=8, help="pictures: regions of each, the most confident that are found")
-    points_per_crop: int = knob(default=32, help="pictures: points along each side of the grid that searches them")
-    true_words: bool = knob(
-        default=True, help="data: tell the teacher a region's own caption and label, where it has them, not TAP's"
-    )
-    questions: int = knob(default=4, help="questions asked about each picture")
-    instructions: list[str] = knob(
-        default_factory=lambda: [SHIPPED], help="YAML files of what is asked; shipped is the pool that comes with this"
-    )
-    kinds: list[str] = knob(
-        default_factory=list, help="kinds of instructions that are asked; default: all of the files"
-    )
-    own_questions: float = knob(
-        default=0.1,
-        help="share of the questions that the language model thinks of itself, when told what a region shows",
-    )
-    held_out: float = knob(default=0.05, help="share of the pictures that are kept for evaluation")
-    answer_tokens: int = knob(default=48, help="longest answer of the teacher, in tokens")
-    teacher_batch_size: int = knob(default=32, help="questions that the teacher answers at once")
-    lesson_chunk: int = knob(default=16, help="pictures that are put on disk together")
 
 
 @dataclass(eq=False)
@@ -363,8 +342,11 @@ def _apart(seen: SeenPicture, order: Sequence[int]) -> list[int]:
 
 def _problem_of(lesson: Lesson) -> str | None:
     """Why a lesson is not worth learning; None if it is."""
-    if is_text(lesson.told) and lesson.kind != WHICH and echoes(lesson.answer, lesson.told):
-        return "says nothing new"
+    if is_text(lesson.told) and lesson.kind != WHICH:
+        if echoes(lesson.answer, lesson.told):
+            return "says nothing new"
+        if names_an_example(lesson.answer):
+            return "names a thing of the examples"
     things = {n: _ARTICLE.sub("", lesson.seen.described[n - 1].thing or f"region{n}") for n in lesson.regions}
     if mixes_up(lesson.answer, things):
         return "mixes regions up"

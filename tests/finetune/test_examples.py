@@ -18,6 +18,7 @@ from finetune.examples import (
     ask_which,
     is_text,
     lines_after,
+    names_an_example,
     question_about,
     read_texts,
 )
@@ -37,6 +38,14 @@ def test_every_example_is_answered_as_the_question_is_to_be() -> None:
     assert last == "What does a cat eat?\nAnswer:"
     assert len(shown) > 3
     assert all(one.count("?\nAnswer: ") == 1 and one.endswith(".\n") for one in shown)
+
+
+def test_an_answer_that_names_a_thing_of_the_examples_is_known_as_such() -> None:
+    asked = after_examples("").splitlines()[::2]
+    assert len(asked) > 3
+    assert all(names_an_example(question) for question in asked)
+    assert names_an_example("A sofa.")
+    assert not names_an_example("Boil water.")
 
 
 def test_questions_are_asked_for_about_a_thing_of_which_no_example_speaks() -> None:
