@@ -31,11 +31,20 @@ class Likelihoods:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self._known: dict[tuple[str, str], float] = {}
 
-    def choose(self, question: str, things: Sequence[str], *, sure: bool = False) -> int | None:
-        """The place of the likeliest thing; None if it is to be `sure` and is not."""
+    def choose(self, question: str, things: Sequence[str]) -> int:
+        """The place of the likeliest thing."""
         scores = self.scores(question, things)
-        first, second = sorted(scores, reverse=True)[:2]
-        return None if sure and (first - second < CLEAR or first < FITTING) else scores.index(first)
+        return scores.index(max(scores))
+
+    def surest(self, questions: Sequence[str], things: Sequence[str]) -> tuple[str, int] | None:
+        """The question of which it is surest which thing it means, and the place of that thing; None if it is sure of none."""
+        found, ahead = None, CLEAR
+        for question in questions:
+            scores = self.scores(question, things)
+            first, second = sorted(scores, reverse=True)[:2]
+            if first >= FITTING and first - second >= ahead:
+                found, ahead = (question, scores.index(first)), first - second
+        return found
 
     def scores(self, question: str, things: Sequence[str]) -> list[float]:
         """For each thing, log p(thing | question) − log p(thing), in nats. Things are named with their article: "a cat"."""

@@ -264,16 +264,14 @@ class Teacher:
     def _choice(
         self, seen: SeenPicture, questions: Sequence[str], regions: list[int], type_: str, wanted: int | None = None
     ) -> Iterator[Lesson]:
-        """Which of some regions the first question means for which that is sure, and the one that is `wanted`."""
+        """Which of some regions that question means of which it is surest, if it is sure, and the one that is `wanted`."""
         things = [str(seen.described[n - 1].thing) for n in regions]
-        for question in questions if len(things) > 1 else ():
-            with adapter_off(self.bridge):
-                chosen = self.likelihoods.choose(question, things, sure=True)
-            if chosen is not None and wanted in (None, regions[chosen]):
-                break
-        else:
+        with adapter_off(self.bridge):
+            found = self.likelihoods.surest(questions, things) if len(things) > 1 else None
+        if found is None or wanted not in (None, regions[found[1]]):
             seen.left_out["not sure which"] += 1
             return
+        question, chosen = found
         *names, last = [f"<region{n}>" for n in regions]
         asked = f"{question.removesuffix('?')}: {', '.join(names)} or {last}?"
         known = " ".join(f"region{n} is {thing}." for n, thing in zip(regions, things))
@@ -313,7 +311,7 @@ class Teacher:
 
 
 _TRIES = 8
-"""How many questions of a kind are tried, until it is sure which region one means."""
+"""Of how many questions of a kind that is asked of which it is surest which region it means."""
 
 _SAMPLED = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
 """How the language model thinks of questions: so that they differ, and most of them can be asked."""

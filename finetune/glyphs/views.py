@@ -352,7 +352,7 @@ def known_lines(chat: RegionChat, seen: SeenScenes) -> Iterator[dict[str, Any]]:
                 texts.append((one.scene, question, after_examples(as_text(asked))))
                 continue
             choices = own if question.family == KNOWLEDGE_WHICH else ["Yes", "No"]
-            yield _line(one.scene, question, TOLD_KINDS, question.choices[likelihoods.choose(asked, choices) or 0])
+            yield _line(one.scene, question, TOLD_KINDS, question.choices[likelihoods.choose(asked, choices)])
     limit = {"max_new_tokens": MAX_NEW_TOKENS_FREE}
     said = lines_after(chat.model, chat.processor, [text for *_, text in texts], max(len(texts), 1), **limit)
     for (scene, question, _), answer in zip(texts, said):

@@ -58,16 +58,22 @@ def test_what_is_likely_whatever_is_asked_does_not_win_by_that() -> None:
 @pytest.mark.parametrize(
     ("cat", "hat", "chosen"),
     [
-        (0.0, 5.0, 1),
-        (4.5, 5.0, None),  # which of the two is not clear
+        (0.0, 6.0, 1),
+        (5.5, 6.0, None),  # which of the two is not clear
         (-9.0, 0.0, None),  # the question makes neither likelier
     ],
 )
 def test_a_choice_that_is_not_sure_is_none(cat: float, hat: float, chosen: int | None) -> None:
     question = "Which of these is worn?"
-    known, _ = likelihoods({"Which one?": {"cat": 0.0, "hat": 0.0}, question: {"cat": cat, "hat": hat}})
-    assert known.choose(question, ["a cat", "a hat"], sure=True) == chosen
+    known, _ = likelihoods({"Which one?": {"cat": -1.0, "hat": -1.0}, question: {"cat": cat, "hat": hat}})
     assert known.choose(question, ["a cat", "a hat"]) == 1
+    assert known.surest([question], ["a cat", "a hat"]) == (None if chosen is None else (question, chosen))
+
+
+def test_of_several_questions_the_surest_is_asked() -> None:
+    asked = {"Which of these purrs?": {"cat": 6.0, "hat": 3.0}, "Which of these is worn?": {"cat": 0.0, "hat": 6.0}}
+    known, _ = likelihoods({"Which one?": {"cat": -1.0, "hat": -1.0}, **asked})
+    assert known.surest(list(asked), ["a cat", "a hat"]) == ("Which of these is worn?", 1)
 
 
 def test_what_is_said_has_the_probability_of_its_words_after_the_text() -> None:

@@ -39,8 +39,8 @@ def teacher_that_holds(thing: str, clear: bool = True) -> Teacher:
     """A teacher of which nothing works but the choice between things."""
     teacher = object.__new__(Teacher)
     teacher.bridge = SimpleNamespace(language_model=torch.nn.Module())  # type: ignore[assignment]
-    choose = lambda question, things, sure: things.index(thing) if clear else None  # noqa: E731
-    teacher.likelihoods = SimpleNamespace(choose=choose)  # type: ignore[assignment]
+    surest = lambda questions, things: (questions[-1], things.index(thing)) if clear else None  # noqa: E731
+    teacher.likelihoods = SimpleNamespace(surest=surest)  # type: ignore[assignment]
     return teacher
 
 
@@ -55,7 +55,9 @@ def test_what_depends_on_the_kind_alone_is_told_of_the_kind_alone() -> None:
 
 def test_of_several_regions_the_likeliest_is_the_answer() -> None:
     seen = picture_of(CAT, HAT)
-    (lesson,) = teacher_that_holds("a hat")._choice(seen, ["Which of these is worn?"], [2, 1], KNOWN)
+    (lesson,) = teacher_that_holds("a hat")._choice(
+        seen, ["Which of these can fly?", "Which of these is worn?"], [2, 1], KNOWN
+    )
     assert lesson.asked == "Which of these is worn: <region2> or <region1>?"
     assert lesson.answer == "The hat, region2."
     assert lesson.told == "region2 is a hat. region1 is a cat.\nQuestion: Which of these is worn?\nAnswer:"
