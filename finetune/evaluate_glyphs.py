@@ -16,7 +16,8 @@ other pictures (`glyphs/retrieval.py`), and the bridge's answers to the benchmar
 
 On the first scenes, it also asks questions that are answered freely (`glyphs/free_questions.py`): the benchmark's in words that
 no recipe contains, and on the test split what one must know about the objects. An answer is right if it contains the truth
-(`glyphs/containment.py`). The plain language model is also told the truth there, not only what TAP sees. What the bridge's
+(`glyphs/containment.py`). The plain language model is also told the truth there, not only what TAP sees. What one must
+know it is also asked in the form in which it says best what it knows: that is the reference of the row. What the bridge's
 adapter costs the language model is measured by its perplexity on plain text (`glyphs/plain_text.py`).
 
 On the first scenes, a bridge that was taught to find regions by words is asked what expressions mean (`glyphs/grounding.py`).
@@ -72,6 +73,7 @@ from .glyphs.views import (
     TOLD_TRUTH,
     bridge_lines,
     described_lines,
+    known_lines,
 )
 
 WORDS_MODEL = "region-words-tiny"
@@ -384,6 +386,7 @@ def _free_lines(
     if models.described is not None:
         told = FREE_FAMILIES if has_controls else KNOWLEDGE_FAMILIES
         yield from described_lines(models.described, seen, told, TOLD_TRUTH)
+        yield from known_lines(models.described, seen)
     if models.described is not None and has_controls:
         yield from described_lines(models.described, seen, FREE_FAMILIES, DESCRIBED)
 

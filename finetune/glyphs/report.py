@@ -25,7 +25,7 @@ from .questions import ATTRIBUTE_FAMILIES, CAPTION_FAMILIES, CONTEXT_FAMILIES, F
 from .records import LONG_SIDE
 from .retrieval import WAYS
 from .scenes import KINDS, draw_scene, make_scene
-from .views import TOLD_TRUTH
+from .views import TOLD_KINDS, TOLD_TRUTH
 
 GROUPS = {
     "attributes and position": ATTRIBUTE_FAMILIES,
@@ -59,7 +59,7 @@ _OVERVIEW = {
     "LLM: caption exact": "full: caption",
     **{f"LLM: {group}": f"full: {group}" for group in (*GROUPS, *FREE_GROUPS)},
     **{name: name for name in (_LATER, *_PERPLEXITY)},
-    **{f"{TOLD_TRUTH}: {group}": f"{TOLD_TRUTH}: {group}" for group in FREE_GROUPS},
+    **{f"{view}: {group}": f"{view}: {group}" for view in (TOLD_TRUTH, TOLD_KINDS) for group in FREE_GROUPS},
 }
 """Rows of the first table, and the numbers that they show."""
 
@@ -67,7 +67,7 @@ _COLUMNS = {
     "n": "n", "LLM": "full", "LLM, contained": "contained", "TAP alone": "tap alone", "no position": "no position",
     "regions shuffled": "shuffled", "question only": "question only", "objects given": "objects given",
     "follow-up": "follow-up", "described": "described", "described, contained": "described contained",
-    TOLD_TRUTH: TOLD_TRUTH, "chance": "chance", "majority": "majority",
+    TOLD_TRUTH: TOLD_TRUTH, TOLD_KINDS: TOLD_KINDS, "chance": "chance", "majority": "majority",
 }  # fmt: skip
 """Columns of a split's table, and the kinds of numbers that they show: views, and what a view is measured by."""
 
