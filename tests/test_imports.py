@@ -76,7 +76,7 @@ LAYERS = {
         {"everything"},
         {"region_tokenizer"},
         {"visualization", "region_index", "tokenizer_flags", "onnx_export"},
-        {"contact_sheet", "folder_index", "coco_files"},
+        {"contact_sheet", "folder_index", "coco_files", "browser_page"},
         {"index_commands", "coco_command", "export_command"},
         {"cli", "__init__"},
         {"__main__"},
