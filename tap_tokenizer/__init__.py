@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .lazy_imports import lazy_names, once_transformers_is_there
 
 if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
+    from .browser_page import export_browser_page
     from .coco_files import CocoDetections
     from .coco_masks import mask_to_rle
     from .concept_projector import ConceptBank
@@ -105,6 +106,7 @@ __all__ = [
     "as_mask",
     "draw_hits",
     "draw_regions",
+    "export_browser_page",
     "export_onnx",
     "index_folder",
     "load_rgb",

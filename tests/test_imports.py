@@ -77,7 +77,7 @@ LAYERS = {
         {"everything"},
         {"region_tokenizer"},
         {"visualization", "region_index", "tokenizer_flags", "onnx_export"},
-        {"contact_sheet", "folder_index", "coco_files", "folder_actors"},
+        {"contact_sheet", "folder_index", "coco_files", "folder_actors", "browser_page"},
         {"index_commands", "coco_command", "export_command"},
         {"cli", "__init__"},
         {"__main__"},
