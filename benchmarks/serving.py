@@ -6,7 +6,8 @@
 
 Starts vLLM on this machine alone, with the language model of a bridge and its adapter. Then it asks 50 questions about
 GlyphScenes of the bridge with its adapter, and of the language model without it, here and through the server, greedily: every
-answer must be the same, and every prompt must have the same length. Then `--users` conversations go on at once for
+answer must be the same, and every prompt must have the same length. `find` must give the same regions in the same order, with
+the same probabilities, for an object of each of `--phrases` scenes. Then `--users` conversations go on at once for
 `--seconds`; every question must be answered, and with the answer that the model gives here. Last, the same questions are
 answered here, one by one and in batches. Exit code 1 if an answer differs in float32, or is lost.
 
@@ -36,6 +37,7 @@ from machine import describe_machine
 from finetune.glyphs.language import caption
 from finetune.glyphs.scenes import draw_scene, make_scene
 from llm_bridge import (
+    FoundRegions,
     RegionBridgeForConditionalGeneration,
     RegionBridgeProcessor,
     RegionChat,
@@ -57,6 +59,8 @@ ASKED = (
 FOLLOW_UP = "Tell me more about region1."
 WORDS = 16
 """Length of an answer, at most."""
+ALIKE = 1e-3
+"""How much a probability may differ in float32, which two programs round differently."""
 
 
 @dataclass
@@ -66,8 +70,14 @@ class Task:
     image: np.ndarray
     boxes: list[list[float]]
     question: str
+    objects: list[list[float]]
+    """The boxes of all its objects."""
+    phrase: str
+    """What one of them is."""
     answers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """What is answered here, and to the follow-up if there is one, by who is asked."""
+    found: dict[str, FoundRegions] = field(default_factory=dict)
+    """What is found here by the phrase, by who is asked."""
 
     def turn(self) -> dict[str, Any]:
         """The question as a message."""
@@ -80,6 +90,10 @@ class Task:
         more = (chat.ask(FOLLOW_UP, max_new_tokens=WORDS),) if follow else ()
         return tuple(map(str, (first, *more)))
 
+    def find(self, chat: RegionChat) -> FoundRegions:
+        """What a chat finds by the phrase among all objects: the most probable one, at least."""
+        return chat.find(self.phrase, image=self.image, boxes=self.objects, threshold=1.0, max_new_tokens=WORDS)
+
 
 def main() -> int:
     """Measure and print."""
@@ -87,6 +101,7 @@ def main() -> int:
     parser.add_argument("--engine", type=Path, required=True, help="the Python in whose environment vLLM is")
     parser.add_argument("--bridge", type=Path, help="folder of a bridge with an adapter (default: one is made)")
     parser.add_argument("--questions", type=int, default=50)
+    parser.add_argument("--phrases", type=int, default=20, help="what is found by its name, in as many scenes")
     parser.add_argument("--users", type=int, default=32, help="conversations at once")
     parser.add_argument("--seconds", type=float, default=60, help="how long they go on; 0: not at all")
     parser.add_argument("--dtype", default="float32", help="of the served language model; here it is float32")
@@ -102,12 +117,18 @@ def main() -> int:
         parser.error(f"--bridge {folder} has no adapter: give the folder of a bridge that a LoRA run has saved.")
     tasks = make_tasks(arguments.questions)
     here = RegionChat(bridge, processor)
-    here.warns_of_limitation = False
+    here.warns_of_limitation = here.warns_of_finding = False
     started = time.monotonic()
+
+    def answer_here(task: Task, number: int, who: str) -> None:
+        task.answers[who] = task.ask(here, follow=number % 5 == 4)
+        if number < arguments.phrases:
+            task.found[who] = task.find(here)
+
     for number, task in enumerate(tasks):
-        task.answers["adapter"] = task.ask(here, follow=number % 5 == 4)
+        answer_here(task, number, "adapter")
         with adapter_off(bridge):
-            task.answers["bare"] = task.ask(here, follow=number % 5 == 4)
+            answer_here(task, number, "bare")
     print(f"{2 * len(tasks)} conversations here took {time.monotonic() - started:.0f} s", flush=True)
     command = vllm_command(folder)
     with engine(arguments.engine, command[2:], arguments) as (address, took):
@@ -115,7 +136,9 @@ def main() -> int:
         patient = {"bridge": folder, "timeout": 900.0}  # how long it takes on a busy machine is counted, and no loss
         served = RegionChat.from_server(address, **patient)
         bare = RegionChat.from_server(address, model=base_of(address), **patient)
-        failed = compare("adapter", served, tasks, arguments.dtype) | compare("bare", bare, tasks, arguments.dtype)
+        failed = False
+        for who, chat in (("adapter", served), ("bare", bare)):
+            failed |= compare(who, chat, tasks, arguments.dtype) | compare_found(who, chat, tasks, arguments.dtype)
         if arguments.seconds:
             failed |= load(served, bridge, processor, tasks, arguments)
     return int(failed)
@@ -153,6 +176,24 @@ def compare(who: str, chat: RegionChat, tasks: Sequence[Task], dtype: str) -> bo
     return dtype == "float32" and same < len(pairs)
 
 
+def compare_found(who: str, chat: RegionChat, tasks: Sequence[Task], dtype: str) -> bool:
+    """Find through the server and print how much is the same; whether something should be and is not."""
+    chat.warns_of_limitation = chat.warns_of_finding = False
+    pairs = [(task.found[who], task.find(chat)) for task in tasks if who in task.found]
+    same = sum((one.rows, one.answer) == (other.rows, other.answer) for one, other in pairs)
+    gaps = [float((_probabilities(one) - _probabilities(other)).abs().max()) for one, other in pairs]
+    print(
+        f"{who}: find gives the same regions for {same} of {len(pairs)} phrases; probabilities differ by at most "
+        f"{max(gaps, default=0):.1e}",
+        flush=True,
+    )
+    return dtype == "float32" and (same < len(pairs) or max(gaps, default=0) > ALIKE)
+
+
+def _probabilities(found: FoundRegions) -> torch.Tensor:
+    return torch.tensor([*found.candidate_probabilities.tolist(), found.none_probability])
+
+
 def make_tasks(count: int) -> list[Task]:
     """Questions about objects of GlyphScenes that no bridge was trained on."""
     tasks: list[Task] = []
@@ -163,7 +204,8 @@ def make_tasks(count: int) -> list[Task]:
             continue
         question = ASKED[len(tasks) % len(ASKED)]
         boxes = [picture.boxes[i].tolist() for i in picture.visible[: question.count("<region>")]]
-        tasks.append(Task(picture.image, boxes, question))
+        objects = [picture.boxes[i].tolist() for i in picture.visible]
+        tasks.append(Task(picture.image, boxes, question, objects, caption(scene.objects[picture.visible[0]])))
         if len(tasks) == count:
             break
     return tasks

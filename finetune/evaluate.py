@@ -189,6 +189,8 @@ def _check(arguments: EvaluateArguments) -> Task:
         for name in other.takes - task.takes:
             if getattr(arguments, name) is not None:
                 raise ValueError(f"Got {name}, but {task.name} is not about {other.kind}: leave it out.")
+    if arguments.ray and arguments.predictions is not None:
+        raise ValueError("Got ray with predictions, which are answers already: leave --ray out.")
     if arguments.cache is not None and (arguments.data is None or isinstance(task, (DrawnTask, ExpressionTask))):
         raise ValueError("cache needs data, the records it was made of, and a task of words.")
     if (arguments.limit is not None and arguments.limit < 1) or arguments.batch_size < 1:

@@ -15,6 +15,9 @@ from safetensors import SafetensorError
 RETRIES = 3
 """How often a chunk is done again after its actor died: machines go, but a chunk that kills every actor would never end."""
 
+_MOST_BLOCKS = 10_000
+"""Into how many pieces Ray divides the chunks at most. It does a piece at a time, and keeps account of all of them."""
+
 RAY_HELP = "actors of Ray that share the work, each with a CPU, or with a GPU if there are any; 0: this process"
 RAY_ADDRESS_HELP = "with ray: address of a cluster, e.g. auto; default: RAY_ADDRESS, or this machine alone"
 """What the help of commands says of --ray and --ray_address."""
@@ -102,7 +105,8 @@ def run_chunks(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    work = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=len(chunks))
+    blocks = min(len(chunks), _MOST_BLOCKS)
+    work = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=blocks)
     with catch_warnings():
         filterwarnings("ignore", message="`ray_remote_args`")  # the only way to limit retries
         done = work.map_batches(

@@ -124,6 +124,11 @@ def test_an_evaluation_goes_on_with_ray_where_one_process_was_stopped(
 def test_flags_of_ray_that_make_no_sense_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="Got --ray_address auto without --ray: say how many"):
         evaluate.main(flags(tmp_path / "none.jsonl", tmp_path / "out", "--ray_address", "auto"))
+    with monkeypatch.context() as patch:
+        patch.setattr("tap_tokenizer.cluster.find_spec", lambda name: True)
+        with pytest.raises(ValueError, match="Got ray with predictions, which are answers already"):
+            evaluate.main(flags(tmp_path / "none.jsonl", tmp_path / "out", "--ray", "2", "--predictions", "a.jsonl"))
+        assert not (tmp_path / "out").exists()
     monkeypatch.setattr("tap_tokenizer.cluster.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"Got --ray, which needs Ray: pip install 'tap-bridge\[ray\]'"):
         evaluate.main(flags(tmp_path / "none.jsonl", tmp_path / "out", "--ray", "2"))
