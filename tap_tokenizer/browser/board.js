@@ -159,7 +159,7 @@ export class Board {
     canvas.onpointercancel = act(() => { this.fingers = 0; this.drag = null; this.page.glance(null); });
     canvas.onpointerleave = act((event) => { if (event.pointerType === "mouse" && !this.drag) this.page.glance(null); });
     canvas.onkeydown = (event) => { if (this.picture && !event.ctrlKey && !event.metaKey) this.#key(event); };
-    canvas.onblur = () => { this.cross = this.corner = null; this.draw(); };
+    canvas.onblur = () => { if (this.cross) this.page.glance(null); this.cross = this.corner = null; this.draw(); };
   }
 
   // --- the keyboard ----------------------------------------------------------------------------------------------------
