@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from original import Original
 from side_by_side import Row, arguments_of, compare, make_tap, ours
+from torch import Tensor
 from transformers import SamConfig, SamModel, SamVisionConfig
 
 from tap_tokenizer import TapModel
@@ -28,6 +29,8 @@ def main() -> None:
     for pictures in (1,) if arguments.device == "cpu" else (1, 8):
         pixels = torch.randn(pictures, 3, side, side, device=arguments.device, dtype=model.dtype)
         ways = ours(model, lambda pixels=pixels: model.get_image_embeddings(pixels))
+        if arguments.device == "cpu" and arguments.dtype == "float32":
+            ways["int8"] = lambda pixels=pixels: in_int8(model, pixels)
         ways["SAM"] = lambda pixels=pixels: sam.get_image_embeddings(pixels)
         if original and pictures == 1:
             ways["original"] = original.encode(side)
@@ -35,6 +38,15 @@ def main() -> None:
             Row(f"encode {pictures} picture{'s' * (pictures > 1)}", ways, weights + 2 * pixels.nbytes, rounds=5)
         )
     compare("encode_picture", rows, arguments)
+
+
+def in_int8(model: TapModel, pixels: Tensor) -> Tensor:
+    """Pictures encoded with `encoder_precision="int8"`."""
+    model.is_plain, model.encoder_precision = False, "int8"
+    try:
+        return model.get_image_embeddings(pixels)
+    finally:
+        model.encoder_precision = "float32"
 
 
 def make_sam(model: TapModel) -> SamModel:

@@ -19,9 +19,21 @@ from typing import Any
 import torch
 from encode_picture import make_sam
 from original import Original
-from side_by_side import Row, arguments_of, compare, make_tap, ours
+from side_by_side import Row, arguments_of, compare, make_tap, operations_by_operator, ours
+from torch.profiler import ProfilerActivity, profile
 
 from tap_tokenizer import PointLabel, TapModel
+
+KINDS = {
+    "products, one for each region and head": ("bmm", "baddbmm", "baddbmm_"),
+    "products of all rows with weights": ("addmm", "mm"),
+    "softmax": ("_softmax",),
+    "additions, products and sums by element": (
+        "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "sum", "rsqrt", "clamp", "clamp_min", "relu", "gelu", "pow",
+    ),
+    "copies": ("copy_", "cat", "clone", "index", "_index_put_impl_", "fill_", "constant_pad_nd"),
+}  # fmt: skip
+"""PyTorch's operators by what they do here."""
 
 
 def main() -> None:
@@ -29,6 +41,10 @@ def main() -> None:
     arguments = arguments_of(
         __doc__,
         boxes={"type": int, "nargs": "+", "default": [1, 16, 64, 256], "help": "how many at once"},
+        profile={
+            "action": "store_true",
+            "help": "print what the tokens of the last number of boxes take their time for",
+        },
         peak={"choices": ("plain", "fast"), "help": "print the bytes that one way takes, and nothing else"},
     )
     counts = [1, 3] if arguments.quick else arguments.boxes
@@ -36,6 +52,10 @@ def main() -> None:
     if arguments.peak:
         way = ours(model, asking(model, boxes_of(model, counts[-1]), False))[arguments.peak]
         print(json.dumps(peak_bytes(arguments.device, way)))
+        return
+    if arguments.profile:
+        model.is_plain = False
+        print(profile_of(asking(model, boxes_of(model, counts[-1]), False)))
         return
     sam = make_sam(model)
     original = arguments.original and Original(arguments.original, arguments.size, arguments.device, arguments.dtype)
@@ -57,6 +77,28 @@ def main() -> None:
             rows.append(Row(name, ways, weights + embeddings.nbytes + results, rounds=1 if count > 64 else 7))
     compare("region_tokens", rows, arguments)
     compare_memory(arguments.output, counts[-1])
+
+
+@torch.no_grad()
+def profile_of(way: Callable[[], Any]) -> str:
+    """A table of kinds of operators: their share of the time of a way, and their operations."""
+    way()
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        way()
+    kinds = (*KINDS, "other")
+    times, counts = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0)
+    for operator in seen.key_averages():
+        times[kind_of(operator.key.removeprefix("aten::"))] += operator.self_cpu_time_total
+    for operator, count in operations_by_operator(way)[1].items():
+        counts[kind_of(operator)] += count
+    whole = sum(times.values())
+    rows = [f"| {kind} | {times[kind] / whole:.0%} | {counts[kind] / 1e9:.1f} |" for kind in kinds]
+    return "\n".join(["| operators | share of the time | 10⁹ operations |", "|---|---|---|", *rows])
+
+
+def kind_of(operator: str) -> str:
+    """The kind of an operator."""
+    return next((kind for kind, names in KINDS.items() if operator in names), "other")
 
 
 def boxes_of(model: TapModel, count: int) -> torch.Tensor:

@@ -157,6 +157,12 @@ def check(row: Row, dtype: torch.dtype) -> tuple[dict[str, int], float]:
 
 def operations_of(way: Callable[[], Any]) -> tuple[Any, int]:
     """A result, and the operations of its products of matrices, convolutions and attentions: multiplications and additions."""
+    result, counts = operations_by_operator(way)
+    return result, sum(counts.values())
+
+
+def operations_by_operator(way: Callable[[], Any]) -> tuple[Any, dict[str, int]]:
+    """The same, for each of PyTorch's operators by its name, such as "bmm"."""
     aten = torch.ops.aten
 
     def in_place(own: Any, one: Any, other: Any, **_: Any) -> int:
@@ -177,7 +183,8 @@ def operations_of(way: Callable[[], Any]) -> tuple[Any, int]:
         mapping[torch.ops.mkldnn._linear_pointwise] = packed
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         result = way()
-    return result, counter.get_total_flops()
+    counts = counter.get_flop_counts().get("Global", {})
+    return result, {str(operator).split(".")[-1]: count for operator, count in counts.items()}
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:

@@ -108,21 +108,22 @@ class FastImageEncoder:
         return self._linear(attention.output, rearrange(hidden, "n h t d -> n t (h d)"))
 
     def _linear(self, layer: nn.Module, rows: Tensor) -> Tensor:
-        found: Tensor = self._rounded.get(layer, layer)(rows)
+        compute = self._rounded.get(layer, layer) if self.precision == "int8" else layer
+        found: Tensor = compute(rows)
         return found
 
     def _prepare(self) -> None:
         """Gather the bias of every block (1, heads, w², w²), and round weights, once for each state of the weights."""
         layers = self.encoder.layers
-        state = self.precision, state_of(layers.parameters())
-        if state == self._state:
-            return
-        attentions = [cast(TapImageEncoderLayer, layer).attention for layer in layers]
-        self._biases = [attention.position_bias().unsqueeze(0) for attention in attentions]
-        linear = [layer for layer in layers.modules() if isinstance(layer, nn.Linear)]
-        usable = all(layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32 for layer in linear)
-        self._rounded = {layer: Int8Linear(layer) for layer in linear} if usable and self.precision == "int8" else {}
-        self._state = state
+        state = state_of(layers.parameters())
+        if state != self._state:
+            attentions = [cast(TapImageEncoderLayer, layer).attention for layer in layers]
+            self._biases = [attention.position_bias().unsqueeze(0) for attention in attentions]
+            self._rounded, self._state = {}, state
+        if self.precision == "int8" and not self._rounded:
+            linear = [layer for layer in layers.modules() if isinstance(layer, nn.Linear)]
+            if all(layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32 for layer in linear):
+                self._rounded = {layer: Int8Linear(layer) for layer in linear}
 
 
 class FastImageDecoder:

@@ -14,7 +14,16 @@ import torch
 
 pytest.importorskip("matplotlib")
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-TABLES = ("encode_picture", "region_tokens", "captions", "language_model", "growth", "everything", "whole_way")
+TABLES = (
+    "encode_picture",
+    "region_tokens",
+    "captions",
+    "language_model",
+    "growth",
+    "everything",
+    "whole_way",
+    "questions",
+)
 Run = Callable[..., object]
 
 
