@@ -9,7 +9,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..data.entries import counted, first_names
+from tap_tokenizer import counted
+
+from ..data.entries import first_names
 from .task import Published, Task
 
 COUNTS = ("detections", "regions", "questions", "neither", "expressions")
