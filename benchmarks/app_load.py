@@ -41,7 +41,15 @@ from llm_bridge import RegionChat
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = ("What is <region>, and where is it?", "What colour is region1?")
-STEPS = ("picture loaded", "picture encoded", "mask while pointing", "TAP's words", "answer", "answer to a follow-up")
+LOADED, ENCODED, POINTED, CLICKED, SEEN, ANSWERED, FOLLOWED = STEPS = (
+    "picture loaded",
+    "picture encoded",
+    "mask while pointing",
+    "TAP's words at a click",
+    "TAP's words after a question",
+    "answer",
+    "answer to a follow-up",
+)
 
 
 @dataclass
@@ -249,16 +257,17 @@ def use(client: Browser, tasks: list[Task], end: float) -> Tally:
         except Exception as error:  # whatever it is, a picture was lost
             tally.wrong.append(f"picture: {type(error).__name__}: {error}")
             continue
-        tally.seconds[STEPS[0]].append(time.monotonic() - begun)
+        tally.seconds[LOADED].append(time.monotonic() - begun)
         if state["regions"] or state["messages"]:
             tally.wrong.append("the picture came with another one's talk")
         begun = time.monotonic()
         try:
             client.call("encode")
-            tally.seconds[STEPS[1]].append(time.monotonic() - begun)
-            begun = time.monotonic()
-            client.call("glance", regions=[{"box": task.box}])
-            tally.seconds[STEPS[2]].append(time.monotonic() - begun)
+            tally.seconds[ENCODED].append(time.monotonic() - begun)
+            for name, step in (("glance", POINTED), ("look", CLICKED)):
+                begun = time.monotonic()
+                client.call(name, regions=[{"box": task.box}])
+                tally.seconds[step].append(time.monotonic() - begun)
         except Exception as error:  # whatever it is, a mask was lost
             tally.wrong.append(f"mask: {type(error).__name__}: {error}")
         ask(client, task, 0, [{"box": task.box}], tally)
@@ -276,12 +285,12 @@ def ask(client: Browser, task: Task, turn: int, regions: list[dict[str, Any]], t
         for step in client.ask(QUESTIONS[turn], regions):
             if turn == 0 and step.get("looks") and not has_looks:
                 has_looks = True
-                tally.seconds[STEPS[3]].append(time.monotonic() - begun)
+                tally.seconds[SEEN].append(time.monotonic() - begun)
             answer = step.get("answer", answer)
     except Exception as error:  # whatever it is, an answer was lost
         tally.wrong.append(f"{type(error).__name__}: {error}")
         return
-    tally.seconds[STEPS[4 + turn]].append(time.monotonic() - begun)
+    tally.seconds[(ANSWERED, FOLLOWED)[turn]].append(time.monotonic() - begun)
     if answer != task.answers[turn]:
         tally.wrong.append(f"expected {task.answers[turn]!r}, got {answer!r}")
 

@@ -3,16 +3,20 @@
     python benchmarks/region_index.py                          # a million random vectors of 1,024 on two threads
     python benchmarks/region_index.py --regions 100000 --threads 1
 
-Beside it, in the same run: the same search as one matrix product in float32, block by block, whose ranks must be equal.
+Beside it, in the same run: the same search as one matrix product in float32, block by block, whose ranks must be equal; and by
+faiss, if it is installed, whose copy of the vectors then takes as much memory again.
 """
 
 from __future__ import annotations
 
 import argparse
 import resource
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -46,25 +50,51 @@ def main() -> None:
         index.save(path)
         size = path.stat().st_size
         del index
-        index = RegionIndex.load(path)
+        index, in_faiss = RegionIndex.load(path), RegionIndex.load(path)
         example = _random(1, arguments.width)
-        index.search(like=example)  # from here on the file is in the system's memory
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with _without_faiss():
+            index.search(like=example)  # from here on the file is in the system's memory
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            index.search(like=example)
+        added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        in_faiss.search(like=example)
+        _, (copying, _) = _timed(partial(in_faiss.search, example))
         query = F.normalize(example.embeds, dim=-1)[0]
         times: dict[str, list[tuple[float, float]]] = {"index.search": [], "float32 blocks": []}
+        if find_spec("faiss") is not None:
+            times["index.search with faiss"] = []
         for _ in range(arguments.repeats):
-            hits, taken = _timed(partial(index.search, example))
+            with _without_faiss():
+                hits, taken = _timed(partial(index.search, example))
             times["index.search"].append(taken)
             rows, taken = _timed(partial(_plain, index.column("embeds"), query))
             times["float32 blocks"].append(taken)
             assert [hit.row for hit in hits] == rows, "the ranks differ"
-        added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+            if find_spec("faiss") is not None:
+                others, taken = _timed(partial(in_faiss.search, example))
+                times["index.search with faiss"].append(taken)
+                assert others == hits, "faiss finds others"
     print(f"{arguments.regions:,} regions of width {arguments.width}, {size / 1e9:.2f} GB, {arguments.threads} threads")
     print("| | median | fastest | CPU time, median |\n|---|---|---|---|")
     for name, values in times.items():
         wall, cpu = (sorted(column) for column in zip(*values))
         print(f"| {name} | {wall[len(wall) // 2]:.3f} s | {wall[0]:.3f} s | {cpu[len(cpu) // 2]:.3f} s |")
-    print(f"Searches added {added:.0f} MB to the most memory that was used.")
+    print(f"A search added {added:.0f} MB to the most memory that was used.")
+    if "index.search with faiss" in times:
+        print(f"The second search with faiss, which copies the vectors, took {copying:.2f} s.")
+
+
+@contextmanager
+def _without_faiss() -> Iterator[None]:
+    """As if it were not installed."""
+    before = sys.modules.pop("faiss", None)
+    sys.modules["faiss"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["faiss"]
+        if before is not None:
+            sys.modules["faiss"] = before
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, tuple[float, float]]:

@@ -33,7 +33,7 @@ from llm_bridge import (
     first_names,
     likelihoods,
 )
-from tap_tokenizer import only_writer, write_whole
+from tap_tokenizer import counted, only_writer, write_whole
 
 from .batches import CachedRecord, ConversationCollator
 from .cache import RegionCache
@@ -73,7 +73,7 @@ class Calibration:
 
     def __str__(self) -> str:
         said = (
-            f"calibrated on {self.questions} questions: temperature {self.temperature:.3g} "
+            f"calibrated on {counted(self.questions, 'question')}: temperature {self.temperature:.3g} "
             f"(loss {self.loss[0]:.3f}, then {self.loss[1]:.3f})"
         )
         if self.threshold is None:

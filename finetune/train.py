@@ -43,7 +43,7 @@ from llm_bridge import (
     merge_lora,
     set_trainable,
 )
-from tap_tokenizer import TapRegionTokenizer
+from tap_tokenizer import TapRegionTokenizer, counted
 
 from .batches import CachedRecord, ConversationCollator, Conversations, StepSampler, some_turns
 from .cache import RegionCache
@@ -185,7 +185,7 @@ class BridgeTraining(Training):
             self.accelerator.print(f"{path}: {count} records without a conversation are passed over")
         records, drawn = sum(map(len, data.rows)), arguments.steps * arguments.batch_size * batches
         self.accelerator.print(
-            f"{arguments.steps} steps draw {drawn} of {records} records: {drawn / records:.2f} passes"
+            f"{counted(arguments.steps, 'step')} draw {drawn:,} of {counted(records, 'record')}: {drawn / records:.2f} passes"
         )
         steps, is_grouped = range(start, arguments.steps), arguments.group_by_length
         sampler = StepSampler(data, steps, arguments.batch_size, batches, arguments.seed, is_grouped)

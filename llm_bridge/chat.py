@@ -33,6 +33,12 @@ from .serving import client
 logger = logging.getLogger(__name__)
 
 
+NO_WORDS = (
+    "The model ended its answer before the first word: it has not learned to answer this. A bridge is taught questions about "
+    'regions, such as "What is <region>?".'
+)
+
+
 @dataclass
 class _Asked:
     """A question that is being asked: the model's inputs, and what to remember once it is answered."""
@@ -192,6 +198,23 @@ class RegionChat:
         """Forget the conversation and its picture."""
         self.image, self.messages, self._regions = None, [], []
         self.memory.forget(self.speaker)
+
+    def take_back(self) -> tuple[str, list[RegionPrompt]]:
+        """Forget the last question, its answer, and the regions that came with it.
+
+        Returns that question, in which regions have their names, and those regions. Raises `ValueError` if there is none.
+        """
+        if not self.messages:
+            raise ValueError("Nothing has been asked yet, so there is no question to take back.")
+        *before, question, _ = self.messages
+        shown = [item for item in question["content"] if item["type"] == "region"]
+        known = len(self._regions) - sum(item.keys() != {"type", "name"} for item in shown)  # others came with a prompt
+        kept, taken = self._regions[:known], self._regions[known:]
+        if before:
+            self.messages, self._regions = before, kept
+        else:
+            self.reset()
+        return words_of(question["content"]), taken
 
     def ask(
         self,
@@ -399,6 +422,8 @@ class RegionChat:
         for piece in pieces:
             answer += piece
             yield piece
+        if not answer.strip():
+            logger.warning(NO_WORDS)
         if self.messages is not before:
             logger.warning("The conversation went on while an answer was streaming: that answer is not remembered.")
             return

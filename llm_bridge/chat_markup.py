@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tap_tokenizer import RegionPrompt
+from tap_tokenizer import RegionPrompt, counted
 
 from .configuration_bridge import REGION_TOKEN
 
@@ -137,16 +137,17 @@ class MarkerExpander:
         found = len(self._mentioned)
         if found != self.regions:
             raise ValueError(
-                f"{self.name}: Found {found} <region> placeholders but {self.regions} regions: give one box, points or "
-                "mask per <region>, in order."
+                f"{self.name}: Found {counted(found, '<region> placeholder')} but {counted(self.regions, 'region')}: give "
+                "one box, points or mask per <region>, in order."
             )
         if self._mentioned and max(self._mentioned) > self.regions:
             raise ValueError(
-                f"{self.name}: Found region{max(self._mentioned)} among {self.regions} regions: number them from 1."
+                f"{self.name}: Found region{max(self._mentioned)} among {counted(self.regions, 'region')}: number them from 1."
             )
         if self._images_seen != self.images:
             raise ValueError(
-                f"{self.name}: Found {self._images_seen} <image> placeholders but {self.images} images: give one per <image>."
+                f"{self.name}: Found {counted(self._images_seen, '<image> placeholder')} but {counted(self.images, 'image')}: "
+                "give one per <image>."
             )
         return Shown(self.order, self._asked)
 
@@ -273,7 +274,9 @@ def _region_marker(item: dict[str, Any], chat: ChatPrompts, sample: str) -> str:
     if "image" not in item and not chat.images:
         raise ValueError(f"{sample}: a region item stands before any image item: give the picture first.")
     if not isinstance(image, int) or isinstance(image, bool) or not 0 <= image < len(chat.images):
-        raise ValueError(f"{sample}: region item for image {image}, but {len(chat.images)} images came before it.")
+        raise ValueError(
+            f"{sample}: region item for image {image}, but {counted(len(chat.images), 'image')} came before it."
+        )
     number = int(name[1]) if name else max(chat.numbered, default=0) + 1
     if number in chat.numbered:
         raise ValueError(f"{sample}: region{number} has a prompt twice: give it once, and name it afterwards.")
@@ -303,12 +306,12 @@ def user_content(
     if len(new) != len(prompts):
         if "<region" not in question:
             raise ValueError(
-                f"The question speaks of {len(new)} of the {len(prompts)} regions that came with it: give only those that it "
-                "speaks of, or ask about all of them first."
+                f"The question speaks of {len(new)} of the {counted(len(prompts), 'region')} that came with it: give only "
+                "those that it speaks of, or ask about all of them first."
             )
         raise ValueError(
-            f"Found {len(new)} <region> placeholders but {len(prompts)} regions: give one box, points or mask per "
-            "<region>, in order."
+            f"Found {counted(len(new), '<region> placeholder')} but {counted(len(prompts), 'region')}: give one box, points or "
+            "mask per <region>, in order."
         )
     position, text, shown = 0, "", [item.get("name") for item in content]
     for match, number in spoken:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tap_tokenizer import (
     EXIT_CODES,
     FOLDER_CODES,
+    CommandParser,
     add_command,
     add_output_flags,
     add_prompt_flags,
@@ -21,6 +23,7 @@ from tap_tokenizer import (
     check_new,
     check_one_picture,
     check_picture_path,
+    counted,
     inputs_of,
     prompts_of,
     region_prompts,
@@ -51,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Ask a language model about regions of a picture.",
         epilog=f"exit codes: {FOLDER_CODES}",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=CommandParser)
     ask = add_command(
         commands,
         "ask",
@@ -109,6 +112,9 @@ def _ask(arguments: argparse.Namespace) -> int:
         raise ValueError("Got no region to ask about: give --box X1 Y1 X2 Y2, --point X Y or --mask PICTURE.")
     user_content(arguments.question, prompts)
     picture = load_rgb(arguments.image)  # all is refused before a model is loaded
+    _tell_unmentioned(
+        arguments.question, "about " + ("that region" if len(prompts) == 1 else "all of the regions together")
+    )
     chat = load_chat(arguments)
     answer = chat.ask(arguments.question, image=picture, max_new_tokens=arguments.max_new_tokens, prompts=prompts)
     if arguments.save is not None:
@@ -138,13 +144,16 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
     for picture in pictures:
         if each not in (None, 1, len(picture.regions)):
             raise ValueError(
-                f"The question has {each} <region> and {picture.image} has {len(picture.regions)} regions in the table: "
-                "write one <region>, to ask of each, or as many as every picture has."
+                f"The question has {each} <region> and {picture.image} has {counted(len(picture.regions), 'region')} in the "
+                "table: write one <region>, to ask of each, or as many as every picture has."
             )
         try:
             user_content(arguments.question, picture.prompts[:1] if each == 1 else picture.prompts)
         except ValueError as error:
-            raise ValueError(f"{picture.image} has {len(picture.regions)} regions in the table: {error}") from None
+            raise ValueError(
+                f"{picture.image} has {counted(len(picture.regions), 'region')} in the table: {error}"
+            ) from None
+    _tell_unmentioned(arguments.question, "in each picture about all of its regions together, instead of about each")
     chat = load_chat(arguments)
 
     def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
@@ -161,6 +170,17 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
     unread = write_records(arguments.output, pictures, _settings(chat, arguments), record, skip_unreadable=skip)
     tell_limitation(chat.limitation)
     return tell_folder(arguments.output, len(pictures), unread, skip)
+
+
+def _tell_unmentioned(question: str, asked: str) -> None:
+    """Say on the error stream what a question is `asked` about that speaks of no region."""
+    from .chat_markup import spoken_numbers
+
+    if "<region>" not in question and not spoken_numbers(question):
+        sys.stderr.write(
+            f"Note: The question has no <region>, so it is asked {asked}. Write <region> where you mean one, as in "
+            '"What is <region>?".\n'
+        )
 
 
 def _settings(chat: RegionChat, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer
+from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, counted
 
 from .configuration_bridge import FeatureLayout
 from .description import box_iou
@@ -59,7 +59,7 @@ class PictureContext:
     def __str__(self) -> str:
         if self.grid:
             return f"{self.grid} × {self.grid} grid of points"
-        return f"up to {self.regions} regions that the tokenizer finds" if self.regions else "none"
+        return f"up to {counted(self.regions, 'region')} that the tokenizer finds" if self.regions else "none"
 
     def encode(self, tokenizer: TapRegionTokenizer, features: ImageFeatures) -> list[Tensor]:
         """Context features (slots, F) of each picture."""

@@ -38,7 +38,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 from transformers.utils.chat_template_utils import Chat
 
-from tap_tokenizer import RegionPrompt, TapModel, TapRegionTokenizer, bundled_or_given, check_findable
+from tap_tokenizer import RegionPrompt, TapModel, TapRegionTokenizer, bundled_or_given, check_findable, counted
 
 from .chat_markup import user_content
 from .generation import generate_each, question_inputs, separate
@@ -189,7 +189,9 @@ def _rows(images: list[Any], asked: dict[str, Any], is_one: bool) -> list[dict[s
     columns = {name: [value] if is_one else value for name, value in asked.items()}
     for name, value in columns.items():
         if isinstance(value, (list, tuple)) and len(value) != len(images):
-            raise ValueError(f"Got {len(images)} images and {name} for {len(value)}: give one entry per image.")
+            raise ValueError(
+                f"Got {counted(len(images), 'image')} and {name} for {len(value)}: give one entry per image."
+            )
     return [
         {"image": image, **{name: v if isinstance(v, str) else v[i] for name, v in columns.items()}}
         for i, image in enumerate(images)

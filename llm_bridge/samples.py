@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tap_tokenizer import ImageFeatures, RegionPrompt, RegionTokens, TapRegionTokenizer
+from tap_tokenizer import ImageFeatures, RegionPrompt, RegionTokens, TapRegionTokenizer, counted
 
 from .chat_markup import Shown
 from .configuration_bridge import FeatureLayout
@@ -42,7 +42,9 @@ def read_sample(images: Any, prompts: dict[str, Any], name: str = "The text", wh
         return Sample([images], [(0, prompt) for prompt in RegionPrompt.read_lists(**prompts, where=where)])
     for key, value in prompts.items():
         if len(value) != len(images):
-            raise ValueError(f"{name} has {len(images)} images and {key} for {len(value)}: give one list per image.")
+            raise ValueError(
+                f"{name} has {counted(len(images), 'image')} and {key} for {len(value)}: give one list per image."
+            )
     regions = []
     for number in range(len(images)):
         own = {key: value[number] for key, value in prompts.items()}

@@ -24,8 +24,13 @@ from tap_tokenizer import (
 from .chat import RegionChat
 
 HELP = """Write a question, with <region> for each new region; region1, region2, … are those you asked about before.
-  /box X1 Y1 X2 Y2 · /point X Y · /mask PICTURE   a region for the next question · /undo   take it back
+  /box X1 Y1 X2 Y2 · /point X Y · /mask PICTURE   a region for the next question
+  /undo   take that region back; if none waits, the last question
   /save PICTURE   draw the regions · /json FILE   write the conversation · /new   start a new chat · /quit"""
+
+COMMANDS = {"box": "X1 Y1 X2 Y2", "point": "X Y", "mask": "PICTURE", "undo": "", "save": "PICTURE", "json": "FILE", "new": "",
+            "help": "", "quit": ""}  # fmt: skip
+"""What each command is followed by."""
 
 
 class TerminalChat:
@@ -38,6 +43,8 @@ class TerminalChat:
         self.chat, self.picture, self.inputs, self.max_new_tokens = chat, picture, list(inputs), max_new_tokens
         self.waiting: list[tuple[str, RegionPrompt]] = []
         """Regions for the next question, each with the command that marks it."""
+        self.asked: list[list[tuple[str, RegionPrompt]]] = []
+        """Those that came with each question before."""
 
     def run(self) -> None:
         """Go on until /quit, or until there are no more lines."""
@@ -68,7 +75,8 @@ class TerminalChat:
             print(piece, end="", flush=True)
         print(flush=True)
         tell_limitation(self.chat.limitation)
-        self.waiting.clear()
+        self.asked.append(self.waiting)
+        self.waiting = []
 
     def _check_marked(self, question: str) -> None:
         """Refuse a question with more or fewer <region> than regions wait for it, in words of the commands that mark them."""
@@ -95,11 +103,7 @@ class TerminalChat:
             self.mark(name, Path(rest))
             self.inputs.append(Path(rest))
         elif name == "undo":
-            if not self.waiting:
-                raise ValueError(
-                    "There is no region that waits for a question: /undo takes back the last /box, /point or /mask."
-                )
-            print(f"Took back {self.waiting.pop()[0]}.")
+            self._undo()
         elif name == "save" and rest:
             check_picture_path(Path(rest), self.inputs)
             if self.chat.image is None:
@@ -113,9 +117,26 @@ class TerminalChat:
             print(f"Wrote {rest}.")
         elif name == "new":
             self.chat.reset()
-            self.waiting.clear()
+            self.waiting, self.asked = [], []
+        elif name == "help":
+            print(HELP)
+        elif name in COMMANDS:
+            raise ValueError(f"/{name} needs more: /{name} {COMMANDS[name]}.")
         else:
-            raise ValueError(HELP)
+            raise ValueError(f"There is no command /{name}: there are {', '.join(f'/{known}' for known in COMMANDS)}.")
+
+    def _undo(self) -> None:
+        """Take back the last region that waits, or the last question, whose regions wait again."""
+        if self.waiting:
+            print(f"Took back {self.waiting.pop()[0]}.")
+            return
+        if not self.asked:
+            raise ValueError("There is nothing to take back: no region waits for a question, and none was asked.")
+        question, _ = self.chat.take_back()
+        self.waiting = self.asked.pop()
+        regions = " and ".join(command for command, _ in self.waiting)
+        again = f" {regions} {'waits' if len(self.waiting) == 1 else 'wait'} again." if regions else ""
+        print(f'Took back "{question}" and its answer.{again}')
 
 
 def _numbers(name: str, words: str) -> list[float]:

@@ -35,10 +35,12 @@ if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     from .cluster import RAY_ADDRESS_HELP, RAY_HELP, check_ray_flags, cluster_for, ray_cluster, run_chunks
     from .coco_masks import coco_shape
     from .coordinates import box_problems, point_problems
+    from .counts import counted
     from .cpu_abilities import in_fast_dtype
     from .flags import (
         EXIT_CODES,
         FOLDER_CODES,
+        CommandParser,
         add_command,
         add_output_flags,
         add_prompt_flags,
@@ -73,6 +75,7 @@ if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     from .output_files import only_writer, write_whole
     from .picture_folders import PictureRegions, pictures_of, read_region_table, table_rows, write_records
     from .pretrained_files import check_findable, take_bundled_names
+    from .processing_tap import box_and_points
     from .prompts import prompts_in_picture
     from .restricted_pickle import read_pickle
     from .trial import check_chat_template, check_patterns

@@ -19,6 +19,7 @@ from .coco_command import run_coco
 from .export_command import add_export_command, run_export
 from .flags import (
     FOLDER_CODES,
+    CommandParser,
     add_command,
     add_output_flags,
     add_prompt_flags,
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         description="What TAP sees in a picture: masks, captions, concepts, and where else there is such a thing.",
         epilog=f"exit codes: {FOLDER_CODES}",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=CommandParser)
     describe = _command(
         commands,
         "describe",

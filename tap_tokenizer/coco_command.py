@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from .counts import counted
 from .flags import tell_folder, tell_limitation
 from .tokenizer_flags import load_tokenizer
 
@@ -52,8 +53,8 @@ def run_coco(arguments: argparse.Namespace) -> int:
     given.write(arguments.output, annotations)
     lines.unlink()
     if given.left_out:
-        sys.stderr.write(f"{len(given.left_out)} entries are left out, which are named above.\n")
-    print(f"Wrote {len(annotations)} annotations.")
+        sys.stderr.write(f"{counted(len(given.left_out), 'entry', 'entries')} left out, as named above.\n")
+    print(f"Wrote {counted(len(annotations), 'annotation')}.")
     return tell_folder(arguments.output, len(wanted), unread, arguments.skip_unreadable)
 
 

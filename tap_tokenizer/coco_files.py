@@ -13,6 +13,7 @@ from PIL import UnidentifiedImageError
 
 from .coco_masks import coco_shape
 from .coordinates import box_problems
+from .counts import counted
 from .foreign_files import check_regular_file
 from .image_processing_tap import open_image, upright_size
 from .masks import as_mask
@@ -107,7 +108,10 @@ class CocoDetections:
         score is the detector's or, without one, the predicted IoU, which is always under "predicted_iou".
         """
         if len(regions) != len(picture.regions):
-            raise ValueError(f"Got {len(regions)} regions for {len(picture.regions)} entries of {picture.image}.")
+            raise ValueError(
+                f"Got {counted(len(regions), 'region')} for {picture.image}, expected one for each of its "
+                f"{counted(len(picture.regions), 'entry', 'entries')}."
+            )
         rows = zip(picture.regions, regions.boxes.tolist(), regions.quality.tolist(), regions.coco_rle())
         made = []
         for i, (given, box, quality, mask) in enumerate(rows):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from .counts import counted
 from .image_processing_tap import load_rgb
 from .region_index import RegionHit
 
@@ -24,7 +25,9 @@ def draw_hits(hits: Sequence[RegionHit], folder: str | Path, *, columns: int = 5
     says so. Raises `ValueError` if there are no regions.
     """
     if not hits or columns < 1:
-        raise ValueError(f"Got {len(hits)} regions in {columns} columns, expected at least one of each.")
+        raise ValueError(
+            f"Got {counted(len(hits), 'region')} in {counted(columns, 'column')}, expected at least one of each."
+        )
     columns = min(columns, len(hits))
     rows = -(-len(hits) // columns)
     step = TILE + WORDS + GAP

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .counts import counted
 from .prompts import RegionPrompt
 
 INSTALL = "pip install supervision"
@@ -22,7 +23,9 @@ def detection_prompts(detections: Any, count: int | None) -> list[Any]:
         return _prompts(detections)
     if not isinstance(detections, (list, tuple)) or len(detections) != count:
         got = f"a list of {len(detections)}" if isinstance(detections, (list, tuple)) else type(detections).__name__
-        raise ValueError(f"Got detections as {got} for {count} images, expected a list with those of each image.")
+        raise ValueError(
+            f"Got detections as {got} for {counted(count, 'image')}, expected a list with those of each image."
+        )
     return [_prompts(own, f"Image {i}: ") for i, own in enumerate(detections)]
 
 
@@ -36,7 +39,10 @@ def _prompts(detections: Any, where: str = "") -> list[RegionPrompt]:
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{where}detections.xyxy has shape {boxes.shape}, expected (number of detections, 4).")
     if masks is not None and len(masks) != len(boxes):
-        raise ValueError(f"{where}Got {len(masks)} masks for {len(boxes)} boxes in detections, expected one for each.")
+        raise ValueError(
+            f"{where}Got {counted(len(masks), 'mask')} for {counted(len(boxes), 'box', 'boxes')} in detections, expected one "
+            "for each."
+        )
     own = [None if masks is None else np.asarray(masks[i]) for i in range(len(boxes))]  # one at a time: some are packed
     return [
         RegionPrompt.read({"box": box} if mask is None or not mask.any() else {"mask": mask}, f"{where}Region {i}")
@@ -73,7 +79,9 @@ def as_detections(
     count = len(columns["xyxy"])
     for name, values in (("detections", given), ("concepts", concepts), ("captions", captions)):
         if values is not None and len(values) != count:
-            raise ValueError(f"Got {len(values)} {name} for {count} regions: give one for each region, in their order.")
+            raise ValueError(
+                f"Got {len(values)} {name} for {counted(count, 'region')}: give one for each region, in their order."
+            )
     confidence, class_id = getattr(given, "confidence", None), getattr(given, "class_id", None)
     data: dict[str, Any] = dict(getattr(given, "data", None) or {})
     data["mask_quality"] = columns["quality"]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from .counts import counted
+
 if TYPE_CHECKING:
     from .prompts import RegionPrompt
 
@@ -56,6 +58,17 @@ def run_command(
     except KeyboardInterrupt:
         sys.stderr.write(f"{parser.prog} {arguments.command}: interrupted\n")
         return INTERRUPTED
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The flags of one command; unknown ones are refused beside its own usage, not that of the whole program."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Read all of them."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
 
 
 def add_command(commands: Any, name: str, words: str, *examples: str, exit_codes: str) -> argparse.ArgumentParser:
@@ -246,13 +259,14 @@ def tell_folder(output: Path, pictures: int, unread: dict[str, str], skip_unread
         sys.stderr.write(f"{name}: {reason}\n")
     if unread and not skip_unreadable:
         sys.stderr.write(
-            f"{len(unread)} of {pictures} pictures could not be read. The lines of the others are in "
+            f"{len(unread)} of {counted(pictures, 'picture')} could not be read. The lines of the others are in "
             f"{output}.partial. Repair or remove those pictures and run the same command again, which continues there; or "
             "add --skip_unreadable true to finish without them.\n"
         )
         return LEFT_OUT
-    left_out = f" {len(unread)} of {pictures} could not be read and are left out." if unread else ""
-    sys.stdout.write(f"Wrote {output}: {pictures - len(unread)} pictures.{left_out}\n")
+    are = "is" if len(unread) == 1 else "are"
+    left_out = f" {len(unread)} of {pictures} could not be read and {are} left out." if unread else ""
+    sys.stdout.write(f"Wrote {output}: {counted(pictures - len(unread), 'picture')}.{left_out}\n")
     return 0
 
 

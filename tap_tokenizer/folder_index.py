@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from tqdm import tqdm
 
+from .counts import counted
 from .image_processing_tap import load_rgb
 from .output_files import only_writer
 from .picture_folders import PictureRegions
@@ -74,7 +75,9 @@ def index_folder(
             for part in writer.parts():
                 index.extend(part)
         if index.fingerprint is None:
-            raise ValueError(f"None of the {len(pictures)} pictures can be read: {next(iter(report.unread.values()))}")
+            raise ValueError(
+                f"Got {counted(len(pictures), 'picture')}, none of which can be read: {next(iter(report.unread.values()))}"
+            )
         if gone:
             index.notes = writer.about
             index.save(output)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .counts import counted
 from .flags import (
     FOLDER_CODES,
     LEFT_OUT,
@@ -132,10 +133,16 @@ def _tell_report(report: IndexReport, arguments: argparse.Namespace) -> None:
     if report.vanished and not arguments.remove_vanished:
         sys.stderr.write("Add --remove_vanished to take these out.\n")
     index = RegionIndex.load(arguments.output)
+    with_regions = set(index.column("picture").unique().tolist())
+    encoded = {*report.added, *report.replaced}
+    bare = [one.name for i, one in enumerate(index.pictures) if one.name in encoded and i not in with_regions]
+    for name in bare:
+        sys.stderr.write(f"{name}: no region was found in it.\n")
     counts = {"new": report.added, "changed": report.replaced, "unchanged": report.unchanged, "vanished": report.vanished,
-              "not read": report.unread}  # fmt: skip
+              "not read": report.unread, "without a region": bare}  # fmt: skip
     told = ", ".join(f"{len(names)} {word}" for word, names in counts.items() if names)
-    print(f"{arguments.output}: {len(index):,} regions of {len(index.pictures):,} pictures ({told or 'nothing new'}).")
+    held = f"{counted(len(index), 'region')} of {counted(len(index.pictures), 'picture')}"
+    print(f"{arguments.output}: {held} ({told or 'nothing new'}).")
 
 
 def run_search(arguments: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_tap import TapConfig
+from .counts import counted
 from .fast_captions import FastCaptions
 from .fast_inference import FastImageDecoder, FastImageEncoder
 from .image_decoder import TapImageDecoder, TapImageDecoderOutput
@@ -163,7 +164,7 @@ class TapModel(TapPreTrainedModel):
         if image_index is None:
             if len(image_embeddings) != 1:
                 raise ValueError(
-                    f"Got {len(image_embeddings)} pictures but no image_index: say which picture shows each region."
+                    f"Got {counted(len(image_embeddings), 'picture')} but no image_index: say which picture shows each region."
                 )
             image_index = torch.zeros(len(input_points), dtype=torch.long, device=image_embeddings.device)
         prompts = self.prompt_encoder(input_points, input_labels)

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .coordinates import box_problems, point_problems
+from .counts import counted
 from .flags import check_new
 from .foreign_files import check_regular_file
 from .image_processing_tap import load_rgb, open_image, upright_size
@@ -234,7 +235,9 @@ def _write(
             written.append(picture.image)
     if skip_unreadable and not written:
         partial.unlink()
-        raise ValueError(f"None of the {len(pictures)} pictures can be read: {next(iter(unread.values()))}")
+        raise ValueError(
+            f"Got {counted(len(pictures), 'picture')}, none of which can be read: {next(iter(unread.values()))}"
+        )
     unread = {picture.image: unread[picture.image] for picture in waiting if picture.image in unread}
     if not unread or skip_unreadable:
         _finish(partial, output, written, [picture.image for picture in pictures if picture.image not in unread])

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from .coordinates import CoordinateProblem, as_numbers, box_problems, clip_boxes, clip_points, point_problems, shown
+from .counts import counted
 from .masks import as_mask
 from .prompt_encoder import PointLabel
 
@@ -98,17 +99,8 @@ def read_prompts(count: int | None, *, prompts: Any = None, **lists: Any) -> lis
         raise ValueError("Got no prompts: give boxes, points or masks.")
     if prompts is not None and len(present) > 1:
         raise ValueError(f"Got {', '.join(present)}: give prompts alone.")
-    for name, value in present.items() if count is not None else ():
-        is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-        if not is_list and not (isinstance(value, (np.ndarray, Tensor)) and value.ndim):
-            raise ValueError(
-                f"Got {name} of type {type(value).__name__} for {count} images, expected one list of {name} per image."
-            )
-        if len(value) != count:
-            raise ValueError(
-                f"Got {name} for {len(value)} images, but {count} images: give one list of {name} per image, which is empty "
-                "for an image without regions."
-            )
+    if count is not None:
+        _check_lists(present, count)
     if prompts is not None:
         return [_checked(own) for own in ([prompts] if count is None else prompts)]
     if count is None:
@@ -117,6 +109,22 @@ def read_prompts(count: int | None, *, prompts: Any = None, **lists: Any) -> lis
         RegionPrompt.read_lists(**{name: value[i] for name, value in present.items()}, where=f"Image {i}: ")
         for i in range(count)
     ]
+
+
+def _check_lists(given: Mapping[str, Any], count: int) -> None:
+    """Refuse what is not a list with an entry for each of `count` pictures."""
+    for name, value in given.items():
+        is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        if not is_list and not (isinstance(value, (np.ndarray, Tensor)) and value.ndim):
+            raise ValueError(
+                f"Got {name} of type {type(value).__name__} for {counted(count, 'image')}, expected one list of {name} per "
+                "image."
+            )
+        if len(value) != count:
+            raise ValueError(
+                f"Got {name} for {counted(len(value), 'image')}, but {counted(count, 'image')}: give one list of {name} per "
+                "image, which is empty for an image without regions."
+            )
 
 
 def _checked(prompts: Any) -> list[RegionPrompt]:
@@ -176,7 +184,9 @@ def _labels(value: Any, count: int, name: str) -> tuple[int, ...]:
         return (int(PointLabel.FOREGROUND),) * count
     numbers = _numbers(value, (None,), f"{name}: point_labels").tolist()
     if len(numbers) != count:
-        raise ValueError(f"{name} has {count} points and {len(numbers)} labels: give one label per point.")
+        raise ValueError(
+            f"{name} has {counted(count, 'point')} and {counted(len(numbers), 'label')}: give one label per point."
+        )
     wrong = sorted({n for n in numbers if n not in (PointLabel.BACKGROUND, PointLabel.FOREGROUND)})
     if wrong:
         raise ValueError(f"{name} has point labels {wrong}, expected 1 (on the region) or 0 (off it).")

@@ -16,7 +16,9 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
+from .counts import counted
 from .foreign_files import check_regular_file
+from .nearest import best_rows, index_in_faiss
 from .output_files import save_tensors
 from .region_tokenizer import TapRegionTokenizer
 from .region_tokens import RegionTokens
@@ -25,10 +27,6 @@ from .weight_files import damage_told
 FORMAT = "tap-region-index-1"
 
 Vectors: TypeAlias = Literal["embeds", "tokens"]
-
-ROUNDING = 2e-3
-"""How far a cosine in half precision may be from the exact one: 2^-11 for the query's numbers and as much for the result, both
-at most 1, and twice that for safety. Sums are taken in float32."""
 
 _TEXTS = ("caption", "name")
 _NUMBERS = {"boxes": torch.float32, "quality": torch.float32, "picture": torch.int64}
@@ -86,13 +84,16 @@ class RegionIndex:
         self.pictures: list[IndexedPicture] = []
         self.notes: dict[str, str] = {}
         self._blocks: list[dict[str, Tensor]] = []
+        self._searched: dict[Vectors, tuple[Tensor, Any]] = {}
+        """Vectors that have been searched, and an index of faiss if they are in one."""
 
     def __len__(self) -> int:
         return sum(len(block["picture"]) for block in self._blocks)
 
     def __repr__(self) -> str:
         kinds = "embeddings and tokens" if self.with_tokens else "embeddings"
-        return f"RegionIndex({len(self):,} regions of {len(self.pictures):,} pictures, {kinds}, {self.fingerprint!r})"
+        held = f"{counted(len(self), 'region')} of {counted(len(self.pictures), 'picture')}"
+        return f"RegionIndex({held}, {kinds}, {self.fingerprint!r})"
 
     # --- what is in it --------------------------------------------------------------------------------------------------
 
@@ -118,7 +119,9 @@ class RegionIndex:
             if values is not None and len(values) != count:
                 raise ValueError(f"Got {len(values)} {what}, expected {count}, in the order of regions and pictures.")
         if len(pictures) != regions.num_images:
-            raise ValueError(f"Got {len(pictures)} names for {regions.num_images} pictures, expected one for each.")
+            raise ValueError(
+                f"Got {counted(len(pictures), 'name')} for {counted(regions.num_images, 'picture')}, expected one for each."
+            )
         if self.fingerprint not in (None, regions.fingerprint):
             raise ValueError(
                 f"The index holds regions of the tokenizer {self.fingerprint}, these are of {regions.fingerprint}: "
@@ -197,6 +200,7 @@ class RegionIndex:
         """Make one block of all, and let go of each as it is copied: they may fill half of the memory."""
         if len(self._blocks) < 2:
             return
+        self._searched.clear()
         joined = {}
         for name in list(self._blocks[0]):
             parts = [block.pop(name) for block in reversed(self._blocks)]
@@ -231,7 +235,8 @@ class RegionIndex:
         names, pictures, other_than, min_quality: only regions with one of these names, in these pictures, not in those,
         of at least this quality.
 
-        Every region is compared, and ranks and scores are those of exact arithmetic on the stored vectors.
+        Every region is compared, and ranks and scores are those of exact arithmetic on the stored vectors. If faiss is
+        installed, it compares them from the second search on, and holds a copy of the vectors in memory.
         """
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}, expected 1 or more.")
@@ -239,8 +244,19 @@ class RegionIndex:
         allowed = self._allowed(names, pictures, other_than, min_quality)
         if not int(allowed.sum()):
             return []
-        rows, scores = _best([(self.column(kind), query) for kind, query in queries], allowed, top_k)
+        parts = [(self.column(kind), query) for kind, query in queries]
+        in_faiss = self._in_faiss(queries[0][0]) if len(parts) == 1 else None
+        rows, scores = best_rows(parts, allowed, top_k, in_faiss)
         return self._hits(rows, scores)
+
+    def _in_faiss(self, kind: Vectors) -> Any:
+        """The vectors in an index of faiss, from their second search on, because one search takes less than copying them."""
+        vectors = self.column(kind)
+        searched, index = self._searched.get(kind, (None, None))
+        if searched is vectors and index is None:
+            index = index_in_faiss(vectors)
+        self._searched[kind] = vectors, index if searched is vectors else None
+        return self._searched[kind][1]
 
     def _queries(
         self, like: RegionTokens | None, words: str | None, tokenizer: TapRegionTokenizer | None, by: Vectors
@@ -373,31 +389,3 @@ def _texts_of(block: Mapping[str, Tensor], name: str, rows: Sequence[int]) -> li
     coded, lengths = block[f"{name}_bytes"].numpy(), block[f"{name}_lengths"]
     ends = lengths.cumsum(0)
     return [coded[int(ends[row] - lengths[row]) : int(ends[row])].tobytes().decode() for row in rows]
-
-
-# --- the best of a million -----------------------------------------------------------------------------------------------
-
-
-def _best(parts: Sequence[tuple[Tensor, Tensor]], allowed: Tensor, top_k: int) -> tuple[list[int], list[float]]:
-    """Rows and scores of the best, for unit vectors (N, width) in float16 and a query (width,) in float32 of each part.
-
-    All rows are compared in half precision, which reads memory once. Those that rounding may have kept from their place are
-    then compared in float64.
-    """
-    rough = [torch.mv(vectors, query.half()).float() for vectors, query in parts]
-    means, scales = [0.0], [1.0]
-    if len(parts) > 1:  # cosines with words are close together and far from 1, those with an example are not
-        means = [float(scores.mean()) for scores in rough]
-        scales = [max(float(scores.std(correction=0)), 1e-6) * len(parts) for scores in rough]
-    total = sum(((scores - mean) / scale for scores, mean, scale in zip(rough, means, scales)), torch.zeros(()))
-    total = total.masked_fill(~allowed, -torch.inf)
-    top_k = min(top_k, int(allowed.sum()))
-    last = total.topk(top_k).values[-1]
-    rows = (total >= last - 2 * sum(ROUNDING / scale for scale in scales)).nonzero()[:, 0]
-    exact = torch.zeros(len(rows), dtype=torch.float64)  # so that a score does not depend on what it is computed with
-    for (vectors, query), mean, scale in zip(parts, means, scales):
-        for start in range(0, len(rows), 65536):
-            some = slice(start, start + 65536)
-            exact[some] += (vectors[rows[some]].double() @ query.double() - mean) / scale
-    order = exact.argsort(descending=True, stable=True)[:top_k]
-    return rows[order].tolist(), exact[order].float().tolist()

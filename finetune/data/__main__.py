@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
-from tap_tokenizer import draw_regions, only_writer, save_picture
+from tap_tokenizer import counted, draw_regions, only_writer, save_picture
 
 from ..config import knob, parse_arguments
 from ..glyphs.records import GlyphScenesSource
@@ -154,7 +154,8 @@ def _check(arguments: ValidateArguments, kept: _Kept | None) -> int:
             kept.add(record)
     for kind, count in kinds.most_common():
         print(f"{count:>8} × {kind}")
-    print(f"{whole} of {records} records are whole: {regions} regions, {questions} questions, {unanswered} unanswered")
+    held = f"{counted(regions, 'region')}, {counted(questions, 'question')}, {unanswered:,} unanswered"
+    print(f"{whole:,} of {counted(records, 'record')} {'is' if whole == 1 else 'are'} whole: {held}")
     if not records:
         raise ValueError(f"{data} holds no records.")
     if kept is not None:

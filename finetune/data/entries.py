@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llm_bridge import region_numbers
+from tap_tokenizer import counted
 
 from ..records import Record, Region, Turn, decode_mask
 from .validation import MOST_PIXELS, region_problems, talk_problems
@@ -70,7 +71,7 @@ class LeftOut:
             ("taken, though in doubt", self.doubtful),
         ):
             if counts.total():
-                lines.append(f"{counts.total()} {'entry' if counts.total() == 1 else 'entries'} {words}:")
+                lines.append(f"{counted(counts.total(), 'entry', 'entries')} {words}:")
                 lines += [f"{count:>8} × {reason}" for reason, count in counts.most_common() if count]
         return lines
 
@@ -134,11 +135,6 @@ def _lack(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"entry without {error.args[0]}"
     return f"entry whose {error}" if isinstance(error, EntryError) else "entry of another form"
-
-
-def counted(number: int, noun: str, several: str | None = None) -> str:
-    """A number with its noun: 1 picture, 2 pictures."""
-    return f"{number} {noun if number == 1 else several or noun + 's'}"
 
 
 def first_names(names: Sequence[str], most: int = 3) -> str:

@@ -17,7 +17,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..data.entries import counted
+from tap_tokenizer import counted
+
 from .task import Published
 
 TOP_DETECTIONS = 300

@@ -24,7 +24,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..data.entries import Problems, counted, first_names, is_number, mask_fault, numbered, read_each
+from tap_tokenizer import counted
+
+from ..data.entries import Problems, first_names, is_number, mask_fault, numbered, read_each
 from ..data.json_files import read_json, read_text
 from ..records import Record, Region, mask_box
 from .items import EvaluationSet, Item

@@ -15,10 +15,10 @@ import numpy as np
 from torch import Tensor
 
 from llm_bridge import region_numbers
-from tap_tokenizer import RegionTokens, open_image, upright_size
+from tap_tokenizer import RegionTokens, counted, open_image, upright_size
 
 from ..data.coco import CocoTruth
-from ..data.entries import Problems, counted, first_names
+from ..data.entries import Problems, first_names
 from ..data.validation import UNREADABLE, problems_of
 from ..records import Record, Region, decode_mask, load_rows
 

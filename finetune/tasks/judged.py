@@ -19,9 +19,9 @@ from typing import Any, ClassVar, TextIO, TypeAlias
 import numpy as np
 from tqdm.auto import tqdm
 
-from tap_tokenizer import write_whole
+from tap_tokenizer import counted, write_whole
 
-from ..data.entries import Problems, counted
+from ..data.entries import Problems
 from ..data.json_files import JsonError, parse_json, read_entries, read_text
 from ..records import open_image
 from .items import EvaluationSet, Item

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..data.entries import Problems, counted
+from tap_tokenizer import counted
+
+from ..data.entries import Problems
 from ..data.json_files import read_entries, read_json, read_json_lines
 from .items import Item, Place
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tap_tokenizer import ImageFeatures, TapRegionTokenizer
+from tap_tokenizer import ImageFeatures, TapRegionTokenizer, counted
 
-from ..data.entries import counted, first_names, is_number
+from ..data.entries import first_names, is_number
 from ..metrics import mask_iou, next_click, sample_points
 from ..records import Record, decode_mask
 from .items import EvaluationSet, Item

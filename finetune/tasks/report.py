@@ -9,7 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..data.entries import counted, first_names
+from tap_tokenizer import counted
+
+from ..data.entries import first_names
 from ..figure_style import GREY, INK, SMALL, new_figure, save_figure, styled
 from .task import Published, Task
 

@@ -145,7 +145,7 @@ def build_app(conversations: PageConversations) -> Starlette:
 
         return answer
 
-    names = (*QUEUED, "glance", "state", "again", "stop", "leave", "record", "drawing")
+    names = (*QUEUED, "glance", "state", "again", "take_back", "stop", "leave", "record", "drawing")
     files = {f"/parts/{path.name}": path for path in ASSETS}
     files |= {f"/examples/{example['file']}": EXAMPLES / example["file"] for example in examples()}
     return Starlette(

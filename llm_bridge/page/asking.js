@@ -1,6 +1,6 @@
 // Asking: suggested questions, the question, and its answer as it comes.
 
-import { sentOf } from "./marks.js";
+import { markOf, sentOf } from "./marks.js";
 import { call, steps } from "./server.js";
 import { made, suggestions } from "./talk.js";
 
@@ -28,6 +28,7 @@ export function asking(page) {
     find("ask").hidden = busy;
     find("stop").hidden = !busy;
     suggest();
+    page.tell();
   }
 
   /** Ask about marks, all by default. True once there is an answer; what was not answered stays to be asked again. */
@@ -45,11 +46,11 @@ export function asking(page) {
         if (step.looks) { looks = step.looks; turn.looks(looks.slice(state.known.length)); }
         if (step.answer) turn.answer(step.answer);
         if (step.error) undo(step.error, true);
-        if (step.stopped) { turn.end(); field.value = question; page.say(step.stopped); }
+        if (step.stopped) { turn.end(false); field.value = question; page.say(step.stopped); }
         if (step.done) {
           answered = true;
           state.encoded = true;
-          turn.end();
+          turn.end(true);
           if (step.regions) {
             page.noteRegions(step.regions, looks);
             marks.clear(marks.list.filter((mark) => !asked.some((one) => one.key === mark.key)));
@@ -64,6 +65,25 @@ export function asking(page) {
     if (load === state.loads) setBusy(false);
     page.remember();
     return answered;
+  }
+
+  /** Take the last question back, with its answer: it can be written differently, and its regions are marks again. */
+  async function edit() {
+    if (state.busy) return;
+    const load = state.loads;
+    try {
+      const { question, marks: asked, ...kept } = await call("/take_back");
+      if (load !== state.loads) return;
+      const seen = state.known.slice(kept.regions.length).map(({ region, word }) => ({ ...region, concept: word && [word] }));
+      page.noteRegions(kept.regions, kept.looks);
+      talk.show(kept);
+      marks.clear([...asked.map((mark, i) => markOf({ ...mark, seen: seen[i] })), ...marks.list]);
+      field.value = question;
+      field.focus();
+      page.setMode("new");
+      page.say("Change the question or its regions, and ask again.");
+      page.remember();
+    } catch (error) { page.complain(error); }
   }
 
   /** Ask what each of the marks is, one after the other. */
@@ -85,5 +105,5 @@ export function asking(page) {
   find("composer").onsubmit = (event) => { event.preventDefault(); ask(field.value); };
   find("stop").onclick = () => call("/stop").catch(page.complain);
 
-  return { ask, setBusy, suggest };
+  return { ask, edit, setBusy, suggest };
 }

@@ -1,7 +1,7 @@
-// The picture: draws it with its regions, and turns mouse, finger and keys into marks.
+// The picture: shows it with its regions, and turns mouse, finger and keys into marks.
 // Coordinates: marks and boxes are in pixels of the picture, masks in pixels of the shown one, the pointer in CSS pixels.
 
-import { placeLabels } from "./labels.js";
+import { dimAllBut, drawBox, drawBrush, drawCross, drawLabels, drawMark, drawRegion, drawStrokes } from "./drawing.js";
 
 const BAR = 56;   // how many CSS pixels the bars at the top and the bottom take
 const CLICK = 5;  // how many CSS pixels a pointer may wander in a click
@@ -22,6 +22,7 @@ export class Board {
     this.lit = null;        // the number of the region whose name is pointed at
     this.drag = null;
     this.cross = null;      // where the keyboard points
+    this.tip = null;        // where the mouse holds the brush
     this.corner = null;
     this.fingers = new Map();
     this.waiting = false;
@@ -86,7 +87,7 @@ export class Board {
   }
 
   #paint() {
-    const { pen, canvas, picture } = this, dense = window.devicePixelRatio || 1;
+    const { pen, canvas, picture, preview } = this, dense = window.devicePixelRatio || 1;
     pen.setTransform(dense, 0, 0, dense, 0, 0);
     pen.clearRect(0, 0, canvas.clientWidth, canvas.clientHeight);
     if (!picture) return;
@@ -94,128 +95,37 @@ export class Board {
     pen.imageSmoothingEnabled = scale < 4;
     pen.drawImage(picture.image, x, y, picture.width * scale, picture.height * scale);
     pen.lineJoin = pen.lineCap = "round";
-    for (const candidate of this.page.candidates()) this.#drawRegion(candidate, "#fff", candidate === this.hit ? "lit" : "faint");
-    const regions = this.page.regions(), { preview } = this;
+    const { colour, nextColour } = this.page, regions = this.page.regions(), candidates = this.page.candidates();
+    if (candidates.length) dimAllBut(this, [...candidates, ...regions.map(({ region }) => region).filter(Boolean)]);
+    for (const candidate of candidates) drawRegion(this, candidate, "#fff", candidate === this.hit ? "lit" : "offered");
     if (preview && preview.target != null) {  // what is pointed at stands for the mark that it would change
       const changed = regions.length - 1;
       regions[changed] = { ...regions[changed], region: preview, word: preview.concept?.[0] };
     }
     regions.forEach(({ region, mark }, i) => {
       const how = region === preview ? "preview" : this.lit === i ? "lit" : this.lit === null ? "" : "faint";
-      if (region) this.#drawRegion(region, this.page.colour(i), how);
-      else if (mark.box) this.#drawBox(mark.box, this.page.colour(i));
-      if (mark) this.#drawMark(mark, this.page.colour(i), !region);
+      if (region) drawRegion(this, region, colour(i), how);
+      else if (mark.box) drawBox(this, mark.box, colour(i));
+      if (mark) drawMark(this, mark, colour(i), !region);
     });
-    const shade = this.page.nextColour();
-    if (preview && preview.target == null) this.#drawRegion(preview, shade, "preview");
-    if (this.drag?.box) this.#drawBox(this.drag.box, shade);
-    if (this.drag?.stroke) this.#drawStrokes([this.drag.stroke], this.brush(), shade);
-    this.#drawLabels(regions);
-    if (this.cross) this.#drawCross();
+    if (preview && preview.target == null) drawRegion(this, preview, nextColour(), "preview");
+    if (this.drag?.box) drawBox(this, this.drag.box, nextColour());
+    if (this.drag?.stroke) drawStrokes(this, this.#strokeOf(this.drag), nextColour());
+    drawLabels(this, this.#labels(regions), BAR);
+    if (this.tip) drawBrush(this, this.tip, this.brush(), this.page.mode() === "away" ? "#fff" : nextColour());
+    if (this.cross) drawCross(this, this.cross, this.corner);
   }
 
-  #drawRegion(region, colour, how) {
-    const { pen } = this, scale = this.view.scale * this.picture.stretch;
-    pen.save();
-    pen.translate(this.view.x, this.view.y);
-    pen.scale(scale, scale);
-    pen.fillStyle = colour;
-    pen.globalAlpha = { lit: 0.32, faint: 0.03, preview: 0.22 }[how] ?? 0.09;
-    pen.fill(region.path, "evenodd");
-    const wide = how === "lit" ? 3.5 : how === "faint" ? 1.2 : 2.2;
-    pen.globalAlpha = how === "faint" ? 0.7 : 1;
-    for (const [style, width] of [["#0008", wide + 1.6], [colour, wide]]) {
-      pen.strokeStyle = style;
-      pen.lineWidth = width / scale;
-      pen.stroke(region.path);
-    }
-    pen.restore();
-  }
-
-  #drawBox(box, colour) {
-    const [x1, y1] = this.onScreen(box), [x2, y2] = this.onScreen(box.slice(2));
-    for (const [style, width] of [["#0009", 4], [colour, 2]]) {
-      this.pen.strokeStyle = style;
-      this.pen.lineWidth = width;
-      this.pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
-    }
-  }
-
-  #drawStrokes(strokes, brush, colour) {
-    const { pen } = this;
-    pen.save();
-    pen.globalAlpha = 0.45;
-    pen.strokeStyle = colour;
-    pen.lineWidth = brush * this.view.scale;
-    for (const stroke of strokes) {
-      pen.beginPath();
-      stroke.map((at) => this.onScreen(at)).forEach(([x, y], i) => (i ? pen.lineTo(x, y) : pen.moveTo(x, y)));
-      if (stroke.length === 1) pen.lineTo(this.onScreen(stroke[0])[0] + 0.1, this.onScreen(stroke[0])[1]);
-      pen.stroke();
-    }
-    pen.restore();
-  }
-
-  #drawMark(mark, colour, isUnseen) {
-    const { pen } = this;
-    if (mark.strokes && isUnseen) this.#drawStrokes(mark.strokes, mark.brush, colour);
-    (mark.points || []).forEach((at, i) => {
-      const [x, y] = this.onScreen(at);
-      pen.beginPath();
-      pen.arc(x, y, 6, 0, 7);
-      pen.fillStyle = mark.point_labels[i] ? colour : "#fff";
-      pen.fill();
-      pen.lineWidth = 1.5;
-      pen.strokeStyle = "#000";
-      pen.stroke();
-      pen.beginPath();  // + adds to the region, − takes away from it
-      pen.moveTo(x - 3, y); pen.lineTo(x + 3, y);
-      if (mark.point_labels[i]) { pen.moveTo(x, y - 3); pen.lineTo(x, y + 3); }
-      pen.stroke();
+  /** A label for each region, with its number, and for what is pointed at. */
+  #labels(regions) {
+    const { colour, nextColour } = this.page, { preview } = this, many = regions.length > 8;
+    const labels = regions.map(({ region, mark, word }, i) => {
+      const at = mark?.points?.[0] || mark?.strokes?.[0][0];
+      return { words: String(i + 1) + (word && !many ? " " + word : ""), colour: colour(i), box: region?.box || mark.box || [...at, ...at] };
     });
-  }
-
-  #drawLabels(regions) {
-    const { pen } = this, many = regions.length > 8;
-    pen.font = "600 13px system-ui, sans-serif";
-    const wanted = regions.map(({ region, mark, word }, i) => {
-      const box = region ? region.box : mark.box || [...(mark.points || mark.strokes[0])[0], ...(mark.points || mark.strokes[0])[0]];
-      const words = String(i + 1) + (word && !many ? " " + word : "");
-      const [x1, y1] = this.onScreen(box), [x2, y2] = this.onScreen(box.slice(2));
-      return { words, colour: this.page.colour(i), box: [x1, y1, x2, y2], width: pen.measureText(words).width + 18, height: 21 };
-    });
-    if (this.preview?.concept && this.preview.target == null) {
-      const [x1, y1] = this.onScreen(this.preview.box), [x2, y2] = this.onScreen(this.preview.box.slice(2));
-      const words = `${this.preview.concept[0]} ${Math.round(100 * this.preview.concept[1])} %`;
-      wanted.push({ words, colour: this.page.nextColour(), box: [x1, y1, x2, y2], width: pen.measureText(words).width + 18, height: 21 });
-    }
-    for (const { x, y, words, colour, width, height } of placeLabels(wanted, [this.canvas.clientWidth, this.canvas.clientHeight], BAR)) {
-      pen.fillStyle = "#15151ae6";
-      pen.beginPath(); pen.roundRect(x, y, width, height, 6); pen.fill();
-      pen.fillStyle = colour;
-      pen.beginPath(); pen.roundRect(x, y, 6, height, [6, 0, 0, 6]); pen.fill();
-      pen.fillStyle = "#fff";
-      pen.fillText(words, x + 11, y + 15);
-    }
-  }
-
-  #drawCross() {
-    const { pen } = this, [x, y] = this.onScreen(this.cross);
-    if (this.corner) {
-      const [a, b] = this.onScreen(this.corner);
-      pen.setLineDash([6, 4]);
-      pen.lineWidth = 2;
-      pen.strokeStyle = "#fff";
-      pen.strokeRect(a, b, x - a, y - b);
-      pen.setLineDash([]);
-    }
-    for (const [style, width] of [["#000", 4], ["#fff", 2]]) {
-      pen.beginPath();
-      pen.strokeStyle = style;
-      pen.lineWidth = width;
-      pen.moveTo(x - 14, y); pen.lineTo(x + 14, y); pen.moveTo(x, y - 14); pen.lineTo(x, y + 14);
-      pen.stroke();
-    }
+    if (preview?.concept && preview.target == null)
+      labels.push({ words: `${preview.concept[0]} ${Math.round(100 * preview.concept[1])} %`, colour: nextColour(), box: preview.box });
+    return labels;
   }
 
   // --- pointing ------------------------------------------------------------------------------------------------------
@@ -227,22 +137,28 @@ export class Board {
     return regions.filter((region) => this.pen.isPointInPath(region.path, ...at, "evenodd")).sort((a, b) => a.area - b.area)[0];
   }
 
-  forget() { this.preview = this.hit = null; this.page.glance(null); this.draw(); }
+  forget() { this.preview = this.hit = this.tip = null; this.page.glance(null); this.draw(); }
 
   #at(event) {
     const frame = this.canvas.getBoundingClientRect();
     return [event.clientX - frame.left, event.clientY - frame.top];
   }
 
+  /** What a click or a stroke makes, with the keys that are held or as it was chosen. */
+  #modeOf(event) { return event.altKey ? "away" : event.shiftKey ? "new" : this.page.mode(); }
+
   #point(at, event) {
-    const mode = event.altKey ? "away" : event.shiftKey ? "new" : this.page.mode();
-    return { part: { points: [at.map((v) => Math.round(v * 10) / 10)], point_labels: [mode === "away" ? 0 : 1] }, mode };
+    const mode = this.#modeOf(event);
+    return { part: { points: [rounded(at)], point_labels: [mode === "away" ? 0 : 1] }, mode };
   }
+
+  #strokeOf({ stroke, mode }) { return { strokes: [stroke.map(rounded)], stroke_labels: [mode === "away" ? 0 : 1], brush: this.brush() }; }
 
   #hover(event) {
     const on = this.#at(event);
-    if (!this.covers(on)) { if (this.preview || this.hit) this.forget(); return; }
+    if (!this.covers(on)) { if (this.preview || this.hit || this.tip) this.forget(); return; }
     const at = this.inPicture(on);
+    if (this.page.tool() === "brush" && event.pointerType === "mouse") { this.tip = at; this.draw(); }
     if (this.page.tool() === "point") this.page.glance(this.#point(at, event));
     if (this.page.tool() === "everything") {
       const hit = this.under(this.page.candidates(), at) || null;
@@ -278,7 +194,7 @@ export class Board {
     if (event.button !== 0 || !this.covers(on)) return;
     const at = this.inPicture(on);
     this.drag = { start: at, on };
-    if (this.page.tool() === "brush") this.drag.stroke = [at];
+    if (this.page.tool() === "brush") Object.assign(this.drag, { stroke: [at], mode: this.#modeOf(event) });
     if (event.pointerType !== "mouse") this.#hover(event);  // a press shows what it would keep
     this.draw();
   }
@@ -315,7 +231,7 @@ export class Board {
     this.drag = null;
     if (drag.pan) return this.draw();
     const on = this.#at(event), tool = this.page.tool();
-    if (tool === "brush") return this.page.keep({ strokes: [drag.stroke], brush: this.brush() }, this.page.mode());
+    if (drag.stroke) return this.page.keep(this.#strokeOf(drag), drag.mode);
     if (tool === "box") {
       const box = boxOf(drag.start, this.inPicture(on));
       if (isBox(box)) return this.page.keep({ box }, "new");
@@ -363,8 +279,8 @@ export class Board {
     if (tool === "point") { const { part, mode } = this.#point(at, event); return this.page.keep(part, mode); }
     if (tool === "everything") { const hit = this.under(this.page.candidates(), at); return hit && this.page.take(hit); }
     if (tool === "brush") {
-      if (this.drag) { const { stroke } = this.drag; this.drag = null; return this.page.keep({ strokes: [stroke], brush: this.brush() }, this.page.mode()); }
-      this.drag = { stroke: [at] };
+      if (this.drag) { const { drag } = this; this.drag = null; return this.page.keep(this.#strokeOf(drag), drag.mode); }
+      this.drag = { stroke: [at], mode: this.#modeOf(event) };
       return this.page.say("The brush is down: move it, then press Enter.");
     }
     if (!this.corner) { this.corner = at; return this.page.say(`First corner at ${at.join(" ")}: move to the opposite one, then press Enter.`); }
@@ -374,5 +290,6 @@ export class Board {
   }
 }
 
-const boxOf = ([a, b], [x, y]) => [Math.min(a, x), Math.min(b, y), Math.max(a, x), Math.max(b, y)].map((v) => Math.round(v * 10) / 10);
+const rounded = (values) => values.map((v) => Math.round(v * 10) / 10);
+const boxOf = ([a, b], [x, y]) => rounded([Math.min(a, x), Math.min(b, y), Math.max(a, x), Math.max(b, y)]);
 const isBox = ([x1, y1, x2, y2]) => x2 - x1 >= 2 && y2 - y1 >= 2;

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tap_tokenizer import RegionPrompt
+from tap_tokenizer import RegionPrompt, counted
 
 from ..chat import RegionChat
 from ..chat_markup import spoken_numbers, user_content, words_of
@@ -78,6 +78,26 @@ class PageConversation:
             features = self.scene.features
             self.show(self.scene.picture)
             self.scene.features = features
+
+    def take_back(self) -> dict[str, Any]:
+        """Forget the last question and its answer; gives the question, its regions as marks, and what is left to show.
+
+        `ValueError` if there is none, or while an answer is being written.
+        """
+        scene = self.has_scene()
+        if not self.asking.acquire(blocking=False):
+            raise ValueError("An answer is being written: stop it first.")
+        try:
+            if not scene.chat.messages:
+                raise ValueError("There is no question to take back yet.")
+            question, prompts = scene.chat.take_back()
+            kept = slice(len(scene.prompts) - len(prompts))
+            scene.looks, scene.prompts = scene.looks[kept], scene.prompts[kept]
+            scene.boxes, scene.masks = scene.boxes[kept], scene.masks[kept]
+        finally:
+            self.asking.release()
+        marks = [prompt.as_dict() for prompt in prompts]
+        return {"question": question, "marks": marks, "regions": scene.known(), **said(scene.chat.history, scene.looks)}
 
     def stop(self) -> None:
         """End the answer that is being written, and every question that waits, if there are any."""
@@ -159,7 +179,7 @@ class PageConversation:
         scene = self.has_scene()
         prompts = read_regions(drawn, scene.size, self.limits, len(scene.prompts))
         if len(scene.prompts) + len(prompts) > self.limits.regions:
-            raise ValueError(f"A conversation has at most {self.limits.regions} regions: start a new chat.")
+            raise ValueError(f"A conversation has at most {counted(self.limits.regions, 'region')}: start a new chat.")
         return scene, prompts
 
     def _checked(self, question: Any, drawn: Any, scene: Scene) -> list[RegionPrompt]:

@@ -22,7 +22,7 @@ from .sessions import PageConversations
 
 logger = logging.getLogger(__name__)
 EXAMPLES = Path(__file__).parent / "examples"
-QUEUED = ("load", "encode", "ask", "everything", "find")
+QUEUED = ("load", "encode", "look", "ask", "everything", "find")
 """Requests that wait their turn, and so take a place in the queue; `glance` has a queue of its own."""
 
 
@@ -95,6 +95,15 @@ class Handlers:
         finally:
             conversations.glances.begin(session)
 
+    def look(self, session: str, sent: dict[str, Any]) -> dict[str, Any]:
+        """What TAP says of regions that were marked and not asked about yet."""
+
+        def work(scene: Scene) -> dict[str, Any]:
+            _, prompts = self.conversations.of(session).prompts(sent.get("regions"))
+            return said([], scene.look(scene.see(prompts), first=len(scene.prompts) + 1) if prompts else [])
+
+        return self._in_turn(session, work)
+
     def everything(self, session: str, sent: dict[str, Any]) -> dict[str, Any]:
         """All objects that TAP finds by itself."""
         return self._in_turn(session, lambda scene: {"regions": scene.everything()})
@@ -152,6 +161,10 @@ class Handlers:
             yield {"done": True} | ({"regions": mine.has_scene().known()} if len(mine.looks) > known else {})
         else:
             yield {"stopped": "Stopped before there was an answer. You can ask the question again."}
+
+    def take_back(self, session: str, sent: dict[str, Any]) -> dict[str, Any]:
+        """Forget the last question and its answer, and give back what it was asked with."""
+        return self.conversations.of(session).take_back()
 
     def stop(self, session: str, sent: dict[str, Any]) -> dict[str, Any]:
         """End the answer that is being written, and what waits."""

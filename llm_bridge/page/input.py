@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
-from tap_tokenizer import RegionPrompt, box_problems, load_rgb, mask_to_rle
+from tap_tokenizer import RegionPrompt, box_and_points, box_problems, counted, load_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What a picture may be, in Pillow's names."""
@@ -105,22 +105,21 @@ def decode_file(data: bytes, limits: PictureLimits) -> Image.Image:
 def read_regions(drawn: Any, size: tuple[int, int], limits: PageLimits, known: int = 0) -> list[RegionPrompt]:
     """Prompts of regions from what was drawn on a picture of (height, width) `size`, in its pixels.
 
-    Each is {"box": [x1, y1, x2, y2]}, {"points": [[x, y], …], "point_labels": [1 or 0, …]}, both, or
-    {"strokes": [[[x, y], …], …], "brush": diameter}, which becomes a mask. `ValueError` names the region that is wrong, as the
-    page does: `known` regions of the conversation came before.
+    Each is {"box": [x1, y1, x2, y2]}, {"points": [[x, y], …], "point_labels": [1 or 0, …]}, or both; or
+    {"strokes": [[[x, y], …], …], "stroke_labels": [1 or 0, …], "brush": diameter}, and points. In the order of the strokes, 1
+    paints and 0 erases. `ValueError` names the region that is wrong, as the page does: `known` regions of the conversation
+    came before.
     """
     if not isinstance(drawn, list):
         raise ValueError("The regions are not a list: reload the page.")
     if len(drawn) > limits.regions:
-        raise ValueError(f"A conversation has at most {limits.regions} regions: start a new chat.")
+        raise ValueError(f"A conversation has at most {counted(limits.regions, 'region')}: start a new chat.")
     return [_read_region(region, size, f"region{i}", limits) for i, region in enumerate(drawn, start=known + 1)]
 
 
 def _read_region(region: Any, size: tuple[int, int], name: str, limits: PageLimits) -> RegionPrompt:
     if not isinstance(region, dict):
         raise ValueError(f"{name} cannot be read: reload the page.")
-    if region.get("strokes") is not None:
-        return RegionPrompt(mask=mask_to_rle(_painted(region, size, name, limits)))  # which takes little room
     prompt: dict[str, Any] = {}
     if region.get("box") is not None:
         x1, y1, x2, y2 = _coordinates(region["box"], 4, name, size)
@@ -129,14 +128,34 @@ def _read_region(region: Any, size: tuple[int, int], name: str, limits: PageLimi
             raise ValueError(f"{name}: its {problem.words}")
     if region.get("points") is not None:
         points = _list(region["points"], limits.points, "points", name)
-        labels = _list(region.get("point_labels", [1] * len(points)), limits.points, "point labels", name)
-        if len(labels) != len(points):
-            raise ValueError(f"{name} has {len(points)} points but {len(labels)} labels: reload the page.")
         prompt["points"] = [_coordinates(point, 2, name, size) for point in points]
-        prompt["point_labels"] = [1 if label else 0 for label in labels]
+        prompt["point_labels"] = _labels(region.get("point_labels"), len(points), name)
+    if region.get("strokes") not in (None, []):
+        painted, erased = _painted(region, size, name, limits)
+        prompt = _with_strokes(painted, erased, prompt.get("points", []), prompt.get("point_labels", []))
     if not prompt or prompt.get("points") == []:
         raise ValueError(f"{name} is empty: draw a box, a point or a stroke.")
     return RegionPrompt.read(prompt, name)
+
+
+def _with_strokes(
+    painted: np.ndarray, erased: np.ndarray, points: list[list[float]], labels: list[int]
+) -> dict[str, Any]:
+    """What was painted and erased, and the points that correct it, as a prompt: TAP is asked by boxes and points alone.
+
+    The box holds all that was painted or pointed at; points off the region lie where something was erased.
+    """
+    on = box_and_points(painted)
+    off = (box_and_points(erased).points or ()) if erased.any() else ()
+    assert on.box is not None
+    corners = [on.box[:2], on.box[2:], *(point for point, label in zip(points, labels) if label)]
+    x, y = zip(*corners)
+    given = [*(on.points or ()), *off, *points]
+    return {
+        "box": [min(x), min(y), max(x), max(y)],
+        "points": [list(point) for point in given],
+        "point_labels": [*(on.point_labels or ()), *[0] * len(off), *labels],
+    }
 
 
 def _list(values: Any, most: int, what: str, name: str) -> list[Any]:
@@ -145,6 +164,17 @@ def _list(values: Any, most: int, what: str, name: str) -> list[Any]:
     if len(values) > most:
         raise ValueError(f"{name} has {len(values)} {what}, expected at most {most}: mark it with fewer.")
     return values
+
+
+def _labels(values: Any, count: int, name: str) -> list[int]:
+    """Of each point or stroke, whether it belongs to the region (1) or not (0); all do if nothing is said."""
+    if values is None:
+        return [1] * count
+    if not isinstance(values, list) or len(values) != count:
+        raise ValueError(
+            f"{name} has labels that do not fit its {counted(count, 'point or stroke', 'points or strokes')}: reload the page."
+        )
+    return [1 if label else 0 for label in values]
 
 
 def _coordinates(values: Any, count: int, name: str, size: tuple[int, int]) -> list[float]:
@@ -159,8 +189,10 @@ def _coordinates(values: Any, count: int, name: str, size: tuple[int, int]) -> l
     return [float(value) for value in values]
 
 
-def _painted(region: dict[str, Any], size: tuple[int, int], name: str, limits: PageLimits) -> np.ndarray:
-    """Strokes of a round brush as a mask (H, W)."""
+def _painted(
+    region: dict[str, Any], size: tuple[int, int], name: str, limits: PageLimits
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the strokes of a round brush have painted and what they have erased, as masks (H, W); the last stroke counts."""
     brush, widest = region.get("brush", 1), max(4, max(size) // 10)
     if isinstance(brush, bool) or not isinstance(brush, (int, float)) or not 0 < brush <= widest:
         raise ValueError(f"{name} has a brush of {brush!r:.20} pixels, expected more than 0 and at most {widest}.")
@@ -168,15 +200,18 @@ def _painted(region: dict[str, Any], size: tuple[int, int], name: str, limits: P
     strokes = [_list(stroke, limits.stroke_points, "points in a stroke", name) for stroke in strokes]
     if (count := sum(map(len, strokes))) > limits.stroke_points:
         raise ValueError(
-            f"{name} has {count} points in its strokes, expected at most {limits.stroke_points}: paint less."
+            f"{name} has {counted(count, 'point')} in its strokes, expected at most {limits.stroke_points}: paint less."
         )
-    mask = Image.new("1", (size[1], size[0]))
-    pen, half = ImageDraw.Draw(mask), max(brush / 2, 0.5)
-    for stroke in strokes:
+    labels = _labels(region.get("stroke_labels"), len(strokes), name)
+    painted, erased = (Image.new("1", (size[1], size[0])) for _ in range(2))
+    half = max(brush / 2, 0.5)
+    for stroke, label in zip(strokes, labels):
         points = [(x, y) for x, y in (_coordinates(point, 2, name, size) for point in stroke)]
-        pen.line(points, fill=1, width=max(1, round(brush)))
-        for x, y in points:
-            pen.ellipse((x - half, y - half, x + half, y + half), fill=1)
-    if mask.getbbox() is None:
-        raise ValueError(f"{name} is empty: draw a box, a point or a stroke.")
-    return np.asarray(mask)
+        for mask, fill in ((painted, label), (erased, 1 - label)):
+            pen = ImageDraw.Draw(mask)
+            pen.line(points, fill=fill, width=max(1, round(brush)))
+            for x, y in points:
+                pen.ellipse((x - half, y - half, x + half, y + half), fill=fill)
+    if painted.getbbox() is None:
+        raise ValueError(f"Nothing of {name} is left: undo the last stroke, or remove the region.")
+    return np.asarray(painted), np.asarray(erased)

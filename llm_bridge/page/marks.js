@@ -1,5 +1,6 @@
 // The regions that were marked and not asked about yet, with what was undone and can be done again.
-// A mark is what the server reads, {box, points, point_labels, strokes, brush}, and `seen`, the region that TAP answered.
+// A mark is what the server reads, {box, points, point_labels, strokes, stroke_labels, brush}, and what TAP answered: `seen`, the
+// region, and `look`, its words.
 
 export class Marks {
   /** changed: called after every change. */
@@ -31,9 +32,9 @@ export class Marks {
   replace(index, mark) { this.#become(this.list.map((old, i) => (i === index ? mark : old))); }
   remove(index) { this.#become(this.list.filter((_, i) => i !== index)); }
 
-  /** Note what TAP answered to a mark, wherever it is; that is no change of one's own. */
-  see(mark, seen) {
-    const noted = (list) => list.map((old) => (old.key === mark.key ? { ...old, seen } : old));
+  /** Note what TAP answered to a mark, {seen} or {look}, wherever it is; that is no change of one's own. */
+  note(mark, answer) {
+    const noted = (list) => list.map((old) => (old.key === mark.key ? { ...old, ...answer } : old));
     this.past = this.past.map(noted);
     this.future = this.future.map(noted);
     this.changed();
@@ -48,26 +49,30 @@ let made = 0;
 /** A mark; its key tells it from every other, and from what it was before it was refined. */
 export function markOf(parts) { return { ...parts, key: ++made }; }
 
-/** A mark with a further point or stroke; null if it cannot take it. */
+/** A mark with further points or strokes, about which TAP has not been asked; null if it cannot take them, as with a box. */
 export function refined(mark, part) {
-  if (part.strokes && mark.strokes) return markOf({ ...mark, strokes: [...mark.strokes, ...part.strokes], seen: mark.seen });
-  if (!part.points || mark.strokes) return null;
-  return markOf({
-    ...mark,
-    points: [...(mark.points || []), ...part.points],
-    point_labels: [...(mark.point_labels || []), ...part.point_labels],
-  });
+  const { strokes, stroke_labels } = part, unasked = { ...mark, seen: undefined, look: undefined };
+  if (strokes && mark.strokes)
+    return markOf({ ...unasked, strokes: [...mark.strokes, ...strokes], stroke_labels: [...mark.stroke_labels, ...stroke_labels] });
+  const points = strokes ? pointsOn(strokes[0]) : part.points, labels = strokes ? points.map(() => stroke_labels[0]) : part.point_labels;
+  if (!points) return null;
+  return markOf({ ...unasked, points: [...(mark.points || []), ...points], point_labels: [...(mark.point_labels || []), ...labels] });
+}
+
+/** A stroke as up to three points on it: what a brush says of a mark that was not painted. */
+function pointsOn(stroke) {
+  const places = new Set([1 / 6, 1 / 2, 5 / 6].map((part) => Math.floor(part * stroke.length)));
+  return [...places].map((place) => stroke[place]);
 }
 
 /** What the server is sent of a mark. */
-export function sentOf({ box, points, point_labels, strokes, brush }) {
-  return strokes ? { strokes, brush } : { ...(box && { box }), ...(points && { points, point_labels }) };
+export function sentOf({ box, points, point_labels, strokes, stroke_labels, brush }) {
+  return { ...(box && { box }), ...(points && { points, point_labels }), ...(strokes && { strokes, stroke_labels, brush }) };
 }
 
 /** A mark in words. */
 export function wordsOf(mark) {
-  if (mark.strokes) return "brush";
-  const parts = [];
+  const parts = mark.strokes ? ["brush"] : [];
   if (mark.box) parts.push("box " + mark.box.map(Math.round).join(" "));
   if (mark.points) parts.push(mark.points.length > 1 ? `${mark.points.length} points` : "point " + mark.points[0].map(Math.round).join(" "));
   return parts.join(", ");

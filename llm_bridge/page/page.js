@@ -25,7 +25,8 @@ const state = {
   loads: 0,          // which picture this is; what comes late for another is dropped
 };
 const page = { settings, find, colour, state, say, complain, remember, noteRegions, regions };  // and what its parts add
-page.talk = new Talk(find("talk"), { colour, model: settings.model, most: settings.regions, light });
+page.isTouched = matchMedia("(pointer: coarse)").matches;
+page.talk = new Talk(find("talk"), { colour, model: settings.model, most: settings.regions, light, edit: () => page.edit() });
 page.marks = new Marks(() => { showMarks(); remember(); });
 page.board = new Board(find("board"), {
   colour,
@@ -88,6 +89,7 @@ function showMarks() {
   if (!marks.list.length) state.mode = "new";
   page.showTools();
   page.suggest();
+  page.tell();
   board.draw();
 }
 
@@ -109,8 +111,8 @@ async function show(kept) {
   find("note").hidden = !settings.limitation || state.isExample;
   talk.show(kept);
   if (!kept.messages.length) find("talk").append(hint());
-  page.setBusy(false);  // what was still being answered belonged to the picture before
   marks.clear();
+  page.setBusy(false);  // what was still being answered belonged to the picture before
   return true;
 }
 
@@ -120,8 +122,9 @@ function noteRegions(regions, looks) {
 
 function hint() {
   const list = made("ol", "hint");
-  for (const words of ["Point at something: the outline that follows is what TAP sees.", "Click to keep it, and again to add to it.", "Ask, or take one of the questions that appear below."])
-    list.append(made("li", "", words));
+  const steps = page.isTouched ? ["Tap something: the outline is what TAP sees.", "Tap again to add to it."] :
+    ["Point at something: the outline that follows is what TAP sees.", "Click to keep it, and again to add to it."];
+  for (const words of [...steps, "Ask, or take one of the questions that appear below."]) list.append(made("li", "", words));
   return list;
 }
 
@@ -143,7 +146,7 @@ async function begin(picture) {
     remember();
     const { width, height } = board.picture;
     say(`Picture of ${width} × ${height} pixels: TAP is looking at it …`);
-    if (await encode()) say(`Picture of ${width} × ${height} pixels: point at something, click to mark a region.`);
+    if (await encode()) say(`Picture of ${width} × ${height} pixels: ${page.isTouched ? "tap" : "point at something, click"} to mark a region.`);
     return true;
   } catch (error) { complain(error); return false; }
 }

@@ -50,30 +50,51 @@ export function pointing(page) {
     if (!unseen.length) return;
     try {
       const { regions } = await call("/glance", { regions: unseen.map(sentOf) });
-      if (load === state.loads) unseen.forEach((mark, i) => marks.see(mark, readRegion(regions[i])));
+      if (load === state.loads) unseen.forEach((mark, i) => marks.note(mark, { seen: readRegion(regions[i]) }));
     } catch (error) {
       if (error.status === 503) setTimeout(see, 500);
       else if (error.status !== 409) page.complain(error);
     }
   }
 
+  let isTelling = false;
+  /** Show what TAP says of the marks, and ask for the words that are missing, of a few marks at a time. */
+  async function tell() {
+    const told = state.busy ? [] : marks.list.map((mark, i) => mark.look && { ...mark.look, name: `region${state.known.length + i + 1}` });
+    page.talk.tell(told.filter(Boolean));
+    if (isTelling) return;
+    isTelling = true;
+    try {
+      for (;;) {
+        const load = state.loads, untold = marks.list.filter((mark) => mark.seen && !mark.look).slice(0, 4);
+        if (state.busy || !untold.length) break;
+        const { looks } = await call("/look", { regions: untold.map(sentOf) });
+        if (!looks || load !== state.loads) break;
+        untold.forEach((mark, i) => marks.note(mark, { look: looks[i] }));
+      }
+    } catch (error) {
+      if (error.status !== 503) page.complain(error);  // they are told with the answer
+    } finally { isTelling = false; }
+  }
+
   function keep(part, mode) {
     const at = target(mode);
     if (mode === "away" && at === null) { board.forget(); return page.say("Mark the region first, then what does not belong to it.", true); }
-    if (mode === "away" && part.strokes) { board.forget(); return page.say("The brush only adds: undo the stroke, or take away with a point.", true); }
     const mark = at === null ? null : refined(marks.list[at], part);
     const same = board.preview?.part && JSON.stringify(board.preview.part) === JSON.stringify(part) ? board.preview : undefined;
     if (mark) {
       marks.replace(at, { ...mark, seen: same });
-      page.say(`${part.strokes ? "Stroke" : "Point"} added to region${state.known.length + at + 1}.`);
+      const name = `region${state.known.length + at + 1}`;
+      page.say(mode === "away" ? `Taken away from ${name}.` : `Added to ${name}.`);
     } else {
       if (state.known.length + marks.list.length >= settings.regions)
         return page.say(`A conversation has at most ${settings.regions} regions: start a new chat.`, true);
       marks.add(markOf({ ...part, seen: same }));
       page.setMode("add");
       const name = `region${state.known.length + marks.list.length}`;
-      page.say(marks.list.length > 1 || state.known.length ? `${name}: ${wordsOf(part)}.` :
-        `${name}: ${wordsOf(part)}. Click again to add to it, Alt-click to take away, N for another.`);
+      const more = page.isTouched ? "Tap again to add to it, − takes away, New begins another." :
+        "Click again to add to it, Alt-click to take away, N for another.";
+      page.say(`${name}: ${wordsOf(part)}.` + (marks.list.length > 1 || state.known.length ? "" : ` ${more}`));
     }
     glance(null);
     see();
@@ -107,5 +128,5 @@ export function pointing(page) {
     page.say("The last region was removed.");
   }
 
-  return { glance, keep, removeLast, see, take, takeAll, target };
+  return { glance, keep, removeLast, see, take, takeAll, target, tell };
 }

@@ -16,7 +16,6 @@ from tap_tokenizer import (
     ImageFeatures,
     RegionPrompt,
     RegionTokens,
-    as_mask,
     box_of_mask,
     draw_regions,
     mask_to_rle,
@@ -183,7 +182,7 @@ class Scene:
             "regions": [
                 {
                     "name": look.name,
-                    "prompt": prompt.as_dict() if prompt.mask is None else {"mask": "painted"},
+                    "prompt": prompt.as_dict(),
                     "box": [round(x, 2) for x in box],
                     "caption": look.caption,
                     "concepts": [{"name": name, "score": round(score, 4)} for name, score in look.concepts],
@@ -205,8 +204,6 @@ def _resized(prompt: RegionPrompt, size: tuple[int, int], shown: tuple[int, int]
     """A prompt in a picture of (height, width) `size` → the same in one of the size `shown`."""
     if size == shown:
         return prompt
-    if prompt.mask is not None:
-        return replace(prompt, mask=_at_size(as_mask(prompt.mask, size), shown))
     x, y = shown[1] / size[1], shown[0] / size[0]
     box = prompt.box and (prompt.box[0] * x, prompt.box[1] * y, prompt.box[2] * x, prompt.box[3] * y)
     points = prompt.points and tuple((px * x, py * y) for px, py in prompt.points)

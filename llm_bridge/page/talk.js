@@ -1,9 +1,10 @@
 // The conversation: questions, what TAP sees, and the language model's answers, told apart at a glance.
 
 const NAME = /\bregion ?(\d+)\b/gi;
+const LEAST = 0.05;  // the score of a concept that is worth showing, beside the best one
 
 export class Talk {
-  /** log: the element that shows it. page: colour(i), light(i or null), model. */
+  /** log: the element that shows it. page: colour(i), light(i or null), model, most, edit(). */
   constructor(log, page) {
     this.log = log;
     this.page = page;
@@ -28,7 +29,7 @@ export class Talk {
       turn.looks(unplaced.filter((look) => isLast || named.has(look.name)));
       for (const look of [...unplaced]) if (named.has(look.name)) unplaced.splice(unplaced.indexOf(look), 1);
       turn.answer(messages[2 * i + 1]?.content ?? "");
-      turn.end();
+      turn.end(true);
     });
   }
 
@@ -36,13 +37,25 @@ export class Talk {
 
   get questions() { return [...this.log.querySelectorAll(".asked")].map((asked) => asked.textContent); }
 
+  /** Show what TAP says of regions that are not asked about yet, as the server gives it; instead of what was shown before. */
+  tell(looks) {
+    this.log.querySelector(".told")?.remove();
+    if (!looks.length) return;
+    this.log.querySelector(".hint")?.remove();
+    const told = seenBy("TAP sees");
+    told.classList.add("told");
+    told.append(...looks.map((look) => this.#look(look)));
+    this.log.append(told);
+    this.#down();
+  }
+
   /** A new turn, of which {asked, looks, answer, end, remove} show the parts as they come. */
   begin(question) {
     this.log.querySelector(".hint")?.remove();
-    const turn = made("article", "turn"), asked = made("div", "asked"), seen = made("div", "seen"), answered = made("div", "answered writing");
-    const words = made("p");
+    this.tell([]);
+    const turn = made("article", "turn"), asked = made("div", "asked"), seen = seenBy("TAP sees, without the question");
+    const answered = made("div", "answered writing"), words = made("p");
     seen.hidden = true;
-    seen.append(made("span", "who", "TAP sees, without the question"));
     answered.append(made("span", "who", `${this.page.model} answers`), words);
     turn.append(asked, seen, answered);
     const write = (element, text) => element.replaceChildren(...this.#withNames(text));
@@ -59,9 +72,25 @@ export class Talk {
         this.#down();
       },
       answer: (text) => { write(words, text); this.#down(); },
-      end: () => { answered.classList.remove("writing"); this.log.removeAttribute("aria-busy"); },
+      /** Nothing more comes; isKept: the conversation goes on from here, and this question can be edited. */
+      end: (isKept) => {
+        answered.classList.remove("writing");
+        this.log.removeAttribute("aria-busy");
+        if (isKept) this.#offerEdit(turn);
+      },
       remove: () => { turn.remove(); this.log.removeAttribute("aria-busy"); },
     };
+  }
+
+  /** Offer to edit the last question, which is that of a turn. */
+  #offerEdit(turn) {
+    const edit = this.log.querySelector(".edit") || made("button", "edit");
+    edit.type = "button";
+    edit.title = "Edit this question: takes it and its answer back";
+    edit.setAttribute("aria-label", "Edit the last question");
+    edit.innerHTML = '<svg><use href="#i-edit"/></svg>';
+    edit.onclick = () => this.page.edit();
+    turn.prepend(edit);
   }
 
   #down() { this.log.scrollTop = this.log.scrollHeight; }
@@ -73,7 +102,7 @@ export class Talk {
     picture.width = picture.height = 52;
     head.append(...this.#withNames(name), " ");
     if (caption) head.append(made("q", "", caption));
-    for (const [concept, score] of concepts.filter(([, score], i) => !i || score >= 0.005)) {
+    for (const [concept, score] of concepts.filter(([, score], i) => !i || score >= LEAST)) {
       const one = made("span");
       one.append(made("b", "", concept), ` ${Math.round(100 * score)} %`);
       list.append(one);
@@ -98,6 +127,13 @@ export class Talk {
     }
     return [...parts, text.slice(from)];
   }
+}
+
+/** A frame for what TAP says, under its heading. */
+function seenBy(heading) {
+  const seen = made("div", "seen");
+  seen.append(made("span", "who", heading));
+  return seen;
 }
 
 /** An element with a class and text. */

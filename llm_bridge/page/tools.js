@@ -6,7 +6,7 @@ import { call } from "./server.js";
 
 /** The parts of the page that choose how the next region is marked. */
 export function tools(page) {
-  const { board, find, marks, settings, state } = page;
+  const { board, find, marks, settings, state, talk } = page;
 
   function showTools() {
     for (const button of document.querySelectorAll("[data-tool], [data-mode]")) {
@@ -17,7 +17,9 @@ export function tools(page) {
     }
     find("undo").disabled = !marks.canUndo;
     find("redo").disabled = !marks.canRedo;
+    document.body.classList.toggle("choosing", state.tool === "everything");
     find("keep-all").hidden = state.tool !== "everything" || !state.candidates.length;
+    find("keep-all").textContent = `Keep all ${state.candidates.length}`;
   }
 
   function setMode(mode) {
@@ -30,7 +32,11 @@ export function tools(page) {
     board.forget();
     showTools();
     if (tool === "everything") search();
-    else page.say({ point: "Point at something: TAP's mask follows. A click keeps it.", box: "Drag a box around something.", brush: "Paint over something." }[tool]);
+    else page.say({
+      point: page.isTouched ? "Tap something to mark it." : "Point at something: TAP's mask follows. A click keeps it.",
+      box: "Drag a box around something.",
+      brush: page.isTouched ? "Paint over something; after −, the brush takes away." : "Paint over something; with Alt, the brush takes away.",
+    }[tool]);
   }
 
   /** Intersection over union of two boxes. */
@@ -55,7 +61,7 @@ export function tools(page) {
       } else {
         const kept = page.regions().map(({ region }) => region).filter(Boolean);
         state.candidates = found.filter((region) => !kept.some((other) => agreement(region.box, other.box) > 0.8));
-        page.say(state.candidates.length ? `TAP found ${state.candidates.length}: click the ones you want.` : "TAP finds nothing more by itself: point at something.", !found.length);
+        page.say(state.candidates.length ? `TAP found ${state.candidates.length}: ${page.isTouched ? "tap" : "click"} the ones you want.` : "TAP finds nothing more by itself: point at something.", !found.length);
       }
       showTools();
       board.draw();
@@ -122,7 +128,10 @@ export function tools(page) {
     const writes = event.target.closest?.("input, textarea");
     if ((event.ctrlKey || event.metaKey) && !event.altKey && !writes && /^[zy]$/i.test(event.key)) {
       event.preventDefault();
-      return (event.key.toLowerCase() === "y" || event.shiftKey ? find("redo") : find("undo")).click();
+      const button = event.key.toLowerCase() === "y" || event.shiftKey ? find("redo") : find("undo");
+      if (!button.disabled) return button.click();
+      return page.say(button.id === "redo" ? "There is nothing to redo." : state.known.length || talk.questions.length ?
+        "No mark is left to undo: the pencil beside the last question takes that back." : "There is nothing to undo.");
     }
     if (writes || event.ctrlKey || event.metaKey || event.altKey || !state.hasPicture) return;
     const act = KEYS[event.key.toLowerCase()];

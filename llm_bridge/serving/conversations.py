@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tap_tokenizer import RegionPrompt, prompts_in_picture
+from tap_tokenizer import RegionPrompt, counted, prompts_in_picture
 
 from ..chat_markup import spoken_numbers, user_content
 from ..page.input import decode_picture, read_picture
@@ -118,7 +118,7 @@ class _Reader:
     def _picture(self, item: ImageItem, where: str) -> np.ndarray:
         if len(self.images) == self.limits.images:
             raise RequestError(
-                400, "too_many_images", f"A request may have {self.limits.images} pictures.", param=where
+                400, "too_many_images", f"A request may have {counted(self.limits.images, 'picture')}.", param=where
             )
         self.images.append(read_data_url(item.image_url.url, self.limits, f"{where}.image_url.url"))
         return self.images[-1]
@@ -138,7 +138,7 @@ class _Reader:
         self.regions += 1
         if self.regions > self.limits.regions:
             raise RequestError(
-                400, "too_many_regions", f"A request may have {self.limits.regions} regions.", param=where
+                400, "too_many_regions", f"A request may have {counted(self.limits.regions, 'region')}.", param=where
             )
         values: dict[str, Any] = item.model_dump(include={"box", "points", "point_labels"}, exclude_none=True)
         if isinstance(item.mask, str):
@@ -167,7 +167,7 @@ def read_prompt(
 ) -> RegionPrompt:
     """A region's prompt in pixels of its picture (H, W, 3); `ValueError` names the region by `name` and `number`."""
     if len(values.get("points") or ()) > limits.points:
-        raise ValueError(f"{name} {number} has more than {limits.points} points: mark it with fewer.")
+        raise ValueError(f"{name} {number} has more than {counted(limits.points, 'point')}: mark it with fewer.")
     prompt = RegionPrompt.read(values, f"{name} {number}")
     height, width = picture.shape[:2]
     where = name.removesuffix("Region")

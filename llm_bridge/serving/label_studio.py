@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tap_tokenizer import load_rgb
+from tap_tokenizer import counted, load_rgb
 
 from ..page.input import decode_file
 from .annotations import Annotation, annotate
@@ -171,7 +171,7 @@ def _work(service: Service, labelling: Labelling, source: str | bytes, marked: l
         else:
             groups = [[one] for one in marked]
         if len(groups) > limits.regions:
-            raise ValueError(f"A task has {len(groups)} regions, expected at most {limits.regions}.")
+            raise ValueError(f"A task has {counted(len(groups), 'region')}, expected at most {limits.regions}.")
         regions = [_marks(group, picture).regions()[0] for group in groups]
         prompts = [read_prompt(region, picture, limits, "Region", i) for i, region in enumerate(regions, 1)]
         found = annotate(service.chat, picture, prompts, None, gone, limits.new_tokens)

@@ -496,16 +496,16 @@ def test_one_item_is_named_in_the_singular(published: Path, tmp_path: Path) -> N
     flags = ["--annotations", str(tmp_path / "coco.json"), "--images", str(published / "images")]
     run(tmp_path / "a", "--benchmark", "vg_full", *flags, *PLAIN, "--rows", "caption decoder")
     table = (tmp_path / "a" / "table.md").read_text()
-    assert "**subset: 1 item in 1 picture, of 232935 items; not comparable with the whole**" in table
+    assert "**subset: 1 item in 1 picture, of 232,935 items; not comparable with the whole**" in table
 
 
 def test_a_subset_is_marked_with_its_size_and_the_whole(published: Path, tmp_path: Path) -> None:
     flags = of_file(published, "pope")
     run(tmp_path / "a", *flags, *given(tmp_path / "p", [("0/q0", "no"), ("1/q0", "yes")]))
     table = (tmp_path / "a" / "table.md").read_text()
-    assert "**subset: 2 items in 1 picture, of 3000 items; not comparable with the whole**" in table
+    assert "**subset: 2 items in 1 picture, of 3,000 items; not comparable with the whole**" in table
     run(tmp_path / "b", *of_file(published, "coco_classification"), "--rows", "concept head")
-    assert " in 2 pictures, of 5000 pictures; not comparable" in (tmp_path / "b" / "table.md").read_text()
+    assert " in 2 pictures, of 5,000 pictures; not comparable" in (tmp_path / "b" / "table.md").read_text()
 
 
 def test_predictions_edited_by_hand(records: Path, tmp_path: Path) -> None:

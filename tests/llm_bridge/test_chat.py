@@ -50,6 +50,26 @@ def test_follow_ups_use_the_names_of_regions(chat: RegionChat, picture: Image.Im
     assert chat.regions().boxes.tolist() == BOXES
 
 
+def test_the_last_question_is_taken_back_with_the_regions_that_came_with_it(
+    chat: RegionChat, picture: Image.Image
+) -> None:
+    with pytest.raises(ValueError, match="no question to take back"):
+        chat.take_back()
+    first = chat.ask("what is <region> ?", image=picture, boxes=BOXES[:1], **SHORT)
+    second = chat.ask("is region1 on <region> ?", boxes=BOXES[1:], **SHORT)
+    chat.ask("where is region2 ?", **SHORT)
+    assert chat.take_back() == ("where is region2?", [])
+    assert chat.regions().boxes.tolist() == BOXES
+    question, prompts = chat.take_back()
+    assert (question, [prompt.box for prompt in prompts]) == ("is region1 on region2?", [tuple(BOXES[1])])
+    assert chat.regions().boxes.tolist() == BOXES[:1]
+    assert chat.ask(question, prompts=prompts, **SHORT) == second
+    chat.take_back()
+    question, prompts = chat.take_back()
+    assert (chat.history, chat.image) == ([], None)
+    assert chat.ask(question, image=picture, prompts=prompts, **SHORT) == first
+
+
 def test_its_representation_is_short_and_says_what_it_holds(chat: RegionChat, picture: Image.Image) -> None:
     assert repr(chat).endswith("mode='tokens'; picture: none, regions: 0, questions: 0)")
     chat.ask("what is <region> on <region>", image=picture, boxes=BOXES, **SHORT)
@@ -125,16 +145,16 @@ def test_a_new_picture_starts_a_new_conversation(
 def test_refused_questions_do_not_change_the_conversation(chat: RegionChat, picture: Image.Image) -> None:
     chat.ask("what is <region>", image=picture, boxes=BOXES[:1], **SHORT)
     before = chat.history
-    with pytest.raises(ValueError, match="Found 2 <region> placeholders but 1 regions"):
+    with pytest.raises(ValueError, match="Found 2 <region> placeholders but 1 region"):
         chat.ask("is <region> on <region>", boxes=BOXES[1:])
     with pytest.raises(ValueError, match="leaves the picture"):
         chat.ask("<region>", boxes=[[0, 0, 900, 900]])
     with pytest.raises(ValueError, match="begin a new conversation, or lower max_new_tokens"):
         chat.ask("where is it", max_new_tokens=500)
     other = picture.rotate(180)
-    with pytest.raises(ValueError, match="Found 2 <region> placeholders but 1 regions"):
+    with pytest.raises(ValueError, match="Found 2 <region> placeholders but 1 region"):
         chat.ask("is <region> on <region>", image=other, boxes=BOXES[1:])
-    with pytest.raises(ValueError, match="Found 2 <region> placeholders but 1 regions"):
+    with pytest.raises(ValueError, match="Found 2 <region> placeholders but 1 region"):
         chat.ask_each(["what is <region>", "is <region> on <region>"], image=other, boxes=BOXES[1:])
     with pytest.raises(ValueError, match="temperature"):
         chat.ask("<region>", image=other, boxes=BOXES[:1], do_sample=True, temperature=-1.0)
@@ -232,7 +252,7 @@ def test_a_numbered_marker_shows_the_region_of_that_number(chat: RegionChat, pic
         ("what is <region0> ?", BOXES[:1], "regions 1 to 4"),
         ("what is region0 ?", None, "Found region0, but there are regions 1 to 3"),
         ("what is region9 ?", None, "Found region9, but there are regions 1 to 3"),
-        ("what is <region1> ?", BOXES[:1], "Found 0 <region> placeholders but 1 regions"),
+        ("what is <region1> ?", BOXES[:1], "Found 0 <region> placeholders but 1 region"),
         ("is region4 left of region1 ?", BOXES[:2], "speaks of 1 of the 2 regions that came with it"),
         ("<image> what ?", None, "<image>"),
         (" ", None, "expected words"),

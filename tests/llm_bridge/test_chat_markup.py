@@ -55,9 +55,9 @@ def test_a_chat_that_speaks_of_no_region_is_refused(
     make_bridge: Callable[..., Any], picture: Image.Image, text: str
 ) -> None:
     _, processor = make_bridge()
-    with pytest.raises(ValueError, match=r"number(ed)?( them)? from 1|Found 2 <region> placeholders but 1 regions"):
+    with pytest.raises(ValueError, match=r"number(ed)?( them)? from 1|Found 2 <region> placeholders but 1 region"):
         processor([text], images=[picture], boxes=[[[1, 2, 30, 30]]])
     item = {"type": "region", "box": [1, 2, 30, 30]}
     content = [{"type": "image", "image": picture}, item, {"type": "text", "text": text}]
-    with pytest.raises(ValueError, match=r"number(ed)?( them)? from 1|Found 2 <region> placeholders but 1 regions"):
+    with pytest.raises(ValueError, match=r"number(ed)?( them)? from 1|Found 2 <region> placeholders but 1 region"):
         processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True)

@@ -20,6 +20,7 @@ from shell import BOXES, DEMO, FLAGS, LARGER, Shell, folder_of_two
 
 from llm_bridge import RegionChat
 from llm_bridge.cli import main
+from llm_bridge.terminal_chat import COMMANDS, HELP
 
 said, refused = Shell("region-chat", main).said, Shell("region-chat", main).refused
 
@@ -85,7 +86,8 @@ def test_a_conversation_line_by_line(
     lines = [
         "What is <region>?", "/box 1 2", "/save nothing.txt", f"/box {box}", "/box 600 600 700 700", "/box 9 9 5 5",
         "/point 5 5", "/undo", "Is region1 larger than <region>?",
-        "What is <region>?", "/undo", "/json talk.json", "/save talk.png", "/new", f"/box {box}", "What is <region>?",
+        "What is <region>?", "/undo", "Is region1 larger than <region>?",
+        "/json talk.json", "/save talk.png", "/new", f"/box {box}", "What is <region>?",
         "/quit", "never",
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -97,7 +99,7 @@ def test_a_conversation_line_by_line(
     talk = [{"role": role, "content": words} for role, words in chat.history]
     chat.reset()
     third = chat.ask("What is <region>?", image=DEMO, boxes=BOXES[1:])
-    answers = out.splitlines()[3:]
+    answers = out.splitlines()[4:]
     assert answers[0] == first
     assert "expected 4 numbers" in answers[1]
     assert "what kind of picture" in answers[2]
@@ -108,8 +110,8 @@ def test_a_conversation_line_by_line(
         "The question has 1 <region>, and no new region is marked: /box X1 Y1 X2 Y2, /point X Y or"
     )
     assert answers[7].endswith("or speak of one that you asked about before by its name, as in region1.")
-    assert "no region that waits" in answers[8]
-    assert answers[9:] == ["Wrote talk.json.", "Wrote talk.png.", third]
+    assert answers[8] == f'Took back "Is region1 larger than region2?" and its answer. /box {box} waits again.'
+    assert answers[9:] == [second, "Wrote talk.json.", "Wrote talk.png.", third]
     assert json.loads((tmp_path / "talk.json").read_text()) == {"messages": talk}
     assert (tmp_path / "talk.png").is_file()
 
@@ -150,7 +152,7 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
     (folder / "one.csv").write_text("image,x1,y1,x2,y2\na.png,1,1,90,90\n")
     for message, arguments in (
         ("no image file", ["ask", folder / "none.png", "what", *FLAGS]),
-        ("<region> placeholders but 2 regions", ["ask", DEMO, "What is <region>?", *FLAGS]),
+        ("Found 1 <region> placeholder but 2 regions", ["ask", DEMO, "What is <region>?", *FLAGS]),
         ("Got no region", ["ask", DEMO, "What is region1?"]),
         ("Got no region", ["ask", DEMO, "what", "--save", folder / "out.png", "--model", "not-asked-for"]),
         (
@@ -162,7 +164,7 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], fo
         ("exists", ["ask", pictures, "what", "--boxes", table, "--output", table, "--model", "not-asked-for"]),
         ("are for one picture", ["ask", pictures, "what", "--boxes", table, "--output", output, "--json"]),
         (
-            "a.png has 1 regions",
+            "a.png has 1 region in the table",
             [
                 "ask",
                 pictures,
@@ -265,11 +267,45 @@ def test_errors_in_chat_mention_its_own_commands(
 ) -> None:
     lines = ["What is <region>?", "What is it?", "/box 177 392 271 470", "/point 5 5", "What is <region>?"]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-    assert said(capsys, "chat", DEMO).splitlines()[3:] == [
+    assert said(capsys, "chat", DEMO).splitlines()[4:] == [
         *["No region is marked yet: /box X1 Y1 X2 Y2, /point X Y or /mask PICTURE marks one; then ask."] * 2,
         "The question has 1 <region>, and 2 new regions are marked: write <region> once for each, or take the others back "
         "with /undo.",
     ]
+
+
+def test_commands_of_a_chat_are_named_to_those_who_guess(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(["/undo", "/foo", "/save", "/help"])))
+    nothing, unknown, incomplete, *helped = said(capsys, "chat", DEMO).splitlines()[4:]
+    assert nothing.startswith("There is nothing to take back")
+    assert unknown == (
+        "There is no command /foo: there are /box, /point, /mask, /undo, /save, /json, /new, /help, /quit."
+    )
+    assert incomplete == "/save needs more: /save PICTURE."
+    assert helped == HELP.splitlines()
+    assert all(f"/{command}" in HELP for command in COMMANDS if command != "help")
+
+
+def test_a_question_without_a_region_says_of_which_it_is_asked(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    for question, words in (("What are these?", "about all of the regions together"), (LARGER, None)):
+        assert main(["ask", str(DEMO), question, *map(str, FLAGS)]) == 0
+        told = capsys.readouterr().err
+        assert (f"Note: The question has no <region>, so it is asked {words}." in told) == (words is not None)
+    command = ["ask", folder / "pictures", "What are these?", "--boxes", folder / "boxes.csv", "--output", folder / "o"]
+    assert main([str(word) for word in command]) == 0
+    assert "it is asked in each picture about all of its regions together" in capsys.readouterr().err
+
+
+def test_an_unknown_flag_is_refused_beside_its_commands_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["ask", "picture.png", "What is <region>?", "--colour", "red"])
+    told = capsys.readouterr().err
+    assert told.startswith("usage: region-chat ask ")
+    assert told.endswith("region-chat ask: error: unrecognized arguments: --colour red\n")
 
 
 def test_what_the_bundled_models_cannot_do_is_said_beside_every_answer(

@@ -336,7 +336,7 @@ def test_saving_by_reference_needs_a_reference(make_bridge: Callable[..., Pair],
     ("text", "arguments", "message"),
     [
         ("<region> <region> <region>", {"boxes": BOXES}, "Found 3 <region> placeholders but 2 regions: give one box"),
-        ("<region>", {"boxes": BOXES}, "Found 1 <region> placeholders but 2 regions"),
+        ("<region>", {"boxes": BOXES}, "Found 1 <region> placeholder but 2 regions"),
         ("no region", {"boxes": BOXES}, "Found 0 <region> placeholders but 2 regions"),
         ("<region1> <region3>", {"boxes": BOXES}, "Found region3 among 2 regions: number them from 1"),
         ("a <|region|> b", {"boxes": BOXES[:1]}, r"holds the placeholder <\|region\|> itself"),
@@ -346,7 +346,7 @@ def test_saving_by_reference_needs_a_reference(make_bridge: Callable[..., Pair],
             {"boxes": BOXES[:1], "points": [[[1, 1]], [[2, 2]]]},
             "Got 1 boxes, 2 points: give the same number of each",
         ),
-        ("<image> <image>", {"boxes": []}, "Found 2 <image> placeholders but 1 images"),
+        ("<image> <image>", {"boxes": []}, "Found 2 <image> placeholders but 1 image"),
     ],
 )
 def test_bad_text_is_refused(
@@ -358,7 +358,7 @@ def test_bad_text_is_refused(
 
 def test_bad_batches_are_refused_by_sample(make_bridge: Callable[..., Pair], picture: Image.Image) -> None:
     _, processor = make_bridge()
-    with pytest.raises(ValueError, match="Sample 1: Found 1 <region> placeholders but 2 regions"):
+    with pytest.raises(ValueError, match="Sample 1: Found 1 <region> placeholder but 2 regions"):
         processor(["<region>", "<region>"], [picture, picture], boxes=[BOXES[:1], BOXES])
     with pytest.raises(ValueError, match="Got 2 texts and images for 1"):
         processor(["a", "b"], [picture])

@@ -291,7 +291,7 @@ def test_a_folder_can_be_finished_without_its_unreadable_pictures(
     assert main([str(word) for word in (*command, "--skip_unreadable", "true")]) == 0
     got = capsys.readouterr()
     assert re.search(r"^a.png: .*a.png", got.err, re.MULTILINE)
-    assert "1 pictures. 1 of 2 could not be read and are left out." in got.out
+    assert "1 picture. 1 of 2 could not be read and is left out." in got.out
     assert [json.loads(line)["image"] for line in (folder / "out.jsonl").read_text().splitlines()] == ["sub/b.jpg"]
     assert not list(folder.glob("out.jsonl.*"))
 
@@ -300,7 +300,7 @@ def test_a_folder_of_unreadable_pictures_gives_no_empty_file(capsys: pytest.Capt
     for path in (folder / "pictures").rglob("*.*"):
         path.write_text("torn")
     command = ["everything", folder / "pictures", "--output", folder / "out.jsonl", "--skip_unreadable"]
-    assert "None of the 2 pictures can be read" in refused(capsys, *command)
+    assert "Got 2 pictures, none of which can be read" in refused(capsys, *command)
     assert not list(folder.glob("out.jsonl*"))
 
 

@@ -85,7 +85,7 @@ def test_several_pictures_take_a_list(
     [
         ([[1, 2, 3, 4]], "Got detections of type list, expected supervision's Detections"),
         (Detections(np.zeros(4)), r"detections.xyxy has shape \(4,\), expected"),
-        (Detections(np.array(BOXES), mask=np.ones((1, 60, 90), bool)), "Got 1 masks for 2 boxes"),
+        (Detections(np.array(BOXES), mask=np.ones((1, 60, 90), bool)), "Got 1 mask for 2 boxes"),
         (Detections(np.array([[5.0, 5, 5, 5]])), "Region 0"),
     ],
 )
@@ -99,7 +99,7 @@ def test_what_is_no_detections_is_refused(
 def test_detections_stand_alone(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, given: Detections) -> None:
     with pytest.raises(ValueError, match="Got detections and boxes: give detections alone"):
         tiny_tokenizer.encode(picture, given, boxes=BOXES)
-    with pytest.raises(ValueError, match="Got detections as Detections for 1 images, expected a list"):
+    with pytest.raises(ValueError, match="Got detections as Detections for 1 image, expected a list"):
         tiny_tokenizer.encode([picture], given)
 
 

@@ -132,7 +132,7 @@ def test_an_index_that_was_made_otherwise_is_refused(folder: Path, tiny_tokenize
 def test_a_folder_without_a_readable_picture_is_refused(tmp_path: Path, tiny_tokenizer: TapRegionTokenizer) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_text("no picture")
-    with pytest.raises(ValueError, match="None of the 1 pictures can be read"):
+    with pytest.raises(ValueError, match="Got 1 picture, none of which can be read"):
         build(tmp_path, tiny_tokenizer)
     assert not (tmp_path / "index").exists()
 
@@ -170,6 +170,18 @@ def test_the_shell_indexes_a_table_and_finds_again(folder: Path, capsys: pytest.
         True,
         True,
     )
+
+
+def test_pictures_in_which_nothing_was_found_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (64, 64), "grey").save(folder / "pictures" / "empty.png")
+    index = ["index", folder / "pictures", "--output", folder / "index", "--points_per_crop", 2, "--pred_iou_thresh", 1]
+    code, out, err = shell(capsys, *index)
+    assert code == 0
+    assert "0 regions of 5 pictures (5 new, 5 without a region)." in out
+    assert "\nempty.png: no region was found in it.\n" in f"\n{err}"
+    code, out, err = shell(capsys, *index)
+    assert "0 regions of 5 pictures (5 unchanged)." in out  # which was said when they were new
+    assert "no region" not in err
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"point_labels": [[1]]}, "point_labels without points"),
     ({"boxes": [[0, 0, 4, 4]], "points": [None], "point_labels": [[1]]}, "point_labels but no points: give both"),
     ({"points": [[[1, 1]]], "point_labels": [[7]]}, r"point labels \[7.0\], expected 1 \(on the region\) or 0"),
-    ({"points": [[[1, 1]]], "point_labels": [[1, 1]]}, "1 points and 2 labels: give one label per point"),
+    ({"points": [[[1, 1]]], "point_labels": [[1, 1]]}, "1 point and 2 labels: give one label per point"),
     ({"points": [[[1, 1]]], "point_labels": [[1], [1]]}, "Got 1 points, 2 point_labels: give the same number"),
     ({"points": [[[50, 1]]], "point_labels": [[1]]}, "lies outside the picture of 32 × 16"),
     ({"points": [[]], "point_labels": [[]]}, "neither a box nor points"),

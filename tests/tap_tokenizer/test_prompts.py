@@ -105,5 +105,5 @@ def test_prompts_and_lists_together_are_refused(tiny_tokenizer: TapRegionTokeniz
     ):
         with pytest.raises(ValueError, match=message):
             tiny_tokenizer.encode(picture, **arguments)
-    with pytest.raises(ValueError, match="Got prompts for 1 images, but 2 images"):
+    with pytest.raises(ValueError, match="Got prompts for 1 image, but 2 images"):
         tiny_tokenizer.encode([picture, picture], prompts=[[prompt]])

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from tap_tokenizer import RegionIndex, RegionTokens, TapRegionTokenizer, draw_hits
+from tap_tokenizer import RegionIndex, RegionTokens, TapRegionTokenizer, draw_hits, region_index
 
 
 def tokens(vectors: torch.Tensor, pictures: int = 1, fingerprint: str = "mine") -> RegionTokens:
@@ -71,6 +71,31 @@ def test_ranks_are_exact_where_half_precision_cannot_tell_them_apart() -> None:
     assert rough.topk(10).values.unique().numel() < 10  # so the test can fail
     hits = index.search(example)
     assert [hit.score for hit in hits] == pytest.approx(scores.topk(10).values.tolist(), abs=3e-7)
+
+
+def test_faiss_serves_an_index_from_its_second_search_on_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_of: list[int] = []
+    monkeypatch.setattr(region_index, "index_in_faiss", lambda vectors: made_of.append(len(vectors)))
+    index, example = made(with_tokens=True), tokens(torch.randn(1, 24))
+    index.search(example)
+    index.search(example, by="tokens")
+    assert made_of == []
+    index.search(example)
+    assert made_of == [300]
+    index.add(tokens(torch.randn(5, 24)), ["new.png"])
+    index.search(example)
+    assert made_of == [300]
+    index.search(example)
+    assert made_of == [300, 305]
+
+
+def test_an_index_finds_the_same_with_faiss() -> None:
+    pytest.importorskip("faiss", reason="needs faiss: the extra faiss")
+    index, example = made(), tokens(torch.randn(1, 24))
+    first, second = index.search(example, top_k=20), index.search(example, top_k=20)
+    assert index._searched["embeds"][1].ntotal == 300
+    assert second == first
+    assert index.search(example, names=["odd"]) == made().search(example, names=["odd"])
 
 
 def test_filters_leave_only_what_they_name() -> None:

@@ -83,7 +83,7 @@ def opened(context: BrowserContext, address: str) -> Page:
 
 def load(tab: Page, file: Any = PICTURE) -> None:
     tab.set_input_files("#file", file)
-    expect(tab.locator("#status")).to_contain_text("click to mark a region", timeout=120_000)
+    expect(tab.locator("#status")).to_contain_text(re.compile("(click|tap) to mark a region"), timeout=120_000)
 
 
 def on_screen(tab: Page, x: float, y: float) -> tuple[float, float]:
@@ -264,6 +264,125 @@ def test_points_and_the_brush(tab: Page) -> None:
     assert tab.locator(".look").count() == 2
 
 
+def test_the_brush_takes_away_and_clicks_correct_what_it_painted(tab: Page) -> None:
+    asked: list[dict[str, Any]] = []  # the latest prompts of which TAP was asked
+    tab.on("request", lambda sent: asked.extend(sent.post_data_json["regions"]) if "/glance" in sent.url else None)
+    load(tab)
+    marks, status = tab.locator("#marks li"), tab.locator("#status")
+    tab.click("[data-tool=brush]")
+    tab.keyboard.down("Alt")
+    drag(tab, [380, 250, 410, 250])
+    expect(status).to_contain_text("Mark the region first")
+    tab.keyboard.up("Alt")
+    drag(tab, [380, 250, 410, 290])
+    expect(marks).to_contain_text("region1: face, brush")
+    tab.keyboard.down("Alt")
+    drag(tab, [440, 300, 440, 330])
+    tab.keyboard.up("Alt")
+    expect(status).to_have_text("Taken away from region1.")
+    expect(marks).to_have_count(1)
+    expect(marks).to_contain_text("face")  # TAP has seen it again
+    assert asked[-1]["stroke_labels"] == [1, 0]
+    tab.click("[data-mode=away]")  # for those who have no such key
+    drag(tab, [300, 220, 330, 220])
+    expect(status).to_have_text("Taken away from region1.")
+    tab.click("[data-tool=point]")
+    tab.click("[data-mode=add]")
+    click(tab, (398, 270))
+    expect(marks).to_contain_text("brush, point 398 270")
+    click(tab, DIAMOND, "Alt")
+    expect(marks).to_contain_text("brush, 2 points")
+    expect(marks).to_contain_text("face")
+    assert asked[-1]["stroke_labels"] == [1, 0, 0]
+    assert asked[-1]["point_labels"] == [1, 0]
+    for left in ("brush, point 398 270", "brush", "brush"):
+        tab.click("#undo")
+        expect(marks).to_contain_text(left)
+    ask(tab, "What is <region>?")
+
+
+def test_the_brush_corrects_what_was_clicked(tab: Page) -> None:
+    load(tab)
+    click(tab, FACE)
+    tab.click("[data-tool=brush]")
+    drag(tab, [380, 250, 410, 290])
+    expect(tab.locator("#marks li")).to_have_count(1)
+    expect(tab.locator("#marks li")).to_contain_text("4 points")  # three of them along the stroke
+
+
+def test_a_stroke_that_leaves_nothing_is_refused_and_can_be_undone(tab: Page) -> None:
+    load(tab)
+    tab.click("[data-tool=brush]")
+    drag(tab, [380, 250, 410, 250])
+    tab.click("[data-mode=away]")
+    drag(tab, [380, 250, 410, 250])
+    expect(tab.locator("#status")).to_contain_text("Nothing of region1 is left: undo the last stroke")
+    tab.click("#undo")
+    ask(tab, "What is <region>?")
+
+
+def test_what_tap_says_is_shown_at_the_first_click(tab: Page) -> None:
+    load(tab)
+    told = tab.locator(".told .look")
+    click(tab, WHEEL)
+    expect(told).to_contain_text(re.compile(r"region1\s*“?a medium purple wheel”?\s*wheel \d+ %"))
+    click(tab, FACE, "Shift")
+    expect(told).to_have_count(2)
+    tab.locator("#marks button").first.click()
+    expect(told).to_have_count(1)
+    expect(told).to_contain_text(re.compile("region1.*face"))  # the other one is the first now
+    ask(tab, "What is <region>?")
+    expect(told).to_have_count(0)
+    expect(tab.locator(".turn .look")).to_have_count(1)
+
+
+def test_the_last_question_can_be_edited(tab: Page) -> None:
+    load(tab)
+    click(tab, WHEEL)
+    first = ask(tab, "What is <region>?")
+    click(tab, FACE)
+    ask(tab, "Is region1 larger than <region>?", answers=2)
+    edit, marks, question = tab.locator(".edit"), tab.locator("#marks li"), tab.locator("#question")
+    expect(edit).to_have_count(1)
+    click(tab, DIAMOND)
+    edit.click()
+    expect(tab.locator(".answered p")).to_have_text([first])
+    expect(question).to_have_value("Is region1 larger than region2?")
+    expect(marks).to_have_count(2)  # what was marked since comes after what has come back
+    expect(marks.first).to_contain_text("region2: face, point 398 270")
+    marks.nth(1).get_by_role("button").click()
+    expect(tab.locator("#undo")).to_be_enabled()
+    answer = ask(tab, "Which is larger, region1 or region2?", answers=2)
+    tab.reload()
+    tab.wait_for_selector("body.ready")
+    expect(tab.locator(".answered p")).to_have_text([first, answer])
+    edit.click()
+    expect(question).to_have_value("Which is larger, region1 or region2?")
+    question.fill("")
+    edit.click()
+    expect(tab.locator(".turn")).to_have_count(0)
+    expect(edit).to_have_count(0)
+    expect(question).to_have_value("What is region1?")
+    expect(marks).to_have_count(2)
+    assert ask(tab, "What is region1, and what is region2?")
+
+
+def test_undo_is_of_marks_and_says_how_questions_are_taken_back(tab: Page) -> None:
+    load(tab)
+    status = tab.locator("#status")
+    tab.keyboard.press("Control+z")
+    expect(status).to_have_text("There is nothing to undo.")
+    click(tab, WHEEL)
+    ask(tab, "What is <region>?")
+    expect(tab.locator("#undo")).to_be_disabled()
+    tab.locator("#board").focus()
+    tab.keyboard.press("Control+z")
+    expect(status).to_contain_text("the pencil beside the last question takes that back")
+    tab.keyboard.press("Control+y")
+    expect(status).to_have_text("There is nothing to redo.")
+    expect(tab.locator(".answered")).to_have_count(1)
+
+
 def test_everything_is_found_and_what_is_wanted_is_kept(tab: Page) -> None:
     load(tab)
     click(tab, WHEEL)
@@ -375,10 +494,12 @@ def test_a_reload_keeps_talk_marks_and_question(tab: Page, served: PageServer) -
     answer = ask(tab, "What is <region>?")
     click(tab, FACE)
     tab.fill("#question", "Half a quest")
+    expect(tab.locator(".told")).to_have_count(1)
     talk = tab.locator("#talk").inner_text()
     tab.reload()
     tab.wait_for_selector("body.ready")
     expect(tab.locator(".answered p")).to_have_text(answer)
+    expect(tab.locator(".told")).to_have_count(1)
     assert tab.locator("#talk").inner_text() == talk
     expect(tab.locator("#marks li")).to_contain_text("region2: face, point 398 270")
     expect(tab.locator("#question")).to_have_value("Half a quest")
@@ -501,7 +622,7 @@ def test_a_phone_shows_picture_question_and_answer_on_one_screen(browser: Browse
     ask(tab, "What is <region>?")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     assert tab.evaluate("document.documentElement.scrollHeight") <= 844
-    for part in ("#board", "#question", "#ask", ".answered p", "#undo", "#fit"):
+    for part in ("#board", "#question", "#ask", ".asked", ".answered p", "#undo", "#fit"):
         expect(tab.locator(part)).to_be_in_viewport(ratio=1)
     context.close()
 

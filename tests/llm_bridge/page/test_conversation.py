@@ -102,6 +102,35 @@ def test_a_stopped_answer_is_not_remembered(talk: PageConversation) -> None:
     assert talk.state()["regions"] == []
 
 
+def test_the_last_question_is_taken_back_with_its_regions(talk: PageConversation) -> None:
+    list(talk.ask("what is <region> ?", [BOX]))
+    before = scene(talk).record()
+    point = {"points": [[30, 20]], "point_labels": [1]}
+    list(talk.ask("is region1 on <region>", [point]))
+    once = scene(talk).record()
+    back = json.loads(json.dumps(talk.take_back()))
+    assert (back["question"], back["marks"]) == ("is region1 on region2", [point])
+    assert [region["name"] for region in back["regions"]] == ["region1"]
+    assert len(back["messages"]) == 2
+    assert scene(talk).record() == before
+    list(talk.ask("is region1 on region2", back["marks"]))
+    assert scene(talk).record() == once  # asked again, it is as it was
+    talk.take_back()
+    assert json.loads(json.dumps(talk.take_back()["marks"])) == [BOX]
+    assert (talk.turns, talk.looks, talk.state()["regions"]) == (0, [], [])
+    with pytest.raises(ValueError, match="no question to take back"):
+        talk.take_back()
+    list(talk.ask("what is <region> ?", [BOX]))
+    assert scene(talk).record() == before
+
+
+def test_nothing_is_taken_back_while_an_answer_is_written(talk: PageConversation) -> None:
+    list(talk.ask("what is <region> ?", [BOX]))
+    with talk.asking, pytest.raises(ValueError, match="stop it first"):
+        talk.take_back()
+    assert talk.turns == 2
+
+
 def test_another_picture_starts_a_new_conversation(talk: PageConversation, other_picture: Image.Image) -> None:
     steps = talk.ask("what is <region> ?", [BOX])
     next(steps)
@@ -132,7 +161,9 @@ def test_a_conversation_is_downloaded_as_a_record_and_a_picture(talk: PageConver
     list(talk.ask("is <region> on <region> ?", marks))
     record = json.loads(json.dumps(scene(talk).record()))
     assert record["picture"] == {"width": 90, "height": 60}
-    assert [region["prompt"] for region in record["regions"]] == [{"box": [5, 5, 40, 30]}, {"mask": "painted"}]
+    given, painted = (region["prompt"] for region in record["regions"])
+    assert given == {"box": [5, 5, 40, 30]}
+    assert painted.keys() == {"box", "points", "point_labels"}  # a brush's strokes, as TAP is asked about them
     assert record["regions"][0]["box"] == [5, 5, 40, 30]
     assert sum(record["regions"][0]["mask"]["counts"]) == 60 * 90
     assert [message["role"] for message in record["messages"]] == ["user", "assistant"]

@@ -14,7 +14,6 @@ from PIL import Image
 
 from llm_bridge.page.input import PageLimits, read_picture, read_regions
 from llm_bridge.page.scene import data_address
-from tap_tokenizer import as_mask
 
 
 def decoded(address: str) -> bytes:
@@ -95,21 +94,58 @@ def test_marks_become_prompts() -> None:
         {"box": [40, 30, 5, 6]},
         {"points": [[3, 4], [50, 20]], "point_labels": [1, 0]},
         {"box": [1, 2, 30, 40], "points": [[9, 9]], "point_labels": [1]},
-        {"strokes": [[[10, 10], [20, 10]], [[50, 40]]], "brush": 6},
     ]
-    box, points, both, mask = read_regions(drawn, (60, 90), PageLimits())
+    box, points, both = read_regions(drawn, (60, 90), PageLimits())
     assert box.as_dict() == {"box": (5, 6, 40, 30)}
     for value in (10**400, "3", None, [3], float("inf")):
         with pytest.raises(ValueError, match=r"expected numbers|leaves the picture"):
             read_regions([{"box": [1, 2, value, 40]}], (60, 90), PageLimits())
     assert points.as_dict() == {"points": ((3, 4), (50, 20)), "point_labels": (1, 0)}
     assert both.as_dict() == {"box": (1, 2, 30, 40), "points": ((9, 9),), "point_labels": (1,)}
-    painted = as_mask(mask.mask, (60, 90))
-    assert painted.shape == (60, 90)
-    assert painted[10, 8:23].all()
-    assert painted[40, 50]
-    assert not painted[20:35].any()
-    assert 80 < painted.sum() < 180
+
+
+def brushed(**marks: Any) -> dict[int, list[tuple[float, float]]]:
+    """Points on (1) and off (0) a region that was painted from (10, 10) to (50, 10) and at (50, 40); -1: its box's corners."""
+    strokes = [[[10, 10], [50, 10]], [[50, 40]], *marks.pop("strokes", [])]
+    [prompt] = read_regions([{"strokes": strokes, "brush": 6, **marks}], (60, 90), PageLimits())
+    assert prompt.box is not None
+    assert prompt.points is not None
+    found: dict[int, list[tuple[float, float]]] = {1: [], 0: [], -1: [prompt.box[:2], prompt.box[2:]]}
+    for point, label in zip(prompt.points, prompt.point_labels or ()):
+        found[label].append(point)
+    return found
+
+
+def test_what_was_painted_becomes_its_box_and_points_on_it() -> None:
+    found = brushed()
+    assert np.abs(np.array(found[-1]) - [[7, 7], [54, 44]]).max() <= 1
+    assert all(8 <= y <= 12 or 38 <= y <= 42 for _, y in found[1])
+    assert found[0] == []
+
+
+def test_the_brush_takes_away() -> None:
+    """The last stroke over a place counts: what was erased leaves the box, and TAP is told that it lies off the region."""
+    found = brushed(strokes=[[[50, 40]]], stroke_labels=[1, 1, 0])
+    assert found[-1][1][1] <= 15
+    assert all(y <= 12 for _, y in found[1])
+    assert np.abs(np.array(found[0]) - [50, 40]).max() <= 3
+    beside = brushed(strokes=[[[80, 50]]], stroke_labels=[1, 1, 0])  # where nothing was painted
+    assert beside[-1] == brushed()[-1]
+    assert np.abs(np.array(beside[0]) - [80, 50]).max() <= 3
+    again = brushed(strokes=[[[50, 40]], [[50, 40]]], stroke_labels=[1, 1, 0, 1])
+    assert again == brushed()
+
+
+def test_clicks_correct_what_was_painted() -> None:
+    found = brushed(points=[[70, 50], [20, 30]], point_labels=[1, 0])
+    assert found[-1] == [brushed()[-1][0], (70, 50)]  # the box holds what was added
+    assert found[1][-1] == (70, 50)
+    assert found[0] == [(20, 30)]
+
+
+def test_a_region_of_which_nothing_is_left_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^Nothing of region1 is left: undo the last stroke"):
+        brushed(strokes=[[[10, 10], [50, 10]], [[50, 40]]], stroke_labels=[1, 1, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -147,6 +183,9 @@ def test_marks_become_prompts() -> None:
         [{"strokes": [[[1, 2]]], "brush": "3"}],
         [{"strokes": [[[1, 2]]], "brush": True}],
         [{"strokes": [[[1, 2]]], "brush": float("nan")}],
+        [{"strokes": [[[1, 2]]], "stroke_labels": [1, 0]}],
+        [{"strokes": [[[1, 2]]], "stroke_labels": 5}],
+        [{"strokes": [[[1, 2]]], "stroke_labels": [0]}],
         [{"box": [1, 2, 30, 40]}] * 25,
     ],
 )

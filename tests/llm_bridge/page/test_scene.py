@@ -52,14 +52,12 @@ def test_a_glance_shows_the_mask_that_the_conversation_will_have(
     assert scene.glance([]) == []
 
 
-def test_a_painted_region_of_a_large_picture_is_seen_at_the_size_that_is_shown(
-    make_bridge: Callable[..., Pair],
-) -> None:
-    scene = Scene(np.full((1500, 3000, 3), 90, np.uint8), RegionChat(*make_bridge()))
+def test_a_mask_that_would_vanish_on_the_shown_picture_keeps_a_pixel(make_bridge: Callable[..., Pair]) -> None:
     mask = np.zeros((1500, 3000), bool)
     mask[700, 1500] = True  # which no pixel of the shown picture need hit
-    [shown] = scene.glance([RegionPrompt(mask=mask)])
-    assert drawn(shown["mask"], (640, 1280)).shape == scene.shown_size
+    scene = Scene(np.full((1500, 3000, 3), 90, np.uint8), RegionChat(*make_bridge()))
+    scene.boxes, scene.masks = [[1500.0, 700.0, 1501.0, 701.0]], [np.packbits(mask)]
+    assert drawn(scene.known()[0]["mask"], scene.shown_size).sum() == 1
 
 
 def test_examples_are_the_scenes_that_they_name() -> None:
