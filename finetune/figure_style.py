@@ -12,10 +12,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from matplotlib import cycler, rc_context, rcParams
+from matplotlib import rc_context, rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from tap_tokenizer import region_colour
 
@@ -40,7 +41,7 @@ def region_ink(index: int) -> str:
 SHADES = LinearSegmentedColormap.from_list("shades", ["#ffffff", region_ink(1), "#1d2a5e"])
 """From none to all, for tables that are shown as colours."""
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "figure.figsize": (COLUMN, 3.2),
     "figure.dpi": 110,
     "figure.facecolor": "white",
@@ -63,7 +64,7 @@ STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid.axis": "y",
-    "axes.prop_cycle": cycler(color=[region_ink(i) for i in range(10)]),
+    "axes.prop_cycle": cycler("color", [region_ink(i) for i in range(10)]),
     "grid.color": PALE,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
