@@ -64,7 +64,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid.axis": "y",
-    "axes.prop_cycle": cycler(color=[region_ink(i) for i in range(10)]),
+    "axes.prop_cycle": cycler("color", [region_ink(i) for i in range(10)]),
     "grid.color": PALE,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
