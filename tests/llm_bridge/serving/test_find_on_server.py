@@ -11,7 +11,7 @@ from forced_answers import byte_tokenizer, says
 from http_answers import served
 from PIL import Image
 from transformers import PreTrainedModel
-from vllm_stand_in import Engine, Pair, Server, parts_of
+from vllm_stand_in import RECORDED, Engine, Pair, Server, parts_of, with_length
 
 from llm_bridge import FoundRegions, RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat
 from llm_bridge.prompt_checks import ContextFullError
@@ -128,6 +128,17 @@ def test_a_prompt_is_asked_about_once_for_each_beginning_of_names(
     assert all(body["logprobs"] and body["max_tokens"] == 1 for body in scored)
     before = [part.get("data") for part in parts_of(answered)]
     assert all([part.get("data") for part in parts_of(body)] == before for body in scored)  # cached by the server
+
+
+def test_probabilities_that_vllm_tells_are_read(pair: Pair, server: Server) -> None:
+    """Those of `region` and `none`, which it was asked for, and not of the `a` that it said."""
+    server.answer = lambda body: with_length((200, RECORDED["scores"]), body, pair)
+    there = RegionChat.from_server(server.address, bridge=pair)
+    prompt = there.speaker.read([{"role": "user", "content": "Which?"}], thinking=False)
+    told = there.speaker.log_probabilities(prompt, {(): [17205, 19444]})
+    listed = RECORDED["scores"]["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    assert told == {(): {17205: listed[1]["logprob"], 19444: listed[2]["logprob"]}}
+    assert server.requests[0]["logprob_token_ids"] == [17205, 19444]
 
 
 def test_a_server_that_tells_no_probabilities_is_refused(
