@@ -38,6 +38,7 @@ from PIL import Image
 
 from finetune.glyphs.scenes import draw_scene, make_scene
 from llm_bridge import RegionChat
+from tap_tokenizer import counted
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = ("What is <region>, and where is it?", "What colour is region1?")
@@ -300,7 +301,8 @@ def report(tallies: list[Tally], took: float, users: int) -> int:
     asked = sum(tally.asked for tally in tallies)
     wrong = [words for tally in tallies for words in tally.wrong]
     print(
-        f"\n{users} users for {took:.0f} s: {asked} questions, {asked / took:.1f} a second, {len(wrong)} lost or wrong\n"
+        f"\n{counted(users, 'user')} for {took:.0f} s: {counted(asked, 'question')}, {asked / took:.1f} a second, "
+        f"{len(wrong)} lost or wrong\n"
     )
     print("| | times | median s | 95 % s | longest s |\n|---|---|---|---|---|")
     for step in STEPS:

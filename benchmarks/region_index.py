@@ -24,7 +24,7 @@ from typing import TypeVar
 import torch
 from torch.nn import functional as F
 
-from tap_tokenizer import RegionIndex, RegionTokens
+from tap_tokenizer import RegionIndex, RegionTokens, counted
 
 BLOCK = 16384
 """Rows that are converted to float32 at a time, of several sizes the fastest."""
@@ -74,7 +74,8 @@ def main() -> None:
                 others, taken = _timed(partial(in_faiss.search, example))
                 times["index.search with faiss"].append(taken)
                 assert others == hits, "faiss finds others"
-    print(f"{arguments.regions:,} regions of width {arguments.width}, {size / 1e9:.2f} GB, {arguments.threads} threads")
+    sizes = f"{counted(arguments.regions, 'region')} of width {arguments.width}, {size / 1e9:.2f} GB"
+    print(f"{sizes}, {counted(arguments.threads, 'thread')}")
     print("| | median | fastest | CPU time, median |\n|---|---|---|---|")
     for name, values in times.items():
         wall, cpu = (sorted(column) for column in zip(*values))

@@ -112,9 +112,6 @@ def _ask(arguments: argparse.Namespace) -> int:
         raise ValueError("Got no region to ask about: give --box X1 Y1 X2 Y2, --point X Y or --mask PICTURE.")
     user_content(arguments.question, prompts)
     picture = load_rgb(arguments.image)  # all is refused before a model is loaded
-    _tell_unmentioned(
-        arguments.question, "about " + ("that region" if len(prompts) == 1 else "all of the regions together")
-    )
     chat = load_chat(arguments)
     answer = chat.ask(arguments.question, image=picture, max_new_tokens=arguments.max_new_tokens, prompts=prompts)
     if arguments.save is not None:
@@ -125,6 +122,8 @@ def _ask(arguments: argparse.Namespace) -> int:
         print(json.dumps({**record, **_said(chat, answer)}, ensure_ascii=False))
     else:
         print(answer)
+    what = "about that region" if len(prompts) == 1 else "about all of the regions together"
+    _tell_unmentioned(arguments.question, what)
     tell_limitation(chat.limitation)
     return 0
 
@@ -153,8 +152,8 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"{picture.image} has {counted(len(picture.regions), 'region')} in the table: {error}"
             ) from None
-    _tell_unmentioned(arguments.question, "in each picture about all of its regions together, instead of about each")
     chat = load_chat(arguments)
+    _tell_unmentioned(arguments.question, "in each picture about all of its regions together, instead of about each")
 
     def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
         """With one <region> in the question, each region is asked about by itself; else all are, at once."""

@@ -23,7 +23,7 @@ def as_markdown(metrics: dict[str, Any], task: Task) -> str:
     """Title, protocol, table, groups of questions, and what was wrong."""
     n = metrics["n"]
     published = [] if metrics["own_records"] else task.published
-    wholes = [f"{n[key]} {noun}" for key, noun in (("whole", "items"), ("whole_pictures", "pictures")) if n.get(key)]
+    wholes = [counted(n[key], noun) for key, noun in (("whole", "item"), ("whole_pictures", "picture")) if n.get(key)]
     size = f"{counted(n['items'], 'item')} in {counted(n['pictures'], 'picture')}"
     if metrics["subset"]:
         of = f", of {' in '.join(wholes)}" if wholes else ""

@@ -75,6 +75,7 @@ export class Talk {
       /** Nothing more comes; isKept: the conversation goes on from here, and this question can be edited. */
       end: (isKept) => {
         answered.classList.remove("writing");
+        if (isKept && !words.textContent.trim()) words.append(made("i", "", "No words: the model ended its answer at once. Ask about a region."));
         this.log.removeAttribute("aria-busy");
         if (isKept) this.#offerEdit(turn);
       },

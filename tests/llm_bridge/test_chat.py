@@ -22,6 +22,7 @@ from llm_bridge import (
     RegionChat,
     describe_regions,
 )
+from llm_bridge.generation import LocalSpeaker
 from tap_tokenizer import TapRegionTokenizer
 
 Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
@@ -100,6 +101,17 @@ def test_streaming_gives_the_same_words(chat: RegionChat, picture: Image.Image) 
     assert chat.history == []  # nothing is remembered before the answer has come
     assert "".join(pieces).strip() == whole
     assert chat.history[1] == ("assistant", whole)
+
+
+def test_an_answer_without_words_is_explained(
+    chat: RegionChat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(LocalSpeaker, "say", lambda *_, **__: "a word")
+    chat.ask("hello", **SHORT)
+    assert "before the first word" not in caplog.text
+    monkeypatch.setattr(LocalSpeaker, "say", lambda *_, **__: "")
+    assert chat.ask("hello", **SHORT) == ""
+    assert 'questions about regions, such as "What is <region>?"' in caplog.text
 
 
 def test_a_closed_stream_stops_the_generation(
