@@ -63,6 +63,10 @@ class PromptMemory:
         self._kept: list[_Read] = []
         self._lock = Lock()
 
+    def __reduce__(self) -> tuple[type[PromptMemory], tuple[int]]:
+        """A copy, in this process or another one, begins without anything in it."""
+        return type(self), (self.most_bytes,)
+
     def __len__(self) -> int:
         """How many prompts are kept."""
         return len(self._kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -151,6 +152,8 @@ def test_the_memory_stays_within_its_bounds(chat: RegionChat, picture: Image.Ima
         other.ask("what is <region> ?", image=picture, boxes=[[box, 0, 60, 50]], **SIX)
         assert 0 < chat.memory.bytes <= 3 * one
     assert len(chat.memory) == 3
+    copied = copy.deepcopy(chat.memory)
+    assert (copied.most_bytes, len(copied)) == (3 * one, 0)
     chat.memory.most_bytes = one // 2
     chat.another().ask("what ?", image=picture, boxes=BOXES[:1], **SIX)
     assert len(chat.memory) == 0
