@@ -46,7 +46,7 @@ def repeats(text: str) -> bool:
 
 
 def echoes(answer: str, question: str) -> bool:
-    """Whether an answer says nothing that the question has not said; of a question with "or", an answer may say a part."""
+    """Whether an answer says nothing that the question has not said; if it has "or", the answer may repeat a part of it."""
     if re.search(r"\bor\b", question):
         return False
     return _stems(answer) <= _stems(question)
@@ -55,7 +55,7 @@ def echoes(answer: str, question: str) -> bool:
 def mixes_up(answer: str, things: Mapping[int, str]) -> bool:
     """Whether an answer calls a region what another one is: "region1 is a hat", where region1 is a cat and region2 the hat.
 
-    things: by region, without articles.
+    things: what each region is, by number, without articles.
     """
     for number, words in _CALLED.findall(answer.lower()):
         said = {n for n, thing in things.items() if re.search(rf"\b{re.escape(thing.lower())}\b", words)}
@@ -85,6 +85,6 @@ def whole_sentences(answer: str, is_cut: bool) -> str:
     if not is_cut:
         return answer
     if answer.startswith(("{", "[", "`")):
-        return ""  # half of a JSON is none
+        return ""  # half a JSON text is useless
     found = re.match(r"(?s).*[.!?}\]]", answer)
     return found[0] if found else ""

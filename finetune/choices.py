@@ -1,7 +1,7 @@
-"""How likely a language model holds an answer, and which of several things it holds for the likeliest.
+"""How likely an answer is to a language model, and which of several things is likeliest to it.
 
-Asked to choose from a list, a small language model names one by its place in the list. How likely it holds each thing to be
-the answer when no list is given tells them apart far better, once less is said of things that are likely whatever is asked.
+Asked to choose from a list, a small language model picks a thing by its place in the list. How likely each thing is as the
+answer when no list is given tells them apart far better, once how likely it is whatever is asked has been subtracted.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .examples import as_text
 
 CLEAR, FITTING = 1.5, 3.0
-"""Nats by which the likeliest thing must be ahead of the next one for a choice to be sure, and by how many the question must
-make it likelier."""
+"""For a choice to be sure, the nats by which the likeliest thing must be ahead of the next one, and the nats by which the
+question must make it likelier."""
 
 _ANY = "Which one?"
 """The question that asks for no thing in particular."""
 
 
 class Likelihoods:
-    """How likely a language model holds what is said after a text; what was asked once is not asked again."""
+    """How likely it is to a language model that something is said after a text; what was computed once is remembered."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 8) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self._known: dict[tuple[str, str], float] = {}
 
     def choose(self, question: str, things: Sequence[str]) -> int:
-        """The place of the likeliest thing."""
+        """The index of the likeliest thing."""
         scores = self.scores(question, things)
         return scores.index(max(scores))
 
     def surest(self, questions: Sequence[str], things: Sequence[str]) -> tuple[str, int] | None:
-        """The question of which it is surest which thing it means, and the place of that thing; None if it is sure of none."""
+        """The question whose answer is surest, and the index of the thing that it means; None if no answer is sure."""
         found, ahead = None, CLEAR
         for question in questions:
             scores = self.scores(question, things)
@@ -53,7 +53,7 @@ class Likelihoods:
         return [asked - ever for asked, ever in zip(known[: len(things)], known[len(things) :])]
 
     def log_probabilities(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """Of each text and what is said after it: the log-probability of the latter, in nats."""
+        """For each text and what is said after it: the log-probability of the latter, in nats."""
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
         for start in range(0, len(new), self.batch_size):
             part = new[start : start + self.batch_size]

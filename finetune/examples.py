@@ -1,7 +1,7 @@
-"""Texts that a language model goes on with: questions about things, after examples of how others were answered or asked.
+"""Texts for a language model to continue: questions about things, after examples of questions and answers about other things.
 
-Asked in its chat form, a small language model talks around what it knows of a thing. After a few questions and short answers
-about other things, it says it. This needs no chat template, and so any causal language model can read it.
+Asked in its chat format, a small language model talks around what it knows about a thing. After a few questions and short
+answers about other things, it says what it knows. This needs no chat template, so it works with any causal language model.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ _ANSWER = "Answer:"
 
 
 def as_text(question: str) -> str:
-    """A question as a text that goes on with its answer, up to the end of the line."""
+    """A question as a text to be continued with its answer, up to the end of the line."""
     return f"Question: {question}\n{_ANSWER}"
 
 
 def is_text(told: str) -> bool:
-    """Whether what a teacher was told is a text to go on with, and no turn of a chat."""
+    """Whether what a teacher was told is a text to continue, and not a turn of a chat."""
     return told.endswith(_ANSWER)
 
 
 def read_texts(record: Record) -> bool:
-    """Whether a teacher read texts to go on with and no chat. Its answers are other tokens there, and learned as they stand."""
+    """Whether a teacher read texts to continue, and no chat. Its answers are then other tokens, and are learned as they are."""
     return any(is_text(turn.told or "") for turn in record.conversations)
 
 
@@ -66,14 +66,14 @@ def after_examples(text: str) -> str:
 
 
 def names_an_example(answer: str) -> bool:
-    """Whether an answer names one of the things that the examples are about, as it does for want of a better one."""
+    """Whether an answer names one of the things that the examples are about, as a model does when it knows nothing better."""
     return any(re.search(rf"\b{thing}s?\b", answer.lower()) for thing in _THINGS)
 
 
 def lines_after(
     model: PreTrainedModel, processor: Any, texts: Sequence[str], batch_size: int, **options: Any
 ) -> list[str]:
-    """How a language model goes on with each text, up to the end of the line, stripped; greedy unless `options` say otherwise.
+    """How a language model continues each text, up to the end of the line, stripped; greedy unless `options` say otherwise.
 
     processor: with the text tokenizer. options: for `generate`, with `max_new_tokens`.
     """
@@ -86,19 +86,19 @@ def lines_after(
 
 
 def ask_about(thing: str) -> str:
-    """A text that goes on with a question about a thing ("a cat"), up to the end of the line."""
+    """A text to be continued with a question about a thing ("a cat"), up to the end of the line."""
     return f"{_asked(_ASKED)}Thing: {thing}\nQuestion:"
 
 
 def ask_which(thing: str) -> str:
-    """A text that goes on with a question whose answer is the thing, after its first words, `WHICH`."""
+    """A text to be continued with a question whose answer is the thing; the question's first words, `WHICH`, are given."""
     return f"{_asked(_ASKED_WHICH)}Thing: {thing}\nQuestion: {WHICH}"
 
 
 def question_about(said: str, names: Sequence[str]) -> str | None:
-    """The question with which a text begins, with `<region1>` for what the names, which have no articles, stand for.
+    """The question with which a text begins, with `<region1>` in place of the names, which are given without articles.
 
-    None if it begins with none, or with one that gives away what the region is.
+    None if the text does not begin with a question, or if the question gives away what the region is.
     """
     found = re.match(r"[^.!?]+\?", said.strip("\"'“”*- "))
     if found is None:

@@ -1,7 +1,7 @@
-"""`PromptMemory`: what a language model has read of the latest prompts, so that one that begins like them is not read again.
+"""`PromptMemory`: what a language model has read of the latest prompts, so that a new one that begins alike is not read again.
 
-A question about the same picture and regions begins as the one before did, and a follow-up goes on where the answer ended.
-Only what is new is read then, unless the model's cache cannot be cut to what both have in common.
+A question about the same picture and regions begins as the one before did, and a follow-up continues where the answer ended.
+Only what is new is then read, unless the model's cache cannot be cut to what both have in common.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PromptMemory:
 
     most_bytes: how much memory they may take; the least recently used are forgotten first. With 0, nothing is kept.
 
-    Of each owner, such as a conversation, only the latest prompt is kept. What a model has read is dropped once its weights
+    For each owner, such as a conversation, only the latest prompt is kept. What a model has read is dropped once its weights
     have changed.
     """
 
@@ -64,7 +64,7 @@ class PromptMemory:
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[type[PromptMemory], tuple[int]]:
-        """A copy, in this process or another one, begins without anything in it."""
+        """A copy, in this process or another one, begins empty."""
         return type(self), (self.most_bytes,)
 
     def __len__(self) -> int:
@@ -83,9 +83,9 @@ class PromptMemory:
             self._kept = [read for read in self._kept if read.owner is not owner]
 
     def generate(self, model: PreTrainedModel, owner: object, **arguments: Any) -> Any:
-        """What `model.generate` returns for the same arguments; of the prompt, only what is new is read.
+        """What `model.generate` returns for the same arguments, but only the new part of the prompt is read.
 
-        All is read as ever for beams, for several prompts, and by a model that cannot go on from what it has read.
+        Everything is read as usual for beams, for several prompts, and by a model that cannot go on from what it has read.
         """
         if not (self.most_bytes and _is_word_by_word(model, arguments) and _can_go_on(model)):
             return model.generate(**arguments)
@@ -108,10 +108,10 @@ class PromptMemory:
     def _take(
         self, model: PreTrainedModel, owner: object, inputs: Mapping[str, Any], length: int | None = None
     ) -> _Read:
-        """The kept prompt that has most in common with this one, or with its first `length` ids, cut to what that is.
+        """The kept prompt that has most in common with this one, or with its first `length` ids, cut to the common part.
 
-        Something of the prompt is always left to be read. Out of the memory goes what was kept for the same owner, and a
-        prompt of which this one is the continuation.
+        Without `length`, at least one id of the prompt is left to be read. What was kept for the same owner leaves the memory,
+        and so does a prompt that this one continues.
         """
         ids, rows = inputs["input_ids"][0], _rows_of(inputs)
         most = len(ids) - 1 if length is None else length
@@ -142,7 +142,7 @@ class PromptMemory:
         asked = min(inputs["input_ids"].shape[1], length)
         ids = sequence[:length].clone()
         answer = ids[asked:]
-        answer[answer == getattr(model.config, "region_token_id", _NO_WORD)] = _NO_WORD  # a word, where it stands
+        answer[answer == getattr(model.config, "region_token_id", _NO_WORD)] = _NO_WORD  # shows no region here
         read.ids, read.rows, read.asked = ids, _rows_of(inputs), asked
         with self._lock:
             self._kept.append(read)
@@ -160,7 +160,7 @@ def read_beginning(model: PreTrainedModel, inputs: Mapping[str, Any], length: in
 
 @torch.no_grad()
 def read_on(model: PreTrainedModel, inputs: Mapping[str, Any], cache: Cache, start: int, length: int) -> None:
-    """Read a prompt's ids from `start`, before which all is in the cache, up to `length`, into the cache."""
+    """Read a prompt's ids from `start` up to `length` into the cache, which already holds those before `start`."""
     if start == length:
         return
     ids = inputs["input_ids"]
@@ -183,7 +183,7 @@ def common_length(rows: Sequence[Tensor]) -> int:
 
 
 def seen_alike(ids: Tensor, features: Sequence[Tensor | None], region_token_id: int) -> int:
-    """How many of the `ids` that prompts begin with show the same, too: context stands around what is asked."""
+    """How many of the `ids` with which all prompts begin also show the same: context depends on the regions asked about."""
     own = [row for row in features if row is not None]
     for number, place in enumerate((ids == region_token_id).nonzero()[:, 0].tolist()):
         if any(not torch.equal(row[number], own[0][number]) for row in own):
@@ -196,7 +196,7 @@ def _new_cache(model: PreTrainedModel) -> DynamicCache:
 
 
 def _copied(cache: Cache) -> Cache:
-    """A cache that grows by itself; the tensors are shared, because layers put new ones in the place of theirs."""
+    """A cache that grows on its own; the tensors are shared, because layers replace theirs instead of changing them."""
     copied = copy.copy(cache)
     copied.layers = [copy.copy(layer) for layer in cache.layers]
     return copied

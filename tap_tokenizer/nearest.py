@@ -1,7 +1,7 @@
-"""Which of many unit vectors have the largest cosines with a query: ranks and scores of exact arithmetic, without its cost.
+"""Which of many unit vectors have the largest cosines with a query: the ranks and scores of exact arithmetic, at less cost.
 
-All vectors are compared with little precision, which reads memory once: by torch, or by faiss. Those that rounding may have
-kept from their place are then compared in float64.
+All vectors are compared at low precision, which reads memory once: by torch, or by faiss. Those whose rank rounding may have
+changed are then compared in float64.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SPARE = 16
 def best_rows(
     parts: Sequence[tuple[Tensor, Tensor]], allowed: Tensor, top_k: int, in_faiss: Any = None
 ) -> tuple[list[int], list[float]]:
-    """Rows and scores of the best, for unit vectors (N, width) in float16 and a query (width,) in float32 of each part.
+    """Rows and scores of the best; each part has unit vectors (N, width) in float16 and a query (width,) in float32.
 
     allowed: which rows (N,) may be among them, at least one. in_faiss: what `index_in_faiss` made of the vectors, which is used
-    if there is one part and every row is allowed. A score is the cosine; of several parts, by how many standard
-    deviations the row's cosines lie above the means of all rows, on average.
+    if there is one part and every row is allowed. With one part, a score is the cosine. With several, it says by how many
+    standard deviations the row's cosines lie above the means of all rows, on average.
     """
     top_k = min(top_k, int(allowed.sum()))
     means, scales = [0.0], [1.0]
@@ -54,7 +54,7 @@ def _near(
     """Rows that may be among the best, in half precision; and the mean and the scale of each part's cosines."""
     rough = [torch.mv(vectors, query.half()).float() for vectors, query in parts]
     means, scales = [0.0], [1.0]
-    if len(parts) > 1:  # cosines with words are close together and far from 1, those with an example are not
+    if len(parts) > 1:  # cosines with words lie close together and far from 1; those with an example do not
         means = [float(scores.mean()) for scores in rough]
         scales = [max(float(scores.std(correction=0)), 1e-6) * len(parts) for scores in rough]
     total = sum(((scores - mean) / scale for scores, mean, scale in zip(rough, means, scales)), torch.zeros(()))
@@ -70,7 +70,7 @@ def _near(
 def index_in_faiss(vectors: Tensor) -> Any:
     """An index of faiss that holds a copy of vectors (N, width) in float16, for exact inner products; None without faiss.
 
-    It has a part for each of torch's threads, because faiss looks for one query in one thread.
+    It has a part for each of torch's threads, because faiss searches for one query in one thread.
     """
     try:
         import faiss
@@ -93,6 +93,6 @@ def _near_in_faiss(index: Any, query: Tensor, top_k: int) -> Tensor:
     while True:
         (scores,), (rows,) = index.search(query.float().numpy()[None], min(wanted, index.ntotal))
         least = scores[top_k - 1] - margin
-        if wanted >= index.ntotal or scores[-1] < least:  # none is left that may be among them
+        if wanted >= index.ntotal or scores[-1] < least:  # none of the others can be among them
             return torch.from_numpy(np.sort(rows[scores >= least]))
         wanted *= 4

@@ -13,7 +13,7 @@ export function asking(page) {
     const fitting = state.busy ? [] : suggestions(state.known.length, marks.list.length).filter((question) => !said.has(question));
     const buttons = fitting.map((question) => { const button = made("button", "", question); button.onclick = () => ask(question); return button; });
     if (marks.list.length > 2 && !state.busy) {
-      const button = made("button", "", `What is each of the ${marks.list.length}?`);
+      const button = made("button", "", `What is each of the ${marks.list.length} regions?`);
       button.onclick = askEach;
       buttons.unshift(button);
     }
@@ -31,7 +31,7 @@ export function asking(page) {
     page.tell();
   }
 
-  /** Ask about marks, all by default. True once there is an answer; what was not answered stays to be asked again. */
+  /** Ask about marks, all by default. True once there is an answer; a question without one can be asked again. */
   async function ask(question, asked = marks.list) {
     if (state.busy) return false;
     const load = state.loads, turn = talk.begin(question), field = find("question");
@@ -55,7 +55,7 @@ export function asking(page) {
             page.noteRegions(step.regions, looks);
             marks.clear(marks.list.filter((mark) => !asked.some((one) => one.key === mark.key)));
           }
-          page.say("Ask more, or mark others.");
+          page.say("Ask more, or mark other regions.");
         }
       }
     } catch (error) {
@@ -98,7 +98,7 @@ export function asking(page) {
   field.maxLength = settings.characters;
   field.oninput = () => page.remember();
   field.onkeydown = (event) => {
-    if (event.key !== "Enter" || event.isComposing || event.shiftKey) return;  // composing: it takes a word over
+    if (event.key !== "Enter" || event.isComposing || event.shiftKey) return;  // composing: it accepts a word of an input method
     event.preventDefault();
     if (!event.repeat) find("composer").requestSubmit();
   };

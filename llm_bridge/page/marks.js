@@ -1,4 +1,4 @@
-// The regions that were marked and not asked about yet, with what was undone and can be done again.
+// The regions that were marked but not asked about yet, with what can be undone and redone.
 // A mark is what the server reads, {box, points, point_labels, strokes, stroke_labels, brush}, and what TAP answered: `seen`, the
 // region, and `look`, its words.
 
@@ -32,7 +32,7 @@ export class Marks {
   replace(index, mark) { this.#become(this.list.map((old, i) => (i === index ? mark : old))); }
   remove(index) { this.#become(this.list.filter((_, i) => i !== index)); }
 
-  /** Note what TAP answered to a mark, {seen} or {look}, wherever it is; that is no change of one's own. */
+  /** Note what TAP answered to a mark, {seen} or {look}, wherever it is; this is not a change that can be undone. */
   note(mark, answer) {
     const noted = (list) => list.map((old) => (old.key === mark.key ? { ...old, ...answer } : old));
     this.past = this.past.map(noted);
@@ -59,7 +59,7 @@ export function refined(mark, part) {
   return markOf({ ...unasked, points: [...(mark.points || []), ...points], point_labels: [...(mark.point_labels || []), ...labels] });
 }
 
-/** A stroke as up to three points on it: what a brush says of a mark that was not painted. */
+/** A stroke as up to three points on it: how a brush refines a mark that was not painted. */
 function pointsOn(stroke) {
   const places = new Set([1 / 6, 1 / 2, 5 / 6].map((part) => Math.floor(part * stroke.length)));
   return [...places].map((place) => stroke[place]);

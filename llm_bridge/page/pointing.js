@@ -58,7 +58,7 @@ export function pointing(page) {
   }
 
   let isTelling = false;
-  /** Show what TAP says of the marks, and ask for the words that are missing, of a few marks at a time. */
+  /** Show what TAP says about the marks, and ask for the words that are missing, for a few marks at a time. */
   async function tell() {
     const told = state.busy ? [] : marks.list.map((mark, i) => mark.look && { ...mark.look, name: `region${state.known.length + i + 1}` });
     page.talk.tell(told.filter(Boolean));
@@ -73,7 +73,7 @@ export function pointing(page) {
         untold.forEach((mark, i) => marks.note(mark, { look: looks[i] }));
       }
     } catch (error) {
-      if (error.status !== 503) page.complain(error);  // they are told with the answer
+      if (error.status !== 503) page.complain(error);  // the words then come with the answer
     } finally { isTelling = false; }
   }
 

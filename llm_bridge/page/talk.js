@@ -49,7 +49,7 @@ export class Talk {
     this.#down();
   }
 
-  /** A new turn, of which {asked, looks, answer, end, remove} show the parts as they come. */
+  /** A new turn; {asked, looks, answer, end, remove} show its parts as they come. */
   begin(question) {
     this.log.querySelector(".hint")?.remove();
     this.tell([]);
@@ -75,7 +75,7 @@ export class Talk {
       /** Nothing more comes; isKept: the conversation goes on from here, and this question can be edited. */
       end: (isKept) => {
         answered.classList.remove("writing");
-        if (isKept && !words.textContent.trim()) words.append(made("i", "", "No words: the model ended its answer at once. Ask about a region."));
+        if (isKept && !words.textContent.trim()) words.append(made("i", "", "The model ended its answer without a word. Ask about a region."));
         this.log.removeAttribute("aria-busy");
         if (isKept) this.#offerEdit(turn);
       },
@@ -87,7 +87,7 @@ export class Talk {
   #offerEdit(turn) {
     const edit = this.log.querySelector(".edit") || made("button", "edit");
     edit.type = "button";
-    edit.title = "Edit this question: takes it and its answer back";
+    edit.title = "Edit this question: takes back the question and its answer";
     edit.setAttribute("aria-label", "Edit the last question");
     edit.innerHTML = '<svg><use href="#i-edit"/></svg>';
     edit.onclick = () => this.page.edit();

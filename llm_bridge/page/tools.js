@@ -35,7 +35,7 @@ export function tools(page) {
     else page.say({
       point: page.isTouched ? "Tap something to mark it." : "Point at something: TAP's mask follows. A click keeps it.",
       box: "Drag a box around something.",
-      brush: page.isTouched ? "Paint over something; after −, the brush takes away." : "Paint over something; with Alt, the brush takes away.",
+      brush: page.isTouched ? "Paint over something; tap − first to erase." : "Paint over something; hold Alt to erase.",
     }[tool]);
   }
 
@@ -110,7 +110,7 @@ export function tools(page) {
     if (numbers.length === 4 && (numbers[2] <= numbers[0] || numbers[3] <= numbers[1]))
       return page.say("A box is x1 y1 x2 y2 with x1 < x2 and y1 < y2: corners, not width and height.", true);
     if (numbers.length === 4 && numbers.every((x) => x <= 1) && numbers.some((x) => x % 1))
-      return page.say("Those look like fractions: give pixels of the picture.", true);
+      return page.say("Those look like fractions: give pixels of the picture instead.", true);
     find("typed").value = "";
     find("typing").hidePopover();
     page.keep(numbers.length === 4 ? { box: numbers } : { points: [numbers], point_labels: [1] }, "new");

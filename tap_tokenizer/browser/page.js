@@ -47,7 +47,7 @@ function made(tag, name, words = "") {
   return element;
 }
 
-/** Concepts with their scores, as a list; of a model without concepts, the score of the mask. */
+/** Concepts with their scores, as a list, and the score of the mask; without concepts, the latter alone. */
 function conceptList({ concepts, score }) {
   const list = made("ol", "concepts");
   for (const [name, share] of concepts) {
@@ -63,7 +63,7 @@ function conceptList({ concepts, score }) {
 function showPointed() {
   const { preview } = state;
   find("pointed").replaceChildren(preview ? conceptList(preview.seen) : made("p", "hint", state.settings?.model.concepts === null
-    ? "This model came without concepts: it shows masks, and names nothing."
+    ? "This model has no concepts: it shows masks, but no names."
     : "Point at something to see what it is."));
   board.draw();
 }
@@ -126,7 +126,7 @@ async function glance(part, mode) {
   } catch (error) { complain(error); } finally { looking = false; }
 }
 
-/** Show other regions than before; what was pointed at may belong to them no longer. */
+/** Show other regions than before; what was pointed at may no longer belong to them. */
 function become(regions, current) {
   wanted = null;
   Object.assign(state, { regions, current, preview: null });
@@ -141,7 +141,7 @@ function change(regions, current) {
 
 /** Keep what a part makes: a new region, or the current one with more to it. */
 async function keep(part, mode) {
-  if (!isReady()) return say("TAP is still looking at the picture: a moment.");
+  if (!isReady()) return say("TAP is still looking at the picture: wait a moment.");
   const marked = markFrom(part, mode);
   if (!marked) return say("Mark the region first, then what does not belong to it.", true);
   const { mark, at } = marked, { picture, preview } = state;
@@ -198,7 +198,7 @@ async function openExample(path) {
     const response = await fetch(path);
     if (!response.ok) throw new Error(`${path} is missing from this page's folder: copy the folder whole.`);
     await open(await response.blob());
-  } catch (error) { complain(error instanceof TypeError ? new Error(`${path} cannot be loaded: is the page's server still there?`) : error); }
+  } catch (error) { complain(error instanceof TypeError ? new Error(`${path} cannot be loaded: is the page's server still running?`) : error); }
 }
 
 for (const input of document.querySelectorAll("input[type=file]")) input.onchange = () => { open(input.files[0]); input.value = ""; };
@@ -252,7 +252,7 @@ async function start() {
   if (typeof WebAssembly !== "object") throw new Error("This browser runs no WebAssembly, which TAP needs here: allow it, or use a recent Chrome, Edge, Firefox or Safari.");
   if (typeof Worker !== "function" || typeof OffscreenCanvas !== "function")
     throw new Error("This browser is too old for the page: use a recent Chrome, Edge, Firefox or Safari.");
-  const response = await fetch("tap.json").catch(() => { throw new Error("tap.json cannot be loaded: is the page's server still there?"); });
+  const response = await fetch("tap.json").catch(() => { throw new Error("tap.json cannot be loaded: is the page's server still running?"); });
   if (!response.ok) throw new Error("tap.json is missing: write the page's folder with tap-tokenizer export --browser.");
   const settings = state.settings = await response.json();
   find("model").textContent = `${settings.name}, ${settings.precision}`;

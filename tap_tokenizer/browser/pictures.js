@@ -21,7 +21,7 @@ export function scaledSize(width, height, side) {
   return [width, height].map((length) => Math.max(1, Math.floor(length * scale + 0.5)));
 }
 
-/** Pixel values (3, S, S): scaled until the long side fills the frame, normalised; zeros, which the graph knows, fill up. */
+/** Pixel values (3, S, S): scaled until the long side fills the frame, normalised; the rest is zeros, which the graph expects. */
 export function frameOf({ pixels, width, height }, { image_size: side, mean, std }) {
   const [wide, high] = scaledSize(width, height, side), scaled = resized(pixels, width, height, wide, high);
   const frame = new Float32Array(3 * side * side);

@@ -66,7 +66,7 @@ function rowOf({ data, dims }, expert) {
   return data.slice(expert * size, (expert + 1) * size);
 }
 
-/** Import the runtime. From elsewhere it is imported only as the very bytes that were tested. */
+/** Import the runtime. From another server, only the very bytes that were tested are imported. */
 async function moduleOf(file) {
   if (!file.integrity) return import(new URL(file.path, import.meta.url).href).catch(() => { throw new Error(absent(file)); });
   const bytes = await bytesOf(file, () => {}), address = URL.createObjectURL(new Blob([bytes], { type: "text/javascript" }));
@@ -96,7 +96,7 @@ async function bytesOf(file, tell) {
 
 function absent({ path, integrity }) {
   return integrity
-    ? `${path} did not arrive as it was tested: check the connection, or write the page with --runtime, which puts the runtime beside it.`
+    ? `${path} did not arrive in the tested version: check the connection, or write the page with --runtime, which puts the runtime in its folder.`
     : `${path} cannot be loaded: copy the page's folder whole.`;
 }
 
@@ -107,7 +107,7 @@ self.onmessage = ({ data: { id, work, given } }) => {
       const answer = await WORK[work](given);
       self.postMessage({ id, answer }, [answer?.bitmap, answer?.logits?.buffer].filter(Boolean));
     } catch (error) {
-      self.postMessage({ id, wrong: error instanceof RangeError ? "The browser has no memory left for this: use a smaller picture or model." : error.message || String(error) });
+      self.postMessage({ id, wrong: error instanceof RangeError ? "The browser has too little memory for this: use a smaller picture or model." : error.message || String(error) });
     }
   });
 };

@@ -397,7 +397,7 @@ def test_everything_is_found_and_what_is_wanted_is_kept(tab: Page) -> None:
     tab.click("#keep-all")
     expect(marks).to_have_count(1 + found)
     expect(tab.locator("[data-tool=point]")).to_have_attribute("aria-checked", "true")
-    tab.get_by_role("button", name=f"What is each of the {1 + found}?").click()
+    tab.get_by_role("button", name=f"What is each of the {1 + found} regions?").click()
     expect(tab.locator(".answered:not(.writing)")).to_have_count(1 + found, timeout=120_000)
     expect(tab.locator(".asked").last).to_have_text(f"What is region{1 + found}?")
 

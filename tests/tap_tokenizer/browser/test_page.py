@@ -425,4 +425,4 @@ def test_runtime_from_elsewhere_is_used_only_if_it_is_the_tested_one(
     if is_whole:
         expect(tab.locator("#status")).to_have_text("TAP is ready: choose a picture.")
     else:
-        expect(tab.locator("#status.wrong")).to_contain_text("did not arrive as it was tested")
+        expect(tab.locator("#status.wrong")).to_contain_text("did not arrive in the tested version")
