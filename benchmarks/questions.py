@@ -39,7 +39,7 @@ def main() -> None:
     rounds, words = (1, 2) if arguments.quick else (arguments.rounds, arguments.words)
     tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
     bridge = RegionBridgeForConditionalGeneration.from_language_model(arguments.language, region_tokenizer=tokenizer)
-    text_tokenizer = AutoTokenizer.from_pretrained(bridge.config.language_model)
+    text_tokenizer = AutoTokenizer.from_pretrained(bridge.config.language_model, trust_remote_code=False)
     picture = draw_scene(make_scene(10, "test", 0), 256).image
     boxes = [[8.0 + 16 * n, 20.0 + 20 * n, 56.0 + 16 * n, 90.0 + 20 * n] for n in range(8)]
     length = {"max_new_tokens": words, "min_new_tokens": words}

@@ -86,5 +86,5 @@ def whole_sentences(answer: str, is_cut: bool) -> str:
         return answer
     if answer.startswith(("{", "[", "`")):
         return ""  # half a JSON text is useless
-    found = re.match(r"(?s).*[.!?}\]]", answer)
+    found = re.match(r"(?s).*[.!?}\]](?!\w)", answer)  # not in the middle of a number
     return found[0] if found else ""

@@ -27,10 +27,12 @@ from transformers import (
 )
 
 from .language_model import can_read_ahead, forward_arguments
-from .prompt_memory import PromptMemory, common_length, read_beginning, seen_alike
+from .prompt_memory import PromptMemory, common_length, read_beginning, seen_alike, slides_within
 
 _WORTH_A_STEP = 16
 """So many words that need not be read again are worth one more step of a language model, which loads all its weights."""
+_LONG = 2**20
+"""The longest answer, in tokens, where nothing says how long it may be."""
 
 
 @dataclass
@@ -273,7 +275,8 @@ def generate_each(
     if not can_read_ahead(getattr(model, "language_model", model)):
         shared = 0
     shared = seen_alike(rows[0][:shared], features, getattr(model.config, "region_token_id", -1))
-    if shared * (len(rows) - 1) < _WORTH_A_STEP:
+    new = options.get("max_new_tokens") or model.generation_config.max_new_tokens or _LONG
+    if shared * (len(rows) - 1) < _WORTH_A_STEP or slides_within(model, max(map(len, rows)) + new):
         shared = 0
     inputs = _joined(rows, shared, model.generation_config.pad_token_id or 0)
     if any(row is not None for row in features):

@@ -175,6 +175,12 @@ def read_on(model: PreTrainedModel, inputs: Mapping[str, Any], cache: Cache, sta
     model(input_ids=ids[:, start:length], **arguments, **regions)
 
 
+def slides_within(model: PreTrainedModel, length: int) -> bool:
+    """Whether some layer no longer sees all of so many ids: padding counts towards its window, too."""
+    windows = [layer.sliding_window for layer in _new_cache(model).layers if getattr(layer, "is_sliding", False)]
+    return any(window <= length for window in windows)
+
+
 def common_length(rows: Sequence[Tensor]) -> int:
     """How many ids all rows begin with."""
     shortest = min(map(len, rows))
@@ -254,14 +260,33 @@ def _rope_types(config: Any) -> list[str]:
 
 
 def _state_of(model: PreTrainedModel) -> object:
-    """Changes when a weight is moved, cast, loaded or trained, and when an adapter is turned on or off."""
+    """Changes when a weight is moved, cast, loaded or trained, and when an adapter is turned on or off, or scaled.
+
+    Fused optimizers change weights without counting it as a version: so some numbers of every weight are part of the state.
+    """
     weights = [
         (weight.data_ptr(), weight.dtype, None if weight.is_inference() else weight._version)
         for weight in model.parameters()
     ]
     adapters = [
-        (tuple(module.active_adapters), module.disable_adapters)
+        (tuple(module.active_adapters), module.disable_adapters, tuple(getattr(module, "scaling", {}).items()))
         for module in model.modules()
         if hasattr(type(module), "active_adapters") and isinstance(module.disable_adapters, bool)  # peft's layers
     ]
-    return weights, adapters
+    return weights, adapters, _sampled(model)
+
+
+_SAMPLES = 8
+"""So many numbers of each weight."""
+
+
+@torch.no_grad()
+def _sampled(model: PreTrainedModel) -> list[list[float]]:
+    """A sum over a few evenly spaced numbers of each weight, by device."""
+    sums: dict[torch.device, list[Tensor]] = {}
+    for weight in model.parameters():
+        if weight.numel() and not weight.is_meta:
+            flat = weight.detach().flatten() if weight.is_contiguous() else weight.detach()[:1].flatten()
+            some = flat[:: -(-len(flat) // _SAMPLES)]
+            sums.setdefault(weight.device, []).append(some.float().sum())
+    return [torch.stack(own).tolist() for own in sums.values()]

@@ -25,8 +25,8 @@ PAGE = Path(__file__).parent / "browser"
 EXAMPLE = "example.webp"
 """What the page offers as an example, unless other pictures are given."""
 
-FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif"}
-"""Pictures that every browser shows."""
+FORMATS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "GIF": ".gif"}
+"""Pictures that every browser shows. MPO is Pillow's name for a JPEG of several pictures, as phones take them."""
 
 RUNTIME_VERSION = "1.30.0"
 RUNTIME_ADDRESS = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{RUNTIME_VERSION}/dist/"
@@ -95,7 +95,7 @@ def check_page(folder: Path, precision: str, runtime: Path | None, pictures: Seq
             if opened.format not in FORMATS:
                 raise ValueError(
                     f"{picture} is a picture of the kind {opened.format}, which not every browser shows: give one of the kinds "
-                    f"{', '.join(FORMATS)}."
+                    f"{', '.join(name for name in FORMATS if name != 'MPO')}."
                 )
     for name, _, digest in RUNTIME.values() if runtime is not None else ():
         path = runtime / name  # type: ignore[operator]

@@ -271,6 +271,8 @@ def _options(tokenizer: TapRegionTokenizer, arguments: argparse.Namespace) -> di
     """What a record depends on besides: the banks and the numbers that were asked for."""
     concepts = tokenizer.concepts.digest if tokenizer.concepts is not None else None
     asked = {name: getattr(arguments, name) for name in ("top_k", "masks", "dtype", "text_tokenizer")}
+    if arguments.encoder_precision != "float32":  # without it, as it was before there was a choice
+        asked["encoder_precision"] = arguments.encoder_precision
     return {"concepts": concepts, **{name: None if value is None else str(value) for name, value in asked.items()}}
 
 

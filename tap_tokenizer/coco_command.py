@@ -40,6 +40,8 @@ def run_coco(arguments: argparse.Namespace) -> int:
     lines = arguments.output.with_name(arguments.output.name + ".lines")
     settings = {"region_tokenizer": tokenizer.fingerprint}
     options = [None if tokenizer.concepts is None else tokenizer.concepts.digest, arguments.top_k, arguments.dtype]
+    if arguments.encoder_precision != "float32":  # without it, as it was before there was a choice
+        options.append(arguments.encoder_precision)
     unread: dict[str, str] = {}
     if not lines.exists():
         make_record = partial(_annotated, given, arguments.top_k)
@@ -53,7 +55,8 @@ def run_coco(arguments: argparse.Namespace) -> int:
     given.write(arguments.output, annotations)
     lines.unlink()
     if given.left_out:
-        sys.stderr.write(f"{counted(len(given.left_out), 'entry', 'entries')} left out, as named above.\n")
+        be = "is" if len(given.left_out) == 1 else "are"
+        sys.stderr.write(f"{counted(len(given.left_out), 'entry', 'entries')} {be} left out, as named above.\n")
     print(f"Wrote {counted(len(annotations), 'annotation')}.")
     return tell_folder(arguments.output, len(wanted), unread, arguments.skip_unreadable)
 

@@ -106,13 +106,16 @@ def run_index(arguments: argparse.Namespace) -> int:
             return tokenizer.encode(pixels, prompts=picture.prompts)
         return tokenizer.encode_everything(pixels, **options)
 
+    notes = {"regions": found_by, "model": arguments.model, "variant": arguments.variant or ""}
+    if arguments.encoder_precision != "float32":  # without it, as it was before there was a choice
+        notes["encoder_precision"] = arguments.encoder_precision
     folder = os.path.relpath(arguments.folder.resolve(), arguments.output.parent.resolve())
     report = index_folder(
         pictures,
         arguments.output,
         tokenizer,
         find,
-        notes={"regions": found_by, "model": arguments.model, "variant": arguments.variant or "", "folder": folder},
+        notes={**notes, "folder": folder},
         with_tokens=arguments.tokens,
         captions=not arguments.no_captions,
         remove_vanished=arguments.remove_vanished,

@@ -67,4 +67,5 @@ def test_a_cut_answer_ends_with_its_last_whole_sentence() -> None:
     assert whole_sentences("It is red. It is also", True) == "It is red."
     assert whole_sentences("It is red. It is also", False) == "It is red. It is also"
     assert whole_sentences("It is also", True) == ""
+    assert whole_sentences("It is heavy. It weighs 3.5 kilograms and", True) == "It is heavy."
     assert whole_sentences('{"name": "a cat. It', True) == ""

@@ -7,11 +7,12 @@ import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from llm_bridge import (
     DescribedRegionProcessor,
@@ -22,6 +23,8 @@ from llm_bridge import (
     adapter_off,
     add_lora,
 )
+from llm_bridge.generation import generate_each, generate_text
+from llm_bridge.prompt_memory import _state_of
 from tap_tokenizer import RegionPrompt, TapRegionTokenizer
 
 Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
@@ -183,6 +186,38 @@ def test_what_changed_weights_would_read_otherwise_is_read_again(chat: RegionCha
                 said[is_on] = again(chat, chat.memory).ask("what is region1 ?", **SIX)
                 assert said[is_on] == again(chat).ask("what is region1 ?", **SIX)
     assert said[True] != said[False]
+
+
+def test_changes_that_no_tensor_counts_are_noticed(chat: RegionChat) -> None:
+    model = chat.model
+    add_lora(model, targets=["q_proj"])
+    states = [_state_of(model)]
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW(trained, lr=1e-3, fused=True).step()
+    states.append(_state_of(model))
+    for module in model.modules():
+        if hasattr(module, "set_scale"):
+            module.set_scale("default", 5.0)
+    states.append(_state_of(model))
+    assert _state_of(model) == states[2] != states[1] != states[0]
+
+
+def test_padding_does_not_push_words_out_of_a_window() -> None:
+    """In a batch, padding stands between what prompts share and the rest, and would count as words of the window."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        sliding_window=32, eos_token_id=None, pad_token_id=0, initializer_range=0.5,
+    )  # fmt: skip
+    model = MistralForCausalLM(config).eval()
+    words = MagicMock(batch_decode=lambda rows, **_: [str(row) for row in rows])
+    begin = torch.randint(1, 64, (24,))
+    tails = [torch.randint(1, 64, (length,)) for length in (3, 30)]
+    prompts = [{"input_ids": torch.cat([begin, tail])[None]} for tail in tails]
+    alone = [generate_text(model, words, prompt, **SIX)[0] for prompt in prompts]
+    assert generate_each(model, words, prompts, **SIX) == alone
 
 
 def again(chat: RegionChat, memory: PromptMemory | None = None) -> RegionChat:

@@ -98,10 +98,15 @@ def test_examples_are_the_pictures_that_were_given(
 ) -> None:
     picture.save(tmp_path / "My cat #1.PNG")
     picture.save(tmp_path / "dog.jpeg")
-    given = [tmp_path / "My cat #1.PNG", tmp_path / "dog.jpeg"]
+    picture.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[picture])
+    given = [tmp_path / "My cat #1.PNG", tmp_path / "dog.jpeg", tmp_path / "phone.jpg"]
     export_browser_page(tiny_tokenizer, tmp_path / "page", pictures=given)
     examples = json.loads((tmp_path / "page" / "tap.json").read_text())["examples"]
-    assert examples == [{"path": "examples/1.png", "name": "My cat #1"}, {"path": "examples/2.jpg", "name": "dog"}]
+    assert examples == [
+        {"path": "examples/1.png", "name": "My cat #1"},
+        {"path": "examples/2.jpg", "name": "dog"},
+        {"path": "examples/3.jpg", "name": "phone"},
+    ]
     assert [(tmp_path / "page" / one["path"]).read_bytes() for one in examples] == [path.read_bytes() for path in given]
 
 

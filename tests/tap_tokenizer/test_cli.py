@@ -215,6 +215,18 @@ def test_a_torn_picture_is_named_and_the_others_are_done(capsys: pytest.CaptureF
     assert "3 some pictures" in help_of("describe", capsys)
 
 
+def test_one_file_holds_what_one_precision_saw(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    pictures, output = folder / "pictures", folder / "out.jsonl"
+    whole = (pictures / "a.png").read_bytes()
+    (pictures / "a.png").write_bytes(b"")
+    command = ["describe", pictures, "--boxes", folder / "boxes.csv", "--output", output]
+    assert main([str(word) for word in command]) == 3
+    capsys.readouterr()
+    (pictures / "a.png").write_bytes(whole)
+    assert "was begun with other" in refused(capsys, *command, "--encoder_precision", "int8")
+    said(capsys, *command)
+
+
 def test_convert_makes_a_folder_that_loads(
     capsys: pytest.CaptureFixture[str], original_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -166,8 +166,8 @@ def test_the_hubs_code_saver_finds_every_file() -> None:
     package = Path(__file__).parents[2] / "tap_tokenizer"
     needed = {Path(path).name for path in get_relative_import_files(str(package / "modeling_tap.py"))}
     assert needed == {
-        "attention.py", "configuration_tap.py", "fast_captions.py", "fast_inference.py", "image_decoder.py", "image_encoder.py",
-        "prompt_encoder.py", "text_decoder.py",
+        "attention.py", "configuration_tap.py", "counts.py", "fast_captions.py", "fast_inference.py", "image_decoder.py",
+        "image_encoder.py", "int8_linear.py", "prompt_encoder.py", "text_decoder.py",
     }  # fmt: skip
 
 
