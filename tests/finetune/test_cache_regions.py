@@ -8,8 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from PIL import ExifTags, Image
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 
+from killed_actor import one_actor_killed, wait_until
 from small_files import write_picture
 
 from finetune import cache_regions
@@ -150,34 +149,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def wait_for_shards(folder: Path, count: int) -> None:
-    end = time.monotonic() + 240
-    while len(list(folder.glob("*.sha256"))) < count:
-        assert time.monotonic() < end
-        time.sleep(0.02)
+def shards(folder: Path) -> int:
+    """How many are complete."""
+    return len(list(folder.glob("*.sha256")))
 
 
 @pytest.mark.slow
 def test_two_actors_write_the_bytes_of_one_process_although_one_is_killed(
     cluster: str, scenes: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    psutil = pytest.importorskip("psutil")
     data, one = scenes
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        wait_for_shards(tmp_path / "two", 3)
-        for process in psutil.Process().children(recursive=True):
-            if "_Actor" in " ".join(process.cmdline()):
-                process.kill()
-                killed.append(process.pid)
-                return
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    cache_regions.main(flags(data, tmp_path / "two", "--ray", "2"))
-    killer.join()
-    assert len(killed) == 1
+    with one_actor_killed(lambda: shards(tmp_path / "two") >= 3):
+        cache_regions.main(flags(data, tmp_path / "two", "--ray", "2"))
     assert contents(tmp_path / "two") == contents(one)
 
 
@@ -198,7 +181,7 @@ def test_a_run_on_ray_whose_driver_was_killed_goes_on(cluster: str, scenes: tupl
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "RAY_AUTH_MODE": "token"},
         stderr=subprocess.DEVNULL,
     )
-    wait_for_shards(output, 3)
+    wait_until(lambda: shards(output) >= 3)
     driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL
     assert not (output / "manifest.json").exists()

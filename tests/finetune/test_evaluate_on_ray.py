@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 
+from killed_actor import one_actor_killed
 from ray_stand_in import without_ray
 
 from finetune import evaluate
@@ -76,28 +75,11 @@ def test_what_is_sent_to_actors_is_all_they_need(
 def test_two_actors_answer_as_one_process_although_one_is_killed(
     cluster: None, scenes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    psutil = pytest.importorskip("psutil")
     data, one = scenes
     shutil.copytree(one.parent, tmp_path / "here", ignore=shutil.ignore_patterns("one"))
     monkeypatch.chdir(tmp_path / "here")  # where the actors must find what is named from there
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        end = time.monotonic() + 240
-        while not list(Path("two", "parts").glob("*.jsonl")):
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        for process in psutil.Process().children(recursive=True):
-            if "_Actor" in " ".join(process.cmdline()):
-                process.kill()
-                killed.append(process.pid)
-                return
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    evaluate.main(flags(Path(data.name), Path("two"), "--ray", "2"))
-    killer.join()
-    assert len(killed) == 1
+    with one_actor_killed(lambda: any(Path("two", "parts").glob("*.jsonl"))):
+        evaluate.main(flags(Path(data.name), Path("two"), "--ray", "2"))
     for file in FILES[:-1]:
         assert Path("two", file).read_bytes() == (one / file).read_bytes(), file
     assert not Path("two", "parts").exists()

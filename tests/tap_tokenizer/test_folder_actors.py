@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from killed_actor import one_actor_killed
 from PIL import Image
 from ray_stand_in import without_ray
 from shell import DEMO, Shell
@@ -143,40 +142,22 @@ def test_a_killed_actor_is_replaced_and_what_was_written_is_kept(
     cluster: None, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It begins with a picture that cannot be read, goes on where it was, and one of its actors dies."""
-    psutil = pytest.importorskip("psutil")
     flags = ["--boxes", folder / "boxes.csv", "--device", "cpu"]
     said(capsys, "describe", folder / "pictures", *flags, "--output", tmp_path / "one.jsonl")
     lines = (tmp_path / "one.jsonl").read_text().splitlines()
     output, broken = tmp_path / "two.jsonl", folder / "pictures" / "5.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:300])
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        partial = output.with_name("two.jsonl.partial")
-        end = time.monotonic() + 240
-        while not (partial.exists() and partial.read_bytes().count(b"\n")):
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        for process in psutil.Process().children(recursive=True):
-            if "_Actor" in " ".join(process.cmdline()):
-                process.kill()
-                killed.append(process.pid)
-                return
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
+    partial = output.with_name("two.jsonl.partial")
+    command = ["describe", folder / "pictures", *flags, "--output", output, "--ray", 2]
     try:
-        command = ["describe", folder / "pictures", *flags, "--output", output, "--ray", 2]
-        assert main([str(argument) for argument in command]) == 3
+        with one_actor_killed(lambda: partial.exists() and b"\n" in partial.read_bytes()):
+            assert main([str(argument) for argument in command]) == 3
     finally:
-        killer.join()
         broken.write_bytes(whole)
-    assert len(killed) == 1
     words = capsys.readouterr().err
     assert "5.png: " in words
     assert "1 of 8 pictures could not be read" in words
-    partial = output.with_name("two.jsonl.partial")
     kept = partial.read_text().splitlines()
     assert sorted(json.loads(line)["image"] for line in kept) == [f"{n}.png" for n in range(COUNT) if n != 5]
     said(capsys, "describe", folder / "pictures", *flags, "--output", output)  # and without Ray
