@@ -45,7 +45,7 @@ from tqdm.auto import tqdm
 
 import llm_bridge
 import tap_tokenizer
-from llm_bridge import RegionChat
+from llm_bridge import DEFAULT_BRIDGE, RegionChat
 from tap_tokenizer import TapRegionTokenizer, damage_told, only_writer, write_whole
 
 from .answerers import fingerprint
@@ -54,12 +54,11 @@ from .glyphs.free_questions import (
     FREE_FAMILIES,
     KNOWLEDGE_FAMILIES,
     KNOWLEDGE_SPLIT,
-    PHRASING,
     words_fingerprint,
 )
 from .glyphs.grounding import find_lines
 from .glyphs.plain_text import text_lines
-from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES
+from .glyphs.questions import FAMILIES
 from .glyphs.records import EVALUATION_SCENES, EVALUATION_SEEDS, EVALUATION_SPLITS, TITLE, benchmark_scenes
 from .glyphs.report import as_tables, draw_curves, draw_figures, summarise
 from .glyphs.retrieval import Retrieval
@@ -74,10 +73,8 @@ from .glyphs.views import (
     described_lines,
 )
 
-WORDS_MODEL = "region-words-tiny"
-"""The bundled language model that reads descriptions of GlyphScenes."""
-CONTEXT_MODELS = {"region-chat-tiny": "region-context-tiny"}
-"""The bundled bridge that also sees what else is in the picture, by the one that only sees regions."""
+DESCRIBED_MODEL = "smollm2-135m"
+"""The language model of the bundled bridge, which reads descriptions without having been trained to."""
 
 
 @dataclass
@@ -85,16 +82,11 @@ class GlyphEvaluationArguments:
     """Measure a region tokenizer, and a bridge that reads it, on the GlyphScenes benchmark."""
 
     region_tokenizer: str = knob(default="tap-tiny", help="name or folder of the region tokenizer")
-    model: str = knob(default="region-chat-tiny", help="name or folder of the bridge, or 'none'")
+    model: str = knob(default=DEFAULT_BRIDGE, help="name or folder of the bridge, or 'none'")
     described_model: str | None = knob(
         default=None,
-        help="name or folder of a plain language model for the control 'described', or 'none'; default: region-words-tiny "
+        help="name or folder of a plain language model for the control 'described', or 'none'; default: smollm2-135m "
         "beside a bridge",
-    )
-    context_model: str | None = knob(
-        default=None,
-        help="name or folder of a bridge with picture context, which is then asked what is nearest and farthest and how many "
-        "there are, or 'none' to ask --model itself; default: region-context-tiny beside region-chat-tiny, else none",
     )
     splits: str = knob(default=",".join(EVALUATION_SPLITS), help="splits, separated by commas")
     seeds: str = knob(
@@ -113,9 +105,6 @@ class GlyphEvaluationArguments:
         default=120,
         help="on how many of these scenes the control with another scene's regions is measured, rounded up to whole batches. "
         "On 40, the score of a question with two answers could differ from chance by .09",
-    )
-    context_scenes: int = knob(
-        default=64, help="about how many of these scenes the context_model is asked, rounded up to whole batches"
     )
     free_scenes: int = knob(
         default=40,
@@ -137,15 +126,10 @@ class GlyphEvaluationArguments:
 
 @dataclass
 class _Models:
-    """What is measured.
-
-    A region tokenizer, a bridge, the bridge that is asked about surroundings in its place, and the plain language model
-    of the control 'described'.
-    """
+    """What is measured: a region tokenizer, a bridge, and the plain language model of the control 'described'."""
 
     tokenizer: TapRegionTokenizer
     chat: RegionChat | None
-    context: RegionChat | None
     described: RegionChat | None
 
     @classmethod
@@ -158,13 +142,7 @@ class _Models:
                 return None
             return RegionChat.from_pretrained(name, mode=mode, region_tokenizer=tokenizer, device=arguments.device)
 
-        context = chat(arguments.context_model)
-        if context is not None and not context.processor.context.slots:
-            raise ValueError(
-                f"context_model {arguments.context_model} has no picture context (image_regions and image_grid are 0): "
-                "give a bridge that was trained with one, or 'none'."
-            )
-        return cls(tokenizer, chat(arguments.model), context, chat(arguments.described_model, "described"))
+        return cls(tokenizer, chat(arguments.model), chat(arguments.described_model, "described"))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -172,9 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(GlyphEvaluationArguments, argv, description=__doc__)
     _check(arguments)
     if arguments.described_model is None:
-        arguments.described_model = "none" if arguments.model == "none" else WORDS_MODEL
-    if arguments.context_model is None:
-        arguments.context_model = CONTEXT_MODELS.get(arguments.model, "none")
+        arguments.described_model = "none" if arguments.model == "none" else DESCRIBED_MODEL
     models = _Models.load(arguments)
     if arguments.output is None:
         with TemporaryDirectory() as folder:
@@ -222,7 +198,7 @@ def _measure(models: _Models, arguments: GlyphEvaluationArguments, output: Path)
 
 def _about(models: _Models, arguments: GlyphEvaluationArguments) -> dict[str, Any]:
     """What the results are of: two evaluations that differ in nothing of this give the same."""
-    chats = {"model": models.chat, "context": models.context, "described": models.described}
+    chats = {"model": models.chat, "described": models.described}
     return {
         "benchmark": TITLE,
         "free_questions": words_fingerprint(),
@@ -245,10 +221,9 @@ def _refuse_others(note: Path, about: dict[str, Any]) -> None:
 
 def _training_logs(arguments: GlyphEvaluationArguments) -> list[Path]:
     """The logs of the region tokenizer and the bridges, if there is a bridge and all come with one, as bundled models do."""
-    bridges = [name for name in (arguments.model, arguments.context_model) if name not in (None, "none")]
-    folders = [(tap_tokenizer, arguments.region_tokenizer), *((llm_bridge, name) for name in bridges)]
+    folders = [(tap_tokenizer, arguments.region_tokenizer), (llm_bridge, arguments.model)]
     logs = [Path(str(p.__file__)).parent / "pretrained" / str(name) / "training" / "log.jsonl" for p, name in folders]
-    return logs if bridges and all(log.is_file() for log in logs) else []
+    return logs if all(log.is_file() for log in logs) else []
 
 
 # --- the parts, one or several at a time ------------------------------------------------------------------------------
@@ -350,10 +325,7 @@ def _answer_lines(
         if start < (arguments.shuffled_scenes if view == "shuffled" else arguments.control_scenes)
     ]
     if models.chat is not None and start < arguments.question_scenes:
-        left = set(FAMILIES) if models.context is None else set(FAMILIES) - set(CONTEXT_FAMILIES)
-        yield from bridge_lines(models.chat, seen, left, controls, regions)
-    if models.context is not None and start < arguments.context_scenes:
-        yield from bridge_lines(models.context, seen, CONTEXT_FAMILIES, controls, regions)
+        yield from bridge_lines(models.chat, seen, tuple(FAMILIES), controls, regions)
     if models.described is not None and start < arguments.control_scenes:
         yield from described_lines(models.described, seen)
     if start < arguments.free_scenes:
@@ -366,14 +338,10 @@ def _free_lines(
     models: _Models, arguments: GlyphEvaluationArguments, seen: SeenScenes, start: int
 ) -> Iterator[dict[str, Any]]:
     """A line for every question that is answered freely, about scenes that are seen, from number `start` on."""
-    around = [PHRASING + family for family in CONTEXT_FAMILIES]
     has_controls = start < arguments.control_scenes
     controls = FREE_CONTROLS if has_controls else ()
     if models.chat is not None:
-        left = set(FREE_FAMILIES) if models.context is None else set(FREE_FAMILIES) - set(around)
-        yield from bridge_lines(models.chat, seen, left, controls, [])
-    if models.context is not None and start < arguments.context_scenes:
-        yield from bridge_lines(models.context, seen, around, controls, [])
+        yield from bridge_lines(models.chat, seen, FREE_FAMILIES, controls, [])
     if models.described is not None:
         told = FREE_FAMILIES if has_controls else KNOWLEDGE_FAMILIES
         yield from described_lines(models.described, seen, told, TOLD_TRUTH)

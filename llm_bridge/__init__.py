@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     )
     from .chat import RegionChat
     from .configuration_bridge import REGION_TOKEN, FeatureLayout, RegionBridgeConfig
+    from .default_bridge import DEFAULT_BRIDGE
     from .description import RegionBaseline, RegionDescription, describe_regions
     from .feature_rows import region_features
     from .generation import generate_text
@@ -39,6 +40,7 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [
+    "DEFAULT_BRIDGE",
     "REGION_TOKEN",
     "DescribedRegionProcessor",
     "FeatureLayout",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .text_encoder import TextEncoder
     from .visualization import draw_regions, region_colour
 if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
-    from .bundled import PackagedModel, add_bundled, add_packaged, bundled_or_given, install_command
+    from .bundled import PackagedModel, add_bundled, add_packaged, bundled_or_given, install_command, is_here
     from .coco_masks import coco_shape
     from .coordinates import box_problems, point_problems
     from .cpu_abilities import in_fast_dtype
