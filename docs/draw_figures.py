@@ -31,7 +31,7 @@ def draw_region_tokens(path: Path) -> None:
     """From a box on a picture to a word of an answer, in one row."""
     image = Image.open(DEMO / "demo.png").convert("RGB")
     question = json.loads((DEMO / "demo.json").read_text())["questions"][0]
-    chat = RegionChat.from_pretrained("region-chat-tiny")
+    chat = RegionChat.from_pretrained()
     answer = str(chat.ask(question["text"], image=image, boxes=question["boxes"]))
     regions = chat.region_tokenizer.encode(image, boxes=question["boxes"], with_masks=True)
     (best,) = chat.region_tokenizer.classify(regions, top_k=1)[0]
