@@ -1,16 +1,17 @@
 """Measures a region tokenizer and a bridge on the GlyphScenes benchmark, with controls for every score.
 
-    python -m finetune.evaluate_glyphs --output runs/evaluation                 # the bundled models, the whole benchmark
+    python -m finetune.evaluate_glyphs --output runs/evaluation                 # the bundled models, 20 minutes on 2 cores
     python -m finetune.evaluate_glyphs --model none --splits test --seeds 0     # the region tokenizer alone
 
 It measures masks, concepts and native captions of every visible object, how well others of its kind and colour are found in
 other pictures (`glyphs/retrieval.py`), and the bridge's answers to the benchmark's questions
-(`glyphs/records.py`), each in a conversation of its own. On the first scenes of each seed, it also measures these controls:
+(`glyphs/records.py`), each in a conversation of its own. On the first scenes of each seed of split test, it also measures
+these controls:
 
 - the regions and the picture of another scene;
 - no regions at all;
 - regions without their position, with the objects of the context in random order;
-- the true objects as picture context, if the bridge otherwise reads those that are found;
+- the true objects as picture context, if the bridge otherwise reads those that are found, for questions about them;
 - the question as the second to sixth of a talk, after others about the same scene and the bridge's answers to them;
 - a plain language model, by default the one that became the bridge, which is told in words what TAP sees.
 
@@ -59,7 +60,7 @@ from .glyphs.free_questions import (
 from .glyphs.grounding import find_lines
 from .glyphs.plain_text import text_lines
 from .glyphs.questions import FAMILIES
-from .glyphs.records import EVALUATION_SCENES, EVALUATION_SEEDS, EVALUATION_SPLITS, TITLE, benchmark_scenes
+from .glyphs.records import EVALUATION_SEEDS, EVALUATION_SPLITS, TITLE, benchmark_scenes
 from .glyphs.report import as_tables, draw_curves, draw_figures, summarise
 from .glyphs.retrieval import Retrieval
 from .glyphs.scenes import SPLITS
@@ -92,30 +93,33 @@ class GlyphEvaluationArguments:
     seeds: str = knob(
         default=",".join(map(str, EVALUATION_SEEDS)), help="seeds of the scenes; results are averaged over them"
     )
-    scenes: int = knob(default=EVALUATION_SCENES, help="how many scenes of each split and seed, counted from the first")
+    scenes: int = knob(
+        default=102,
+        help="how many scenes of each split and seed show what the region tokenizer sees, counted from the first",
+    )
     question_scenes: int = knob(
-        default=EVALUATION_SCENES,
-        help="about how many of these scenes the bridge is asked, rounded up to whole batches",
+        default=12, help="about how many of these scenes the bridge is asked, rounded up to whole batches"
+    )
+    control_splits: str = knob(
+        default="test", help="splits with controls and with questions that are answered freely, separated by commas"
     )
     control_scenes: int = knob(
-        default=40,
-        help="on how many of these scenes each of the other controls is measured, rounded up to whole batches",
+        default=6, help="on how many of these scenes the controls are measured, rounded up to whole batches"
     )
     shuffled_scenes: int = knob(
-        default=120,
-        help="on how many of these scenes the control with another scene's regions is measured, rounded up to whole batches. "
-        "On 40, the score of a question with two answers could differ from chance by .09",
+        default=12,
+        help="on how many of these scenes the control with another scene's regions is measured, rounded up to whole batches",
     )
     free_scenes: int = knob(
-        default=40,
+        default=12,
         help="on how many of these scenes questions are asked in other words, and for knowledge, rounded up to whole batches",
     )
     find_scenes: int = knob(
-        default=40,
+        default=1,
         help="on how many of these scenes a bridge that was taught to find regions by words is asked to, rounded up to whole "
         "batches",
     )
-    batch_size: int = knob(default=8, help="scenes at a time")
+    batch_size: int = knob(default=6, help="scenes at a time")
     workers: int = knob(
         default=0,
         help="processes that share the splits and seeds; 0: one for each CPU core, at most four, or one on a GPU",
@@ -161,8 +165,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _check(arguments: GlyphEvaluationArguments) -> None:
-    if unknown := [name for name in arguments.splits.split(",") if name not in SPLITS]:
-        raise ValueError(f"splits has {', '.join(unknown)}, expected some of {', '.join(SPLITS)}.")
+    for option in ("splits", "control_splits"):
+        if unknown := [name for name in getattr(arguments, option).split(",") if name not in SPLITS]:
+            raise ValueError(f"{option} has {', '.join(unknown)}, expected some of {', '.join(SPLITS)}.")
     if not all(seed.isdigit() for seed in arguments.seeds.split(",")):
         raise ValueError(f"seeds is {arguments.seeds}, expected whole numbers separated by commas.")
     if arguments.scenes < 1 or arguments.batch_size < 1:
@@ -260,8 +265,9 @@ def _write_parts(models: _Models, arguments: GlyphEvaluationArguments, parts: li
     context = get_context("spawn")
     counts = context.SimpleQueue()
     with ProcessPoolExecutor(workers, context, _start_worker, (arguments, workers, counts)) as pool:
-        longest_first = sorted(parts, key=lambda part: -sum(SPLITS[part.split].counts))  # no core waits at the end
-        waiting = {pool.submit(_work, part, arguments) for part in longest_first}
+        controlled = arguments.control_splits.split(",")
+        parts = sorted(parts, key=lambda part: (part.split not in controlled, -sum(SPLITS[part.split].counts)))
+        waiting = {pool.submit(_work, part, arguments) for part in parts}  # the longest first: no core waits at the end
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=0.5)
@@ -319,13 +325,16 @@ def _answer_lines(
     start: int,
 ) -> Iterator[dict[str, Any]]:
     """A line for every question about scenes that are seen, from number `start` on, in every view."""
+    is_controlled = seen.scenes[0].scene.split in arguments.control_splits.split(",")
     controls = [
         view
         for view in CONTROLS
-        if start < (arguments.shuffled_scenes if view == "shuffled" else arguments.control_scenes)
+        if is_controlled and start < (arguments.shuffled_scenes if view == "shuffled" else arguments.control_scenes)
     ]
     if models.chat is not None and start < arguments.question_scenes:
         yield from bridge_lines(models.chat, seen, tuple(FAMILIES), controls, regions)
+    if not is_controlled:
+        return
     if models.described is not None and start < arguments.control_scenes:
         yield from described_lines(models.described, seen)
     if start < arguments.free_scenes:

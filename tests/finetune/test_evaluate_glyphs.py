@@ -89,6 +89,16 @@ def test_only_the_first_scenes_are_asked_about(tmp_path: Path) -> None:
     assert {line["scene"] for line in lines if line["task"] == "region"} == {0, 1, 2}
 
 
+def test_controls_and_free_questions_are_of_the_splits_that_are_named_for_them(tmp_path: Path) -> None:
+    main([*ALONE, "--splits", "test,test-crowded", "--seeds", "0", "--scenes", "1", "--batch_size", "1",
+          "--control_splits", "test-crowded", "--output", str(tmp_path)])  # fmt: skip
+    lines = [line for line in lines_of(tmp_path) if line["task"] == "question"]
+    views = {split: {line["view"] for line in lines if line["split"] == split} for split in ("test", "test-crowded")}
+    assert views["test"] == {"full"}
+    assert {"full", "shuffled", "question only", "no position", "follow-up"} <= views["test-crowded"]
+    assert {line["split"] for line in lines if line["family"] in FREE_FAMILIES} == {"test-crowded"}
+
+
 def test_free_questions_are_of_the_first_scenes(tmp_path: Path) -> None:
     main([*ALONE, "--splits", "test", "--seeds", "0", "--scenes", "2", "--batch_size", "1", "--free_scenes", "1",
           "--control_scenes", "0", "--shuffled_scenes", "0", "--output", str(tmp_path)])  # fmt: skip
@@ -259,6 +269,10 @@ def question(family: str, truth: str, answer: str, view: str = "full", seed: int
             "answer": answer, "choices": 2, "kinds": ["sun"], **more}  # fmt: skip
 
 
+OF = {
+    "benchmark": "b", "scenes": 1, "question_scenes": 1, "control_splits": "test", "control_scenes": 1, "shuffled_scenes": 1,
+    "free_scenes": 7, "seeds": "0,1", "region_tokenizer": "t", "region_tokenizer_fingerprint": "f", "model": "m",
+}  # fmt: skip
 REGION = {
     "task": "region", "split": "test", "seed": 0, "iou_box": 0.5, "iou_centre": 0.75, "iou_point": 0.25,
     "kind": ["sun", "sun"], "colour": ["red", "blue"],
@@ -286,9 +300,7 @@ def test_numbers_are_means_over_seeds_of_shares() -> None:
     assert found["n: side"] == 3
     assert found["contained: side"] == 0.75
     assert found["contained: kind"] == 0.0
-    of = {"benchmark": "b", "scenes": 1, "control_scenes": 1, "shuffled_scenes": 1, "question_scenes": 1, "seeds": "0,1",
-          "region_tokenizer": "t", "region_tokenizer_fingerprint": "f", "model": "m", "free_scenes": 7}  # fmt: skip
-    tables = as_tables({"of": of, **summarise(lines)})
+    tables = as_tables({"of": OF, **summarise(lines)})
     assert "| side | 3 | 0.750 | 0.750 |" in tables
     assert "first 7" not in tables
 
@@ -309,9 +321,7 @@ def test_scores_have_intervals_and_talks_are_compared_with_the_same_questions() 
     assert found["LLM: as the 2nd to 6th question of a talk, minus asked first"] == -0.25
     assert found["LLM: perplexity of plain text"] == pytest.approx(math.exp(2))
     assert found["the same without the adapter"] == pytest.approx(math.exp(1))
-    of = {"benchmark": "b", "scenes": 1, "control_scenes": 1, "shuffled_scenes": 1, "question_scenes": 1, "seeds": "0",
-          "region_tokenizer": "t", "region_tokenizer_fingerprint": "f", "model": "m", "free_scenes": 7}  # fmt: skip
-    tables = as_tables({"of": of, **metrics})
+    tables = as_tables({"of": OF, **metrics})
     assert "| LLM: two regions compared | 0.900 (0.596–0.982) |" in tables
     assert "| two regions compared | 10 | 0.900 |" in tables
 
