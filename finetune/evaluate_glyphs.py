@@ -115,9 +115,7 @@ class GlyphEvaluationArguments:
         help="on how many of these scenes questions are asked in other words, and for knowledge, rounded up to whole batches",
     )
     find_scenes: int = knob(
-        default=1,
-        help="on how many of these scenes a bridge that was taught to find regions by words is asked to, rounded up to whole "
-        "batches",
+        default=2, help="on how many of these scenes a bridge that was taught to find regions by words is asked to"
     )
     batch_size: int = knob(default=6, help="scenes at a time")
     workers: int = knob(
@@ -340,7 +338,7 @@ def _answer_lines(
     if start < arguments.free_scenes:
         yield from _free_lines(models, arguments, seen, start)
     if models.chat is not None and models.chat.finding_limitation is None and start < arguments.find_scenes:
-        yield from find_lines(models.chat, seen)
+        yield from find_lines(models.chat, seen, arguments.find_scenes - start)
 
 
 def _free_lines(

@@ -41,9 +41,9 @@ def benchmark_expressions(scene: GlyphScene, visible: Sequence[int]) -> list[Exp
     return [one for one in drawn if one is not None]
 
 
-def find_lines(chat: RegionChat, seen: SeenScenes) -> Iterator[dict[str, Any]]:
-    """A line for what each system finds of each expression about scenes, among the candidates of either kind."""
-    for number, one in enumerate(seen.scenes):
+def find_lines(chat: RegionChat, seen: SeenScenes, count: int | None = None) -> Iterator[dict[str, Any]]:
+    """A line for what each system finds of each expression about the first `count` scenes, among candidates of either kind."""
+    for number, one in enumerate(seen.scenes[:count]):
         picture, visible = one.picture.image, one.picture.visible
         order = [visible[i] for i in candidate_order(one.scene.name, len(visible))]
         prompts = [RegionPrompt.read({"box": box}, "An object") for box in seen.boxes_of(number, order)]
