@@ -55,7 +55,7 @@ notebooks: $(VENV)/.dev  ## run the notebooks, each in under two minutes, and ke
 
 docs: $(VENV)/.dev  ## draw the figures and build the documentation into site/, without a warning
 	$(BIN)/python docs/draw_figures.py
-	$(BIN)/mkdocs build --strict
+	$(BIN)/python -m zensical build --clean --strict
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
@@ -67,7 +67,7 @@ fix: $(VENV)/.dev  ## repair what ruff can repair
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv, .venv-vllm and what commands left behind
-	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache out site notebooks/runs
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .cache out site notebooks/runs
 
 $(BIN)/python:
 	@echo "Making the environment $(VENV) …"

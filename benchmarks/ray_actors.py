@@ -21,11 +21,10 @@ import torch
 from machine import describe_machine
 
 from finetune.cache import CachePlan, data_checksum, prepare, shard_checksum
-from finetune.cluster import ray_cluster, run_chunks
 from finetune.data.source import convert
 from finetune.glyphs.records import GlyphScenesSource
 from finetune.shard_encoder import EncoderElsewhere
-from tap_tokenizer import TapRegionTokenizer
+from tap_tokenizer import TapRegionTokenizer, ray_cluster, run_chunks
 
 SHARD = 2
 """Pictures in a shard: few, so that the end, when an actor may have nothing left to do, is short."""

@@ -133,7 +133,7 @@ def compare(who: str, chat: RegionChat, tasks: Sequence[Task], dtype: str) -> bo
     """Ask everything through the server and print how many answers are the same; whether some should be and are not."""
 
     def ask(task: Task) -> list[tuple[str, str]]:
-        own = RegionChat(chat.model, chat.processor)
+        own = chat.another()
         own.warns_of_limitation = False
         expected = task.answers[who]
         return list(zip(expected, task.ask(own, follow=len(expected) > 1)))

@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 from machine import copy_rate, describe_machine, interleaved, matrix_rate
+from matplotlib.ticker import LogLocator
 from torch.utils.flop_counter import FlopCounterMode
 
+from finetune.figure_style import GREY, PALE, new_figure, region_ink, save_figure, styled
 from tap_tokenizer import TapConfig, TapModel
 
 TINY = {
@@ -205,26 +207,27 @@ def write(title: str, head: str, found: Sequence[Mapping[str, Any]], folder: Pat
 
 
 def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Milliseconds of each way as bars, a group for each row, with the row's floor across it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """Milliseconds of each way as a dot, a line for each row, with the row's floor on it."""
     ways = list(dict.fromkeys(name for row in found for name in row["seconds"]))
-    thick = 0.8 / len(ways)
-    figure, axes = pyplot.subplots(figsize=(7, 0.8 + 0.2 * (len(ways) + 1) * len(found)), layout="constrained")
-    for number, name in enumerate(ways):
-        lengths = [1e3 * row["seconds"].get(name, float("nan")) for row in found]
-        axes.barh([place + number * thick for place in range(len(found))], lengths, thick, label=name)
-    for place, row in enumerate(found):
-        ends = [place - thick / 2, place + 0.8 - thick / 2]
-        axes.plot([1e3 * row["floor"]] * 2, ends, "k:", label=None if place else "floor")
-    axes.set_yticks([place + 0.4 - thick / 2 for place in range(len(found))], [row["row"] for row in found])
-    axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="milliseconds, logarithmic (shorter is better)")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
-    axes.legend(frameon=False, loc="best", fontsize="small")
-    figure.savefig(path, dpi=90)
-    pyplot.close(figure)
+    with styled():
+        figure = new_figure(1.0 + 0.3 * len(found))
+        axes = figure.subplots()
+        for place, row in enumerate(found):
+            ends = [1e3 * row["floor"], *(1e3 * seconds for seconds in row["seconds"].values())]
+            axes.plot([min(ends), max(ends)], [place, place], color=PALE, linewidth=3, zorder=1)
+            axes.plot(1e3 * row["floor"], place, "|", color=GREY, markersize=11, markeredgewidth=1.6,
+                      label=None if place else "floor")  # fmt: skip
+        for number, name in enumerate(ways):
+            places = [place for place, row in enumerate(found) if name in row["seconds"]]
+            values = [1e3 * found[place]["seconds"][name] for place in places]
+            axes.plot(values, places, "o", color=region_ink(number), markersize=8, label=name)
+        axes.set_yticks(range(len(found)), [row["row"] for row in found])
+        axes.set(
+            ylim=(len(found) - 0.4, -0.6), xscale="log", xlabel="milliseconds, logarithmic (further left is better)"
+        )
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.grid(axis="x")
+        figure.legend(loc="outside upper right", ncols=len(ways) + 1)
+        save_figure(figure, path)

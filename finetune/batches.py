@@ -23,6 +23,7 @@ from tap_tokenizer import RegionTokens
 
 from .cache import RegionCache, encode_regions
 from .config import Source
+from .examples import read_texts
 from .records import Record, Records, Turn, check_size, cut_turns, load_records, open_image
 
 _BLOCK = 4096
@@ -132,8 +133,9 @@ class Conversations(Dataset[CachedRecord]):
         variant = (row + visit + self.seed) % len(cache.plan.variants)
         record, tokens = self._record(number, row), cache.regions(row, variant)
         check_size(record, picture_size(tokens), f"Record {row} of {source.records}, for which tokens are cached,")
-        item = CachedRecord(record, tokens, cache.context(row), source.loss == "teacher")
-        return some_turns(item, source.turns, np.random.RandomState([self.seed, 3, position % 2**32]))
+        item = CachedRecord(record, tokens, cache.context(row))
+        item = some_turns(item, source.turns, np.random.RandomState([self.seed, 3, position % 2**32]))
+        return replace(item, is_taught=source.loss == "teacher" and not read_texts(item.record))
 
     def _record(self, number: int, row: int) -> Record:
         found = self._read.get((number, row))

@@ -9,7 +9,6 @@ If a run was stopped, run it again: complete shards are kept. Training then need
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,18 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from tap_tokenizer import TapRegionTokenizer, only_writer
+from tap_tokenizer import (
+    RAY_ADDRESS_HELP,
+    RAY_HELP,
+    TapRegionTokenizer,
+    check_ray_flags,
+    cluster_for,
+    only_writer,
+    run_chunks,
+)
 
 from .cache import CachePlan, data_checksum, prepare, shard_is_whole, write_manifest
-from .cluster import ray_cluster, refuse_without_ray, run_chunks
-from .config import check_counts, knob, parse_arguments, run_command
+from .config import knob, parse_arguments, run_command
 from .records import load_records
 from .shard_encoder import VARIANTS, EncoderElsewhere, ShardEncoder
 
@@ -52,40 +58,20 @@ class CacheArguments:
     batch_size: int = knob(default=8, help="pictures encoded at once")
     workers: int = knob(default=1, help="processes that open pictures, for each process that encodes")
     seed: int = knob(default=0, help="seed of jitter and points")
-    ray: int = knob(
-        default=0, help="actors of Ray that encode, each with a CPU, or with a GPU if there are any; 0: this process"
-    )
-    ray_address: str | None = knob(
-        default=None, help="with ray: address of a cluster, e.g. auto; default: RAY_ADDRESS, or this machine alone"
-    )
+    ray: int = knob(default=0, help=RAY_HELP)
+    ray_address: str | None = knob(default=None, help=RAY_ADDRESS_HELP)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the arguments and fill the cache."""
     arguments = parse_arguments(CacheArguments, argv, description=__doc__)
-    _refuse(arguments)
     state = PartialState(cpu=not torch.cuda.is_available() and arguments.device in (None, "cpu"))
-    if arguments.ray and state.num_processes > 1:
-        raise ValueError(f"Got --ray in {state.num_processes} processes: start it without accelerate, as one process.")
+    check_ray_flags(arguments, state.num_processes)
     device = "cpu" if arguments.ray else arguments.device or state.device
     tokenizer = TapRegionTokenizer.from_pretrained(arguments.region_tokenizer, variant=arguments.variant, device=device)
     with only_writer(arguments.output, state.is_main_process):
         fill_cache(arguments, tokenizer, state)
     state.destroy_process_group()
-
-
-def _refuse(arguments: CacheArguments) -> None:
-    """Refuse flags of Ray that make no sense, before anything is loaded."""
-    check_counts(arguments, "ray", least=0)
-    if not arguments.ray:
-        if arguments.ray_address:
-            raise ValueError(
-                f"Got --ray_address {arguments.ray_address} without --ray: say how many actors, e.g. --ray 8."
-            )
-        return
-    refuse_without_ray()
-    if arguments.device not in (None, "cpu", "cuda"):
-        raise ValueError(f"Got --device {arguments.device} with --ray, expected cpu or cuda: Ray chooses which GPU.")
 
 
 def fill_cache(arguments: CacheArguments, tokenizer: TapRegionTokenizer, state: PartialState) -> None:
@@ -120,12 +106,7 @@ def _encode_on_ray(arguments: CacheArguments, plan: CachePlan, shards: list[int]
     """Have actors write the shards. They read records and weights, and write, where this process does."""
     if not shards:
         return
-    address = arguments.ray_address or os.environ.get("RAY_ADDRESS")
-    with ray_cluster(address) as resources:
-        device = arguments.device or ("cuda" if resources.get("GPU") else "cpu")
-        kind = "GPU" if device == "cuda" else "CPU"
-        if arguments.ray > (count := int(resources.get(kind, 0))) and not address:  # a cluster may grow
-            raise ValueError(f"Got --ray {arguments.ray}, but there are {count} {kind}s here: give at most {count}.")
+    with cluster_for(arguments) as device:
         tokenizer = Path(arguments.region_tokenizer)
         make = EncoderElsewhere(
             plan=plan,
@@ -137,7 +118,7 @@ def _encode_on_ray(arguments: CacheArguments, plan: CachePlan, shards: list[int]
             batch_size=arguments.batch_size,
             workers=arguments.workers,
         )
-        for shard in run_chunks(make, shards, arguments.ray, gpu=kind == "GPU"):
+        for shard, _ in run_chunks(make, shards, arguments.ray, gpu=device == "cuda"):
             progress.update(len(plan.rows(shard)))
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -261,12 +261,28 @@ def write_chunks(
     A chunk's lines land in a file of their own. If they depend on the chunk alone, the joined text is the same however the
     work was split, and wherever it was stopped.
     """
+    write_chunk_texts(parts, chunks, lambda left: ((k, as_lines(work(k))) for k in left), state, title)
+
+
+def write_chunk_texts(
+    parts: Path,
+    chunks: int,
+    texts_of: Callable[[Sequence[int]], Iterable[tuple[int, str]]],
+    state: PartialState,
+    title: str,
+) -> None:
+    """The same with whatever gives the chunks that are left as texts, each with its number, in any order."""
     parts.mkdir(parents=True, exist_ok=True)
     mine = range(state.process_index, chunks, state.num_processes)
     left = [k for k in mine if not _chunk(parts, k).is_file()]
-    for k in tqdm(left, desc=title, unit="chunk", disable=not state.is_main_process):
-        write_whole(_chunk(parts, k), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in work(k)))
+    for k, text in tqdm(texts_of(left), total=len(left), desc=title, unit="chunk", disable=not state.is_main_process):
+        write_whole(_chunk(parts, k), text)
     state.wait_for_everyone()
+
+
+def as_lines(lines: Iterable[dict[str, Any]]) -> str:
+    """A chunk's lines as its file holds them."""
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def joined_chunks(parts: Path, chunks: int) -> str:

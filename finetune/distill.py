@@ -17,7 +17,8 @@ stopped:
 2. `lessons/cache` and `lessons/held_out_cache`: their region tokens, as `finetune.cache_regions` makes them.
 3. `finetune.train` on a source with `loss: teacher`: at each word of an answer, the student's distribution over all words
    is drawn to the teacher's (KL), whose pass is made anew with the weights at hand, the adapter off. Nothing is kept of the
-   vocabulary, so nothing is lost of it. `sources` of a recipe are learned beside it.
+   vocabulary, so nothing is lost of it. What the teacher knows of a kind of thing it does not say in a chat, but going on a
+   text; such answers are learned as they stand (`teacher.py` says why). `sources` of a recipe are learned beside it.
 
 A projector alone (`--mode projector`), LoRA (the default) or QLoRA (`--quantize 4bit`) learns. While training, log.jsonl says
 how near the student is on held-out pictures: `val_kl` in nats a word and `val_same`, the share of answers that are equal
@@ -45,9 +46,11 @@ from .cache import MANIFEST
 from .cache_regions import CacheArguments, fill_cache
 from .checkpoints import joined_chunks, write_chunks
 from .config import Source, check_counts, knob, parse_arguments, run_command
+from .examples import read_texts
+from .lesson_arguments import LessonArguments
 from .loop import run
 from .losses import word_losses
-from .teacher import NEW, LessonArguments, Teacher
+from .teacher import NEW, Teacher
 from .train import BridgeTraining, load_bridge
 from .train_arguments import TrainArguments, check_arguments
 
@@ -97,29 +100,34 @@ class DistillTraining(BridgeTraining):
         found = super().evaluate()
         sums = torch.zeros(len(_VIEWS), 4, dtype=torch.float64)
         for items in self.held_out():
-            taught = [replace(item, is_taught=True) for item in items]
-            new = [item.record.conversations[-2].type == NEW for item in taught]
-            self._add(sums, taught, [int(one) for one in new])
-            swapped = _with_others_regions(taught)
+            new = [item.record.conversations[-2].type == NEW for item in items]
+            self._add(sums, items, [int(one) for one in new])
+            swapped = _with_others_regions(items)
             self._add(sums, swapped, [2] * len(swapped))
         sums = self.accelerator.reduce(sums.float().to(self.accelerator.device)).cpu()
         for view, (kl, words, same, answers) in zip(_VIEWS, sums.tolist()):
+            if words:
+                found[f"val_kl{view}"] = kl / words
             if answers:
-                found |= {f"val_kl{view}": kl / words, f"val_same{view}": same / answers}
+                found[f"val_same{view}"] = same / answers
         return found
 
     def _add(self, sums: torch.Tensor, items: list[CachedRecord], views: list[int]) -> None:
-        """Add KL, words, equal answers and answers of each item to the sums of its view."""
+        """Add KL, words, equal answers and answers of each item to the sums of its view; KL where the teacher read a chat."""
         if not items:
             return
+        for said, item, view in zip(self._last_answers(items), items, views):
+            sums[view, 2:] += torch.tensor([said == item.record.conversations[-1].content, 1])
+        chats = [i for i, item in enumerate(items) if not read_texts(item.record)]
+        if not chats:
+            return
         bridge = self.accelerator.unwrap_model(self.model)
-        batch = _to(self.collator(items), bridge.device)
+        batch = _to(self.collator([replace(items[i], is_taught=True) for i in chats]), bridge.device)
         _, kl, _ = word_losses(bridge, batch, self.teacher_logits(batch["told"]))
         rows = (batch["labels"][:, 1:] != -100).nonzero()[:, 0]
-        for i, (said, item, view) in enumerate(zip(self._last_answers(items), items, views)):
-            own = kl[rows == i]
-            same = said == item.record.conversations[-1].content
-            sums[view] += torch.tensor([float(own.sum()), len(own), same, 1], dtype=torch.float64)
+        for row, i in enumerate(chats):
+            own = kl[rows == row]
+            sums[views[i], :2] += torch.tensor([float(own.sum()), len(own)])
 
 
 def _with_others_regions(items: Sequence[CachedRecord]) -> list[CachedRecord]:

@@ -3,6 +3,7 @@
     python -m finetune.evaluate --model runs/mine/model --data mine_val.jsonl --output runs/mine_eval
     python -m finetune.evaluate --benchmark vg_full --annotations vg/test.json --images vg/images --output runs/vg
     accelerate launch -m finetune.evaluate …          # every process takes its share of the pictures
+    python -m finetune.evaluate … --ray 8             # so do eight actors of Ray, here or (--ray_address) on a cluster
 
 Without a benchmark, every question of the records is asked, with the true turns before it. The command writes
 predictions.jsonl (an unedited line for each item and row), metrics.json, table.md and plot.png, and environment.json, the
@@ -14,9 +15,12 @@ from __future__ import annotations
 
 import json
 import resource
+import socket
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +28,29 @@ import torch
 from accelerate import PartialState
 
 from llm_bridge import DEFAULT_BRIDGE
-from tap_tokenizer import only_writer, write_whole
+from tap_tokenizer import (
+    RAY_ADDRESS_HELP,
+    RAY_HELP,
+    check_ray_flags,
+    cluster_for,
+    only_writer,
+    run_chunks,
+    write_whole,
+)
 
 from .answerers import CONTROLS, ROWS, Cast, load_cast
 from .cache import data_checksum, file_checksum
 from .config import knob, parse_arguments, run_command
 from .data.json_files import read_json_lines
-from .predictor import METRICS, PREDICTIONS, Predictor, prepare_output, refuse_changed, refuse_others, run_chunks
+from .predictor import (
+    METRICS,
+    PREDICTIONS,
+    Predictor,
+    prepare_output,
+    refuse_changed,
+    refuse_others,
+    write_predictions,
+)
 from .run_log import describe_environment
 from .tasks import TASKS
 from .tasks.expressions import ExpressionTask
@@ -64,25 +84,24 @@ class EvaluateArguments(TaskOptions):
     batch_size: int = knob(default=16, help="questions asked at once, and records in a chunk")
     max_new_tokens: int | None = knob(default=None, help="tokens of an answer, at most; default: the benchmark's limit")
     device: str | None = knob(default=None, help="where to run; default: this process's accelerator, or CPU")
+    ray: int = knob(default=0, help=RAY_HELP)
+    ray_address: str | None = knob(default=None, help=RAY_ADDRESS_HELP)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the arguments, predict, score, report."""
     arguments = parse_arguments(EvaluateArguments, argv, description=__doc__)
     state = PartialState(cpu=not torch.cuda.is_available() and arguments.device in (None, "cpu"))
+    check_ray_flags(arguments, state.num_processes)
     with only_writer(arguments.output, state.is_main_process):
         _evaluate(arguments, state)
 
 
 def _evaluate(arguments: EvaluateArguments, state: PartialState) -> None:
     began = time.perf_counter()
-    device = arguments.device or str(state.device)
-    task = _check(arguments)
-    found = task.read()
-    by_record = [task.items(record, found.problems) for record in found.records]
+    device = "cpu" if arguments.ray else arguments.device or str(state.device)
+    task, found, by_record = _read(arguments, device)
     items = [item for some in by_record for item in some]
-    _check_content(task, found, items)
-    task.prepare(items, found, device)
     output = Path(arguments.output)
     if arguments.predictions is not None:
         if not state.is_main_process:
@@ -101,7 +120,8 @@ def _evaluate(arguments: EvaluateArguments, state: PartialState) -> None:
         state.wait_for_everyone()
         if not (complete or (output / PREDICTIONS).is_file()):
             predictor = Predictor(task, found, by_record, cast, arguments.batch_size, arguments.cache)
-            run_chunks(output, predictor.chunks, predictor.work, state)
+            texts_of = partial(_texts_on_ray, arguments, about) if arguments.ray else predictor.texts
+            write_predictions(output, predictor.chunks, texts_of, state)
         if not state.is_main_process:
             return
         lines = list(read_json_lines(output / PREDICTIONS))
@@ -112,9 +132,52 @@ def _evaluate(arguments: EvaluateArguments, state: PartialState) -> None:
     write_whole(output / "table.md", table)
     draw(metrics, task, output / "plot.png")
     took = {"seconds": round(time.perf_counter() - began, 1), "peak_memory_mib": _peak()}
-    environment = {**describe_environment(state.num_processes, device), **took}
+    ran = (arguments.ray, "actors of Ray") if arguments.ray else (state.num_processes, device)
+    environment = {**describe_environment(*ran), **took}
     write_whole(output / "environment.json", json.dumps(environment, indent=1))
     print(table)
+
+
+def _read(arguments: EvaluateArguments, device: str) -> tuple[Task, EvaluationSet, list[list[Item]]]:
+    """The run's own copy of the task, the records, and what is asked about each; all is checked. No model is loaded."""
+    task = _check(arguments)
+    found = task.read()
+    by_record = [task.items(record, found.problems) for record in found.records]
+    items = [item for some in by_record for item in some]
+    _check_content(task, found, items)
+    task.prepare(items, found, device)
+    return task, found, by_record
+
+
+def _texts_on_ray(
+    arguments: EvaluateArguments, about: dict[str, Any], chunks: Sequence[int]
+) -> Iterator[tuple[int, str]]:
+    """Chunks of the predictions that `about` tells of, in whatever order the actors of --ray are through with them."""
+    if chunks:
+        with cluster_for(arguments) as device:
+            make = _Elsewhere(arguments, about, device)
+            yield from run_chunks(make, chunks, arguments.ray, gpu=device == "cuda")
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """What an actor needs to know."""
+
+    arguments: EvaluateArguments
+    about: dict[str, Any]
+    device: str
+
+    def __call__(self) -> Callable[[int], str]:
+        """Read the records and load the models. Raises `ValueError` if this machine has others."""
+        arguments = self.arguments
+        task, found, by_record = _read(arguments, self.device)
+        cast = _load(arguments, task, found, self.device)
+        own = _about(arguments, task, cast)
+        if others := [name for name, value in self.about.items() if own[name] != value]:
+            raise ValueError(
+                f"{socket.gethostname()} has other {', '.join(others)}: have all machines read the same files."
+            )
+        return Predictor(task, found, by_record, cast, arguments.batch_size, arguments.cache).text
 
 
 def _check(arguments: EvaluateArguments) -> Task:
@@ -222,4 +285,6 @@ def _peak() -> int:
 
 
 if __name__ == "__main__":
+    from .evaluate import main  # by this module's own name, under which actors of Ray find what they are sent
+
     sys.exit(run_command(main))

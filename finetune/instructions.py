@@ -17,31 +17,43 @@ _SHIPPED_FILE = Path(__file__).with_name("instructions.yaml")
 UNSEEN = "unseen"
 """The kind of instruction whose right answer is that it cannot be seen."""
 
+WHICH = "Which of these"
+"""What a question begins with that asks which of several things it is true of."""
+
 _HELD_OUT_EVERY = 8
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """Words that ask about `<region1>`, or also about `<region2>`, ….
+    """Words that ask about `<region1>`, or also about `<region2>`, …; or "Which of these …?", which is asked of any regions.
 
-    hint: what the teacher alone reads after them. is_held_out: whether it is asked in evaluations only.
+    hint: what the teacher alone reads after them. is_held_out: whether it is asked in evaluations only. is_of_kinds: whether
+    the answer depends on nothing but what kind of thing a region shows.
     """
 
     kind: str
     text: str
     hint: str = ""
     is_held_out: bool = False
+    is_of_kinds: bool = False
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether it asks which of several regions something is true of."""
+        return self.text.startswith(WHICH)
 
     @property
     def regions(self) -> int:
-        """How many regions it asks about."""
-        return max(region_numbers(self.text))
+        """How many regions it asks about, at least."""
+        return 2 if self.is_choice else max(region_numbers(self.text))
 
 
-def load_instructions(names: Sequence[str]) -> list[Instruction]:
-    """The instructions of YAML files, or of the shipped pool (`shipped`): lists by kind, and `hints` by kind.
+def load_instructions(names: Sequence[str], kinds: Sequence[str] = ()) -> list[Instruction]:
+    """The instructions of YAML files, or of the shipped pool (`shipped`): lists by kind, `hints` by kind, and as `of_kinds` the
+    kinds of instructions whose answer depends on nothing but what kind of thing a region shows.
 
-    Every eighth of a kind is held out. Raises `ValueError` for a file of another form, or an instruction without a region.
+    Every eighth of a kind is held out. kinds: those that are wanted; by default all. Raises `ValueError` for a file of another
+    form, an instruction without a region, or a kind that there is not.
     """
     found: list[Instruction] = []
     for name in names:
@@ -50,19 +62,26 @@ def load_instructions(names: Sequence[str]) -> list[Instruction]:
             pool = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-        hints = pool.pop("hints", {}) if isinstance(pool, dict) else None
-        if not isinstance(hints, dict) or not pool or not all(isinstance(texts, list) for texts in pool.values()):
+        pool = pool if isinstance(pool, dict) else {}
+        hints, of_kinds = pool.pop("hints", {}), pool.pop("of_kinds", [])
+        lists = [of_kinds, *pool.values()]
+        if not isinstance(hints, dict) or not pool or not all(isinstance(texts, list) for texts in lists):
             raise ValueError(f"{path} holds no lists of instructions by kind, as finetune/instructions.yaml does.")
         for kind, texts in pool.items():
             for number, text in enumerate(texts, 1):
                 numbers = region_numbers(str(text))
-                if sorted(numbers) != list(range(1, len(numbers) + 1)) or not numbers:
+                if sorted(numbers) != list(range(1, len(numbers) + 1)) or bool(numbers) == str(text).startswith(WHICH):
                     raise ValueError(
-                        f"{path} asks {text!r}, expected <region1>, or <region1> and <region2>, … in each instruction."
+                        f"{path} asks {text!r}, expected <region1>, or <region1> and <region2>, … in each instruction, or "
+                        f'"{WHICH} …?" without any.'
                     )
                 is_held_out = number % _HELD_OUT_EVERY == 0
-                found.append(Instruction(str(kind), str(text), str(hints.get(kind, "")), is_held_out))
-    return found
+                hint = str(hints.get(kind, ""))
+                found.append(Instruction(str(kind), str(text), hint, is_held_out, kind in of_kinds))
+    known = dict.fromkeys(one.kind for one in found)
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise ValueError(f"kinds has {', '.join(unknown)}, expected some of {', '.join(known)}.")
+    return [one for one in found if not kinds or one.kind in kinds]
 
 
 def draw_instruction(

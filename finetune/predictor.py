@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tap_tokenizer import RegionTokens, write_whole
 from .answerers import Cast
 from .batches import picture_size
 from .cache import RegionCache, encode_regions, file_checksum
-from .checkpoints import joined_chunks, write_chunks
+from .checkpoints import as_lines, joined_chunks, write_chunk_texts
 from .data.json_files import read_json, read_json_lines
 from .data.validation import UNREADABLE
 from .records import Record, WrongSizeError, check_size, open_image
@@ -89,10 +89,12 @@ def prepare_output(output: Path, about: dict[str, Any]) -> bool:
     return (output / PREDICTIONS).is_file()
 
 
-def run_chunks(output: Path, chunks: int, work: Callable[[int], list[Line]], state: PartialState) -> None:
-    """Do this process's share of the missing chunks, and join all of them once every process is done."""
+def write_predictions(
+    output: Path, chunks: int, texts_of: Callable[[Sequence[int]], Iterable[tuple[int, str]]], state: PartialState
+) -> None:
+    """Have this process's share of the missing chunks made, and join all of them once every process is done."""
     parts = output / PARTS
-    write_chunks(parts, chunks, work, state, "evaluating")
+    write_chunk_texts(parts, chunks, texts_of, state, "evaluating")
     if state.is_main_process:
         text = joined_chunks(parts, chunks)
         write_whole(output / CHECKSUM, f"{sha256(text.encode()).hexdigest()}  {PREDICTIONS}\n")
@@ -120,6 +122,14 @@ class Predictor:
     @property
     def chunks(self) -> int:
         return -(-len(self.found.records) // self.size)
+
+    def texts(self, chunks: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """Chunks, one after the other, as their files hold them."""
+        return ((chunk, self.text(chunk)) for chunk in chunks)
+
+    def text(self, chunk: int) -> str:
+        """One of them."""
+        return as_lines(self.work(chunk))
 
     def work(self, chunk: int) -> list[Line]:
         """The lines of one chunk, row by row."""

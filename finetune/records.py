@@ -100,7 +100,8 @@ class Turn:
     """What a user or the assistant says in a conversation.
 
     role: "system", "user" or "assistant". For evaluation, a question may have a `type`, by which it is scored, and its
-    possible answers, `options`. told: the question as a teacher reads it who sees no region: with the regions in words.
+    possible answers, `options`. told: the question as a teacher reads it who sees no region: with the regions in words, as a
+    turn of a chat or, if it ends with "Answer:", as a text to go on with.
     """
 
     role: str

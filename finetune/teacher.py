@@ -1,7 +1,11 @@
 """A language model's own lessons: questions about regions, and what it answers when it is told in words what they are.
 
 Pictures and regions → records whose questions have `told`, what the teacher read, and whose answers are its own. An answer
-that is of no use is left out and counted.
+that is of no use is left out and counted. What is asked is told in the form in which a language model answers best:
+
+- of what regions look like and where they are: their descriptions and the question, as a turn of a chat;
+- of what kind of thing they are, and of that alone: a text about the kind, which it goes on with after examples;
+- which of several regions something is true of: it is not told, but holds one of the kinds for the likeliest answer.
 """
 
 from __future__ import annotations
@@ -29,44 +33,33 @@ from llm_bridge import (
 )
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, pictures_of
 
+from .answer_checks import echoes, mixes_up, problem_of, whole_sentences
 from .batches import ConversationCollator
 from .cache import encode_regions
-from .config import knob
+from .choices import Likelihoods
 from .data.validation import UNREADABLE
-from .instructions import SHIPPED, UNSEEN, Instruction, draw_instruction, load_instructions
+from .examples import (
+    after_examples,
+    as_text,
+    ask_about,
+    ask_which,
+    is_text,
+    lines_after,
+    names_an_example,
+    question_about,
+)
+from .instructions import WHICH, Instruction, draw_instruction, load_instructions
+from .lesson_arguments import LessonArguments
 from .records import GLYPH_SCHEME, Record, Region, Turn, cut_turns, load_records, open_image
 
 MIN_SIDE = 4
 """Boxes with a shorter side, in pixels, are not asked about."""
 
+UNSURE = -5.0
+"""Nats: what is said of a kind of thing with less log-probability is not known."""
+
 KNOWN, NEW, OWN = "known instruction", "new instruction", "own question"
 """`type` of a lesson's question: an instruction that is asked in training, one that is not, one the model thought of."""
-
-
-@dataclass(kw_only=True)
-class LessonArguments:
-    """What lessons are made of."""
-
-    data: str | None = knob(
-        default=None, help="records whose regions are asked about: JSONL, or parquet beside pictures"
-    )
-    pictures: str | None = knob(default=None, help="folder of pictures, in which everything mode finds the regions")
-    regions: int = knob(default=8, help="pictures: regions of each, the most confident that are found")
-    points_per_crop: int = knob(default=32, help="pictures: points along each side of the grid that searches them")
-    true_words: bool = knob(
-        default=True, help="data: tell the teacher a region's own caption and label, where it has them, not TAP's"
-    )
-    questions: int = knob(default=4, help="questions asked about each picture")
-    instructions: list[str] = knob(
-        default_factory=lambda: [SHIPPED], help="YAML files of what is asked; shipped is the pool that comes with this"
-    )
-    own_questions: float = knob(
-        default=0.1, help="share of the questions that the language model thinks of itself, when told of a region"
-    )
-    held_out: float = knob(default=0.05, help="share of the pictures that are kept for evaluation")
-    answer_tokens: int = knob(default=48, help="longest answer of the teacher, in tokens")
-    teacher_batch_size: int = knob(default=32, help="questions that the teacher answers at once")
-    lesson_chunk: int = knob(default=16, help="pictures that are put on disk together")
 
 
 @dataclass(eq=False)
@@ -81,7 +74,10 @@ class SeenPicture:
 
 @dataclass(eq=False)
 class Lesson:
-    """A question about some regions of a picture, in the student's words and in the teacher's, with the teacher's answer."""
+    """A question about some regions of a picture, in the student's words and in the teacher's, with the teacher's answer.
+
+    told: what the teacher reads, a turn of a chat or a text to go on with. asked: empty while the teacher is to think of it.
+    """
 
     seen: SeenPicture
     kind: str
@@ -107,7 +103,8 @@ class Teacher:
         self.collator = ConversationCollator(processor)
         self.tokenizer: TapRegionTokenizer = processor.encoder.tokenizer
         self.describer = DescribedRegionProcessor(processor.tokenizer, self.tokenizer)
-        self.pool = load_instructions(arguments.instructions)
+        self.likelihoods = Likelihoods(bridge, processor.tokenizer)
+        self.pool = load_instructions(arguments.instructions, arguments.kinds)
         if arguments.pictures is not None:
             self.pictures = pictures_of(Path(arguments.pictures))
         else:
@@ -139,13 +136,14 @@ class Teacher:
         lessons = [lesson for one in seen for lesson in self._draw(one)]
         torch.manual_seed(self.seed * 1_000_003 + chunk)
         lessons = list(self._with_own_questions(lessons))
-        for lesson, answer in zip(lessons, self.answers([lesson.told for lesson in lessons])):
-            answer = _whole_sentences(answer, self._is_cut(answer))
+        unanswered = [lesson for lesson in lessons if not lesson.answer]
+        for lesson, answer in zip(unanswered, self.answers([lesson.told for lesson in unanswered])):
+            answer = whole_sentences(answer, self._is_cut(answer))
             lesson.answer = re.sub(r"\b([Rr]egion) (\d)", r"\1\2", answer)  # as records and cut_turns write names
         for one in seen:
             kept = []
             for lesson in (lesson for lesson in lessons if lesson.seen is one):
-                problem = problem_of(lesson.answer, lesson.kind, lesson.regions)
+                problem = _problem_of(lesson) or self._doubt(lesson)
                 if problem is None:
                     kept.append(lesson)
                 else:
@@ -154,19 +152,39 @@ class Teacher:
             counts = {"kept": len(kept), **one.left_out}
             yield {"row": one.row, "held_out": self.is_held_out(one.row), "record": record, "lessons": counts}
 
-    def answers(self, told: Sequence[str], **options: Any) -> list[str]:
-        """What the language model says, with its adapter off, when it is told and asked."""
-        prompts = [Record(conversations=[Turn("user", words)]) for words in told]
-        order = sorted(range(len(told)), key=lambda i: len(told[i]))
+    def _doubt(self, lesson: Lesson) -> str | None:
+        """That the teacher does not know the answer, if it went on a text and holds what it said for unlikely."""
+        if not is_text(lesson.told) or lesson.kind == WHICH:
+            return None
+        with adapter_off(self.bridge):
+            (likely,) = self.likelihoods.log_probabilities([(after_examples(lesson.told), f" {lesson.answer}")])
+        return "unsure" if likely < UNSURE else None
+
+    def answers(self, told: Sequence[str]) -> list[str]:
+        """What the language model says, with its adapter off, when it is told and asked: in its chat, or going on a text."""
         said = [""] * len(told)
-        options = {"max_new_tokens": self.arguments.answer_tokens, **options}
-        for start in range(0, len(order), self.arguments.teacher_batch_size):
-            part = order[start : start + self.arguments.teacher_batch_size]
-            inputs = self.collator.prompts([prompts[i] for i in part]).to(self.bridge.device)
+        order = sorted(range(len(told)), key=lambda i: len(told[i]))
+        texts = [i for i in order if is_text(told[i])]
+        for i, words in zip(texts, self._lines_after([after_examples(told[i]) for i in texts])):
+            said[i] = words
+        chats = [i for i in order if not is_text(told[i])]
+        for start in range(0, len(chats), self.arguments.teacher_batch_size):
+            part = chats[start : start + self.arguments.teacher_batch_size]
+            prompts = [Record(conversations=[Turn("user", told[i])]) for i in part]
+            inputs = self.collator.prompts(prompts).to(self.bridge.device)
             with adapter_off(self.bridge):
-                for i, words in zip(part, generate_text(self.bridge, self.processor, inputs, **options)):
-                    said[i] = words
+                answers = generate_text(
+                    self.bridge, self.processor, inputs, max_new_tokens=self.arguments.answer_tokens
+                )
+            for i, words in zip(part, answers):
+                said[i] = words
         return said
+
+    def _lines_after(self, texts: Sequence[str], **options: Any) -> list[str]:
+        """How the language model, with its adapter off, goes on with each text up to the end of the line."""
+        options = {"max_new_tokens": self.arguments.answer_tokens, **options}
+        with adapter_off(self.bridge):
+            return lines_after(self.bridge, self.processor, texts, self.arguments.teacher_batch_size, **options)
 
     def _is_cut(self, answer: str) -> bool:
         ids = self.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -230,43 +248,107 @@ class Teacher:
         random = np.random.RandomState([self.seed, 11, seen.row])
         held_out, count = self.is_held_out(seen.row), len(seen.record.regions)
         for i in range(self.arguments.questions if count else 0):
+            order = [int(n) + 1 for n in random.permutation(count)]
             if not held_out and random.random_sample() < self.arguments.own_questions:
-                drawn, kind = _OWN_QUESTION, OWN
-            else:
-                kind = NEW if held_out and i % 2 else KNOWN
-                found = draw_instruction(self.pool, count, random, held_out=kind == NEW)
-                if found is None:
-                    continue
-                drawn = found
-            yield _lesson(seen, drawn, [int(n) + 1 for n in random.permutation(count)[: drawn.regions]], kind)
+                yield from self._to_think_of(seen, order, random)
+                continue
+            kind = NEW if held_out and i % 2 else KNOWN
+            drawn = draw_instruction(self.pool, count, random, held_out=kind == NEW)
+            if drawn is not None and drawn.is_choice:
+                alike = [one.text for one in self.pool if (one.kind, one.is_held_out) == (drawn.kind, kind == NEW)]
+                asked = [drawn.text, *random.permutation(alike)[: _TRIES - 1].tolist()]
+                yield from self._choice(seen, asked, _apart(seen, order)[: 2 + random.randint(2)], kind)
+            elif drawn is not None:
+                yield _lesson(seen, drawn, order[: drawn.regions], kind)
+
+    def _choice(
+        self, seen: SeenPicture, questions: Sequence[str], regions: list[int], type_: str, wanted: int | None = None
+    ) -> Iterator[Lesson]:
+        """Which of some regions that question means of which it is surest, if it is sure, and the one that is `wanted`."""
+        things = [str(seen.described[n - 1].thing) for n in regions]
+        with adapter_off(self.bridge):
+            found = self.likelihoods.surest(questions, things) if len(things) > 1 else None
+        if found is None or wanted not in (None, regions[found[1]]):
+            seen.left_out["not sure which"] += 1
+            return
+        question, chosen = found
+        *names, last = [f"<region{n}>" for n in regions]
+        asked = f"{question.removesuffix('?')}: {', '.join(names)} or {last}?"
+        known = " ".join(f"region{n} is {thing}." for n, thing in zip(regions, things))
+        answer = f"The {_ARTICLE.sub('', things[chosen])}, region{regions[chosen]}."
+        yield Lesson(seen, WHICH, type_, asked, f"{known}\n{as_text(question)}", regions, answer)
+
+    def _to_think_of(self, seen: SeenPicture, order: list[int], random: np.random.RandomState) -> Iterator[Lesson]:
+        """A question of the language model's own, before it has thought of it: about a region, or whose answer it is."""
+        regions = _apart(seen, order)
+        if not regions:
+            seen.left_out["nothing is known of the region"] += 1
+            return
+        thing = str(seen.described[regions[0] - 1].thing)
+        if len(regions) > 1 and random.randint(2):
+            yield Lesson(seen, WHICH, OWN, "", ask_which(thing), regions[: 2 + random.randint(2)])
+        else:
+            yield Lesson(seen, OWN, OWN, "", ask_about(thing), regions[:1])
 
     def _with_own_questions(self, lessons: Sequence[Lesson]) -> Iterator[Lesson]:
         """The lessons, with the language model's questions where it is to ask; those that are no question are left out."""
-        said = iter(self.answers([one.told for one in lessons if one.type == OWN], do_sample=True))
+        said = iter(self._lines_after([one.told for one in lessons if not one.asked], **_SAMPLED))
         for lesson in lessons:
-            if lesson.type != OWN:
+            if lesson.asked:
                 yield lesson
                 continue
-            (region,) = lesson.regions
-            question = _own_question(next(said), region, lesson.seen.described[region - 1])
-            if question is None:
-                lesson.seen.left_out["no question"] += 1
+            seen, region = lesson.seen, lesson.regions[0]
+            words = f"{WHICH} {next(said)}" if lesson.kind == WHICH else next(said)
+            described = seen.described[region - 1]
+            names = [_ARTICLE.sub("", name) for name in (described.caption, described.thing) if name]
+            question = question_about(words, names)
+            if question is None or (lesson.kind == WHICH) == ("<region1>" in question):
+                seen.left_out["no question"] += 1
+            elif lesson.kind == WHICH:
+                yield from self._choice(seen, [question], sorted(lesson.regions), OWN, wanted=region)
             else:
-                yield _lesson(lesson.seen, Instruction(OWN, question), [region], OWN)
+                yield _lesson(seen, Instruction(OWN, question, is_of_kinds=True), [region], OWN)
 
 
-_OWN_QUESTION = Instruction(
-    OWN, "Ask one short question about <region1> that a curious person would ask. Write the question alone."
-)
+_TRIES = 8
+"""Of how many questions of a kind that is asked of which it is surest which region it means."""
+
+_SAMPLED = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
+"""How the language model thinks of questions: so that they differ, and most of them can be asked."""
 
 
 def _lesson(seen: SeenPicture, instruction: Instruction, regions: list[int], type_: str) -> Lesson:
     """An instruction whose `<region1>`, … are some regions of a picture."""
     asked = replace_regions(instruction.text, lambda n, _: f"<region{regions[n - 1]}>")
     own = [replace(seen.described[n - 1], name=f"region{n}") for n in regions]
-    words = replace_regions(asked, lambda n, _: f"region{n}")
-    told = f"{describe_regions(own, seen.record.size)}\n{words} {instruction.hint}".strip()
+    if instruction.is_of_kinds and all(one.thing for one in own):
+        told = as_text(replace_regions(instruction.text, lambda n, _: own[n - 1].thing))
+    else:
+        words = replace_regions(asked, lambda n, _: f"region{n}")
+        told = f"{describe_regions(own, seen.record.size)}\n{words} {instruction.hint}".strip()
     return Lesson(seen, instruction.kind, type_, asked, told, regions)
+
+
+def _apart(seen: SeenPicture, order: Sequence[int]) -> list[int]:
+    """Regions whose kind is known, in an order, and only the first of each kind."""
+    first: dict[str, int] = {}
+    for number in order:
+        if thing := seen.described[number - 1].thing:
+            first.setdefault(thing, number)
+    return list(first.values())
+
+
+def _problem_of(lesson: Lesson) -> str | None:
+    """Why a lesson is not worth learning; None if it is."""
+    if is_text(lesson.told) and lesson.kind != WHICH:
+        if echoes(lesson.answer, lesson.told):
+            return "says nothing new"
+        if names_an_example(lesson.answer):
+            return "names a thing of the examples"
+    things = {n: _ARTICLE.sub("", lesson.seen.described[n - 1].thing or f"region{n}") for n in lesson.regions}
+    if mixes_up(lesson.answer, things):
+        return "mixes regions up"
+    return problem_of(lesson.answer, lesson.kind, lesson.regions)
 
 
 def _in_true_words(description: RegionDescription, region: Region) -> RegionDescription:
@@ -280,66 +362,7 @@ def _in_true_words(description: RegionDescription, region: Region) -> RegionDesc
     )
 
 
-def _own_question(said: str, region: int, description: RegionDescription) -> str | None:
-    """The first question of an answer, about `<region1>`; None if there is none, or if it gives away what the region is."""
-    found = re.search(r"[^.!?\n]+\?", said)
-    if found is None:
-        return None
-    question = found[0].strip().strip("\"'“”*- ")
-    names = [name for name in (_ARTICLE.sub("", description.caption or ""), description.kind) if name]
-    for name in names:
-        known = rf"\b(?:the|an?|this|that) {re.escape(name)}\b(?: \(region\d+\))?"
-        question = re.sub(known, f"region{region}", question, flags=re.IGNORECASE)
-    question = replace_regions(question, lambda number, _: "<region1>" if number == region else None)
-    if re.search(r"(?<!<)\bregion ?\d", question) or any(name.lower() in question.lower() for name in names):
-        return None
-    return question if "<region1>" in question else f"<region1>: {question}"
-
-
 _ARTICLE = re.compile(r"^(?:the|an?) ", re.IGNORECASE)
-
-
-# --- what is of use ---------------------------------------------------------------------------------------------------
-
-_DODGE = re.compile(
-    r"\bas an ai\b|\bi'?m sorry\b|\bi (?:cannot|can ?not|can't|am unable|am not able)\b|\bi don'?t (?:have|know)\b"
-    r"|\b(?:could|can|would) you (?:please )?(?:provide|clarify|give|share|tell)\b|\bplease (?:provide|share|give)\b"
-    r"|\bno (?:information|context)\b",
-    re.IGNORECASE,
-)
-
-
-def problem_of(answer: str, kind: str, regions: Sequence[int]) -> str | None:
-    """Why an answer about regions (by their numbers) is not worth learning; None if it is."""
-    if not re.search(r"\w", answer):
-        return "empty"
-    if repeats(answer):
-        return "repeats"
-    if kind != UNSEEN and _DODGE.search(answer):
-        return "dodges"
-    if any(int(number[:9]) not in regions for number in re.findall(r"\bregion ?(\d+)\b", answer, re.IGNORECASE)):
-        return "speaks of other regions"
-    return None
-
-
-def repeats(text: str) -> bool:
-    """Whether a text says a sentence twice, or four words in a row three times."""
-    sentences = [words for part in re.split(r"[.!?\n]+", text.lower()) if len(words := part.split()) > 2]
-    if len({" ".join(words) for words in sentences}) < len(sentences):
-        return True
-    words = re.findall(r"\w+", text.lower())
-    runs = Counter(tuple(words[i : i + 4]) for i in range(len(words) - 3))
-    return max(runs.values(), default=0) > 2
-
-
-def _whole_sentences(answer: str, is_cut: bool) -> str:
-    """An answer that was cut off, without its unfinished end; nothing if no sentence is whole."""
-    if not is_cut:
-        return answer
-    if answer.startswith(("{", "[", "`")):
-        return ""  # half of a JSON is none
-    found = re.match(r"(?s).*[.!?}\]]", answer)
-    return found[0] if found else ""
 
 
 def _record_of(record: Record, lessons: Iterable[Lesson]) -> Record:

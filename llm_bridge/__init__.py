@@ -31,9 +31,11 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .processing_bridge import RegionBridgeProcessor
     from .processing_described import DescribedRegionProcessor
     from .projector import MlpProjector
+    from .prompt_memory import PromptMemory
 if TYPE_CHECKING:  # shared with finetune, and promised to nobody
     from .adapters import adapter_off
     from .chat_markup import number_regions, region_numbers, replace_regions
+    from .generation import generate_each
     from .grounding import Candidates, answered_numbers, asked_phrase, find_among, first_names, likelihoods
     from .model_card import bridge_card
 if not TYPE_CHECKING:
@@ -47,6 +49,7 @@ __all__ = [
     "FoundRegions",
     "MlpProjector",
     "PictureContext",
+    "PromptMemory",
     "RegionBaseline",
     "RegionBridgeConfig",
     "RegionBridgeForConditionalGeneration",

@@ -21,13 +21,14 @@ from .chat_markup import spoken_numbers, user_content, words_of
 from .chat_sources import load_for_chat
 from .default_bridge import DEFAULT_BRIDGE
 from .description import RegionBaseline, baselines
-from .generation import LocalSpeaker, Speaker, trimmed
+from .generation import Speaker, speaker_of, trimmed
 from .grounding import Candidates, FoundRegions, check_choice, find_among, find_answer, find_question
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .pictures import open_picture
 from .processing_bridge import RegionBridgeProcessor
 from .processing_described import DescribedRegionProcessor
 from .prompt_checks import check_context
+from .prompt_memory import PromptMemory
 from .serving import client
 
 logger = logging.getLogger(__name__)
@@ -60,11 +61,20 @@ class RegionChat:
     >>> chat = RegionChat.from_pretrained("Qwen/Qwen3-0.6B", mode="described", region_tokenizer="tap-tiny")
     """
 
-    def __init__(self, model: PreTrainedModel | client.ServedModel, processor: RegionBridgeProcessor) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel | client.ServedModel,
+        processor: RegionBridgeProcessor,
+        memory: PromptMemory | None = None,
+    ) -> None:
+        """memory: of what a model in this process has read, which conversations may share; by default, a new one."""
         processor.attach(model)
         self.model: Any = model
         self.processor = processor
-        self.speaker: Speaker = model if isinstance(model, Speaker) else LocalSpeaker(model.eval(), processor)
+        self.memory = PromptMemory() if memory is None else memory
+        self.speaker: Speaker = speaker_of(model, processor, self.memory)
+        if isinstance(model, PreTrainedModel):
+            model.eval()
         self.warns_of_limitation = True
         """Whether the next answer warns of `limitation`: the first one does. Set it to False to show the sentence yourself."""
         self.warns_of_finding = True
@@ -176,9 +186,14 @@ class RegionChat:
         """What has been said so far, as (role, words), with regions by their names."""
         return [(message["role"], words_of(message["content"])) for message in self.messages]
 
+    def another(self) -> RegionChat:
+        """A new conversation with the same model, and with the same memory of what it has read."""
+        return RegionChat(self.model, self.processor, self.memory)
+
     def reset(self) -> None:
         """Forget the conversation and its picture."""
         self.image, self.messages, self._regions = None, [], []
+        self.memory.forget(self.speaker)
 
     def ask(
         self,
@@ -229,22 +244,33 @@ class RegionChat:
         points: Any = None,
         point_labels: Any = None,
         masks: Any = None,
+        prompts: Sequence[Sequence[RegionPrompt]] = (),
         max_new_tokens: int = 64,
         **generate_options: Any,
     ) -> list[str]:
         """Answer many questions, each as if it were the only next one, and remember none of them.
 
-        What their prompts have in common, including the conversation so far, is read once. Then all are answered in one
-        batch. Arguments as for `ask`; pictures and regions are the same for every question.
+        The picture and all regions are encoded in one go. What the prompts have in common, including the conversation so far,
+        is read once; then all are answered in one batch. Arguments as for `ask`, except for prompts: a list of
+        `RegionPrompt`s for each question. Picture, boxes, points and masks are the same for every question.
+
+        >>> prompts = [[RegionPrompt(box=box)] for box in boxes]
+        >>> chat.ask_each(["What is <region>?"] * len(boxes), image="picture.png", prompts=prompts)
         """
         _refuse_several(generate_options)
         questions = questions if isinstance(questions, str) else list(questions)
         if isinstance(questions, str) or not questions:
             raise ValueError(f"questions is {questions!r}, expected a list of at least one question.")
+        if prompts and len(prompts) != len(questions):
+            raise ValueError(f"Got prompts for {len(prompts)} questions, expected a list for each of {len(questions)}.")
         new = RegionPrompt.read_lists(boxes=boxes, points=points, point_labels=point_labels, masks=masks)
-        asked = [self._prepare(question, image, new, thinking=False) for question in questions]
+        picture = None if image is None else open_picture(image)
+        turns = [
+            self._turn(question, picture, [*own, *new])
+            for question, own in zip(questions, prompts or [()] * len(questions))
+        ]
+        inputs = self.speaker.read_each([messages for _, messages, _ in turns])
         self._warn_of_limitation()
-        inputs = [one.inputs for one in asked]
         longest = max(inputs, key=lambda one: one["input_ids"].shape[1])
         options = self._options(longest, max_new_tokens, generate_options)
         return self.speaker.say_each(inputs, **options)
@@ -282,11 +308,6 @@ class RegionChat:
         """
         question = find_question(phrase)
         check_choice(most, threshold)
-        if not isinstance(self.speaker, LocalSpeaker):
-            raise ValueError(
-                "Got a language model that a server runs: find needs the probabilities of names, which servers do not tell. "
-                "Load the bridge here, with RegionChat.from_pretrained."
-            )
         picture = self.image if image is None else open_picture(image).copy()
         if picture is None:
             raise ValueError("Got no picture to search: give image=….")
@@ -327,15 +348,15 @@ class RegionChat:
 
         A new picture starts a new one.
         """
-        picture, messages, regions = self._turn(question, image, new)
+        opened = None if image is None else open_picture(image).copy()
+        picture, messages, regions = self._turn(question, opened, new)
         inputs = self.speaker.read(messages, thinking=thinking)
         return _Asked(inputs, picture, messages, regions)
 
     def _turn(
-        self, question: str, image: Any, new: Sequence[RegionPrompt]
+        self, question: str, opened: np.ndarray | None, new: Sequence[RegionPrompt]
     ) -> tuple[np.ndarray | None, list[dict[str, Any]], list[RegionPrompt]]:
         """The picture, the messages and the regions of the conversation that a question goes on with."""
-        opened = None if image is None else open_picture(image).copy()
         image_before, messages, regions = self.image, self.messages, self._regions
         if opened is not None and (image_before is None or not np.array_equal(opened, image_before)):
             image_before, messages, regions = None, [], []

@@ -63,6 +63,12 @@ class RegionDescription:
         words = self.concepts[0][0].split()
         return " ".join(words[1:] if words[0].lower() in _ARTICLES and len(words) > 1 else words)
 
+    @property
+    def thing(self) -> str | None:
+        """The kind of thing that it is, with an article ("a cat"), or else its caption; None if neither is known."""
+        caption = (self.caption or "").strip().rstrip(".")
+        return caption or None if self.kind is None else _with_article(self.kind)
+
 
 def place_of_box(box: Sequence[float], size: tuple[int, int]) -> str:
     """Which of the nine parts of a picture of (height, width) `size` contains the middle of a box xyxy."""

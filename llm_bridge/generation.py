@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import takewhile
 from threading import Event, Thread
 from typing import Any, Protocol, runtime_checkable
@@ -11,9 +12,25 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, PreTrainedModel, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    Cache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TextIteratorStreamer,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from .language_model import can_read_ahead, forward_arguments
+from .prompt_memory import PromptMemory, common_length, read_beginning, seen_alike
+
+_WORTH_A_STEP = 16
+"""So many words that need not be read again are worth one more step of a language model, which loads all its weights."""
 
 
 @dataclass
@@ -28,6 +45,12 @@ class Tally:
     is_cut: bool = False
 
 
+Ids = tuple[int, ...]
+"""Ids with which an answer begins; none, right after the prompt."""
+NextIds = dict[Ids, dict[int, float]]
+"""By beginning and id: the logarithm of the probability of an id after a beginning."""
+
+
 @runtime_checkable
 class Speaker(Protocol):
     """Who answers in a conversation: a language model in this process, or one that a server runs.
@@ -36,8 +59,19 @@ class Speaker(Protocol):
     transformers' `generate`; greedy by default. With `seed`, a sampled answer can be had again.
     """
 
+    @property
+    def config(self) -> Any:
+        """The configuration of the bridge or the language model."""
+
+    @property
+    def processor(self) -> Any:
+        """What writes the prompts."""
+
     def read(self, messages: Sequence[dict[str, Any]], *, thinking: bool) -> Mapping[str, Any]:
         """A conversation that ends with a question → a prompt."""
+
+    def read_each(self, conversations: Sequence[Sequence[dict[str, Any]]]) -> Sequence[Mapping[str, Any]]:
+        """Several conversations → their prompts, without thinking."""
 
     def say(self, prompt: Mapping[str, Any], **options: Any) -> str:
         """The answer, stripped of white space."""
@@ -51,37 +85,112 @@ class Speaker(Protocol):
         tally: kept while the pieces come.
         """
 
+    def log_probabilities(self, prompt: Mapping[str, Any], wanted: Mapping[Ids, Collection[int]]) -> NextIds:
+        """How probable ids are as the next ones after a prompt and the beginning of an answer.
 
-@dataclass(frozen=True)
+        wanted: for each beginning, the ids in question. Returns natural logarithms, of the model's own distribution.
+        """
+
+
+@dataclass(frozen=True, eq=False)
 class LocalSpeaker:
-    """A language model in this process, and the processor that writes its prompts."""
+    """A language model in this process, and the processor that writes its prompts.
+
+    memory: what the model has read for this and other speakers.
+    """
 
     model: PreTrainedModel
     processor: Any
+    memory: PromptMemory = field(default_factory=PromptMemory)
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
 
     def read(self, messages: Sequence[dict[str, Any]], *, thinking: bool) -> Mapping[str, Any]:
         """The batch that the processor makes, on the model's device."""
         moved: Mapping[str, Any] = question_inputs(self.processor, messages, thinking=thinking).to(self.model.device)
         return moved
 
+    def read_each(self, conversations: Sequence[Sequence[dict[str, Any]]]) -> Sequence[Mapping[str, Any]]:
+        """All regions of all conversations are encoded in one go."""
+        return separate(question_inputs(self.processor, conversations).to(self.model.device))
+
     def say(self, prompt: Mapping[str, Any], **options: Any) -> str:
-        return generate_text(self.model, self.processor, prompt, **self._with_words(options))[0]
+        generate = partial(self.memory.generate, self.model, self)
+        return generate_text(self.model, self.processor, prompt, generate=generate, **self._options(options))[0]
 
     def say_each(self, prompts: Sequence[Mapping[str, Any]], **options: Any) -> list[str]:
-        return generate_each(self.model, self.processor, prompts, **self._with_words(options))
+        read = partial(self.memory.read, self.model, self)
+        return generate_each(self.model, self.processor, prompts, read=read, **self._options(options))
 
     def stream(self, prompt: Mapping[str, Any], *, tally: Tally | None = None, **options: Any) -> Iterator[str]:
         if tally is not None:
             ends = self.model.generation_config.eos_token_id
             keeper = _TallyKeeper(tally, ends if isinstance(ends, list) else [ends], options.get("max_new_tokens"))
             options["stopping_criteria"] = [*(options.get("stopping_criteria") or []), keeper]
-        return stream_text(self.model, self.processor, prompt, **self._with_words(options))
+        generate = partial(self.memory.generate, self.model, self)
+        return stream_text(self.model, self.processor, prompt, generate=generate, **self._options(options))
 
-    def _with_words(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Options for transformers, which stops at words only if it is given the tokenizer, and has one seed for all."""
-        if (seed := options.pop("seed", None)) is not None:
-            torch.manual_seed(seed)
+    def log_probabilities(self, prompt: Mapping[str, Any], wanted: Mapping[Ids, Collection[int]]) -> NextIds:
+        rows = sorted(ids for ids in wanted if not any(len(o) > len(ids) and o[: len(ids)] == ids for o in wanted))
+        scores: dict[Ids, Tensor] = {}
+        for row, logits in zip(rows, logits_after(self.model, prompt, rows)):
+            for length, own in enumerate(logits.double().log_softmax(dim=-1).cpu()):
+                scores[row[:length]] = own
+        return {ids: {one: float(scores[ids][one]) for one in ones} for ids, ones in wanted.items()}
+
+    def _options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options for transformers, which stops at words only if it is given the tokenizer, and knows no seed."""
+        if (seed := options.pop("seed", None)) is not None and options.get("do_sample"):
+            generator = torch.Generator(self.model.device).manual_seed(seed)
+            options = _drawing(options, self.model.generation_config, generator)
         return {"tokenizer": self.processor.tokenizer, **options} if "stop_strings" in options else options
+
+
+def speaker_of(model: Any, processor: Any, memory: PromptMemory | None = None) -> Speaker:
+    """Who answers: a model that is a `Speaker` itself, or else the model in this process, with a memory of what it has read."""
+    if isinstance(model, Speaker):
+        return model
+    return LocalSpeaker(model, processor, PromptMemory() if memory is None else memory)
+
+
+_SAMPLING = {
+    "temperature": (1.0, 1.0, TemperatureLogitsWarper),
+    "top_k": (50, 0, TopKLogitsWarper),
+    "top_p": (1.0, 1.0, TopPLogitsWarper),
+    "min_p": (None, None, MinPLogitsWarper),
+}
+"""transformers' options of sampling, in its order: the default, what changes nothing, and what applies others."""
+
+
+def _drawing(options: dict[str, Any], config: Any, generator: torch.Generator) -> dict[str, Any]:
+    """Options of an answer that this generator draws. transformers has one for all threads, which disturb each other's draws.
+
+    options: with do_sample. config: of the model's generation, for what they leave open.
+    """
+    names = ("num_beams", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+    if others := [name for name in names if options.get(name, getattr(config, name, None)) not in (None, 0, 1)]:
+        raise ValueError(f"Got seed with {', '.join(others)}: leave seed out, and call torch.manual_seed instead.")
+    left, warpers = dict(options), []
+    for name, (default, idle, warper) in _SAMPLING.items():
+        own = getattr(config, name, None)
+        value = left.pop(name, default if own is None else own)
+        if value not in (None, idle):
+            warpers.append(warper(value))
+    chosen = LogitsProcessorList([*(left.pop("logits_processor", None) or []), *warpers, _Draw(generator)])
+    return {**left, "do_sample": False, "logits_processor": chosen}
+
+
+class _Draw(LogitsProcessor):
+    """Draws the next tokens, and leaves nothing else to choose from."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        chosen = torch.multinomial(scores.softmax(dim=-1), 1, generator=self.generator)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0)  # type: ignore[return-value]
 
 
 def question_inputs(processor: Any, conversation: Sequence[Any], *, thinking: bool = False, **options: Any) -> Any:
@@ -100,14 +209,38 @@ def question_inputs(processor: Any, conversation: Sequence[Any], *, thinking: bo
     )
 
 
-def generate_text(model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any], **options: Any) -> list[str]:
+def separate(batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+    """A padded batch of prompts → each prompt as a batch of its own, without padding."""
+    prompts = []
+    for number in range(len(batch["input_ids"])):
+        one = {name: value[number : number + 1] for name, value in batch.items()}
+        words = one["attention_mask"][0].bool()
+        one |= {name: one[name][:, words] for name in ("input_ids", "attention_mask")}
+        if "region_mask" in one:
+            rows = one["region_mask"][0].bool()
+            one |= {name: one[name][:, rows] for name in ("region_features", "region_mask")}
+            if not rows.any():
+                one = {name: value for name, value in one.items() if not name.startswith("region_")}
+        prompts.append(one)
+    return prompts
+
+
+def generate_text(
+    model: PreTrainedModel,
+    processor: Any,
+    inputs: Mapping[str, Any],
+    *,
+    generate: Callable[..., Any] | None = None,
+    **options: Any,
+) -> list[str]:
     """Generate the words that `model` says after each prompt of a batch, stripped of white space; greedy by default.
 
     processor: the processor or tokenizer that encoded the prompts. inputs: what it returned, with `input_ids`, padded on the
-    left, on the model's device. options: for `generate`, including `max_new_tokens`.
+    left, on the model's device. generate: what to call instead of the model's own. options: for `generate`, including
+    `max_new_tokens`.
     """
     options = {"do_sample": False, **options}
-    ids = model.generate(**inputs, **options)
+    ids = (generate or model.generate)(**inputs, **options)
     ends = options.get("eos_token_id", model.generation_config.eos_token_id)
     ends = set(ends if isinstance(ends, list) else [ends])
     said = [
@@ -117,31 +250,50 @@ def generate_text(model: PreTrainedModel, processor: Any, inputs: Mapping[str, A
     return [text.strip() for text in processor.batch_decode(said, skip_special_tokens=True)]
 
 
-def generate_each(model: PreTrainedModel, processor: Any, prompts: Sequence[Any], **options: Any) -> list[str]:
-    """The words that `model` says after each of several prompts, which were encoded one by one.
+def generate_each(
+    model: PreTrainedModel,
+    processor: Any,
+    prompts: Sequence[Any],
+    *,
+    read: Callable[[Any, int], Cache] | None = None,
+    **options: Any,
+) -> list[str]:
+    """The words that `model` says after each of several prompts, each of which is a batch of its own.
 
     What all prompts have in common from the beginning is read once; then all are answered in one batch.
+    read: gives a cache with so many ids of a prompt in it; by default, they are read now.
     """
     rows = [prompt["input_ids"][0] for prompt in prompts]
     if not getattr(model.config, "ignores_padding", True):  # then none can stand beside longer ones
         return [generate_text(model, processor, prompt, **options)[0] for prompt in prompts]
     features = [prompt["region_features"][0] if "region_features" in prompt else None for prompt in prompts]
-    shared = min(_common_length(rows), min(map(len, rows)) - 1)  # of every prompt, something is left to read
+    shared = min(common_length(rows), min(map(len, rows)) - 1)  # of every prompt, something is left to read
     if (options.get("num_beams") or model.generation_config.num_beams or 1) > 1:
         shared = 0  # beams are copies of whole prompts
     if not can_read_ahead(getattr(model, "language_model", model)):
         shared = 0
-    shared = _seen_alike(rows[0][:shared], features, getattr(model.config, "region_token_id", -1))
+    shared = seen_alike(rows[0][:shared], features, getattr(model.config, "region_token_id", -1))
+    if shared * (len(rows) - 1) < _WORTH_A_STEP:
+        shared = 0
     inputs = _joined(rows, shared, model.generation_config.pad_token_id or 0)
     if any(row is not None for row in features):
         inputs |= {name: value.to(model.device) for name, value in processor.pad_features(features).items()}
     if shared:
         longest = max(prompts, key=lambda prompt: prompt["input_ids"].shape[1])
-        inputs["past_key_values"] = _read(model, longest, shared, len(rows))
+        cache = (read or partial(read_beginning, model))(longest, shared)
+        cache.batch_repeat_interleave(len(rows))
+        options["past_key_values"] = cache
     return generate_text(model, processor, inputs, **options)
 
 
-def stream_text(model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any], **options: Any) -> Iterator[str]:
+def stream_text(
+    model: PreTrainedModel,
+    processor: Any,
+    inputs: Mapping[str, Any],
+    *,
+    generate: Callable[..., Any] | None = None,
+    **options: Any,
+) -> Iterator[str]:
     """The same for one prompt, in pieces, white space and all; generated in a thread whose errors are raised here.
 
     Whoever closes the iterator before its end stops the thread at its next token.
@@ -154,7 +306,8 @@ def stream_text(model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any
 
     def run() -> None:
         try:
-            model.generate(**inputs, **{"do_sample": False, **options}, stopping_criteria=criteria, streamer=streamer)
+            asked = {"do_sample": False, **options, "stopping_criteria": criteria, "streamer": streamer}
+            (generate or model.generate)(**inputs, **asked)
         except BaseException as error:  # handed to the asking thread below
             failure.append(error)
             streamer.end()
@@ -213,7 +366,9 @@ def logits_after(model: PreTrainedModel, inputs: Mapping[str, Any], rows: Sequen
         )
         keep = ids.shape[1] - len(prompt) + 1
         if shared:  # what follows the prompt shows no regions
-            read: dict[str, Any] = {"past_key_values": _read(model, inputs, shared, len(group)), "use_cache": True}
+            cache = read_beginning(model, inputs, shared)
+            cache.batch_repeat_interleave(len(group))
+            read: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
         else:
             read = {name: value for name, value in inputs.items() if name.startswith("region_")} | {"use_cache": False}
         arguments = forward_arguments(language_model, attention_mask=mask, logits_to_keep=keep, **read)
@@ -233,42 +388,6 @@ class _StopWhenSet(StoppingCriteria):
 
 
 # --- what prompts have in common --------------------------------------------------------------------------------------
-
-
-def _common_length(rows: Sequence[Tensor]) -> int:
-    """How many ids all rows begin with."""
-    shortest = min(map(len, rows))
-    same = torch.stack([row[:shortest] == rows[0][:shortest] for row in rows]).all(dim=0)
-    return shortest if bool(same.all()) else int(same.int().argmin())
-
-
-def _seen_alike(ids: Tensor, features: Sequence[Tensor | None], region_token_id: int) -> int:
-    """How many of the `ids` that prompts begin with show the same, too: context stands around what is asked."""
-    own = [row for row in features if row is not None]
-    for number, place in enumerate((ids == region_token_id).nonzero()[:, 0].tolist()):
-        if any(not torch.equal(row[number], own[0][number]) for row in own):
-            return place
-    return len(ids)
-
-
-@torch.no_grad()
-def _read(model: PreTrainedModel, inputs: Any, length: int, copies: int) -> DynamicCache:
-    """Keys and values of a prompt's beginning, for so many that go on from it."""
-    ids = inputs["input_ids"][:, :length]
-    cache = DynamicCache(config=model.config.get_text_config())
-    regions = {}
-    if "region_features" in inputs:
-        seen = int((ids == model.config.region_token_id).sum())
-        regions = {name: inputs[name][:, :seen] for name in ("region_features", "region_mask")}
-    model(
-        input_ids=ids,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-        **(regions if regions and seen else {}),
-    )
-    cache.batch_repeat_interleave(copies)
-    return cache
 
 
 def _joined(rows: Sequence[Tensor], shared: int, filler: int) -> dict[str, Tensor]:

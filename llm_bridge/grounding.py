@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from tap_tokenizer import RegionPrompt, RegionTokens
 
 from .chat_markup import spoken_matches, spoken_numbers, user_content
-from .generation import generate_text, logits_after, question_inputs
+from .generation import Ids, LocalSpeaker, Speaker, speaker_of
 from .processing_bridge import RegionBridgeProcessor
 from .prompt_checks import ContextFullError, check_context
 
@@ -139,7 +139,7 @@ class Candidates:
 
 
 def find_among(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Speaker,
     processor: RegionBridgeProcessor,
     picture: np.ndarray,
     phrase: str,
@@ -151,16 +151,17 @@ def find_among(
 ) -> FoundRegions:
     """What a phrase means among candidates; those that are found are named region1, region2, ….
 
-    threshold: by default, that of the bridge's config. See `RegionChat.find` for this and the rest.
+    model: a language model in this process, or one that a server runs. threshold: by default, that of the bridge's config. See
+    `RegionChat.find` for this and the rest.
     """
     question = find_question(phrase)
     check_choice(most, threshold)
+    speaker = speaker_of(model, processor)
     if threshold is None:
-        threshold = getattr(model.config, "find_threshold", None)
+        threshold = getattr(speaker.config, "find_threshold", None)
     choice = choose(
-        model, processor, picture, question, candidates.prompts,
-        most=most, threshold=threshold, max_new_tokens=max_new_tokens,
-    )  # fmt: skip
+        speaker, picture, question, candidates.prompts, most=most, threshold=threshold, max_new_tokens=max_new_tokens
+    )
     chosen = candidates.regions[choice.rows]
     return FoundRegions(
         **{one.name: getattr(chosen, one.name) for one in fields(RegionTokens)},
@@ -200,8 +201,7 @@ class Choice:
 
 
 def choose(
-    model: PreTrainedModel,
-    processor: RegionBridgeProcessor,
+    speaker: Speaker,
     picture: np.ndarray,
     question: str,
     candidates: Sequence[RegionPrompt],
@@ -225,19 +225,16 @@ def choose(
     while True:
         size = -(-len(left) // -(-len(left) // most))  # groups of about the same size
         groups = [left[start : start + size] for start in range(0, len(left), size)]
-        prompts = [_prompt(processor, picture, question, [candidates[i] for i in group]) for group in groups]
+        prompts = [_prompt(speaker, picture, question, [candidates[i] for i in group]) for group in groups]
         try:
             for inputs in prompts:
-                check_context(model.config, inputs["input_ids"].shape[1], max_new_tokens)
+                check_context(speaker.config, inputs["input_ids"].shape[1], max_new_tokens)
         except ContextFullError:
             if size <= 2:
                 raise
             most = -(-size // 2)
             continue
-        choices = [
-            _ask(model, processor, inputs.to(model.device), len(group), max_new_tokens)
-            for inputs, group in zip(prompts, groups)
-        ]
+        choices = [_ask(speaker, inputs, len(group), max_new_tokens) for inputs, group in zip(prompts, groups)]
         rounds += len(groups)
         if len(groups) == 1:
             return _last(choices[0], left, len(candidates), threshold, rounds)
@@ -265,22 +262,19 @@ def _last(choice: Choice, left: Sequence[int], count: int, threshold: float | No
     return replace(choice, rows=[left[row] for row in choice.rows], probabilities=probabilities, rounds=rounds)
 
 
-def _prompt(
-    processor: RegionBridgeProcessor, picture: np.ndarray, question: str, candidates: Sequence[RegionPrompt]
-) -> Any:
-    """The model's inputs for one question about candidates, which are region1, region2, …"""
+def _prompt(speaker: Speaker, picture: np.ndarray, question: str, candidates: Sequence[RegionPrompt]) -> Any:
+    """The prompt of one question about candidates, which are region1, region2, …"""
     message = {"role": "user", "content": user_content(question, candidates, picture)}
-    return question_inputs(processor, [message])
+    return speaker.read([message], thinking=False)
 
 
-def _ask(model: PreTrainedModel, processor: RegionBridgeProcessor, inputs: Any, count: int, new: int) -> Choice:
+def _ask(speaker: Speaker, prompt: Any, count: int, new: int) -> Choice:
     """Ask once, about `count` candidates."""
-    (answer,) = generate_text(model, processor, inputs, max_new_tokens=new)
-
-    temperature = getattr(model.config, "find_temperature", 1.0)
+    answer = speaker.say(prompt, max_new_tokens=new)
+    temperature = getattr(speaker.config, "find_temperature", 1.0)
 
     def probabilities(words: Sequence[str]) -> Tensor:
-        return (likelihoods(model, processor, inputs, words) / temperature).softmax(dim=0).float()
+        return (_likelihoods(speaker, prompt, words) / temperature).softmax(dim=0).float()
 
     first = probabilities(first_names(count))
     shares: dict[int, float] = {}
@@ -303,28 +297,34 @@ def first_names(count: int) -> list[str]:
 
 
 def likelihoods(model: PreTrainedModel, processor: RegionBridgeProcessor, inputs: Any, words: Sequence[str]) -> Tensor:
-    """Log-probability (N,), float64, that the answer to one prompt begins with each of these words, and no longer ones."""
-    ids = [tuple(processor.answer_ids(inputs["input_ids"][0], one)) for one in words]
-    return name_log_probabilities(model, inputs, ids)
+    """Log-probability (N,), float64, that the answer to one prompt begins with each of these words, and no longer ones.
+
+    It counts from where the words part: what all of them begin with has probability 1.
+    """
+    return _likelihoods(LocalSpeaker(model, processor), inputs, words)
 
 
-def name_log_probabilities(model: PreTrainedModel, inputs: Any, names: Sequence[tuple[int, ...]]) -> Tensor:
-    """Log-probability (N,), float64, that an answer to one prompt begins with each name, given as ids.
+def _likelihoods(speaker: Speaker, prompt: Any, words: Sequence[str]) -> Tensor:
+    ids = [tuple(speaker.processor.answer_ids(prompt["input_ids"][0], one)) for one in words]
+    return name_log_probabilities(speaker, prompt, ids)
+
+
+def name_log_probabilities(speaker: Speaker, prompt: Any, names: Sequence[Ids]) -> Tensor:
+    """As `likelihoods`, of names given as ids.
 
     What goes on to a longer name does not count: "region1" is not meant where "region12" is written. As names share their
     beginnings, few of these have to be read.
     """
-    beginnings = {name[:i] for name in names for i in range(len(name))}
-    rows = sorted(one for one in beginnings if not any(len(o) > len(one) and o[: len(one)] == one for o in beginnings))
-    after: dict[tuple[int, ...], Tensor] = {}
-    for row, logits in zip(rows, logits_after(model, inputs, rows)):
-        for i, own in enumerate(logits.double().log_softmax(dim=-1).cpu()):
-            after[row[:i]] = own
+    shared = next((i for i, ids in enumerate(zip(*names)) if len(set(ids)) > 1), min(map(len, names)))
+    wanted: dict[Ids, set[int]] = {}
+    for name in names:
+        for i in range(shared, len(name)):
+            wanted.setdefault(name[:i], set()).add(name[i])
+    after = speaker.log_probabilities(prompt, wanted)
     found = []
     for name in names:
-        total = sum(after[name[:i]][one] for i, one in enumerate(name))
-        longer = {other[len(name)] for other in names if len(other) > len(name) and other[: len(name)] == name}
-        if longer:
-            total = total + torch.log1p(-after[name][list(longer)].exp().sum().clamp(max=1 - 1e-12))
-        found.append(torch.as_tensor(total))
-    return torch.stack(found)
+        total = sum(after[name[:i]][name[i]] for i in range(shared, len(name)))
+        if longer := list(after.get(name, {}).values()):
+            total += float(torch.log1p(-torch.tensor(longer, dtype=torch.float64).exp().sum().clamp(max=1 - 1e-12)))
+        found.append(total)
+    return torch.tensor(found, dtype=torch.float64)

@@ -41,7 +41,7 @@ from transformers.utils.chat_template_utils import Chat
 from tap_tokenizer import RegionPrompt, TapModel, TapRegionTokenizer, bundled_or_given, check_findable
 
 from .chat_markup import user_content
-from .generation import generate_text, question_inputs
+from .generation import generate_each, question_inputs, separate
 from .grounding import Candidates, find_among, find_question
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .pictures import open_picture
@@ -164,9 +164,10 @@ class _RegionPipeline(Pipeline):
         return question_inputs(self.processor, conversations)
 
     def _say(self, inputs: Any, generate: dict[str, Any] | None) -> list[str]:
-        """The language model's answers, greedy by default."""
+        """The language model's answers, greedy by default; what all prompts begin with is read once."""
         assert self.processor is not None
-        return generate_text(self.model, self.processor, inputs, **{"max_new_tokens": 64, **(generate or {})})
+        options = {"max_new_tokens": 64, **(generate or {})}
+        return generate_each(self.model, self.processor, separate(inputs), **options)
 
     def check_model_type(self, supported_models: Any) -> None:
         """Any bridge and any TAP: the classes are ours, and transformers' lists do not know them."""

@@ -146,11 +146,13 @@ class SampleEncoder:
     def _see(self, samples: Sequence[Sample]) -> _Seen:
         """Encode the pictures of some samples, each picture once."""
         pictures: dict[str, np.ndarray] = {}
-        keys: list[list[str]] = []
-        for sample in samples:
-            opened = [open_picture(image) for image in sample.images]
-            keys.append([content_key(picture) for picture in opened])
-            pictures.update(zip(keys[-1], opened))
+        known: dict[int, str] = {}  # several samples may have the same picture in their hands
+        for image in (image for sample in samples for image in sample.images):
+            if id(image) not in known:
+                picture = open_picture(image)
+                known[id(image)] = content_key(picture)
+                pictures[known[id(image)]] = picture
+        keys = [[known[id(image)] for image in sample.images] for sample in samples]
         features = self.cache.features(pictures)
         return _Seen(keys, {key: features[i] for i, key in enumerate(pictures)})
 

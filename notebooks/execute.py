@@ -16,8 +16,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 HERE = Path(__file__).resolve().parent
-LARGEST = 600_000
-"""Bytes that a notebook with its outputs may have."""
+LARGEST = 2_500_000
+"""Bytes that a notebook with its outputs may have; a picture of 640 pixels takes half a million."""
 CELL_TIMEOUT = 300
 
 
@@ -50,8 +50,8 @@ def _tidied(output: NotebookNode) -> NotebookNode | None:
     data = output.get("data", {})
     if "application/vnd.jupyter.widget-view+json" in data:  # a bar of progress, or the picker
         return None
-    if "image/jpeg" in data:  # a picture of PIL comes in both formats
-        data.pop("image/png", None)
+    if "image/png" in data:  # a picture of PIL comes in both formats, and this one is sharp
+        data.pop("image/jpeg", None)
     return output
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .lazy_imports import lazy_names, once_transformers_is_there
 
 if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
+    from .browser_page import export_browser_page
     from .coco_files import CocoDetections
     from .coco_masks import mask_to_rle
     from .concept_projector import ConceptBank
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .visualization import draw_regions, region_colour
 if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     from .bundled import PackagedModel, add_bundled, add_packaged, bundled_or_given, install_command, is_here
+    from .cluster import RAY_ADDRESS_HELP, RAY_HELP, check_ray_flags, cluster_for, ray_cluster, run_chunks
     from .coco_masks import coco_shape
     from .coordinates import box_problems, point_problems
     from .cpu_abilities import in_fast_dtype
@@ -104,6 +106,7 @@ __all__ = [
     "as_mask",
     "draw_hits",
     "draw_regions",
+    "export_browser_page",
     "export_onnx",
     "index_folder",
     "load_rgb",

@@ -10,9 +10,11 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cluster import RAY_ADDRESS_HELP, RAY_HELP, check_ray_flags
 from .coco_command import run_coco
 from .export_command import add_export_command, run_export
 from .flags import (
@@ -37,6 +39,7 @@ from .tokenizer_flags import add_model_flags, add_search_flags, load_tokenizer, 
 if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
     import numpy as np
 
+    from .folder_actors import Record
     from .picture_folders import PictureRegions
     from .region_tokenizer import TapRegionTokenizer
     from .region_tokens import RegionTokens
@@ -109,6 +112,9 @@ def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.A
     parser.add_argument("--masks", action="store_true", help="put masks into the JSON, as COCO run lengths")
     parser.add_argument("--top_k", type=int, default=3, help="number of concepts for each region (default: 3)")
     add_model_flags(parser)
+    group = parser.add_argument_group("for a folder that takes long, on this machine or many")
+    group.add_argument("--ray", type=int, default=0, metavar="N", help=RAY_HELP)
+    group.add_argument("--ray_address", metavar="ADDRESS", help=RAY_ADDRESS_HELP)
     return parser
 
 
@@ -143,14 +149,8 @@ def _describe(arguments: argparse.Namespace) -> int:
             return run_coco(arguments)
         pictures = read_region_table(arguments.boxes, arguments.image)
         tokenizer = load_tokenizer(arguments)
-
-        def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
-            regions = tokenizer.encode(pixels, prompts=picture.prompts, with_masks=arguments.masks)
-            found = _record(tokenizer, regions, arguments)
-            found["regions"] = [{**given, **own} for given, own in zip(picture.regions, found["regions"])]
-            return found
-
-        return _write_folder(tokenizer, pictures, _settings(tokenizer), record, arguments)
+        make_record = partial(_described, arguments)
+        return _write_folder(tokenizer, pictures, _settings(tokenizer), make_record, arguments)
     check_one_picture(arguments)
     prompts = prompts_of(arguments)
     if not prompts:
@@ -164,6 +164,18 @@ def _describe(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _described(arguments: argparse.Namespace, tokenizer: TapRegionTokenizer) -> Record:
+    """What is said of the regions that a table gives."""
+
+    def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
+        regions = tokenizer.encode(pixels, prompts=picture.prompts, with_masks=arguments.masks)
+        found = _record(tokenizer, regions, arguments)
+        found["regions"] = [{**given, **own} for given, own in zip(picture.regions, found["regions"])]
+        return found
+
+    return record
+
+
 def _everything(arguments: argparse.Namespace) -> int:
     from .image_processing_tap import load_rgb
     from .picture_folders import pictures_of
@@ -173,14 +185,10 @@ def _everything(arguments: argparse.Namespace) -> int:
         _check_folder_flags(arguments)
         pictures = pictures_of(arguments.image)
         tokenizer = load_tokenizer(arguments)
-
-        def record(picture: PictureRegions, pixels: np.ndarray) -> dict[str, Any]:
-            return _record(tokenizer, tokenizer.encode_everything(pixels, **options), arguments)
-
         settings = {**_settings(tokenizer), "search": options}
-        return _write_folder(tokenizer, pictures, settings, record, arguments)
-    if arguments.output is not None:
-        raise ValueError("--output is for a folder of pictures: print --json for one picture.")
+        return _write_folder(tokenizer, pictures, settings, partial(_found, arguments, options), arguments)
+    if arguments.output is not None or arguments.ray:
+        raise ValueError("--output and --ray are for a folder of pictures: print --json for one picture.")
     _check_flags(arguments)
     load_rgb(arguments.image)
     tokenizer = load_tokenizer(arguments)
@@ -189,6 +197,11 @@ def _everything(arguments: argparse.Namespace) -> int:
         sys.stderr.write("No mask passed the filters: lower --pred_iou_thresh or --stability_score_thresh.\n")
     _tell(tokenizer, regions, arguments)
     return 0
+
+
+def _found(arguments: argparse.Namespace, options: dict[str, Any], tokenizer: TapRegionTokenizer) -> Record:
+    """What is said of everything that a search finds."""
+    return lambda picture, pixels: _record(tokenizer, tokenizer.encode_everything(pixels, **options), arguments)
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -220,20 +233,23 @@ def _write_folder(
     tokenizer: TapRegionTokenizer,
     pictures: Sequence[PictureRegions],
     settings: dict[str, Any],
-    record: Callable[[PictureRegions, np.ndarray], dict[str, Any]],
+    make_record: Callable[[TapRegionTokenizer], Record],
     arguments: argparse.Namespace,
 ) -> int:
     """Write the records of a folder and say what was written; gives the exit code."""
-    from .picture_folders import write_records
+    from .folder_actors import outcomes_here_or_on_ray
+    from .picture_folders import write_outcomes
 
     options, skip = _options(tokenizer, arguments), arguments.skip_unreadable
-    unread = write_records(arguments.output, pictures, settings, record, options, skip_unreadable=skip)
+    outcomes_of = partial(outcomes_here_or_on_ray, make_record, tokenizer, arguments)
+    unread = write_outcomes(arguments.output, pictures, settings, outcomes_of, options, skip_unreadable=skip)
     tell_limitation(tokenizer.limitation)
     return tell_folder(arguments.output, len(pictures), unread, skip)
 
 
 def _check_folder_flags(arguments: argparse.Namespace) -> None:
     check_folder_of_pictures(arguments)
+    check_ray_flags(arguments)
     if arguments.output is None:
         raise ValueError("A folder needs --output: the file of JSON lines to write.")
     check_new(arguments.output)

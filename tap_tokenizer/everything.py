@@ -76,15 +76,15 @@ def _search_crop(
         screen = PointScreen(decoder, features, prepared, options) if is_screened(features, options) else None
         waiting = torch.arange(len(grid))
         while len(rows := waiting[: decoder.batch_size] if screen is None else screen.take(decoder.batch_size)):
-            output = decoder.run(features, prepared, rows.cpu(), output_masks=True)
-            answer = torch.arange(len(rows)), output.expert
-            logits, score = output.pred_masks[answer].float(), output.iou_scores[answer]
-            passes = (
-                (score >= options.pred_iou_thresh)
-                & (stability_scores(logits, options.stability_score_offset) >= options.stability_score_thresh)
-                & (logits > 0).amax(dim=(1, 2))
-            )
-            kept.append({name: output[name][passes] for name in ANSWERS} | {"logits": logits[passes]})
+            limit = options.pred_iou_thresh
+            output = decoder.run(features, prepared, rows.cpu(), output_masks=True, mask_iou_thresh=limit)
+            score = output.iou_scores[torch.arange(len(rows)), output.expert]
+            logits, passes = output.pred_masks.float(), score >= limit
+            stable = stability_scores(logits, options.stability_score_offset) >= options.stability_score_thresh
+            stable &= (logits > 0).amax(dim=(1, 2))
+            passes[passes.clone()] = stable
+            logits = logits[stable]
+            kept.append({name: output[name][passes] for name in ANSWERS} | {"logits": logits})
             waiting = waiting[len(rows) :]
             if screen is not None:
                 screen.learn(rows, score, passes, logits > 0)

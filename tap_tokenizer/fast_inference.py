@@ -5,7 +5,7 @@ tests and benchmarks compare with. Here are the same sums in another order.
 
 **Pictures** (`FastImageEncoder`). Attention never leaves a window, so the windows of a group of blocks go through it a few
 at a time and stay in the cache. Position biases are gathered once per weight, and handed to PyTorch in four dimensions:
-with three it takes a slow kernel.
+with three it takes a slow kernel. On request, linear layers compute in int8, which is close, but not the same.
 
 **Regions** (`FastImageDecoder`). The plain decoder keeps a picture of its own for every region, G² rows of width D, and sends
 them all through every projection. But a region changes a picture very little: tokens write into it by attention, so a row
@@ -29,7 +29,7 @@ weight (`_Plan`). Tokens whose answer nobody reads do not look at the picture a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import cast
 
@@ -40,6 +40,7 @@ from torch.nn import functional as F
 
 from .image_decoder import TapDecoderAttention, TapImageDecoder, TapImageDecoderOutput, TapTwoWayLayer
 from .image_encoder import TapImageEncoder, TapImageEncoderLayer, TapWindowAttention
+from .int8_linear import Int8Linear
 from .prompt_encoder import TapPromptEncoder
 
 _ROWS_AT_ONCE = 4 * 64**2  # of all regions' pictures: four regions with the original's grid
@@ -47,6 +48,8 @@ _PLACES_AT_ONCE = 1024
 _WINDOWS_AT_ONCE = 4
 """What fits the caches of a CPU. Other devices want more work at a time: as many regions and windows as there are."""
 
+Wanted = Callable[[Tensor, Tensor], Tensor]
+"""Regions (N,) by their rows, and their IoU scores (N, K) → which of their masks are made, (N, K)."""
 _PAIRS = {2: torch.int32, 4: torch.int64, 8: torch.complex128}
 """What two numbers of so many bytes can be moved as."""
 
@@ -61,21 +64,27 @@ def keep_freed_memory() -> None:
 
 
 class FastImageEncoder:
-    """What `TapImageEncoder.forward` computes in evaluation mode."""
+    """What `TapImageEncoder.forward` computes in evaluation mode.
+
+    precision: with "int8", the linear layers of the blocks compute in it, where their weights are in float32 on a CPU.
+    """
 
     def __init__(self, encoder: TapImageEncoder) -> None:
         self.encoder = encoder
+        self.precision = "float32"
         self._biases: list[Tensor] = []
+        self._rounded: dict[nn.Module, Int8Linear] = {}
         self._state: object = None
 
     def forget(self) -> None:
         """Prepare again at the next call, because weights may have changed."""
-        self._biases, self._state = [], None
+        self._biases, self._rounded, self._state = [], {}, None
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """Pixel values (B, 3, S, S) → image embeddings (B, D, G, G)."""
         keep_freed_memory()
-        encoder, biases = self.encoder, self._position_biases()
+        self._prepare()
+        encoder, biases = self.encoder, self._biases
         grid = encoder.embed_patches(pixel_values)
         at_once = _WINDOWS_AT_ONCE if grid.device.type == "cpu" else len(grid) * encoder.config.grid_size**2
         blocks = len(encoder.layers) // len(encoder.cross_window_layers)
@@ -85,24 +94,35 @@ class FastImageEncoder:
                 for number in range(group * blocks, (group + 1) * blocks):
                     layer = cast(TapImageEncoderLayer, encoder.layers[number])
                     windows = windows + self._attend(layer.attention, layer.norm1(windows), biases[number])
-                    windows = windows + layer.mlp(layer.norm2(windows))
+                    inner = F.gelu(self._linear(layer.mlp[0], layer.norm2(windows)))
+                    windows = windows + self._linear(layer.mlp[2], inner)
                 done.append(encoder.norm(windows) if group == len(encoder.cross_window_layers) - 1 else windows)
             grid = cross_window_layer(encoder.merge_windows(torch.cat(done)))
         return encoder.neck(rearrange(grid, "b y x d -> b d y x"))
 
     def _attend(self, attention: TapWindowAttention, windows: Tensor, bias: Tensor) -> Tensor:
         heads = self.encoder.config.num_attention_heads
-        query, key, value = rearrange(attention.qkv(windows), "n t (three h d) -> three n h t d", three=3, h=heads)
+        qkv = self._linear(attention.qkv, windows)
+        query, key, value = rearrange(qkv, "n t (three h d) -> three n h t d", three=3, h=heads)
         hidden = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return attention.output(rearrange(hidden, "n h t d -> n t (h d)"))
+        return self._linear(attention.output, rearrange(hidden, "n h t d -> n t (h d)"))
 
-    def _position_biases(self) -> list[Tensor]:
-        """The bias of every block (1, heads, w², w²)."""
-        layers = [cast(TapImageEncoderLayer, layer).attention for layer in self.encoder.layers]
-        state = state_of(layer.relative_position_bias for layer in layers)
-        if state != self._state:
-            self._biases, self._state = [layer.position_bias().unsqueeze(0) for layer in layers], state
-        return self._biases
+    def _linear(self, layer: nn.Module, rows: Tensor) -> Tensor:
+        found: Tensor = self._rounded.get(layer, layer)(rows)
+        return found
+
+    def _prepare(self) -> None:
+        """Gather the bias of every block (1, heads, w², w²), and round weights, once for each state of the weights."""
+        layers = self.encoder.layers
+        state = self.precision, state_of(layers.parameters())
+        if state == self._state:
+            return
+        attentions = [cast(TapImageEncoderLayer, layer).attention for layer in layers]
+        self._biases = [attention.position_bias().unsqueeze(0) for attention in attentions]
+        linear = [layer for layer in layers.modules() if isinstance(layer, nn.Linear)]
+        usable = all(layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32 for layer in linear)
+        self._rounded = {layer: Int8Linear(layer) for layer in linear} if usable and self.precision == "int8" else {}
+        self._state = state
 
 
 class FastImageDecoder:
@@ -125,8 +145,13 @@ class FastImageDecoder:
         prompt_embeddings: Tensor,
         prompt_mask: Tensor | None = None,
         output_masks: bool = True,
+        wanted: Wanted | None = None,
     ) -> TapImageDecoderOutput:
-        """As `TapImageDecoder.forward`, for pictures (B, D, G, G) and the picture of each region, image_index (R,), R > 0."""
+        """As `TapImageDecoder.forward`, for pictures (B, D, G, G) and the picture of each region, image_index (R,), R > 0.
+
+        wanted: says of regions and their IoU scores (N, K) which masks are made (N, K); pred_masks are then (M, 4G, 4G), in
+        the order of regions and experts.
+        """
         keep_freed_memory()
         decoder, plan = self.decoder, self._current_plan(image_embeddings.shape[-1])
         learned = torch.cat([decoder.semantic_tokens, decoder.iou_token, decoder.mask_tokens])
@@ -135,6 +160,8 @@ class FastImageDecoder:
         grid_size = image_embeddings.shape[-1]
         at_once = max(1, _ROWS_AT_ONCE // grid_size**2) if tokens.device.type == "cpu" else len(tokens)
         found: dict[str, Tensor] = {}
+        chosen: list[Tensor] = []
+        masks: list[Tensor] = []
         for index in image_index.unique().tolist():
             regions = (image_index == index).nonzero().squeeze(1)
             alone = len(regions) == 1  # what would be shared is not worth computing
@@ -143,18 +170,33 @@ class FastImageDecoder:
                 if picture is None:
                     mask = None if prompt_mask is None else prompt_mask[rows]
                     inputs = image_embeddings[index : index + 1], plan.positions, prompt_embeddings[rows], mask
-                    parts = decoder(*inputs, output_masks=output_masks)
+                    parts = dict(decoder(*inputs, output_masks=output_masks))
+                    choice = None if wanted is None else wanted(rows, parts["iou_scores"])
+                    if choice is not None and output_masks:
+                        parts["pred_masks"] = parts["pred_masks"][choice]
                 else:
                     mask = None if token_mask is None else token_mask[rows]
-                    parts = self._decode(plan, picture, tokens[rows], mask, output_masks)
+                    parts, choice = self._decode(plan, picture, rows, tokens[rows], mask, output_masks, wanted)
+                if choice is not None and output_masks:
+                    masks.append(parts.pop("pred_masks"))
+                    chosen += [rows[own] * choice.shape[1] + expert for own, expert in [choice.nonzero().unbind(1)]]
                 for name, part in parts.items():
                     found.setdefault(name, part.new_empty(len(tokens), *part.shape[1:]))[rows] = part
+        if masks:
+            found["pred_masks"] = torch.cat(masks)[torch.cat(chosen).argsort()]
         return TapImageDecoderOutput(**found)
 
     def _decode(
-        self, plan: _Plan, picture: _Picture, tokens: Tensor, token_mask: Tensor | None, output_masks: bool
-    ) -> TapImageDecoderOutput:
-        """A few regions of one picture; line by line what `TapTwoWayTransformer` does."""
+        self,
+        plan: _Plan,
+        picture: _Picture,
+        rows: Tensor,
+        tokens: Tensor,
+        token_mask: Tensor | None,
+        output_masks: bool,
+        wanted: Wanted | None,
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """A few regions of one picture, line by line what `TapTwoWayTransformer` does; and which masks were wanted."""
         decoder, experts = self.decoder, self.decoder.config.num_experts
         positions = tokens
         mask = None if token_mask is None else token_mask[:, None, None, :]
@@ -172,12 +214,16 @@ class FastImageDecoder:
         tokens, positions = tokens[:, asked], positions[:, asked]
         final = decoder.transformer.final_attention
         tokens = decoder.transformer.norm(tokens + seen.read(final, plan.stages[-1], tokens + positions))
-        return TapImageDecoderOutput(
-            iou_scores=decoder.iou_head(tokens[:, experts]).float(),
-            semantic_tokens=tokens[:, :experts],
-            semantic_embeds=decoder.semantic_head(tokens[:, :experts]),
-            pred_masks=seen.masks(decoder, plan, tokens[:, experts + 1 :]) if output_masks else None,
-        )
+        found = {
+            "iou_scores": decoder.iou_head(tokens[:, experts]).float(),
+            "semantic_tokens": tokens[:, :experts],
+            "semantic_embeds": decoder.semantic_head(tokens[:, :experts]),
+        }
+        choice = wanted(rows, found["iou_scores"]) if wanted is not None else None
+        if output_masks:
+            kernels = [head(tokens[:, experts + 1 + k]) for k, head in enumerate(decoder.mask_heads)]
+            found["pred_masks"] = seen.masks(decoder, plan, torch.stack(kernels, dim=1), choice)
+        return found, choice
 
     def _current_plan(self, grid_size: int) -> _Plan:
         weights = [*self.decoder.parameters(), self.prompt_encoder.coord_matrix]
@@ -328,22 +374,29 @@ class _Seen:
         self.scale, self.scaled = scale, [share * scale for share in self.shares]
         self.rows = [layer.norm4.weight * own for own in rows]
 
-    def masks(self, decoder: TapImageDecoder, plan: _Plan, mask_tokens: Tensor) -> Tensor:
-        """Mask logits (R, K, 4G, 4G): `TapMaskUpscaler` with its transposed convolutions, which never overlap, as products."""
-        kernels = torch.stack([head(mask_tokens[:, k]) for k, head in enumerate(decoder.mask_heads)], dim=1)
-        (count, experts, _), places = kernels.shape, plan.grid_size**2
+    def masks(self, decoder: TapImageDecoder, plan: _Plan, kernels: Tensor, choice: Tensor | None) -> Tensor:
+        """Mask logits (R, K, 4G, 4G), or those of a choice (R, K) alone, (M, 4G, 4G).
+
+        `TapMaskUpscaler` with its transposed convolutions, which never overlap, as products with kernels (R, K, D / 8).
+        """
+        regions, places = torch.arange(len(kernels), device=kernels.device), plan.grid_size**2
+        if choice is not None:
+            regions = choice.any(dim=1).nonzero().squeeze(1)
+            kernels, choice = kernels[regions], choice[regions]
+        count, experts, _ = kernels.shape
         found = kernels.new_empty(count, experts, places, 16)
-        few, near = (1, _PLACES_AT_ONCE) if kernels.device.type == "cpu" else (count, places)
+        few, near = (1, _PLACES_AT_ONCE) if kernels.device.type == "cpu" else (max(1, count), places)
         for i in range(0, count, few):
             for j in range(0, places, near):
-                rows, span = slice(i, i + few), slice(j, j + near)
+                rows, span = regions[i : i + few], slice(j, j + near)
                 features = self._upscaled(decoder, plan, rows, span).flatten(1, 3)
-                found[rows, :, span] = (kernels[rows] @ features.transpose(1, 2)).unflatten(2, (-1, 16))
+                found[i : i + few, :, span] = (kernels[i : i + few] @ features.transpose(1, 2)).unflatten(2, (-1, 16))
+        found = found if choice is None else found[choice]
         pairs = found.view(_PAIRS[found.element_size()])  # of neighbours in a row: half as many pieces to move
         size = {"y": plan.grid_size, "x": plan.grid_size, "i": 2, "j": 2, "v": 2}
-        return rearrange(pairs, "r k (y x) (i j v) -> r k (y i v) (x j)", **size).view(found.dtype)
+        return rearrange(pairs, "... (y x) (i j v) -> ... (y i v) (x j)", **size).view(found.dtype)
 
-    def _upscaled(self, decoder: TapImageDecoder, plan: _Plan, rows: slice, span: slice) -> Tensor:
+    def _upscaled(self, decoder: TapImageDecoder, plan: _Plan, rows: Tensor, span: slice) -> Tensor:
         """Mask features of some regions at some places: (R, N, 4, 4, D / 8), the fours being each convolution's quarters."""
         assert self.scale is not None
         assert self.picture.upscaled is not None

@@ -159,6 +159,8 @@ def check_one_picture(arguments: argparse.Namespace) -> None:
         raise ValueError(
             "--boxes, --coco and --output are for a folder of pictures: give --box, --point or --mask for one picture."
         )
+    if getattr(arguments, "ray", 0) or getattr(arguments, "ray_address", None):
+        raise ValueError("--ray and --ray_address are for a folder of pictures: leave them out for one picture.")
 
 
 def check_folder_of_pictures(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .fast_captions import FastCaptions
 from .fast_inference import FastImageDecoder, FastImageEncoder
 from .image_decoder import TapImageDecoder, TapImageDecoderOutput
 from .image_encoder import TapImageEncoder, TapWindowAttention
+from .int8_linear import check_int8
 from .prompt_encoder import PointLabel, TapPromptEncoder
 from .text_decoder import TapTextDecoder
 
@@ -99,6 +101,21 @@ class TapModel(TapPreTrainedModel):
         return super().train(mode)
 
     @property
+    def encoder_precision(self) -> str:
+        """In what the linear layers of the image encoder compute: "float32", which stands for the dtype of the weights, or
+        "int8", from weights in float32 on a CPU, and wherever inference is fast. The weights stay what they are.
+        """
+        return self._fast_encoder.precision
+
+    @encoder_precision.setter
+    def encoder_precision(self, precision: str) -> None:
+        if precision not in ("float32", "int8"):
+            raise ValueError(f"encoder_precision is {precision!r}, expected 'float32' or 'int8'.")
+        if precision == "int8":
+            check_int8(self.image_encoder)
+        self._fast_encoder.precision = precision
+
+    @property
     def is_fast(self) -> bool:
         """Whether a call would use `fast_inference` now: in evaluation mode, without gradients, autocast or "eager"."""
         asks_for_formula = self.is_plain or self.config._attn_implementation == "eager"
@@ -127,6 +144,7 @@ class TapModel(TapPreTrainedModel):
         image_index: Tensor | None = None,
         image_embeddings: Tensor | None = None,
         output_masks: bool = True,
+        mask_iou_thresh: float | None = None,
     ) -> TapOutput:
         """Ask about R regions of B pictures.
 
@@ -134,6 +152,8 @@ class TapModel(TapPreTrainedModel):
         input_points (R, P, 2): x, y in pixels of the model frame; input_labels (R, P): see `PointLabel`.
         prompt_mask (R, P): False where a prompt has fewer than P points; None if all have P.
         image_index (R,): the picture of each region; None if there is one picture.
+        mask_iou_thresh: make the masks of answering experts alone, and those only whose IoU score is at least this:
+        pred_masks are then (M, 4G, 4G), in the order of the regions.
         """
         if (pixel_values is None) == (image_embeddings is None):
             raise ValueError("Got both or neither of pixel_values and image_embeddings: give one of them.")
@@ -147,8 +167,12 @@ class TapModel(TapPreTrainedModel):
                 )
             image_index = torch.zeros(len(input_points), dtype=torch.long, device=image_embeddings.device)
         prompts = self.prompt_encoder(input_points, input_labels)
+
+        wanted = None
+        if mask_iou_thresh is not None:
+            wanted = partial(self._answers, input_labels, mask_iou_thresh)
         if self.is_fast and len(prompts):
-            decoded = self._fast_decoder(image_embeddings, image_index, prompts, prompt_mask, output_masks)
+            decoded = self._fast_decoder(image_embeddings, image_index, prompts, prompt_mask, output_masks, wanted)
         else:
             decoded = self.image_decoder(
                 image_embeddings=image_embeddings[image_index],
@@ -157,9 +181,18 @@ class TapModel(TapPreTrainedModel):
                 prompt_mask=prompt_mask,
                 output_masks=output_masks,
             )
+            if wanted is not None and decoded.pred_masks is not None and decoded.iou_scores is not None:
+                everyone = torch.arange(len(prompts), device=prompts.device)
+                decoded["pred_masks"] = decoded.pred_masks[wanted(everyone, decoded.iou_scores)]
         assert decoded.iou_scores is not None
         expert = self.route(decoded.iou_scores, input_labels)
         return TapOutput(**decoded, expert=expert, image_embeddings=image_embeddings)
+
+    @classmethod
+    def _answers(cls, input_labels: Tensor, threshold: float, rows: Tensor, iou_scores: Tensor) -> Tensor:
+        """Which experts (N, K) of regions answer with at least so high an IoU score (N, K)."""
+        expert = cls.route(iou_scores, input_labels[rows])
+        return nn.functional.one_hot(expert, iou_scores.shape[1]).bool() & (iou_scores >= threshold)
 
     @staticmethod
     def route(iou_scores: Tensor, input_labels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,26 @@ def _region_of_row(row: dict[str, str], size: tuple[int, int] | None, where: str
 # --- records in JSON lines --------------------------------------------------------------------------------------------
 
 
+Outcome = dict[str, Any] | str
+"""What is said of a picture; or, if it cannot be read, why."""
+
+
+def outcome(picture: PictureRegions, record: Callable[[PictureRegions, np.ndarray], dict[str, Any]]) -> Outcome:
+    """What `record` gives for a picture and its pixels (H, W, 3)."""
+    try:
+        pixels = load_rgb(picture.path)
+    except ValueError as error:
+        return str(error)
+    return record(picture, pixels)
+
+
+def outcomes(
+    record: Callable[[PictureRegions, np.ndarray], dict[str, Any]], pictures: Sequence[PictureRegions]
+) -> Iterator[tuple[PictureRegions, Outcome]]:
+    """What `record` gives for each picture, one after the other."""
+    return ((picture, outcome(picture, record)) for picture in pictures)
+
+
 def write_records(
     output: Path,
     pictures: Sequence[PictureRegions],
@@ -166,16 +186,30 @@ def write_records(
     Each line begins with the picture's name and `settings`; what else `record` depends on is `options`, which are not
     written. A partial file of other settings, options, pictures or regions is refused, and so is an `output` that exists.
     """
+    return write_outcomes(
+        output, pictures, settings, lambda waiting: outcomes(record, waiting), options, skip_unreadable
+    )
+
+
+def write_outcomes(
+    output: Path,
+    pictures: Sequence[PictureRegions],
+    settings: dict[str, Any],
+    outcomes_of: Callable[[Sequence[PictureRegions]], Iterable[tuple[PictureRegions, Outcome]]],
+    options: Any = None,
+    skip_unreadable: bool = False,
+) -> dict[str, str]:
+    """As `write_records`, with the outcomes of the pictures that have no line yet, in whatever order they come."""
     with only_writer(output):
         check_new(output)
-        return _write(output, pictures, settings, record, options, skip_unreadable)
+        return _write(output, pictures, settings, outcomes_of, options, skip_unreadable)
 
 
 def _write(
     output: Path,
     pictures: Sequence[PictureRegions],
     settings: dict[str, Any],
-    record: Callable[[PictureRegions, np.ndarray], dict[str, Any]],
+    outcomes_of: Callable[[Sequence[PictureRegions]], Iterable[tuple[PictureRegions, Outcome]]],
     options: Any,
     skip_unreadable: bool,
 ) -> dict[str, str]:
@@ -185,20 +219,23 @@ def _write(
     there = set(written)
     waiting = [picture for picture in pictures if picture.image not in there]
     unread: dict[str, str] = {}
-    with open(partial, "a", encoding="utf-8") as file:
-        for picture in tqdm(waiting, initial=len(written), total=len(pictures), unit="picture", disable=None):
-            try:
-                pixels = load_rgb(picture.path)
-            except ValueError as error:
-                unread[picture.image] = str(error)
+    with (
+        open(partial, "a", encoding="utf-8") as file,
+        tqdm(initial=len(written), total=len(pictures), unit="picture", disable=None) as progress,
+    ):
+        for picture, found in outcomes_of(waiting):
+            progress.update()
+            if isinstance(found, str):
+                unread[picture.image] = found
                 continue
-            line = {_GIVEN: given[picture.image], "image": picture.image, **settings, **record(picture, pixels)}
+            line = {_GIVEN: given[picture.image], "image": picture.image, **settings, **found}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             written.append(picture.image)
     if skip_unreadable and not written:
         partial.unlink()
         raise ValueError(f"None of the {len(pictures)} pictures can be read: {next(iter(unread.values()))}")
+    unread = {picture.image: unread[picture.image] for picture in waiting if picture.image in unread}
     if not unread or skip_unreadable:
         _finish(partial, output, written, [picture.image for picture in pictures if picture.image not in unread])
     return unread

@@ -85,7 +85,7 @@ class PointScreen:
     def learn(self, rows: Tensor, scores: Tensor, passes: Tensor, masks: Tensor) -> None:
         """Leave out points that are settled by what points `rows` (N,) have found at full resolution.
 
-        scores (N,); passes (N,): which of them found a region; masks (N, h, w): boolean, over the model frame.
+        scores (N,); passes (N,): which of them found a region; masks (M, h, w) of those M: boolean, over the model frame.
         """
         if not self.joins or not len(self.waiting):
             return
@@ -93,10 +93,11 @@ class PointScreen:
         size = torch.tensor(masks.shape[:0:-1], device=masks.device)
         boxes = boxes_of_masks(masks)[:, None] / torch.cat([size, size])
         places = self.places[self.waiting]
-        within = ((places >= boxes[..., :2]) & (places <= boxes[..., 2:])).all(dim=-1)
+        within = alike.new_zeros(alike.shape)
+        within[passes] = ((places >= boxes[..., :2]) & (places <= boxes[..., 2:])).all(dim=-1)
         likely = self.scores[self.waiting] + (scores - self.scores[rows])[:, None]
         hopeless = (scores < self.threshold)[:, None] & (likely < self.threshold - SURELY_WORSE)
-        self.waiting = self.waiting[~(alike & (passes[:, None] & within | hopeless)).any(dim=0)]
+        self.waiting = self.waiting[~(alike & (within | hopeless)).any(dim=0)]
 
     def _alike(self, rows: Tensor, others: Tensor) -> Tensor:
         same = self.experts[rows][:, None] == self.experts[others]

@@ -123,8 +123,15 @@ class RegionDecoder:
             mask_parts=masks or [PendingMask(source, row) for row in range(count)],
         )
 
-    def run(self, features: ImageFeatures, prepared: dict[str, Tensor], rows: Tensor, output_masks: bool) -> Any:
-        """The image decoder on some rows; prompts of equal length need no mask."""
+    def run(
+        self,
+        features: ImageFeatures,
+        prepared: dict[str, Tensor],
+        rows: Tensor,
+        output_masks: bool,
+        mask_iou_thresh: float | None = None,
+    ) -> Any:
+        """The image decoder on some rows, as `TapModel.forward`; prompts of equal length need no mask."""
         mask = prepared["prompt_mask"][rows]
         longest = int(mask.sum(dim=1).max()) if len(rows) else mask.shape[1]
         mask = mask[:, :longest]
@@ -135,6 +142,7 @@ class RegionDecoder:
             prompt_mask=None if bool(mask.all()) else mask.to(self.device),
             image_index=prepared["image_index"][rows].to(self.device),
             output_masks=output_masks,
+            mask_iou_thresh=mask_iou_thresh,
         )
 
     def masks(self, logits: Tensor, features: ImageFeatures, image_index: Tensor) -> list[Tensor]:

@@ -85,6 +85,7 @@ class TapRegionTokenizer:
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         attn_implementation: str | None = None,
+        encoder_precision: Literal["float32", "int8"] = "float32",
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
@@ -103,7 +104,9 @@ class TapRegionTokenizer:
         `pretrained_files.DEFAULT_TEXT_TOKENIZER`. It is checked by its md5. Without it, everything works except `caption`.
         text_encoder: the encoder that the weights were trained to match, for concepts and searches in your own words: its
         folder or Hub repository, or a `TextEncoder`. Default: what was saved with the model.
-        dtype: default float32. revision, cache_dir, token, local_files_only: as everywhere in transformers.
+        dtype: default float32. encoder_precision: with "int8", the image encoder multiplies in it, which on a CPU takes a
+        fraction of the time and changes masks and tokens a little; `benchmarks/README.md` says how little.
+        revision, cache_dir, token, local_files_only: as everywhere in transformers.
 
         Nothing in the files is executed: the reader of pickles accepts only arrays and plain containers, and Python
         code in a folder is ignored.
@@ -124,6 +127,7 @@ class TapRegionTokenizer:
             ),
         )
         tokenizer.model.requires_grad_(False).eval()
+        tokenizer.model.encoder_precision = encoder_precision
         named = {
             "source": source,
             "variant": variant,

@@ -1,7 +1,7 @@
 """Draws regions on a picture: masks, boxes, points and words. Takes and returns PIL images.
 
 A region wears its colour as an outline and a light veil, so that the object keeps its own colours. Lines have a dark rim and
-words a dark plate, so that they are legible on light and dark pictures, and all sizes follow the picture's.
+words a dark plate, so that they are legible on light and dark pictures. All sizes follow the picture's, down to a least one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ Colour = tuple[int, int, int]
 Frame = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels."""
 PLATE, WORDS = (18, 18, 22), (255, 255, 255)
+RIM = (0, 0, 0, 140)
+"""The shade of a line's rim, and how much of it is seen, of 255."""
 
 
 def region_colour(index: int) -> Colour:
@@ -73,11 +75,10 @@ def draw_regions(
     for i, mask in enumerate(layers):
         _draw_mask(canvas, mask, region_colour(i), opacity, line)
     drawn = Image.fromarray(canvas.round().astype(np.uint8))
-    pen = ImageDraw.Draw(drawn)
+    pen = ImageDraw.Draw(drawn, "RGBA")
     for i, box in enumerate(corners):
         if box is not None:
-            for shade, wide in (((0, 0, 0), round(line) + 2), (region_colour(i), round(line))):
-                pen.rectangle(_clip(box, width, height), outline=shade, width=wide)
+            _draw_box(pen, _clip(box, width, height), round(line), region_colour(i))
     for i, own in enumerate(points or []):
         for j, (x, y) in enumerate(own):
             is_on = point_labels is None or bool(point_labels[i][j])
@@ -89,10 +90,8 @@ def draw_regions(
     ]
     font = ImageFont.load_default(max(13, max(width, height) / 42))
     plates = [_Plate(pen, words, i, font, 0.6 * width) for i, words in enumerate(written) if words]
-    taken: list[Frame] = []
-    for plate in plates:
-        taken.append(_place(plate, anchors, taken, (width, height)))
-        plate.draw(pen, taken[-1])
+    for plate, frame in zip(plates, _placed(plates, anchors, (width, height))):
+        plate.draw(pen, frame)
     return _with_legend(drawn, labels, font) if legend and labels else drawn
 
 
@@ -108,13 +107,14 @@ def _as_masks(masks: Any, size: tuple[int, int]) -> list[np.ndarray]:
 
 
 def _draw_mask(canvas: np.ndarray, mask: np.ndarray, colour: Colour, opacity: float, line: float) -> None:
-    """Draw a veil and a smooth outline, `line` pixels wide with a dark rim, on a picture (H, W, 3) of float32."""
+    """Draw a veil and a smooth outline, `line` pixels wide without its dark rim, on a picture (H, W, 3) of float32."""
     if not mask.any():
         return
     from scipy.ndimage import distance_transform_edt, gaussian_filter  # here: it takes longer to load than most need it
 
     x1, y1, x2, y2 = box_of_mask(mask)
-    room = math.ceil(line) + 3
+    rim = _rim(line)
+    room = math.ceil(line) + rim + 2
     part = slice(max(0, y1 - room), y2 + room), slice(max(0, x1 - room), x2 + room)
     inside = np.pad(mask[part], room, mode="edge")  # the picture's edge is no edge of the region
     soft = gaussian_filter(inside.astype(np.float32), line / 3) > 0.5
@@ -123,8 +123,23 @@ def _draw_mask(canvas: np.ndarray, mask: np.ndarray, colour: Colour, opacity: fl
     distance = distance[room:-room, room:-room, None]
     shown, shade = canvas[part], np.array(colour, dtype=np.float32)
     shown += (shade - shown) * (opacity * mask[part][..., None])
-    shown *= 1 - 0.55 * np.clip(line / 2 + 1.5 - distance, 0, 1)
+    shown *= 1 - RIM[3] / 255 * np.clip(line / 2 + rim + 0.5 - distance, 0, 1)
     shown += (shade - shown) * np.clip(line / 2 + 0.5 - distance, 0, 1)
+
+
+def _rim(line: float) -> int:
+    """How many pixels of a dark rim a line of this width has on either side."""
+    return max(1, round(line / 4))
+
+
+def _draw_box(pen: ImageDraw.ImageDraw, box: Frame, line: int, colour: Colour) -> None:
+    """Draw a frame, `line` pixels wide without its dark rim, inside a box."""
+    x1, y1, x2, y2 = box
+    rim = _rim(line)
+    for inset in (-rim, line):  # the rim outside, and the one inside
+        if x1 + inset <= x2 - inset and y1 + inset <= y2 - inset:
+            pen.rectangle((x1 + inset, y1 + inset, x2 - inset, y2 - inset), outline=RIM, width=rim)
+    pen.rectangle(box, outline=colour, width=line)
 
 
 def _draw_point(pen: ImageDraw.ImageDraw, x: float, y: float, r: int, colour: Colour, is_on: bool) -> None:
@@ -182,6 +197,17 @@ def _wrapped(pen: ImageDraw.ImageDraw, words: str, font: Any, widest: float) -> 
     return "\n".join(lines)
 
 
+def _placed(plates: Sequence[_Plate], anchors: Sequence[Frame], size: tuple[int, int]) -> list[Frame]:
+    """Where plates stand. Those that were placed first make room for later ones: each is placed again beside all others."""
+    frames: list[Frame] = []
+    for plate in plates:
+        frames.append(_place(plate, anchors, frames, size))
+    for _ in range(2):
+        for i, plate in enumerate(plates):
+            frames[i] = _place(plate, anchors, [*frames[:i], *frames[i + 1 :]], size)
+    return frames
+
+
 def _place(plate: _Plate, anchors: Sequence[Frame], taken: Sequence[Frame], size: tuple[int, int]) -> Frame:
     """Where a plate stands: near its region, inside the picture, off other plates, and if possible off other regions."""
     x1, y1, x2, y2 = anchors[plate.index]
@@ -195,7 +221,8 @@ def _place(plate: _Plate, anchors: Sequence[Frame], taken: Sequence[Frame], size
     for left, top in places:
         x, y = min(max(0.0, left), max(0.0, size[0] - wide)), min(max(0.0, top), max(0.0, size[1] - high))
         frame = (x, y, x + wide, y + high)
-        cost = 100 * sum(_shared(frame, other) for other in taken) + sum(_shared(frame, other) for other in others)
+        spaced = (x - gap, y - gap, x + wide + gap, y + high + gap)
+        cost = 100 * sum(_shared(spaced, other) for other in taken) + sum(_shared(frame, other) for other in others)
         cost += math.hypot(x - left, y - top) + 0.3 * _shared(frame, (x1, y1, x2, y2))
         if cost < least:
             best, least = frame, cost

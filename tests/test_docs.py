@@ -8,8 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -20,12 +24,12 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 DEMO = ROOT / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
-BLOCK = re.compile(r"^```(\w*)( no-run)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(<!-- no-run -->\n)?```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path) -> list[tuple[str, bool, str]]:
     """(language, whether it runs, code) of each block of a page."""
-    return [(found[1], not found[2], found[3]) for found in BLOCK.finditer(page.read_text())]
+    return [(found[2], not found[1], found[3]) for found in BLOCK.finditer(page.read_text())]
 
 
 def with_code(pages: list[Path]) -> list[Path]:
@@ -61,7 +65,9 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_code_blocks_are_valid(page: Path) -> None:
     """Blocks that are not run are still Python, or JSON; those that are not run say why: they fetch or need much."""
     for language, runs, code in blocks(page):
-        assert language in ("python", "sh", "json", "js"), f"{page.name} has a block in {language or 'no language'}"
+        assert language in ("python", "sh", "json", "js"), (
+            f"{page.name} has a block in {language or 'no language'}; one that is not run has <!-- no-run --> above it"
+        )
         if language == "python":
             compile(code, page.name, "exec")
         if language == "json":
@@ -74,30 +80,83 @@ def test_code_blocks_are_valid(page: Path) -> None:
             assert re.search(needs, code), f"{page.name}: run it\n{code}"
 
 
-@pytest.mark.slow
-def test_site_builds_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs", reason="needs the extra docs")
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation, built in strict mode."""
+    pytest.importorskip("zensical", reason="needs the extra docs, on Python 3.11 or newer")
+    folder = tmp_path_factory.mktemp("docs")
+    shutil.copytree(DOCS, folder / "docs")
+    shutil.copy(ROOT / "zensical.toml", folder)
+    for package in ("tap_tokenizer", "llm_bridge", "finetune"):
+        (folder / package).symlink_to(ROOT / package)
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")], cwd=ROOT,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, "-m", "zensical", "build", "--strict"], cwd=folder, capture_output=True, text=True,
+        timeout=300, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "WARNING" not in done.stderr
-    concepts = (tmp_path / "site" / "concepts" / "index.html").read_text()
-    assert "no-run" not in concepts
-    assert (
-        "a token per expert, what the caption decoder"
-        in (tmp_path / "site" / "api" / "tap_tokenizer" / "index.html").read_text()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "site"
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(site: Path) -> None:
+    assert "```" not in re.sub(
+        r"<script.*?</script>", "", (site / "serving" / "index.html").read_text(), flags=re.DOTALL
     )
-    assert (tmp_path / "site" / "figures" / "region_tokens.png").is_file()
-    assert not list((tmp_path / "site").rglob("*.py"))
+    regions = (site / "api" / "tap_tokenizer" / "RegionTokens" / "index.html").read_text()
+    assert "<li><code>semantic_tokens</code> (R, K, D): a token per expert, what the caption decoder" in regions
+    assert (site / "figures" / "region_tokens.png").is_file()
+    assert not list(site.rglob("*.py"))
+
+
+@pytest.mark.slow
+def test_no_page_scrolls_sideways_on_a_phone(site: Path) -> None:
+    """Tables and code that are wider than a screen of 390 pixels scroll inside themselves."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: the extra dev")
+    path = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
+    if path is None:
+        pytest.skip("needs a Chromium: apt-get install chromium")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(site)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        for index in site.rglob("index.html"):
+            name = index.parent.relative_to(site).as_posix()
+            page.goto(f"http://127.0.0.1:{server.server_port}/{name}/", wait_until="domcontentloaded")
+            page.wait_for_function(UNWRAPPED + " === 0")
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
+        browser.close()
+    server.shutdown()
+
+
+UNWRAPPED = (
+    "[...document.querySelectorAll('.md-typeset table')].filter(t => !t.closest('.md-typeset__scrollwrap')).length"
+)
+"""JavaScript: how many tables the theme has not yet put into a frame that scrolls."""
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files and says nothing about it."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
 @pytest.mark.parametrize("package", [tap_tokenizer, llm_bridge], ids=lambda package: package.__name__)
-def test_reference_has_every_public_name(package: object) -> None:
-    name = package.__name__  # type: ignore[attr-defined]
-    listed = re.findall(rf"^::: {name}\.(\w+)$", (DOCS / "api" / f"{name}.md").read_text(), re.MULTILINE)
-    assert sorted(listed) == sorted(package.__all__)  # type: ignore[attr-defined]
+def test_reference_has_every_public_name(package: Any) -> None:
+    """A class has a page of its own, others share one; the overview links to every page."""
+    name = package.__name__
+    pages = {page.stem: page.read_text() for page in (DOCS / "api" / name).glob("*.md")}
+    listed = [found for text in pages.values() for found in re.findall(rf"^::: {name}\.(\w+)$", text, re.MULTILINE)]
+    assert sorted(listed) == sorted(package.__all__), f"docs/api/{name}/ has other names than {name} exports"
+    for public in listed:
+        if isinstance(getattr(package, public), type):
+            assert pages.get(public, "").startswith(f"::: {name}.{public}\n"), f"make docs/api/{name}/{public}.md"
+    overview = (DOCS / "api" / f"{name}.md").read_text()
+    assert sorted(re.findall(rf"\({name}/(\w+)\.md\)", overview)) == sorted(pages)
+    assert ":::" not in overview
 
 
 def test_links_lead_somewhere() -> None:

@@ -42,7 +42,7 @@ def printed(notebook: Any) -> str:
 
 def pictures(notebook: Any) -> int:
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    return sum("image/jpeg" in output.get("data", {}) for output in outputs)
+    return sum(any(kind.startswith("image/") for kind in output.get("data", {})) for output in outputs)
 
 
 def test_there_are_five() -> None:
@@ -79,6 +79,17 @@ def test_outputs_are_kept_and_small(path: Path) -> None:
     assert pictures(notebook) >= 3
     assert path.stat().st_size <= load("execute").LARGEST
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+
+
+@pytest.mark.parametrize("name", ["01_region_tokens", "02_captions_and_concepts", "05_evaluate"])
+def test_opens_with_a_picture_and_pictures_are_sharp(name: str) -> None:
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    kinds = [set(output.get("data", {})) for output in outputs]
+    assert not any("image/jpeg" in kind for kind in kinds)
+    first = [cell for cell in notebook.cells if cell.cell_type == "code"][2:4]  # after imports and what is loaded
+    assert any("image/png" in output.get("data", {}) for cell in first for output in cell.outputs)
+    assert "use_style()" in notebook.cells[1].source
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

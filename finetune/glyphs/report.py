@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from .questions import ATTRIBUTE_FAMILIES, CAPTION_FAMILIES, CONTEXT_FAMILIES, F
 from .records import LONG_SIDE
 from .retrieval import WAYS
 from .scenes import KINDS, draw_scene, make_scene
-from .views import TOLD_TRUTH
+from .views import TOLD_KINDS, TOLD_TRUTH
 
 GROUPS = {
     "attributes and position": ATTRIBUTE_FAMILIES,
@@ -58,7 +59,7 @@ _OVERVIEW = {
     "LLM: caption exact": "full: caption",
     **{f"LLM: {group}": f"full: {group}" for group in (*GROUPS, *FREE_GROUPS)},
     **{name: name for name in (_LATER, *_PERPLEXITY)},
-    **{f"{TOLD_TRUTH}: {group}": f"{TOLD_TRUTH}: {group}" for group in FREE_GROUPS},
+    **{f"{view}: {group}": f"{view}: {group}" for view in (TOLD_TRUTH, TOLD_KINDS) for group in FREE_GROUPS},
 }
 """Rows of the first table, and the numbers that they show."""
 
@@ -66,7 +67,7 @@ _COLUMNS = {
     "n": "n", "LLM": "full", "LLM, contained": "contained", "TAP alone": "tap alone", "no position": "no position",
     "regions shuffled": "shuffled", "question only": "question only", "objects given": "objects given",
     "follow-up": "follow-up", "described": "described", "described, contained": "described contained",
-    TOLD_TRUTH: TOLD_TRUTH, "chance": "chance", "majority": "majority",
+    TOLD_TRUTH: TOLD_TRUTH, TOLD_KINDS: TOLD_KINDS, "chance": "chance", "majority": "majority",
 }  # fmt: skip
 """Columns of a split's table, and the kinds of numbers that they show: views, and what a view is measured by."""
 
@@ -267,39 +268,60 @@ def draw_figures(lines: Sequence[dict[str, Any]], folder: Path) -> None:
 
 
 def draw_answers(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """The first scenes, with every question under its picture: right answers in green, wrong ones in red with the truth."""
-    from matplotlib.figure import Figure
+    """The first scenes, with every question beside its picture: right answers in green, wrong ones in red with the truth."""
+    from ..figure_style import COLUMN, new_figure, save_figure, styled
 
     scenes = list(dict.fromkeys((line["split"], line["seed"], line["scene"]) for line in lines))[:SCENES]
-    rows = -(-len(scenes) // 3)
-    figure = Figure(figsize=(17, 8.2 * rows))  # no automatic layout: it makes room for the longest line of words
-    edges = {"left": 0.01, "right": 0.99, "top": 0.97, "bottom": 0.01, "hspace": 0.04, "wspace": 0.03}
-    grid = figure.subplots(2 * rows, 3, squeeze=False, height_ratios=[5, 3.2] * rows, gridspec_kw=edges)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for place, (split, seed, index) in enumerate(scenes):
-        above, below = (grid[2 * (place // 3) + row, place % 3] for row in (0, 1))
-        own = [line for line in lines if (line["seed"], line["scene"]) == (seed, index)]
-        boxes = list(dict.fromkeys(tuple(box) for line in own for box in line["boxes"]))
-        above.imshow(draw_scene(make_scene(index, split, seed), LONG_SIDE).image)
-        above.set_title(f"{split}, seed {seed}, scene {index}", fontsize=9)
-        _draw_boxes(above, boxes)
-        _write_answers(below, own, boxes)
-    figure.savefig(path, dpi=70)
+    owns = [[line for line in lines if (line["seed"], line["scene"]) == scene[1:]] for scene in scenes]
+    said = [_answers(own) for own in owns]
+    heights = [max(2.5, _LINE * (1 + sum(words.count("\n") + 1 for words, _ in answers))) for answers in said]
+    with styled():
+        figure = new_figure(sum(heights) + 0.1, layout="none")  # an automatic layout makes room for the longest line
+        edges = {"left": 0.01, "right": 0.99, "top": 1 - 0.05 / sum(heights), "bottom": 0, "hspace": 0, "wspace": 0.03}
+        grid = figure.subplots(len(scenes), 2, squeeze=False, height_ratios=heights, width_ratios=[2.3, COLUMN - 2.3],
+                               gridspec_kw=edges)  # fmt: skip
+        for (left, right), (split, seed, index), own, answers, height in zip(grid, scenes, owns, said, heights):
+            left.imshow(draw_scene(make_scene(index, split, seed), LONG_SIDE).image)
+            left.set_anchor("NW")
+            _draw_boxes(left, _boxes(own))
+            left.set_axis_off()
+            right.set_axis_off()
+            place = 0.0
+            for words, colour in [(f"{split}, seed {seed}, scene {index}", "black"), *answers]:
+                right.text(
+                    0, 1 - place / height, words, va="top", transform=right.transAxes, color=colour, fontsize=8.5
+                )
+                place += _LINE * (words.count("\n") + 1)
+        save_figure(figure, path)
+
+
+_LINE = 0.165
+"""Inches that a line of words takes."""
+
+
+def _boxes(lines: Sequence[dict[str, Any]]) -> list[tuple[float, ...]]:
+    """The boxes of a scene's questions, in the order in which they are lettered."""
+    return list(dict.fromkeys(tuple(box) for line in lines for box in line["boxes"]))
 
 
 def _draw_boxes(axes: Any, boxes: Sequence[tuple[float, ...]]) -> None:
     for number, (x1, y1, x2, y2) in enumerate(boxes):
-        axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color="white", linewidth=1.5)
-        axes.text(x1, y1, _letter(number), color="black", backgroundcolor="white", fontsize=8)
+        axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color="white", linewidth=1.2)
+        axes.text(x1, y1, _letter(number), color="black", fontsize=8.5, clip_on=True,
+                  bbox={"facecolor": "white", "pad": 1})  # fmt: skip
 
 
-def _write_answers(axes: Any, lines: Sequence[dict[str, Any]], boxes: Sequence[tuple[float, ...]]) -> None:
-    for number, line in enumerate(lines):
+def _answers(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Each question of a scene with its answer, broken into lines, and its colour."""
+    from ..figure_style import RIGHT, WRONG
+
+    boxes, found = _boxes(lines), []
+    for line in lines:
         is_right = is_exact(line["answer"], line["truth"])
         names = [_letter(boxes.index(tuple(box))) for box in line["boxes"]]
-        axes.text(0, 1 - number / 15, _said(line, names, is_right), transform=axes.transAxes, fontsize=8.5, va="top",
-                  color="#15722c" if is_right else "#b3261e")  # fmt: skip
+        words = fill(_said(line, names, is_right), 74, subsequent_indent="    ")
+        found.append((words, RIGHT if is_right else WRONG))
+    return found
 
 
 def _letter(number: int) -> str:
@@ -326,66 +348,66 @@ def stages_of(log: Path) -> dict[str, list[dict[str, Any]]]:
 
 def draw_curves(logs: Sequence[Path], path: Path) -> None:
     """What the held-out numbers of some models did in each stage of training; logs: see `stages_of`."""
-    from matplotlib.figure import Figure
+    from ..figure_style import new_figure, region_ink, save_figure, styled
 
     stages = [(f"{log.parents[1].name}: {stage}", lines) for log in logs for stage, lines in stages_of(log).items()]
-    rows = -(-len(stages) // 4)
-    figure = Figure(figsize=(17, 3.6 * rows), layout="constrained")
-    grid = figure.subplots(rows, 4, squeeze=False)
-    for axes in grid.flat[len(stages) :]:
-        axes.set_axis_off()
-    shown: dict[str, Any] = {}  # of each name its line in the legend, which is one for all: the curves fill their axes
-    for axes, (title, lines) in zip(grid.flat, stages):
-        for name in dict.fromkeys(name for line in lines for name in line if name.startswith("val_")):
-            own = [(line["step"], line[name]) for line in lines if name in line]
-            colour = shown[name].get_color() if name in shown else _COLOURS[len(shown) % len(_COLOURS)]
-            (curve,) = axes.plot(*zip(*own), marker=".", color=colour, label=name.removeprefix("val_"))
-            shown.setdefault(name, curve)
-        axes.set_title(title, fontsize=9)
-        axes.set_xlabel("step")
-    if shown:
-        figure.legend(handles=list(shown.values()), loc="outside upper center", ncols=8, fontsize=9)
-    figure.savefig(path, dpi=70)
-
-
-_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
-            "#000080", "#800000", "#006400", "#b8860b", "#4b0082", "#696969")  # fmt: skip
-"""Of the held-out numbers, one each in all curves."""
+    rows = -(-len(stages) // 2)
+    with styled():
+        figure = new_figure(0.9 + 2.1 * rows)
+        grid = figure.subplots(rows, 2, squeeze=False)
+        for axes in grid.flat[len(stages) :]:
+            axes.set_axis_off()
+        shown: dict[str, Any] = {}  # of each name its line in the legend, which is one for all curves
+        for axes, (title, lines) in zip(grid.flat, stages):
+            for name in dict.fromkeys(name for line in lines for name in line if name.startswith("val_")):
+                own = [(line["step"], line[name]) for line in lines if name in line]
+                colour = shown[name].get_color() if name in shown else region_ink(len(shown))
+                (curve,) = axes.plot(*zip(*own), marker=".", color=colour, label=name.removeprefix("val_"))
+                shown.setdefault(name, curve)
+            axes.set_title(title)
+            axes.set_xlabel("step")
+            axes.grid(axis="y")
+        if shown:
+            figure.legend(handles=list(shown.values()), loc="outside upper center", ncols=4)
+        save_figure(figure, path)
 
 
 def draw_confusion(regions: Sequence[dict[str, Any]], path: Path) -> None:
     """Which kinds the concept head takes for which, in shares of the true kind."""
-    from matplotlib.figure import Figure
+    from ..figure_style import SHADES, SMALL, new_figure, save_figure, styled
 
     kinds = list(KINDS)
     table = np.zeros((len(kinds), len(kinds)))
     for (said, truth), count in Counter(tuple(region["kind"]) for region in regions).items():
         table[kinds.index(truth), kinds.index(said)] += count
     table /= table.sum(axis=1, keepdims=True).clip(min=1)
-    figure = Figure(figsize=(9, 8.4), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(np.sqrt(table), cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(kinds)), kinds, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(kinds)), kinds, fontsize=7)
-    axes.set_xlabel("concept head")
-    axes.set_ylabel("truth")
-    bar = figure.colorbar(image, ticks=[0, 0.1**0.5, 0.25**0.5, 0.5**0.5, 1], shrink=0.7)
-    bar.ax.set_yticklabels(["0", ".10", ".25", ".50", "1"])
-    figure.savefig(path, dpi=80)
+    with styled():
+        figure = new_figure(1 + 0.14 * len(kinds))
+        axes = figure.subplots()
+        image = axes.imshow(np.sqrt(table), cmap=SHADES, vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(kinds)), kinds, rotation=90, fontsize=SMALL)
+        axes.set_yticks(range(len(kinds)), kinds, fontsize=SMALL)
+        axes.set(xlabel="concept head", ylabel="truth")
+        bar = figure.colorbar(image, ticks=[0, 0.1**0.5, 0.25**0.5, 0.5**0.5, 1], shrink=0.5, aspect=30)
+        bar.ax.set_yticklabels(["0", ".10", ".25", ".50", "1"])
+        save_figure(figure, path)
 
 
 def draw_masks(regions: Sequence[dict[str, Any]], path: Path) -> None:
     """How mask IoU is spread, from boxes and from points, in each split."""
-    from matplotlib.figure import Figure
+    from ..figure_style import new_figure, save_figure, styled
 
     splits = list(dict.fromkeys(region["split"] for region in regions))
-    figure = Figure(figsize=(4.2 * len(splits), 3.4), layout="constrained")
-    for axes, split in zip(np.ravel(figure.subplots(1, len(splits), sharey=True)), splits):
-        for prompt, words in (("box", "a box"), ("centre", "the centre point"), ("point", "a random point")):
-            values = [region[f"iou_{prompt}"] for region in regions if region["split"] == split]
-            axes.hist(values, bins=40, range=(0, 1), density=True, histtype="step", linewidth=1.6,
-                      label=f"from {words}: mean {np.mean(values):.3f}")  # fmt: skip
-        axes.set_title(split)
-        axes.set_xlabel("mask IoU")
-        axes.legend(loc="upper left", fontsize=8)
-    figure.savefig(path, dpi=80)
+    with styled():
+        figure = new_figure(0.4 + 1.9 * max(1, len(splits)))
+        for axes, split in zip(np.ravel(figure.subplots(max(1, len(splits)), 1, sharex=True)), splits):
+            for prompt, words in (("box", "a box"), ("centre", "the centre point"), ("point", "a random point")):
+                values = [region[f"iou_{prompt}"] for region in regions if region["split"] == split]
+                axes.hist(values, bins=40, range=(0, 1), density=True, histtype="step", linewidth=1.8,
+                          label=f"from {words}: mean {np.mean(values):.3f}")  # fmt: skip
+            axes.set_title(split)
+            axes.set_yticks([])
+            axes.legend(loc="upper left")
+        if splits:
+            axes.set_xlabel("mask IoU")
+        save_figure(figure, path)

@@ -26,7 +26,9 @@ from llm_bridge import (
 )
 
 from ..answerers import other_pictures
-from .free_questions import FreeQuestion
+from ..choices import Likelihoods
+from ..examples import after_examples, as_text, lines_after
+from .free_questions import KNOWLEDGE_FAMILIES, KNOWLEDGE_OPEN, KNOWLEDGE_WHICH, FreeQuestion
 from .language import caption
 from .questions import CONTEXT_FAMILIES, FAMILIES, Question
 from .records import BenchmarkScene
@@ -138,6 +140,8 @@ VIEWS: dict[str, View] = {
 }
 DESCRIBED, TOLD_TRUTH = "described", "told the truth"
 """The views of a plain language model that is told in words what TAP sees of the regions, and what they are."""
+TOLD_KINDS = f"{TOLD_TRUTH}, in its best form"
+"""The view of one that is told the kinds alone, in the form in which it says best what it knows of them."""
 CONTROLS = tuple(VIEWS)[1:]
 FREE_CONTROLS = ("shuffled", "question only")
 """The controls of questions that are answered freely."""
@@ -284,6 +288,31 @@ def described_lines(
     written = list(described_questions(chat, seen, families, view))
     for (scene, question), said in zip(asked, _in_batches(written, len, answer)):
         yield _line(scene, question, view, said)
+
+
+def known_lines(chat: RegionChat, seen: SeenScenes) -> Iterator[dict[str, Any]]:
+    """A line for the answer to each question for knowledge by a plain language model, told what kinds the objects are.
+
+    An open question is a text that it goes on with, after examples. Of yes and no, and of several objects, it holds one for the
+    likeliest answer.
+    """
+    likelihoods = Likelihoods(chat.model, chat.processor.tokenizer)
+    texts = []
+    for one in seen.scenes:
+        things = [str(region.thing) for region in _true_words(one)]
+        for question in _questions(one, KNOWLEDGE_FAMILIES):
+            assert isinstance(question, FreeQuestion)
+            own = [things[one.picture.visible.index(i)] for i in question.objects]
+            asked = question.written.partition(": ")[2].replace("<region1>", own[0])
+            if question.family == KNOWLEDGE_OPEN:
+                texts.append((one.scene, question, after_examples(as_text(asked))))
+                continue
+            choices = own if question.family == KNOWLEDGE_WHICH else ["Yes", "No"]
+            yield _line(one.scene, question, TOLD_KINDS, question.choices[likelihoods.choose(asked, choices)])
+    limit = {"max_new_tokens": MAX_NEW_TOKENS_FREE}
+    said = lines_after(chat.model, chat.processor, [text for *_, text in texts], max(len(texts), 1), **limit)
+    for (scene, question, _), answer in zip(texts, said):
+        yield _line(scene, question, TOLD_KINDS, answer)
 
 
 def described_questions(

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..data.entries import counted, first_names
+from ..figure_style import GREY, INK, SMALL, new_figure, save_figure, styled
 from .task import Published, Task
 
 COUNTS = ("detections", "regions", "questions", "neither", "expressions")
@@ -113,28 +114,26 @@ def _sources(published: Sequence[Published]) -> list[str]:
 
 def draw(metrics: dict[str, Any], task: Task, path: Path) -> None:
     """Write `figure_of` as a PNG, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    figure_of(metrics, task).savefig(partial, dpi=120, format="png", metadata={"Software": None})
-    partial.replace(path)
+    save_figure(figure_of(metrics, task), path)
 
 
 def figure_of(metrics: dict[str, Any], task: Task) -> Figure:
     """Curves over points and clicks; accuracy by type beside chance; or a bar for each row and column."""
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    if any("mIoU box" in scores for scores in metrics["rows"].values()):
-        _draw_prompts(axes, metrics)
-    elif any("by_type" in scores for scores in metrics["rows"].values()):
-        _draw_types(axes, metrics)
-    else:
-        _draw_columns(axes, metrics, task)
-    mark = f", subset of {counted(metrics['n']['items'], 'item')}" if metrics["subset"] else ""
-    axes.set_title(f"{metrics['title']}{mark}", loc="left", fontsize=10)
-    axes.grid(axis="y", alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    if labels:
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    with styled():
+        figure = new_figure(4.2)
+        axes = figure.subplots()
+        if any("mIoU box" in scores for scores in metrics["rows"].values()):
+            _draw_prompts(axes, metrics)
+        elif any("by_type" in scores for scores in metrics["rows"].values()):
+            _draw_types(axes, metrics)
+        else:
+            _draw_columns(axes, metrics, task)
+        mark = f", subset of {counted(metrics['n']['items'], 'item')}" if metrics["subset"] else ""
+        axes.set_title(f"{metrics['title']}{mark}")
+        axes.grid(axis="y")
+        handles, labels = axes.get_legend_handles_labels()
+        if labels:
+            figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -146,8 +145,9 @@ def _draw_prompts(axes: Any, metrics: dict[str, Any]) -> None:
                 parts = name.split()
                 if word in name and name.startswith("mIoU"):
                     found[int(next(p for p in parts if p.isdigit()))] = value
-            axes.plot(list(found), list(found.values()), marker="o", markersize=3, label=f"{row}, {label}")
-        axes.axhline(scores["mIoU box"], color="grey", linestyle="--", linewidth=1, label=f"{row}, box")
+            axes.plot(list(found), list(found.values()), marker="o", label=f"{row}, {label}")
+        axes.axhline(scores["mIoU box"], color=GREY, linestyle="--", linewidth=1, label=f"{row}, box")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="number of points", ylabel="mean IoU", ylim=(0, 1))
 
 
@@ -163,9 +163,9 @@ def _draw_types(axes: Any, metrics: dict[str, Any]) -> None:
         if all(name in first[kind] for kind in types):
             for i, kind in enumerate(types):
                 axes.hlines(
-                    first[kind][name], i - 0.45, i + 0.45, "black", style, linewidth=1, label=name if not i else None
+                    first[kind][name], i - 0.45, i + 0.45, INK, style, linewidth=1, label=name if not i else None
                 )
-    axes.set_xticks(range(len(types)), types, rotation=30, ha="right", fontsize=8)
+    axes.set_xticks(range(len(types)), types, rotation=30, ha="right")
     axes.set(ylabel="accuracy", ylim=(0, 1.02))
 
 
@@ -183,8 +183,8 @@ def _draw_columns(axes: Any, metrics: dict[str, Any], task: Task) -> None:
         bars = axes.bar(places, [factor * max(scores.get(c, 0.0), 0.0) for c in columns], width, label=row)
         words = [_number(scores.get(c), c, task) for c in columns]  # so that a score of 0 is seen, too
         axes.bar_label(
-            bars, words, padding=2, fontsize=7, rotation=90 if len(metrics["rows"]) * len(columns) > 16 else 0
+            bars, words, padding=2, fontsize=SMALL, rotation=90 if len(metrics["rows"]) * len(columns) > 16 else 0
         )
-    axes.set_xticks(range(len(columns)), columns, rotation=20, ha="right", fontsize=8)
+    axes.set_xticks(range(len(columns)), columns, rotation=20, ha="right")
     axes.set_ylim(bottom=0, top=1.15 * max(axes.get_ylim()[1], 0.01))
     axes.set_ylabel("score × 100" if factor == 100 else "score")

@@ -58,7 +58,7 @@ class PageConversation:
     """
 
     def __init__(self, chat: RegionChat, limits: PageLimits, lost: bool = False) -> None:
-        self.model, self.processor, self.limits = chat.model, chat.processor, limits
+        self.model, self.processor, self.memory, self.limits = chat.model, chat.processor, chat.memory, limits
         self.scene: Scene | None = None
         self.asking, self.stopped = Lock(), Event()
         self._stopped_at = -math.inf
@@ -67,7 +67,9 @@ class PageConversation:
     def show(self, picture: np.ndarray) -> None:
         """Begin with a picture (H, W, 3)."""
         self.stop()
-        self.scene = Scene(picture, RegionChat(self.model, self.processor))
+        if self.scene is not None:
+            self.memory.forget(self.scene.chat.speaker)
+        self.scene = Scene(picture, RegionChat(self.model, self.processor, self.memory))
         self.scene.chat.warns_of_limitation = False  # the page shows it where it matters
 
     def forget(self) -> None:

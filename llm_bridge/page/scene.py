@@ -105,7 +105,7 @@ class Scene:
 
         The conversation is left as it is: the regions only join it when something is asked about them.
         """
-        alone = RegionChat(self.chat.model, self.chat.processor)
+        alone = self.chat.another()
         alone.warns_of_limitation = False
         return self._shown(finder(alone)(words, image=np.asarray(self._shown_image()), regions=self._search()))
 

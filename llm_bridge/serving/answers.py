@@ -67,17 +67,18 @@ def answer(
     """
     if not chat.sees_pictures and _only_pictures(messages):
         raise ValueError("There is a picture but no region, and this model sees pictures only through their regions.")
-    prompt = chat.speaker.read(messages, thinking=options.thinking)
+    speaker = chat.another().speaker
+    prompt = speaker.read(messages, thinking=options.thinking)
     length = prompt["input_ids"].shape[1]
     new = _room(chat, length, options)
     check_context(chat.model.config, length, new)
     yield Begun(length)
     sampling = options.sampling
     if "seed" not in sampling:
-        torch.seed()  # nobody's answer follows from somebody else's seed
+        torch.seed()  # else answers would be the same after every start of the server
     tally = Tally(gone)
     cut = _Cut(options.stop)
-    yield from trimmed(cut.pieces(chat.speaker.stream(prompt, tally=tally, max_new_tokens=new, **sampling)))
+    yield from trimmed(cut.pieces(speaker.stream(prompt, tally=tally, max_new_tokens=new, **sampling)))
     yield Ended("length" if tally.is_cut and not cut.found else "stop", tally.tokens)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,7 +18,7 @@ import httpx
 import torch
 
 from ..chat_template import token_ids
-from ..generation import Tally
+from ..generation import Ids, NextIds, Tally
 from ..modeling_bridge import RegionBridgeForConditionalGeneration
 from ..processing_bridge import RegionBridgeProcessor
 from .served_adapter import check_names
@@ -30,6 +30,8 @@ AS_WRITTEN = (
     "{% for message in messages %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
 )
 """A chat template that writes the parts of messages side by side, and nothing else."""
+OWNER = "region-chat"
+"""Who owns the models of our own server, as it says of them."""
 FLAGS = "--enable-prompt-embeds --trust-request-chat-template"
 """What vLLM must be started with."""
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
@@ -44,12 +46,14 @@ _OPTIONS = {
 """What transformers' `generate` calls an option, and what a server calls it."""
 _AT_ONCE = 32
 """How many questions are under way at the same time."""
+_MOST_IDS = 20
+"""How many ids a question may ask the probabilities of: vLLM's --max-logprobs, unless it is told otherwise."""
 
 
 class ServedModel:
     """A language model that a server runs, and the projector and processor here that write its prompts: a `Speaker`.
 
-    It can be shared by conversations in several threads: `RegionChat(chat.model, chat.processor)` begins another one.
+    It can be shared by conversations in several threads: `chat.another()` begins another one.
     """
 
     def __init__(
@@ -70,6 +74,11 @@ class ServedModel:
         card = _chosen(cards, model, writer.adapter, self.address)
         self.name: str = card["id"]
         self.config.name_or_path = self.name
+        if card.get("owned_by") == OWNER:
+            raise ValueError(
+                f"{self.address} is a `region-chat serve`, which encodes regions itself: ask it with any client of OpenAI's "
+                "(docs/server.md), or give the address of a vLLM here."
+            )
         self._shorten_context(card.get("max_model_len") or _parent(cards, card).get("max_model_len"))
         if writer.adapter is not None:
             check_names(writer.adapter, self.config)
@@ -101,6 +110,9 @@ class ServedModel:
 
     def read(self, messages: Sequence[dict[str, Any]], *, thinking: bool) -> Mapping[str, Any]:
         return self.writer.write(messages, thinking=thinking)
+
+    def read_each(self, conversations: Sequence[Sequence[dict[str, Any]]]) -> Sequence[Mapping[str, Any]]:
+        return [self.read(messages, thinking=False) for messages in conversations]
 
     def say(self, prompt: Mapping[str, Any], **options: Any) -> str:
         answer = self._json("POST", "/chat/completions", self._body(prompt, options))
@@ -137,6 +149,43 @@ class ServedModel:
                 tally.tokens = (usage or {}).get("completion_tokens", tally.tokens)
                 if tally.gone.is_set():
                     return
+
+    def log_probabilities(self, prompt: Mapping[str, Any], wanted: Mapping[Ids, Collection[int]]) -> NextIds:
+        written = cast(ServedPrompt, prompt)
+        asked = [
+            (beginning, self.writer.begun(written, beginning), ids[start : start + _MOST_IDS])
+            for beginning, ids in ((beginning, sorted(ids)) for beginning, ids in wanted.items())
+            for start in range(0, len(ids), _MOST_IDS)
+        ]
+        found: NextIds = {beginning: {} for beginning in wanted}
+        with ThreadPoolExecutor(min(_AT_ONCE, len(asked) or 1)) as pool:
+            scores = pool.map(lambda one: self._next(one[1], one[2]), asked)
+            for (beginning, _, _), own in zip(asked, scores):
+                found[beginning] |= own
+        return found
+
+    def _next(self, prompt: ServedPrompt, ids: Sequence[int]) -> dict[int, float]:
+        """The log-probabilities of ids as the next one after a prompt."""
+        body = {**self._body(prompt, {"max_new_tokens": 1}), "logprobs": True, "return_tokens_as_token_ids": True}
+        found = self._scores(prompt, {**body, "logprob_token_ids": list(ids)})
+        for one in ids:
+            if one not in found:  # an older server ignores logprob_token_ids, but tells of what it is made to say
+                found |= self._scores(prompt, {**body, "allowed_token_ids": [one]})
+        if not all(one in found for one in ids):
+            raise ValueError(
+                f"{self.address} does not tell how probable words are, which find needs: use vLLM, or load the bridge here, "
+                "with RegionChat.from_pretrained."
+            )
+        return {one: found[one] for one in ids}
+
+    def _scores(self, prompt: ServedPrompt, body: dict[str, Any]) -> dict[int, float]:
+        """By id, the log-probabilities that the server tells of the one token that it was asked for."""
+        answer = self._json("POST", "/chat/completions", body)
+        self._check_length(prompt, answer.get("usage"))
+        first = ((answer["choices"][0].get("logprobs") or {}).get("content") or [])[:1]
+        told = [word for token in first for word in (token, *token.get("top_logprobs", ()))]
+        named = ((word["token"].removeprefix("token_id:"), word["logprob"]) for word in told)
+        return {int(name): float(score) for name, score in named if name.isdecimal()}
 
     # --- requests -----------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from .answers import AnswerOptions, Begun, Ended, answer
 from .chat_requests import ChatRequest, read_chat_request
+from .client import OWNER
 from .conversations import check_words, read_conversation
 from .errors import RequestError
 from .service import Service, logger
@@ -116,6 +117,6 @@ def model_card(service: Service, created: int) -> dict[str, Any]:
         "id": service.name,
         "object": "model",
         "created": created,
-        "owned_by": "region-chat",
+        "owned_by": OWNER,
         "limitation": service.chat.limitation,
     }

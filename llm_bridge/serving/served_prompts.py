@@ -22,7 +22,7 @@ from tap_tokenizer import TapRegionTokenizer, check_source, misfits_told
 
 from ..adapter_folder import ADAPTER_FOLDER, find_adapter
 from ..configuration_bridge import REGION_TOKEN, RegionBridgeConfig, bundled_or_given
-from ..generation import question_inputs
+from ..generation import Ids, question_inputs
 from ..modeling_bridge import RegionBridgeForConditionalGeneration
 from ..processing_bridge import RegionBridgeProcessor
 from ..projector import make_projector
@@ -115,6 +115,26 @@ class PromptWriter:
             parts.append({"type": "prompt_embeds", "data": _packed(rows[used : used + count])})
             used += count
         return {"input_ids": batch["input_ids"], "parts": parts}
+
+    def begun(self, prompt: ServedPrompt, ids: Ids) -> ServedPrompt:
+        """A prompt and the beginning of an answer to it, given as ids, which the server must read from their text."""
+        if not ids:
+            return prompt
+        *before, last = prompt["parts"]
+        known = prompt["input_ids"][0]
+        tail = known[-8:]  # enough to join the ids to
+        words = self.processor.tokenizer
+        joined = words.decode(torch.cat([tail, tail.new_tensor(ids)])).removeprefix(words.decode(tail))
+        own, longer = (
+            words(text, add_special_tokens=False)["input_ids"] for text in (last["text"], last["text"] + joined)
+        )
+        if longer != [*own, *ids]:
+            raise ValueError(
+                f"The text tokenizer reads {joined!r} otherwise alone than within a longer word, so its probability cannot be "
+                "asked of a server: load the bridge here, with RegionChat.from_pretrained."
+            )
+        whole = torch.cat([known, known.new_tensor(ids)]).unsqueeze(0)
+        return {"input_ids": whole, "parts": [*before, {"type": "text", "text": last["text"] + joined}]}
 
     @torch.no_grad()
     def _project(self, features: Tensor) -> Tensor:

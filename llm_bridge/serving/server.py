@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..chat import RegionChat
@@ -33,6 +33,19 @@ CONNECTIONS = 256
 """How many connections may be open at once; more are answered 503 at once."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+ROUTES = {
+    "GET /": "this page",
+    "GET /health": "whether the server is up, and how many requests wait; needs no token",
+    "GET /v1/models": "the model, for OpenAI's clients, and for X-AnyLabeling's, which send the header Token",
+    "GET /v1/models/{name}": "the model by its name",
+    "POST /v1/chat/completions": "answers, for OpenAI's clients; a region is a content item after its picture's",
+    "POST /v1/predict": "X-AnyLabeling: masks, captions and answers for marks",
+    "POST /setup": "Label Studio: what a project's configuration asks for",
+    "POST /predict": "Label Studio: masks and texts for marks",
+    "POST /webhook": "Label Studio: what it tells, which has no effect",
+}
+"""What is answered where."""
 
 
 def build_app(
@@ -68,19 +81,24 @@ def build_app(
         service.check_model(request.path_params["name"])
         return JSONResponse(completions.model_card(service, created))
 
-    posts: dict[str, Endpoint] = {
-        "/v1/chat/completions": lambda request: completions.complete(service, request),
-        "/v1/predict": lambda request: x_anylabeling.predict(service, request),
-        "/predict": lambda request: label_studio.predict(service, files, request),
-        "/setup": lambda request: label_studio.setup(service, request),
-        "/webhook": lambda request: label_studio.webhook(service, request),
+    async def front(request: Request) -> Response:
+        return PlainTextResponse(_front(service))
+
+    endpoints: dict[str, Endpoint] = {
+        "GET /": front,
+        "GET /health": health,
+        "GET /v1/models": models,
+        "GET /v1/models/{name}": model,
+        "POST /v1/chat/completions": lambda request: completions.complete(service, request),
+        "POST /v1/predict": lambda request: x_anylabeling.predict(service, request),
+        "POST /setup": lambda request: label_studio.setup(service, request),
+        "POST /predict": lambda request: label_studio.predict(service, files, request),
+        "POST /webhook": lambda request: label_studio.webhook(service, request),
     }
-    gets: dict[str, Endpoint] = {"/health": health, "/v1/models": models, "/v1/models/{name}": model}
-    routes = [
-        Route(path, _endpoint(endpoint), methods=[method])
-        for method, paths in (("GET", gets), ("POST", posts))
-        for path, endpoint in paths.items()
-    ]
+    routes = []
+    for name_of_route in ROUTES:
+        method, path = name_of_route.split()
+        routes.append(Route(path, _endpoint(endpoints[name_of_route]), methods=[method]))
     guard = Middleware(
         ServerGuard,
         most_bytes=limits.body_bytes,
@@ -112,10 +130,24 @@ async def _refused(request: Request, error: Exception) -> Response:
     return JSONResponse(error.body, error.status, error.headers)
 
 
+def _front(service: Service) -> str:
+    """What whoever opens the server's address is told."""
+    width = max(map(len, ROUTES))
+    table = "".join(f"  {route:{width}}  {words}\n" for route, words in ROUTES.items())
+    return (
+        f"This is `region-chat serve`: it answers questions about regions of pictures, with the model {service.name}.\n"
+        f"It is made for programs. For a page to look at, run `region-chat app`.\n\n{table}\n"
+        "docs/server.md of the project tap-bridge shows how to ask, and how to connect the annotation tools.\n"
+        + (f"\n{service.chat.limitation}\n" if service.chat.limitation else "")
+    )
+
+
 async def _not_found(request: Request, error: Exception) -> Response:
+    """No such path, or another method than its own."""
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).name.lower()
-    words = f"{request.method} {request.url.path[:80]!r}: {error.detail}."
+    known = ", ".join(route for route in ROUTES if route != "GET /")
+    words = f"{request.method} {request.url.path[:80]!r}: {error.detail}. There are {known}; GET / says what each does."
     return JSONResponse(RequestError(error.status_code, code, words).body, error.status_code, error.headers)
 
 

@@ -96,6 +96,23 @@ def test_records_and_caches_given_twice_are_opened_once(stage: Path) -> None:
 
 
 @pytest.mark.slow
+def test_only_what_a_teacher_said_in_a_chat_is_learned_from_its_distribution(stage: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (stage / "records.jsonl").read_text().splitlines()]
+    for row, line in enumerate(lines):
+        for turn in line["conversations"]:
+            if turn["role"] == "user":
+                turn["told"] = ("region1 is a cat.\nWhat does region1 eat?", "Question: What does a cat eat?\nAnswer:")[
+                    row % 2
+                ]
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = Conversations([Source(str(path), str(stage / "cache"), turns=1, loss="teacher")])
+    assert {row: item.is_taught for row, item in by_record(data).items()} == {
+        row: row % 2 == 0 for row in range(len(lines))
+    }
+
+
+@pytest.mark.slow
 def test_tokens_of_a_picture_of_another_size_are_refused(stage: Path, tmp_path: Path) -> None:
     """As caches have them that were made before the size was checked."""
     lines = [json.loads(line) for line in (stage / "records.jsonl").read_text().splitlines()]

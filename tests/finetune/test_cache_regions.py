@@ -111,10 +111,10 @@ def test_flags_of_ray_that_make_no_sense_are_refused(
     with pytest.raises(ValueError, match="Got ray -1: expected at least 0"):
         cache(data, tap, "--ray", "-1")
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.cluster.find_spec", lambda name: None)
+        patch.setattr("tap_tokenizer.cluster.find_spec", lambda name: None)
         with pytest.raises(ValueError, match=r"Got --ray, which needs Ray: pip install 'tap-bridge\[ray\]'"):
             cache(data, tap, "--ray", "2")
-    monkeypatch.setattr("finetune.cluster.find_spec", lambda name: True)
+    monkeypatch.setattr("tap_tokenizer.cluster.find_spec", lambda name: True)
     with pytest.raises(ValueError, match="Got --device cuda:1 with --ray, expected cpu or cuda"):
         cache(data, tap, "--ray", "2", "--device", "cuda:1")
     assert not (tmp_path / "cache").exists()

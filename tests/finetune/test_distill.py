@@ -41,8 +41,9 @@ def run(stage: Path, output: Path, *flags: str) -> list[dict[str, float]]:
 @pytest.fixture(autouse=True)
 def any_answer_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """A language model that knows nothing says nothing of use."""
-    monkeypatch.setattr("finetune.teacher.problem_of", lambda answer, kind, regions: None if answer else "empty")
-    monkeypatch.setattr("finetune.teacher._whole_sentences", lambda answer, is_cut: answer)
+    monkeypatch.setattr("finetune.teacher._problem_of", lambda lesson: None if lesson.answer else "empty")
+    monkeypatch.setattr("finetune.teacher.Teacher._doubt", lambda teacher, lesson: None)
+    monkeypatch.setattr("finetune.teacher.whole_sentences", lambda answer, is_cut: answer)
 
 
 def test_from_records_to_a_bridge(stage: Path, tmp_path: Path) -> None:

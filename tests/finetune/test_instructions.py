@@ -21,7 +21,15 @@ def test_the_shipped_pool_asks_about_one_and_about_several_regions_in_many_ways(
     assert UNSEEN in {one.kind for one in pool}
     held_out = Counter(one.kind for one in pool if one.is_held_out)
     assert set(held_out) == {one.kind for one in pool}
-    assert all(one.hint for one in pool)
+    assert all(one.hint or one.is_choice for one in pool)
+
+
+def test_the_pool_asks_much_that_one_must_know() -> None:
+    pool = load_instructions([SHIPPED])
+    assert sum(one.is_of_kinds for one in pool) > 60
+    choices = [one for one in pool if one.is_choice]
+    assert len(choices) > 100
+    assert all(one.regions == 2 and one.text.endswith("?") for one in choices)
 
 
 def test_what_is_drawn_needs_no_more_regions_than_there_are() -> None:
@@ -34,10 +42,16 @@ def test_what_is_drawn_needs_no_more_regions_than_there_are() -> None:
 
 def test_a_users_own_file_stands_beside_the_pool(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
-    own.write_text("hints: {mine: Be brief.}\nmine: ['Is <region1> ripe?']\n")
+    own.write_text("hints: {mine: Be brief.}\nof_kinds: [mine]\nmine: ['Is <region1> ripe?']\n")
     (one,) = load_instructions([str(own)])
-    assert (one.kind, one.hint, one.is_held_out) == ("mine", "Be brief.", False)
+    assert (one.kind, one.hint, one.is_held_out, one.is_of_kinds) == ("mine", "Be brief.", False, True)
     assert len(load_instructions([SHIPPED, str(own)])) == len(load_instructions([SHIPPED])) + 1
+
+
+def test_only_the_kinds_that_are_wanted_are_asked() -> None:
+    assert {one.kind for one in load_instructions([SHIPPED], ["use", "place"])} == {"use", "place"}
+    with pytest.raises(ValueError, match="kinds has colour, expected some of describe, name"):
+        load_instructions([SHIPPED], ["use", "colour"])
 
 
 @pytest.mark.parametrize(
@@ -47,6 +61,8 @@ def test_a_users_own_file_stands_beside_the_pool(tmp_path: Path) -> None:
         ("mine: what?\n", "no lists of instructions by kind"),
         ("mine: ['What is it?']\n", "expected <region1>"),
         ("mine: ['Is <region2> ripe?']\n", "expected <region1>"),
+        ("mine: ['Which of these is <region1>?']\n", "expected <region1>"),
+        ("of_kinds: mine\nmine: ['Is <region1> ripe?']\n", "no lists of instructions by kind"),
         ("mine: [", "not valid YAML"),
     ],
 )

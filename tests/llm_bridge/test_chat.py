@@ -520,6 +520,7 @@ def test_an_invalid_mask_is_refused_and_not_remembered(chat: RegionChat, picture
 def test_the_shared_beginning_of_many_questions_is_read_once(
     chat: RegionChat, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    chat.memory.most_bytes = 0
     chat.ask("what is <region> ?", image=picture, boxes=BOXES[:1], **SHORT)
     read: list[tuple[int, int]] = []
     forward = type(chat.model.language_model).forward

@@ -38,6 +38,22 @@ def test_only_what_is_sure_is_said_to_be_so(caption: str | None, concepts: list[
     )
 
 
+@pytest.mark.parametrize(
+    ("caption", "concepts", "thing"),
+    [
+        ("a red umbrella.", [("umbrella", 0.9)], "an umbrella"),
+        ("a red umbrella.", [("umbrella", 0.3)], "a red umbrella"),
+        (None, [("the sun", 0.9)], "a sun"),
+        (None, [("umbrella", 0.3)], None),
+        (None, [], None),
+    ],
+)
+def test_a_thing_is_its_kind_or_else_its_caption(
+    caption: str | None, concepts: list[tuple[str, float]], thing: str | None
+) -> None:
+    assert RegionDescription("region1", caption, concepts).thing == thing
+
+
 def test_a_region_takes_up_as_much_of_the_picture_as_its_box() -> None:
     for side, part in ((19, "a small part"), (21, "some"), (36, "a large part")):
         region = RegionDescription("region1", "a cat", [], (0, 0, side, side))

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forced_answers import byte_tokenizer, says
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llm_bridge import DescribedRegionProcessor, RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat
 from llm_bridge.grounding import answered_numbers, asked_phrase, find_answer, find_question
@@ -23,24 +24,6 @@ BOXES = [[4.0 * i, 3.0 * i, 4.0 * i + 30, 3.0 * i + 20] for i in range(12)]
 """Twelve candidates, so that region1 is the beginning of the names of others."""
 QUESTION = "Find the red thing. Answer with names of regions, or none."
 LENIENT = {"points_per_crop": 3, "pred_iou_thresh": 0, "stability_score_thresh": 0, "crops_nms_thresh": 1}
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each byte, so that names are several tokens long."""
-    special = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*special, *alphabet])}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-        extra_special_tokens=["<|user|>", "<|assistant|>"],
-    )  # fmt: skip
-    fast.chat_template = (
-        "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-    )
-    return fast
 
 
 @pytest.fixture
@@ -63,42 +46,6 @@ def make_chat(
 @pytest.fixture
 def chat(make_chat: Callable[..., RegionChat]) -> RegionChat:
     return make_chat()
-
-
-class _Words(LogitsProcessor):
-    """Lets a model say given ids after its prompt, and nothing else."""
-
-    def __init__(self, start: int, ids: Sequence[int]) -> None:
-        self.start, self.ids = start, ids
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        forced = torch.full_like(scores, -torch.inf)
-        forced[:, self.ids[min(input_ids.shape[1] - self.start, len(self.ids) - 1)]] = 0
-        return forced
-
-
-def says(chat: RegionChat, answer: str | Callable[[list[list[float]]], str]) -> list[str]:
-    """Let a chat's model answer with these words, or with what a function says of the candidates' boxes.
-
-    Returns the prompts that it is given from now on.
-    """
-    words, model_class = chat.processor.tokenizer, type(chat.model)
-    asked: list[str] = []
-
-    def forced(**inputs: Any) -> Any:
-        asked.append(words.decode(inputs["input_ids"][0]))
-        text = answer if isinstance(answer, str) else answer(shown_boxes(chat, inputs))
-        ids = [*words(text, add_special_tokens=False)["input_ids"], words.eos_token_id]
-        return model_class.generate(chat.model, **inputs, logits_processor=[_Words(inputs["input_ids"].shape[1], ids)])
-
-    chat.model.generate = forced  # type: ignore[method-assign, assignment]
-    return asked
-
-
-def shown_boxes(chat: RegionChat, inputs: Any) -> list[list[float]]:
-    """Boxes of the candidates of a prompt, in pixels of the picture of 90 × 60 pixels."""
-    shares = inputs["region_features"][0][:, chat.processor.feature_layout.box]
-    return (shares * torch.tensor([90, 60, 90, 60])).round().tolist()
 
 
 def naming(*boxes: Sequence[float]) -> Callable[[list[list[float]]], str]:

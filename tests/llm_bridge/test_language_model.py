@@ -24,7 +24,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat, add_lora, remove_lora
+from llm_bridge import (
+    PromptMemory,
+    RegionBridgeForConditionalGeneration,
+    RegionBridgeProcessor,
+    RegionChat,
+    add_lora,
+    remove_lora,
+)
 from llm_bridge.generation import logits_after
 from llm_bridge.language_model import differing_weights, filler_id, forward_arguments, text_side, try_out, weight_sums
 from tap_tokenizer import PackagedModel, TapRegionTokenizer, bundled, gguf_files
@@ -90,6 +97,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Decoder-only families by model type, with what one needs beside `SIZES`; None takes a size away."""
 READ_IDS = {"gemma3n_text", "gemma4_text", "deepseek_v4"}
+GO_NO_FURTHER = {"deepseek_v4", "qwen3_next", "jamba", "mamba", "recurrent_gemma", "rwkv"}
+"""Families that keep more than keys and values, so nothing that they have read is kept from one question to the next."""
 READ_PADDING_AS_WORDS = {"rwkv", "xlstm", "recurrent_gemma", "deepseek_v4", "bart"}
 
 
@@ -244,6 +253,37 @@ def test_many_questions_are_answered_as_if_each_were_alone(
         alone.append(chat.ask(question, **given))
         chat.reset()
     assert chat.ask_each(questions, **given) == alone
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama", "gpt2", "bloom", "phi3", "mistral", "gemma3_text", "gpt_oss", "llama4_text", "deepseek_v3", "deepseek_v4",
+        "gemma3n_text", "gemma4_text", "qwen3_next", "jamba", "mamba", "recurrent_gemma", "rwkv", "bart",
+    ],
+)  # fmt: skip
+def test_follow_ups_are_answered_as_if_all_were_read_again(
+    bridge_on: Callable[..., Pair], picture: Image.Image, family: str
+) -> None:
+    """With windows that have moved on, states that cannot be put back, and caches of other kinds, token for token."""
+    bridge, processor = bridge_on(build(family))
+    said: list[list[int]] = []
+    generate = bridge.generate
+
+    def spy(**given: Any) -> Any:
+        output = generate(**given)
+        said.append(output[0].tolist())
+        return output
+
+    bridge.generate = spy
+    for chat in (RegionChat(bridge, processor, PromptMemory(most_bytes=0)), RegionChat(bridge, processor)):
+        chat.ask("what is <region>", image=picture, boxes=BOXES[:1], max_new_tokens=4)
+        chat.ask("is region1 on the left of <region> ?", boxes=BOXES[1:], max_new_tokens=4)
+        chat.ask("where is region2", max_new_tokens=4)
+        chat.another().ask("what is <region>", image=picture, boxes=BOXES[1:], max_new_tokens=4)
+        chat.another().ask("what is <region> on", image=picture, boxes=BOXES[1:], max_new_tokens=4)
+    assert said[:5] == said[5:]
+    assert (len(chat.memory) > 0) == (family not in GO_NO_FURTHER)
 
 
 @torch.no_grad()

@@ -72,6 +72,27 @@ def test_regions_equal_those_of_the_plain_path(
     assert torch.equal(fast.expert, plain.expert)
 
 
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0, 2.0])
+def test_masks_of_confident_answers_are_those_among_all_masks(
+    make_tap: Callable[..., TapModel], monkeypatch: pytest.MonkeyPatch, plain: bool, share: float
+) -> None:
+    """Of regions of several pictures, which come a few at a time and in no order; for the highest share, there are none."""
+    model = with_weights_that_matter(make_tap())
+    monkeypatch.setattr(fast_inference, "_ROWS_AT_ONCE", 3 * model.config.image_encoder_config.grid_size**2)
+    whole = ask(model, plain=plain, regions=13)
+    answer = torch.arange(13), whole.expert
+    scores = whole.iou_scores[answer]
+    threshold = float(scores.sort().values[int(13 * share)]) if share < 1 else float(scores.max()) + share - 1
+    chosen = ask(model, plain=plain, regions=13, mask_iou_thresh=threshold)
+    expected = whole.pred_masks[answer][scores >= threshold]
+    assert len(expected) == {0.0: 13, 0.5: 7, 1.0: 1, 2.0: 0}[share]
+    torch.testing.assert_close(chosen.pred_masks, expected, **CLOSE)
+    for name in ("iou_scores", "semantic_tokens", "semantic_embeds"):
+        torch.testing.assert_close(chosen[name], whole[name], **CLOSE)
+    assert ask(model, plain=plain, mask_iou_thresh=threshold, output_masks=False).pred_masks is None
+
+
 def test_regions_at_the_papers_width(paper_sized: TapModel) -> None:
     plain, fast = (ask(paper_sized, plain=plain) for plain in (True, False))
     for name in ("iou_scores", "semantic_tokens", "semantic_embeds", "pred_masks"):

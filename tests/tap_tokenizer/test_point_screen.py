@@ -32,9 +32,11 @@ def test_a_screened_search_finds_what_a_thorough_one_finds_with_fewer_questions(
     asked: list[int] = []
     usual = RegionDecoder.run
 
-    def run(self: RegionDecoder, features: Any, prepared: Any, rows: torch.Tensor, output_masks: bool) -> Any:
+    def run(
+        self: RegionDecoder, features: Any, prepared: Any, rows: torch.Tensor, output_masks: bool, **options: Any
+    ) -> Any:
         asked[-1] += len(rows) * output_masks
-        return usual(self, features, prepared, rows, output_masks)
+        return usual(self, features, prepared, rows, output_masks, **options)
 
     monkeypatch.setattr(RegionDecoder, "run", run)
     features = bundled.embed_image(scene(1))
@@ -104,7 +106,7 @@ def test_a_found_region_speaks_for_points_like_it_within_its_box_alone() -> None
 
 def test_a_failure_speaks_for_points_that_promise_less() -> None:
     screen = screen_of([0.95, 0.94, 0.86, 0.1], TOKENS, PLACES)
-    screen.learn(screen.take(1), torch.tensor([0.85]), torch.tensor([False]), corner())
+    screen.learn(screen.take(1), torch.tensor([0.85]), torch.tensor([False]), corner()[:0])
     assert screen.take(10).tolist() == []  # 0.94 and 0.86 less what the first was off by
 
 

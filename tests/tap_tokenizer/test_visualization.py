@@ -68,28 +68,73 @@ def test_an_object_keeps_its_own_colour_under_the_veil() -> None:
         assert len(coloured(Image.fromarray(drawn.astype(np.uint8)), 0)) > 400  # the outline has the region's colour
 
 
-@pytest.mark.parametrize("side", [300, 3000])
+@pytest.mark.parametrize("side", [300, 1000, 3000])
 def test_lines_and_words_grow_with_the_picture(side: int) -> None:
     mask = np.zeros((1, side, side), bool)
     mask[0, side // 2 : side // 2 + side // 4, side // 4 : side // 2] = True
     drawn = draw_regions(np.full((side, side, 3), 90, np.uint8), masks=mask, labels=["a red umbrella"])
     bright = np.argwhere(np.asarray(drawn).min(axis=2) > 180)  # the words alone are white
-    assert 8 <= np.ptp(bright[:, 0]) <= 0.05 * side
+    assert max(8, 0.015 * side) <= np.ptp(bright[:, 0]) <= max(16, 0.03 * side)
     outline = coloured(drawn, 0)
     row = np.sort(outline[outline[:, 0] == side // 2 + side // 8][:, 1])
-    assert 1 <= (row < side // 3).sum() <= max(2, 0.006 * side)  # the left side of the outline
+    assert max(1, side / 500) <= (row < side // 3).sum() <= max(2, side / 200)  # the left side of the outline
+    dark = np.asarray(drawn).max(axis=2)[side // 2 + side // 8, : side // 3] < 70  # its rim outside and inside
+    assert max(1, side / 2000) <= dark.sum() <= max(4, side / 300)
+
+
+@pytest.mark.parametrize("side", [300, 1000, 3000])
+def test_a_box_has_a_rim_on_both_sides_and_a_line_that_grows_with_the_picture(side: int) -> None:
+    box = [side // 4, side // 4, side // 2, side // 2]
+    drawn = draw_regions(np.full((side, side, 3), 200, np.uint8), boxes=[box], names=False)
+    row = np.asarray(drawn).astype(int)[3 * side // 8, : 3 * side // 8]  # across the left side
+    line = np.flatnonzero(np.abs(row - region_colour(0)).max(axis=1) < 3)
+    rim = np.flatnonzero(row.max(axis=1) < 100)
+    assert max(2, side / 400) <= len(line) <= max(2, side / 300)
+    assert line[0] == side // 4
+    assert {line[0] - 1, line[-1] + 1} <= set(rim)
+    assert len(rim) <= len(line)
+
+
+def plates(drawn: Image.Image) -> list[tuple[slice, slice]]:
+    """Where the plates of labels are, as (rows, columns); plates that touch count as one."""
+    from scipy.ndimage import binary_fill_holes, find_objects, label
+
+    dark = np.abs(np.asarray(drawn).astype(int) - (18, 18, 22)).max(axis=2) < 3
+    parts = find_objects(label(binary_fill_holes(dark))[0])
+    return [part for part in parts if dark[part].sum() > 120]
+
+
+@pytest.mark.parametrize(("side", "count"), [(300, 5), (1000, 12), (3000, 12)])
+def test_labels_do_not_overlap_where_there_is_room(side: int, count: int) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(4 if side < 3000 else 1):
+        corners = rng.uniform(0, 0.8 * side, (count, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(0.08 * side, 0.2 * side, (count, 2))], axis=1)
+        drawn = draw_regions(np.full((side, side, 3), 230, np.uint8), boxes=boxes, labels=["a pen"] * count)
+        found = plates(drawn)
+        assert len(found) == count
+        sizes = {(rows.stop - rows.start) // 4 for rows, _ in found}
+        assert max(sizes) - min(sizes) <= 1  # none covers a part of another, and none is cut off by the edge
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_labels_stay_inside_the_picture(corner: tuple[int, int]) -> None:
+    x, y = (260 * c for c in corner)
+    drawn = draw_regions(np.full((300, 300, 3), 230, np.uint8), boxes=[[x, y, x + 39, y + 39]], labels=["a long label"])
+    ((rows, columns),) = plates(drawn)
+    whole = draw_regions(np.full((300, 300, 3), 230, np.uint8), boxes=[[120, 120, 160, 160]], labels=["a long label"])
+    ((other_rows, other_columns),) = plates(whole)
+    assert columns.stop - columns.start == other_columns.stop - other_columns.start
+    assert rows.stop - rows.start == other_rows.stop - other_rows.start
 
 
 def test_labels_stand_off_each_other_and_off_other_regions() -> None:
     boxes = [[20 + 45 * i, 100, 60 + 45 * i, 140] for i in range(6)]
     words = ["a small yellow face", "a medium blue diamond", "a shamrock", "a large wheel", "a pen", "an envelope"]
     drawn = draw_regions(np.full((240, 320, 3), 255, np.uint8), boxes=boxes, labels=words)
-    plates = np.abs(np.asarray(drawn).astype(int) - (18, 18, 22)).max(axis=2) < 3
-    from scipy.ndimage import find_objects, label
-
-    parts = [part for part in find_objects(label(plates)[0]) if plates[part].sum() > 200]
-    assert len(parts) == 6  # none touches another
-    for rows, _ in parts:
+    found = plates(drawn)
+    assert len(found) == 6  # none touches another
+    for rows, _ in found:
         assert rows.stop <= 100 or rows.start >= 140  # and none lies on a region
 
 

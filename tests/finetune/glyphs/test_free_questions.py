@@ -67,6 +67,11 @@ def test_no_phrasing_that_measures_is_one_that_is_taught() -> None:
     assert not taught & set(held_out)
 
 
+def test_no_question_for_knowledge_is_an_instruction() -> None:
+    held_out = {plain(entry["ask"]) for entry in load_words("knowledge")}
+    assert not held_out & {plain(one.text) for one in load_instructions([SHIPPED])}
+
+
 def _braced(text: str, said: dict[str, str]) -> str:
     for name, word in said.items():
         text = re.sub(rf"\b{word}\b", f"{{{name}}}", text)

@@ -6,7 +6,6 @@ import functools
 import http.client
 import json
 import re
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from chromium import chromium
 from PIL import Image
 
 from llm_bridge import RegionChat
@@ -24,7 +24,7 @@ from llm_bridge import RegionChat
 pytest.importorskip("uvicorn", reason="needs uvicorn and starlette: the extra app")
 pytest.importorskip("playwright", reason="needs playwright: the extra dev")
 
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from llm_bridge.page.app import PageServer, serve
 from llm_bridge.page.handlers import Handlers
@@ -54,15 +54,8 @@ def served(chat: RegionChat) -> Iterator[PageServer]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-    )
-    if path is None:
-        pytest.skip("needs a Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 expect.set_options(timeout=60_000)  # a machine that runs other tests beside may be slow

@@ -2,53 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from http_answers import answering, served
+from http_answers import served
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from vllm_stand_in import RECORDED, Engine, Pair, Server, embeddings_of, parts_of, rows_of, with_length
 
-from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat, add_lora
-from llm_bridge.configuration_bridge import REGION_TOKEN
+from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat, add_lora
 from llm_bridge.serving.client import AS_WRITTEN
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-RECORDED: dict[str, Any] = json.loads((GOLDEN / "vllm_answers.json").read_text())
-"""What vLLM answered."""
 BOXES = [[5, 5, 40, 30], [20, 10, 85, 55]]
 SHORT = {"max_new_tokens": 4}
-Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
-
-
-class Server:
-    """An HTTP server of this machine that keeps requests and gives what `answer` makes of them: status and body."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.models: Any = RECORDED["models"]
-        self.answer: Callable[[dict[str, Any]], tuple[int, Any]] = lambda body: (200, RECORDED["answer"])
-        self.http = answering(self._get, self._post)
-        self.address = f"http://127.0.0.1:{self.http.server_port}/v1"
-
-    def _get(self, request: BaseHTTPRequestHandler) -> tuple[int, Any]:
-        self.keys.append(request.headers["Authorization"])
-        return 200 if request.path == "/v1/models" else 404, self.models
-
-    def _post(self, body: dict[str, Any]) -> tuple[int, Any]:
-        self.requests.append(body)
-        return self.answer(body)
 
 
 @pytest.fixture
@@ -69,62 +43,6 @@ def chat(server: Server, pair: Pair) -> RegionChat:
     answered = server.answer
     server.answer = lambda body: with_length(answered(body), body, pair)
     return RegionChat.from_server(server.address, bridge=pair)
-
-
-def rows_of(part: dict[str, Any]) -> torch.Tensor:
-    """What a server reads where a region stands."""
-    return torch.load(io.BytesIO(base64.b64decode(part["data"], validate=True)), weights_only=True)
-
-
-def parts_of(body: dict[str, Any]) -> list[dict[str, Any]]:
-    (message,) = body["messages"]
-    return message["content"]
-
-
-def embeddings_of(body: dict[str, Any], pair: Pair) -> torch.Tensor:
-    """The prompt (1, L, D) as vLLM puts it together: words looked up by its own tokenizer, and rows between them."""
-    bridge, processor = pair
-    parts = parts_of(body)
-    rows = [rows_of(part) for part in parts if part["type"] == "prompt_embeds"]
-    text = "".join(part.get("text", REGION_TOKEN) for part in parts)
-    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    pieces, waiting = [], iter(rows)
-    for token in ids:
-        is_region = token == processor.region_token_id
-        pieces.append(next(waiting) if is_region else bridge.get_input_embeddings()(torch.tensor([token])))
-    return torch.cat(pieces).unsqueeze(0)
-
-
-def with_length(answer: tuple[int, Any], body: dict[str, Any], pair: Pair) -> tuple[int, Any]:
-    status, values = answer
-    if isinstance(values, dict) and "usage" in values:
-        values = {**values, "usage": {**values["usage"], "prompt_tokens": embeddings_of(body, pair).shape[1]}}
-    return status, values
-
-
-def engine(pair: Pair) -> Callable[[dict[str, Any]], tuple[int, Any]]:
-    """What answers as vLLM does, by transformers' `generate` of the plain language model."""
-    bridge, processor = pair
-
-    def answer(body: dict[str, Any]) -> tuple[int, Any]:
-        embeddings = embeddings_of(body, pair)
-        ids = bridge.language_model.generate(
-            inputs_embeds=embeddings,
-            attention_mask=torch.ones(embeddings.shape[:2]),
-            max_new_tokens=body["max_tokens"],
-            eos_token_id=body["stop_token_ids"],
-            do_sample=body["temperature"] > 0,
-        )[0]
-        ids = [token for token in ids.tolist() if token not in body["stop_token_ids"]]
-        usage = {"prompt_tokens": embeddings.shape[1]}
-        if not body.get("stream"):
-            words = processor.tokenizer.decode(ids, skip_special_tokens=True)
-            return 200, {"choices": [{"message": {"role": "assistant", "content": words}}], "usage": usage}
-        pieces = [processor.tokenizer.decode([token]) + " " for token in ids]
-        chunks = [{"choices": [{"delta": {"content": piece}}]} for piece in pieces] + [{"choices": [], "usage": usage}]
-        return 200, "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
-
-    return answer
 
 
 # --- what goes over the wire ------------------------------------------------------------------------------------------
@@ -195,7 +113,7 @@ def test_a_key_is_shown_to_the_server(server: Server, pair: Pair) -> None:
 
 
 def test_a_conversation_over_the_wire_is_that_of_the_bridge(server: Server, pair: Pair, picture: Image.Image) -> None:
-    server.answer = engine(pair)
+    server.answer = Engine(pair)
     here, there = RegionChat(*pair), RegionChat.from_server(server.address + "/", bridge=pair)
     for chat in (here, there):
         chat.ask("what is <region> ?", image=picture, boxes=BOXES[:1], **SHORT)

@@ -556,7 +556,7 @@ def form_cases() -> Iterator[Case]:
     for path in ("/health", "/v1/models"):
         yield Case(f"POST {path}", "POST", path, b"{}", 405, "method_not_allowed")
     for path in (
-        "/", "/v1", "/v1/", "/v2/models", "/v1/chat", "/v1/completions", "/v1/embeddings", "/v1/files", "/v1/files/file-abc123", "/v1/responses/resp_1",
+        "/v1", "/v1/", "/v2/models", "/v1/chat", "/v1/completions", "/v1/embeddings", "/v1/files", "/v1/files/file-abc123", "/v1/responses/resp_1",
         "/v1/chat/completions/chatcmpl-6e72b9e67d8d46daafcbab4701d7d4f9", "/v1/threads/thread_1", "/docs", "/openapi.json", "/metrics", "/admin", "/.env",
         "/.git/config", "/train", "/v1/video/init", "/v1/models/", "/static/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/v1/%00", "/\u202e",
         "//etc/passwd", "/v1/chat/completions/", "/gradio_api/queue/join", "/" + "a" * 5000,
@@ -673,7 +673,7 @@ HEAD = (
         ([b"SSH-2.0-OpenSSH_9.6\r\n\r\n"], b"400"),
         ([b"\0" * 10_000], b"400"),
         ([b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-\x00: a\r\n\r\n"], b"400"),
-        ([b"GET http://example.org/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"], b"404"),
+        ([b"GET http://example.org/none HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"], b"404"),
         ([b"CONNECT example.org:443 HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"], b"404"),
         ([b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n"], b"200"),
         ([HEAD + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}"], b"400"),

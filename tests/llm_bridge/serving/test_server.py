@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -150,3 +151,24 @@ def test_both_lists_of_models_name_the_same_model(client: Any) -> None:
     theirs = client.get("/v1/models", headers={"Token": ""})
     assert [model["id"] for model in ours.json()["data"]] == list(theirs.json()["data"]) == [MODEL]
     assert ours.headers["vary"] == theirs.headers["vary"] == "Token"
+
+
+def test_the_server_says_what_it_is_and_what_it_answers_where(client: Any) -> None:
+    """Every route that its page names is there, and every other path is answered with their names."""
+    page = client.get("/")
+    assert page.headers["Content-Type"].startswith("text/plain")
+    assert "This is `region-chat serve`" in page.text
+    assert f"with the model {MODEL}" in page.text
+    routes = re.findall(r"^  (GET|POST) (/\S*)  ", page.text, re.MULTILINE)
+    assert len(routes) == len(client.app.routes) == 9
+    for method, path in routes:
+        answer = client.request(method, path.replace("{name}", MODEL), json={})
+        assert answer.status_code not in (404, 405), path
+        assert client.request("DELETE", path, json={}).status_code == 405
+    told = client.post("/v1/completions", json={}).json()["error"]
+    assert told["code"] == "not_found"
+    assert "POST '/v1/completions': Not Found. There are GET /health, " in told["message"]
+    told = client.get("/v1/chat/completions").json()["error"]
+    assert "Method Not Allowed. There are " in told["message"]
+    for method, path in routes[1:]:
+        assert f"{method} {path}" in told["message"]

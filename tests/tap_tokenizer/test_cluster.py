@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cluster import RETRIES, ray_cluster, run_chunks
+from tap_tokenizer.cluster import RETRIES, ray_cluster, run_chunks
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'tap-bridge[ray]'")
 pytestmark = pytest.mark.slow
@@ -25,16 +25,17 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def note(folder: Path, deadly: tuple[int, int] = (-1, 0)) -> Callable[[int], None]:
+def note(folder: Path, deadly: tuple[int, int] = (-1, 0)) -> Callable[[int], str]:
     """Work that writes down who did a chunk; the chunk deadly[0] kills as many of its actors as deadly[1] says."""
 
-    def work(chunk: int) -> None:
+    def work(chunk: int) -> str:
         with (folder / "tried").open("a") as file:
             file.write(f"{chunk} {os.getpid()}\n")
         killed = (folder / "tried").read_text().split("\n")
         if chunk == deadly[0] and sum(line.startswith(f"{chunk} ") for line in killed) <= deadly[1]:
             os.kill(os.getpid(), signal.SIGKILL)
         (folder / f"{chunk}.done").write_text(str(os.getpid()))
+        return f"{chunk} is done"
 
     return work
 
@@ -54,7 +55,7 @@ def no_model() -> Callable[[int], None]:
 
 def test_every_chunk_is_done_once_although_an_actor_was_killed(tmp_path: Path) -> None:
     told = list(run_chunks(partial(note, tmp_path, (3, 1)), range(10, 0, -1), actors=1))
-    assert sorted(told) == list(range(1, 11))
+    assert sorted(told) == [(chunk, f"{chunk} is done") for chunk in range(1, 11)]
     tried = [int(line.split()[0]) for line in (tmp_path / "tried").read_text().splitlines()]
     assert sorted(tried) == sorted([*range(1, 11), 3])
     assert len({path.read_text() for path in tmp_path.glob("*.done")}) == 2, "the actor was not replaced"

@@ -1,0 +1,115 @@
+"""Texts that a language model goes on with: questions about things, after examples of how others were answered or asked.
+
+Asked in its chat form, a small language model talks around what it knows of a thing. After a few questions and short answers
+about other things, it says it. This needs no chat template, and so any causal language model can read it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from llm_bridge import generate_each
+
+from .instructions import WHICH
+from .records import Record
+
+_ANSWERED = (
+    ("What do people do with a kettle?", "Boil water for tea."),
+    ("Where would I see a tractor?", "On a farm."),
+    ("Who needs a stethoscope?", "Doctors and nurses."),
+    ("What is a sweater made from?", "Wool."),
+    ("When does one need a sofa?", "When one wants to sit and rest."),
+    ("What would a sheep do all day?", "Eat grass."),
+)
+_THINGS = ("kettle", "tractor", "stethoscope", "sweater", "sofa", "sheep")
+
+_ASKED = (
+    ("a sofa", "How many people can sit on a sofa?"),
+    ("a kettle", "What does one pour into a kettle?"),
+    ("a cactus", "Why does a cactus need so little water?"),
+    ("a sheep", "What do people make from the wool of a sheep?"),
+    ("a tractor", "On what kind of ground does a tractor drive?"),
+)
+_ASKED_WHICH = (
+    ("a sofa", "Which of these would several people sit on?"),
+    ("a kettle", "Which of these would you boil water in?"),
+    ("a cactus", "Which of these grows in the desert?"),
+    ("a sheep", "Which of these gives us wool?"),
+    ("a tractor", "Which of these pulls a plough?"),
+)
+
+_ANSWER = "Answer:"
+
+
+def as_text(question: str) -> str:
+    """A question as a text that goes on with its answer, up to the end of the line."""
+    return f"Question: {question}\n{_ANSWER}"
+
+
+def is_text(told: str) -> bool:
+    """Whether what a teacher was told is a text to go on with, and no turn of a chat."""
+    return told.endswith(_ANSWER)
+
+
+def read_texts(record: Record) -> bool:
+    """Whether a teacher read texts to go on with and no chat. Its answers are other tokens there, and learned as they stand."""
+    return any(is_text(turn.told or "") for turn in record.conversations)
+
+
+def after_examples(text: str) -> str:
+    """A text of `as_text` after questions about other things, and their answers."""
+    return "".join(f"{as_text(question)} {answer}\n" for question, answer in _ANSWERED) + text
+
+
+def names_an_example(answer: str) -> bool:
+    """Whether an answer names one of the things that the examples are about, as it does for want of a better one."""
+    return any(re.search(rf"\b{thing}s?\b", answer.lower()) for thing in _THINGS)
+
+
+def lines_after(
+    model: PreTrainedModel, processor: Any, texts: Sequence[str], batch_size: int, **options: Any
+) -> list[str]:
+    """How a language model goes on with each text, up to the end of the line, stripped; greedy unless `options` say otherwise.
+
+    processor: with the text tokenizer. options: for `generate`, with `max_new_tokens`.
+    """
+    said: list[str] = []
+    for start in range(0, len(texts), batch_size):
+        part = texts[start : start + batch_size]
+        prompts = [processor.tokenizer(text, return_tensors="pt").to(model.device) for text in part]
+        said += generate_each(model, processor, prompts, stop_strings=["\n"], tokenizer=processor.tokenizer, **options)
+    return [words.split("\n")[0].strip() for words in said]
+
+
+def ask_about(thing: str) -> str:
+    """A text that goes on with a question about a thing ("a cat"), up to the end of the line."""
+    return f"{_asked(_ASKED)}Thing: {thing}\nQuestion:"
+
+
+def ask_which(thing: str) -> str:
+    """A text that goes on with a question whose answer is the thing, after its first words, `WHICH`."""
+    return f"{_asked(_ASKED_WHICH)}Thing: {thing}\nQuestion: {WHICH}"
+
+
+def question_about(said: str, names: Sequence[str]) -> str | None:
+    """The question with which a text begins, with `<region1>` for what the names, which have no articles, stand for.
+
+    None if it begins with none, or with one that gives away what the region is.
+    """
+    found = re.match(r"[^.!?]+\?", said.strip("\"'“”*- "))
+    if found is None:
+        return None
+    question = found[0]
+    for name in names:
+        question = re.sub(rf"\b(?:the|an?|this|that) {re.escape(name)}\b", "<region1>", question, flags=re.IGNORECASE)
+    if re.search(r"(?<!<)\bregion ?\d", question) or any(name.lower() in question.lower() for name in names):
+        return None
+    return question
+
+
+def _asked(examples: Sequence[tuple[str, str]]) -> str:
+    return "".join(f"Thing: {thing}\nQuestion: {question}\n\n" for thing, question in examples)

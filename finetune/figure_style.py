@@ -1,0 +1,117 @@
+"""The style that all figures share: those of notebooks, documentation, benchmarks and reports.
+
+A figure is drawn for a column of text: `COLUMN` inches wide at most, with no words smaller than `SMALL` points, so that
+they are still read where the column is 700 pixels wide. What belongs to a region has the hue that the region has on
+pictures, in a shade that stands on white paper; grey is what things are compared with.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from matplotlib import cycler, rc_context, rcParams
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure
+
+from tap_tokenizer import region_colour
+
+COLUMN = 7.2
+"""Inches: the width of a column of text, and the most that a figure may have."""
+SMALL = 8.5
+"""Points: the size of the smallest words."""
+INK, GREY, PALE = "#23262e", "#6b7280", "#dfe2e8"
+"""Of words, of what is compared with, and of lines that only guide the eye."""
+RIGHT, WRONG = "#2f7d5b", "#b4493f"
+
+
+def region_ink(index: int) -> str:
+    """The hue of region `index` (see `region_colour`) as dark and as quiet as a line or a bar on white should be."""
+    hue, _, _ = colorsys.rgb_to_hsv(*(part / 255 for part in region_colour(index)))
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.55, 0.78)
+    brightness = 0.21 * red + 0.72 * green + 0.07 * blue
+    darker = min(1.0, 0.52 / brightness)  # yellow and green are brighter than red and blue of the same value
+    return str(to_hex((darker * red, darker * green, darker * blue)))
+
+
+SHADES = LinearSegmentedColormap.from_list("shades", ["#ffffff", region_ink(1), "#1d2a5e"])
+"""From none to all, for tables that are shown as colours."""
+
+STYLE: dict[str, Any] = {
+    "figure.figsize": (COLUMN, 3.2),
+    "figure.dpi": 110,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "tap",  # the same figure gives the same file
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelsize": 9,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid.axis": "y",
+    "axes.prop_cycle": cycler(color=[region_ink(i) for i in range(10)]),
+    "grid.color": PALE,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "xtick.major.width": 0.8,
+    "ytick.major.width": 0.8,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "scatter.edgecolors": "none",
+    "patch.linewidth": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "image.cmap": "viridis",
+}
+
+
+def styled() -> AbstractContextManager[None]:
+    """Inside it, figures are drawn in the style."""
+    return rc_context(STYLE)
+
+
+def use_style() -> None:
+    """Draw all figures of this process in the style; in a notebook, show them as PNG, as sharp as a good screen is."""
+    rcParams.update(STYLE)
+    try:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:  # no notebook
+        return
+    set_matplotlib_formats("png", dpi=144, bbox_inches="tight")
+
+
+def new_figure(height: float, width: float = COLUMN, **options: Any) -> Figure:
+    """An empty figure of some inches, which no window shows; options: those of matplotlib's `Figure`."""
+    figure = Figure(figsize=(width, height), **options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a PNG, or an SVG if the name says so; whole or not at all."""
+    path = Path(path)
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in ("png", "svg"):
+        raise ValueError(f"{path} would be of no kind that stays sharp: give a name that ends in .png or .svg.")
+    partial = path.with_name(path.name + ".partial")
+    with styled():
+        figure.savefig(partial, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    partial.replace(path)

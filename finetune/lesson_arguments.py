@@ -1,0 +1,38 @@
+"""How lessons are made, as `finetune.distill` is told: of which pictures, and what is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .config import knob
+from .instructions import SHIPPED
+
+
+@dataclass(kw_only=True)
+class LessonArguments:
+    """What lessons are made of."""
+
+    data: str | None = knob(
+        default=None, help="records whose regions are asked about: JSONL, or parquet beside pictures"
+    )
+    pictures: str | None = knob(default=None, help="folder of pictures, in which everything mode finds the regions")
+    regions: int = knob(default=8, help="pictures: regions of each, the most confident that are found")
+    points_per_crop: int = knob(default=32, help="pictures: points along each side of the grid that searches them")
+    true_words: bool = knob(
+        default=True, help="data: tell the teacher a region's own caption and label, where it has them, not TAP's"
+    )
+    questions: int = knob(default=4, help="questions asked about each picture")
+    instructions: list[str] = knob(
+        default_factory=lambda: [SHIPPED], help="YAML files of what is asked; shipped is the pool that comes with this"
+    )
+    kinds: list[str] = knob(
+        default_factory=list, help="kinds of instructions that are asked; default: all of the files"
+    )
+    own_questions: float = knob(
+        default=0.1,
+        help="share of the questions that the language model thinks of itself, when told what a region shows",
+    )
+    held_out: float = knob(default=0.05, help="share of the pictures that are kept for evaluation")
+    answer_tokens: int = knob(default=48, help="longest answer of the teacher, in tokens")
+    teacher_batch_size: int = knob(default=32, help="questions that the teacher answers at once")
+    lesson_chunk: int = knob(default=16, help="pictures that are put on disk together")

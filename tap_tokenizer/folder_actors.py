@@ -1,0 +1,66 @@
+"""What a command says of the pictures of a folder, said by this process or by actors of Ray."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .cluster import Work, cluster_for, run_chunks
+from .picture_folders import Outcome, PictureRegions, outcome, outcomes
+from .tokenizer_flags import load_tokenizer
+
+if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
+    import numpy as np
+
+    from .region_tokenizer import TapRegionTokenizer
+
+Record = Callable[["PictureRegions", "np.ndarray"], dict[str, Any]]
+"""What is said of a picture and its pixels (H, W, 3)."""
+
+
+def outcomes_here_or_on_ray(
+    make_record: Callable[[TapRegionTokenizer], Record],
+    tokenizer: TapRegionTokenizer,
+    arguments: argparse.Namespace,
+    pictures: Sequence[PictureRegions],
+) -> Iterator[tuple[PictureRegions, Outcome]]:
+    """The outcomes of pictures, in order; or with --ray, in whatever order the actors are through with them.
+
+    make_record: what is said with a tokenizer, this one or an actor's own; can be pickled.
+    """
+    if not arguments.ray or not pictures:
+        yield from outcomes(make_record(tokenizer), pictures)
+        return
+    with cluster_for(arguments) as device:
+        own = argparse.Namespace(**{**vars(arguments), "device": device})
+        make = _Elsewhere(make_record, tokenizer.fingerprint, own, pictures)
+        for number, text in run_chunks(make, range(len(pictures)), arguments.ray, gpu=device == "cuda"):
+            yield pictures[number], json.loads(text)
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """What an actor needs to know."""
+
+    make_record: Callable[[TapRegionTokenizer], Record]
+    fingerprint: str
+    arguments: argparse.Namespace
+    pictures: Sequence[PictureRegions]
+
+    def __call__(self) -> Work:
+        """Load the tokenizer. Raises `ValueError` if this machine has other weights, or not the pictures."""
+        here, arguments = socket.gethostname(), self.arguments
+        if not arguments.image.is_dir():
+            raise ValueError(f"{here} sees no folder {arguments.image}: put the pictures on a disk of all machines.")
+        tokenizer = load_tokenizer(arguments)
+        if tokenizer.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"{here} has the tokenizer {tokenizer.fingerprint} by the name {arguments.model}, expected {self.fingerprint}: "
+                "have all machines read the same weights."
+            )
+        record = self.make_record(tokenizer)
+        return lambda number: json.dumps(outcome(self.pictures[number], record), ensure_ascii=False)

@@ -1,0 +1,70 @@
+"""Which answers are worth learning."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("accelerate")
+
+from finetune.answer_checks import echoes, mixes_up, problem_of, whole_sentences
+from finetune.instructions import UNSEEN
+from llm_bridge import RegionDescription, describe_regions
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ("It is a black cat.", None),
+        ("...", "empty"),
+        ("It is a cat that sits. It is a cat that sits.", "repeats"),
+        ("a pink cloud that is a pink cloud that is a pink cloud that is", "repeats"),
+        ("I'm sorry, but I can't see pictures.", "dodges"),
+        ("Could you please provide the picture?", "dodges"),
+        ("region1 is larger than region3.", "speaks of other regions"),
+        (describe_regions([RegionDescription("region1", "a cat", [], (0, 0, 9, 9))], (9, 9)), "recites"),
+    ],
+)
+def test_answers_that_are_of_no_use_are_named(answer: str, problem: str | None) -> None:
+    assert problem_of(answer, "describe", [1, 2]) == problem
+
+
+def test_what_cannot_be_seen_may_be_answered_so() -> None:
+    assert problem_of("I cannot see that.", UNSEEN, [1]) is None
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "is_echo"),
+    [
+        ("What does a lion hunt?", "A lion.", True),
+        ("When do people need a bed?", "When one needs a bed.", True),
+        ("What grows inside an apple?", "Apples.", True),
+        ("What does a lion hunt?", "Zebras.", False),
+        ("Where does a tree grow?", "Trees grow in soil.", False),
+        ("Is a fire hot or cold?", "Hot.", False),
+    ],
+)
+def test_an_answer_that_only_says_its_question_again_is_an_echo(question: str, answer: str, is_echo: bool) -> None:
+    assert echoes(answer, question) == is_echo
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_mixed_up"),
+    [
+        ("region1 is a hat.", True),
+        ("Region 1 is a red hat, and region2 a cat.", True),
+        ("region1 is a black cat while region2 is a red cat.", True),
+        ("region1 is a cat and region2 is a hat.", False),
+        ("region1 is a cat above the hat.", False),
+        ("region1 is above the hat.", False),
+        ("region1 is a toy.", False),
+    ],
+)
+def test_a_region_that_is_called_what_another_one_is_is_mixed_up(answer: str, is_mixed_up: bool) -> None:
+    assert mixes_up(answer, {1: "cat", 2: "hat"}) == is_mixed_up
+
+
+def test_a_cut_answer_ends_with_its_last_whole_sentence() -> None:
+    assert whole_sentences("It is red. It is also", True) == "It is red."
+    assert whole_sentences("It is red. It is also", False) == "It is red. It is also"
+    assert whole_sentences("It is also", True) == ""
+    assert whole_sentences('{"name": "a cat. It', True) == ""

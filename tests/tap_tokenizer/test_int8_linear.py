@@ -1,0 +1,89 @@
+"""Linear layers in int8 are close to those in float32, row by row; the image encoder uses them on request."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from tap_tokenizer import TapRegionTokenizer
+from tap_tokenizer.int8_linear import Int8Linear
+from tap_tokenizer.tokenizer_flags import add_model_flags, load_tokenizer
+
+
+@torch.no_grad()
+def test_a_layer_is_close_to_float32() -> None:
+    torch.manual_seed(0)
+    layer, rows = nn.Linear(96, 160), torch.randn(3, 50, 96)
+    with torch.no_grad():
+        layer.weight.mul_(torch.logspace(-3, 1, 160)[:, None])  # rows of weights of very different sizes
+    rows *= torch.logspace(-4, 2, 50)[:, None]  # and rows that come in, too
+    found, wanted = Int8Linear(layer)(rows) - layer.bias, layer(rows) - layer.bias
+    assert found.shape == wanted.shape
+    error = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    assert float(error.max()) < 0.03
+    assert 1e-4 < float(error.mean()) < 0.01  # it is not the layer in float32
+
+
+@torch.no_grad()
+def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
+    torch.manual_seed(0)
+    layer, rows = Int8Linear(nn.Linear(64, 32)), torch.randn(40, 64)
+    rows[7] *= 1000
+    together = layer(rows)
+    assert all(torch.equal(layer(rows[i : i + 1])[0], together[i]) for i in range(len(rows)))
+
+
+@torch.no_grad()
+def test_rows_and_weights_of_zeros_give_the_bias() -> None:
+    layer = nn.Linear(8, 4)
+    assert torch.equal(Int8Linear(layer)(torch.zeros(2, 8)), layer.bias.expand(2, -1))
+    layer.weight.zero_()
+    assert torch.equal(Int8Linear(layer)(torch.randn(2, 8)), layer.bias.expand(2, -1))
+
+
+def test_the_encoder_in_int8_is_close_and_changes_no_weight(picture: Image.Image) -> None:
+    exact, tokenizer = (
+        TapRegionTokenizer.from_pretrained("tap-tiny", encoder_precision=precision) for precision in ("float32", "int8")
+    )
+    fingerprint = tokenizer.model.compute_fingerprint()
+    wanted, found = exact.embed_image(picture).embeddings, tokenizer.embed_image(picture).embeddings
+    assert 1e-4 < float((found - wanted).norm() / wanted.norm()) < 0.05
+    assert tokenizer.model.compute_fingerprint() == fingerprint == exact.fingerprint
+    assert torch.equal(copy.deepcopy(tokenizer).embed_image(picture).embeddings, found)
+    tokenizer.model.encoder_precision = "float32"
+    assert torch.equal(tokenizer.embed_image(picture).embeddings, wanted)
+
+
+def test_weights_that_have_changed_are_rounded_again(picture: Image.Image) -> None:
+    tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny", encoder_precision="int8")
+    before = tokenizer.embed_image(picture).embeddings
+    with torch.no_grad():
+        for layer in tokenizer.model.image_encoder.layers:
+            layer.mlp[2].weight.mul_(-1)
+    after = tokenizer.embed_image(picture).embeddings
+    assert float((after - before).norm() / before.norm()) > 0.1
+    exact = TapRegionTokenizer(tokenizer.model)
+    exact.model.encoder_precision = "float32"
+    wanted = exact.embed_image(picture).embeddings
+    assert float((after - wanted).norm() / wanted.norm()) < 0.05
+
+
+def test_int8_is_refused_where_it_cannot_be_had(tiny_tokenizer: TapRegionTokenizer) -> None:
+    with pytest.raises(ValueError, match="encoder_precision is 'int4', expected 'float32' or 'int8'"):
+        TapRegionTokenizer.from_pretrained("tap-tiny", encoder_precision="int4")  # type: ignore[arg-type]
+    model = copy.deepcopy(tiny_tokenizer.model).to(torch.bfloat16)
+    with pytest.raises(ValueError, match="weights are in bfloat16 on cpu, expected float32 on cpu"):
+        model.encoder_precision = "int8"
+    assert model.encoder_precision == "float32"
+
+
+def test_the_shell_can_ask_for_it() -> None:
+    parser = argparse.ArgumentParser()
+    add_model_flags(parser)
+    assert load_tokenizer(parser.parse_args(["--encoder_precision", "int8"])).model.encoder_precision == "int8"
+    assert load_tokenizer(parser.parse_args([])).model.encoder_precision == "float32"
