@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     )
     from .chat import RegionChat
     from .configuration_bridge import REGION_TOKEN, FeatureLayout, RegionBridgeConfig
-    from .default_bridge import DEFAULT_BRIDGE
     from .description import RegionBaseline, RegionDescription, describe_regions
     from .feature_rows import region_features
     from .generation import generate_text
@@ -35,6 +34,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
 if TYPE_CHECKING:  # shared with finetune, and promised to nobody
     from .adapters import adapter_off
     from .chat_markup import number_regions, region_numbers, replace_regions
+    from .default_bridge import DEFAULT_BRIDGE
     from .generation import generate_each
     from .grounding import Candidates, answered_numbers, asked_phrase, find_among, first_names, likelihoods
     from .model_card import bridge_card
@@ -42,7 +42,6 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [
-    "DEFAULT_BRIDGE",
     "REGION_TOKEN",
     "DescribedRegionProcessor",
     "FeatureLayout",
