@@ -95,7 +95,7 @@ class GlyphEvaluationArguments:
         default=",".join(map(str, EVALUATION_SEEDS)), help="seeds of the scenes; results are averaged over them"
     )
     scenes: int = knob(
-        default=102,
+        default=104,
         help="how many scenes of each split and seed show what the region tokenizer sees, counted from the first",
     )
     question_scenes: int = knob(
@@ -105,7 +105,7 @@ class GlyphEvaluationArguments:
         default="test", help="splits with controls and with questions that are answered freely, separated by commas"
     )
     control_scenes: int = knob(
-        default=6, help="on how many of these scenes the controls are measured, rounded up to whole batches"
+        default=4, help="on how many of these scenes the controls are measured, rounded up to whole batches"
     )
     shuffled_scenes: int = knob(
         default=12,
@@ -116,9 +116,9 @@ class GlyphEvaluationArguments:
         help="on how many of these scenes questions are asked in other words, and for knowledge, rounded up to whole batches",
     )
     find_scenes: int = knob(
-        default=2, help="on how many of these scenes a bridge that was taught to find regions by words is asked to"
+        default=1, help="on how many of these scenes a bridge that was taught to find regions by words is asked to"
     )
-    batch_size: int = knob(default=6, help="scenes at a time")
+    batch_size: int = knob(default=4, help="scenes at a time")
     workers: int = knob(
         default=0,
         help="processes that share the splits and seeds; 0: one for each CPU core, at most four, or one on a GPU",
