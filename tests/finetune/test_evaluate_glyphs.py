@@ -92,7 +92,7 @@ def test_only_the_first_scenes_are_asked_about(tmp_path: Path) -> None:
 
 
 def test_controls_and_free_questions_are_of_the_splits_that_are_named_for_them(tmp_path: Path) -> None:
-    main([*ALONE, "--splits", "test,test-crowded", "--seeds", "0", "--scenes", "1", "--batch_size", "1",
+    main([*ALONE, "--splits", "test,test-crowded", "--seeds", "0", "--scenes", "2", "--batch_size", "2", "--workers", "1",
           "--control_splits", "test-crowded", "--output", str(tmp_path)])  # fmt: skip
     lines = [line for line in lines_of(tmp_path) if line["task"] == "question"]
     views = {split: {line["view"] for line in lines if line["split"] == split} for split in ("test", "test-crowded")}
