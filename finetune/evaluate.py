@@ -27,6 +27,7 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 
+from llm_bridge import DEFAULT_BRIDGE
 from tap_tokenizer import (
     RAY_ADDRESS_HELP,
     RAY_HELP,
@@ -63,13 +64,13 @@ from .tasks.task import MASKS, DrawnTask, Task, TaskOptions
 class EvaluateArguments(TaskOptions):
     """Measure a bridge and its baselines by a benchmark's protocol, or on records of your own."""
 
-    model: str = knob(default="region-chat-tiny", help="the bridge: a name, folder, or Hub repository; or none")
+    model: str = knob(default=DEFAULT_BRIDGE, help="the bridge: a name, folder, or Hub repository; or none")
     benchmark: str = knob(default="answers", help=f"protocol: {', '.join(TASKS)}")
     region_tokenizer: str | None = knob(default=None, help="name, folder or Hub repository; default: the bridge's own")
     variant: str | None = knob(default=None, help="checkpoint in the original's repository, e.g. tap_vit_l_v1_1")
     concepts: str | None = knob(default=None, help="concept bank; default: the one that came with the region tokenizer")
     described_model: str | None = knob(
-        default=None, help="instruct model that is told in words what TAP sees; for GlyphScenes, region-words-tiny"
+        default=None, help="instruct model that is told in words what TAP sees; e.g. smollm2-135m"
     )
     rows: str = knob(default=";".join((*ROWS, *CONTROLS)), help="rows of the table, separated by semicolons")
     cache: str | None = knob(default=None, help="cache of the records (--data); default: their pictures are encoded")

@@ -1,16 +1,17 @@
 """Measures a region tokenizer and a bridge on the GlyphScenes benchmark, with controls for every score.
 
-    python -m finetune.evaluate_glyphs --output runs/evaluation                 # the bundled models, the whole benchmark
+    python -m finetune.evaluate_glyphs --output runs/evaluation                 # the bundled models, 20 minutes on 2 cores
     python -m finetune.evaluate_glyphs --model none --splits test --seeds 0     # the region tokenizer alone
 
 It measures masks, concepts and native captions of every visible object, how well others of its kind and colour are found in
 other pictures (`glyphs/retrieval.py`), and the bridge's answers to the benchmark's questions
-(`glyphs/records.py`), each in a conversation of its own. On the first scenes of each seed, it also measures these controls:
+(`glyphs/records.py`), each in a conversation of its own. On the first scenes of each seed of split test, it also measures
+these controls:
 
 - the regions and the picture of another scene;
 - no regions at all;
 - regions without their position, with the objects of the context in random order;
-- the true objects as picture context, if the bridge otherwise reads those that are found;
+- the true objects as picture context, if the bridge otherwise reads those that are found, for questions about them;
 - the question as the second to sixth of a talk, after others about the same scene and the bridge's answers to them;
 - a plain language model, by default the one that became the bridge, which is told in words what TAP sees.
 
@@ -46,22 +47,20 @@ from tqdm.auto import tqdm
 
 import llm_bridge
 import tap_tokenizer
-from llm_bridge import RegionChat
+from llm_bridge import DEFAULT_BRIDGE, RegionChat
 from tap_tokenizer import TapRegionTokenizer, damage_told, only_writer, write_whole
 
 from .answerers import fingerprint
 from .config import knob, parse_arguments, run_command
 from .glyphs.free_questions import (
     FREE_FAMILIES,
-    KNOWLEDGE_FAMILIES,
     KNOWLEDGE_SPLIT,
-    PHRASING,
     words_fingerprint,
 )
 from .glyphs.grounding import find_lines
 from .glyphs.plain_text import text_lines
-from .glyphs.questions import CONTEXT_FAMILIES, FAMILIES
-from .glyphs.records import EVALUATION_SCENES, EVALUATION_SEEDS, EVALUATION_SPLITS, TITLE, benchmark_scenes
+from .glyphs.questions import FAMILIES
+from .glyphs.records import EVALUATION_SEEDS, EVALUATION_SPLITS, TITLE, benchmark_scenes
 from .glyphs.report import as_tables, draw_curves, draw_figures, summarise
 from .glyphs.retrieval import Retrieval
 from .glyphs.scenes import SPLITS
@@ -76,10 +75,8 @@ from .glyphs.views import (
     known_lines,
 )
 
-WORDS_MODEL = "region-words-tiny"
-"""The bundled language model that reads descriptions of GlyphScenes."""
-CONTEXT_MODELS = {"region-chat-tiny": "region-context-tiny"}
-"""The bundled bridge that also sees what else is in the picture, by the one that only sees regions."""
+DESCRIBED_MODEL = "smollm2-135m"
+"""The language model of the bundled bridge, which reads descriptions without having been trained to."""
 
 
 @dataclass
@@ -87,46 +84,41 @@ class GlyphEvaluationArguments:
     """Measure a region tokenizer, and a bridge that reads it, on the GlyphScenes benchmark."""
 
     region_tokenizer: str = knob(default="tap-tiny", help="name or folder of the region tokenizer")
-    model: str = knob(default="region-chat-tiny", help="name or folder of the bridge, or 'none'")
+    model: str = knob(default=DEFAULT_BRIDGE, help="name or folder of the bridge, or 'none'")
     described_model: str | None = knob(
         default=None,
-        help="name or folder of a plain language model for the control 'described', or 'none'; default: region-words-tiny "
+        help="name or folder of a plain language model for the control 'described', or 'none'; default: smollm2-135m "
         "beside a bridge",
-    )
-    context_model: str | None = knob(
-        default=None,
-        help="name or folder of a bridge with picture context, which is then asked what is nearest and farthest and how many "
-        "there are, or 'none' to ask --model itself; default: region-context-tiny beside region-chat-tiny, else none",
     )
     splits: str = knob(default=",".join(EVALUATION_SPLITS), help="splits, separated by commas")
     seeds: str = knob(
         default=",".join(map(str, EVALUATION_SEEDS)), help="seeds of the scenes; results are averaged over them"
     )
-    scenes: int = knob(default=EVALUATION_SCENES, help="how many scenes of each split and seed, counted from the first")
+    scenes: int = knob(
+        default=104,
+        help="how many scenes of each split and seed show what the region tokenizer sees, counted from the first",
+    )
     question_scenes: int = knob(
-        default=EVALUATION_SCENES,
-        help="about how many of these scenes the bridge is asked, rounded up to whole batches",
+        default=12, help="about how many of these scenes the bridge is asked, rounded up to whole batches"
+    )
+    control_splits: str = knob(
+        default="test", help="splits with controls and with questions that are answered freely, separated by commas"
     )
     control_scenes: int = knob(
-        default=40,
-        help="on how many of these scenes each of the other controls is measured, rounded up to whole batches",
+        default=4, help="on how many of these scenes the controls are measured, rounded up to whole batches"
     )
     shuffled_scenes: int = knob(
-        default=120,
-        help="on how many of these scenes the control with another scene's regions is measured, rounded up to whole batches. "
-        "On 40, the score of a question with two answers could differ from chance by .09",
-    )
-    context_scenes: int = knob(
-        default=64, help="about how many of these scenes the context_model is asked, rounded up to whole batches"
+        default=12,
+        help="on how many of these scenes the control with another scene's regions is measured, rounded up to whole batches",
     )
     free_scenes: int = knob(
-        default=40,
+        default=12,
         help="on how many of these scenes questions are asked in other words, and for knowledge, rounded up to whole batches",
     )
     find_scenes: int = knob(
-        default=40, help="on how many of these scenes a bridge that was taught to find regions by words is asked to"
+        default=10, help="on how many of these scenes a bridge that was taught to find regions by words is asked to"
     )
-    batch_size: int = knob(default=8, help="scenes at a time")
+    batch_size: int = knob(default=4, help="scenes at a time")
     workers: int = knob(
         default=0,
         help="processes that share the splits and seeds; 0: one for each CPU core, at most four, or one on a GPU",
@@ -140,15 +132,10 @@ class GlyphEvaluationArguments:
 
 @dataclass
 class _Models:
-    """What is measured.
-
-    A region tokenizer, a bridge, the bridge that is asked about surroundings in its place, and the plain language model
-    of the control 'described'.
-    """
+    """What is measured: a region tokenizer, a bridge, and the plain language model of the control 'described'."""
 
     tokenizer: TapRegionTokenizer
     chat: RegionChat | None
-    context: RegionChat | None
     described: RegionChat | None
 
     @classmethod
@@ -162,13 +149,7 @@ class _Models:
                 return None
             return RegionChat.from_pretrained(name, mode=mode, region_tokenizer=tokenizer, device=arguments.device)
 
-        context = chat(arguments.context_model)
-        if context is not None and not context.processor.context.slots:
-            raise ValueError(
-                f"context_model {arguments.context_model} has no picture context (image_regions and image_grid are 0): "
-                "give a bridge that was trained with one, or 'none'."
-            )
-        return cls(tokenizer, chat(arguments.model), context, chat(arguments.described_model, "described"))
+        return cls(tokenizer, chat(arguments.model), chat(arguments.described_model, "described"))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -176,9 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(GlyphEvaluationArguments, argv, description=__doc__)
     _check(arguments)
     if arguments.described_model is None:
-        arguments.described_model = "none" if arguments.model == "none" else WORDS_MODEL
-    if arguments.context_model is None:
-        arguments.context_model = CONTEXT_MODELS.get(arguments.model, "none")
+        arguments.described_model = "none" if arguments.model == "none" else DESCRIBED_MODEL
     models = _Models.load(arguments)
     if arguments.output is None:
         with TemporaryDirectory() as folder:
@@ -189,8 +168,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _check(arguments: GlyphEvaluationArguments) -> None:
-    if unknown := [name for name in arguments.splits.split(",") if name not in SPLITS]:
-        raise ValueError(f"splits has {', '.join(unknown)}, expected some of {', '.join(SPLITS)}.")
+    for option in ("splits", "control_splits"):
+        if unknown := [name for name in getattr(arguments, option).split(",") if name not in SPLITS]:
+            raise ValueError(f"{option} has {', '.join(unknown)}, expected some of {', '.join(SPLITS)}.")
     if not all(seed.isdigit() for seed in arguments.seeds.split(",")):
         raise ValueError(f"seeds is {arguments.seeds}, expected whole numbers separated by commas.")
     if arguments.scenes < 1 or arguments.batch_size < 1:
@@ -226,7 +206,7 @@ def _measure(models: _Models, arguments: GlyphEvaluationArguments, output: Path)
 
 def _about(models: _Models, arguments: GlyphEvaluationArguments) -> dict[str, Any]:
     """What the results are of: two evaluations that differ in nothing of this give the same."""
-    chats = {"model": models.chat, "context": models.context, "described": models.described}
+    chats = {"model": models.chat, "described": models.described}
     unsaid = ["output", "device", "workers"]
     if arguments.encoder_precision == "float32":  # as it was before there was a choice
         unsaid.append("encoder_precision")
@@ -252,10 +232,9 @@ def _refuse_others(note: Path, about: dict[str, Any]) -> None:
 
 def _training_logs(arguments: GlyphEvaluationArguments) -> list[Path]:
     """The logs of the region tokenizer and the bridges, if there is a bridge and all come with one, as bundled models do."""
-    bridges = [name for name in (arguments.model, arguments.context_model) if name not in (None, "none")]
-    folders = [(tap_tokenizer, arguments.region_tokenizer), *((llm_bridge, name) for name in bridges)]
+    folders = [(tap_tokenizer, arguments.region_tokenizer), (llm_bridge, arguments.model)]
     logs = [Path(str(p.__file__)).parent / "pretrained" / str(name) / "training" / "log.jsonl" for p, name in folders]
-    return logs if bridges and all(log.is_file() for log in logs) else []
+    return logs if all(log.is_file() for log in logs) else []
 
 
 # --- the parts, one or several at a time ------------------------------------------------------------------------------
@@ -292,8 +271,9 @@ def _write_parts(models: _Models, arguments: GlyphEvaluationArguments, parts: li
     context = get_context("spawn")
     counts = context.SimpleQueue()
     with ProcessPoolExecutor(workers, context, _start_worker, (arguments, workers, counts)) as pool:
-        longest_first = sorted(parts, key=lambda part: -sum(SPLITS[part.split].counts))  # no core waits at the end
-        waiting = {pool.submit(_work, part, arguments) for part in longest_first}
+        controlled = arguments.control_splits.split(",")
+        parts = sorted(parts, key=lambda part: (part.split not in controlled, -sum(SPLITS[part.split].counts)))
+        waiting = {pool.submit(_work, part, arguments) for part in parts}  # the longest first: no core waits at the end
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=0.5)
@@ -351,16 +331,16 @@ def _answer_lines(
     start: int,
 ) -> Iterator[dict[str, Any]]:
     """A line for every question about scenes that are seen, from number `start` on, in every view."""
+    is_controlled = seen.scenes[0].scene.split in arguments.control_splits.split(",")
     controls = [
         view
         for view in CONTROLS
-        if start < (arguments.shuffled_scenes if view == "shuffled" else arguments.control_scenes)
+        if is_controlled and start < (arguments.shuffled_scenes if view == "shuffled" else arguments.control_scenes)
     ]
     if models.chat is not None and start < arguments.question_scenes:
-        left = set(FAMILIES) if models.context is None else set(FAMILIES) - set(CONTEXT_FAMILIES)
-        yield from bridge_lines(models.chat, seen, left, controls, regions)
-    if models.context is not None and start < arguments.context_scenes:
-        yield from bridge_lines(models.context, seen, CONTEXT_FAMILIES, controls, regions)
+        yield from bridge_lines(models.chat, seen, tuple(FAMILIES), controls, regions)
+    if not is_controlled:
+        return
     if models.described is not None and start < arguments.control_scenes:
         yield from described_lines(models.described, seen)
     if start < arguments.free_scenes:
@@ -373,20 +353,15 @@ def _free_lines(
     models: _Models, arguments: GlyphEvaluationArguments, seen: SeenScenes, start: int
 ) -> Iterator[dict[str, Any]]:
     """A line for every question that is answered freely, about scenes that are seen, from number `start` on."""
-    around = [PHRASING + family for family in CONTEXT_FAMILIES]
     has_controls = start < arguments.control_scenes
     controls = FREE_CONTROLS if has_controls else ()
     if models.chat is not None:
-        left = set(FREE_FAMILIES) if models.context is None else set(FREE_FAMILIES) - set(around)
-        yield from bridge_lines(models.chat, seen, left, controls, [])
-    if models.context is not None and start < arguments.context_scenes:
-        yield from bridge_lines(models.context, seen, around, controls, [])
+        yield from bridge_lines(models.chat, seen, FREE_FAMILIES, controls, [])
     if models.described is not None:
-        told = FREE_FAMILIES if has_controls else KNOWLEDGE_FAMILIES
-        yield from described_lines(models.described, seen, told, TOLD_TRUTH)
         yield from known_lines(models.described, seen)
     if models.described is not None and has_controls:
-        yield from described_lines(models.described, seen, FREE_FAMILIES, DESCRIBED)
+        for view in (DESCRIBED, TOLD_TRUTH):
+            yield from described_lines(models.described, seen, FREE_FAMILIES, view)
 
 
 if __name__ == "__main__":

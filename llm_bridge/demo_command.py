@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tap_tokenizer import EXIT_CODES, add_command, check_picture_path, save_picture
 
-from .model_flags import DEFAULT
+from .model_flags import bridge_at_hand
 
 if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
     from PIL.Image import Image
@@ -44,15 +44,16 @@ def run_demo(arguments: argparse.Namespace) -> None:
     from .chat import RegionChat
     from .configuration_bridge import BUNDLED
 
-    folder = BUNDLED / DEFAULT
+    name = bridge_at_hand()
+    folder = BUNDLED / name
     demo = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
     picture = folder / demo["picture"]
     check_picture_path(arguments.output, [picture])
-    chat = RegionChat.from_pretrained(DEFAULT)
+    chat = RegionChat.from_pretrained(name)
     chat.warns_of_limitation = False  # printed below
     image = Image.open(picture).convert("RGB")
     print(f"Picture: {picture.resolve()} ({image.width} × {image.height})")
-    print(f"Models:  tap-tiny, the region tokenizer, and {DEFAULT}, {demo['about']}")
+    print(f"Models:  tap-tiny, the region tokenizer, and {name}, {demo['about']}")
     print(f"         {chat.limitation}\n")
     talk = []
     for question in demo["talk"]:

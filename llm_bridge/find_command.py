@@ -61,7 +61,7 @@ def add_find_command(commands: Any) -> None:
         "--json", action="store_true", help="print one JSON object, with masks, instead of a line per region"
     )
     add_output_flags(find, coco=True)
-    add_model_flags(find, "which was not taught to find anything")
+    add_model_flags(find)
 
 
 def run_find(arguments: argparse.Namespace) -> int:

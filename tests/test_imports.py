@@ -86,7 +86,7 @@ LAYERS = {
     ],
     "llm_bridge": [
         {"configuration_bridge", "description", "uploading", "listening", "projector_files", "serving.__init__"},
-        {"chat_template", "language_model", "projector", "chat_markup", "feature_rows"},
+        {"default_bridge", "chat_template", "language_model", "projector", "chat_markup", "feature_rows"},
         {"picture_context", "text_batch", "processor_files", "prompt_memory"},
         {"pictures", "bridge_parts"},
         {"samples", "adapters", "prompt_checks"},

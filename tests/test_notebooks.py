@@ -53,7 +53,11 @@ def test_there_are_five() -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
     shutil.copy(FOLDER / "region_picker.py", tmp_path)
-    kept, fresh = nbformat.read(path, as_version=4), load("execute").execute(path, tmp_path)
+    if path.stem == "04_finetune_your_own":
+        pytest.importorskip("skimage", reason="needs the extra notebooks")
+    short = tmp_path / path.name  # with two steps of training
+    short.write_text(path.read_text().replace("--steps 40", "--steps 2"))
+    kept, fresh = nbformat.read(path, as_version=4), load("execute").execute(short, tmp_path)
     assert pictures(fresh) == pictures(kept), "the outputs that are kept are of another notebook: make notebooks"
     assert "No widgets here" not in printed(fresh)
 

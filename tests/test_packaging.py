@@ -60,10 +60,10 @@ def test_wheel_holds_the_packages_whole(built: Path) -> None:
     for model in (
         "tap_tokenizer/pretrained/tap-tiny",
         "llm_bridge/pretrained/region-chat-tiny",
-        "llm_bridge/pretrained/region-context-tiny",
-        "llm_bridge/pretrained/region-words-tiny",
     ):
         assert f"{model}/model.safetensors" in inside
+    for file in ("projector.safetensors", "adapter/adapter_model.safetensors", "demo.json"):
+        assert f"llm_bridge/pretrained/region-chat-smollm2/{file}" in inside
     assert one(built, "*.whl").stat().st_size < 40e6
 
 

@@ -30,7 +30,7 @@ from ..choices import Likelihoods
 from ..examples import after_examples, as_text, lines_after
 from .free_questions import KNOWLEDGE_FAMILIES, KNOWLEDGE_OPEN, KNOWLEDGE_WHICH, FreeQuestion
 from .language import caption
-from .questions import FAMILIES, Question
+from .questions import CONTEXT_FAMILIES, FAMILIES, Question
 from .records import BenchmarkScene
 from .scenes import GlyphScene
 from .seen_scenes import SeenScenes, place_in_benchmark
@@ -84,11 +84,14 @@ def _question_only(chat: RegionChat, seen: SeenScenes, asked: Sequence[Asked]) -
 
 
 def _objects_given(chat: RegionChat, seen: SeenScenes, asked: Sequence[Asked]) -> list[Asked]:
-    """The true objects as picture context, instead of those that are found; of bridges without found ones, nothing."""
+    """The true objects as picture context, instead of those that are found, for questions about them; of bridges without
+    found ones, nothing.
+    """
     if not chat.processor.context.regions:
         return []
     contexts = [chat.processor.context.of_regions(seen.tokens.of_image(n)) for n in range(len(seen.scenes))]
-    return [replace(one, context=contexts[one.scene]) for one in asked]
+    around = [one for one in asked if one.question.family in CONTEXT_FAMILIES]
+    return [replace(one, context=contexts[one.scene]) for one in around]
 
 
 def _follow_up(chat: RegionChat, seen: SeenScenes, asked: Sequence[Asked]) -> list[Asked]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tap_tokenizer import EXIT_CODES, add_command, tell_limitation
 
+from ..default_bridge import DEFAULT_BRIDGE
 from ..listening import add_listening_flags, check_listening, is_loopback, limits_of
 from ..model_flags import add_model_flags, load_chat
 
@@ -53,7 +54,7 @@ def add_serve_commands(commands: Any) -> None:
         "vllm",
         "print the command that serves a bridge's language model with vLLM, for RegionChat.from_server",
         "region-chat vllm my-bridge",
-        "region-chat vllm region-chat-tiny --output served",
+        "region-chat vllm region-chat-smollm2",
         exit_codes=EXIT_CODES,
     )
     vllm.add_argument("bridge", help="name, folder or Hub repository of a bridge")
@@ -87,7 +88,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
     limits = ServerLimits(**limits_of(arguments), seconds=arguments.seconds, cache_bytes=int(arguments.cache_mb * 1e6))
     files = LabelStudioFiles(arguments.label_studio, os.environ.get(STUDIO_TOKEN), limits.file_bytes)
     chat = load_chat(arguments) if arguments.upstream is None else _load_upstream(arguments)
-    name = Path(arguments.model).name
+    name = Path(arguments.model or DEFAULT_BRIDGE).name
     print(f"{name} answers at http://{arguments.host}:{arguments.port}/v1 (Ctrl+C ends it).", flush=True)
     tell_limitation(chat.limitation)
     serve(
@@ -109,7 +110,7 @@ def _load_upstream(arguments: argparse.Namespace) -> RegionChat:
         raise ValueError("--mode described and --dtype are for a language model here: leave them out with --upstream.")
     return RegionChat.from_server(
         arguments.upstream,
-        bridge=arguments.model,
+        bridge=arguments.model or DEFAULT_BRIDGE,
         api_key=os.environ.get(UPSTREAM_KEY),
         timeout=arguments.seconds,
         region_tokenizer=arguments.region_tokenizer,

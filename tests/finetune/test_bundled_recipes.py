@@ -124,3 +124,27 @@ def test_script_and_recipes_are_short_enough_to_be_read() -> None:
     assert len(SCRIPT.read_text().splitlines()) < 60
     for path in SCRIPT.parent.glob("*.yaml"):
         assert len(path.read_text().splitlines()) < 40
+
+
+def test_what_was_made_is_shipped_under_the_names_of_the_package(folder: Path) -> None:
+    commands(folder)
+    made = folder / "runs/bundled"
+    for stage in ("chat_tiny", "chat_smollm2"):
+        reference = {"source": str(made / "tap-tiny"), "fingerprint": "f"}
+        (made / stage / "model" / "processor_config.json").write_text(json.dumps({"region_tokenizer": reference}))
+        (made / stage / "model" / "README.md").write_text("of the run")
+    (made / "chat_smollm2/model/adapter").mkdir()
+    (made / "chat_smollm2/model/adapter/adapter_model.safetensors").touch()
+    (made / "tap-tiny/model.safetensors").touch()
+    bridges = folder / "llm_bridge/pretrained"
+    for name in ("region-chat-tiny", "region-chat-smollm2"):
+        (bridges / name).mkdir(parents=True)
+        (bridges / name / "README.md").write_text("by hand")
+    subprocess.run(["bash", str(SCRIPT.with_name("ship.sh"))], cwd=folder, check=True, timeout=60)
+    assert (folder / "tap_tokenizer/pretrained/tap-tiny/model.safetensors").is_file()
+    assert (bridges / "region-chat-smollm2/adapter/adapter_model.safetensors").is_file()
+    for stage, name in (("chat_tiny", "region-chat-tiny"), ("chat_smollm2", "region-chat-smollm2")):
+        processor = json.loads((bridges / name / "processor_config.json").read_text())
+        assert processor["region_tokenizer"] == {"source": "tap-tiny", "fingerprint": "f"}
+        assert json.loads((bridges / name / "training/log.jsonl").read_text()) == {"stage": stage, "step": 1}
+        assert (bridges / name / "README.md").read_text() == "by hand"

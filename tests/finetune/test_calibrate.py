@@ -164,11 +164,13 @@ def test_what_cannot_be_calibrated_is_refused(learned: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("image_grid", [0, 2])
-def test_a_question_of_a_record_is_what_find_asks(make_tokenizer: Any, tmp_path: Path, image_grid: int) -> None:
+def test_a_question_of_a_record_is_what_find_asks(
+    stage: Path, make_tokenizer: Any, tmp_path: Path, image_grid: int
+) -> None:
     """Token by token and feature by feature, with and without picture context."""
     tokenizer = make_tokenizer(0)
     bridge = RegionBridgeForConditionalGeneration.from_language_model(
-        bundled_or_given("region-words-tiny"), region_tokenizer=tokenizer, image_grid=image_grid
+        str(stage / "lm" / "model"), region_tokenizer=tokenizer, image_grid=image_grid
     )
     processor = RegionBridgeProcessor.for_bridge(bridge.config, region_tokenizer=tokenizer)
     record = expression_record(0, "train", 0, turns=2, long_side=96)

@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +20,7 @@ from finetune import evaluate_glyphs
 from finetune.evaluate_glyphs import main
 from finetune.glyphs import views
 from finetune.glyphs.free_questions import FREE_FAMILIES
-from finetune.glyphs.questions import CONTEXT_FAMILIES, FAMILIES
+from finetune.glyphs.questions import FAMILIES
 from finetune.glyphs.records import benchmark_scenes
 from finetune.glyphs.report import as_tables, summarise
 from finetune.glyphs.seen_scenes import SeenScenes
@@ -31,14 +30,27 @@ from tap_tokenizer import TapRegionTokenizer
 
 pytestmark = pytest.mark.slow
 
-FLAGS = ["--splits", "test", "--seeds", "0,1", "--scenes", "3", "--control_scenes", "2", "--batch_size", "3",
-         "--context_model", "none", "--workers", "1"]  # fmt: skip
+SMALL = ["--model", "region-chat-tiny"]
+ALONE = [*SMALL, "--described_model", "none"]
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def flags(stage: Path) -> list[str]:
+    """A short evaluation, in which a language model that knows nothing is told what TAP sees."""
+    return [*SMALL, "--described_model", str(stage / "lm" / "model"), "--splits", "test", "--seeds", "0,1", "--scenes", "3",
+            "--control_scenes", "2", "--batch_size", "3", "--workers", "1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def told(stage: Path) -> RegionChat:
+    tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
+    return RegionChat.from_pretrained(stage / "lm" / "model", mode="described", region_tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory, flags: list[str]) -> Path:
     folder = tmp_path_factory.mktemp("evaluated")
-    main([*FLAGS, "--output", str(folder)])
+    main([*flags, "--output", str(folder)])
     return folder
 
 
@@ -72,25 +84,32 @@ def test_free_questions_are_asked_with_their_controls_and_of_a_model_that_is_tol
 
 
 def test_only_the_first_scenes_are_asked_about(tmp_path: Path) -> None:
-    main(["--splits", "test", "--seeds", "0", "--scenes", "3", "--batch_size", "1", "--question_scenes", "2", "--free_scenes",
-          "0", "--control_scenes", "0", "--shuffled_scenes", "0", "--described_model", "none", "--context_model", "none",
-          "--output", str(tmp_path)])  # fmt: skip
+    main([*ALONE, "--splits", "test", "--seeds", "0", "--scenes", "3", "--batch_size", "1", "--question_scenes", "2",
+          "--free_scenes", "0", "--control_scenes", "0", "--shuffled_scenes", "0", "--output", str(tmp_path)])  # fmt: skip
     lines = lines_of(tmp_path)
     assert {line["scene"] for line in lines if line["task"] == "question"} == {0, 1}
     assert {line["scene"] for line in lines if line["task"] == "region"} == {0, 1, 2}
 
 
+def test_controls_and_free_questions_are_of_the_splits_that_are_named_for_them(tmp_path: Path) -> None:
+    main([*ALONE, "--splits", "test,test-crowded", "--seeds", "0", "--scenes", "2", "--batch_size", "2", "--workers", "1",
+          "--control_splits", "test-crowded", "--output", str(tmp_path)])  # fmt: skip
+    lines = [line for line in lines_of(tmp_path) if line["task"] == "question"]
+    views = {split: {line["view"] for line in lines if line["split"] == split} for split in ("test", "test-crowded")}
+    assert views["test"] == {"full"}
+    assert {"full", "shuffled", "question only", "no position", "follow-up"} <= views["test-crowded"]
+    assert {line["split"] for line in lines if line["family"] in FREE_FAMILIES} == {"test-crowded"}
+
+
 def test_free_questions_are_of_the_first_scenes(tmp_path: Path) -> None:
-    main(["--splits", "test", "--seeds", "0", "--scenes", "2", "--batch_size", "1", "--free_scenes", "1", "--control_scenes",
-          "0", "--shuffled_scenes", "0", "--context_model", "none", "--output", str(tmp_path)])  # fmt: skip
+    main([*ALONE, "--splits", "test", "--seeds", "0", "--scenes", "2", "--batch_size", "1", "--free_scenes", "1",
+          "--control_scenes", "0", "--shuffled_scenes", "0", "--output", str(tmp_path)])  # fmt: skip
     assert {line["scene"] for line in lines_of(tmp_path) if line.get("family") in FREE_FAMILIES} == {0}
 
 
-def test_a_model_that_is_told_the_truth_reads_it_and_not_what_tap_sees() -> None:
-    tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
-    chat = RegionChat.from_pretrained("region-words-tiny", mode="described", region_tokenizer=tokenizer)
-    seen = SeenScenes.encode(tokenizer, list(benchmark_scenes("test", 0, 1)))
-    written = list(views.described_questions(chat, seen, FREE_FAMILIES, views.TOLD_TRUTH))
+def test_a_model_that_is_told_the_truth_reads_it_and_not_what_tap_sees(told: RegionChat) -> None:
+    seen = SeenScenes.encode(told.region_tokenizer, list(benchmark_scenes("test", 0, 1)))
+    written = list(views.described_questions(told, seen, FREE_FAMILIES, views.TOLD_TRUTH))
     assert len(written) == len(seen.scenes[0].free) > 10
     for text, question in zip(written, seen.scenes[0].free):
         glyphs = [seen.scenes[0].scene.objects[i] for i in question.objects]
@@ -98,11 +117,13 @@ def test_a_model_that_is_told_the_truth_reads_it_and_not_what_tap_sees() -> None
             assert f"region{number} is a {glyph.size} {glyph.colour} {glyph.kind}." in text
 
 
-def test_results_of_other_weights_are_not_continued(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_other_weights_are_not_continued(
+    evaluated: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()}
     monkeypatch.setattr(evaluate_glyphs, "fingerprint", lambda model: "another")
     with pytest.raises(ValueError, match="other model_fingerprint, described_fingerprint"):
-        main([*FLAGS, "--output", str(evaluated)])
+        main([*flags, "--output", str(evaluated)])
     assert {path: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()} == before
 
 
@@ -153,7 +174,7 @@ def test_a_follow_up_comes_after_other_questions_of_its_scene_and_their_answers(
         return re.sub(r"region\d+", "region", text)
 
     monkeypatch.setattr(RegionBridgeProcessor, "chat_batch", spy)
-    main(["--splits", "test", "--seeds", "0", "--scenes", "1", "--context_model", "none", "--output", str(tmp_path)])
+    main([*ALONE, "--splits", "test", "--seeds", "0", "--scenes", "1", "--output", str(tmp_path)])
     talks = [turns for turns in seen if len(turns) > 1]
     lines = [line for line in lines_of(tmp_path) if line.get("family") in FAMILIES]
     questions = [line for line in lines if line["view"] == "follow-up"]
@@ -177,40 +198,10 @@ def test_regions_of_an_answer_are_those_that_were_meant() -> None:
     assert views._renumbered("region9", [5, 3, 7], [7, 3]) == "region9"
 
 
-def test_surroundings_are_asked_of_the_bridge_that_sees_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of the first scenes alone, whose objects are searched for once; every other question is left to the model itself."""
-    seen: list[tuple[bool, str]] = []
-    plain = views._answers
-
-    def spy(chat: RegionChat, asked: Sequence[Asked], **options: Any) -> list[str]:
-        answers = plain(chat, asked, **options)
-        seen.extend((one.context is not None, answer) for one, answer in zip(asked, answers))
-        return answers
-
-    monkeypatch.setattr(views, "_answers", spy)
-    main(["--splits", "test", "--seeds", "0", "--scenes", "4", "--batch_size", "2", "--context_scenes", "2",
-          "--control_scenes", "0", "--shuffled_scenes", "0", "--free_scenes", "0", "--described_model", "none",
-          "--output", str(tmp_path)])  # fmt: skip
-    questions = [line for line in lines_of(tmp_path) if line["task"] == "question"]
-    around = [q["family"] in CONTEXT_FAMILIES for q in questions]
-    assert any(around)
-    assert not all(around)
-    assert [(is_around, q["answer"]) for is_around, q in zip(around, questions)] == seen
-    assert {q["scene"] for q, is_around in zip(questions, around) if is_around} <= {0, 1}
-    assert {q["scene"] for q in questions} == {0, 1, 2, 3}
-    assert json.loads((tmp_path / "about.json").read_text())["context_model"] == "region-context-tiny"
-
-
-def test_a_context_model_without_context_is_refused() -> None:
-    with pytest.raises(ValueError, match="image_regions"):
-        main(["--context_model", "region-chat-tiny"])
-
-
-def test_described_questions_are_those_that_a_chat_would_write() -> None:
+def test_described_questions_are_those_that_a_chat_would_write(told: RegionChat) -> None:
     """Whose regions are described by the scene and answered in a batch, to the letter as one at a time."""
-    tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
-    chat = RegionChat.from_pretrained("region-words-tiny", mode="described", region_tokenizer=tokenizer)
-    seen = SeenScenes.encode(tokenizer, list(benchmark_scenes("test", 0, 2)))
+    chat = told
+    seen = SeenScenes.encode(told.region_tokenizer, list(benchmark_scenes("test", 0, 2)))
     written = list(views.described_questions(chat, seen))
     answered = list(views.described_lines(chat, seen))
     asked = [(one.picture, question) for one in seen.scenes for question in one.questions]
@@ -234,18 +225,17 @@ def test_tables_and_figures_are_written(evaluated: Path) -> None:
         assert (evaluated / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_missing_parts_are_made_again_with_the_same_bytes(evaluated: Path) -> None:
+def test_missing_parts_are_made_again_with_the_same_bytes(evaluated: Path, flags: list[str]) -> None:
     kept, lost = evaluated / "parts" / "test-0.jsonl", evaluated / "parts" / "test-1.jsonl"
     before, untouched = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
-    main([*FLAGS, "--output", str(evaluated)])
+    main([*flags, "--output", str(evaluated)])
     assert lost.read_bytes() == before
     assert kept.stat().st_mtime_ns == untouched
 
 
-def test_workers_give_the_results_of_one_process(evaluated: Path, tmp_path: Path) -> None:
-    flags = [*FLAGS[:-2], "--model", "none", "--output", str(tmp_path)]
-    main([*flags, "--workers", "2"])
+def test_workers_give_the_results_of_one_process(evaluated: Path, flags: list[str], tmp_path: Path) -> None:
+    main([*flags, "--model", "none", "--described_model", "none", "--workers", "2", "--output", str(tmp_path)])
     parallel, alone = (
         {task: [line for line in lines_of(folder) if line["task"] == task] for task in ("region", "retrieval")}
         for folder in (tmp_path, evaluated)
@@ -258,9 +248,9 @@ def test_workers_give_the_results_of_one_process(evaluated: Path, tmp_path: Path
                         "iou_point": pytest.approx(theirs["iou_point"], abs=0.01)}  # fmt: skip
 
 
-def test_a_folder_of_other_results_is_refused(evaluated: Path) -> None:
+def test_a_folder_of_other_results_is_refused(evaluated: Path, flags: list[str]) -> None:
     with pytest.raises(ValueError, match="other scenes"):
-        main([*FLAGS, "--output", str(evaluated), "--scenes", "4"])
+        main([*flags, "--output", str(evaluated), "--scenes", "4"])
 
 
 @pytest.mark.parametrize(
@@ -281,6 +271,10 @@ def question(family: str, truth: str, answer: str, view: str = "full", seed: int
             "answer": answer, "choices": 2, "kinds": ["sun"], **more}  # fmt: skip
 
 
+OF = {
+    "benchmark": "b", "scenes": 1, "question_scenes": 1, "control_splits": "test", "control_scenes": 1, "shuffled_scenes": 1,
+    "free_scenes": 7, "seeds": "0,1", "region_tokenizer": "t", "region_tokenizer_fingerprint": "f", "model": "m",
+}  # fmt: skip
 REGION = {
     "task": "region", "split": "test", "seed": 0, "iou_box": 0.5, "iou_centre": 0.75, "iou_point": 0.25,
     "kind": ["sun", "sun"], "colour": ["red", "blue"],
@@ -308,14 +302,9 @@ def test_numbers_are_means_over_seeds_of_shares() -> None:
     assert found["n: side"] == 3
     assert found["contained: side"] == 0.75
     assert found["contained: kind"] == 0.0
-    of = {"benchmark": "b", "scenes": 1, "control_scenes": 1, "shuffled_scenes": 1, "question_scenes": 1, "seeds": "0,1",
-          "region_tokenizer": "t", "region_tokenizer_fingerprint": "f", "model": "m", "context_model": "c", "context_scenes": 1,
-          "free_scenes": 7}  # fmt: skip
-    tables = as_tables({"of": of, **summarise(lines)})
+    tables = as_tables({"of": OF, **summarise(lines)})
     assert "| side | 3 | 0.750 | 0.750 |" in tables
     assert "first 7" not in tables
-    assert "answered by c, on the first 1." in tables
-    assert "answered by" not in as_tables({"of": {**of, "context_model": "none"}, **summarise(lines)})
 
 
 def test_scores_have_intervals_and_talks_are_compared_with_the_same_questions() -> None:
@@ -334,10 +323,7 @@ def test_scores_have_intervals_and_talks_are_compared_with_the_same_questions() 
     assert found["LLM: as the 2nd to 6th question of a talk, minus asked first"] == -0.25
     assert found["LLM: perplexity of plain text"] == pytest.approx(math.exp(2))
     assert found["the same without the adapter"] == pytest.approx(math.exp(1))
-    of = {"benchmark": "b", "scenes": 1, "control_scenes": 1, "shuffled_scenes": 1, "question_scenes": 1, "seeds": "0",
-          "region_tokenizer": "t", "region_tokenizer_fingerprint": "f", "model": "m", "context_model": "none",
-          "context_scenes": 1, "free_scenes": 7}  # fmt: skip
-    tables = as_tables({"of": of, **metrics})
+    tables = as_tables({"of": OF, **metrics})
     assert "| LLM: two regions compared | 0.900 (0.596–0.982) |" in tables
     assert "| two regions compared | 10 | 0.900 |" in tables
 

@@ -77,6 +77,12 @@ def make_language_model(family: str = "llama", seed: int = 0, **sizes: Any) -> P
     return model
 
 
+@pytest.fixture(autouse=True)
+def small_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands answer with the small bridge, which is fast, unless a test names another; see test_model_flags."""
+    monkeypatch.setattr("llm_bridge.model_flags.DEFAULT_BRIDGE", "region-chat-tiny")
+
+
 @pytest.fixture(params=sorted(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -209,7 +209,6 @@ def test_help_says_what_a_command_takes(capsys: pytest.CaptureFixture[str]) -> N
         shown[command] = " ".join(capsys.readouterr().out.split())
         assert "--box and --point together are two regions" in shown[command]
     assert "folder of pictures" not in shown["chat"]
-    assert "region-chat-tiny, which was not taught to find anything" in " ".join(shown["find"].split())
     assert "everything in the picture" in shown["find"]
     assert "--boxes CSV" in shown["ask"]
     assert "to continue after an interruption" in shown["ask"]
@@ -229,6 +228,8 @@ def test_the_examples_of_help_work(folder: Path, capsys: pytest.CaptureFixture[s
             if command == "app":
                 pytest.importorskip("uvicorn")
                 line = re.sub(r" --port \d+", "", line)  # which may be taken here: the first free one
+            if command != "demo":
+                line += " --model region-chat-tiny"  # the default needs a second more to load
             with begun(line, folder) as shell:
                 if command == "app":
                     assert shell.stdout is not None

@@ -11,7 +11,6 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 TAP = ROOT / "tap_tokenizer" / "pretrained" / "tap-tiny"
 BRIDGE = ROOT / "llm_bridge" / "pretrained" / "region-chat-tiny"
-WORDS = ROOT / "llm_bridge" / "pretrained" / "region-words-tiny"
 
 _CLASSES = (
     "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoProcessor", "AutoImageProcessor",
@@ -23,6 +22,19 @@ AUTO_MAP = {name: "evil.Evil" for name in _CLASSES} | {"AutoTokenizer": ["evil.E
 def copied(folder: Path, target: Path) -> Path:
     """A copy of a model's folder, without what was written down of its training."""
     return Path(shutil.copytree(folder, target, ignore=shutil.ignore_patterns("training", "*.md")))
+
+
+def make_words(folder: Path) -> Path:
+    """A small random language model, with the words and the chat template of the bundled bridge."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder.mkdir(parents=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        shutil.copy(BRIDGE / name, folder)
+    words = json.loads((BRIDGE / "config.json").read_text())["text_config"]["vocab_size"]
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=words, **sizes)).save_pretrained(folder)
+    return folder
 
 
 def changed(path: Path, **values: Any) -> None:
@@ -106,7 +118,7 @@ KINDS: dict[str, dict[str, Callable[[Path], None]]] = {
 def make_foreign_folders(root: Path, witness: Path) -> dict[str, list[Path]]:
     """Folders of each kind: tap, bridge, words (a language model), and adapter, whose language model has code."""
     found: dict[str, list[Path]] = {}
-    for kind, base in (("tap", TAP), ("bridge", BRIDGE), ("words", WORDS)):
+    for kind, base in (("tap", TAP), ("bridge", BRIDGE), ("words", make_words(root / "words"))):
         for name, change in KINDS[kind].items():
             folder = with_code(copied(base, root / f"{kind}{name}"), witness)
             change(folder)

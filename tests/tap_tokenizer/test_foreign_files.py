@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_folders import TAP, WORDS, changed, copied
+from foreign_folders import TAP, changed, copied, make_words
 from limited import GIGABYTE, run_python
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -108,7 +108,13 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
-def _damaged_folders(root: Path) -> None:
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a language model."""
+    return make_words(tmp_path_factory.mktemp("plain") / "words")
+
+
+def _damaged_folders(root: Path, plain: Path) -> None:
     """Folders whose files say more than they hold, or hold what is no file."""
 
     def part(folder: Path, name: str, values: dict[str, Any]) -> None:
@@ -119,7 +125,7 @@ def _damaged_folders(root: Path) -> None:
         return copied(TAP, root / f"tap-{name}")
 
     def words(name: str) -> Path:
-        return copied(WORDS, root / f"words-{name}")
+        return copied(plain, root / f"words-{name}")
 
     part(tap("many-layers"), "image_decoder_config", {"num_hidden_layers": 200})
     part(tap("wide"), "text_decoder_config", {"hidden_size": 16384})
@@ -142,8 +148,8 @@ def _damaged_folders(root: Path) -> None:
     (words("template") / "chat_template.jinja").write_text("{{ 'a' * 10 ** 10 }}")
 
 
-def test_folders_that_would_fill_memory_are_refused(tmp_path: Path) -> None:
-    _damaged_folders(tmp_path)
+def test_folders_that_would_fill_memory_are_refused(plain: Path, tmp_path: Path) -> None:
+    _damaged_folders(tmp_path, plain)
     done = run_python(LOAD_ALL, tmp_path, cpu_seconds=60, memory=2 * GIGABYTE)
     assert done.code == 0, done.output[-300:] + done.errors[-2000:]
     said = [json.loads(line) for line in done.output.splitlines()]
@@ -154,34 +160,34 @@ def test_folders_that_would_fill_memory_are_refused(tmp_path: Path) -> None:
     assert done.peak_memory < GIGABYTE
 
 
-def test_weights_packed_by_a_pickle_are_refused(tmp_path: Path) -> None:
-    folder = copied(WORDS, tmp_path / "words")
+def test_weights_packed_by_a_pickle_are_refused(plain: Path, tmp_path: Path) -> None:
+    folder = copied(plain, tmp_path / "words")
     (folder / "model.safetensors").unlink()
     torch.save({"x": torch.zeros(1 << 20)}, tmp_path / "plain.bin")
     import zipfile
 
     with (
-        zipfile.ZipFile(tmp_path / "plain.bin") as plain,
+        zipfile.ZipFile(tmp_path / "plain.bin") as stored,
         zipfile.ZipFile(folder / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as packed,
     ):
-        for name in plain.namelist():
-            packed.writestr(name, plain.read(name))
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
     with pytest.raises(ValueError, match="is compressed, which torch never does"):
         load_pretrained(AutoModelForCausalLM, folder)
 
 
-def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+def test_pickled_weights_are_not_read(plain: Path, tmp_path: Path) -> None:
     """torch's own reader goes down with the whole process at a key of 300,000 tuples."""
-    folder = copied(WORDS, tmp_path / "words")
+    folder = copied(plain, tmp_path / "words")
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.")
     with pytest.raises(OSError, match=r"model\.safetensors"):
         load_pretrained(AutoModelForCausalLM, folder)
 
 
-def test_valid_folders_load() -> None:
-    assert load_pretrained(AutoTokenizer, WORDS).chat_template
-    model = load_pretrained(AutoModelForCausalLM, WORDS)
+def test_valid_folders_load(plain: Path) -> None:
+    assert load_pretrained(AutoTokenizer, plain).chat_template
+    model = load_pretrained(AutoModelForCausalLM, plain)
     assert type(model_from_config(AutoModelForCausalLM, model.config)) is type(model)
     assert TapRegionTokenizer.from_pretrained(TAP).text_tokenizer is not None
 
@@ -209,8 +215,8 @@ def test_auto_classes_never_trust_remote_code_by_default() -> None:
                 assert path.name in names, path
 
 
-def test_a_tokenizer_at_which_its_library_panics_is_named(tmp_path: Path) -> None:
-    folder = copied(WORDS, tmp_path / "words")
+def test_a_tokenizer_at_which_its_library_panics_is_named(plain: Path, tmp_path: Path) -> None:
+    folder = copied(plain, tmp_path / "words")
     changed(folder / "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
     with pytest.raises(ValueError, match=r"holds a tokenizer\.json that cannot be read"):
         load_pretrained(AutoTokenizer, folder)

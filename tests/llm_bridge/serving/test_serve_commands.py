@@ -56,7 +56,7 @@ def test_serve_answers_until_ctrl_c() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-    command = [sys.executable, "-m", "llm_bridge", "serve", "--port", port]
+    command = [sys.executable, "-m", "llm_bridge", "serve", "--port", port, "--model", "region-chat-tiny"]
     restored = (
         f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = {command[2:]!r}; "
     )
