@@ -11,10 +11,12 @@ OUT=${OUT:-runs/bundled}
 ship() { # ship FOLDER PLACE: every file but the card
   (cd "$1" && find . -type f ! -name README.md) | while read -r file; do install -D -m 644 "$1/$file" "$2/$file"; done
 }
-bridge() { # bridge STAGE NAME: a bridge that names its region tokenizer as the package does, and its log
+bridge() { # bridge STAGE NAME: a bridge that names its region tokenizer as the package does and what it cannot do, and its log
   local place=llm_bridge/pretrained/$2
   ship "$OUT/$1/model" "$place"
   sed -i 's#"source": "[^"]*"#"source": "tap-tiny"#' "$place/processor_config.json"
+  sed -i "s#\"limitation\": null#\"limitation\": \"$2 knows only GlyphScenes, drawings of coloured glyphs: it misreads photographs.\"#" \
+    "$place/config.json"
   mkdir -p "$place/training"
   sed "s/^{/{\"stage\": \"$1\", /" "$OUT/$1/log.jsonl" > "$place/training/log.jsonl"
 }
