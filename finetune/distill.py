@@ -38,8 +38,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import set_seed
 
-from tap_tokenizer import write_whole
+from tap_tokenizer import tell_limitation, write_whole
 
 from .batches import CachedRecord
 from .cache import MANIFEST
@@ -63,6 +64,11 @@ _VIEWS = ("", "_new", "_shuffled")
 class DistillArguments(LessonArguments, TrainArguments):
     """Teach a bridge what its language model says when it is told in words what regions are."""
 
+    lessons: str | None = knob(
+        default=None,
+        help="folder of the lessons, which runs that learn the same ones may share; made if it is not there; default: lessons "
+        "in output_dir",
+    )
     lessons_weight: float | None = knob(
         default=None, help="how often lessons are drawn beside other sources; default: as their number"
     )
@@ -71,7 +77,7 @@ class DistillArguments(LessonArguments, TrainArguments):
     @property
     def folder(self) -> Path:
         """Where the lessons and their caches lie."""
-        return Path(self.output_dir) / "lessons"
+        return Path(self.output_dir) / "lessons" if self.lessons is None else Path(self.lessons)
 
     def complete(self) -> None:
         """Add the lessons to what is learned and evaluated, and refuse what does not go together."""
@@ -163,8 +169,11 @@ def make_lessons(arguments: DistillArguments, accelerator: Accelerator) -> None:
     if arguments.quantize == "no":
         bridge.to(accelerator.device)
     tokenizer = processor.encoder.tokenizer.to(accelerator.device)
+    if accelerator.is_main_process:
+        tell_limitation(tokenizer.limitation)
     if not all((folder / name).is_file() for name in files):
-        teacher = Teacher(bridge, processor, arguments, arguments.seed)
+        seed = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["seed"]  # of the run that began them
+        teacher = Teacher(bridge, processor, arguments, seed)
         parts = folder / "parts"
         write_chunks(parts, teacher.chunks, lambda chunk: teacher.work(chunk, folder), state, "asking the teacher")
         if accelerator.is_main_process:
@@ -206,17 +215,23 @@ def _join(folder: Path, text: str) -> None:
 
 
 def _refuse_other_lessons(arguments: DistillArguments) -> None:
-    """Refuse a folder that holds lessons of other pictures, of another teacher, or made otherwise."""
+    """Refuse a folder that holds lessons of other pictures, of another teacher, or made otherwise.
+
+    Where runs share a folder, their seeds may differ: the lessons are those of the first.
+    """
     names = [f.name for f in fields(LessonArguments) if f.name != "teacher_batch_size"]
     names += ["language_model", "init_from", "region_tokenizer", "variant", "seed"]
     about = {name: value for name, value in asdict(arguments).items() if name in names}
     path = arguments.folder / ABOUT
     if path.is_file():
         old = json.loads(path.read_text(encoding="utf-8"))
-        if changed := [name for name in about if old.get(name) != about[name]]:
+        shared = () if arguments.lessons is None else ("seed",)
+        if changed := [name for name in about if name not in shared and old.get(name) != about[name]]:
             raise ValueError(
-                f"{arguments.folder} holds lessons with other {', '.join(changed)}: choose another output_dir, or delete it."
+                f"{arguments.folder} holds lessons with other {', '.join(changed)}: choose another "
+                f"{'lessons' if shared else 'output_dir'}, or delete it."
             )
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(about, indent=1, ensure_ascii=False))
 
@@ -228,6 +243,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def begin(accelerator: Accelerator) -> DistillTraining:
         make_lessons(arguments, accelerator)
+        set_seed(arguments.seed)  # a new projector is the same, whether the lessons were there or not
         return DistillTraining(arguments, accelerator)
 
     run(arguments, begin)

@@ -276,13 +276,14 @@ def build_optimizers(
     """Optimizers of named parameters, which come in groups with AdamW's learning rate of each.
 
     matrices: with `muon`, the two-dimensional parameters whose name holds one of these are Muon's, which moves all directions
-    of a matrix evenly: rare ones (a kind among forty) are learned along with common ones.
+    of a matrix evenly: rare ones (a kind among forty) are learned along with common ones. A group whose rate is 0 stays as it
+    is.
     """
     taken = {
         id(p)
-        for named, _ in groups
+        for named, rate in groups
         for key, p in named
-        if name == "muon" and p.ndim == 2 and any(part in key for part in matrices) and "bias" not in key
+        if name == "muon" and rate > 0 and p.ndim == 2 and any(part in key for part in matrices) and "bias" not in key
     }
     rest = [{"params": [p for _, p in named if id(p) not in taken], "lr": rate} for named, rate in groups]
     options: dict[str, Any] = {"weight_decay": weight_decay}

