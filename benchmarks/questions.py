@@ -1,10 +1,11 @@
-"""Questions about one picture: what a second one reads, and eight regions asked about in one batch.
+"""Questions about one picture: what a second one reads, eight regions asked about in one batch, and eight in one prompt.
 
     python benchmarks/questions.py
     python benchmarks/questions.py --threads 1 --rounds 9 --language smollm2-135m
 
 tap-tiny with a language model and a fresh projector, which costs what a trained one does. CPU seconds, medians of rounds in
-which the ways take turns; answers must be the same, word for word.
+which the ways take turns; answers must be the same, word for word. In the last table they need not be: the same question
+about eight objects of a crowded scene is read with what TAP says of them in words, or with a token for each.
 """
 
 from __future__ import annotations
@@ -20,11 +21,18 @@ from side_by_side import arguments_of
 from transformers import AutoTokenizer
 
 from finetune.glyphs.scenes import draw_scene, make_scene
-from llm_bridge import PromptMemory, RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat
+from llm_bridge import (
+    DescribedRegionProcessor,
+    PromptMemory,
+    RegionBridgeForConditionalGeneration,
+    RegionBridgeProcessor,
+    RegionChat,
+)
 from tap_tokenizer import RegionPrompt, TapRegionTokenizer
 
 FIRST = "What are <region>, <region>, <region> and <region>, and how do they stand to each other?"
 SECOND = "Which of region1 and region3 is further to the left in the picture?"
+TOGETHER = f"What are {', '.join(['<region>'] * 7)} and <region>?"
 ALONE = "What is <region>, and what colour does it have?"
 
 
@@ -74,6 +82,11 @@ def main() -> None:
             "one batch": together,
         }),
     ]  # fmt: skip
+    processors = {
+        "in words": DescribedRegionProcessor(text_tokenizer, tokenizer),
+        "as region tokens": RegionBridgeProcessor.for_bridge(bridge.config, text_tokenizer, tokenizer),
+    }
+    tables.append(eight_in_one_prompt(bridge, processors, rounds))
     head = f"{describe_machine()}; tap-tiny, {arguments.language}, float32; medians of {rounds}"
     text = "\n\n".join([head, *(table for table, _ in tables)]) + "\n"
     print(f"\n{text}")
@@ -83,10 +96,45 @@ def main() -> None:
     (arguments.output / "questions.json").write_text(json.dumps(found, indent=1))
 
 
-def timed(
-    name: str, rounds: int, ways: Mapping[str, Callable[[], Callable[[], Any]]]
+def eight_in_one_prompt(
+    bridge: RegionBridgeForConditionalGeneration,
+    processors: Mapping[str, DescribedRegionProcessor | RegionBridgeProcessor],
+    rounds: int,
 ) -> tuple[str, dict[str, Sequence[float]]]:
-    """A table, and the CPU seconds, of ways in turns; each is set up, and then timed, in every round."""
+    """A table of reading a question about eight regions, up to the first word of the answer."""
+    drawn = draw_scene(make_scene(0, "test-crowded", 0), 512)
+    regions = [{"type": "region", "box": box} for box in drawn.boxes[:8].tolist()]
+    chat = [{"role": "user", "content": [{"type": "image", "image": drawn.image}, *_mixed(TOGETHER, regions)]}]
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+
+    def to_read(inputs: Any) -> Callable[[], Callable[[], Any]]:
+        return lambda: lambda: bridge.generate(**inputs, max_new_tokens=1)
+
+    read = {way: processor.apply_chat_template(chat, **options) for way, processor in processors.items()}
+    ways = {f"{way}: {inputs['input_ids'].shape[1]} tokens": to_read(inputs) for way, inputs in read.items()}
+    return timed("a question about eight regions, to the first word", rounds, ways, are_same=False)
+
+
+def _mixed(text: str, regions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Text with a region in place of each marker, as content of a message."""
+    first, *rest = text.split("<region>")
+    return [
+        {"type": "text", "text": first},
+        *(
+            item
+            for region, words in zip(regions, rest, strict=True)
+            for item in (region, {"type": "text", "text": words})
+        ),
+    ]
+
+
+def timed(
+    name: str, rounds: int, ways: Mapping[str, Callable[[], Callable[[], Any]]], *, are_same: bool = True
+) -> tuple[str, dict[str, Sequence[float]]]:
+    """A table, and the CPU seconds, of ways in turns; each is set up, and then timed, in every round.
+
+    are_same: whether the ways must give the same answers.
+    """
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     answers = {}
     for _ in range(rounds):
@@ -95,7 +143,7 @@ def timed(
             begun = time.process_time()
             answers[way] = ask()
             seconds[way].append(time.process_time() - begun)
-    if len({str(answer) for answer in answers.values()}) > 1:
+    if are_same and len({str(answer) for answer in answers.values()}) > 1:
         raise SystemExit(f"{name}: the answers differ: {answers}")
     middle = {way: statistics.median(times) for way, times in seconds.items()}
     slowest = next(iter(middle.values()))

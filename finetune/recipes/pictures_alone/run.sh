@@ -13,7 +13,7 @@
 # FLAGS   handed to every training command
 set -euo pipefail
 OUT=${OUT:-runs/pictures_alone}
-ROWS=${ROWS:-both-0 after-0 alone-0 projector-0 projector-1 projector-2 adapter-0}
+ROWS=${ROWS:-both-0 after-0 alone-0 projector-0 adapter-0 projector-1 projector-2}
 . "$(dirname "$0")/../stages.sh"
 
 records() { # records NAME FLAG …
@@ -32,11 +32,11 @@ supervised() { # supervised ROW FLAG …
   records asked --seed 22 --scenes 600 --turns 12 --families kind,colour,size,place,caption,statement,same_colour,same_kind,larger,side
   stage "$OUT/asked/manifest.json" "$PYTHON" -m finetune.cache_regions --data "$OUT/asked.jsonl" --output "$OUT/asked" \
     --variants exact,jitter
-  train "$1" train supervised --data "$OUT/asked.jsonl" --caches "$OUT/asked" --turns 3 "${@:2}"
+  train "$1" train supervised --data "$OUT/asked.jsonl" --caches "$OUT/asked" --turns 2 "${@:2}"
 }
 measure() { # measure NAME FLAG …: on scenes of two seeds
   stage "$OUT/measured/$1/table.md" "$PYTHON" -m finetune.evaluate_glyphs --output "$OUT/measured/$1" --splits test --seeds 0,1 \
-    --scenes 16 --question_scenes 16 --free_scenes 16 --shuffled_scenes 0 "${@:2}"
+    --scenes 12 --question_scenes 12 --free_scenes 12 --shuffled_scenes 0 "${@:2}"
 }
 
 mkdir -p "$OUT"
@@ -52,5 +52,5 @@ for row in $ROWS; do
   esac
   measure "$row" --model "$OUT/$row/model" --described_model none --control_scenes 0
 done
-measure described --model none --described_model smollm2-135m --control_scenes 16 # the teacher: told in words, and taught nothing
+measure described --model none --described_model smollm2-135m --control_scenes 12 # the teacher: told in words, and taught nothing
 "$PYTHON" -m finetune.recipes.pictures_alone.table "$OUT"
