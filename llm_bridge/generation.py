@@ -26,7 +26,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .language_model import can_read_ahead, forward_arguments
+from .language_model import can_read_ahead, forward_arguments, ignores_padding
 from .prompt_memory import PromptMemory, common_length, read_beginning, seen_alike, slides_within
 
 _WORTH_A_STEP = 16
@@ -238,9 +238,13 @@ def generate_text(
     """Generate the words that `model` says after each prompt of a batch, stripped of white space; greedy by default.
 
     processor: the processor or tokenizer that encoded the prompts. inputs: what it returned, with `input_ids`, padded on the
-    left, on the model's device. generate: what to call instead of the model's own. options: for `generate`, including
-    `max_new_tokens`.
+    left, on the model's device. A language model that reads padding as words is given each prompt alone. generate: what to
+    call instead of the model's own. options: for `generate`, including `max_new_tokens`.
     """
+    mask = inputs.get("attention_mask")
+    if mask is not None and not bool(mask.all()) and not ignores_padding(model):
+        prompts = separate(inputs)
+        return [generate_text(model, processor, prompt, generate=generate, **options)[0] for prompt in prompts]
     options = {"do_sample": False, **options}
     ids = (generate or model.generate)(**inputs, **options)
     ends = options.get("eos_token_id", model.generation_config.eos_token_id)
@@ -266,7 +270,7 @@ def generate_each(
     read: gives a cache with so many ids of a prompt in it; by default, they are read now.
     """
     rows = [prompt["input_ids"][0] for prompt in prompts]
-    if not getattr(model.config, "ignores_padding", True):  # then none can stand beside longer ones
+    if len({len(row) for row in rows}) > 1 and not ignores_padding(model):  # then none can stand beside longer ones
         return [generate_text(model, processor, prompt, **options)[0] for prompt in prompts]
     features = [prompt["region_features"][0] if "region_features" in prompt else None for prompt in prompts]
     shared = min(common_length(rows), min(map(len, rows)) - 1)  # of every prompt, something is left to read

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ QUANTIZATION_ATTRIBUTES = (
 """Attributes that peft and transformers look for on the outermost model if it is quantized."""
 _WORDS, _PADDING = 16, 5
 """Lengths of the prompt that tries out a language model, and of the padding in front of a part of it."""
+_IGNORE_PADDING: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+"""What is known of plain language models, none of which says so in its config."""
 
 
 @dataclass(frozen=True)
@@ -222,13 +225,11 @@ def try_out(language_model: PreTrainedModel) -> Manner:
     have among words: through `inputs_embeds`, or through ids whose embedding the table replaces.
     """
     name, table = type(language_model).__name__, language_model.get_input_embeddings()
-    rows, device = table.weight.shape[0], table.weight.device
-    known = table(torch.arange(min(4096, rows), device=device)).float()
+    known = table(torch.arange(min(4096, table.weight.shape[0]), device=table.weight.device)).float()
     size, scale = known.shape[-1], float(known.square().mean().sqrt())
-    words = torch.linspace(min(4096, rows) // 4, min(4096, rows) - 1, _WORDS + 1, device=device).long()
-    pad = torch.full((_PADDING,), filler_id(language_model.config), device=device)
+    words = _words(language_model, _WORDS + 1)
     whole = torch.stack([words[:-1], torch.cat([words[:-2], words[-1:]])])  # they differ in the last word
-    padded = torch.stack([words[:-1], torch.cat([pad, words[: _WORDS - _PADDING]])])
+    padded = _padded(language_model, words[:-1])
     at_the_end = torch.zeros_like(padded, dtype=torch.bool)
     at_the_end[:, -1] = True
     no_word = (table(padded[:, -1]) + table(whole[:, -1])).mul(0.5)
@@ -262,8 +263,43 @@ def try_out(language_model: PreTrainedModel) -> Manner:
             f"{name} does not write from left to right, because what follows a word changes how the word is read: give a "
             "causal language model."
         )
-    ignores_padding = _same(language_model, shown[1, _PADDING:-1], alone[0, : _WORDS - _PADDING - 1])
-    return Manner(size, scale, reads_ids, ignores_padding)
+    return Manner(size, scale, reads_ids, _has_ignored_padding(language_model, shown))
+
+
+@torch.no_grad()
+def ignores_padding(model: PreTrainedModel) -> bool:
+    """Whether padding in front of a prompt does not change what a bridge or a plain language model answers.
+
+    A bridge knows it from `try_out`. A plain language model is tried out in the same way, at the first time it is asked.
+    """
+    known = getattr(model.config, "ignores_padding", None)
+    if known is not None:
+        return bool(known)
+    language_model = plain(model)
+    if language_model not in _IGNORE_PADDING:
+        ids = _padded(language_model, _words(language_model, _WORDS))
+        _IGNORE_PADDING[language_model] = _has_ignored_padding(
+            language_model, _read(language_model, ids, input_ids=ids)
+        )
+    return _IGNORE_PADDING[language_model]
+
+
+def _words(language_model: PreTrainedModel, count: int) -> Tensor:
+    """The ids of some words, all different if there are enough."""
+    table = language_model.get_input_embeddings().weight
+    rows = min(4096, table.shape[0])
+    return torch.linspace(rows // 4, rows - 1, count, device=table.device).long()
+
+
+def _padded(language_model: PreTrainedModel, words: Tensor) -> Tensor:
+    """Two prompts: the words, and as many of them as there is room for behind padding."""
+    pad = words.new_full((_PADDING,), filler_id(language_model.config))
+    return torch.stack([words, torch.cat([pad, words[:-_PADDING]])])
+
+
+def _has_ignored_padding(language_model: PreTrainedModel, logits: Tensor) -> bool:
+    """Whether words behind padding got the logits that they have at the beginning, apart from the last one of each prompt."""
+    return _same(language_model, logits[1, _PADDING:-1], logits[0, : -_PADDING - 1])
 
 
 def _read(language_model: PreTrainedModel, ids: Tensor, **prompt: Tensor) -> Tensor:

@@ -25,15 +25,25 @@ from transformers import (
 )
 
 from llm_bridge import (
+    DescribedRegionProcessor,
     PromptMemory,
     RegionBridgeForConditionalGeneration,
     RegionBridgeProcessor,
     RegionChat,
     add_lora,
+    generate_text,
     remove_lora,
 )
 from llm_bridge.generation import logits_after
-from llm_bridge.language_model import differing_weights, filler_id, forward_arguments, text_side, try_out, weight_sums
+from llm_bridge.language_model import (
+    differing_weights,
+    filler_id,
+    forward_arguments,
+    ignores_padding,
+    text_side,
+    try_out,
+    weight_sums,
+)
 from tap_tokenizer import PackagedModel, TapRegionTokenizer, bundled, gguf_files
 
 Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
@@ -169,7 +179,7 @@ def test_every_causal_language_model_reads_regions(
     plain = build(family)
     bridge, processor = bridge_on(plain)
     assert bridge.config.reads_ids == (family in READ_IDS)
-    assert bridge.config.ignores_padding == (family not in READ_PADDING_AS_WORDS)
+    assert bridge.config.ignores_padding == ignores_padding(plain) == (family not in READ_PADDING_AS_WORDS)
     boxes = [BOXES, BOXES[:1]]
     singles = [processor(text, picture, boxes=given) for text, given in zip(TEXTS, boxes)] + [processor(TEXTS[2])]
     answers = [answer(bridge, inputs)[0] for inputs in singles]
@@ -253,6 +263,25 @@ def test_many_questions_are_answered_as_if_each_were_alone(
         alone.append(chat.ask(question, **given))
         chat.reset()
     assert chat.ask_each(questions, **given) == alone
+
+
+@pytest.mark.parametrize("family", [*sorted(READ_PADDING_AS_WORDS), "llama"])
+def test_a_plain_language_model_answers_prompts_of_unequal_length_as_if_each_were_alone(
+    text_tokenizer: Callable[..., PreTrainedTokenizerFast], tiny_tokenizer: TapRegionTokenizer, picture: Image.Image,
+    family: str,
+) -> None:  # fmt: skip
+    """In mode `described`, and as a batch with padding in front."""
+    model, words = build(family), text_tokenizer()
+    chat = RegionChat(model, DescribedRegionProcessor(words, tiny_tokenizer))
+    questions = ["where is <region> and what is on the left of it ?", "what is <region>"]
+    given: dict[str, Any] = {"image": picture, "boxes": BOXES[:1], "max_new_tokens": 6}
+    alone = [chat.another().ask(question, **given) for question in questions]
+    assert chat.ask_each(questions, **given) == alone
+    texts = ["where is the red cat", "what is it"]
+    batch = words(texts, return_tensors="pt", padding=True, padding_side="left")
+    singles = [generate_text(model, words, words([text], return_tensors="pt"), max_new_tokens=6)[0] for text in texts]
+    assert len({*alone, *singles}) > 1
+    assert generate_text(model, words, batch, max_new_tokens=6) == singles
 
 
 @pytest.mark.parametrize(
