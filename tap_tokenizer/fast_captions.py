@@ -1,7 +1,7 @@
 """TAP's captions with a fraction of the work; see `fast_inference.py` for why there are two formulations.
 
-Keys and values have their places from the start, weights lie as small products want them, and captions that have ended leave
-the batch.
+Keys and values have their places from the start, heads beside each other as they are computed. Pairs of channels are turned as
+complex numbers, weights lie as small products want them, and captions that have ended leave the batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .fast_inference import keep_freed_memory, state_of
-from .text_decoder import TapTextDecoder, TapTextDecoderLayer, rotary_embedding, rotate
+from .text_decoder import TapTextDecoder, TapTextDecoderLayer, rotary_embedding
 
 
 class FastCaptions:
@@ -40,14 +40,15 @@ class FastCaptions:
         ids = torch.full((len(region_tokens), max_length), config.pad_token_id, device=device)
         ids[:, 0] = config.bos_token_id
         hidden = decoder.embed(region_tokens, ids[:, :1])
-        rotary = rotary_embedding(torch.arange(max_length, device=device), config.head_size, config.rope_theta)
-        shape = (len(decoder.layers), 2, len(ids), config.num_attention_heads, max_length, config.head_size)
+        positions = torch.arange(max_length, device=device)
+        turns = torch.complex(*rotary_embedding(positions, config.head_size, config.rope_theta))
+        shape = (len(decoder.layers), 2, len(ids), max_length, config.num_attention_heads, config.head_size)
         cache = hidden.new_empty(shape)
         alive = torch.arange(len(ids), device=device)  # rows of ids whose captions go on
         start, ended = 0, torch.zeros(len(ids), dtype=torch.bool, device=device)
         for length in range(1, max_length):
             for layer, kept in zip(cast("list[TapTextDecoderLayer]", list(decoder.layers)), cache):
-                hidden = self._continue(layer, hidden, start, rotary, kept)
+                hidden = self._continue(layer, hidden, start, turns, kept)
             words = self._linear(decoder.lm_head, decoder.norm(hidden[:, -1])).argmax(dim=1)
             ids[alive, length] = torch.where(ended, config.pad_token_id, words)
             ended |= words == config.eos_token_id
@@ -61,18 +62,20 @@ class FastCaptions:
             hidden, start = decoder.token_embed(words).unsqueeze(1), length + 1
         return ids
 
-    def _continue(
-        self, layer: TapTextDecoderLayer, hidden: Tensor, start: int, rotary: tuple[Tensor, Tensor], kept: Tensor
-    ) -> Tensor:
-        """A block at the positions from `start` on; kept (2, R, heads, T, d) are its keys and values."""
+    def _continue(self, layer: TapTextDecoderLayer, hidden: Tensor, start: int, turns: Tensor, kept: Tensor) -> Tensor:
+        """A block at the positions from `start` on; kept (2, R, T, heads, d) are its keys and values.
+
+        turns (T, d / 2): the cosine and the sine of a pair of channels, as a complex number.
+        """
         attention, stop = layer.attention, start + hidden.shape[1]
-        heads = attention.config.num_attention_heads
         qkv = self._linear(attention.qkv, layer.norm1(hidden))
-        parts = rearrange(qkv, "r t (three h d) -> three r h t d", three=3, h=heads)
-        query, key = rotate(parts[:2], (rotary[0][start:stop], rotary[1][start:stop]))
-        kept[0, :, :, start:stop], kept[1, :, :, start:stop] = key, parts[2]
-        seen = kept[:, :, :, :stop]
-        found = F.scaled_dot_product_attention(query, seen[0], seen[1], is_causal=start == 0)
+        parts = rearrange(qkv, "r t (three h d) -> three r t h d", three=3, h=attention.config.num_attention_heads)
+        pairs = torch.view_as_complex(parts[:2].float().unflatten(-1, (-1, 2)))
+        turned = pairs * turns[start:stop, None]
+        query, key = torch.view_as_real(turned).flatten(-2).to(qkv.dtype)
+        kept[0, :, start:stop], kept[1, :, start:stop] = key, parts[2]
+        seen = rearrange(kept[:, :, :stop], "two r t h d -> two r h t d")
+        found = F.scaled_dot_product_attention(query.transpose(1, 2), seen[0], seen[1], is_causal=start == 0)
         hidden = hidden + self._linear(attention.output, rearrange(found, "r h t d -> r t (h d)"))
         inner = F.gelu(self._linear(cast(nn.Linear, layer.mlp[0]), layer.norm2(hidden)))
         return hidden + self._linear(cast(nn.Linear, layer.mlp[2]), inner)
