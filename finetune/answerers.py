@@ -219,7 +219,7 @@ class Finder:
             shown = Candidates(candidates.regions, [candidates.prompts[i] for i in order])
         chat = self.chat
         return [
-            find_among(chat.model, chat.processor, picture, phrase, shown, max_new_tokens=max_new_tokens)
+            find_among(chat.speaker, chat.processor, picture, phrase, shown, max_new_tokens=max_new_tokens)
             for phrase in phrases
         ]
 

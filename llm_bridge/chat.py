@@ -78,6 +78,7 @@ class RegionChat:
         self.processor = processor
         self.memory = PromptMemory() if memory is None else memory
         self.speaker: Speaker = speaker_of(model, processor, self.memory)
+        self._finder: Speaker = speaker_of(model, processor, self.memory)  # reads candidates, not the conversation
         if isinstance(model, PreTrainedModel):
             model.eval()
         self.warns_of_limitation = True
@@ -197,7 +198,8 @@ class RegionChat:
     def reset(self) -> None:
         """Forget the conversation and its picture."""
         self.image, self.messages, self._regions = None, [], []
-        self.memory.forget(self.speaker)
+        for speaker in (self.speaker, self._finder):
+            self.memory.forget(speaker)
 
     def take_back(self) -> tuple[str, list[RegionPrompt]]:
         """Forget the last question, its answer, and the regions that came with it.
@@ -325,7 +327,8 @@ class RegionChat:
 
         The language model is shown the candidates alone, not what was said before. What it finds joins the conversation
         under `FoundRegions.names`, so that you can go on asking about it; if it finds nothing, the conversation stays as it
-        was. Do not trust the answers of a model that was not taught to find regions.
+        was. Of another phrase for the same candidates, only the phrase is read. Do not trust the answers of a model that was
+        not taught to find regions.
         """
         question = find_question(phrase)
         check_choice(most, threshold)
@@ -342,7 +345,7 @@ class RegionChat:
             logger.warning(self.finding_limitation)
         self.warns_of_finding = False
         found = find_among(
-            self.model, self.processor, picture, phrase, candidates,
+            self._finder, self.processor, picture, phrase, candidates,
             most=most, threshold=threshold, max_new_tokens=max_new_tokens,
         )  # fmt: skip
         if not len(found):

@@ -129,7 +129,7 @@ def _find_in_folder(arguments: argparse.Namespace) -> int:
         candidates = Candidates.of(chat.processor, pixels, picture.prompts if table is not None else None)
         found = [
             {"phrase": phrase,
-             **found_record(find_among(chat.model, chat.processor, pixels, phrase, candidates, **options))}
+             **found_record(find_among(chat.speaker, chat.processor, pixels, phrase, candidates, **options))}
             for phrase in asked[picture.image]
         ]  # fmt: skip
         return {"width": width, "height": height, "found": found}

@@ -137,7 +137,8 @@ class LocalSpeaker:
     def log_probabilities(self, prompt: Mapping[str, Any], wanted: Mapping[Ids, Collection[int]]) -> NextIds:
         rows = sorted(ids for ids in wanted if not any(len(o) > len(ids) and o[: len(ids)] == ids for o in wanted))
         scores: dict[Ids, Tensor] = {}
-        for row, logits in zip(rows, logits_after(self.model, prompt, rows)):
+        read = partial(self.memory.read, self.model, self)
+        for row, logits in zip(rows, logits_after(self.model, prompt, rows, read=read)):
             for length, own in enumerate(logits.double().log_softmax(dim=-1).cpu()):
                 scores[row[:length]] = own
         return {ids: {one: float(scores[ids][one]) for one in ones} for ids, ones in wanted.items()}
@@ -355,11 +356,18 @@ class _TallyKeeper(StoppingCriteria):
 
 
 @torch.no_grad()
-def logits_after(model: PreTrainedModel, inputs: Mapping[str, Any], rows: Sequence[Sequence[int]]) -> list[Tensor]:
+def logits_after(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    rows: Sequence[Sequence[int]],
+    *,
+    read: Callable[[Any, int], Cache] | None = None,
+) -> list[Tensor]:
     """Logits (len(row) + 1, V) of what comes after one prompt and each id of a row that goes on from it, for each row.
 
-    inputs: the prompt, which does not end with a placeholder. It is read once for every few rows, or once for each if the
-    model cannot go on from what it has read.
+    inputs: the prompt, which does not end with a placeholder. read: gives a cache with so many ids of it in it, which is asked
+    for once for every few rows; by default, they are read each time. A model that cannot go on from what it has read reads the
+    prompt once for each row.
     """
     prompt = inputs["input_ids"][0]
     language_model = getattr(model, "language_model", model)
@@ -373,12 +381,13 @@ def logits_after(model: PreTrainedModel, inputs: Mapping[str, Any], rows: Sequen
         )
         keep = ids.shape[1] - len(prompt) + 1
         if shared:  # what follows the prompt shows no regions
-            cache = read_beginning(model, inputs, shared)
+            cache = (read or partial(read_beginning, model))(inputs, shared)
             cache.batch_repeat_interleave(len(group))
-            read: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+            before: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
         else:
-            read = {name: value for name, value in inputs.items() if name.startswith("region_")} | {"use_cache": False}
-        arguments = forward_arguments(language_model, attention_mask=mask, logits_to_keep=keep, **read)
+            before = {name: value for name, value in inputs.items() if name.startswith("region_")}
+            before["use_cache"] = False
+        arguments = forward_arguments(language_model, attention_mask=mask, logits_to_keep=keep, **before)
         logits = model(input_ids=ids[:, shared:], **arguments).logits[:, -keep:]
         found += [own[: len(row) - len(prompt) + 1] for row, own in zip(group, logits)]
     return found

@@ -8,7 +8,7 @@ candidates in another order than the one in which its answer is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ def benchmark_expressions(scene: GlyphScene, visible: Sequence[int]) -> list[Exp
 
 def find_lines(chat: RegionChat, seen: SeenScenes, count: int | None = None) -> Iterator[dict[str, Any]]:
     """A line for what each system finds of each expression about the first `count` scenes, among candidates of either kind."""
+    chats = {FINDS: chat, SHUFFLED: chat.another()}  # what one has read of candidates in their order stays in memory
     for number, one in enumerate(seen.scenes[:count]):
         picture, visible = one.picture.image, one.picture.visible
         order = [visible[i] for i in candidate_order(one.scene.name, len(visible))]
@@ -54,7 +55,7 @@ def find_lines(chat: RegionChat, seen: SeenScenes, count: int | None = None) -> 
             covers = [[mask_iou(mask, one.picture.masks[i]) >= LEAST_IOU for i in range(len(one.scene.objects))]
                       for mask in masks]  # fmt: skip
             for expression in expressions:
-                for system, rows in _found(chat, picture, expression.phrase, candidates):
+                for system, rows in _found(chats, picture, expression.phrase, candidates):
                     yield {
                         "task": "find",
                         "view": system,
@@ -70,14 +71,15 @@ def find_lines(chat: RegionChat, seen: SeenScenes, count: int | None = None) -> 
 
 
 def _found(
-    chat: RegionChat, picture: np.ndarray, phrase: str, candidates: Candidates
+    chats: Mapping[str, RegionChat], picture: np.ndarray, phrase: str, candidates: Candidates
 ) -> Iterator[tuple[str, list[int] | None]]:
     """Which candidates each system finds; None if it cannot say anything."""
     yield HEAD, _most_alike(candidates.regions, phrase)
     order = candidate_order("shuffled", len(candidates.prompts))
     shuffled = Candidates(candidates.regions, [candidates.prompts[i] for i in order])
     for system, shown in ((FINDS, candidates), (SHUFFLED, shuffled)):
-        yield system, find_among(chat.model, chat.processor, picture, phrase, shown).rows
+        own = chats[system]
+        yield system, find_among(own.speaker, own.processor, picture, phrase, shown).rows
 
 
 def _most_alike(regions: RegionTokens, phrase: str) -> list[int] | None:

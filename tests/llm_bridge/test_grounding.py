@@ -274,6 +274,25 @@ def test_few_beginnings_of_names_are_read(chat: RegionChat, picture: Image.Image
     assert names == (2, 8)  # "region1" and "non", each after the last token of the prompt
 
 
+def test_of_a_second_phrase_its_own_words_alone_are_read(chat: RegionChat, picture: Image.Image) -> None:
+    read: list[int] = []
+    forward = chat.model.forward
+    phrases = ["the red thing", "the blue thing"]
+    fresh = [RegionChat(chat.model, chat.processor).find(phrase, image=picture, boxes=BOXES) for phrase in phrases]
+    chat.model.forward = lambda **inputs: read.append(inputs["input_ids"].shape[1]) or forward(**inputs)  # type: ignore
+    found, before = [], [0]
+    for phrase in phrases:
+        found.append(chat.find(phrase, image=picture, boxes=BOXES))
+        before.append(len(read))
+    first, second = (read[start:end] for start, end in zip(before, before[1:]))
+    assert first[0] > 150
+    assert second[0] < 100
+    assert max(first[1:] + second[1:]) < 20  # words of the answer, and names: the prompt is not read for them again
+    for one, other in zip(found, fresh):
+        assert (one.rows, one.answer) == (other.rows, other.answer)
+        torch.testing.assert_close(one.candidate_probabilities, other.candidate_probabilities, rtol=1e-4, atol=1e-6)
+
+
 # --- candidates -------------------------------------------------------------------------------------------------------
 
 
