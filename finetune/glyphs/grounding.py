@@ -1,4 +1,4 @@
-"""The benchmark's expressions: what a bridge finds among true candidates and everything mode's, and its tables.
+"""The benchmark's expressions: what a bridge finds among true candidates and everything mode's, its tables and its figure.
 
 Each scene has one expression of each type that it offers, and a second of none. What is found is right if its masks match those
 of the objects that are meant one to one, with an IoU of .5 or more. Beside the bridge stand TAP's concept head alone, which
@@ -9,6 +9,8 @@ candidates in another order than the one in which its answer is read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,11 @@ from tap_tokenizer import RegionPrompt, RegionTokens
 
 from ..data.grounding import LEAST_IOU, Expression, candidate_order
 from ..metrics import mask_iou
+from ..records import decode_mask, encode_mask
 from .expressions import NONE, TYPES, draw_expression
 from .language import phrase_cosines
-from .scenes import GlyphScene
+from .records import LONG_SIDE
+from .scenes import GlyphScene, draw_scene, make_scene
 from .seen_scenes import SeenScenes, place_in_benchmark
 
 TRUE, EVERYTHING = "true candidates", "everything mode"
@@ -67,7 +71,7 @@ def find_lines(chat: RegionChat, seen: SeenScenes, count: int | None = None) -> 
                         "found": rows,
                         "right": rows is not None and _is_right([covers[row] for row in rows], expression.meant),
                         "chance": 1 / max(len(masks), 1),
-                    }
+                    } | ({"masks": [encode_mask(masks[row]) for row in rows or ()]} if system == FINDS else {})
 
 
 def _found(
@@ -145,3 +149,62 @@ def find_tables(split: str, numbers: dict[str, float]) -> list[str]:
             lines.append(f"| {system} | " + " | ".join(cells) + " |")
         tables.append("\n".join(lines))
     return tables
+
+
+# --- a figure ---------------------------------------------------------------------------------------------------------
+
+
+SHOWN, COLUMNS = 20, 4
+"""Answers of the figure, and how many stand side by side."""
+
+
+def chosen_lines(lines: Sequence[dict[str, Any]], count: int = SHOWN) -> list[dict[str, Any]]:
+    """So many lines of the bridge, which a fixed seed chooses: types in turns, and in turns from true candidates and not."""
+    random, own = np.random.RandomState(20), [line for line in lines if line["view"] == FINDS]
+    left = [own[i] for i in random.permutation(len(own))]
+    chosen: list[dict[str, Any]] = []
+    while left and len(chosen) < count:
+        turn = len(chosen)
+        wanted = list(TYPES)[turn % len(TYPES)], (TRUE, EVERYTHING)[(turn + turn // len(TYPES)) % 2]
+        best = max(left, key=lambda line: 2 * (line["type"] == wanted[0]) + (line["candidates"] == wanted[1]))
+        left = [line for line in left if line is not best]
+        chosen.append(best)
+    return chosen
+
+
+def draw_found(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Pictures with what the bridge finds in them outlined, green if it is meant and red if not; dots mark what is meant."""
+    from ..figure_style import GREY, INK, RIGHT, SMALL, WRONG, new_figure, save_figure, styled
+
+    chosen = chosen_lines(lines)
+    rows = -(-len(chosen) // COLUMNS)
+    with styled():
+        figure = new_figure(0.4 + 2.35 * rows)
+        figure.suptitle(
+            "Outlined: what the language model finds; green is meant, red is not. A dot: what is meant.",
+            fontsize=9, color=INK,
+        )  # fmt: skip
+        grid = figure.subplots(rows, COLUMNS, squeeze=False).flat
+        for line, axes in zip(chosen, grid):
+            picture = draw_scene(make_scene(line["scene"], line["split"], line["seed"]), LONG_SIDE)
+            height, width = picture.image.shape[:2]
+            axes.imshow(picture.image)
+            for mask in (decode_mask(mask, (height, width)) for mask in line["masks"]):
+                is_meant = any(mask_iou(mask, picture.masks[i]) >= LEAST_IOU for i in line["meant"])
+                for colour, wide in (("white", 4.2), (RIGHT if is_meant else WRONG, 2.2)):
+                    axes.contour(np.pad(mask, 1), [0.5], colors=[colour], linewidths=wide,
+                                 extent=(-1.5, width + 0.5, -1.5, height + 0.5))  # fmt: skip
+            for i in line["meant"]:
+                y, x = np.argwhere(picture.masks[i]).mean(axis=0)
+                axes.plot(x, y, "o", markersize=6, color="white", markeredgecolor=INK, markeredgewidth=1.4)
+            colour, sign = (RIGHT, "✓") if line["right"] else (WRONG, "✗")
+            letters = 24 * min(width / height, 1)  # as wide as the picture
+            axes.set_title(fill(f"{sign} {line['phrase']}", int(letters)), color=colour, fontsize=SMALL)
+            said = f"{len(line['found'])} found" if line["found"] else "none found"
+            axes.set_xlabel(f"{said}, {line['candidates']}", fontsize=SMALL, color=GREY)
+            axes.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+            for spine in axes.spines.values():
+                spine.set(visible=True, color=colour, linewidth=2.5)
+        for axes in list(grid):  # the last row may not be full
+            axes.set_axis_off()
+        save_figure(figure, path)

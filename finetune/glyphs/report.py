@@ -1,7 +1,8 @@
 """Lines of a GlyphScenes evaluation → means over seeds, the tables that show them, and figures.
 
-The figures are pictures with right and wrong answers, confused kinds, how mask IoU is spread, and the course of training. The
-pictures are the first scenes of the evaluation; they were not selected.
+The figures are pictures with right and wrong answers, what expressions find in some that a seed chooses, confused kinds, how
+mask IoU is spread, and the course of training. The pictures with answers are the first scenes of the evaluation; they were not
+selected.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from llm_bridge import replace_regions
 from ..metrics import accuracy, chance, interval, is_exact, majority
 from .containment import says_truth
 from .free_questions import FREE_FAMILIES, KNOWLEDGE_FAMILIES, PHRASING_FAMILIES
-from .grounding import find_scores, find_tables
+from .grounding import draw_found, find_scores, find_tables
 from .questions import ATTRIBUTE_FAMILIES, CAPTION_FAMILIES, CONTEXT_FAMILIES, FAMILIES, PAIR_FAMILIES
 from .records import LONG_SIDE
 from .retrieval import WAYS
@@ -261,13 +262,15 @@ SCENES = 6
 
 
 def draw_figures(lines: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write `answers-SPLIT.png` for each split with answers, `confusion.png` and `masks.png`."""
+    """Write `answers-SPLIT.png` for each split with answers, `confusion.png`, `masks.png`, and `found.png` if a bridge finds."""
     regions = [line for line in lines if line["task"] == "region"]
     answers = [line for line in lines if line.get("view") == "full" and line["family"] in FAMILIES]
     for split in dict.fromkeys(line["split"] for line in answers):
         draw_answers([line for line in answers if line["split"] == split], folder / f"answers-{split}.png")
     draw_confusion(regions, folder / "confusion.png")
     draw_masks(regions, folder / "masks.png")
+    if found := [line for line in lines if line["task"] == "find"]:
+        draw_found(found, folder / "found.png")
 
 
 def draw_answers(lines: Sequence[dict[str, Any]], path: Path) -> None:

@@ -23,6 +23,7 @@ TABLES = (
     "everything",
     "whole_way",
     "questions",
+    "finding",
 )
 Run = Callable[..., object]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("accelerate")
@@ -21,13 +23,16 @@ from finetune.glyphs.grounding import (
     SHUFFLED,
     TRUE,
     benchmark_expressions,
+    chosen_lines,
+    draw_found,
     find_lines,
     find_scores,
     find_tables,
 )
 from finetune.glyphs.records import benchmark_scenes
-from finetune.glyphs.scenes import make_scene
+from finetune.glyphs.scenes import draw_scene, make_scene
 from finetune.glyphs.seen_scenes import SeenScenes
+from finetune.records import encode_mask
 from llm_bridge import RegionChat
 
 
@@ -78,6 +83,9 @@ def test_whoever_knows_is_right_and_wrong_when_candidates_are_shuffled(monkeypat
     assert scores[f"{EVERYTHING}, {FINDS}: one answer"] == 0  # among no candidates, nothing is right
     heads = [line for line in lines if line["view"] == HEAD and line["candidates"] == TRUE]
     assert all(line["found"] is None or len(line["found"]) == 1 for line in heads)
+    ours = [line for line in lines if line["view"] == FINDS]
+    assert all(len(line["masks"]) == len(line["found"]) for line in ours)
+    assert not any("masks" in line for line in lines if line["view"] != FINDS)
     attribute = [line["right"] for line in heads if line["type"] == "attribute"]
     assert all(attribute)
     assert scores[f"{TRUE}, {HEAD}: several, exactly"] == 0
@@ -89,3 +97,51 @@ def test_whoever_knows_is_right_and_wrong_when_candidates_are_shuffled(monkeypat
     assert third.startswith(f"| {SHUFFLED} | ")
     assert chance.startswith("| chance | 0.")
     assert find_tables("test", {}) == []
+
+
+@pytest.fixture(scope="module")
+def found_lines() -> list[dict[str, Any]]:
+    """What a bridge that is always right finds in four scenes, and lines of a control."""
+    lines: list[dict[str, Any]] = []
+    for index in range(4):
+        scene = make_scene(index, "test")
+        picture = draw_scene(scene, 512)
+        for expression in benchmark_expressions(scene, picture.visible):
+            masks = [encode_mask(picture.masks[i]) for i in expression.meant]
+            about = {"split": "test", "seed": 0, "scene": index, "type": expression.type, "phrase": expression.phrase}
+            lines += [
+                {**about, "view": FINDS, "candidates": kind, "meant": list(expression.meant),
+                 "found": list(range(len(masks))), "masks": masks, "right": True}
+                for kind in (TRUE, EVERYTHING)
+            ]  # fmt: skip
+            lines.append({**about, "view": SHUFFLED, "candidates": TRUE})
+    return lines
+
+
+def test_a_seed_chooses_answers_of_every_type_and_kind(found_lines: list[dict[str, Any]]) -> None:
+    chosen = chosen_lines(found_lines)
+    assert len(chosen) == 20
+    assert len({(line["scene"], line["phrase"], line["candidates"]) for line in chosen}) == 20
+    assert {line["view"] for line in chosen} == {FINDS}
+    assert set(Counter(line["type"] for line in chosen)) == set(TYPES)
+    assert set(Counter(line["candidates"] for line in chosen)) == {TRUE, EVERYTHING}
+    assert chosen == chosen_lines(found_lines)
+    assert len(chosen_lines(found_lines[:5])) == 4  # all that there are
+
+
+def test_what_is_found_is_drawn(found_lines: list[dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "found.png"
+    ours = [line for line in found_lines if line["view"] == FINDS]
+    two = [next(line for line in ours if line["type"] == name) for name in ("several", "none")]
+    sizes = []
+    for right in (True, False):
+        draw_found([{**line, "right": right} for line in two], path)
+        with Image.open(path) as picture:
+            assert picture.size[0] == 1440
+            colours = picture.convert("RGB").getcolors(2**24)
+        assert colours is not None
+        own = {colour: count for count, colour in colours}
+        sizes.append((own.get((47, 125, 91), 0), own.get((180, 73, 63), 0)))  # RIGHT and WRONG
+    (green, red), (less_green, more_red) = sizes
+    assert (red, more_red > 1000) == (0, True)  # frames and titles; outlines stay green: what is outlined is meant
+    assert green > less_green > 1000
