@@ -3,7 +3,7 @@
     python benchmarks/finding.py
     python benchmarks/finding.py --threads 1 --rounds 5 --model region-chat-tiny
 
-CPU seconds, medians of rounds in which all ways take turns, on one picture of glyphs. Each time, nothing is known of the picture.
+CPU seconds, medians of rounds in which all ways take turns, on one picture of glyphs, which is new each time.
 Stages: the picture's features; the candidates' tokens, or the search for everything; the context and the words of the prompt;
 reading it; writing the answer; the probabilities of names. "next phrase" is a second phrase for the same candidates.
 """
@@ -106,7 +106,7 @@ def main() -> None:
     middle = {
         name: {stage: statistics.median(one[stage] for one in own) for stage in own[0]} for name, own in taken.items()
     }
-    head = f"{describe_machine()}; {model}, {loaded.region_tokenizer.model.config.image_size} pixels; medians of {rounds}"
+    head = f"{describe_machine()}; {model}, float32; medians of {rounds}"
     text = f"{head}\n\n{table(middle)}\n"
     print(f"\n{text}")
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,8 @@ no recipe contains, and on the test split what one must know about the objects. 
 know it is also asked in the form in which it says best what it knows: that is the reference of the row. What the bridge's
 adapter costs the language model is measured by its perplexity on plain text (`glyphs/plain_text.py`).
 
-On the first scenes, a bridge that was taught to find regions by words is asked what expressions mean (`glyphs/grounding.py`).
+On the first scenes, a bridge that was taught to find regions by words is asked what expressions mean (`glyphs/grounding.py`);
+`found.png` shows twenty of its answers, chosen by a fixed seed.
 
 `output` then holds `parts/*.jsonl`, with a line for each region, question and expression, `metrics.json`, `table.md` and
 figures. There is a part for each split and seed, written completely or not at all. If a run was stopped, run it again: it does

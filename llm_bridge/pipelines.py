@@ -41,7 +41,7 @@ from transformers.utils.chat_template_utils import Chat
 from tap_tokenizer import RegionPrompt, TapModel, TapRegionTokenizer, bundled_or_given, check_findable, counted
 
 from .chat_markup import user_content
-from .generation import generate_each, question_inputs, separate
+from .generation import generate_each, question_inputs, separate, speaker_of
 from .grounding import Candidates, find_among, find_question
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .pictures import open_picture
@@ -286,7 +286,8 @@ class RegionGroundingPipeline(_RegionPipeline):
             raise ValueError(f"Got {', '.join(sorted(unknown))}, expected most, threshold and max_new_tokens.")
         rows = zip(model_inputs["pictures"], model_inputs["texts"], model_inputs["candidates"])
         assert self.processor is not None
-        return {"found": [find_among(self.model, self.processor, *row, **(generate or {})) for row in rows]}
+        speaker = speaker_of(self.model, self.processor)
+        return {"found": [find_among(speaker, self.processor, *row, **(generate or {})) for row in rows]}
 
     def postprocess(self, model_outputs: dict[str, Any], **_: Any) -> list[list[dict[str, Any]]]:
         return [

@@ -262,7 +262,7 @@ SCENES = 6
 
 
 def draw_figures(lines: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write `answers-SPLIT.png` for each split with answers, `confusion.png`, `masks.png`, and `found.png` if a bridge finds."""
+    """Write `answers-SPLIT.png` for each split with answers, `confusion.png`, `masks.png`, and `found.png` for a finder."""
     regions = [line for line in lines if line["task"] == "region"]
     answers = [line for line in lines if line.get("view") == "full" and line["family"] in FAMILIES]
     for split in dict.fromkeys(line["split"] for line in answers):

@@ -280,11 +280,10 @@ def test_of_a_second_phrase_its_own_words_alone_are_read(chat: RegionChat, pictu
     phrases = ["the red thing", "the blue thing"]
     fresh = [RegionChat(chat.model, chat.processor).find(phrase, image=picture, boxes=BOXES) for phrase in phrases]
     chat.model.forward = lambda **inputs: read.append(inputs["input_ids"].shape[1]) or forward(**inputs)  # type: ignore
-    found, before = [], [0]
-    for phrase in phrases:
-        found.append(chat.find(phrase, image=picture, boxes=BOXES))
-        before.append(len(read))
-    first, second = (read[start:end] for start, end in zip(before, before[1:]))
+    found = [chat.find(phrases[0], image=picture, boxes=BOXES)]
+    first = read.copy()
+    found.append(chat.find(phrases[1], image=picture, boxes=BOXES))
+    second = read[len(first) :]
     assert first[0] > 150
     assert second[0] < 100
     assert max(first[1:] + second[1:]) < 20  # words of the answer, and names: the prompt is not read for them again
