@@ -1,7 +1,7 @@
 """Finding by words: what `RegionChat.find` takes with eight and with fifty candidates, stage by stage, and in rounds.
 
     python benchmarks/finding.py
-    python benchmarks/finding.py --threads 1 --rounds 5 --model region-chat-tiny
+    python benchmarks/finding.py --threads 1 --rounds 5 --model runs/mine/model
 
 CPU seconds, medians of rounds in which all ways take turns, on one picture of glyphs, which is new each time.
 Stages: the picture's features; the candidates' tokens, or the search for everything; the context and the words of the prompt;
@@ -22,7 +22,7 @@ from machine import describe_machine
 from side_by_side import arguments_of
 
 from finetune.glyphs.scenes import draw_scene, make_scene
-from llm_bridge import DEFAULT_BRIDGE, Candidates, RegionBridgeProcessor, RegionChat, find_among
+from llm_bridge import Candidates, RegionBridgeProcessor, RegionChat, find_among
 from tap_tokenizer import RegionPrompt
 
 FIRST, NEXT = "the red umbrella", "the largest thing left of the star"
@@ -85,7 +85,7 @@ def main() -> None:
     """Measure and print."""
     arguments = arguments_of(
         __doc__,
-        model={"default": DEFAULT_BRIDGE, "help": "name or folder of the bridge"},
+        model={"default": "region-chat-tiny", "help": "name or folder of the bridge"},
         rounds={"type": int, "default": 3, "help": "how often each way is timed"},
     )
     rounds, model = (1, "region-chat-tiny") if arguments.quick else (arguments.rounds, arguments.model)

