@@ -68,7 +68,7 @@ def test_what_a_recipe_reads_was_made_before_it(tmp_path: Path) -> None:
             recipe.get(key)
             for key in ("init_from", "language_model", "region_tokenizer", "data", "eval_data", "eval_cache")
         ]
-        read += [source[key] for source in recipe.get("sources", ()) for key in ("records", "cache")]
+        read += [source.get(key) for source in recipe.get("sources", ()) for key in ("records", "cache")]
         assert {path for path in read if path not in (None, "smollm2-135m")} <= made
         assert recipe["output_dir"] == f"made/{name}"
 
