@@ -107,7 +107,7 @@ class Conversations(Dataset[CachedRecord]):
 
     def __init__(self, sources: Sequence[Source], seed: int = 0) -> None:
         records = {source.records: load_records(source.records).without_pictures() for source in sources}
-        caches = {source.cache: RegionCache(source.cache) for source in sources}
+        caches = {source.cache: source.cache and RegionCache(source.cache) for source in sources}
         asked = {path: own.with_conversation() for path, own in records.items()}
         if empty := [path for path, rows in asked.items() if not rows]:
             raise ValueError(f"No record of {empty[0]} has a conversation: give records that ask something.")
@@ -129,11 +129,13 @@ class Conversations(Dataset[CachedRecord]):
 
     def __getitem__(self, position: int) -> CachedRecord:
         number, row, visit = self._drawn(position)
-        source, cache = self.sources[number], self.caches[number]
-        variant = (row + visit + self.seed) % len(cache.plan.variants)
-        record, tokens = self._record(number, row), cache.regions(row, variant)
-        check_size(record, picture_size(tokens), f"Record {row} of {source.records}, for which tokens are cached,")
-        item = CachedRecord(record, tokens, cache.context(row))
+        source, record, cache = self.sources[number], self._record(number, row), self.caches[number]
+        if cache is None:
+            item = CachedRecord(record, None)
+        else:
+            tokens = cache.regions(row, (row + visit + self.seed) % len(cache.plan.variants))
+            check_size(record, picture_size(tokens), f"Record {row} of {source.records}, for which tokens are cached,")
+            item = CachedRecord(record, tokens, cache.context(row))
         item = some_turns(item, source.turns, np.random.RandomState([self.seed, 3, position % 2**32]))
         return replace(item, is_taught=source.loss == "teacher" and not read_texts(item.record))
 

@@ -44,7 +44,7 @@ class Source:
     """Records to learn from."""
 
     records: str = knob(help="record file")
-    cache: str = knob(help="its cache")
+    cache: str | None = knob(default=None, help="its cache; none for records without pictures, conversations in words")
     weight: float | None = knob(default=None, help="how often it is drawn; default: in proportion to its size")
     turns: int = knob(
         default=0,
@@ -76,7 +76,7 @@ def read_source(text: str) -> Source:
         return Source(**{name: _SOURCE[name](str(value)) for name, value in row.items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise argparse.ArgumentTypeError(
-            f"got the source {text} ({error}), expected records and cache, and maybe weight, turns and loss"
+            f"got the source {text} ({error}), expected records, and maybe cache, weight, turns and loss"
         ) from None
 
 
@@ -90,15 +90,13 @@ def sources_of(sources: Sequence[Source], columns: Mapping[str, Sequence[Any] | 
             raise ValueError(f"Got {len(values)} {name} for {count} data: give one for each.")
         for row, value in zip(rows, values):
             row[COLUMNS[name]] = value
-    if rows and "cache" not in rows[0]:
-        raise ValueError(f"Got {count} data and 0 caches: give a cache for each record file.")
     return [Source(**row) for row in rows]
 
 
 def check_sources(sources: Sequence[Source]) -> None:
     """Refuse an empty list of sources, and weights for only some of them."""
     if not sources:
-        raise ValueError("Got no sources: give data, and a cache for each record file.")
+        raise ValueError("Got no sources: give data, and a cache for each file of records with pictures.")
     weighted = sum(source.weight is not None for source in sources)
     if weighted not in (0, len(sources)):
         raise ValueError(f"Got {weighted} weights for {len(sources)} data: give one for each, or none.")
@@ -192,7 +190,7 @@ def refuse_other_arguments(arguments: Any, path: Path) -> None:
     if "data" in old and "sources" not in old:  # saved before there were sources
         old["sources"] = [asdict(source) for source in sources_of([], {name: old.get(name) for name in COLUMNS})]
     if "sources" in old:  # one that was saved before a field existed has its default
-        old["sources"] = [{**asdict(Source("", "")), **source} for source in old["sources"]]
+        old["sources"] = [{**asdict(Source("")), **source} for source in old["sources"]]
     free = {f.name for f in fields(arguments) if f.metadata.get("free")}
     changed = [f"{key} {old[key]!r}, which no longer exists" for key in _GONE if key in old]
     changed += [

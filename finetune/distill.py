@@ -12,7 +12,8 @@ stopped:
 
 1. `output_dir/lessons/lessons.jsonl`: records whose answers are the teacher's, each question with what the teacher was
    `told`; `held_out.jsonl`, the same of pictures that are kept for evaluation, half of it in instructions that are never
-   learned; `counts.json`, how many answers were kept, and why others were left out. Look at them:
+   learned; `talks.jsonl`, what the language model says to itself when no region is spoken of, so that it keeps its language;
+   `counts.json`, how many answers and talks were kept, and why others were left out. Look at them:
    `python -m finetune.data show --data runs/mine/lessons/lessons.jsonl --output lessons.png`.
 2. `lessons/cache` and `lessons/held_out_cache`: their region tokens, as `finetune.cache_regions` makes them.
 3. `finetune.train` on a source with `loss: teacher`: at each word of an answer, the student's distribution over all words
@@ -51,11 +52,12 @@ from .examples import read_texts
 from .lesson_arguments import LessonArguments
 from .loop import run
 from .losses import word_losses
+from .own_talks import OwnTalks
 from .teacher import NEW, Teacher
 from .train import BridgeTraining, load_bridge
 from .train_arguments import TrainArguments, check_arguments
 
-LESSONS, HELD_OUT, COUNTS, ABOUT = "lessons.jsonl", "held_out.jsonl", "counts.json", "about.json"
+LESSONS, HELD_OUT, TALKS, COUNTS, ABOUT = "lessons.jsonl", "held_out.jsonl", "talks.jsonl", "counts.json", "about.json"
 
 _VIEWS = ("", "_new", "_shuffled")
 
@@ -71,6 +73,9 @@ class DistillArguments(LessonArguments, TrainArguments):
     )
     lessons_weight: float | None = knob(
         default=None, help="how often lessons are drawn beside other sources; default: as their number"
+    )
+    talks_weight: float | None = knob(
+        default=None, help="how often talks are drawn; default: lessons_weight, or without it as their number"
     )
     eval_max_new_tokens: int = knob(default=64, free=True, help="longest answer in an evaluation")
 
@@ -89,10 +94,14 @@ class DistillArguments(LessonArguments, TrainArguments):
             )
         names = ("regions", "points_per_crop", "questions", "answer_tokens", "teacher_batch_size", "lesson_chunk")
         check_counts(self, *names)
+        check_counts(self, "talks", least=0)
         lessons = Source(
             str(self.folder / LESSONS), str(self.folder / "cache"), self.lessons_weight, turns=1, loss="teacher"
         )
-        self.sources = [lessons, *(source for source in self.sources if source != lessons)]
+        weight = self.lessons_weight if self.talks_weight is None else self.talks_weight
+        talks = Source(str(self.folder / TALKS), weight=weight, loss="teacher")
+        own = [lessons, talks] if self.talks else [lessons]
+        self.sources = [*own, *(source for source in self.sources if source not in own)]
         self.eval_data, self.eval_cache = str(self.folder / HELD_OUT), str(self.folder / "held_out_cache")
         check_arguments(self)
 
@@ -157,13 +166,14 @@ def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def make_lessons(arguments: DistillArguments, accelerator: Accelerator) -> None:
-    """Write the lessons and their caches, as far as they are not there yet; every process does a part."""
+    """Write the lessons, their caches and the talks, as far as they are not there yet; every process does a part."""
     folder, state = arguments.folder, PartialState()
     files = {LESSONS: "cache", HELD_OUT: "held_out_cache"}
+    needs_talks = arguments.talks and not (folder / TALKS).is_file()
     if accelerator.is_main_process:
         _refuse_other_lessons(arguments)
     accelerator.wait_for_everyone()
-    if all((folder / cache / MANIFEST).is_file() for cache in files.values()):
+    if not needs_talks and all((folder / cache / MANIFEST).is_file() for cache in files.values()):
         return
     bridge, processor = load_bridge(arguments, accelerator)
     if arguments.quantize == "no":
@@ -171,13 +181,22 @@ def make_lessons(arguments: DistillArguments, accelerator: Accelerator) -> None:
     tokenizer = processor.encoder.tokenizer.to(accelerator.device)
     if accelerator.is_main_process:
         tell_limitation(tokenizer.limitation)
+    seed = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["seed"]  # of the run that began them
     if not all((folder / name).is_file() for name in files):
-        seed = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["seed"]  # of the run that began them
         teacher = Teacher(bridge, processor, arguments, seed)
         parts = folder / "parts"
         write_chunks(parts, teacher.chunks, lambda chunk: teacher.work(chunk, folder), state, "asking the teacher")
         if accelerator.is_main_process:
             _join(folder, joined_chunks(parts, teacher.chunks))
+        accelerator.wait_for_everyone()
+    if needs_talks:
+        talks, parts = (
+            OwnTalks(bridge, processor, arguments.talks, arguments.answer_tokens, seed),
+            folder / "talk_parts",
+        )
+        write_chunks(parts, talks.chunks, talks.work, state, "talking with itself")
+        if accelerator.is_main_process:
+            _join_talks(folder, joined_chunks(parts, talks.chunks))
         accelerator.wait_for_everyone()
     for name, cache in files.items():
         variants = "exact" if name == HELD_OUT else "exact,jitter"
@@ -212,6 +231,19 @@ def _join(folder: Path, text: str) -> None:
                 f"{folder / COUNTS} for why answers were left out."
             )
         write_whole(folder / name, "".join(records[is_held_out]))
+
+
+def _join_talks(folder: Path, text: str) -> None:
+    """Write the talks of all chunks in their file, and how many there are beside how many lessons."""
+    lines = list(map(json.loads, text.splitlines()))
+    records = [json.dumps(line["record"], ensure_ascii=False) + "\n" for line in lines if line["record"] is not None]
+    counts = Counter(line["talk"] for line in lines)
+    told = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
+    write_whole(folder / COUNTS, json.dumps({**told, "talks": dict(counts)}, indent=1))
+    print("talks: " + ", ".join(f"{count} {name}" for name, count in counts.most_common()))
+    if not records:
+        raise ValueError(f"No talk is left of {len(lines)}: raise talks, or give talks 0 to learn lessons alone.")
+    write_whole(folder / TALKS, "".join(records))
 
 
 def _refuse_other_lessons(arguments: DistillArguments) -> None:

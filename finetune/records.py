@@ -202,6 +202,11 @@ class Records:
         column = self.rows.select_columns("conversations").with_format("arrow")[:]["conversations"]
         return [number for number, turns in enumerate(column) if turns.is_valid and len(turns)]
 
+    def first_with_regions(self) -> int | None:
+        """The number of the first record that has a region, or None."""
+        column = self.rows.select_columns("regions").with_format("arrow")[:]["regions"]
+        return next((number for number, regions in enumerate(column) if regions.is_valid and len(regions)), None)
+
     def without_pictures(self) -> Records:
         """The same records with None for `image`, so that pictures inside a parquet file are not read."""
         return Records(self.rows.remove_columns("image"))

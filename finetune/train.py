@@ -127,11 +127,17 @@ def check_sharding(arguments: TrainArguments, accelerator: Accelerator) -> None:
 def check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGeneration) -> None:
     """Refuse caches that do not belong to the records or to the bridge, before anything is trained."""
     pairs = [(source.records, source.cache) for source in arguments.sources]
-    if arguments.eval_data is not None and arguments.eval_cache is not None:
+    if arguments.eval_data is not None:
         pairs.append((arguments.eval_data, arguments.eval_cache))
     context = PictureContext.of(bridge.config)
     for data, folder in pairs:
-        RegionCache(folder).check(Path(data), bridge.config.fingerprint, context)
+        if folder is not None:
+            RegionCache(folder).check(Path(data), bridge.config.fingerprint, context)
+        elif (row := load_records(data).first_with_regions()) is not None:
+            raise ValueError(
+                f"Record {row} of {data} has regions, but there is no cache of their tokens: give the cache that "
+                "finetune.cache_regions makes of these records."
+            )
 
 
 def make_optimizers(

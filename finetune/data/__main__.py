@@ -223,16 +223,8 @@ def contact_sheet(records: Sequence[Record], root: Path, columns: int = 3) -> Im
 
 
 def _tile(record: Record, root: Path) -> Image.Image:
-    picture = open_image(record, root)
-    size, regions = (picture.shape[0], picture.shape[1]), record.regions
-    masks = [np.zeros(size, bool) if region.mask is None else decode_mask(region.mask, size) for region in regions]
-    drawn = draw_regions(
-        picture,
-        masks=np.stack(masks) if masks else None,
-        boxes=[_outline(region, size) for region in regions] or None,
-        points=[region.points or [] for region in regions],
-        point_labels=[region.point_labels or [1] * len(region.points or []) for region in regions],
-    )
+    """The picture with its regions, if there is one, and what is said beneath it."""
+    drawn = Image.new("RGB", (TILE, 1), "white") if record.image is None else _drawn(record, root)
     room = TILE - 12
     drawn.thumbnail((room, room))
     lines: list[str] = []
@@ -247,6 +239,19 @@ def _tile(record: Record, root: Path) -> Image.Image:
         more = " …" if number == TEXT_LINES - 1 and len(lines) > TEXT_LINES else ""
         pen.text((8, drawn.height + 10 + number * (FONT_SIZE + 4)), line + more, fill="black", font=font)
     return tile
+
+
+def _drawn(record: Record, root: Path) -> Image.Image:
+    picture = open_image(record, root)
+    size, regions = (picture.shape[0], picture.shape[1]), record.regions
+    masks = [np.zeros(size, bool) if region.mask is None else decode_mask(region.mask, size) for region in regions]
+    return draw_regions(
+        picture,
+        masks=np.stack(masks) if masks else None,
+        boxes=[_outline(region, size) for region in regions] or None,
+        points=[region.points or [] for region in regions],
+        point_labels=[region.point_labels or [1] * len(region.points or []) for region in regions],
+    )
 
 
 def _outline(region: Region, size: tuple[int, int]) -> list[float]:

@@ -61,6 +61,12 @@ def problems_of(record: dict[str, Any] | str, root: Path, pictures: Pictures = "
     if isinstance(record, str):
         return [("broken line", record)]
     found = [("unknown key", f"{key!r} in the record") for key in sorted(set(record) - RECORD_KEYS)]
+    if (
+        record.get("image", "") is None
+        and record.get("regions") == []
+        and isinstance(record.get("conversations"), list)
+    ):
+        return [*found, *talk_problems(record["conversations"], 0)]  # a conversation in words
     missing = [key for key in NEEDED_KEYS if record.get(key) is None]
     if missing:
         return [*found, ("missing key", f"the record lacks {', '.join(missing)}")]

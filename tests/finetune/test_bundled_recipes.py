@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from recipe_script import commands_of
 
 from finetune.config import RECIPES
 
@@ -39,25 +39,16 @@ done
 """In place of Python: writes down what it was asked to do, and leaves what the real commands would leave."""
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "python").write_text(PYTHON)
-    (tmp_path / "python").chmod(0o755)
-    return tmp_path
-
-
 def commands(folder: Path, *flags: str, **variables: str) -> list[str]:
-    environment = {"PATH": os.environ["PATH"], "PYTHON": "./python", **variables}
-    subprocess.run(["bash", str(SCRIPT), *flags], cwd=folder, env=environment, check=True, timeout=60)
-    return (folder / "commands").read_text().splitlines()
+    return commands_of(SCRIPT, folder, PYTHON, *flags, **variables)
 
 
 def recipe_of(name: str, out: Path) -> dict[str, Any]:
     return yaml.safe_load((out / "recipes" / f"{name}.yaml").read_text())
 
 
-def test_every_recipe_is_trained_in_order(folder: Path) -> None:
-    found = [line.split() for line in commands(folder)]
+def test_every_recipe_is_trained_in_order(tmp_path: Path) -> None:
+    found = [line.split() for line in commands(tmp_path)]
     trained = [line for line in found if line[2] == "--config"]
     assert [line[1:] for line in trained] == [
         [f"finetune.{command}", "--config", f"runs/bundled/recipes/{name}.yaml"] for name, command in STAGES.items()
@@ -65,26 +56,26 @@ def test_every_recipe_is_trained_in_order(folder: Path) -> None:
     assert set(STAGES) == {path.stem for path in SCRIPT.parent.glob("*.yaml")}
     converted = next(line for line in found if line[1] == "tap_tokenizer")
     assert converted[2:7] == ["convert", "runs/bundled/tap_heads/model", "runs/bundled/tap-tiny", "--dtype", "float16"]
-    log = (folder / "runs/bundled/tap-tiny/training/log.jsonl").read_text().splitlines()
+    log = (tmp_path / "runs/bundled/tap-tiny/training/log.jsonl").read_text().splitlines()
     assert [json.loads(line)["stage"] for line in log] == ["dense", "prompt", "heads"]
 
 
-def test_what_a_recipe_reads_was_made_before_it(folder: Path) -> None:
-    commands(folder, OUT="made")
-    made = {path.relative_to(folder).as_posix() for path in (folder / "made").rglob("*")}
+def test_what_a_recipe_reads_was_made_before_it(tmp_path: Path) -> None:
+    commands(tmp_path, OUT="made")
+    made = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "made").rglob("*")}
     for name in STAGES:
-        recipe = recipe_of(name, folder / "made")
+        recipe = recipe_of(name, tmp_path / "made")
         read = [
             recipe.get(key)
             for key in ("init_from", "language_model", "region_tokenizer", "data", "eval_data", "eval_cache")
         ]
-        read += [source[key] for source in recipe.get("sources", ()) for key in ("records", "cache")]
+        read += [source.get(key) for source in recipe.get("sources", ()) for key in ("records", "cache")]
         assert {path for path in read if path not in (None, "smollm2-135m")} <= made
         assert recipe["output_dir"] == f"made/{name}"
 
 
-def test_records_are_converted_before_they_are_cached(folder: Path) -> None:
-    found = commands(folder)
+def test_records_are_converted_before_they_are_cached(tmp_path: Path) -> None:
+    found = commands(tmp_path)
     for i, line in enumerate(found):
         words = line.split()
         if words[1] in ("finetune.cache_regions", "finetune.compose_regions"):
@@ -92,22 +83,22 @@ def test_records_are_converted_before_they_are_cached(folder: Path) -> None:
             assert any(f"glyph_scenes --output {data} " in earlier for earlier in found[:i])
 
 
-def test_finding_is_calibrated_at_the_end_on_scenes_that_are_not_learned_from(folder: Path) -> None:
-    found = [line.split() for line in commands(folder)]
+def test_finding_is_calibrated_at_the_end_on_scenes_that_are_not_learned_from(tmp_path: Path) -> None:
+    found = [line.split() for line in commands(tmp_path)]
     assert found[-1][1] == "finetune.calibrate"
     asked = found[-1][found[-1].index("--data") + 1]
     made = next(line for line in found if line[1:4] == ["finetune.data", "convert", "glyph_scenes"] and asked in line)
     assert made[made.index("--split") + 1] == "val"
-    learned = recipe_of("chat_smollm2", folder / "runs/bundled")["sources"]
+    learned = recipe_of("chat_smollm2", tmp_path / "runs/bundled")["sources"]
     assert asked not in [source["records"] for source in learned]
-    assert (folder / "runs/bundled/chat_smollm2/calibration.txt").is_file()
+    assert (tmp_path / "runs/bundled/chat_smollm2/calibration.txt").is_file()
 
 
-def test_a_second_run_repeats_nothing(folder: Path) -> None:
-    once = commands(folder)
-    assert commands(folder) == once
-    (folder / "runs/bundled/tap_heads/model").rmdir()
-    assert [line.split()[3] for line in commands(folder)[len(once) :]] == ["runs/bundled/recipes/tap_heads.yaml"]
+def test_a_second_run_repeats_nothing(tmp_path: Path) -> None:
+    once = commands(tmp_path)
+    assert commands(tmp_path) == once
+    (tmp_path / "runs/bundled/tap_heads/model").rmdir()
+    assert [line.split()[3] for line in commands(tmp_path)[len(once) :]] == ["runs/bundled/recipes/tap_heads.yaml"]
 
 
 @pytest.mark.parametrize(
@@ -120,9 +111,9 @@ def test_a_second_run_repeats_nothing(folder: Path) -> None:
     ids=["one process", "GPUs", "CPUs"],
 )
 def test_flags_are_those_of_a_launcher_and_variables_reach_every_stage(
-    folder: Path, flags: list[str], launched: str
+    tmp_path: Path, flags: list[str], launched: str
 ) -> None:
-    found = commands(folder, *flags, OUT="made", FLAGS="--workers 8 --batch_size 2")
+    found = commands(tmp_path, *flags, OUT="made", FLAGS="--workers 8 --batch_size 2")
     trained = [line for line in found if " --config " in line]
     assert len(trained) == len(STAGES)
     for command in trained:
@@ -137,9 +128,9 @@ def test_script_and_recipes_are_short_enough_to_be_read() -> None:
         assert len(path.read_text().splitlines()) < 40
 
 
-def test_what_was_made_is_shipped_under_the_names_of_the_package(folder: Path) -> None:
-    commands(folder)
-    made = folder / "runs/bundled"
+def test_what_was_made_is_shipped_under_the_names_of_the_package(tmp_path: Path) -> None:
+    commands(tmp_path)
+    made = tmp_path / "runs/bundled"
     for stage in ("chat_tiny", "chat_smollm2"):
         reference = {"source": str(made / "tap-tiny"), "fingerprint": "f"}
         (made / stage / "model" / "processor_config.json").write_text(json.dumps({"region_tokenizer": reference}))
@@ -147,12 +138,12 @@ def test_what_was_made_is_shipped_under_the_names_of_the_package(folder: Path) -
     (made / "chat_smollm2/model/adapter").mkdir()
     (made / "chat_smollm2/model/adapter/adapter_model.safetensors").touch()
     (made / "tap-tiny/model.safetensors").touch()
-    bridges = folder / "llm_bridge/pretrained"
+    bridges = tmp_path / "llm_bridge/pretrained"
     for name in ("region-chat-tiny", "region-chat-smollm2"):
         (bridges / name).mkdir(parents=True)
         (bridges / name / "README.md").write_text("by hand")
-    subprocess.run(["bash", str(SCRIPT.with_name("ship.sh"))], cwd=folder, check=True, timeout=60)
-    assert (folder / "tap_tokenizer/pretrained/tap-tiny/model.safetensors").is_file()
+    subprocess.run(["bash", str(SCRIPT.with_name("ship.sh"))], cwd=tmp_path, check=True, timeout=60)
+    assert (tmp_path / "tap_tokenizer/pretrained/tap-tiny/model.safetensors").is_file()
     assert (bridges / "region-chat-smollm2/adapter/adapter_model.safetensors").is_file()
     for stage, name in (("chat_tiny", "region-chat-tiny"), ("chat_smollm2", "region-chat-smollm2")):
         processor = json.loads((bridges / name / "processor_config.json").read_text())

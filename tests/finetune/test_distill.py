@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 pytest.importorskip("accelerate")
@@ -17,7 +18,7 @@ pytest.importorskip("peft")
 
 from interrupted import interrupt_after_saving
 
-from finetune import distill
+from finetune import distill, train
 from finetune.config import parse_arguments
 from finetune.data.__main__ import main as data_command
 from finetune.distill import DistillArguments
@@ -32,7 +33,7 @@ def run(stage: Path, output: Path, *flags: str) -> list[dict[str, float]]:
     given = [] if "--pictures" in flags else ["--data", str(stage / "records.jsonl")]
     distill.main(["--output_dir", str(output), "--language_model", str(stage / "lm" / "model"),
                   "--region_tokenizer", str(stage / "tap0"), *given, "--held_out", "0.34", "--lesson_chunk", "2",
-                  "--answer_tokens", "8", "--teacher_batch_size", "4", "--steps", "4", "--batch_size", "2",
+                  "--answer_tokens", "8", "--talks", "0", "--teacher_batch_size", "4", "--steps", "4", "--batch_size", "2",
                   "--log_steps", "1", "--save_steps", "2", "--eval_steps", "4", "--eval_records", "2",
                   "--eval_max_new_tokens", "8", "--warmup_steps", "1", "--tracker", "none", *flags])  # fmt: skip
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
@@ -129,6 +130,48 @@ def test_lessons_are_learned_beside_answers(stage: Path, tmp_path: Path) -> None
     shutil.rmtree(tmp_path / "out" / "model")
     distill.main(["--config", str(saved)])  # its own arguments: nothing is left to do
     assert (tmp_path / "out" / "model").is_dir()
+
+
+def test_talks_are_learned_beside_lessons(
+    stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("finetune.own_talks._problem_of", lambda words: None)
+    monkeypatch.setattr("finetune.own_talks.whole_sentences", lambda words, is_cut: words or "yes")
+    monkeypatch.setattr("finetune.own_talks.CHUNK", 4)
+    flags = ("--mode", "projector", "--talks", "6", "--lessons_weight", "1", "--talks_weight", "3")
+    lines = run(stage, tmp_path / "out", *flags)
+    assert "talks: 6 kept" in capsys.readouterr().out
+    folder = tmp_path / "out" / "lessons"
+    talks = list(load_records(folder / "talks.jsonl"))
+    assert len(talks) == 6
+    for talk in talks:
+        question, answer = talk.conversations
+        assert talk.image is None
+        assert talk.regions == []
+        assert (question.role, question.told, answer.role) == ("user", question.content, "assistant")
+        assert answer.content
+    assert json.loads((folder / "counts.json").read_text())["talks"] == {"kept": 6}
+    assert data_command(["validate", "--data", str(folder / "talks.jsonl")]) == 0
+    assert data_command(["show", "--data", str(folder / "talks.jsonl"), "--output", str(tmp_path / "talks.png")]) == 0
+    saved = DistillArguments(**yaml.safe_load((tmp_path / "out" / "arguments.yaml").read_text()))
+    assert [source["weight"] for source in saved.sources] == [1, 3]
+    assert all(line["loss"] >= 0 for line in lines if "loss" in line)
+    with pytest.raises(ValueError, match="lessons with other talks"):
+        run(stage, tmp_path / "out", *flags, "--talks", "7")
+
+
+def test_a_talk_costs_nothing_before_anything_is_learned(stage: Path, tmp_path: Path) -> None:
+    """Adapter and projector take no part in it: what is drawn to the teacher's words is the teacher."""
+    talk = {"role": "user", "content": "what is it", "told": "what is it"}, {"role": "assistant", "content": "a cat"}
+    (tmp_path / "talks.jsonl").write_text(
+        json.dumps({"image": None, "width": 0, "height": 0, "regions": [], "conversations": talk}) + "\n"
+    )
+    flags = ["--data", str(tmp_path / "talks.jsonl"), "--losses", "teacher", "--teacher_share", "1"]
+    train.main(["--output_dir", str(tmp_path / "out"), "--language_model", str(stage / "lm" / "model"),
+                "--region_tokenizer", str(stage / "tap0"), "--steps", "2", "--batch_size", "2", "--log_steps", "1",
+                "--warmup_steps", "0", "--tracker", "none", *flags])  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["kl"] for line in lines if "kl" in line] == pytest.approx([0, 0], abs=1e-5)
 
 
 def test_lessons_of_others_are_refused(stage: Path, tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from recipe_script import commands_of
 
 from finetune.config import RECIPES
 from finetune.glyphs.questions import ATTRIBUTE_FAMILIES
@@ -28,25 +28,16 @@ done
 """In place of Python: writes down what it was asked to do, and leaves what the real commands would leave."""
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "python").write_text(PYTHON)
-    (tmp_path / "python").chmod(0o755)
-    return tmp_path
-
-
 def commands(folder: Path, *flags: str, **variables: str) -> list[list[str]]:
-    environment = {"PATH": os.environ["PATH"], "PYTHON": "./python", **variables}
-    subprocess.run(["bash", str(FOLDER / "run.sh"), *flags], cwd=folder, env=environment, check=True, timeout=60)
-    return [line.split() for line in (folder / "commands").read_text().splitlines()]
+    return [line.split() for line in commands_of(FOLDER / "run.sh", folder, PYTHON, *flags, **variables)]
 
 
 def value(line: list[str], flag: str) -> str:
     return line[line.index(flag) + 1]
 
 
-def test_every_row_learns_the_same_lessons_and_is_measured(folder: Path) -> None:
-    found = commands(folder, OUT="made")
+def test_every_row_learns_the_same_lessons_and_is_measured(tmp_path: Path) -> None:
+    found = commands(tmp_path, OUT="made")
     trained = [line for line in found if "--config" in line]
     rows = [value(line, "--output_dir") for line in trained]
     assert rows == [
@@ -67,9 +58,9 @@ def test_every_row_learns_the_same_lessons_and_is_measured(folder: Path) -> None
     assert found[-1] == ["-m", "finetune.recipes.pictures_alone.table", "made"]
 
 
-def test_supervised_alone_differs_from_after_distilling_by_its_start_alone(folder: Path) -> None:
+def test_supervised_alone_differs_from_after_distilling_by_its_start_alone(tmp_path: Path) -> None:
     after, alone = (
-        line for line in commands(folder, ROWS="after-3 alone-3", OUT="made") if line[1] == "finetune.train"
+        line for line in commands(tmp_path, ROWS="after-3 alone-3", OUT="made") if line[1] == "finetune.train"
     )
     assert value(after, "--init_from") == "made/both-3/model"
     assert value(alone, "--language_model") == "smollm2-135m"
@@ -84,11 +75,11 @@ def test_no_answer_of_ours_reaches_the_lessons() -> None:
     assert "sources" not in recipe
 
 
-def test_what_is_there_is_passed_over(folder: Path) -> None:
-    once = commands(folder)
-    assert commands(folder)[len(once) :] == [once[-1]]
-    (folder / "runs/pictures_alone/projector-1/model").rmdir()
-    assert [value(line, "--output_dir") for line in commands(folder)[len(once) + 1 : -1]] == [
+def test_what_is_there_is_passed_over(tmp_path: Path) -> None:
+    once = commands(tmp_path)
+    assert commands(tmp_path)[len(once) :] == [once[-1]]
+    (tmp_path / "runs/pictures_alone/projector-1/model").rmdir()
+    assert [value(line, "--output_dir") for line in commands(tmp_path)[len(once) + 1 : -1]] == [
         "runs/pictures_alone/projector-1"
     ]
 
@@ -101,9 +92,9 @@ def test_what_is_there_is_passed_over(folder: Path) -> None:
     ],
 )
 def test_flags_are_those_of_a_launcher_and_variables_reach_every_row(
-    folder: Path, flags: list[str], launched: str
+    tmp_path: Path, flags: list[str], launched: str
 ) -> None:
-    found = commands(folder, *flags, ROWS="both-0 alone-0", FLAGS="--steps 3 --batch_size 4")
+    found = commands(tmp_path, *flags, ROWS="both-0 alone-0", FLAGS="--steps 3 --batch_size 4")
     trained = [" ".join(line) for line in found if "--config" in line]
     assert len(trained) == 2
     for line in trained:
@@ -111,9 +102,9 @@ def test_flags_are_those_of_a_launcher_and_variables_reach_every_row(
         assert line.endswith("--steps 3 --batch_size 4")
 
 
-def test_a_row_that_there_is_not_is_refused_with_those_that_there_are(folder: Path) -> None:
+def test_a_row_that_there_is_not_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
-        commands(folder, ROWS="lora-0")
+        commands(tmp_path, ROWS="lora-0")
     assert caught.value.returncode == 2
 
 

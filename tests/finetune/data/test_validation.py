@@ -98,6 +98,16 @@ def test_valid_records_pass(folder: Path) -> None:
         assert problems_of(sample, folder, "decode") == []
 
 
+def test_a_conversation_in_words_needs_no_picture(folder: Path) -> None:
+    said = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good morning."}]
+    in_words = {"image": None, "regions": [], "conversations": said}
+    assert problems_of(in_words, folder) == []
+    assert problems_of({**in_words, "width": 0, "height": 0}, folder) == []
+    shown = [{"role": "user", "content": "What is <region1>?"}, said[1]]
+    assert [kind for kind, _ in problems_of({**in_words, "conversations": shown}, folder)] == ["regions do not match"]
+    assert [kind for kind, _ in problems_of(good(image=None), folder)] == ["missing key"]
+
+
 def test_sizes_are_those_of_upright_pictures(folder: Path) -> None:
     """A camera held upright writes a lying picture and says so in its EXIF."""
     turned = Image.Exif()
