@@ -134,6 +134,7 @@ def test_what_was_made_is_shipped_under_the_names_of_the_package(tmp_path: Path)
     for stage in ("chat_tiny", "chat_smollm2"):
         reference = {"source": str(made / "tap-tiny"), "fingerprint": "f"}
         (made / stage / "model" / "processor_config.json").write_text(json.dumps({"region_tokenizer": reference}))
+        (made / stage / "model" / "config.json").write_text('{"limitation": null}')
         (made / stage / "model" / "README.md").write_text("of the run")
     (made / "chat_smollm2/model/adapter").mkdir()
     (made / "chat_smollm2/model/adapter/adapter_model.safetensors").touch()
@@ -149,4 +150,5 @@ def test_what_was_made_is_shipped_under_the_names_of_the_package(tmp_path: Path)
         processor = json.loads((bridges / name / "processor_config.json").read_text())
         assert processor["region_tokenizer"] == {"source": "tap-tiny", "fingerprint": "f"}
         assert json.loads((bridges / name / "training/log.jsonl").read_text()) == {"stage": stage, "step": 1}
+        assert json.loads((bridges / name / "config.json").read_text())["limitation"].startswith(f"{name} knows only")
         assert (bridges / name / "README.md").read_text() == "by hand"
