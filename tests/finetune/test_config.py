@@ -192,6 +192,7 @@ def test_flags_override_a_field_of_the_sources_of_a_recipe(tmp_path: Path) -> No
     changed = sources(*recipe, "--caches", "c", "d", "--turns", "1", "1")
     assert [(source.cache, source.turns, source.weight) for source in changed] == [("c", 1, 0.3), ("d", 1, 0.7)]
     assert sources(*recipe, "--data", "n.jsonl", "--caches", "n") == [Source("n.jsonl", "n")]
+    assert sources("--data", "a.jsonl") == [Source("a.jsonl", None)]  # conversations in words
     with pytest.raises(ValueError, match="Got 1 caches for 2 data"):
         sources(*recipe, "--caches", "c")
 
@@ -234,13 +235,13 @@ def test_options_that_no_longer_exist_may_stand_in_saved_arguments_where_they_we
 
 
 @pytest.mark.parametrize(("source", "message"), [
-    ("{records: a.jsonl}", "expected records and cache"),
-    ("{records: a, cache: b, turn: 1}", "expected records and cache, and maybe weight, turns and loss"),
+    ("{cache: a}", "expected records, and maybe cache"),
+    ("{records: a, cache: b, turn: 1}", "expected records, and maybe cache, weight, turns and loss"),
     ("{records: a, cache: b, loss: none}", "loss is 'none' for a, expected answers or teacher"),
     ("{records: a, cache: b, turns: few}", "invalid literal for int"),
     ("{records: a, cache: b, turns: -1}", "Got turns -1 for a"),
-    ("{records: a, cache: b, questions: What}", "expected records and cache, and maybe weight, turns and loss"),
-    ("a.jsonl", "expected records and cache"),
+    ("{records: a, cache: b, questions: What}", "expected records, and maybe cache, weight, turns and loss"),
+    ("a.jsonl", "expected records, and maybe cache"),
     ("[a.jsonl, a_cache]", "expected a plain value"),
 ])  # fmt: skip
 def test_what_is_no_source_ends_the_program(

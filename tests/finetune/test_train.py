@@ -236,6 +236,9 @@ def test_mismatched_parts_are_refused(stage: Path, tmp_path: Path) -> None:
         run(stage, tmp_path / "b", "projector", *flags[:2], "--image_grid", "3")
     with pytest.raises(ValueError, match="another output"):
         make(stage, "tap1", "cache")
+    with pytest.raises(ValueError, match=r"Record 0 of .* has regions, but there is no cache"):
+        train.main(["--output_dir", str(tmp_path / "c"), *flags[:2], "--region_tokenizer", str(stage / "tap0"),
+                    "--data", str(stage / "records.jsonl"), "--steps", "4"])  # fmt: skip
 
 
 def test_a_stopped_cache_continues_and_damage_is_found(stage: Path) -> None:
