@@ -117,7 +117,7 @@ class GlyphEvaluationArguments:
         help="on how many of these scenes questions are asked in other words, and for knowledge, rounded up to whole batches",
     )
     find_scenes: int = knob(
-        default=10, help="on how many of these scenes a bridge that was taught to find regions by words is asked to"
+        default=4, help="on how many of these scenes a bridge that was taught to find regions by words is asked to"
     )
     batch_size: int = knob(default=4, help="scenes at a time")
     workers: int = knob(
