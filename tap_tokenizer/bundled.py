@@ -17,12 +17,18 @@ class PackagedModel:
     """A model that another Python package brings as a GGUF file, and that lies on the Hub as well.
 
     package: name of the module, which is found without being imported. repository: its name on the Hub. install: the
-    command that installs the package and what reads its file.
+    command that installs the package and what reads its file. readers: the modules that read its file.
     """
 
     package: str
     repository: str
     install: str
+    readers: tuple[str, ...] = ("gguf", "accelerate")
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the package is there with all that reads its file."""
+        return self.place() != self.repository and all(find_spec(name) is not None for name in self.readers)
 
     def place(self) -> str:
         """The package's GGUF file if the package is installed, else the repository."""
@@ -65,24 +71,16 @@ def bundled_or_given(source: str | Path) -> str:
 
 
 def is_here(source: str | Path) -> bool:
-    """Whether a model of another package can be loaded without a download: from a folder of its name, from the package, or
-    from the Hub's cache. True for all other names.
+    """Whether a model of another package is on this machine: as a folder of its name, or in the package, with all that reads
+    its file. True for all other names.
     """
     packaged = _PACKAGED.get(str(source))
-    if packaged is None:
-        return True
-    place = bundled_or_given(source)
-    if place == packaged.repository:
-        from huggingface_hub import try_to_load_from_cache
-
-        return isinstance(try_to_load_from_cache(packaged.repository, "model.safetensors"), str)
-    return Path(place).is_dir() or find_spec("gguf") is not None
+    return packaged is None or Path(source).is_dir() or packaged.is_installed
 
 
 def install_command(source: str | Path) -> str | None:
-    """What installs the package that brings a model of this name; None if it is installed, or not needed."""
-    packaged = _PACKAGED.get(str(source))
-    return packaged.install if packaged is not None and bundled_or_given(source) == packaged.repository else None
+    """What installs the package that brings a model of this name and what reads it; None if all is there, or not needed."""
+    return None if is_here(source) else _PACKAGED[str(source)].install
 
 
 @contextmanager

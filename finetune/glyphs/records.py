@@ -248,7 +248,7 @@ LONG_SIDE = 512
 EVALUATION_SPLITS = ("test", "test-compositional", "test-crowded")
 EVALUATION_SEEDS = (0, 1, 2)
 EVALUATION_SCENES = 234
-"""Scenes of each split and seed: the first ones."""
+"""Scenes of each split and seed, the first ones, of the protocol `glyph_scenes` of `finetune.evaluate`."""
 
 _OPEN_TRIES = 12
 """How often an open family is drawn until it has a question about what can be seen, and any other until its first."""

@@ -205,13 +205,13 @@ def as_tables(metrics: dict[str, Any]) -> str:
     if any(f"full: {family}" in metrics[split] for split in splits for family in FAMILIES):
         note = (
             f"Answers are to questions about the first {of['question_scenes']} scenes of each seed; in brackets, the 95 % "
-            f"interval for as many. Controls (no position … described) are of split {of['control_splits']}, of the first "
-            f"{of['control_scenes']}, shuffled regions of the first {of['shuffled_scenes']}, rounded up to whole batches."
+            f"interval for as many. Controls, and what is told in words, are of the first {of['control_scenes']} of split "
+            f"{of['control_splits']}, shuffled regions of the first {of['shuffled_scenes']}, rounded up to whole batches."
         )
         if any(f"full: {group}" in metrics[split] for split in splits for group in FREE_GROUPS):
             note += (
-                f" {' and '.join(FREE_GROUPS)}: on the first {of['free_scenes']} scenes of each seed; an answer is right if it "
-                "contains the truth."
+                f" {' and '.join(FREE_GROUPS)}: on the first {of['free_scenes']} scenes of each seed there; an answer is right "
+                "if it contains the truth."
             )
         parts += [note, *(_families(split, metrics[split]) for split in splits)]
     parts += [table for split in splits for table in find_tables(split, metrics[split])]

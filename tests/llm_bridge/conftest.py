@@ -81,6 +81,7 @@ def make_language_model(family: str = "llama", seed: int = 0, **sizes: Any) -> P
 def small_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands answer with the small bridge, which is fast, unless a test names another; see test_model_flags."""
     monkeypatch.setattr("llm_bridge.model_flags.DEFAULT_BRIDGE", "region-chat-tiny")
+    monkeypatch.setattr("llm_bridge.model_flags._absence", lambda: None)
 
 
 @pytest.fixture(params=sorted(FAMILIES))

