@@ -107,7 +107,8 @@ class Conversations(Dataset[CachedRecord]):
 
     def __init__(self, sources: Sequence[Source], seed: int = 0) -> None:
         records = {source.records: load_records(source.records).without_pictures() for source in sources}
-        caches = {source.cache: source.cache and RegionCache(source.cache) for source in sources}
+        folders = {source.cache for source in sources}
+        caches = {folder: None if folder is None else RegionCache(folder) for folder in folders}
         asked = {path: own.with_conversation() for path, own in records.items()}
         if empty := [path for path, rows in asked.items() if not rows]:
             raise ValueError(f"No record of {empty[0]} has a conversation: give records that ask something.")
@@ -363,7 +364,7 @@ class ConversationCollator:
 def _as_told(item: CachedRecord) -> CachedRecord:
     """A conversation as its teacher reads it: what each question has `told`, or else its words, and no regions."""
     turns = item.record.conversations
-    if not any(turn.told for turn in turns):
+    if item.regions is not None and not any(turn.told for turn in turns):
         raise ValueError(
             f"{item.record.name} has a teacher, but no question that says in words what the regions are (`told`): make "
             "records with finetune.distill, or learn their answers with loss: answers."

@@ -74,6 +74,11 @@ class DistillArguments(LessonArguments, TrainArguments):
     lessons_weight: float | None = knob(
         default=None, help="how often lessons are drawn beside other sources; default: as their number"
     )
+    talks: int = knob(
+        default=500,
+        help="talks that the language model has with itself, in words alone, which are learned beside the lessons so that it "
+        "forgets none of its language (see own_talks.py); 0 for none. In mode projector there is nothing to forget, and none",
+    )
     talks_weight: float | None = knob(
         default=None, help="how often talks are drawn; default: lessons_weight, or without it as their number"
     )
@@ -83,6 +88,11 @@ class DistillArguments(LessonArguments, TrainArguments):
     def folder(self) -> Path:
         """Where the lessons and their caches lie."""
         return Path(self.output_dir) / "lessons" if self.lessons is None else Path(self.lessons)
+
+    @property
+    def has_talks(self) -> bool:
+        """Whether talks are learned: where there is an adapter, which can forget."""
+        return self.talks > 0 and self.mode != "projector"
 
     def complete(self) -> None:
         """Add the lessons to what is learned and evaluated, and refuse what does not go together."""
@@ -95,12 +105,14 @@ class DistillArguments(LessonArguments, TrainArguments):
         names = ("regions", "points_per_crop", "questions", "answer_tokens", "teacher_batch_size", "lesson_chunk")
         check_counts(self, *names)
         check_counts(self, "talks", least=0)
+        if self.talks_weight is not None and (not self.talks or self.lessons_weight is None):
+            raise ValueError("Got talks_weight without talks or lessons_weight: give all of them.")
         lessons = Source(
             str(self.folder / LESSONS), str(self.folder / "cache"), self.lessons_weight, turns=1, loss="teacher"
         )
         weight = self.lessons_weight if self.talks_weight is None else self.talks_weight
         talks = Source(str(self.folder / TALKS), weight=weight, loss="teacher")
-        own = [lessons, talks] if self.talks else [lessons]
+        own = [lessons, talks] if self.has_talks else [lessons]
         self.sources = [*own, *(source for source in self.sources if source not in own)]
         self.eval_data, self.eval_cache = str(self.folder / HELD_OUT), str(self.folder / "held_out_cache")
         check_arguments(self)
@@ -169,9 +181,11 @@ def make_lessons(arguments: DistillArguments, accelerator: Accelerator) -> None:
     """Write the lessons, their caches and the talks, as far as they are not there yet; every process does a part."""
     folder, state = arguments.folder, PartialState()
     files = {LESSONS: "cache", HELD_OUT: "held_out_cache"}
-    needs_talks = arguments.talks and not (folder / TALKS).is_file()
+    needs_talks = arguments.has_talks and not (folder / TALKS).is_file()
     if accelerator.is_main_process:
         _refuse_other_lessons(arguments)
+        if arguments.has_talks:
+            _refuse_other_talks(arguments)
     accelerator.wait_for_everyone()
     if not needs_talks and all((folder / cache / MANIFEST).is_file() for cache in files.values()):
         return
@@ -182,6 +196,7 @@ def make_lessons(arguments: DistillArguments, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         tell_limitation(tokenizer.limitation)
     seed = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["seed"]  # of the run that began them
+    talks = OwnTalks(bridge, processor, arguments.talks, arguments.answer_tokens, seed) if needs_talks else None
     if not all((folder / name).is_file() for name in files):
         teacher = Teacher(bridge, processor, arguments, seed)
         parts = folder / "parts"
@@ -189,11 +204,8 @@ def make_lessons(arguments: DistillArguments, accelerator: Accelerator) -> None:
         if accelerator.is_main_process:
             _join(folder, joined_chunks(parts, teacher.chunks))
         accelerator.wait_for_everyone()
-    if needs_talks:
-        talks, parts = (
-            OwnTalks(bridge, processor, arguments.talks, arguments.answer_tokens, seed),
-            folder / "talk_parts",
-        )
+    if talks is not None:
+        parts = folder / "talk_parts"
         write_chunks(parts, talks.chunks, talks.work, state, "talking with itself")
         if accelerator.is_main_process:
             _join_talks(folder, joined_chunks(parts, talks.chunks))
@@ -242,7 +254,7 @@ def _join_talks(folder: Path, text: str) -> None:
     write_whole(folder / COUNTS, json.dumps({**told, "talks": dict(counts)}, indent=1))
     print("talks: " + ", ".join(f"{count} {name}" for name, count in counts.most_common()))
     if not records:
-        raise ValueError(f"No talk is left of {len(lines)}: raise talks, or give talks 0 to learn lessons alone.")
+        raise ValueError(f"No talk is left of {len(lines)} ({COUNTS} says why): give talks 0 to learn lessons alone.")
     write_whole(folder / TALKS, "".join(records))
 
 
@@ -265,6 +277,18 @@ def _refuse_other_lessons(arguments: DistillArguments) -> None:
             )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(about, indent=1, ensure_ascii=False))
+
+
+def _refuse_other_talks(arguments: DistillArguments) -> None:
+    """Note beside the lessons how many talks there are, and refuse a folder that holds another number of them."""
+    path = arguments.folder / ABOUT
+    about = json.loads(path.read_text(encoding="utf-8"))
+    if about.setdefault("talks", arguments.talks) != arguments.talks:
+        raise ValueError(
+            f"{arguments.folder} holds {about['talks']} talks, got talks {arguments.talks}: give the same number, or 0, or "
+            "choose another folder."
+        )
     write_whole(path, json.dumps(about, indent=1, ensure_ascii=False))
 
 

@@ -36,10 +36,5 @@ class LessonArguments:
     answer_tokens: int = knob(
         default=48, help="longest answer of the teacher, in tokens; also the longest turn of a talk"
     )
-    talks: int = knob(
-        default=500,
-        help="talks that the language model has with itself, in words alone, which are learned beside the lessons so that it "
-        "forgets none of its language (see own_talks.py); 0 for none",
-    )
     teacher_batch_size: int = knob(default=32, help="questions that the teacher answers at once")
     lesson_chunk: int = knob(default=16, help="pictures that are put on disk together")

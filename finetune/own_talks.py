@@ -1,16 +1,17 @@
 """A language model's talks with itself: what is learned beside lessons so that reading regions costs it none of its language.
 
 A chat model that is shown the beginning of a user's turn, and nothing else, writes what users ask (Magpie, arXiv 2406.08464,
-sec. 2); then it answers. Such a talk is a record without a picture, which has its own words for what a teacher is `told`:
-learned with `loss: teacher`, it holds the language model, adapter on, to what it says with the adapter off.
+sec. 2); then it answers. Such a talk is a record without a picture: learned with `loss: teacher`, it holds the language model,
+adapter on, to what it says with the adapter off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llm_bridge import (
     RegionBridgeForConditionalGeneration,
@@ -48,12 +49,15 @@ class OwnTalks:
         self.bridge, self.processor, self.count = bridge.eval(), processor, count
         self.answer_tokens, self.seed = answer_tokens, seed
         self.collator = ConversationCollator(processor)
-        written = processor.apply_chat_template([{"role": "user", "content": _WORD}])
-        if written.count(_WORD) != 1:
+        written = processor.apply_chat_template([{"role": "user", "content": _WORD}], add_generation_prompt=True)
+        self.beginning, _, after = written.partition(_WORD)
+        self.end = after.strip().split("\n")[0]
+        """What the template writes after the user's words, up to the end of the line."""
+        if not self.beginning.strip() or not self.end or _WORD in after:
             raise ValueError(
-                "The chat template changes the user's words, so the language model cannot begin a talk: give talks 0."
+                "The chat template changes the user's words, or writes nothing before or after them, so the language model "
+                "cannot begin a talk: give talks 0."
             )
-        self.beginning = written.split(_WORD)[0]
 
     @property
     def chunks(self) -> int:
@@ -64,15 +68,15 @@ class OwnTalks:
         """A line for each talk of a chunk: its record, or None and why it is of no use."""
         torch.manual_seed(self.seed * 1_000_003 + 500_009 + chunk)
         count = min(CHUNK, self.count - chunk * CHUNK)
-        start = self.processor.tokenizer([self.beginning] * count, add_special_tokens=False, return_tensors="pt")
-        questions = [_in_a_line(words) for words in self._say(dict(start))]
+        start = self.processor([self.beginning] * count, add_special_tokens=False)
+        questions = [_in_a_line(words) for words in self._say(start, self.end)]
         problems = [_problem_of(question) for question in questions]
         asked = [question for question, problem in zip(questions, problems) if problem is None]
         answers = iter(self._answers(asked))
         for question, problem in zip(questions, problems):
             answer = next(answers) if problem is None else ""
             problem = problem or _problem_of(answer)
-            turns = [Turn("user", question, told=question), Turn("assistant", answer)]
+            turns = [Turn("user", question), Turn("assistant", answer)]
             record = Record(conversations=turns, source="the language model's own talk").to_dict()
             yield {"record": None if problem else record, "talk": problem or "kept"}
 
@@ -80,15 +84,19 @@ class OwnTalks:
         if not questions:
             return []
         talks = [Record(conversations=[Turn("user", question)]) for question in questions]
-        return self._say(self.collator.prompts(talks))
+        return self._say(self.collator.prompts(talks), "")
 
-    def _say(self, inputs: Any) -> list[str]:
-        """What the language model says after each prompt, sampled, without a sentence that it had no time to end."""
+    def _say(self, inputs: Mapping[str, Tensor], end: str) -> list[str]:
+        """What the language model says after each prompt, sampled, up to `end`, without a sentence that it did not finish."""
         inputs = {name: value.to(self.bridge.device) for name, value in inputs.items()}
+        options: dict[str, Any] = {"max_new_tokens": self.answer_tokens, **_SAMPLED}
+        if end and self.processor.tokenizer.convert_tokens_to_ids(end) not in self.processor.stop_token_ids:
+            options |= {"stop_strings": [end], "tokenizer": self.processor.tokenizer}
         with adapter_off(self.bridge):
-            said = generate_text(self.bridge, self.processor, inputs, max_new_tokens=self.answer_tokens, **_SAMPLED)
-        tokenized = self.processor.tokenizer(said, add_special_tokens=False)["input_ids"] if said else []
-        return [whole_sentences(words, len(ids) >= self.answer_tokens - 1) for words, ids in zip(said, tokenized)]
+            said = generate_text(self.bridge, self.processor, inputs, **options)
+        lengths = [len(ids) for ids in self.processor.tokenizer(said, add_special_tokens=False)["input_ids"]]
+        cut = [length >= self.answer_tokens - 1 and not (end and end in words) for words, length in zip(said, lengths)]
+        return [whole_sentences(words.split(end)[0] if end else words, is_cut) for words, is_cut in zip(said, cut)]
 
 
 def _in_a_line(words: str) -> str:

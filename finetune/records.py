@@ -202,10 +202,11 @@ class Records:
         column = self.rows.select_columns("conversations").with_format("arrow")[:]["conversations"]
         return [number for number, turns in enumerate(column) if turns.is_valid and len(turns)]
 
-    def first_with_regions(self) -> int | None:
-        """The number of the first record that has a region, or None."""
-        column = self.rows.select_columns("regions").with_format("arrow")[:]["regions"]
-        return next((number for number, regions in enumerate(column) if regions.is_valid and len(regions)), None)
+    def first_seen(self) -> int | None:
+        """The number of the first record that has a picture or a region, or None if all are conversations in words."""
+        table = self.rows.select_columns(["image", "regions"]).with_format("arrow")[:]
+        rows = enumerate(zip(table["image"], table["regions"]))
+        return next((i for i, (image, own) in rows if image.is_valid or (own.is_valid and len(own))), None)
 
     def without_pictures(self) -> Records:
         """The same records with None for `image`, so that pictures inside a parquet file are not read."""
@@ -254,6 +255,10 @@ def open_image(record: Record, root: str | Path) -> np.ndarray:
     Raises `WrongSizeError` if it is not as large as the record says: its regions would lie elsewhere.
     """
     image = record.image
+    if image is None:
+        raise ValueError(
+            "Got a record without a picture: keep conversations in words in a file of their own, which needs no cache."
+        )
     if isinstance(image, str) and image.startswith(GLYPH_SCHEME):
         found = _GLYPH_ADDRESS.fullmatch(image)
         if found is None:

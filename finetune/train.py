@@ -49,7 +49,7 @@ from .batches import CachedRecord, ConversationCollator, Conversations, StepSamp
 from .cache import RegionCache
 from .calibrate import calibrate, questions_to_find
 from .checkpoints import is_sharded, keep_only_what_learns, save_whole
-from .config import parse_arguments, run_command
+from .config import Source, parse_arguments, run_command
 from .loop import Training, build_optimizers, ignore_ctrl_c, run, warn_of_bfloat16
 from .losses import learned_logits, summed_loss, taught_loss, words_learned
 from .records import load_records
@@ -133,10 +133,15 @@ def check_data(arguments: TrainArguments, bridge: RegionBridgeForConditionalGene
     for data, folder in pairs:
         if folder is not None:
             RegionCache(folder).check(Path(data), bridge.config.fingerprint, context)
-        elif (row := load_records(data).first_with_regions()) is not None:
+
+
+def check_words(sources: Iterable[Source]) -> None:
+    """Refuse records that have a picture or regions, but no cache, before anything is loaded."""
+    for source in sources:
+        if source.cache is None and (row := load_records(source.records).first_seen()) is not None:
             raise ValueError(
-                f"Record {row} of {data} has regions, but there is no cache of their tokens: give the cache that "
-                "finetune.cache_regions makes of these records."
+                f"Record {row} of {source.records} has a picture or regions, but there is no cache of their tokens: give the "
+                "cache that finetune.cache_regions makes of these records."
             )
 
 
@@ -161,6 +166,7 @@ class BridgeTraining(Training):
 
     def __init__(self, arguments: TrainArguments, accelerator: Accelerator) -> None:
         check_sharding(arguments, accelerator)
+        check_words(arguments.sources)
         self.arguments, self.accelerator, self.name = arguments, accelerator, arguments.mode
         self.passes, self.load_best = arguments.gradient_accumulation_steps, arguments.load_best
         self.best_metric = arguments.best_metric if arguments.eval_data else None

@@ -66,7 +66,7 @@ def problems_of(record: dict[str, Any] | str, root: Path, pictures: Pictures = "
         and record.get("regions") == []
         and isinstance(record.get("conversations"), list)
     ):
-        return [*found, *talk_problems(record["conversations"], 0)]  # a conversation in words
+        return [*found, *_problems_in_words(record["conversations"])]
     missing = [key for key in NEEDED_KEYS if record.get(key) is None]
     if missing:
         return [*found, ("missing key", f"the record lacks {', '.join(missing)}")]
@@ -84,6 +84,16 @@ def problems_of(record: dict[str, Any] | str, root: Path, pictures: Pictures = "
         for kind, words in region_problems(region, (record["height"], record["width"])):
             found.append((kind, f"region {number}: {words}"))
     return [*found, *talk_problems(record["conversations"], len(record["regions"]))]
+
+
+def _problems_in_words(conversations: list[Any]) -> Iterator[tuple[str, str]]:
+    """(kind, words) of all that is wrong with the turns of a record without a picture."""
+    if not conversations:
+        yield "empty text", "there is neither a picture nor a word"
+    yield from talk_problems(conversations, 0)
+    for i, turn in enumerate(conversations, 1):
+        if isinstance(turn, dict) and "<image>" in str(turn.get("content")):
+            yield "missing picture", f"turn {i} has <image>, but there is none"
 
 
 def _picture_problems(record: dict[str, Any], root: Path, pictures: Pictures) -> list[tuple[str, str]]:

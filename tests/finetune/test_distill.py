@@ -138,7 +138,7 @@ def test_talks_are_learned_beside_lessons(
     monkeypatch.setattr("finetune.own_talks._problem_of", lambda words: None)
     monkeypatch.setattr("finetune.own_talks.whole_sentences", lambda words, is_cut: words or "yes")
     monkeypatch.setattr("finetune.own_talks.CHUNK", 4)
-    flags = ("--mode", "projector", "--talks", "6", "--lessons_weight", "1", "--talks_weight", "3")
+    flags = ("--talks", "6", "--lessons_weight", "1", "--talks_weight", "3")
     lines = run(stage, tmp_path / "out", *flags)
     assert "talks: 6 kept" in capsys.readouterr().out
     folder = tmp_path / "out" / "lessons"
@@ -148,7 +148,7 @@ def test_talks_are_learned_beside_lessons(
         question, answer = talk.conversations
         assert talk.image is None
         assert talk.regions == []
-        assert (question.role, question.told, answer.role) == ("user", question.content, "assistant")
+        assert (question.role, question.told, answer.role) == ("user", None, "assistant")
         assert answer.content
     assert json.loads((folder / "counts.json").read_text())["talks"] == {"kept": 6}
     assert data_command(["validate", "--data", str(folder / "talks.jsonl")]) == 0
@@ -156,8 +156,12 @@ def test_talks_are_learned_beside_lessons(
     saved = DistillArguments(**yaml.safe_load((tmp_path / "out" / "arguments.yaml").read_text()))
     assert [source["weight"] for source in saved.sources] == [1, 3]
     assert all(line["loss"] >= 0 for line in lines if "loss" in line)
-    with pytest.raises(ValueError, match="lessons with other talks"):
+    with pytest.raises(ValueError, match="holds 6 talks, got talks 7: give the same number, or 0"):
         run(stage, tmp_path / "out", *flags, "--talks", "7")
+    run(stage, tmp_path / "without", "--lessons", str(folder), "--talks", "0")
+    run(stage, tmp_path / "projector", "--lessons", str(folder), "--talks", "6", "--mode", "projector")
+    learned = yaml.safe_load((tmp_path / "projector" / "arguments.yaml").read_text())["sources"]
+    assert [Path(source["records"]).name for source in learned] == ["lessons.jsonl"]  # it has nothing to forget
 
 
 def test_a_talk_costs_nothing_before_anything_is_learned(stage: Path, tmp_path: Path) -> None:
@@ -235,6 +239,8 @@ def test_photographs_go_the_whole_way_and_the_output_says_that_they_mean_nothing
         (["--questions", "0"], "questions 0"),
         (["--mode", "full"], "leaves none"),
         (["--teacher_share", "2"], "expected a share"),
+        (["--talks_weight", "1"], "talks_weight without"),
+        (["--talks", "-1"], "talks -1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(stage: Path, tmp_path: Path, flags: list[str], message: str) -> None:
@@ -245,6 +251,7 @@ def test_what_does_not_go_together_is_refused(stage: Path, tmp_path: Path, flags
 def test_the_recipe_for_photographs_is_whole() -> None:
     arguments = parse_arguments(DistillArguments, ["--config", "real/tap_l_distill"])
     arguments.complete()
-    (lessons,) = arguments.sources
+    lessons, talks = arguments.sources
     assert (lessons.loss, lessons.turns) == ("teacher", 1)
+    assert (talks.loss, talks.cache) == ("teacher", None)
     assert lessons.records == "runs/tap_l_distill/lessons/lessons.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_talks_of_no_use_are_counted_and_their_questions_not_asked(
     talks = OwnTalks(*parts, count=5, answer_tokens=6, seed=0)
     asked: list[list[str]] = []
     said = ["  How are\nyou? ", "...", "What is region2?", "Go on. Why not now? Why not now?", "Who wrote it?"]
-    monkeypatch.setattr(talks, "_say", lambda inputs: said)
+    monkeypatch.setattr(talks, "_say", lambda inputs, end: said)
 
     def answers(questions: list[str]) -> list[str]:
         asked.append(questions)
@@ -54,14 +55,30 @@ def test_talks_of_no_use_are_counted_and_their_questions_not_asked(
     assert [line["talk"] for line in lines] == ["kept", "empty", "speaks of regions", "repeats", "empty"]
     assert [line["record"] is not None for line in lines] == [True, False, False, False, False]
     question, answer = lines[0]["record"]["conversations"]
-    assert question == {"role": "user", "content": "How are you?", "told": "How are you?"}
+    assert question == {"role": "user", "content": "How are you?"}
     assert answer == {"role": "assistant", "content": "Fine, thanks."}
+
+
+def test_a_question_ends_where_the_template_goes_on(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    talks = OwnTalks(*parts, count=1, answer_tokens=6, seed=0)
+    prompt = talks.processor.apply_chat_template([{"role": "user", "content": "Hello."}], add_generation_prompt=True)
+    assert prompt.startswith(f"{talks.beginning}Hello.")
+    assert prompt.removeprefix(f"{talks.beginning}Hello.").strip().startswith(talks.end)
+    asked: list[dict[str, Any]] = []
+
+    def say(*arguments: Any, **options: Any) -> list[str]:
+        asked.append(options)
+        return [f"How are you? {talks.end} Fine."]
+
+    monkeypatch.setattr("finetune.own_talks.generate_text", say)
+    inputs = talks.processor(["Hello."])
+    assert [words.strip() for words in talks._say(inputs, talks.end)] == ["How are you?"]
+    talks._say(inputs, "")
+    assert "stop_strings" not in asked[1]
 
 
 def test_a_template_that_changes_the_users_words_is_refused(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     bridge, processor = parts
-    beginning = OwnTalks(bridge, processor, count=1, answer_tokens=6, seed=0).beginning
-    assert processor.apply_chat_template([{"role": "user", "content": "Hello."}]).startswith(f"{beginning}Hello.")
     monkeypatch.setattr(processor, "chat_template", "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}")
     with pytest.raises(ValueError, match="give talks 0"):
         OwnTalks(bridge, processor, count=1, answer_tokens=6, seed=0)

@@ -236,7 +236,7 @@ def test_mismatched_parts_are_refused(stage: Path, tmp_path: Path) -> None:
         run(stage, tmp_path / "b", "projector", *flags[:2], "--image_grid", "3")
     with pytest.raises(ValueError, match="another output"):
         make(stage, "tap1", "cache")
-    with pytest.raises(ValueError, match=r"Record 0 of .* has regions, but there is no cache"):
+    with pytest.raises(ValueError, match=r"Record 0 of .* has a picture or regions, but there is no cache"):
         train.main(["--output_dir", str(tmp_path / "c"), *flags[:2], "--region_tokenizer", str(stage / "tap0"),
                     "--data", str(stage / "records.jsonl"), "--steps", "4"])  # fmt: skip
 

@@ -106,6 +106,9 @@ def test_a_conversation_in_words_needs_no_picture(folder: Path) -> None:
     shown = [{"role": "user", "content": "What is <region1>?"}, said[1]]
     assert [kind for kind, _ in problems_of({**in_words, "conversations": shown}, folder)] == ["regions do not match"]
     assert [kind for kind, _ in problems_of(good(image=None), folder)] == ["missing key"]
+    assert [kind for kind, _ in problems_of({**in_words, "conversations": []}, folder)] == ["empty text"]
+    pictured = [{"role": "user", "content": "<image>Hello."}, said[1]]
+    assert [kind for kind, _ in problems_of({**in_words, "conversations": pictured}, folder)] == ["missing picture"]
 
 
 def test_sizes_are_those_of_upright_pictures(folder: Path) -> None:
