@@ -223,11 +223,12 @@ def test_photographs_go_the_whole_way_and_the_output_says_that_they_mean_nothing
         shutil.copy(shared / "data" / "coco_80" / "val2017" / name, tmp_path / "pictures" / name)
     distill.main(["--language_model", "smollm2-135m", "--region_tokenizer", "tap-tiny", "--pictures",
                   str(tmp_path / "pictures"), "--output_dir", str(tmp_path / "out"), "--questions", "2", "--held_out",
-                  "0.34", "--own_questions", "0", "--kinds", "describe", "place", "--answer_tokens", "12", "--steps",
-                  "4", "--batch_size", "2", "--eval_max_new_tokens", "4", "--tracker", "none"])  # fmt: skip
+                  "0.34", "--own_questions", "0", "--kinds", "describe", "place", "--answer_tokens", "12", "--talks",
+                  "4", "--steps", "4", "--batch_size", "2", "--eval_max_new_tokens", "4", "--tracker", "none"])  # fmt: skip
     assert "knows only GlyphScenes" in capsys.readouterr().err
     counts = json.loads((tmp_path / "out" / "lessons" / "counts.json").read_text())
     assert counts["lessons"] == {"kept": 4, "picture in which no region is found": 2}
+    assert sum(counts["talks"].values()) == 4
     assert (tmp_path / "out" / "model" / "adapter" / "adapter_model.safetensors").is_file()
 
 
