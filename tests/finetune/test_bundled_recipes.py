@@ -143,12 +143,18 @@ def test_what_was_made_is_shipped_under_the_names_of_the_package(tmp_path: Path)
     for name in ("region-chat-tiny", "region-chat-smollm2"):
         (bridges / name).mkdir(parents=True)
         (bridges / name / "README.md").write_text("by hand")
+        (bridges / name / "of_an_earlier_model.json").touch()
     subprocess.run(["bash", str(SCRIPT.with_name("ship.sh"))], cwd=tmp_path, check=True, timeout=60)
     assert (tmp_path / "tap_tokenizer/pretrained/tap-tiny/model.safetensors").is_file()
     assert (bridges / "region-chat-smollm2/adapter/adapter_model.safetensors").is_file()
     for stage, name in (("chat_tiny", "region-chat-tiny"), ("chat_smollm2", "region-chat-smollm2")):
         processor = json.loads((bridges / name / "processor_config.json").read_text())
         assert processor["region_tokenizer"] == {"source": "tap-tiny", "fingerprint": "f"}
-        assert json.loads((bridges / name / "training/log.jsonl").read_text()) == {"stage": stage, "step": 1}
+        log = [json.loads(line) for line in (bridges / name / "training/log.jsonl").read_text().splitlines()]
+        assert log[-1] == {"stage": stage, "step": 1}
+        assert (
+            len(log) == {"chat_tiny": 2, "chat_smollm2": 1}[stage]
+        )  # the small one's language model was made here, too
+        assert not (bridges / name / "of_an_earlier_model.json").exists()
         assert json.loads((bridges / name / "config.json").read_text())["limitation"].startswith(f"{name} knows only")
         assert (bridges / name / "README.md").read_text() == "by hand"
