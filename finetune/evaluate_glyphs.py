@@ -97,7 +97,7 @@ class GlyphEvaluationArguments:
         help="how many scenes of each split and seed show what the region tokenizer sees, counted from the first",
     )
     question_scenes: int = knob(
-        default=12, help="about how many of these scenes the bridge is asked, rounded up to whole batches"
+        default=8, help="about how many of these scenes the bridge is asked, rounded up to whole batches"
     )
     control_splits: str | None = knob(
         default=None,
@@ -108,11 +108,11 @@ class GlyphEvaluationArguments:
         default=4, help="on how many scenes of control_splits controls are measured, rounded up to whole batches"
     )
     shuffled_scenes: int = knob(
-        default=12,
+        default=8,
         help="on how many of them the control with another scene's regions is measured, rounded up to whole batches",
     )
     free_scenes: int = knob(
-        default=12,
+        default=8,
         help="on how many scenes of control_splits questions are asked in other words, and for knowledge, rounded up to whole "
         "batches",
     )
