@@ -2,7 +2,7 @@
 
 A question shows all candidates, each by its name, and ends with what `llm_bridge.find_question` writes; the answer is what
 `llm_bridge.find_answer` writes. So a bridge learns the very words that `RegionChat.find` asks. Every question stands alone and
-may be cut out of its record.
+may be cut out of its record, unless only the first one shows the candidates, which makes a record of many questions short.
 """
 
 from __future__ import annotations
@@ -47,17 +47,20 @@ def grounding_record(
     expressions: Sequence[Expression],
     source: str,
     terms: str | None,
+    *,
+    shown_once: bool = False,
 ) -> Record:
     """A record of a picture of (height, width) `size`, whose candidates stand in an order that its name alone decides.
 
-    The regions of an answer are named in the order of their numbers. Raises `ValueError` for an expression that names a region
+    The regions of an answer are named in the order of their numbers. shown_once: only the first question shows the candidates,
+    and the others are about them, so that the record may not be cut. Raises `ValueError` for an expression that names a region
     by its number.
     """
     order = candidate_order(image, len(candidates))
     number = {candidate: place for place, candidate in enumerate(order, 1)}
-    turns = []
+    turns: list[Turn] = []
     for one in expressions:
-        question = find_question(one.phrase, len(candidates))
+        question = find_question(one.phrase, 0 if shown_once and turns else len(candidates))
         turns += [
             Turn("user", question, type=one.type),
             Turn("assistant", find_answer(sorted(number[i] for i in one.meant))),

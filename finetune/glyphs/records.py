@@ -66,6 +66,11 @@ class GlyphScenesSource(Source):
         help="share of the records that ask which objects an expression means instead of the questions: `turns` expressions, "
         "with all objects of the scene as candidates",
     )
+    shown_once: bool = knob(
+        default=False,
+        help="expressions: only a record's first question shows the candidates, so that many expressions are learned from few "
+        "tokens; such records are learned whole (a source's turns: 0)",
+    )
     workers: int = knob(default=2, help="processes that draw scenes")
 
     def records(self) -> Iterator[Record]:
@@ -85,6 +90,7 @@ class GlyphScenesSource(Source):
             sentences=self.sentences,
             ends_with=self._families("ends_with"),
             expressions=self.expressions,
+            shown_once=self.shown_once,
         )
         numbers = islice(range(self.scenes), start, self.limit)
         if self.workers < 2:
@@ -111,11 +117,14 @@ def _place(number: int, splits: Sequence[str]) -> tuple[int, str]:
     return number // len(splits), splits[number % len(splits)]
 
 
-def _drawn_record(number: int, splits: Sequence[str], seed: int, *, expressions: float, **options: Any) -> Record:
+def _drawn_record(
+    number: int, splits: Sequence[str], seed: int, *, expressions: float, shown_once: bool, **options: Any
+) -> Record:
     """The record of a scene, which is one of expressions with the probability `expressions`, and else one of questions."""
     index, split = _place(number, splits)
     if np.random.RandomState([233, seed, number]).random_sample() < expressions:
-        return expression_record(index, split, seed, turns=options["turns"], long_side=options["long_side"])
+        turns, long_side = options["turns"], options["long_side"]
+        return expression_record(index, split, seed, turns=turns, long_side=long_side, shown_once=shown_once)
     return glyph_record(index, split, seed, **options)
 
 
@@ -148,9 +157,11 @@ def glyph_record(
     return record_of(scene, picture, questions, shown=picture.visible if all_regions else ())
 
 
-def expression_record(index: int, split: str, seed: int, *, turns: int = 6, long_side: int = 512) -> Record:
+def expression_record(
+    index: int, split: str, seed: int, *, turns: int = 6, long_side: int = 512, shown_once: bool = False
+) -> Record:
     """A scene as a record that asks which of its visible objects up to `turns` expressions mean; a turn's type is that of its
-    expression. The same for the same arguments.
+    expression. shown_once: see `grounding_record`. The same for the same arguments.
     """
     scene = make_scene(index, split, seed)
     picture = draw_scene(scene, long_side)
@@ -159,7 +170,9 @@ def expression_record(index: int, split: str, seed: int, *, turns: int = 6, long
     asked = [replace(one, meant=tuple(place[i] for i in one.meant)) for one in drawn]
     regions = [_region(scene, picture, i) for i in picture.visible]
     height, width = picture.image.shape[:2]
-    return grounding_record(_address(scene, picture), (height, width), regions, asked, "GlyphScenes", LICENSE)
+    return grounding_record(
+        _address(scene, picture), (height, width), regions, asked, "GlyphScenes", LICENSE, shown_once=shown_once
+    )
 
 
 def draw_questions(

@@ -227,6 +227,20 @@ def test_records_show_all_candidates_before_each_question() -> None:
     assert record == expression_record(3, "train", 0, turns=5, long_side=256)
 
 
+def test_candidates_may_be_shown_by_the_first_question_alone(tmp_path: Any) -> None:
+    usual = expression_record(3, "train", 0, turns=5, long_side=256)
+    once = expression_record(3, "train", 0, turns=5, long_side=256, shown_once=True)
+    assert once.regions == usual.regions
+    assert once.conversations[0] == usual.conversations[0]
+    assert [turn.content for turn in once.conversations[1::2]] == [turn.content for turn in usual.conversations[1::2]]
+    for asked, before in zip(once.conversations[2::2], usual.conversations[2::2], strict=True):
+        assert "<region" not in asked.content
+        assert before.content.endswith(asked.content)
+    flags = {"scenes": 1, "long_side": 64, "workers": 1, "turns": 3, "expressions": 1.0}
+    (record,) = GlyphScenesSource(output=str(tmp_path / "o.jsonl"), shown_once=True, **flags).records()
+    assert ["<region1>" in turn.content for turn in record.conversations[::2]] == [True, False, False]
+
+
 def test_the_place_of_a_candidate_says_nothing() -> None:
     """Among answers of one region in scenes of five, each number is right about equally often."""
     counts: Counter[str] = Counter()
