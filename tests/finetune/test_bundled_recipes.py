@@ -20,6 +20,7 @@ STAGES = {
     "region_chat_tiny_lm": "pretrain_lm",
     "chat_tiny": "train",
     "chat_smollm2": "distill",
+    "chat_smollm2_more": "train",
 }
 """The recipes in the order of the script, and the command of each."""
 
@@ -29,6 +30,7 @@ while [ $# -gt 0 ]; do
   if [ "$1" = --config ]; then
     made=$(sed -n 's/^output_dir: //p' "$2")
     mkdir -p "$made/model" && echo '{"step": 1}' > "$made/log.jsonl"
+    if [[ $made = */chat_smollm2 ]]; then mkdir -p "$made/lessons/cache" && touch "$made"/lessons/{lessons,talks}.jsonl; fi
   fi
   if [ "$1" = --output ]; then mkdir -p "$2" && [[ $2 = *.jsonl ]] || touch "$2/manifest.json"; fi
   if [ "$1" = convert ] && [ "$2" != glyph_scenes ]; then mkdir -p "$3"; fi
@@ -69,7 +71,7 @@ def test_what_a_recipe_reads_was_made_before_it(tmp_path: Path) -> None:
             for key in ("init_from", "language_model", "region_tokenizer", "data", "eval_data", "eval_cache")
         ]
         read += [source.get(key) for source in recipe.get("sources", ()) for key in ("records", "cache")]
-        assert {path for path in read if path not in (None, "smollm2-135m")} <= made
+        assert {path for path in read if path not in (None, "smollm2-135m")} <= made, name
         assert recipe["output_dir"] == f"made/{name}"
 
 
@@ -88,9 +90,10 @@ def test_finding_is_calibrated_at_the_end_on_scenes_that_are_not_learned_from(tm
     asked = found[-1][found[-1].index("--data") + 1]
     made = next(line for line in found if line[1:4] == ["finetune.data", "convert", "glyph_scenes"] and asked in line)
     assert made[made.index("--split") + 1] == "val"
-    learned = recipe_of("chat_smollm2", tmp_path / "runs/bundled")["sources"]
-    assert asked not in [source["records"] for source in learned]
-    assert (tmp_path / "runs/bundled/chat_smollm2/calibration.txt").is_file()
+    for name in ("chat_smollm2", "chat_smollm2_more"):
+        learned = recipe_of(name, tmp_path / "runs/bundled")["sources"]
+        assert asked not in [source["records"] for source in learned]
+    assert (tmp_path / "runs/bundled/chat_smollm2_more/calibration.txt").is_file()
 
 
 def test_a_second_run_repeats_nothing(tmp_path: Path) -> None:
