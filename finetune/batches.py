@@ -239,8 +239,9 @@ Item: TypeAlias = CachedRecord | Record | Mapping[str, Any]
 class ConversationCollator:
     """Conversations → input_ids, attention_mask, labels and region features; −100 wherever nothing is learned.
 
-    If some are taught, `is_taught` (B,) marks them, and `told` holds input_ids, attention_mask and labels of the same
-    conversations as their teacher reads them, without any region: the words that are learned are the same.
+    If some are taught, `is_taught` (B,) marks them, `in_words` (B,) those without regions, and `told` holds input_ids,
+    attention_mask and labels of the taught ones as their teacher reads them, without any region: the words that are learned are
+    the same.
 
     Items are records with their cached region tokens, or records alone, whose regions are then encoded here, by the
     processor's region tokenizer, every time that they come: leave the number of a DataLoader's workers at 0 if it is on a
@@ -274,6 +275,7 @@ class ConversationCollator:
             batch.update(self._no_regions(len(items)))
         if told is not None:
             batch |= {"told": told, "is_taught": torch.tensor([item.is_taught for item in items])}
+            batch["in_words"] = torch.tensor([item.regions is None for item in items])
             _check_same_words(batch)
         return batch
 

