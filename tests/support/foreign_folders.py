@@ -25,15 +25,14 @@ def copied(folder: Path, target: Path) -> Path:
 
 
 def make_words(folder: Path) -> Path:
-    """A small random language model, with the words and the chat template of the bundled bridge."""
+    """A random language model of the sizes of the small bundled bridge's, with its words and its chat template."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         shutil.copy(BRIDGE / name, folder)
-    words = json.loads((BRIDGE / "config.json").read_text())["text_config"]["vocab_size"]
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=words, **sizes)).save_pretrained(folder)
+    config = LlamaConfig.from_dict(json.loads((BRIDGE / "config.json").read_text())["text_config"])
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
