@@ -32,6 +32,7 @@ _SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 """Nearly all that a language model might say, as often as it would."""
 
 _WORD = "\u2063words\u2063"
+"""A user's words that stand for any others, and that no template writes by itself."""
 
 
 class OwnTalks:
