@@ -105,8 +105,10 @@ class DistillArguments(LessonArguments, TrainArguments):
         names = ("regions", "points_per_crop", "questions", "answer_tokens", "teacher_batch_size", "lesson_chunk")
         check_counts(self, *names)
         check_counts(self, "talks", least=0)
-        if self.talks_weight is not None and (not self.talks or self.lessons_weight is None):
-            raise ValueError("Got talks_weight without talks or lessons_weight: give all of them.")
+        if self.talks_weight is not None and (not self.has_talks or self.lessons_weight is None):
+            raise ValueError(
+                "Got talks_weight without talks that are learned, or without lessons_weight: leave it out."
+            )
         lessons = Source(
             str(self.folder / LESSONS), str(self.folder / "cache"), self.lessons_weight, turns=1, loss="teacher"
         )

@@ -241,6 +241,10 @@ def test_photographs_go_the_whole_way_and_the_output_says_that_they_mean_nothing
         (["--mode", "full"], "leaves none"),
         (["--teacher_share", "2"], "expected a share"),
         (["--talks_weight", "1"], "talks_weight without"),
+        (
+            ["--talks", "3", "--talks_weight", "1", "--lessons_weight", "1", "--mode", "projector"],
+            "talks_weight without",
+        ),
         (["--talks", "-1"], "talks -1"),
     ],
 )
