@@ -50,7 +50,7 @@ invented pointed --seed 6 --scenes 6000 --expressions 1
 invented compared --seed 7 --scenes 5400 --turns 12 --families $yes_or_no --ends_with ""
 invented compared_freely --seed 8 --scenes 2000 --turns 12 --families $yes_or_no --ends_with "" --phrasings 1 --sentences 0.5
 invented found --seed 9 --scenes 4000 --turns 8 --expressions 1 --shown_once true
-invented looked_up --seed 10 --scenes 4000 --turns 24 --expressions 1 --lookups 1 --shown_once true
+invented looked_up --seed 10 --scenes 4000 --turns 12 --expressions 1 --lookups 1 --shown_once true
 
 # The bridges: the small one, whose language model is made here, too, and the one on SmolLM2, whose `find` is calibrated.
 train region_chat_tiny_lm pretrain_lm; train chat_tiny train; train chat_smollm2 distill; train chat_smollm2_more train
