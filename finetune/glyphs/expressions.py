@@ -83,14 +83,20 @@ Draw: TypeAlias = Callable[[GlyphScene, Sequence[int], np.random.RandomState], E
 
 
 def draw_expressions(
-    scene: GlyphScene, visible: Sequence[int], count: int, random: np.random.RandomState
+    scene: GlyphScene, visible: Sequence[int], count: int, random: np.random.RandomState, lookups: float = 0.0
 ) -> list[Expression]:
-    """Up to `count` different expressions of random types about the visible objects; `meant` are the objects' numbers."""
+    """Up to `count` different expressions of random types about the visible objects; `meant` are the objects' numbers.
+
+    lookups: share of plain ones, as "the red things" (see `_lookup`), which teach what the others need first.
+    """
     found: list[Expression] = []
     said: set[str] = set()
     for _ in range(4 * count):
-        is_none = random.random_sample() < NONE_SHARE
-        names = [NONE] if is_none else random.permutation([name for name in TYPES if name != NONE]).tolist()
+        if lookups and random.random_sample() < lookups:
+            names = [LOOKUP]
+        else:
+            is_none = random.random_sample() < NONE_SHARE
+            names = [NONE] if is_none else random.permutation([name for name in TYPES if name != NONE]).tolist()
         drawn = (draw_expression(scene, visible, name, random) for name in names)
         one = next((one for one in drawn if one is not None and one.phrase not in said), None)
         if one is not None:
@@ -109,7 +115,7 @@ def draw_expression(
 ) -> Expression | None:
     """An expression of the type `name`; None if `TRIES` draws gave none."""
     for _ in range(TRIES):
-        one = TYPES[name](scene, visible, random)
+        one = (_lookup if name == LOOKUP else TYPES[name])(scene, visible, random)
         if one is not None and len(one.meant) <= MOST_MEANT:
             return replace(one, phrase=with_articles(one.phrase), type=name)
     return None
@@ -379,7 +385,28 @@ def _near_miss(scene: GlyphScene, visible: Sequence[int], random: np.random.Rand
     return Expression(words, ())
 
 
-NONE = "none"
+# --- plain ones, for training alone -----------------------------------------------------------------------------------
+
+_LOOKED_UP = {("colour",): 0.45, ("kind",): 0.35, ("colour", "kind"): 0.15, ("size",): 0.05}
+_ABSENT_SHARE = 0.25
+"""Of lookups, the share that asks for any word at all, which mostly no object fits."""
+
+
+def _lookup(scene: GlyphScene, visible: Sequence[int], random: np.random.RandomState) -> Expression | None:
+    """The red things, the star, the red stars: whatever has a colour, a kind or a size; often nothing."""
+    names = list(_LOOKED_UP)[random.choice(len(_LOOKED_UP), p=list(_LOOKED_UP.values()))]
+    if random.random_sample() < _ABSENT_SHARE:
+        said = Description(**{name: _pick(random, list(ATTRIBUTES[name])) for name in names})
+    else:
+        glyph = scene.objects[_one_of(random, visible)]
+        said = Description(**{name: getattr(glyph, name) for name in names})
+    if not said.may_be_said(scene):
+        return None
+    objects, noun = _fitting(said, scene, visible), _noun(random)
+    return Expression(f"the {said.plural(noun) if len(objects) > 1 else said.words(noun)}", tuple(objects))
+
+
+NONE, LOOKUP = "none", "lookup"
 TYPES: dict[str, Draw] = {
     "attribute": _attribute,
     "place": _place,

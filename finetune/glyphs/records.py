@@ -71,6 +71,11 @@ class GlyphScenesSource(Source):
         help="expressions: only a record's first question shows the candidates, so that many expressions are learned from few "
         "tokens; such records are learned whole (a source's turns: 0)",
     )
+    lookups: float = knob(
+        default=0.0,
+        help='expressions: share of plain ones, such as "the red things", which a bridge learns first; they mean one object, '
+        "several, or none",
+    )
     workers: int = knob(default=2, help="processes that draw scenes")
 
     def records(self) -> Iterator[Record]:
@@ -91,6 +96,7 @@ class GlyphScenesSource(Source):
             ends_with=self._families("ends_with"),
             expressions=self.expressions,
             shown_once=self.shown_once,
+            lookups=self.lookups,
         )
         numbers = islice(range(self.scenes), start, self.limit)
         if self.workers < 2:
@@ -106,7 +112,7 @@ class GlyphScenesSource(Source):
             raise ValueError(f"{option} has {', '.join(map(repr, unknown))}, expected some of {', '.join(FAMILIES)}.")
         if unknown := [name for name in self.split.split(",") if name not in SPLITS]:
             raise ValueError(f"split is {', '.join(unknown)}, expected one of {', '.join(SPLITS)}.")
-        for name in ("phrasings", "sentences", "expressions"):
+        for name in ("phrasings", "sentences", "expressions", "lookups"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} is {share:g}, expected a share from 0 to 1.")
         return families
@@ -118,13 +124,20 @@ def _place(number: int, splits: Sequence[str]) -> tuple[int, str]:
 
 
 def _drawn_record(
-    number: int, splits: Sequence[str], seed: int, *, expressions: float, shown_once: bool, **options: Any
+    number: int,
+    splits: Sequence[str],
+    seed: int,
+    *,
+    expressions: float,
+    shown_once: bool,
+    lookups: float,
+    **options: Any,
 ) -> Record:
     """The record of a scene, which is one of expressions with the probability `expressions`, and else one of questions."""
     index, split = _place(number, splits)
     if np.random.RandomState([233, seed, number]).random_sample() < expressions:
-        turns, long_side = options["turns"], options["long_side"]
-        return expression_record(index, split, seed, turns=turns, long_side=long_side, shown_once=shown_once)
+        sizes = {name: options[name] for name in ("turns", "long_side")}
+        return expression_record(index, split, seed, **sizes, shown_once=shown_once, lookups=lookups)
     return glyph_record(index, split, seed, **options)
 
 
@@ -158,14 +171,15 @@ def glyph_record(
 
 
 def expression_record(
-    index: int, split: str, seed: int, *, turns: int = 6, long_side: int = 512, shown_once: bool = False
-) -> Record:
+    index: int, split: str, seed: int, *, turns: int = 6, long_side: int = 512, shown_once: bool = False,
+    lookups: float = 0.0,
+) -> Record:  # fmt: skip
     """A scene as a record that asks which of its visible objects up to `turns` expressions mean; a turn's type is that of its
-    expression. shown_once: see `grounding_record`. The same for the same arguments.
+    expression. shown_once: see `grounding_record`; lookups: see `draw_expressions`. The same for the same arguments.
     """
     scene = make_scene(index, split, seed)
     picture = draw_scene(scene, long_side)
-    drawn = draw_expressions(scene, picture.visible, turns, np.random.RandomState([239, seed, index]))
+    drawn = draw_expressions(scene, picture.visible, turns, np.random.RandomState([239, seed, index]), lookups)
     place = {number: i for i, number in enumerate(picture.visible)}
     asked = [replace(one, meant=tuple(place[i] for i in one.meant)) for one in drawn]
     regions = [_region(scene, picture, i) for i in picture.visible]

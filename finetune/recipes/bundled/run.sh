@@ -3,10 +3,9 @@
 #   bash finetune/recipes/bundled/run.sh                       # on a CPU, or on the one GPU that PyTorch sees
 #   bash finetune/recipes/bundled/run.sh --num_processes 4     # on four GPUs: flags of `accelerate launch`
 #   bash finetune/recipes/bundled/run.sh --nproc_per_node 2    # two processes on CPU cores: flags of torchrun
-# Given again after a stop, it goes on: a stage that is complete is passed over, and one that was stopped continues.
-# OUT     folder of all that is made; default runs/bundled
+# Given again after a stop, it goes on: complete stages are passed over.
+# OUT     folder of all that is made; default runs/bundled       PYTHON  default .venv/bin/python
 # FLAGS   handed to every training command, as "--batch_size 2": several processes share a step's pictures only if told so
-# PYTHON  default .venv/bin/python
 set -euo pipefail
 OUT=${OUT:-runs/bundled}
 . "$(dirname "$0")/../stages.sh"
@@ -51,6 +50,7 @@ invented pointed --seed 6 --scenes 6000 --expressions 1
 invented compared --seed 7 --scenes 5400 --turns 12 --families $yes_or_no --ends_with ""
 invented compared_freely --seed 8 --scenes 2000 --turns 12 --families $yes_or_no --ends_with "" --phrasings 1 --sentences 0.5
 invented found --seed 9 --scenes 4000 --turns 8 --expressions 1 --shown_once true
+invented looked_up --seed 10 --scenes 4000 --turns 12 --expressions 1 --lookups 1 --shown_once true
 
 # The bridges: the small one, whose language model is made here, too, and the one on SmolLM2, whose `find` is calibrated.
 train region_chat_tiny_lm pretrain_lm; train chat_tiny train; train chat_smollm2 distill; train chat_smollm2_more train

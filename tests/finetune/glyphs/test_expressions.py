@@ -237,8 +237,33 @@ def test_candidates_may_be_shown_by_the_first_question_alone(tmp_path: Any) -> N
         assert "<region" not in asked.content
         assert before.content.endswith(asked.content)
     flags = {"scenes": 1, "long_side": 64, "workers": 1, "turns": 3, "expressions": 1.0}
-    (record,) = GlyphScenesSource(output=str(tmp_path / "o.jsonl"), shown_once=True, **flags).records()
+    (record,) = GlyphScenesSource(output=str(tmp_path / "o.jsonl"), shown_once=True, lookups=1.0, **flags).records()
     assert ["<region1>" in turn.content for turn in record.conversations[::2]] == [True, False, False]
+    assert {turn.type for turn in record.conversations[::2]} == {"lookup"}
+
+
+def test_plain_expressions_are_drawn_alone_or_among_others() -> None:
+    meant: Counter[int] = Counter()
+    for index in range(60):
+        split = ("train", "train-packed", "test-compositional")[index % 3]
+        scene = make_scene(index, split, 0)
+        visible = list(range(len(scene.objects)))
+        drawn = draw_expressions(scene, visible, 12, np.random.RandomState(index), lookups=1.0)
+        assert len({one.phrase for one in drawn}) == len(drawn) > 6
+        for one in drawn:
+            assert one.type == "lookup"
+            assert set(one.meant) == meaning(one.phrase, scene)
+            pair = {SINGULAR.get(word, word) for word in one.phrase.split()}
+            assert not pair & {*KINDS} or not pair & {*COLOURS} or any(
+                {kind, colour} <= pair for kind, colour in HELD_OUT_PAIRS
+            ) == SPLITS[split].held_out  # fmt: skip
+            meant[min(len(one.meant), 2)] += 1
+    assert 0.15 < meant[0] / meant.total() < 0.35
+    assert meant[2] > 0.1 * meant.total()
+    scene = make_scene(3, "train", 0)
+    visible = list(range(len(scene.objects)))
+    some = draw_expressions(scene, visible, 40, np.random.RandomState(0), lookups=0.5)
+    assert 10 < sum(one.type == "lookup" for one in some) < 30
 
 
 def test_the_place_of_a_candidate_says_nothing() -> None:
