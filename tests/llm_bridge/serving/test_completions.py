@@ -138,7 +138,7 @@ def test_a_stream_gives_the_same_words_and_the_usage(openai: Any, messages: Any)
     assert all(chunk.usage is None for chunk in plain)
 
 
-LONG = "Describe <region> in a sentence."
+LONG = "What is <region>, and where is it?"
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def example(language: str, word: str, port: int) -> str:
     """The one block of a language on the page that holds a word, for a server at a port."""
     blocks = re.findall(rf"^<!-- no-run -->\n```{language}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     (block,) = [block for block in blocks if word in block]
-    return block.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+    return block.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace("region-chat-smollm2", MODEL)
 
 
 def test_the_example_in_python_prints_answers(
