@@ -210,7 +210,8 @@ def test_described_questions_are_those_that_a_chat_would_write(told: RegionChat)
         order: list[int] = []
         words, _ = question.numbered(order)
         chat.reset()
-        said = chat.ask(words, image=picture.image, boxes=picture.boxes[order].tolist(), max_new_tokens=24)
+        boxes = picture.boxes[order].tolist()
+        said = chat.ask(words, image=picture.image, boxes=boxes, max_new_tokens=views.MAX_NEW_TOKENS)
         assert said == line["answer"]
         plain = [{"role": "user", "content": text}]
         assert chat.processor.apply_chat_template(plain) == chat.processor.apply_chat_template(chat.messages[:1])
