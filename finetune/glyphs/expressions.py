@@ -16,7 +16,7 @@ import numpy as np
 
 from ..data.grounding import Expression
 from .language import ATTRIBUTES
-from .questions import NEAREST_MARGIN, PLACES, SIDE_MARGIN, place_of, with_articles
+from .questions import BORDER_MARGIN, NEAREST_MARGIN, PLACES, SIDE_MARGIN, place_of, with_articles
 from .scenes import COLOURS, HELD_OUT_PAIRS, KINDS, SIZES, SPLITS, GlyphObject, GlyphScene
 
 NONE_SHARE = 0.2
@@ -390,10 +390,22 @@ def _near_miss(scene: GlyphScene, visible: Sequence[int], random: np.random.Rand
 _LOOKED_UP = {("colour",): 0.45, ("kind",): 0.35, ("colour", "kind"): 0.15, ("size",): 0.05}
 _ABSENT_SHARE = 0.25
 """Of lookups, the share that asks for any word at all, which mostly no object fits."""
+_PLACE_SHARE = 0.2
+_HALVES: dict[str, Callable[[float, float], float]] = {
+    "left": lambda x, y: 0.5 - x,
+    "right": lambda x, y: x - 0.5,
+    "top": lambda x, y: 0.5 - y,
+    "bottom": lambda x, y: y - 0.5,
+}
+"""How far a point, in units of the picture, lies inside each half of it."""
+_UNMISTAKABLE = ("top left", "top right", "center", "bottom left", "bottom right")
+"""Places that nobody takes for a whole side."""
 
 
 def _lookup(scene: GlyphScene, visible: Sequence[int], random: np.random.RandomState) -> Expression | None:
-    """The red things, the star, the red stars: whatever has a colour, a kind or a size; often nothing."""
+    """The red things, the star, the red stars: whatever has a colour, a kind, a size or a place; often nothing."""
+    if random.random_sample() < _PLACE_SHARE:
+        return _whereabouts(scene, visible, random)
     names = list(_LOOKED_UP)[random.choice(len(_LOOKED_UP), p=list(_LOOKED_UP.values()))]
     if random.random_sample() < _ABSENT_SHARE:
         said = Description(**{name: _pick(random, list(ATTRIBUTES[name])) for name in names})
@@ -404,6 +416,27 @@ def _lookup(scene: GlyphScene, visible: Sequence[int], random: np.random.RandomS
         return None
     objects, noun = _fitting(said, scene, visible), _noun(random)
     return Expression(f"the {said.plural(noun) if len(objects) > 1 else said.words(noun)}", tuple(objects))
+
+
+def _whereabouts(scene: GlyphScene, visible: Sequence[int], random: np.random.RandomState) -> Expression | None:
+    """The things in the left half, the thing at the top left; None if an object lies on a border."""
+    if random.random_sample() < 0.5:
+        half = _pick(random, list(_HALVES))
+        inside = {
+            i: _HALVES[half](scene.objects[i].x / scene.width, scene.objects[i].y / scene.height) for i in visible
+        }
+        if any(abs(lead) < BORDER_MARGIN for lead in inside.values()):
+            return None
+        objects, where = [i for i, lead in inside.items() if lead > 0], f"in the {half} half"
+    else:
+        place = _pick(random, _UNMISTAKABLE)
+        places = {i: place_of(scene.objects[i], scene) for i in visible}
+        if None in places.values():
+            return None
+        objects = [i for i, there in places.items() if there == place]
+        where = "in the middle" if place == "center" else f"at the {place}"
+    said, noun = Description(), _noun(random)
+    return Expression(f"the {said.plural(noun) if len(objects) > 1 else said.words(noun)} {where}", tuple(objects))
 
 
 NONE, LOOKUP = "none", "lookup"

@@ -73,8 +73,8 @@ class GlyphScenesSource(Source):
     )
     lookups: float = knob(
         default=0.0,
-        help='expressions: share of plain ones, such as "the red things", which a bridge learns first; they mean one object, '
-        "several, or none",
+        help='expressions: share of plain ones, such as "the red things" or "the things in the left half", which a bridge '
+        "learns first; they mean one object, several, or none",
     )
     workers: int = knob(default=2, help="processes that draw scenes")
 
@@ -115,6 +115,9 @@ class GlyphScenesSource(Source):
         for name in ("phrasings", "sentences", "expressions", "lookups"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} is {share:g}, expected a share from 0 to 1.")
+        if not self.expressions and (self.lookups or self.shown_once):
+            unread = "lookups" if self.lookups else "shown_once"
+            raise ValueError(f"{unread} is set, but no record asks for expressions. Set expressions, too.")
         return families
 
 

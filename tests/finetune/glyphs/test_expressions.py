@@ -105,6 +105,11 @@ def meaning(phrase: str, scene: GlyphScene) -> set[int]:
         return set(fitting(m[1], scene)) - without
     if m := re.fullmatch(r"(.+) that is (\w+)", phrase):
         return set(fitting(m[1], scene)) & set(fitting(m[2], scene))
+    if m := re.fullmatch(r"(.+) in the (left|right|top|bottom) half", phrase):
+        axis, sign = EDGES[m[2]]
+        middle = 0.5 * (scene.width if axis == "x" else scene.height)
+        assert all(abs(getattr(o, axis) - middle) > 0.01 for o in objects)
+        return {i for i in fitting(m[1], scene) if sign * (getattr(objects[i], axis) - middle) < 0}
     if m := re.fullmatch(r"(.+) (?:at|on|in) the (\w+(?: left| right)?)(?: of the picture)?", phrase):
         words = set(m[2].split()) - {"center", "middle"}
         loose = {i for i in fitting(m[1], scene) if words <= set(column(objects[i], scene))}
@@ -244,6 +249,7 @@ def test_candidates_may_be_shown_by_the_first_question_alone(tmp_path: Any) -> N
 
 def test_plain_expressions_are_drawn_alone_or_among_others() -> None:
     meant: Counter[int] = Counter()
+    places: Counter[str] = Counter()
     for index in range(60):
         split = ("train", "train-packed", "test-compositional")[index % 3]
         scene = make_scene(index, split, 0)
@@ -258,12 +264,21 @@ def test_plain_expressions_are_drawn_alone_or_among_others() -> None:
                 {kind, colour} <= pair for kind, colour in HELD_OUT_PAIRS
             ) == SPLITS[split].held_out  # fmt: skip
             meant[min(len(one.meant), 2)] += 1
+            places.update(re.findall(r"half|middle|at the", one.phrase))
+    assert set(places) == {"half", "middle", "at the"}
+    assert 0.05 < places.total() / meant.total() < 0.3
     assert 0.15 < meant[0] / meant.total() < 0.35
     assert meant[2] > 0.1 * meant.total()
     scene = make_scene(3, "train", 0)
     visible = list(range(len(scene.objects)))
     some = draw_expressions(scene, visible, 40, np.random.RandomState(0), lookups=0.5)
     assert 10 < sum(one.type == "lookup" for one in some) < 30
+
+
+@pytest.mark.parametrize("flags", [{"lookups": 0.5}, {"shown_once": True}])
+def test_what_only_expressions_read_is_refused_without_them(flags: Any, tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(flags))} is set, but no record asks for expressions"):
+        list(GlyphScenesSource(output=str(tmp_path / "o.jsonl"), scenes=1, **flags).records())
 
 
 def test_the_place_of_a_candidate_says_nothing() -> None:
