@@ -48,9 +48,9 @@ TEMPERATURES = (0.05, 20.0)
 class CalibrateArguments:
     """Fit the temperature and the threshold of `RegionChat.find` to held-out records, and write them into a bridge's folder."""
 
-    model: str = knob(help="folder of the bridge, whose config.json and README.md are written anew")
+    model: str = knob(help="folder of the bridge, whose config.json and README.md are rewritten")
     data: str = knob(help="records that the bridge did not learn from, with questions that ask to find regions")
-    cache: str | None = knob(default=None, help="cache of data; default: its pictures are encoded")
+    cache: str | None = knob(default=None, help="cache of data; default: the pictures are encoded")
     limit: int | None = knob(default=None, help="read at most this many records")
     device: str = knob(default="cpu", help="where to run: cpu, cuda, mps")
 

@@ -37,10 +37,10 @@ class ComposeArguments:
 
     data: str = knob(help="records whose regions have a caption or label, and a box")
     output: str = knob(help="folder of the cache")
-    from_data: list[str] = knob(default_factory=list, help="record files from whose regions tokens are borrowed")
+    from_data: list[str] = knob(default_factory=list, help="record files whose regions lend their tokens")
     from_caches: list[str] = knob(default_factory=list, help="the cache of each of these files, in the same order")
     shard_size: int = knob(default=512, help="records in a shard")
-    seed: int = knob(default=0, help="seed of the choice of tokens and of the jitter of boxes")
+    seed: int = knob(default=0, help="seed for choosing tokens and for jittering boxes")
 
 
 class TokenBank:

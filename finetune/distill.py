@@ -68,19 +68,18 @@ class DistillArguments(LessonArguments, TrainArguments):
 
     lessons: str | None = knob(
         default=None,
-        help="folder of the lessons, which runs that learn the same ones may share; made if it is not there; default: lessons "
-        "in output_dir",
+        help="folder of the lessons, which several runs may share; made if it does not exist; default: lessons in output_dir",
     )
     lessons_weight: float | None = knob(
-        default=None, help="how often lessons are drawn beside other sources; default: as their number"
+        default=None, help="how often lessons are drawn, next to other sources; default: in proportion to their number"
     )
     talks: int = knob(
         default=500,
-        help="talks that the language model has with itself, in words alone, which are learned beside the lessons so that it "
-        "forgets none of its language (see own_talks.py); 0 for none. In mode projector there is nothing to forget, and none",
+        help="how many talks the language model has with itself, in words alone; 0 for none. They are learned along with the "
+        "lessons so that it forgets none of its language (see own_talks.py). Mode projector has nothing to forget: no talks",
     )
     talks_weight: float | None = knob(
-        default=None, help="how often talks are drawn; default: lessons_weight, or without it as their number"
+        default=None, help="how often talks are drawn; default: lessons_weight, or else in proportion to their number"
     )
     eval_max_new_tokens: int = knob(default=64, free=True, help="longest answer in an evaluation")
 

@@ -94,31 +94,30 @@ class GlyphEvaluationArguments:
     )
     scenes: int = knob(
         default=104,
-        help="how many scenes of each split and seed show what the region tokenizer sees, counted from the first",
+        help="how many scenes of each split and seed, counted from the first, to measure the region tokenizer on",
     )
     question_scenes: int = knob(
-        default=8, help="about how many of these scenes the bridge is asked, rounded up to whole batches"
+        default=8, help="about how many of these scenes to ask the bridge about, rounded up to whole batches"
     )
     control_splits: str | None = knob(
         default=None,
-        help="those of the splits on which controls, 'described', free answers and finding are measured, separated by commas; "
+        help="which of the splits to measure controls, 'described', free answers and finding on, separated by commas; "
         "default: the first",
     )
     control_scenes: int = knob(
-        default=4, help="on how many scenes of control_splits controls are measured, rounded up to whole batches"
+        default=4, help="how many scenes of control_splits to measure controls on, rounded up to whole batches"
     )
     shuffled_scenes: int = knob(
         default=8,
-        help="on how many of them the control with another scene's regions is measured, rounded up to whole batches",
+        help="how many of them to measure the control with another scene's regions on, rounded up to whole batches",
     )
     free_scenes: int = knob(
         default=8,
-        help="on how many scenes of control_splits questions are asked in other words, and for knowledge, rounded up to whole "
-        "batches",
+        help="how many scenes of control_splits to ask about in other words, and for knowledge, rounded up to whole batches",
     )
     find_scenes: int = knob(
         default=4,
-        help="on how many scenes of control_splits a bridge that was taught to find regions by words is asked to",
+        help="how many scenes of control_splits to search by words, if the bridge was taught to find regions",
     )
     batch_size: int = knob(default=4, help="scenes at a time")
     workers: int = knob(
@@ -126,9 +125,7 @@ class GlyphEvaluationArguments:
         help="processes that share the splits and seeds; 0: one for each CPU core, at most four, or one on a GPU",
     )
     device: str = knob(default="cpu", help="where to run: cpu, cuda, mps")
-    encoder_precision: str = knob(
-        default="float32", help="in what the image encoder multiplies: float32, or int8 on a CPU"
-    )
+    encoder_precision: str = knob(default="float32", help="precision of the image encoder: float32, or int8 on a CPU")
     output: str | None = knob(default=None, help="folder for the results; default: they are only printed")
 
     @property

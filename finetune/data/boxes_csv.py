@@ -31,9 +31,7 @@ class BoxesCsvSource(RegionQuestionSource):
     """Pictures and a CSV: image, x1, y1, x2, y2 in pixels, answer; question optional."""
 
     boxes: str = knob(help="the CSV file")
-    question: str = knob(
-        default=LABEL_QUESTION, help="what is asked about a region for which the table has no question"
-    )
+    question: str = knob(default=LABEL_QUESTION, help="what is asked about a region that has no question in the table")
     source: str | None = knob(default=None, help="what to call the data; default: the CSV's name")
     license: str | None = knob(default=None, help="licence of the data")
 
