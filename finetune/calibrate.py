@@ -4,8 +4,8 @@
 
 On held-out questions, it fits one temperature, by the likelihood of the true answers, and one threshold for none: the
 one that best tells questions that mean something from those that mean nothing, where the shares of both that are
-answered correctly count equally. Both go into the bridge's config and its card. `finetune.train` does the same at its
-end, if it taught a bridge to find regions and its eval_data asks for some.
+answered correctly count equally. Temperature and threshold go into the bridge's config and its card. `finetune.train`
+does the same at its end, if it taught a bridge to find regions and its eval_data asks for some.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 A language model that is asked about the same pictures again and again learns the answers by heart. Where objects stand can
 be invented, but not what they look like to the region tokenizer. So each region of the records borrows the tokens of a random
 encoded region with the same first caption (or label, if it has no captions) and keeps its own box, jittered as in
-`cache_regions`. The result is a cache like any other. If the other caches have picture context, so has this one, made of the
+`cache_regions`. The result is a cache like any other. If the other caches have picture context, so does this one, made from the
 records' own regions. If the command was stopped, run it again: complete shards are kept.
 """
 
