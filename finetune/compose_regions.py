@@ -96,7 +96,7 @@ def words_of(region: Region) -> str:
     """What is true of a region: its first caption, or its label."""
     words = region.captions[0] if isinstance(region.captions, list) and region.captions else region.label
     if not isinstance(words, str) or not words:
-        raise ValueError(f"Got the region {region}, expected captions or a label, by which tokens are found for it.")
+        raise ValueError(f"Got the region {region}, expected captions or a label to find tokens by.")
     return words
 
 

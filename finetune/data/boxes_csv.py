@@ -74,7 +74,7 @@ class BoxesCsvSource(RegionQuestionSource):
 
     def _values(self, row: dict[str, Any], line: int) -> tuple[Any, ...]:
         if None in row:
-            raise EntryError("more cells than columns", f"more cells than columns, which are {len(row) - 1}")
+            raise EntryError("more cells than columns", f"more cells than columns, of which there are {len(row) - 1}")
         if not row["image"]:
             raise EntryError("no image", "no image, whose column is empty")
         corners = [number(row[name]) for name in CORNERS]
