@@ -390,7 +390,7 @@ def _check_same_words(batch: Mapping[str, Any]) -> None:
     own, told = batch["labels"][batch["is_taught"]], batch["told"]["labels"]
     if own[own != -100].tolist() != told[told != -100].tolist():
         raise ValueError(
-            "The answers of a taught conversation are other tokens after the question as its teacher reads it, so that they "
+            "The answers of a taught conversation become other tokens after the question as its teacher reads it, so they "
             "cannot be compared word by word: use another chat template, or loss: answers."
         )
 

@@ -48,7 +48,7 @@ class CacheArguments:
     context_from: Literal["found", "annotated"] = knob(
         default="found",
         help="which objects: those that the tokenizer finds by itself, or the record's own regions, which is much cheaper; "
-        "they are prompted as in the last of the variants",
+        "these are prompted as in the last of the variants",
     )
     dtype: Literal["float16", "bfloat16", "float32"] = knob(default="float16", help="dtype of the tokens on disk")
     device: str | None = knob(
@@ -57,7 +57,7 @@ class CacheArguments:
     shard_size: int = knob(default=512, help="records in a shard")
     batch_size: int = knob(default=8, help="pictures encoded at once")
     workers: int = knob(default=1, help="processes that open pictures, for each process that encodes")
-    seed: int = knob(default=0, help="seed of jitter and points")
+    seed: int = knob(default=0, help="seed for jitter and points")
     ray: int = knob(default=0, help=RAY_HELP)
     ray_address: str | None = knob(default=None, help=RAY_ADDRESS_HELP)
 

@@ -4,8 +4,8 @@
 
 On held-out questions, it fits one temperature, by the likelihood of the true answers, and one threshold for none: the
 one that best tells questions that mean something from those that mean nothing, where the shares of both that are
-answered correctly count equally. Both go into the bridge's config and its card. `finetune.train` does the same at its
-end, if it taught a bridge to find regions and its eval_data asks for some.
+answered correctly count equally. Temperature and threshold go into the bridge's config and its card. `finetune.train`
+does the same at its end, if it taught a bridge to find regions and its eval_data asks for some.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ TEMPERATURES = (0.05, 20.0)
 class CalibrateArguments:
     """Fit the temperature and the threshold of `RegionChat.find` to held-out records, and write them into a bridge's folder."""
 
-    model: str = knob(help="folder of the bridge, whose config.json and README.md are written anew")
+    model: str = knob(help="folder of the bridge, whose config.json and README.md are rewritten")
     data: str = knob(help="records that the bridge did not learn from, with questions that ask to find regions")
-    cache: str | None = knob(default=None, help="cache of data; default: its pictures are encoded")
+    cache: str | None = knob(default=None, help="cache of data; default: the pictures are encoded")
     limit: int | None = knob(default=None, help="read at most this many records")
     device: str = knob(default="cpu", help="where to run: cpu, cuda, mps")
 

@@ -149,7 +149,7 @@ def load_last_state(accelerator: Accelerator, output: Path, arguments: Any) -> i
     refuse_other_arguments(arguments, output / "arguments.yaml")
     if step_of(found[-1]) > arguments.steps:
         raise ValueError(
-            f"{found[-1]} lies after the last of {arguments.steps} steps, and its learning rates have not fallen: give more "
+            f"{found[-1]} is past the last of {arguments.steps} steps, and its learning rates have not fallen: give more "
             "steps, or another output_dir."
         )
     try:

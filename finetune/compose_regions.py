@@ -6,7 +6,7 @@
 A language model that is asked about the same pictures again and again learns the answers by heart. Where objects stand can
 be invented, but not what they look like to the region tokenizer. So each region of the records borrows the tokens of a random
 encoded region with the same first caption (or label, if it has no captions) and keeps its own box, jittered as in
-`cache_regions`. The result is a cache like any other. If the other caches have picture context, so has this one, made of the
+`cache_regions`. The result is a cache like any other. If the other caches have picture context, so does this one, made from the
 records' own regions. If the command was stopped, run it again: complete shards are kept.
 """
 
@@ -37,10 +37,10 @@ class ComposeArguments:
 
     data: str = knob(help="records whose regions have a caption or label, and a box")
     output: str = knob(help="folder of the cache")
-    from_data: list[str] = knob(default_factory=list, help="record files from whose regions tokens are borrowed")
+    from_data: list[str] = knob(default_factory=list, help="record files whose regions lend their tokens")
     from_caches: list[str] = knob(default_factory=list, help="the cache of each of these files, in the same order")
     shard_size: int = knob(default=512, help="records in a shard")
-    seed: int = knob(default=0, help="seed of the choice of tokens and of the jitter of boxes")
+    seed: int = knob(default=0, help="seed for choosing tokens and for jittering boxes")
 
 
 class TokenBank:
@@ -96,7 +96,7 @@ def words_of(region: Region) -> str:
     """What is true of a region: its first caption, or its label."""
     words = region.captions[0] if isinstance(region.captions, list) and region.captions else region.label
     if not isinstance(words, str) or not words:
-        raise ValueError(f"Got the region {region}, expected captions or a label, by which tokens are found for it.")
+        raise ValueError(f"Got the region {region}, expected captions or a label to find tokens by.")
     return words
 
 

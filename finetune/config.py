@@ -44,16 +44,18 @@ class Source:
     """Records to learn from."""
 
     records: str = knob(help="record file")
-    cache: str | None = knob(default=None, help="its cache; none for records without pictures, conversations in words")
+    cache: str | None = knob(
+        default=None, help="its cache; none for records without pictures, which are conversations in words"
+    )
     weight: float | None = knob(default=None, help="how often it is drawn; default: in proportion to its size")
     turns: int = knob(
         default=0,
-        help="how many questions of a record are asked in a row; 0 for all. Only if its questions do not refer to each other",
+        help="how many questions of a record are asked in a row; 0 for all; only if its questions do not refer to each other",
     )
     loss: Literal["answers", "teacher"] = knob(
         default="answers",
-        help="answers: the answers are learned as they stand; teacher: what the language model without its adapter thinks of "
-        "each of their words, when it is told in words what the regions are (see finetune.distill)",
+        help="answers: learn the answers as they stand; teacher: learn how likely the language model without its adapter finds "
+        "each of their words when it is told in words what the regions are (see finetune.distill)",
     )
 
     def __post_init__(self) -> None:

@@ -1,30 +1,32 @@
-r"""Teach a language model to read region tokens with nothing but pictures: it learns to say what it says of a description.
+r"""Teaches a language model to read region tokens from pictures alone: it learns to say what it would say of a description.
 
     python -m finetune.distill --language_model Qwen/Qwen3-0.6B --region_tokenizer BAAI/tokenize-anything \
         --variant tap_vit_l_v1_1 --pictures my_pictures --output_dir runs/mine
 
-What TAP sees in a region it can also say in words, and a language model knows what to do with words. So the language model
-is its own teacher: told in words what the regions are, and with its adapter off, it answers instructions about them; then
-it learns to answer alike when it reads region tokens in place of the words. This takes no questions, answers or labels.
+TAP can also say in words what it sees in a region, and a language model knows what to do with words. So the language model
+is its own teacher: with its adapter off, it is told in words what the regions are, and answers instructions about them;
+then it learns to give the same answers when it reads region tokens in place of the words. This takes no questions, answers
+or labels.
 
-One command, three steps, each of which leaves ordinary files that the next one reads; given again, it goes on where it was
-stopped:
+One command runs three steps, each of which leaves ordinary files for the next one to read. If it is stopped, run it again
+and it continues where it left off:
 
 1. `output_dir/lessons/lessons.jsonl`: records whose answers are the teacher's, each question with what the teacher was
-   `told`; `held_out.jsonl`, the same of pictures that are kept for evaluation, half of it in instructions that are never
-   learned; `talks.jsonl`, what the language model says to itself when no region is spoken of, so that it keeps its language;
+   `told`; `held_out.jsonl`, the same for pictures that are kept for evaluation, half of it with instructions that are never
+   learned; `talks.jsonl`, what the language model says to itself when no region is mentioned, so that it keeps its language;
    `counts.json`, how many answers and talks were kept, and why others were left out. Look at them:
    `python -m finetune.data show --data runs/mine/lessons/lessons.jsonl --output lessons.png`.
 2. `lessons/cache` and `lessons/held_out_cache`: their region tokens, as `finetune.cache_regions` makes them.
 3. `finetune.train` on a source with `loss: teacher`: at each word of an answer, the student's distribution over all words
-   is drawn to the teacher's (KL), whose pass is made anew with the weights at hand, the adapter off. Nothing is kept of the
-   vocabulary, so nothing is lost of it. What the teacher knows of a kind of thing it does not say in a chat, but going on a
-   text; such answers are learned as they stand (`teacher.py` says why). `sources` of a recipe are learned beside it.
+   is drawn towards the teacher's (KL). The teacher's pass is made afresh with the weights at hand and the adapter off, so no
+   distribution has to be stored or cut short. What the teacher knows about a kind of thing, it says when it continues a
+   text, not in a chat; such answers are learned as they stand (`teacher.py` says why). `sources` of a recipe are learned
+   along with them.
 
-A projector alone (`--mode projector`), LoRA (the default) or QLoRA (`--quantize 4bit`) learns. While training, log.jsonl says
-how near the student is on held-out pictures: `val_kl` in nats a word and `val_same`, the share of answers that are equal
-word for word, for known instructions, for new ones (`…_new`), and with the regions of another picture (`…_shuffled`), which
-shows how much the answers owe to seeing.
+What learns is a projector alone (`--mode projector`), LoRA (the default) or QLoRA (`--quantize 4bit`). During training,
+log.jsonl says how close the student is on held-out pictures: `val_kl`, in nats per word, and `val_same`, the share of
+answers that are the same word for word. It gives both for known instructions, for new ones (`…_new`), and with the regions
+of another picture (`…_shuffled`), which shows how much the answers owe to seeing.
 """
 
 from __future__ import annotations
@@ -68,19 +70,18 @@ class DistillArguments(LessonArguments, TrainArguments):
 
     lessons: str | None = knob(
         default=None,
-        help="folder of the lessons, which runs that learn the same ones may share; made if it is not there; default: lessons "
-        "in output_dir",
+        help="folder of the lessons, which several runs may share; made if it does not exist; default: lessons in output_dir",
     )
     lessons_weight: float | None = knob(
-        default=None, help="how often lessons are drawn beside other sources; default: as their number"
+        default=None, help="how often lessons are drawn, next to other sources; default: in proportion to their number"
     )
     talks: int = knob(
         default=500,
-        help="talks that the language model has with itself, in words alone, which are learned beside the lessons so that it "
-        "forgets none of its language (see own_talks.py); 0 for none. In mode projector there is nothing to forget, and none",
+        help="how many talks the language model has with itself, in words alone; 0 for none. They are learned along with the "
+        "lessons so that it forgets none of its language (see own_talks.py). Mode projector has nothing to forget: no talks",
     )
     talks_weight: float | None = knob(
-        default=None, help="how often talks are drawn; default: lessons_weight, or without it as their number"
+        default=None, help="how often talks are drawn; default: lessons_weight, or else in proportion to their number"
     )
     eval_max_new_tokens: int = knob(default=64, free=True, help="longest answer in an evaluation")
 

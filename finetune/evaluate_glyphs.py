@@ -4,25 +4,25 @@
     python -m finetune.evaluate_glyphs --model none --splits test --seeds 0     # the region tokenizer alone
 
 It measures masks, concepts and native captions of every visible object, how well others of its kind and colour are found in
-other pictures (`glyphs/retrieval.py`), and the bridge's answers to the benchmark's questions
-(`glyphs/records.py`), each in a conversation of its own. On the first scenes of each seed of the first split, or of those of
-`--control_splits`, it also measures these controls:
+other pictures (`glyphs/retrieval.py`), and the bridge's answers to the benchmark's questions (`glyphs/records.py`), each in a
+conversation of its own. On the first scenes of each seed of the first split, or of the splits in `--control_splits`, it also
+measures these controls:
 
 - the regions and the picture of another scene;
 - no regions at all;
 - regions without their position, with the objects of the context in random order;
-- the true objects as picture context, if the bridge otherwise reads those that are found, for questions about them;
-- the question as the second to sixth of a talk, after others about the same scene and the bridge's answers to them;
+- the true objects as picture context, for questions about them, if the bridge otherwise reads the objects that are found;
+- the question as the second to sixth of a conversation, after others about the same scene and the bridge's answers to them;
 - a plain language model, by default SmolLM2, which is told in words what TAP sees.
 
-It also asks questions there that are answered freely (`glyphs/free_questions.py`): the benchmark's in words that no recipe
-contains, and on split test what one must know about the objects. An answer is right if it contains the truth
-(`glyphs/containment.py`). The plain language model is also told the truth, not only what TAP sees. What one must
-know it is also asked in the form in which it says best what it knows: that is the reference of the row. What the bridge's
-adapter costs the language model is measured by its perplexity on plain text (`glyphs/plain_text.py`).
+On these scenes, it also asks questions with free answers (`glyphs/free_questions.py`): the benchmark's, in words that no
+recipe contains, and, on split test, questions that need knowledge about the objects. An answer is right if it contains the
+truth (`glyphs/containment.py`). The plain language model is also told the truth, not only what TAP sees. It is also asked
+the knowledge questions in the form that best brings out what it knows: that is the reference of the row. What the
+bridge's adapter costs the language model is measured by its perplexity on plain text (`glyphs/plain_text.py`).
 
-A bridge that was taught to find regions by words is asked there what expressions mean (`glyphs/grounding.py`);
-`found.png` shows twenty of its answers, chosen by a fixed seed.
+A bridge that was taught to find regions by words is also asked what expressions mean on these scenes
+(`glyphs/grounding.py`); `found.png` shows twenty of its answers, chosen by a fixed seed.
 
 `output` then holds `parts/*.jsonl`, with a line for each region, question and expression, `metrics.json`, `table.md` and
 figures. There is a part for each split and seed, written completely or not at all. If a run was stopped, run it again: it does
@@ -94,31 +94,30 @@ class GlyphEvaluationArguments:
     )
     scenes: int = knob(
         default=104,
-        help="how many scenes of each split and seed show what the region tokenizer sees, counted from the first",
+        help="how many scenes of each split and seed, counted from the first, to measure the region tokenizer on",
     )
     question_scenes: int = knob(
-        default=8, help="about how many of these scenes the bridge is asked, rounded up to whole batches"
+        default=8, help="about how many of these scenes to ask the bridge about, rounded up to whole batches"
     )
     control_splits: str | None = knob(
         default=None,
-        help="those of the splits on which controls, 'described', free answers and finding are measured, separated by commas; "
+        help="which of the splits to measure controls, 'described', free answers and finding on, separated by commas; "
         "default: the first",
     )
     control_scenes: int = knob(
-        default=4, help="on how many scenes of control_splits controls are measured, rounded up to whole batches"
+        default=4, help="how many scenes of control_splits to measure controls on, rounded up to whole batches"
     )
     shuffled_scenes: int = knob(
         default=8,
-        help="on how many of them the control with another scene's regions is measured, rounded up to whole batches",
+        help="how many of them to measure the control with another scene's regions on, rounded up to whole batches",
     )
     free_scenes: int = knob(
         default=8,
-        help="on how many scenes of control_splits questions are asked in other words, and for knowledge, rounded up to whole "
-        "batches",
+        help="how many scenes of control_splits to ask about in other words, and for knowledge, rounded up to whole batches",
     )
     find_scenes: int = knob(
         default=4,
-        help="on how many scenes of control_splits a bridge that was taught to find regions by words is asked to",
+        help="how many scenes of control_splits to search by words, if the bridge was taught to find regions",
     )
     batch_size: int = knob(default=4, help="scenes at a time")
     workers: int = knob(
@@ -126,9 +125,7 @@ class GlyphEvaluationArguments:
         help="processes that share the splits and seeds; 0: one for each CPU core, at most four, or one on a GPU",
     )
     device: str = knob(default="cpu", help="where to run: cpu, cuda, mps")
-    encoder_precision: str = knob(
-        default="float32", help="in what the image encoder multiplies: float32, or int8 on a CPU"
-    )
+    encoder_precision: str = knob(default="float32", help="precision of the image encoder: float32, or int8 on a CPU")
     output: str | None = knob(default=None, help="folder for the results; default: they are only printed")
 
     @property

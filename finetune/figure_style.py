@@ -111,7 +111,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     kind = path.suffix.removeprefix(".").lower()
     if kind not in ("png", "svg"):
-        raise ValueError(f"{path} would be of no kind that stays sharp: give a name that ends in .png or .svg.")
+        raise ValueError(f"{path} would not stay sharp in that format: give a name that ends in .png or .svg.")
     partial = path.with_name(path.name + ".partial")
     with styled():
         figure.savefig(partial, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})

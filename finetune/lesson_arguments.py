@@ -16,25 +16,25 @@ class LessonArguments:
         default=None, help="records whose regions are asked about: JSONL, or parquet beside pictures"
     )
     pictures: str | None = knob(default=None, help="folder of pictures, in which everything mode finds the regions")
-    regions: int = knob(default=8, help="pictures: regions of each, the most confident that are found")
+    regions: int = knob(default=8, help="pictures: how many regions of each, the most confident ones that are found")
     points_per_crop: int = knob(default=32, help="pictures: points along each side of the grid that searches them")
     true_words: bool = knob(
-        default=True, help="data: tell the teacher a region's own caption and label, where it has them, not TAP's"
+        default=True,
+        help="data: tell the teacher a region's own caption and label, where it has them, instead of TAP's",
     )
     questions: int = knob(default=4, help="questions asked about each picture")
     instructions: list[str] = knob(
-        default_factory=lambda: [SHIPPED], help="YAML files of what is asked; shipped is the pool that comes with this"
+        default_factory=lambda: [SHIPPED],
+        help="YAML files of instructions; shipped is the pool that comes with this project",
     )
-    kinds: list[str] = knob(
-        default_factory=list, help="kinds of instructions that are asked; default: all of the files"
-    )
+    kinds: list[str] = knob(default_factory=list, help="kinds of instructions to ask; default: all in the files")
     own_questions: float = knob(
         default=0.1,
-        help="share of the questions that the language model thinks of itself, when told what a region shows",
+        help="share of the questions that the language model thinks up itself, when told what a region shows",
     )
     held_out: float = knob(default=0.05, help="share of the pictures that are kept for evaluation")
     answer_tokens: int = knob(
         default=48, help="longest answer of the teacher, in tokens; also the longest turn of a talk"
     )
     teacher_batch_size: int = knob(default=32, help="questions that the teacher answers at once")
-    lesson_chunk: int = knob(default=16, help="pictures that are put on disk together")
+    lesson_chunk: int = knob(default=16, help="pictures that are written to disk together")

@@ -36,7 +36,7 @@ class RunArguments:
     """Options of every training run."""
 
     output_dir: str = knob(free=True, help="folder for checkpoints, the log and the trained model")
-    seed: int = knob(default=0, help="seed of the data, of their order and of new weights")
+    seed: int = knob(default=0, help="seed for the data, their order and new weights")
     steps: int = knob(default=1000, help="optimizer steps")
     batch_size: int = knob(default=16, help="records, pictures or texts in a forward pass of each process")
     workers: int = knob(default=1, free=True, help="processes that prepare batches")

@@ -99,15 +99,15 @@ class EncoderElsewhere:
         """Load the tokenizer. Raises `ValueError` if this machine has other records or weights, or not the same output."""
         here = socket.gethostname()
         if not (self.folder / PLAN).is_file():
-            raise ValueError(
-                f"{here} sees no {self.folder / PLAN}: give an output that lies on a disk of all machines."
-            )
+            raise ValueError(f"{here} sees no {self.folder / PLAN}: give an output on a disk that all machines share.")
         if not self.data.exists() or data_checksum(self.data) != self.plan.data_checksum:
-            raise ValueError(f"{here} sees other records at {self.data}, or none: put them on a disk of all machines.")
+            raise ValueError(
+                f"{here} sees other records at {self.data}, or none: put them on a disk that all machines share."
+            )
         tokenizer = TapRegionTokenizer.from_pretrained(self.region_tokenizer, variant=self.variant, device=self.device)
         if tokenizer.fingerprint != self.plan.fingerprint:
             raise ValueError(
-                f"{here} has the tokenizer {tokenizer.fingerprint} by the name {self.region_tokenizer}, expected "
+                f"{here} has the tokenizer {tokenizer.fingerprint} under the name {self.region_tokenizer}, expected "
                 f"{self.plan.fingerprint}: have all machines read the same weights."
             )
         return ShardEncoder(self.plan, self.data, self.folder, tokenizer, self.batch_size, self.workers)

@@ -48,9 +48,7 @@ class PretrainArguments(RunArguments):
     muon_learning_rate: float = knob(default=1e-2, help="peak learning rate of Muon")
     box_probability: float = knob(default=0.5, help="how likely a prompt begins with a box rather than a point")
     max_points: int = knob(default=9, help="points of a prompt at most, both rounds together")
-    dice_weight: float = knob(
-        default=1.0, help="stage prompt: weight of the dice loss, beside 20 for focal and 1 for concept"
-    )
+    dice_weight: float = knob(default=1.0, help="stage prompt: weight of the dice loss; focal has 20, and concept 1")
     iou_weight: float = knob(default=1.0, help="stage prompt: weight of the squared error of predicted IoUs")
     mask_enlargement: int = knob(
         default=1, help="stage prompt: factor by which masks are enlarged before they are compared"

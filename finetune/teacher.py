@@ -232,7 +232,7 @@ class Teacher:
             return Record(str(self.pictures[row].path.resolve()), source=name), Path()
         record = self.records[row]
         if not isinstance(record.image, str):
-            raise ValueError(f"{record.name} lies inside a parquet file: give records of pictures by their paths.")
+            raise ValueError(f"{record.name} is inside a parquet file: give records of pictures by their paths.")
         return record, self.root
 
     def _search(self, features: ImageFeatures) -> list[Region]:

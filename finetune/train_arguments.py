@@ -52,7 +52,7 @@ class TrainArguments(RunArguments):
     lora_alpha: int = knob(default=32, help="scale of LoRA (its alpha)")
     lora_dropout: float = knob(default=0.0, help="dropout inside LoRA")
     save_dtype: Literal["float32", "float16"] = knob(
-        default="float32", free=True, help="dtype of what was trained in output_dir/model; checkpoints keep float32"
+        default="float32", free=True, help="dtype of the trained weights in output_dir/model; checkpoints keep float32"
     )
     merge: bool = knob(default=False, help="add the adapter to the language model's weights at the end")
     language_model_dtype: Literal["float32", "bfloat16", "float16"] = knob(

@@ -144,7 +144,7 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
         if each not in (None, 1, len(picture.regions)):
             raise ValueError(
                 f"The question has {each} <region> and {picture.image} has {counted(len(picture.regions), 'region')} in the "
-                "table: write one <region>, to ask of each, or as many as every picture has."
+                "table: write one <region>, to ask about each, or as many as every picture has."
             )
         try:
             user_content(arguments.question, picture.prompts[:1] if each == 1 else picture.prompts)

@@ -32,7 +32,7 @@ def add_demo_command(commands: Any) -> None:
         exit_codes=EXIT_CODES,
     )
     demo.add_argument("--output", type=Path, default=Path("region-chat-demo.png"),
-                      help="where to write the picture and the talk (default: %(default)s)")  # fmt: skip
+                      help="where to write the picture and the conversation (default: %(default)s)")  # fmt: skip
 
 
 def run_demo(arguments: argparse.Namespace) -> None:

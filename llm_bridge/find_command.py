@@ -47,16 +47,16 @@ def add_find_command(commands: Any) -> None:
     find.add_argument("image", type=Path, help="the picture, or a folder of pictures")
     find.add_argument("phrase", nargs="?", help='what to find, such as "the red umbrella"')
     find.add_argument("--phrases", type=Path, metavar="CSV",
-                      help="for a folder, instead of one phrase: a table, image,phrase, a row per phrase")  # fmt: skip
+                      help="for a folder, instead of one phrase: a table of image,phrase with a row per phrase")  # fmt: skip
     add_prompt_flags(find)
     group = find.add_argument_group(
-        "how it is found", "Without --box, --point or --mask, everything in the picture may be it."
+        "how it is found", "Without --box, --point or --mask, everything in the picture is a candidate."
     )
     group.add_argument("--most", type=int, metavar="N",
-                       help="ask about so many regions at once (default: as many as the model can read)")  # fmt: skip
+                       help="ask about this many regions at once (default: as many as the model can read)")  # fmt: skip
     group.add_argument("--threshold", type=float, metavar="P",
-                       help='find nothing if "none" is more probable than this, and else something (default: what was '
-                       "saved with the model, or as its answer says)")  # fmt: skip
+                       help='find nothing if "none" is more probable than this, and otherwise something (default: what '
+                       "was saved with the model, or what its answer says)")  # fmt: skip
     find.add_argument(
         "--json", action="store_true", help="print one JSON object, with masks, instead of a line per region"
     )

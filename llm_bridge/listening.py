@@ -63,5 +63,5 @@ def _check_address(host: str, port: int | None) -> None:
         socket.create_server((address[0], address[1]), family=family).close()
     except OSError as error:
         raise ValueError(
-            f"{host}{f', port {port},' if port else ''} cannot be listened at ({error}): give another --host or --port."
+            f"Cannot listen on {host}{f', port {port}' if port else ''} ({error}): give another --host or --port."
         ) from None

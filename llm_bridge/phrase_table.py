@@ -29,7 +29,7 @@ def read_phrases(table: Path, folder: Path) -> dict[str, list[str]]:
             raise ValueError(f"{where}: {error}") from None
         phrases = found.setdefault(row["image"], [])
         if row["phrase"] in phrases:
-            raise ValueError(f"{where}: {row['phrase']!r} is asked of {row['image']} twice.")
+            raise ValueError(f"{where}: {row['phrase']!r} is asked about {row['image']} twice.")
         phrases.append(row["phrase"])
     if not found:
         raise ValueError(f"{table} has no rows: expected one per phrase.")
@@ -55,7 +55,7 @@ def pictures_to_search(
         return [PictureRegions(image, folder / image) for image in phrases], phrases
     having = {picture.image: picture for picture in pictures}
     if lacking := [image for image in phrases if image not in having]:
-        raise ValueError(f"The table of regions has none of {lacking[0]}, in which a phrase is to be found: add some.")
+        raise ValueError(f"The table has no regions of {lacking[0]}, which a phrase is to be found in: add some.")
     return [having[image] for image in phrases], phrases
 
 

@@ -117,7 +117,7 @@ class RegionBridgeProcessor(SavedProcessor):
         if self.region_tokenizer.fingerprint != config.fingerprint:
             raise ValueError(
                 f"The bridge was built on the region tokenizer {config.fingerprint}, this is "
-                f"{self.region_tokenizer.fingerprint}: load that one, or set config.accept_any_tokenizer to try all the same."
+                f"{self.region_tokenizer.fingerprint}: load that one, or set config.accept_any_tokenizer to try anyway."
             )
 
     def attach(self, model: PreTrainedModel) -> None:

@@ -59,7 +59,7 @@ def check_features(config: RegionBridgeConfig, region_features: Tensor, region_s
     if strangers:
         raise ValueError(
             f"Sample {strangers[0]} has region tokens of another tokenizer than {config.fingerprint}, which this "
-            "bridge was built on: encode with that one, or set config.accept_any_tokenizer to try all the same."
+            "bridge was built on: encode with that one, or set config.accept_any_tokenizer to try anyway."
         )
 
 

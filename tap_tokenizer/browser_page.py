@@ -94,19 +94,19 @@ def check_page(folder: Path, precision: str, runtime: Path | None, pictures: Seq
         with open_image(picture) as opened:
             if opened.format not in FORMATS:
                 raise ValueError(
-                    f"{picture} is a picture of the kind {opened.format}, which not every browser shows: give one of the kinds "
+                    f"{picture} is a {opened.format} picture, which not every browser shows: give one of the kinds "
                     f"{', '.join(name for name in FORMATS if name != 'MPO')}."
                 )
     for name, _, digest in RUNTIME.values() if runtime is not None else ():
         path = runtime / name  # type: ignore[operator]
         if not path.is_file():
             raise ValueError(
-                f"{runtime} has no {name}, expected the folder dist of the npm package onnxruntime-web {RUNTIME_VERSION}: "
+                f"{runtime} has no {name}, expected the dist folder of the npm package onnxruntime-web {RUNTIME_VERSION}: "
                 f"npm install onnxruntime-web@{RUNTIME_VERSION}"
             )
         if base64.b64encode(hashlib.sha384(path.read_bytes()).digest()).decode() != digest:
             raise ValueError(
-                f"{path} is not that of onnxruntime-web {RUNTIME_VERSION}, with which the page was tested: "
+                f"{path} is not that of onnxruntime-web {RUNTIME_VERSION}, which the page was tested with: "
                 f"npm install onnxruntime-web@{RUNTIME_VERSION}"
             )
 

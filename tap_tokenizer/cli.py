@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit code, which is 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="tap-tokenizer",
-        description="What TAP sees in a picture: masks, captions, concepts, and where else there is such a thing.",
+        description="What TAP sees in a picture: masks, captions, concepts, and where else the same things are found.",
         epilog=f"exit codes: {FOLDER_CODES}",
     )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=CommandParser)
@@ -121,7 +121,7 @@ def _command(commands: Any, name: str, words: str, *examples: str) -> argparse.A
 
 def _add_conversion_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", help="a .pkl checkpoint, the Hub repository of the original, or a folder of a region tokenizer"
+        "source", help="a .pkl checkpoint, the Hub repository of the original, or the folder of a region tokenizer"
     )
     parser.add_argument("folder", type=Path, help="where to write; must not exist")
     parser.add_argument("--variant", help="checkpoint in the repository, e.g. tap_vit_l_v1_1")

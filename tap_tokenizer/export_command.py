@@ -14,7 +14,7 @@ def add_export_command(commands: Any) -> None:
     parser = add_command(
         commands,
         "export",
-        "write ONNX graphs, which transformers.js runs as it runs SAM, or a web page that needs no server but one of files",
+        "write ONNX graphs, which transformers.js runs as it runs SAM, or a web page that needs only a file server",
         "tap-tokenizer export tap-tiny --browser tap-tiny-page",
         "tap-tokenizer export tap-tiny --onnx tap-tiny-onnx",
         "tap-tokenizer export tap-vit-b --onnx tap-vit-b-onnx --precision int8",
@@ -27,7 +27,7 @@ def add_export_command(commands: Any) -> None:
         "--browser",
         type=Path,
         metavar="FOLDER",
-        help="where to write a page that shows masks under the pointer, in the browser alone; must not exist",
+        help="where to write a page that shows masks under the pointer, all in the browser; must not exist",
     )
     parser.add_argument(
         "--precision",
@@ -42,8 +42,8 @@ def add_export_command(commands: Any) -> None:
         "--runtime",
         type=Path,
         metavar="DIST",
-        help="folder dist of the npm package onnxruntime-web: copy the runtime into the page, which otherwise loads it from "
-        "jsDelivr",
+        help="the dist folder of the npm package onnxruntime-web: copy the runtime into the page, which otherwise loads it "
+        "from jsDelivr",
     )
     page.add_argument(
         "--picture",

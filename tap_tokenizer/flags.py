@@ -106,7 +106,7 @@ def add_prompt_flags(parser: argparse.ArgumentParser, *, folders: bool = True) -
     ):
         group.add_argument(flag, type=float, nargs=number, metavar=names, action=_AddRegion, help=words)
     group.add_argument("--mask", type=Path, metavar="PICTURE", action=_AddRegion,
-                       help="a region by a picture of the same size, white where it is and black elsewhere")  # fmt: skip
+                       help="a region as a picture of the same size, white where it is and black elsewhere")  # fmt: skip
     if folders:
         group.add_argument("--boxes", type=Path, metavar="CSV",
                            help="a table: image,x1,y1,x2,y2 (or x,y; both together are one region), a row per region; for "

@@ -55,12 +55,14 @@ class _Elsewhere:
         """Load the tokenizer. Raises `ValueError` if this machine has other weights, or not the pictures."""
         here, arguments = socket.gethostname(), self.arguments
         if not arguments.image.is_dir():
-            raise ValueError(f"{here} sees no folder {arguments.image}: put the pictures on a disk of all machines.")
+            raise ValueError(
+                f"{here} sees no folder {arguments.image}: put the pictures on a disk that all machines share."
+            )
         tokenizer = load_tokenizer(arguments)
         if tokenizer.fingerprint != self.fingerprint:
             raise ValueError(
-                f"{here} has the tokenizer {tokenizer.fingerprint} by the name {arguments.model}, expected {self.fingerprint}: "
-                "have all machines read the same weights."
+                f"{here} has the tokenizer {tokenizer.fingerprint} under the name {arguments.model}, expected "
+                f"{self.fingerprint}: have all machines read the same weights."
             )
         record = self.make_record(tokenizer)
         return lambda number: json.dumps(outcome(self.pictures[number], record), ensure_ascii=False)

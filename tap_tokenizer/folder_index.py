@@ -114,7 +114,9 @@ class _Writer:
         else:
             changed = ", ".join(key for key in self.about if index.notes.get(key) != self.about[key])
         if changed:
-            raise ValueError(f"{path} was made with different {changed}: go on as it was made, or give another output.")
+            raise ValueError(
+                f"{path} was made with different {changed}: continue with the same ones, or give another output."
+            )
         return index
 
     def parts(self) -> Iterator[RegionIndex]:

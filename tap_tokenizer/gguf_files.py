@@ -81,7 +81,9 @@ def _read_over_metadata(file: BinaryIO) -> None:
             kind, count = _number(file, "<I"), _number(file, "<Q")
             values += count
         if values > _MOST_VALUES:
-            raise ValueError(f"{file.name} has lists of more than {_MOST_VALUES:,} values: no trained model has such.")
+            raise ValueError(
+                f"{file.name} has lists of more than {_MOST_VALUES:,} values: no trained model has such lists."
+            )
         if kind == _STRING:
             for _ in range(count):
                 _skip(file, _number(file, "<Q"))

@@ -37,7 +37,7 @@ def add_index_commands(commands: Any) -> None:
     index = add_command(
         commands,
         "index",
-        "all regions of a folder's pictures in one file, or those of a table; run it again after the folder has changed",
+        "all regions of a folder's pictures in one file, or just those in a table; run it again after the folder has changed",
         "tap-tokenizer index pictures --output regions.safetensors",
         "tap-tokenizer index pictures --boxes boxes.csv --output marked.safetensors",
         exit_codes=FOLDER_CODES,
@@ -53,7 +53,7 @@ def add_index_commands(commands: Any) -> None:
     )
     index.add_argument("--no_captions", action="store_true", help="write no captions, which take most of the time")
     index.add_argument("--remove_vanished", action="store_true",
-                       help="take out pictures that are no longer in the folder; otherwise they are only named")  # fmt: skip
+                       help="take out pictures that are no longer in the folder; otherwise they are only listed")  # fmt: skip
     add_search_flags(index)
     add_model_flags(index)
     search = add_command(
@@ -70,7 +70,7 @@ def add_index_commands(commands: Any) -> None:
     search.add_argument("--like", type=Path, metavar="PICTURE", dest="image", help="a picture with an example, marked by "
                         "--box, --point or --mask; several are averaged")  # fmt: skip
     add_prompt_flags(search, folders=False)
-    search.add_argument("--by", choices=("embeds", "tokens"), default="embeds", help="what of an example is compared: semantic "
+    search.add_argument("--by", choices=("embeds", "tokens"), default="embeds", help="what to compare: semantic "
                         "embeddings, or tokens if the index has them (default: embeds)")  # fmt: skip
     search.add_argument("--top_k", type=int, default=10, help="number of regions (default: 10)")
     search.add_argument(
@@ -81,7 +81,7 @@ def add_index_commands(commands: Any) -> None:
     )
     search.add_argument("--save", type=Path, metavar="PICTURE", help="write a sheet of what was found")
     search.add_argument(
-        "--pictures", type=Path, metavar="FOLDER", help="where the pictures lie (default: where they were)"
+        "--pictures", type=Path, metavar="FOLDER", help="where the pictures are (default: where they were)"
     )
     search.add_argument("--json", action="store_true", help="print one JSON object instead of words")
     add_model_flags(search, of_index=True)

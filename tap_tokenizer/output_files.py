@@ -31,7 +31,7 @@ def only_writer(output: str | Path, wanted: bool = True) -> Iterator[None]:
         lock.acquire(timeout=0)
     except PermissionError:
         raise PermissionError(
-            f"{path.parent} is not yours to write in: choose another output, or have its permissions changed."
+            f"You may not write in {path.parent}: choose another output, or have its permissions changed."
         ) from None
     except Timeout:
         raise ValueError(

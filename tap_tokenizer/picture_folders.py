@@ -267,8 +267,8 @@ def _written(partial: Path, given: dict[str, str]) -> list[str]:
             as_begun = False
         if not as_begun:
             raise ValueError(
-                f"{partial} was begun with other pictures, regions, models, options or questions (line {i}): go on as it "
-                "began, or remove it."
+                f"{partial} was begun with other pictures, regions, models, options or questions (line {i}): continue "
+                "with the same ones, or remove it."
             )
         names.append(line["image"])
     if len(whole) < len(content):

@@ -292,7 +292,7 @@ def check_hub(repository: str, name: str, hub: Hub) -> None:
         raise ValueError(f"{repository} is neither a file or folder here nor a Hub repository: {error}") from None
     except RepositoryNotFoundError:
         raise OSError(
-            f"Found no {repository}, here or on the Hub (or it is not open to you): correct the name, or give a folder."
+            f"Found no {repository}, here or on the Hub (or you have no access to it): correct the name, or give a folder."
         ) from None
     except EntryNotFoundError:
         return

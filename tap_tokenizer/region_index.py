@@ -131,7 +131,7 @@ class RegionIndex:
             pictures
         ):
             which = f" {sorted(double)[0]}" if isinstance(double, set) else ""
-            raise ValueError(f"The index would have a picture twice{which}: remove it first, or name it otherwise.")
+            raise ValueError(f"The index would have a picture twice{which}: remove it first, or give it another name.")
         block = {
             "embeds": _unit(regions.embeds),
             "boxes": regions.boxes.float().cpu(),

@@ -130,8 +130,8 @@ class TextEncoder:
         kind = getattr(transformers, str(names[0]), None)
         if not hasattr(kind, "get_text_features") and not str(names[0]).endswith("TextModelWithProjection"):
             raise ValueError(
-                f"{self.source} is a {names[0] or config.get('model_type')}, which makes no vectors of texts that pictures "
-                "are compared with: give a CLIP, a SigLIP, or a text model with a projection."
+                f"{self.source} is a {names[0] or config.get('model_type')}, which makes no vectors of texts to compare "
+                "pictures with: give a CLIP, a SigLIP, or a text model with a projection."
             )
         return kind
 
@@ -160,7 +160,7 @@ def as_text_encoder(encoder: Any) -> TextEncoder:
     if not isinstance(encoder, TextEncoder):
         raise ValueError(
             f"text_encoder is a {type(encoder).__name__}, expected a TextEncoder, a folder or a Hub repository. "
-            "TextEncoder(model, tokenizer) makes one of a model of transformers."
+            "TextEncoder(model, tokenizer) makes one from a model of transformers."
         )
     return encoder
 

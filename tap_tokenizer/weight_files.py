@@ -26,7 +26,7 @@ def damage_told(source: str | Path) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise ValueError(
-            f"{source} is no whole safetensors file, or holds one that is damaged ({error}): copy or download it again."
+            f"{source} is not a whole safetensors file, or holds one that is damaged ({error}): copy or download it again."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{source} holds JSON that is damaged ({error}): copy or download it again.") from None

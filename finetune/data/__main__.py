@@ -210,7 +210,7 @@ FONT_SIZE = 14
 def contact_sheet(records: Sequence[Record], root: Path, columns: int = 3) -> Image.Image:
     """A sheet of tiles, row by row; masks filled, boxes and points outlined, regions named as in the talk."""
     if not records:
-        raise ValueError("Got no records to show: the file is empty, or start lies behind its end.")
+        raise ValueError("Got no records to show: the file is empty, or start is past its end.")
     tiles = [_tile(record, root) for record in records]
     columns = min(columns, len(tiles))
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]

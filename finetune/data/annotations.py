@@ -85,7 +85,7 @@ class AnnotationIndex:
             name = _annotation_name(annotation, place)
             with self.left_out.entry(self.path, name):
                 if content in seen:
-                    raise EntryError("annotation given twice", "it equals another one in everything: the first counts")
+                    raise EntryError("annotation given twice", "it is an exact copy of another one: the first counts")
                 seen.add(content)
                 found[name if name not in found else f"{name}, number {place} in the list"] = annotation
         return found

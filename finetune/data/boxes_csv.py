@@ -31,9 +31,7 @@ class BoxesCsvSource(RegionQuestionSource):
     """Pictures and a CSV: image, x1, y1, x2, y2 in pixels, answer; question optional."""
 
     boxes: str = knob(help="the CSV file")
-    question: str = knob(
-        default=LABEL_QUESTION, help="what is asked about a region for which the table has no question"
-    )
+    question: str = knob(default=LABEL_QUESTION, help="what is asked about a region that has no question in the table")
     source: str | None = knob(default=None, help="what to call the data; default: the CSV's name")
     license: str | None = knob(default=None, help="licence of the data")
 
@@ -76,7 +74,7 @@ class BoxesCsvSource(RegionQuestionSource):
 
     def _values(self, row: dict[str, Any], line: int) -> tuple[Any, ...]:
         if None in row:
-            raise EntryError("more cells than columns", f"more cells than columns, which are {len(row) - 1}")
+            raise EntryError("more cells than columns", f"more cells than columns, of which there are {len(row) - 1}")
         if not row["image"]:
             raise EntryError("no image", "no image, whose column is empty")
         corners = [number(row[name]) for name in CORNERS]

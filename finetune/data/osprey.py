@@ -55,7 +55,7 @@ class OspreySource(PictureSource):
         self.require(self.annotations)
         kind = self.kind or next((name for name in KINDS if name in Path(self.annotations).stem), None)
         if kind is None:
-            raise ValueError(f"{self.annotations} has none of {', '.join(KINDS)} in its name: say which by --kind.")
+            raise ValueError(f"{self.annotations} has none of {', '.join(KINDS)} in its name: say which with --kind.")
         for number, entry in enumerate(iter_items(self.annotations)):
             with self.left_out.entry(self.annotations, entry_name(entry, number + 1, "id", "file_name")):
                 yield self._record(mapping(entry), number, kind)

@@ -142,7 +142,7 @@ def inside(folder: Path, name: str, follow_links: bool = False) -> Path:
     if "\\" in name and not os.path.exists(path):
         path = os.path.abspath(folder / name.replace("\\", "/"))
     if not path.startswith(os.path.join(root, "")):
-        raise EntryError("picture outside its folder", f"{name!r:.80} does not lie inside {folder}")
+        raise EntryError("picture outside its folder", f"{name!r:.80} is not inside {folder}")
     if not follow_links:
         real_root = os.path.join(os.path.realpath(root), "")
         if not os.path.realpath(path).startswith(real_root):

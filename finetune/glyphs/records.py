@@ -37,9 +37,9 @@ class GlyphScenesSource(Source):
     """GlyphScenes, the procedural world: scenes 0, 1, … of a seed with questions about them."""
 
     split: str = knob(
-        default="train", help=f"one of {', '.join(SPLITS)}, or some, separated by commas, whose scenes take turns"
+        default="train", help=f"one of {', '.join(SPLITS)}, or several, separated by commas, whose scenes take turns"
     )
-    seed: int = knob(default=0, help="seed of the scenes and the questions")
+    seed: int = knob(default=0, help="seed for the scenes and the questions")
     scenes: int = knob(default=1000, help="how many scenes to ask about, counted from the first; each gives a record")
     turns: int = knob(default=6, help="questions in a record, at most")
     families: str = knob(
@@ -57,9 +57,9 @@ class GlyphScenesSource(Source):
     sentences: float = knob(default=0.0, help='share of the answers that are sentences, such as "It\'s red."')
     ends_with: str = knob(
         default="",
-        help="families, separated by commas, of each record's last question; it then has one to `turns` questions, half of the "
-        "others about the same regions. For questions that need picture context, which stands beside the last question only. A "
-        "scene without such a question gives a record without a conversation, which training passes over",
+        help="families, separated by commas, of each record's last question; such a record has one to `turns` questions, half "
+        "of the others about the same regions. For questions that need picture context, which comes with the last question "
+        "only. A scene without such a question gives a record without a conversation, which training passes over",
     )
     expressions: float = knob(
         default=0.0,

@@ -137,7 +137,7 @@ def choose_scorer(wanted: Literal["auto", "ptb", "plain"] = "auto") -> Scorer:
     """The protocol to score by. Raises `ValueError` if "ptb" is requested and cannot run."""
     missing = missing_for_ptb()
     if wanted == "ptb" and missing:
-        raise ValueError(f"caption_scorer is ptb: {missing}. Install it, or take caption_scorer plain.")
+        raise ValueError(f"caption_scorer is ptb: {missing}. Install it, or use caption_scorer plain.")
     return "plain" if wanted == "plain" or missing else "ptb"
 
 

@@ -84,7 +84,7 @@ class DlcBench(JudgedTask):
     def configure(self, options: TaskOptions) -> None:
         super().configure(options)
         if self.qa == options.qa and self.has_judge != (self.qa is not None):
-            raise ValueError("A judge needs qa=… with the benchmark's questions, and qa a judge=… or verdicts=….")
+            raise ValueError("A judge needs qa=… with the benchmark's questions, and qa needs a judge=… or verdicts=….")
 
     def prepare_judge(self, items: Sequence[Item], found: EvaluationSet) -> None:
         if find_spec("inflect") is None:

@@ -165,7 +165,7 @@ class JudgedTask(Task):
             else:
                 replies[item.id] = verdict.replies
         if not replies:
-            raise ValueError(f"No verdict is on an answer of {row}: give the predictions that were judged.")
+            raise ValueError(f"No verdict is about an answer of {row}: give the predictions that were judged.")
         return replies
 
     def _asked(

@@ -40,7 +40,7 @@ class TaskOptions:
     split: str | None = knob(default=None, help="rec, res, grefcoco: val, test, testA, testB or train; default: val")
     candidates: str | None = knob(
         default=None,
-        help="rec, res, grefcoco: among what an expression's object is found: true (annotated objects, the default), "
+        help="rec, res, grefcoco: what an expression's object is chosen from: true (annotated objects, the default), "
         "everything (everything mode), or a file of regions, as for `finetune.data convert refcoco --candidates`",
     )
     boxes: str | None = knob(default=None, help="masks: detections in COCO's result format; default: the true boxes")
@@ -74,9 +74,9 @@ class TaskOptions:
         default=None, help="labels: folder or Hub name of the encoder for semantic similarity"
     )
     limit: int | None = knob(
-        default=None, help="evaluate only the first records, this many; scores are marked as those of a subset"
+        default=None, help="evaluate only the first records, up to this many; scores are marked as those of a subset"
     )
-    seed: int = knob(default=0, help="seed of drawn points and of GlyphScenes")
+    seed: int = knob(default=0, help="seed for drawn points and for GlyphScenes")
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ class ServedModel:
                 found |= self._scores(prompt, {**body, "allowed_token_ids": [one]})
         if not all(one in found for one in ids):
             raise ValueError(
-                f"{self.address} does not tell how probable words are, which find needs: use vLLM, or load the bridge here, "
+                f"{self.address} does not say how probable words are, which find needs: use vLLM, or load the bridge here, "
                 "with RegionChat.from_pretrained."
             )
         return {one: found[one] for one in ids}

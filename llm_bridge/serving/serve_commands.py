@@ -78,11 +78,11 @@ def run_serve(arguments: argparse.Namespace) -> None:
 
     token = os.environ.get(TOKEN)
     if token is not None and not (len(token) >= 16 and token.isascii() and token.isprintable() and " " not in token):
-        raise ValueError(f"{TOKEN} is no safe token: give 16 or more letters and digits, or leave it out.")
+        raise ValueError(f"{TOKEN} is not a safe token: give 16 or more letters and digits, or leave it out.")
     if token is None and not is_loopback(arguments.host):
         raise ValueError(
             f"--host {arguments.host} lets other machines in: put a token of 16 or more letters and digits into the "
-            f"environment variable {TOKEN}, which every request must bring then."
+            f"environment variable {TOKEN}, which every request must then send."
         )
     check_listening(arguments)
     limits = ServerLimits(**limits_of(arguments), seconds=arguments.seconds, cache_bytes=int(arguments.cache_mb * 1e6))

@@ -130,8 +130,8 @@ class PromptWriter:
         )
         if longer != [*own, *ids]:
             raise ValueError(
-                f"The text tokenizer reads {joined!r} otherwise alone than within a longer word, so its probability cannot be "
-                "asked of a server: load the bridge here, with RegionChat.from_pretrained."
+                f"The text tokenizer reads {joined!r} differently alone than within a longer word, so a server cannot be asked "
+                "for its probability: load the bridge here, with RegionChat.from_pretrained."
             )
         whole = torch.cat([known, known.new_tensor(ids)]).unsqueeze(0)
         return {"input_ids": whole, "parts": [*before, {"type": "text", "text": last["text"] + joined}]}

@@ -39,14 +39,16 @@ def test_a_machine_with_other_files_is_refused_before_it_encodes(
     other = tmp_path / "other.jsonl"
     other.write_text((stage / "records.jsonl").read_text() + "\n")
     for data in (other, tmp_path / "none.jsonl"):
-        with pytest.raises(ValueError, match=r"sees other records at .*, or none: put them on a disk of all machines"):
+        with pytest.raises(
+            ValueError, match=r"sees other records at .*, or none: put them on a disk that all machines share"
+        ):
             replace(elsewhere, data=data)()
     with pytest.raises(
-        ValueError, match=r"has the tokenizer .* by the name .*tap1, expected .*: have all machines read"
+        ValueError, match=r"has the tokenizer .* under the name .*tap1, expected .*: have all machines read"
     ):
         replace(elsewhere, region_tokenizer=str(stage / "tap1"))()
     (elsewhere.folder / PLAN).unlink()
-    with pytest.raises(ValueError, match=r"sees no .*plan\.json: give an output that lies on a disk of all machines"):
+    with pytest.raises(ValueError, match=r"sees no .*plan\.json: give an output on a disk that all machines share"):
         elsewhere()
 
 

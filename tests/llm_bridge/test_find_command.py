@@ -91,7 +91,7 @@ def test_tables_of_phrases_that_are_refused(capsys: pytest.CaptureFixture[str], 
         ("has columns image, text, expected image and phrase", "image,text\na.png,x\n"),
         ("line 2: there is no picture", "image,phrase\nc.png,x\n"),
         ("line 2: Got the phrase ' ', expected words", "image,phrase\na.png, \n"),
-        ("line 3: 'x' is asked of a.png twice", "image,phrase\na.png,x\na.png,x\n"),
+        ("line 3: 'x' is asked about a.png twice", "image,phrase\na.png,x\na.png,x\n"),
         ("line 2: expected a picture and a phrase", "image,phrase\na.png,x,y\n"),
         ("has no rows", "image,phrase\n"),
     ):

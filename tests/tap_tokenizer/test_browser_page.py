@@ -135,11 +135,9 @@ def test_what_cannot_become_a_page_is_refused_before_work(
 
     refused("exists: give a new folder", folder="dist")
     refused("precision is 'int4', expected float32 or int8", precision="int4")
-    refused(
-        "picture.bmp is a picture of the kind BMP, which not every browser shows", pictures=[tmp_path / "picture.bmp"]
-    )
+    refused("picture.bmp is a BMP picture, which not every browser shows", pictures=[tmp_path / "picture.bmp"])
     refused("Found no image file at", pictures=[tmp_path / "none.png"])
-    refused("has no ort.wasm.bundle.min.mjs, expected the folder dist of the npm package", runtime=tmp_path)
+    refused("has no ort.wasm.bundle.min.mjs, expected the dist folder of the npm package", runtime=tmp_path)
     (runtime / "ort-wasm-simd-threaded.wasm").write_text("WASM")
     refused("is not that of onnxruntime-web", runtime=runtime)
     assert {path.name for path in tmp_path.iterdir()} == {"dist", "picture.bmp"}

@@ -103,7 +103,7 @@ def test_an_actor_with_other_weights_or_without_the_pictures_refuses_to_work(
 
     with monkeypatch.context() as patch:
         patch.setattr(folder_actors, "load_tokenizer", others)
-        assert "has the tokenizer another by the name tap-tiny, expected " in refused(capsys, *describe)
+        assert "has the tokenizer another under the name tap-tiny, expected " in refused(capsys, *describe)
     with monkeypatch.context() as patch:
         run = folder_actors.run_chunks
 

@@ -71,7 +71,7 @@ def test_region_tokens_and_concepts(tiny_tokenizer: TapRegionTokenizer, tmp_path
     regions.save(tmp_path / "regions.safetensors")
     os.truncate(tmp_path / "regions.safetensors", 300)
     for reader in (RegionTokens, ConceptBank):
-        with pytest.raises(ValueError, match=r"regions\.safetensors is no whole safetensors file"):
+        with pytest.raises(ValueError, match=r"regions\.safetensors is not a whole safetensors file"):
             reader.load(tmp_path / "regions.safetensors")
 
 
@@ -99,8 +99,8 @@ def test_the_shell_gives_a_one_line_error(capsys: pytest.CaptureFixture[str], co
         ("refused to load posix.mkdir", ["--model", tmp_path / "evil.pkl"]),
         ("refused to load posix.mkdir", ["--concepts", tmp_path / "evil.pkl"]),
         ("expected a pickle of arrays", ["--model", tmp_path / "text.pkl"]),
-        ("no whole safetensors file", ["--model", copy]),
-        ("no whole safetensors file", ["--concepts", DEMO]),
+        ("not a whole safetensors file", ["--model", copy]),
+        ("not a whole safetensors file", ["--concepts", DEMO]),
         ("cannot use here", ["--device", "nonsense"]),
         ("no text tokenizer that can be read", ["--text_tokenizer", DEMO]),
     ):

@@ -23,10 +23,10 @@ def test_invalid_page_options_are_refused_before_a_model_is_loaded(
     for number in ("nan", "inf", "0", "-1"):
         for flag in ("--max_file_mb", "--max_megapixels"):
             assert f"Got {flag} {float(number)}: expected" in refused(capsys, "app", flag, number)
-    assert "cannot be listened at" in refused(capsys, "app", "--host", "300.1.1.1")
+    assert "Cannot listen on 300.1.1.1" in refused(capsys, "app", "--host", "300.1.1.1")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"127.0.0.1, port {port}, cannot be listened at" in refused(capsys, "app", "--port", port)
+        assert f"Cannot listen on 127.0.0.1, port {port}" in refused(capsys, "app", "--port", port)
 
 
 def test_the_page_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

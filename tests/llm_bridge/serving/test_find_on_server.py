@@ -145,7 +145,7 @@ def test_a_server_that_tells_no_probabilities_is_refused(
     both: Callable[..., list[RegionChat]], picture: Image.Image
 ) -> None:
     there = both("region2", "nothing")[1]
-    with pytest.raises(ValueError, match="does not tell how probable words are, which find needs: use vLLM"):
+    with pytest.raises(ValueError, match="does not say how probable words are, which find needs: use vLLM"):
         there.find(PHRASE, image=picture, boxes=BOXES)
     assert there.history == []
 
@@ -168,7 +168,7 @@ def test_a_beginning_that_reads_otherwise_alone_is_refused(pair: Pair, server: S
     there = RegionChat.from_server(server.address, bridge=pair)
     prompt = there.speaker.read([{"role": "user", "content": "Which?"}], thinking=False)
     spelled = tuple(pair[1].tokenizer("<", add_special_tokens=False).input_ids + pair[1].tokenizer("s>").input_ids)
-    with pytest.raises(ValueError, match="reads '<s>' otherwise alone than within a longer word"):
+    with pytest.raises(ValueError, match="reads '<s>' differently alone than within a longer word"):
         there.speaker.log_probabilities(prompt, {spelled: [5]})
     assert server.requests == []
 

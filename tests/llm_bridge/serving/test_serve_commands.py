@@ -26,7 +26,7 @@ def test_serve_asks_for_a_token_before_it_lets_other_machines_in(
         monkeypatch.setenv("REGION_CHAT_TOKEN", token)
         for host in ("127.0.0.1", "0.0.0.0"):
             assert main(["serve", "--host", host]) == 2
-            assert "is no safe token" in capsys.readouterr().err
+            assert "is not a safe token" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
