@@ -76,7 +76,7 @@ def test_free_questions_are_asked_with_their_controls_and_of_a_model_that_is_tol
     assert views["full"] == views["question only"] == views["described"] == views["told the truth"]
     assert views["shuffled"] <= views["full"]  # a question about more regions than another scene has cannot be shuffled
     metrics = json.loads((evaluated / "metrics.json").read_text())["test"]
-    for group in ("phrasing that no recipe contains", "what one must know"):
+    for group in ("phrasing that no recipe contains", "what takes general knowledge"):
         assert {f"{view}: {group}" for view in views} <= set(metrics)
     table = (evaluated / "table.md").read_text()
     assert "| phrasing colour |" in table
@@ -342,5 +342,5 @@ def test_free_answers_count_evenly_by_what_is_written() -> None:
     found = summarise([REGION, *lines, question("kind", "sun", "It's a sun.")])["test"]
     assert found["full: phrasing colour"] == 0.75  # the mean of 1/2 and 1
     assert found["full: phrasing that no recipe contains"] == 0.5  # the mean of 1/2, 1 and 0
-    assert found["full: what one must know"] == 1.0
+    assert found["full: what takes general knowledge"] == 1.0
     assert (found["full: kind"], found["contained: kind"]) == (0.0, 1.0)

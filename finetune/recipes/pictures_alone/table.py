@@ -18,7 +18,7 @@ from finetune.glyphs.questions import ATTRIBUTE_FAMILIES
 from finetune.glyphs.views import DESCRIBED, TOLD_KINDS
 
 SPLIT = "test"
-KNOWLEDGE, PHRASING = "what one must know", "phrasing that no recipe contains"
+KNOWLEDGE, PHRASING = "what takes general knowledge", "phrasing that no recipe contains"
 PERPLEXITY = "LLM: perplexity of plain text", "the same without the adapter"
 
 Numbers = dict[str, float]
