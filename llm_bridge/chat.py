@@ -314,9 +314,9 @@ class RegionChat:
         regions: RegionTokens | None = None,
         most: int | None = None,
         threshold: float | None = None,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
     ) -> FoundRegions:
-        """Find what a phrase such as "the red umbrella" means: regions, the most probable first, or no regions.
+        """Find what a phrase such as "the red umbrella" means: regions, the best first, or no regions.
 
         image: the picture; by default, that of the conversation.
         boxes, points, point_labels, masks, prompts: the candidates, as for `ask`. Or regions that were encoded before. By
@@ -327,6 +327,8 @@ class RegionChat:
         threshold: the result is empty if the language model finds "none" more probable than this, and otherwise holds at
         least one region. Default: the `find_threshold` of the bridge's config; if that is None, the answer decides as it is
         written.
+        max_new_tokens: length of an answer, at most; by default, enough to name every candidate that is shown. If an answer
+        is cut off nevertheless, its last name does not count, and a warning is logged.
 
         The language model is shown the candidates alone, not what was said before. What it finds joins the conversation
         under `FoundRegions.names`, so that you can go on asking about it; if it finds nothing, the conversation stays as it

@@ -52,7 +52,7 @@ class ExpressionTask(Task):
     """
 
     by_split: Mapping[str, Sequence[Published]] = field(default_factory=dict)
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None
     source: ClassVar[type[ReferringSource]] = RefCocoSource
     takes = frozenset({"references", "split", "candidates"})
     is_percent = True
@@ -153,7 +153,7 @@ class ExpressionTask(Task):
     # --- lines and scores ---------------------------------------------------------------------------------------------
 
     def found_line(self, found: FoundRegions, size: tuple[int, int]) -> Line:
-        """A line's content for what was found: boxes xyxy, the most probable first, the union of masks, and probabilities."""
+        """A line's content for what was found: boxes xyxy, the best first, the union of masks, and probabilities."""
         mask = found.masks.any(dim=0).cpu().numpy() if len(found) else np.zeros(size, dtype=bool)
         return {
             "answer": found.answer,

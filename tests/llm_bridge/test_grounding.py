@@ -105,19 +105,55 @@ def test_the_named_candidate_is_found(chat: RegionChat, picture: Image.Image) ->
     assert float(found.candidate_probabilities.sum()) + found.none_probability == pytest.approx(1)
 
 
-def test_several_are_found_the_most_probable_first(chat: RegionChat, picture: Image.Image) -> None:
+def test_several_are_found_the_best_first(chat: RegionChat, picture: Image.Image) -> None:
     says(chat, "region2, region11, region7 and region5")
     found = chat.find("the red thing", image=picture, boxes=BOXES)
     assert sorted(found.rows) == [1, 4, 6, 10]
     assert found.boxes.tolist() == [BOXES[row] for row in found.rows]
-    assert found.probabilities.tolist() == sorted(found.probabilities.tolist(), reverse=True)
-    assert found.probabilities[found.rows.index(1)] == found.candidate_probabilities[1]
+    assert found.rows[0] == 1  # which the answer names first; what later names have comes after it, and does not compare
+    assert found.probabilities[0] == found.candidate_probabilities[1]
+    later = found.candidate_probabilities[found.rows[1:]].tolist()
+    assert later == sorted(later, reverse=True)
     assert found.names == ["region1", "region2", "region3", "region4"]
     last = found[[-1, 0]]
     assert last.names == ["region4", "region1"]
     assert last.rows == [found.rows[3], found.rows[0]]
     assert last.probabilities.tolist() == found.probabilities[[3, 0]].tolist()
     assert found.of_image(0).names == found.names
+
+
+def test_a_long_answer_is_read_to_its_end(
+    chat: RegionChat, picture: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    says(chat, find_answer(range(1, 13)))  # 112 tokens
+    found = chat.find("the red thing", image=picture, boxes=BOXES)
+    assert sorted(found.rows) == list(range(12))
+    assert "cut off" not in caplog.text
+
+
+def test_a_name_that_is_cut_off_is_not_found(
+    chat: RegionChat, picture: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    says(chat, "region2, region12")
+    found = chat.find("the red thing", image=picture, boxes=BOXES, max_new_tokens=16)
+    assert (found.answer, found.rows) == ("region2, region1", [1])
+    assert "about 12 candidates was cut off after 1 whole name" in caplog.text
+    says(chat, "region12")
+    found = chat.find("the red thing", image=picture, boxes=BOXES, max_new_tokens=7)
+    assert (found.answer, found.rows) == ("region1", [int(found.candidate_probabilities.argmax())])
+
+
+def test_an_answer_may_be_as_long_as_the_context(
+    make_chat: Callable[..., RegionChat], picture: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All candidates are shown at once even if their names do not fit behind them."""
+    chat = make_chat(context=270)
+    says(chat, find_answer(range(1, 13)))
+    found = chat.find("the red thing", image=picture, boxes=BOXES)
+    assert found.rounds == 1
+    assert sorted(found.rows) == list(range(len(found)))
+    assert 64 < len(found.answer) < 112
+    assert "cut off" in caplog.text
 
 
 @pytest.mark.parametrize("answer", ["none", "None.", "a red umbrella", "region13", ""])

@@ -195,6 +195,7 @@ def test_predictions_come_from_find(files: dict[str, str], tmp_path: Path, candi
     metrics = run(files, tmp_path / "out", "grefcoco", *flags)
     assert list(metrics["rows"]) == ["language model", "language model, shuffled regions"]
     assert list(metrics["not_run"]) == ["concept head"]
+    assert metrics["decoding"] == "greedy, enough tokens to name all candidates"
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["0/0", "1/0", "2/0", "2/1"] * 2
     assert lines[0]["asked"] == "Find both squares. Answer with names of regions, or none."
