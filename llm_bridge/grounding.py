@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from tap_tokenizer import RegionPrompt, RegionTokens, counted
 
-from .chat_markup import spoken_matches, spoken_numbers, user_content
+from .chat_markup import named_places, spoken_numbers, user_content
 from .generation import Ids, LocalSpeaker, Speaker, Tally, speaker_of
 from .processing_bridge import RegionBridgeProcessor
 from .prompt_checks import ContextFullError, check_context, context_room
@@ -66,9 +66,19 @@ def find_answer(numbers: Sequence[int]) -> str:
 
 def answered_numbers(answer: str, count: int) -> list[int]:
     """Numbers from 1 to `count` of the regions that an answer names, each once; [] if it says none, or nothing of use."""
-    if re.match(rf"\W*{NONE}\b", answer, re.IGNORECASE):
+    if says_none(answer):
         return []
-    return [number for number in dict.fromkeys(spoken_numbers(answer)) if 1 <= number <= count]
+    return [number for number in dict.fromkeys(named_numbers(answer)) if 1 <= number <= count]
+
+
+def named_numbers(answer: str) -> list[int]:
+    """Numbers of all regions that an answer names, whether or not there are so many."""
+    return [number for _, number in named_places(answer)]
+
+
+def says_none(answer: str) -> bool:
+    """Whether an answer says that no candidate is meant."""
+    return re.match(rf"\W*{NONE}\b", answer, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -284,7 +294,7 @@ def _ask(speaker: Speaker, prompt: Any, count: int, new: int | None) -> Choice:
     named = answered_numbers(answer, count)
     is_torn = tally.is_cut and bool(named)
     if is_torn:
-        named = answered_numbers(answer.rstrip("0123456789"), count)  # the last name may be the beginning of a longer one
+        named = answered_numbers(answer.rstrip("0123456789"), count)  # the last one may begin a longer name
         logger.warning(
             "An answer about %s was cut off after %s: it may have meant more of them. Give a larger max_new_tokens, or show "
             "fewer at once, with most.", counted(count, "candidate"), counted(len(named), "whole name"),
@@ -301,8 +311,8 @@ def _ask(speaker: Speaker, prompt: Any, count: int, new: int | None) -> Choice:
             shares[number] = float(first[number - 1])
             continue
         left = [other for other in range(1, count + 1) if other not in shares]
-        before = next(answer[:place] for place, found in spoken_matches(answer) if found == number)
-        own = probabilities([f"{before}region{other}" for other in left])
+        before = next(answer[:place] for place, found in named_places(answer) if found == number)
+        own = probabilities([f"{before}{other}" for other in left])
         shares[number] = float(own[left.index(number)])
     # shares of later names are no measure of order: they are given what was named before
     order = [*named[:1], *sorted(named[1:], key=lambda number: -float(first[number - 1]))]

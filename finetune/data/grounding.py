@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from llm_bridge import find_answer, find_question
+from llm_bridge import asked_phrase, find_answer, find_question, named_numbers, region_numbers, says_none
 
 from ..records import Record, Region, Turn, decode_mask, encode_mask
 from .entries import EntryError, LeftOut, box_of, entry_name, identity, listed, mapping, mask_of, needed, sound_region
@@ -53,8 +53,8 @@ def grounding_record(
     """A record of a picture of (height, width) `size`, whose candidates stand in an order that its name alone decides.
 
     The regions of an answer are named in the order of their numbers. shown_once: only the first question shows the candidates,
-    and the others are about them, so that the record may not be cut. Raises `ValueError` for an expression that names a region
-    by its number.
+    and the others are about them, so that the record may not be cut; `each_shown` undoes it. Raises `ValueError` for an
+    expression that names a region by its number.
     """
     order = candidate_order(image, len(candidates))
     number = {candidate: place for place, candidate in enumerate(order, 1)}
@@ -66,6 +66,33 @@ def grounding_record(
             Turn("assistant", find_answer(sorted(number[i] for i in one.meant))),
         ]
     return Record(image, size[1], size[0], [candidates[i] for i in order], turns, source, terms)
+
+
+def each_shown(record: Record) -> Record:
+    """The same record with its candidates shown by every question to find regions, as without `shown_once`.
+
+    A question that shows none is about all that were shown before it.
+    """
+    shown: list[int] = []
+    turns: list[Turn] = []
+    for turn in record.conversations:
+        own = region_numbers(turn.content) if turn.role == "user" else []
+        if turn.role == "user" and not own and asked_phrase(turn.content) is not None:
+            turn = replace(turn, content="".join(f"<region{number}> " for number in shown) + turn.content)
+        shown += [number for number in own if number not in shown]
+        turns.append(turn)
+    return replace(record, conversations=turns)
+
+
+def meant_numbers(answer: str, count: int) -> list[int] | None:
+    """Numbers from 1 to `count` of the regions that a true answer means, [] if it says none; None if it cannot be read.
+
+    That is an answer that names no region, or one that is not there, and does not say none.
+    """
+    if says_none(answer):
+        return []
+    numbers = list(dict.fromkeys(named_numbers(answer)))
+    return numbers if numbers and all(1 <= number <= count for number in numbers) else None
 
 
 def candidate_order(name: str, count: int) -> list[int]:

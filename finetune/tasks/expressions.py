@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from llm_bridge import FoundRegions, answered_numbers, asked_phrase, find_question
+from llm_bridge import FoundRegions, asked_phrase, find_question
 from tap_tokenizer import RegionPrompt
 
 from ..data.entries import LeftOut, Problems, is_number, mask_fault
-from ..data.grounding import CandidateFile
+from ..data.grounding import CandidateFile, meant_numbers
 from ..data.refcoco import PictureExpressions, RefCocoSource, ReferringSource, names_of
 from ..records import Record, Region, Turn, decode_mask, encode_mask
 from .items import EvaluationSet, Item
@@ -111,7 +111,10 @@ class ExpressionTask(Task):
                 if phrase is None or not answer:
                     found.problems.add("question that does not ask to find regions, or has no answer", key)
                     continue
-                numbers = answered_numbers(answer, len(record.regions))
+                numbers = meant_numbers(answer, len(record.regions))
+                if numbers is None:
+                    found.problems.add("answer that neither names regions of its record nor says none", key)
+                    continue
                 own[key] = phrase, [record.regions[number - 1] for number in numbers]
         self._read_candidates(found)
         return found

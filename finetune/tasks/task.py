@@ -218,7 +218,11 @@ class Task(ABC):
             if fault := self.truth_fault(answer):
                 problems.add(fault, key)
                 continue
-            cut, rows = cut_turns(record, place, 1) if self.history == "none" else cut_turns(record, 0, place + 1)
+            try:
+                cut, rows = cut_turns(record, place, 1) if self.history == "none" else cut_turns(record, 0, place + 1)
+            except ValueError:
+                problems.add("question about candidates that only an earlier one shows", key)
+                continue
             last = max(n for n, turn in enumerate(cut.conversations) if turn.role == "user")
             truth = cut.conversations[last + 1].content
             cut.conversations = cut.conversations[: last + 1]
