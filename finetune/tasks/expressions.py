@@ -131,6 +131,11 @@ class ExpressionTask(Task):
                 found.problems.add("picture without candidates", str(record.image_id))
         if file is not None:
             file.close()
+            if found.records and not any(record.regions for record in found.records):
+                raise ValueError(
+                    f"{self.candidates} has regions of none of these pictures: expected pictures that are called by the same "
+                    "file names, or by their ids."
+                )
         found.problems.extend("candidate that cannot be used", left_out.named)
 
     def items(self, record: Record, problems: Problems) -> list[Item]:
@@ -198,7 +203,7 @@ class ExpressionTask(Task):
 def _names(record: Record) -> list[str]:
     """What a file of candidates may call a record's picture."""
     path = str(record.image["path"] if isinstance(record.image, dict) else record.image)
-    return names_of(PictureExpressions(str(record.image_id), path, path, record.size, {}))
+    return names_of(str(record.image_id), path)
 
 
 def masks_fault(targets: Sequence[Region], size: tuple[int, int]) -> str | None:

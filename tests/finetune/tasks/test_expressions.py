@@ -211,11 +211,13 @@ def test_predictions_come_from_find(files: dict[str, str], tmp_path: Path, candi
 
 
 def test_what_does_not_fit_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    nowhere = write_json(tmp_path / "elsewhere.json", [{"image_id": 9, "bbox": [1, 2, 3, 4]}])
     for words, flags in (
         (r"split is train, expected one of \['testA', 'val'\]", ["--split", "train"]),
         ("candidates is nowhere, expected true, everything, or a file", ["--candidates", "nowhere"]),
         ("give records of your own, or the benchmark's files", ["--data", "mine.jsonl"]),
         ("cache needs data", ["--cache", "c"]),
+        ("has regions of none of these pictures", ["--candidates", nowhere]),
     ):
         with pytest.raises(ValueError, match=words):
             run(files, tmp_path / "out", "rec", *flags)
