@@ -110,7 +110,7 @@ class DescribedModel(Answerer):
     name = DESCRIBED
     needs_picture = True
 
-    def __init__(self, chat: RegionChat, max_new_tokens: int) -> None:
+    def __init__(self, chat: RegionChat, max_new_tokens: int | None) -> None:
         self.chat, self.max_new_tokens = chat, max_new_tokens
 
     def answer(self, seen: Sequence[Seen], task: Task) -> list[Line]:
@@ -143,7 +143,7 @@ class Bridge(Answerer):
         self,
         bridge: RegionBridgeForConditionalGeneration,
         processor: RegionBridgeProcessor,
-        max_new_tokens: int,
+        max_new_tokens: int | None,
         batch_size: int,
         view: View = "full",
     ) -> None:
@@ -210,7 +210,7 @@ class Finder:
         chat.warns_of_limitation = chat.warns_of_finding = False
 
     def find(
-        self, picture: np.ndarray, phrases: Sequence[str], candidates: Candidates, max_new_tokens: int
+        self, picture: np.ndarray, phrases: Sequence[str], candidates: Candidates, max_new_tokens: int | None
     ) -> list[FoundRegions]:
         """What each phrase means among the candidates of a picture."""
         shown = candidates
@@ -354,7 +354,9 @@ def _own_words(cast: Cast, task: Task, found: EvaluationSet, bank: ConceptBank |
     cast.fingerprints["concepts"] = bank.digest
 
 
-def _described(cast: Cast, described_model: str | None, rows: list[str], max_new_tokens: int, device: str) -> None:
+def _described(
+    cast: Cast, described_model: str | None, rows: list[str], max_new_tokens: int | None, device: str
+) -> None:
     """The instruct model that is told what TAP sees."""
     if DESCRIBED not in rows:
         return

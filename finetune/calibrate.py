@@ -27,7 +27,6 @@ from tqdm.auto import tqdm
 from llm_bridge import (
     RegionBridgeForConditionalGeneration,
     RegionBridgeProcessor,
-    answered_numbers,
     asked_phrase,
     bridge_card,
     first_names,
@@ -38,6 +37,7 @@ from tap_tokenizer import counted, only_writer, write_whole
 from .batches import CachedRecord, ConversationCollator
 from .cache import RegionCache
 from .config import knob, parse_arguments, run_command
+from .data.grounding import each_shown, meant_numbers
 from .records import Record, cut_turns, load_records
 
 TEMPERATURES = (0.05, 20.0)
@@ -61,7 +61,7 @@ class Calibration:
 
     loss: mean negative log-likelihood of the true answers' first names, before and after. threshold: None if the questions
     do not ask both for something and for nothing. none_right, none_wrong: how often none is said where there is none, and
-    where there is something.
+    where there is something. unread: answers of further questions, which neither name regions of theirs nor say none.
     """
 
     temperature: float
@@ -70,12 +70,18 @@ class Calibration:
     loss: tuple[float, float]
     none_right: float
     none_wrong: float
+    unread: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         said = (
             f"calibrated on {counted(self.questions, 'question')}: temperature {self.temperature:.3g} "
             f"(loss {self.loss[0]:.3f}, then {self.loss[1]:.3f})"
         )
+        if self.unread:
+            said += (
+                f"; without {counted(len(self.unread), 'question')} whose answers neither name regions of theirs nor say none, "
+                f"such as {self.unread[0]!r:.60}"
+            )
         if self.threshold is None:
             return f"{said}; no threshold for none, because the questions are all of one kind"
         return (
@@ -85,13 +91,14 @@ class Calibration:
 
 
 def questions_to_find(items: Iterable[CachedRecord]) -> Iterator[CachedRecord]:
-    """Each question of records that asks to find regions, alone with its answer."""
+    """Each question of records that asks to find regions, alone with its candidates and its answer."""
     for item in items:
-        asked = [turn for turn in item.record.conversations if turn.role == "user"]
+        whole = each_shown(item.record)
+        asked = [turn for turn in whole.conversations if turn.role == "user"]
         for place, turn in enumerate(asked):
             if asked_phrase(turn.content) is None:
                 continue
-            record, rows = cut_turns(item.record, place, 1)
+            record, rows = cut_turns(whole, place, 1)
             if record.regions and record.conversations[-1].role == "assistant":
                 yield replace(item, record=record, regions=None if item.regions is None else item.regions[rows])
 
@@ -103,7 +110,7 @@ def calibrate(
     questions: Iterable[CachedRecord | Record],
     images: str | Path = ".",
 ) -> Calibration | None:
-    """Fit temperature and threshold, and set them in the bridge's config; None if there are no questions.
+    """Fit temperature and threshold, and set them in the bridge's config; None if there are no questions that can be read.
 
     questions: records of one question to find regions, with its answer, and their cached tokens; or records alone, whose
     pictures are opened from the folder `images`.
@@ -111,17 +118,22 @@ def calibrate(
     collator = ConversationCollator(processor, images=images)
     logs: list[Tensor] = []
     truths: list[int] = []
+    unread: list[str] = []
     for item in tqdm(questions, desc="calibrating", unit="question"):
         record = item.record if isinstance(item, CachedRecord) else item
         *before, answer = record.conversations
+        count = len(record.regions)
+        numbers = meant_numbers(answer.content, count)
+        if numbers is None:
+            unread.append(answer.content)
+            continue
         asked = replace(record, conversations=before)
         inputs = collator.prompts([replace(item, record=asked) if isinstance(item, CachedRecord) else asked])
-        count = len(record.regions)
         logs.append(likelihoods(bridge, processor, inputs.to(bridge.device), first_names(count)).cpu())
-        truths.append(next((number - 1 for number in answered_numbers(answer.content, count)), count))
+        truths.append(numbers[0] - 1 if numbers else count)
     if not logs:
         return None
-    found = fit(logs, truths)
+    found = replace(fit(logs, truths), unread=tuple(unread))
     bridge.config.find_temperature, bridge.config.find_threshold = found.temperature, found.threshold
     return found
 
@@ -180,7 +192,10 @@ def main(argv: list[str] | None = None) -> None:
         alone = asked if arguments.cache is not None else (item.record for item in asked)
         found = calibrate(bridge, processor, alone, root)
         if found is None:
-            raise ValueError(f"{data} has no question that asks to find regions: give records of expressions.")
+            raise ValueError(
+                f"{data} has no question that asks to find regions, with an answer that names some or says none: give records "
+                "of expressions."
+            )
         print(found)
         _write(bridge, folder, before)
 

@@ -264,6 +264,8 @@ def _metrics(
     name, rules = task.protocol
     pictures = len({record.image for record in found.records})
     count = len(items) if items else sum(len(record.regions) for record in found.records)
+    most = task.max_new_tokens
+    limit = "enough tokens to name all candidates" if most is None else f"at most {most} tokens"
     whole, whole_pictures = (None, None) if is_own else (task.whole_of(count), task.whole_pictures)
     return {
         "benchmark": task.name, "title": task.title, "task": task.kind,
@@ -274,7 +276,7 @@ def _metrics(
         "seed": arguments.seed,
         "question": task.question,
         "history": task.history,
-        "decoding": f"greedy, at most {task.max_new_tokens} tokens" if cast else None,
+        "decoding": f"greedy, {limit}" if cast else None,
         "model": arguments.model if cast else None, "fingerprints": cast.fingerprints if cast else {},
         "rows": rows, "not_run": cast.not_run if cast else {}, "notes": notes, "problems": found.problems.as_dict(),
     }  # fmt: skip

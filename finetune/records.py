@@ -25,7 +25,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError
 from pycocotools import mask as coco_mask
 
-from llm_bridge import replace_regions
+from llm_bridge import asked_phrase, region_numbers, replace_regions
 from tap_tokenizer import RegionPrompt, as_mask, box_of_mask, check_regular_file, load_rgb
 from tap_tokenizer import open_image as picture_from
 
@@ -314,7 +314,8 @@ def cut_turns(record: Record, start: int, count: int) -> tuple[Record, list[int]
     """A record of `count` questions with their answers, from question number `start` on, and which regions it keeps.
 
     Regions are numbered anew as the cut first names them; a system message stays in front. Only for conversations whose
-    questions stand alone: a question that leans on an earlier answer loses what it leans on.
+    questions stand alone: a question that leans on an earlier answer loses what it leans on. `ValueError` if one asks to find
+    regions that only an earlier one shows: it would lose all that it may choose from.
     """
     turns = record.conversations
     asked = [i for i, turn in enumerate(turns) if turn.role == "user"]
@@ -322,6 +323,11 @@ def cut_turns(record: Record, start: int, count: int) -> tuple[Record, list[int]
         raise ValueError(f"Got questions {start} to {start + count} of {len(asked)}: cut inside the conversation.")
     stop = asked[start + count] if start + count < len(asked) else len(turns)
     kept = [turn for turn in turns[: asked[0]] if turn.role == "system"] + turns[asked[start] : stop]
+    if start and (lost := _without_candidates(kept)) is not None and record.regions:
+        raise ValueError(
+            f"{record.name} has a question for {lost!r:.60} that leaves it to an earlier one to show its candidates, expected "
+            "one that shows them itself: ask all questions of such records in a row (turns 0), or make them without shown_once."
+        )
     order: list[int] = []
 
     def renumber(number: int, is_shown: bool) -> str | None:
@@ -343,3 +349,14 @@ def cut_turns(record: Record, start: int, count: int) -> tuple[Record, list[int]
     ]
     rows = [number - 1 for number in order]
     return replace(record, regions=[record.regions[i] for i in rows], conversations=conversations), rows
+
+
+def _without_candidates(turns: list[Turn]) -> str | None:
+    """The phrase of the first question to find regions before which none is shown; None if there is no such question."""
+    for turn in turns:
+        if turn.role == "user":
+            if region_numbers(turn.content):
+                return None
+            if (phrase := asked_phrase(turn.content)) is not None:
+                return phrase
+    return None

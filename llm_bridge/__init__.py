@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # shared with finetune, and promised to nobody
     from .chat_markup import number_regions, region_numbers, replace_regions
     from .default_bridge import DEFAULT_BRIDGE, SMOLLM2
     from .generation import generate_each
-    from .grounding import Candidates, answered_numbers, asked_phrase, find_among, first_names, likelihoods
+    from .grounding import Candidates, asked_phrase, find_among, first_names, likelihoods, named_numbers, says_none
     from .model_card import bridge_card
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(__name__, __file__)

@@ -15,14 +15,30 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from tap_tokenizer import ImageInput, RegionPrompt, RegionTokens, TapRegionTokenizer, as_mask, mask_to_rle
+from tap_tokenizer import (
+    ImageInput,
+    RegionPrompt,
+    RegionTokens,
+    TapRegionTokenizer,
+    as_mask,
+    detection_prompts,
+    mask_to_rle,
+)
 
-from .chat_markup import spoken_numbers, user_content, words_of
+from .chat_markup import user_content, words_of
 from .chat_sources import load_for_chat
 from .default_bridge import DEFAULT_BRIDGE
 from .description import RegionBaseline, baselines
 from .generation import Speaker, speaker_of, trimmed
-from .grounding import Candidates, FoundRegions, check_choice, find_among, find_answer, find_question
+from .grounding import (
+    Candidates,
+    FoundRegions,
+    check_choice,
+    find_among,
+    find_answer,
+    find_question,
+    named_numbers,
+)
 from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .pictures import open_picture
 from .processing_bridge import RegionBridgeProcessor
@@ -311,15 +327,17 @@ class RegionChat:
         point_labels: Any = None,
         masks: Any = None,
         prompts: Sequence[RegionPrompt] = (),
+        detections: Any = None,
         regions: RegionTokens | None = None,
         most: int | None = None,
         threshold: float | None = None,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
     ) -> FoundRegions:
-        """Find what a phrase such as "the red umbrella" means: regions, the most probable first, or no regions.
+        """Find what a phrase such as "the red umbrella" means: regions, the best first, or no regions.
 
         image: the picture; by default, that of the conversation.
-        boxes, points, point_labels, masks, prompts: the candidates, as for `ask`. Or regions that were encoded before. By
+        boxes, points, point_labels, masks, prompts: the candidates, as for `ask`. Or detections: what a detector found, as for
+        `TapRegionTokenizer.encode`; `found.rows` says which of them are meant. Or regions that were encoded before. By
         default, everything that the region tokenizer finds by itself. These and ready regions are shown to the language model
         by their boxes, because that is how bridges are taught to read regions.
         most: how many candidates are shown at once; by default, as many as the context holds. If there are more, they are
@@ -327,6 +345,8 @@ class RegionChat:
         threshold: the result is empty if the language model finds "none" more probable than this, and otherwise holds at
         least one region. Default: the `find_threshold` of the bridge's config; if that is None, the answer decides as it is
         written.
+        max_new_tokens: length of an answer, at most; by default, enough to name every candidate that is shown. If an answer
+        is cut off nevertheless, its last name does not count, and a warning is logged.
 
         The language model is shown the candidates alone, not what was said before. What it finds joins the conversation
         under `FoundRegions.names`, so that you can go on asking about it; if it finds nothing, the conversation stays as it
@@ -340,7 +360,10 @@ class RegionChat:
             raise ValueError("Got no picture to search: give image=….")
         lists = {"boxes": boxes, "points": points, "point_labels": point_labels, "masks": masks}
         given = None
-        if prompts or any(value is not None for value in lists.values()):
+        if detections is not None:
+            others = {**lists, "prompts": prompts or None, "regions": regions}
+            given = _with_masks_read(detection_prompts(detections, None, others), picture)
+        elif prompts or any(value is not None for value in lists.values()):
             given = _with_masks_read([*prompts, *RegionPrompt.read_lists(**lists)], picture)
         candidates = Candidates.of(self.processor, picture, given, regions)
         self._warn_of_limitation()
@@ -366,7 +389,7 @@ class RegionChat:
         """
         if answer is None:
             answer = next((words for role, words in reversed(self.history) if role == "assistant"), "")
-        numbers = [n for n in dict.fromkeys(spoken_numbers(answer)) if 1 <= n <= len(self._regions)]
+        numbers = [n for n in dict.fromkeys(named_numbers(answer)) if 1 <= n <= len(self._regions)]
         regions = self.regions() if numbers else None
         return {f"region{n}": regions[n - 1] for n in numbers} if regions is not None else {}
 

@@ -21,6 +21,13 @@ _IMAGE = re.compile(r"<image>\n?")
 _NUMBERED = re.compile(r"<region(\d+)>|\b[Rr]egion(\d+)\b")
 _SPOKEN = re.compile(r"<region(\d*)>|\bregion ?(\d+)\b", re.IGNORECASE)
 """A region in a question: its marker, or its name among the words, which people write with a space, too."""
+_LIST = r"(?:(?:,? (?:and|or|&) |, ?)\d+\b)"
+_NAMED = re.compile(
+    rf"<region(\d+)>|\bregions ?(\d+\b{_LIST}*)|"
+    rf"\bregion ?(\d+\b(?:{_LIST}+(?= (?:and|or|&) |[;:!?)]|[.,](?!\d)|\s*$))?)",
+    re.IGNORECASE,
+)
+"""Regions in an answer, which people also list: "regions 2, 3 and 5". What follows the number of one may count other things."""
 
 
 # --- regions in the texts of records ----------------------------------------------------------------------------------
@@ -334,14 +341,15 @@ def user_content(
 
 def spoken_numbers(question: str) -> list[int]:
     """Numbers of the regions that a question shows or names, as people write them; not of `<region>`, which has none."""
-    return [number for _, number in spoken_matches(question)]
+    return [int(number) for match in _SPOKEN.finditer(question) if (number := match[1] or match[2])]
 
 
-def spoken_matches(text: str) -> Iterator[tuple[int, int]]:
-    """Where a text shows or names regions by their numbers: (character, number) of each place, in order."""
-    for match in _SPOKEN.finditer(text):
-        if number := match[1] or match[2]:
-            yield match.start(), int(number)
+def named_places(answer: str) -> Iterator[tuple[int, int]]:
+    """Where an answer names regions, alone or in a list: (character, number) of each number, in order."""
+    for match in _NAMED.finditer(answer):
+        kind = match.lastindex or 0
+        for number in re.finditer(r"\d+", match[kind]):
+            yield match.start(kind) + number.start(), int(number[0][:18])  # more digits name no region, either
 
 
 def _spoken(question: str, known: int, last: int) -> list[tuple[re.Match[str], int]]:

@@ -61,7 +61,7 @@ def add_find_command(commands: Any) -> None:
         "--json", action="store_true", help="print one JSON object, with masks, instead of a line per region"
     )
     add_output_flags(find, coco=True)
-    add_model_flags(find)
+    add_model_flags(find, None, "enough to name every region that is shown")
 
 
 def run_find(arguments: argparse.Namespace) -> int:

@@ -37,7 +37,7 @@ _LONG = 2**20
 
 @dataclass
 class Tally:
-    """What is known of an answer that came in pieces: how many tokens it took, and whether max_new_tokens cut it off.
+    """What is known of an answer: how many tokens it took, and whether max_new_tokens cut it off.
 
     gone: ends the answer once it is set, even between two pieces.
     """
@@ -75,8 +75,8 @@ class Speaker(Protocol):
     def read_each(self, conversations: Sequence[Sequence[dict[str, Any]]]) -> Sequence[Mapping[str, Any]]:
         """Several conversations → their prompts, without thinking."""
 
-    def say(self, prompt: Mapping[str, Any], **options: Any) -> str:
-        """The answer, stripped of white space."""
+    def say(self, prompt: Mapping[str, Any], *, tally: Tally | None = None, **options: Any) -> str:
+        """The answer, stripped of white space; tally: says of it, in the end, whether it was cut off."""
 
     def say_each(self, prompts: Sequence[Mapping[str, Any]], **options: Any) -> list[str]:
         """The answers to several prompts."""
@@ -118,21 +118,19 @@ class LocalSpeaker:
         """All regions of all conversations are encoded in one go."""
         return separate(question_inputs(self.processor, conversations).to(self.model.device))
 
-    def say(self, prompt: Mapping[str, Any], **options: Any) -> str:
+    def say(self, prompt: Mapping[str, Any], *, tally: Tally | None = None, **options: Any) -> str:
         generate = partial(self.memory.generate, self.model, self)
-        return generate_text(self.model, self.processor, prompt, generate=generate, **self._options(options))[0]
+        options = self._options(self._kept(tally, options))
+        return generate_text(self.model, self.processor, prompt, generate=generate, **options)[0]
 
     def say_each(self, prompts: Sequence[Mapping[str, Any]], **options: Any) -> list[str]:
         read = partial(self.memory.read, self.model, self)
         return generate_each(self.model, self.processor, prompts, read=read, **self._options(options))
 
     def stream(self, prompt: Mapping[str, Any], *, tally: Tally | None = None, **options: Any) -> Iterator[str]:
-        if tally is not None:
-            ends = self.model.generation_config.eos_token_id
-            keeper = _TallyKeeper(tally, ends if isinstance(ends, list) else [ends], options.get("max_new_tokens"))
-            options["stopping_criteria"] = [*(options.get("stopping_criteria") or []), keeper]
         generate = partial(self.memory.generate, self.model, self)
-        return stream_text(self.model, self.processor, prompt, generate=generate, **self._options(options))
+        options = self._options(self._kept(tally, options))
+        return stream_text(self.model, self.processor, prompt, generate=generate, **options)
 
     def log_probabilities(self, prompt: Mapping[str, Any], wanted: Mapping[Ids, Collection[int]]) -> NextIds:
         rows = sorted(ids for ids in wanted if not any(len(o) > len(ids) and o[: len(ids)] == ids for o in wanted))
@@ -142,6 +140,15 @@ class LocalSpeaker:
             for length, own in enumerate(logits.double().log_softmax(dim=-1).cpu()):
                 scores[row[:length]] = own
         return {ids: {one: float(scores[ids][one]) for one in ones} for ids, ones in wanted.items()}
+
+    def _kept(self, tally: Tally | None, options: dict[str, Any]) -> dict[str, Any]:
+        """Options with which the tally of the answer is kept, if there is one."""
+        if tally is None:
+            return options
+        ends = self.model.generation_config.eos_token_id
+        keeper = _TallyKeeper(tally, ends if isinstance(ends, list) else [ends], options.get("max_new_tokens"))
+        given = options.get("stopping_criteria") or []
+        return {**options, "stopping_criteria": StoppingCriteriaList([*given, keeper])}
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Options for transformers, which stops at words only if it is given the tokenizer, and knows no seed."""

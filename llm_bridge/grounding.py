@@ -6,6 +6,7 @@ not change: names are plain text, whose likelihood is that of their tokens.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -16,17 +17,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tap_tokenizer import RegionPrompt, RegionTokens
+from tap_tokenizer import RegionPrompt, RegionTokens, counted
 
-from .chat_markup import spoken_matches, spoken_numbers, user_content
-from .generation import Ids, LocalSpeaker, Speaker, speaker_of
+from .chat_markup import named_places, spoken_numbers, user_content
+from .generation import Ids, LocalSpeaker, Speaker, Tally, speaker_of
 from .processing_bridge import RegionBridgeProcessor
-from .prompt_checks import ContextFullError, check_context
+from .prompt_checks import ContextFullError, check_context, context_room
+
+logger = logging.getLogger(__name__)
 
 FIND_QUESTION = "Find {phrase}. Answer with names of regions, or none."
 """What the language model is asked, after all candidates."""
 NONE = "none"
 """What it answers if no candidate is meant."""
+SHORT_ANSWER = 64
+"""Tokens that every answer may have, unless it is said how many; more, where the names of all candidates take more."""
 _ASKED = re.compile(r"(?:<region\d+> )*" + re.escape(FIND_QUESTION).replace(re.escape("{phrase}"), "(.+)"), re.DOTALL)
 
 
@@ -61,15 +66,26 @@ def find_answer(numbers: Sequence[int]) -> str:
 
 def answered_numbers(answer: str, count: int) -> list[int]:
     """Numbers from 1 to `count` of the regions that an answer names, each once; [] if it says none, or nothing of use."""
-    if re.match(rf"\W*{NONE}\b", answer, re.IGNORECASE):
+    if says_none(answer):
         return []
-    return [number for number in dict.fromkeys(spoken_numbers(answer)) if 1 <= number <= count]
+    return [number for number in dict.fromkeys(named_numbers(answer)) if 1 <= number <= count]
+
+
+def named_numbers(answer: str) -> list[int]:
+    """Numbers of all regions that an answer names, whether or not there are so many."""
+    return [number for _, number in named_places(answer)]
+
+
+def says_none(answer: str) -> bool:
+    """Whether an answer says that no candidate is meant."""
+    return re.match(rf"\W*{NONE}\b", answer, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FoundRegions(RegionTokens):
-    """The regions that a phrase means, the most probable first; no regions if it means none.
+    """The regions that a phrase means, the best first; no regions if it means none.
 
+    The best is the one that the language model names first. The others follow by how probable each is as the first.
     Files that `save` writes hold the regions alone.
     """
 
@@ -79,7 +95,8 @@ class FoundRegions(RegionTokens):
     """Which candidates they are, counted from 0."""
     probabilities: Tensor = field(default_factory=lambda: torch.zeros(0))
     """(R,), on the CPU: how probable the language model finds each one's name where it wrote it. The name that it wrote first
-    is compared with the other candidates and none; a later one with the candidates that it had not named yet."""
+    is compared with the other candidates and none; a later one with the candidates that it had not named yet, once it has
+    named the others. So they need not fall from the first to the last."""
     none_probability: float = 1.0
     """How probable it finds that none is meant."""
     candidate_probabilities: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -147,7 +164,7 @@ def find_among(
     *,
     most: int | None = None,
     threshold: float | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
 ) -> FoundRegions:
     """What a phrase means among candidates; those that are found are named region1, region2, ….
 
@@ -180,7 +197,7 @@ def find_among(
 
 @dataclass(frozen=True)
 class Choice:
-    """Which of N candidates are meant, the most probable first: their rows, and the probability of each where it was named.
+    """Which of N candidates are meant, the best first: their rows, and the probability of each where it was named.
 
     probabilities: (N,), of each candidate as the first that is named.
     """
@@ -208,15 +225,17 @@ def choose(
     *,
     most: int | None = None,
     threshold: float | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
 ) -> Choice:
     """Ask which of the candidates of one picture are meant.
 
     most: how many are shown at once; by default, as many as the language model's context holds. If there are more, they are
     asked about in groups. What is chosen of each group, or else its most probable candidate, goes on, until all that are left
-    fit in a last round. If nothing was dropped, only the more probable half of each group goes on.
+    fit in a last round. If nothing was dropped, only the better half of each group goes on.
     threshold: nothing is chosen if "none" is more probable than this, and otherwise at least one candidate is; by default, the
     answer decides as it is written.
+    max_new_tokens: length of an answer, at most; by default, enough to name all candidates that are shown, as far as the
+    context has room for more than `SHORT_ANSWER`.
     """
     left = list(range(len(candidates)))
     most, rounds = most or len(left), 0
@@ -228,7 +247,7 @@ def choose(
         prompts = [_prompt(speaker, picture, question, [candidates[i] for i in group]) for group in groups]
         try:
             for inputs in prompts:
-                check_context(speaker.config, inputs["input_ids"].shape[1], max_new_tokens)
+                check_context(speaker.config, inputs["input_ids"].shape[1], max_new_tokens or SHORT_ANSWER)
         except ContextFullError:
             if size <= 2:
                 raise
@@ -268,9 +287,18 @@ def _prompt(speaker: Speaker, picture: np.ndarray, question: str, candidates: Se
     return speaker.read([message], thinking=False)
 
 
-def _ask(speaker: Speaker, prompt: Any, count: int, new: int) -> Choice:
+def _ask(speaker: Speaker, prompt: Any, count: int, new: int | None) -> Choice:
     """Ask once, about `count` candidates."""
-    answer = speaker.say(prompt, max_new_tokens=new)
+    tally = Tally()
+    answer = speaker.say(prompt, tally=tally, max_new_tokens=new or _room_for_names(speaker, prompt, count))
+    named = answered_numbers(answer, count)
+    is_torn = tally.is_cut and bool(named)
+    if is_torn:
+        named = answered_numbers(answer.rstrip("0123456789"), count)  # the last one may begin a longer name
+        logger.warning(
+            "An answer about %s was cut off after %s: it may have meant more of them. Give a larger max_new_tokens, or show "
+            "fewer at once, with most.", counted(count, "candidate"), counted(len(named), "whole name"),
+        )  # fmt: skip
     temperature = getattr(speaker.config, "find_temperature", 1.0)
 
     def probabilities(words: Sequence[str]) -> Tensor:
@@ -278,17 +306,27 @@ def _ask(speaker: Speaker, prompt: Any, count: int, new: int) -> Choice:
 
     first = probabilities(first_names(count))
     shares: dict[int, float] = {}
-    for number in answered_numbers(answer, count):
+    for number in named:
         if not shares:
             shares[number] = float(first[number - 1])
             continue
         left = [other for other in range(1, count + 1) if other not in shares]
-        before = next(answer[:place] for place, found in spoken_matches(answer) if found == number)
-        own = probabilities([f"{before}region{other}" for other in left])
+        before = next(answer[:place] for place, found in named_places(answer) if found == number)
+        own = probabilities([f"{before}{other}" for other in left])
         shares[number] = float(own[left.index(number)])
-    order = sorted(shares, key=lambda number: -shares[number])
+    # shares of later names are no measure of order: they are given what was named before
+    order = [*named[:1], *sorted(named[1:], key=lambda number: -float(first[number - 1]))]
     rows = [number - 1 for number in order]
-    return Choice(rows, [shares[number] for number in order], first[:-1], float(first[-1]), answer)
+    choice = Choice(rows, [shares[number] for number in order], first[:-1], float(first[-1]), answer)
+    return choice.or_best() if is_torn else choice
+
+
+def _room_for_names(speaker: Speaker, prompt: Any, count: int) -> int:
+    """How many tokens an answer may have that names all candidates, within the context."""
+    ids = prompt["input_ids"]
+    names = len(speaker.processor.answer_ids(ids[0], find_answer(range(1, count + 1)))) + 1  # and the end
+    room = context_room(speaker.config, ids.shape[1])
+    return max(SHORT_ANSWER, names if room is None else min(names, room))
 
 
 def first_names(count: int) -> list[str]:

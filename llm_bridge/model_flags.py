@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # loaded where work begins, so that --help needs no torch
     from .chat import RegionChat
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --model and what belongs to it."""
+def add_model_flags(parser: argparse.ArgumentParser, new_tokens: int | None = 64, length: str = "%(default)s") -> None:
+    """Add --model and what belongs to it; new_tokens: the default length of an answer, `length` in words."""
     group = parser.add_argument_group("the model")
     group.add_argument("--model", help=f"name, folder or Hub repository of a bridge (default: {DEFAULT_BRIDGE})")
     group.add_argument("--mode", choices=("tokens", "described"), default="tokens",
@@ -27,7 +27,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--dtype", help="dtype of the language model (default: as it was saved, if the CPU multiplies that)"
     )
     group.add_argument(
-        "--max_new_tokens", type=int, default=64, help="length of an answer, at most (default: %(default)s)"
+        "--max_new_tokens", type=int, default=new_tokens, help=f"length of an answer, at most (default: {length})"
     )
 
 
@@ -39,7 +39,7 @@ def load_chat(arguments: argparse.Namespace) -> RegionChat:
     """
     from .chat import RegionChat
 
-    if arguments.max_new_tokens < 1:
+    if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens is {arguments.max_new_tokens}, expected 1 or more.")
     check_model_flags(arguments)
     if arguments.model is None:

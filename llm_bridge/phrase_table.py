@@ -60,7 +60,7 @@ def pictures_to_search(
 
 
 def found_record(found: FoundRegions) -> dict[str, Any]:
-    """What was found of one phrase, for JSON: each region with box, probability and mask, the most probable first."""
+    """What was found of one phrase, for JSON: each region with box, probability and mask, the best first."""
     regions = [
         {
             "name": name,

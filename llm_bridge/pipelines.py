@@ -262,11 +262,12 @@ class RegionTextGenerationPipeline(_RegionPipeline):
 
 
 class RegionGroundingPipeline(_RegionPipeline):
-    """What a text such as "the red umbrella" means in each picture: a list of {"box", "mask", "score", "candidate"}, the most
-    probable first, which is empty if it means nothing.
+    """What a text such as "the red umbrella" means in each picture: a list of {"box", "mask", "score", "candidate"}, the best
+    first, which is empty if it means nothing.
 
-    Boxes are xyxy in pixels, masks booleans (H, W), `candidate` the number of the box, point or mask that was given, from 0.
-    Without any, everything in the picture is a candidate. Options: most, threshold, max_new_tokens, as for `RegionChat.find`.
+    Boxes are xyxy in pixels, masks booleans (H, W), scores `FoundRegions.probabilities`, `candidate` the number of the box,
+    point or mask that was given, from 0. Without any, everything in the picture is a candidate. Options: most, threshold,
+    max_new_tokens, as for `RegionChat.find`.
     """
 
     def preprocess(self, inputs: list[dict[str, Any]], **_: Any) -> dict[str, Any]:

@@ -13,13 +13,19 @@ class ContextFullError(ValueError):
     """A prompt leaves no room for an answer in the language model's context."""
 
 
+def context_room(config: PreTrainedConfig, length: int) -> int | None:
+    """How many tokens the context holds after a prompt of so many; None if the language model does not say."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if longest is None else longest - length
+
+
 def check_context(config: PreTrainedConfig, length: int, new: int) -> None:
     """Refuse a prompt that leaves no room for an answer in the language model's context."""
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and length + new > longest:
+    room = context_room(config, length)
+    if room is not None and new > room:
         raise ContextFullError(
-            f"The prompt has {length} tokens and the answer may have {new}, but the language model reads {longest} in all: "
-            "ask about fewer regions, begin a new conversation, or lower max_new_tokens."
+            f"The prompt has {length} tokens and the answer may have {new}, but the language model reads "
+            f"{length + room} in all: ask about fewer regions, begin a new conversation, or lower max_new_tokens."
         )
 
 

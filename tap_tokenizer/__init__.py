@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     from .coordinates import box_problems, point_problems
     from .counts import counted
     from .cpu_abilities import in_fast_dtype
+    from .detections import detection_prompts
     from .flags import (
         EXIT_CODES,
         FOLDER_CODES,

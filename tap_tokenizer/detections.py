@@ -6,7 +6,7 @@ no supervision; only `regions.to_detections()` does, which makes one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,13 @@ from .prompts import RegionPrompt
 INSTALL = "pip install supervision"
 
 
-def detection_prompts(detections: Any, count: int | None) -> list[Any]:
-    """The prompts of what a detector found in each of `count` pictures, or, if that is None, in the only one."""
+def detection_prompts(detections: Any, count: int | None, others: Mapping[str, Any] | None = None) -> list[Any]:
+    """The prompts of what a detector found in each of `count` pictures, or, if that is None, in the only one.
+
+    others: what else may mark regions, by name. Raises `ValueError` if any of it is given, and for what is no detections.
+    """
+    if taken := [name for name, value in (others or {}).items() if value is not None]:
+        raise ValueError(f"Got detections and {', '.join(taken)}: give detections alone.")
     if count is None:
         return _prompts(detections)
     if not isinstance(detections, (list, tuple)) or len(detections) != count:

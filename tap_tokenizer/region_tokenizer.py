@@ -272,9 +272,7 @@ class TapRegionTokenizer:
             pictures = [load_rgb(image) for image in as_image_list(images)]  # opened once, before the model runs
             sizes = torch.tensor([picture.shape[:2] for picture in pictures])
         if detections is not None:
-            if taken := [name for name, value in {**lists, "prompts": prompts}.items() if value is not None]:
-                raise ValueError(f"Got detections and {', '.join(taken)}: give detections alone.")
-            prompts = detection_prompts(detections, len(sizes) if is_batch else None)
+            prompts = detection_prompts(detections, len(sizes) if is_batch else None, {**lists, "prompts": prompts})
         given = read_prompts(len(sizes) if is_batch else None, prompts=prompts, **lists)
         prepared = self.processor.prepare_prompts(sizes, given, is_batch=is_batch)
         features = self.embed_image(pictures) if features is None else features

@@ -10,18 +10,31 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from llm_bridge import find_answer, find_question
+from llm_bridge import asked_phrase, find_answer, find_question, named_numbers, region_numbers, says_none
 
 from ..records import Record, Region, Turn, decode_mask, encode_mask
-from .entries import EntryError, LeftOut, box_of, entry_name, identity, listed, mapping, mask_of, needed, sound_region
+from .entries import (
+    EntryError,
+    LeftOut,
+    box_of,
+    entry_name,
+    identity,
+    listed,
+    mapping,
+    mask_of,
+    needed,
+    sound_region,
+    text,
+)
 from .json_files import JsonFile, iter_items, read_json_lines
 
 LEAST_IOU = 0.5
@@ -53,8 +66,8 @@ def grounding_record(
     """A record of a picture of (height, width) `size`, whose candidates stand in an order that its name alone decides.
 
     The regions of an answer are named in the order of their numbers. shown_once: only the first question shows the candidates,
-    and the others are about them, so that the record may not be cut. Raises `ValueError` for an expression that names a region
-    by its number.
+    and the others are about them, so that the record may not be cut; `each_shown` undoes it. Raises `ValueError` for an
+    expression that names a region by its number.
     """
     order = candidate_order(image, len(candidates))
     number = {candidate: place for place, candidate in enumerate(order, 1)}
@@ -66,6 +79,33 @@ def grounding_record(
             Turn("assistant", find_answer(sorted(number[i] for i in one.meant))),
         ]
     return Record(image, size[1], size[0], [candidates[i] for i in order], turns, source, terms)
+
+
+def each_shown(record: Record) -> Record:
+    """The same record with its candidates shown by every question to find regions, as without `shown_once`.
+
+    A question that shows none is about all that were shown before it.
+    """
+    shown: list[int] = []
+    turns: list[Turn] = []
+    for turn in record.conversations:
+        own = region_numbers(turn.content) if turn.role == "user" else []
+        if turn.role == "user" and not own and asked_phrase(turn.content) is not None:
+            turn = replace(turn, content="".join(f"<region{number}> " for number in shown) + turn.content)
+        shown += [number for number in own if number not in shown]
+        turns.append(turn)
+    return replace(record, conversations=turns)
+
+
+def meant_numbers(answer: str, count: int) -> list[int] | None:
+    """Numbers from 1 to `count` of the regions that a true answer means, [] if it says none; None if it cannot be read.
+
+    That is an answer that names no region, or one that is not there, and does not say none.
+    """
+    if says_none(answer):
+        return []
+    numbers = list(dict.fromkeys(named_numbers(answer)))
+    return numbers if numbers and all(1 <= number <= count for number in numbers) else None
 
 
 def candidate_order(name: str, count: int) -> list[int]:
@@ -107,19 +147,21 @@ class CandidateFile:
     """Regions by picture that everything mode or a detector found, in a temporary database on disk instead of in memory.
 
     A file has either the lines that `tap-tokenizer everything FOLDER` writes, whose pictures are named by their paths, or
-    COCO's results: a list, or the "annotations" of an object, whose pictures are named by their ids. Entries that cannot be
-    used go to `left_out`.
+    COCO's results: a list, or the "annotations" of an object, whose pictures are named by their ids, or by the paths that
+    its "images" give for these. Entries that cannot be used go to `left_out`.
     """
 
     def __init__(self, path: str | Path, left_out: LeftOut) -> None:
         self.path, self.left_out = Path(path), left_out
         self._database = sqlite3.connect("")  # an unnamed database lies in a file that vanishes with the connection
-        self._database.execute("CREATE TABLE region (picture TEXT, name TEXT, content TEXT)")
+        self._database.execute("CREATE TABLE region (picture TEXT, file TEXT, name TEXT, content TEXT)")
+        self._database.execute("CREATE TABLE image (id TEXT PRIMARY KEY, path TEXT)")
         for number, entry in enumerate(self._entries(), 1):
             name = entry_name(entry, number, "image", "image_id")
             with left_out.entry(path, name):
-                self._database.executemany("INSERT INTO region VALUES (?, ?, ?)", self._rows(mapping(entry), name))
+                self._database.executemany("INSERT INTO region VALUES (?, ?, ?, ?)", self._rows(mapping(entry), name))
         self._database.execute("CREATE INDEX region_picture ON region (picture)")
+        self._database.execute("CREATE INDEX region_file ON region (file)")
 
     def _entries(self) -> Iterator[Any]:
         file = JsonFile(self.path)
@@ -129,22 +171,64 @@ class CandidateFile:
             file.close()
         if first == "[":
             return iter_items(self.path)
-        is_lines = self.path.suffix == ".jsonl"
-        return read_json_lines(self.path) if is_lines else iter_items(self.path, "annotations.item")
+        if self.path.suffix == ".jsonl":
+            return read_json_lines(self.path)
+        for number, image in enumerate(iter_items(self.path, "images.item", may_lack=True), 1):
+            with self.left_out.entry(self.path, f"picture number {number}"):
+                key = identity(mapping(image), "id")
+                row = (key, text(image, "file_name") if image.get("file_name") else key)
+                self._database.execute("INSERT OR IGNORE INTO image VALUES (?, ?)", row)
+        return iter_items(self.path, "annotations.item")
 
-    def _rows(self, entry: dict[str, Any], name: str) -> list[tuple[str, str, str]]:
+    def _rows(self, entry: dict[str, Any], name: str) -> list[tuple[str, str, str, str]]:
         if "regions" not in entry:
-            return [(identity(entry, "image_id"), name, json.dumps(entry))]
+            picture = self._path(identity(entry, "image_id"))
+            return [(picture, Path(picture).name, name, json.dumps(entry))]
         regions = listed(entry, "regions")
-        key = identity(entry, "image")
-        return [(key, f"{name}, region number {i}", json.dumps(region)) for i, region in enumerate(regions, 1)]
+        picture = identity(entry, "image")
+        return [
+            (picture, Path(picture).name, f"{name}, region number {i}", json.dumps(region))
+            for i, region in enumerate(regions, 1)
+        ]
+
+    def _path(self, key: str) -> str:
+        """What "images" call the picture with an id; the id itself if the file has none."""
+        row = self._database.execute("SELECT path FROM image WHERE id = ?", (key,)).fetchone()
+        if row is None and self._database.execute("SELECT 1 FROM image").fetchone():
+            raise EntryError("picture not listed", f'its picture, {key!r:.60}, is not among the file\'s "images"')
+        return str(row[0]) if row else key
+
+    def has(self, names: Sequence[str]) -> bool:
+        """Whether there are regions of the picture that the file may call by any of these names."""
+        return bool(self._pictures(names))
+
+    def _pictures(self, names: Sequence[str]) -> list[str]:
+        """What the file calls a picture: one of its names, or else a path that ends as one of them does.
+
+        Of several such paths, the one that has most folders in common. Raises `ValueError` if there are several of these.
+        """
+        exact = self._distinct("picture", names)
+        paths = {} if exact else {path: _common_end(path, names) for path in self._distinct("file", _files(names))}
+        nearest = exact or [path for path, count in paths.items() if count == max(paths.values())]
+        if len(nearest) > 1 and not exact:
+            raise ValueError(
+                f"{self.path} has regions of {nearest[0]} and of {nearest[1]}, expected one of them to be {names[-1]}: name "
+                "pictures by more of their paths."
+            )
+        return nearest
+
+    def _distinct(self, column: str, values: Sequence[str]) -> list[str]:
+        marks = ", ".join("?" * len(values))
+        query = f"SELECT DISTINCT picture FROM region WHERE {column} IN ({marks})"
+        return [row[0] for row in self._database.execute(query, tuple(values))]
 
     def regions(self, names: Sequence[str], size: tuple[int, int]) -> list[Region]:
         """The regions of a picture of (height, width) `size`, which the file may call by any of these names."""
         found: list[Region] = []
-        marks = ", ".join("?" * len(names))
+        pictures = self._pictures(names)
+        marks = ", ".join("?" * len(pictures))
         query = f"SELECT name, content FROM region WHERE picture IN ({marks}) ORDER BY rowid"
-        for name, content in self._database.execute(query, tuple(names)):
+        for name, content in self._database.execute(query, tuple(pictures)):
             with self.left_out.entry(self.path, name):
                 found.append(_region_of(mapping(json.loads(content)), size))
         return found
@@ -158,6 +242,19 @@ class CandidateFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _files(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(Path(name).name for name in names))
+
+
+def _common_end(path: str, names: Sequence[str]) -> int:
+    """How many of the last parts of a path are those of a name, at most."""
+    counts = []
+    for name in names:
+        pairs = zip(reversed(Path(path).parts), reversed(Path(name).parts))
+        counts.append(len(list(takewhile(lambda pair: pair[0] == pair[1], pairs))))
+    return max(counts)
 
 
 def _region_of(entry: dict[str, Any], size: tuple[int, int]) -> Region:

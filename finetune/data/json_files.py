@@ -159,10 +159,10 @@ class JsonFile:
         return ValueError(f"{self.path} is not a complete JSON file: {words}, at character {self._before + place}.")
 
 
-def iter_items(path: str | Path, prefix: str = "item") -> Iterator[Any]:
+def iter_items(path: str | Path, prefix: str = "item", *, may_lack: bool = False) -> Iterator[Any]:
     """Items of a list inside a JSON file: "item" for a list at the top, "images.item" for one under a name.
 
-    Raises `ValueError` for a file that is no JSON, or has no such list.
+    Raises `ValueError` for a file that is no JSON, or has no such list; may_lack: not for an object without the name.
     """
     name = prefix.removesuffix("item").removesuffix(".")
     with closing(JsonFile(path)) as file:
@@ -171,11 +171,11 @@ def iter_items(path: str | Path, prefix: str = "item") -> Iterator[Any]:
                 raise ValueError(f"{path} holds {_kind(file)}, expected a list of entries: is it the right file?")
             yield from file.items()
         else:
-            yield from _items_under(name, file)
+            yield from _items_under(name, file, may_lack)
         file.end()
 
 
-def _items_under(name: str, file: JsonFile) -> Iterator[Any]:
+def _items_under(name: str, file: JsonFile, may_lack: bool) -> Iterator[Any]:
     if file.peek() != "{":
         raise ValueError(f'{file.path} holds {_kind(file)}, expected an object with "{name}", in the layout of COCO.')
     found = False
@@ -190,7 +190,7 @@ def _items_under(name: str, file: JsonFile) -> Iterator[Any]:
         for item in file.items():
             if is_wanted:
                 yield item
-    if not found:
+    if not found and not may_lack:
         raise ValueError(f'{file.path} holds no "{name}": expected a file in the layout of COCO.')
 
 

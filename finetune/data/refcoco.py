@@ -9,9 +9,9 @@ The records ask for a description of each region, or, with `grounding`, which of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from llm_bridge import find_question
 from tap_tokenizer import read_pickle
@@ -33,10 +33,12 @@ from .entries import (
 )
 from .grounding import CandidateFile, Expression, beside, covering, grounding_record
 from .json_files import iter_items
-from .source import RegionQuestionSource
+from .source import PictureSource, RegionQuestionSource
 
 QUESTION = "Describe <region> so that it cannot be taken for anything else in the picture."
 TERMS = "pictures: Flickr, see COCO"
+ALONE = "picture without candidates in the file: its annotated objects alone are shown"
+WITHOUT_CROWD = "reference to a crowd and other objects: only these are meant"
 
 
 @dataclass
@@ -44,7 +46,8 @@ class PictureExpressions:
     """A picture with its annotated objects, by the ids of their annotations, and what expressions mean which of them.
 
     id: the picture's own. file_name: as the annotations have it; path: as records do. expressions: by reference and sentence,
-    counted from 0 (REFERENCE/SENTENCE), each with the ids of the objects that it means.
+    counted from 0 (REFERENCE/SENTENCE), each with the ids of the objects that it means. crowds: ids of annotations that are
+    marked so; faults: why others are no objects, by their ids.
     """
 
     id: str
@@ -53,12 +56,16 @@ class PictureExpressions:
     size: tuple[int, int]
     objects: dict[str, Region]
     expressions: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    crowds: set[str] = field(default_factory=set)
+    faults: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
-class ReferringSource(RegionQuestionSource):
+class ReferringSource(PictureSource):
     """What readers of RefCOCO and of gRefCOCO share; `images` is COCO's train2014."""
 
+    title: ClassVar[str]
+    """What records call their source."""
     references: str = knob(help="refs(unc).p, refs(google).p or refs(umd).p; or the same as JSON")
     annotations: str = knob(help="instances.json of the same folder")
     split: str = knob(default="train", help="train, val, test, testA or testB, whichever the references have")
@@ -90,9 +97,12 @@ class ReferringSource(RegionQuestionSource):
             yield from self._grounded(found, grounding)
 
     def _grounded(self, file: CandidateFile | None, grounding: str) -> Iterator[Record]:
-        for picture in self.pictures():
+        for picture in self.pictures(file):
             keys, objects = list(picture.objects), list(picture.objects.values())
-            found = file.regions(names_of(picture), picture.size) if file is not None else []
+            found = []
+            if file is not None:
+                found = file.regions(names_of(picture.id, picture.file_name), picture.size)
+                self.left_out.doubtful[ALONE] += grounding == "both" and not found
             if grounding == "found":
                 candidates, covers = found, dict(zip(keys, covering(objects, found, picture.size)))
             else:
@@ -104,7 +114,7 @@ class ReferringSource(RegionQuestionSource):
                 continue
             for start in range(0, len(expressions), self.expressions_per_record):
                 some = expressions[start : start + self.expressions_per_record]
-                yield grounding_record(picture.path, picture.size, candidates, some, "RefCOCO", TERMS)
+                yield grounding_record(picture.path, picture.size, candidates, some, self.title, TERMS)
 
     def _expressions(self, picture: PictureExpressions, covers: dict[str, int | None]) -> Iterator[Expression]:
         """The picture's expressions of candidates; one of an object that no candidate covers teaches nothing."""
@@ -117,13 +127,18 @@ class ReferringSource(RegionQuestionSource):
                 kind = "none" if not keys else "one" if len(keys) == 1 else "several"
                 yield Expression(phrase, tuple(dict.fromkeys(i for i in meant if i is not None)), kind)
 
-    def pictures(self) -> Iterator[PictureExpressions]:
+    def pictures(self, file: CandidateFile | None = None) -> Iterator[PictureExpressions]:
         """The pictures of the split with their objects and expressions, in the order of the references.
 
-        Raises `ValueError` for a split that the references do not have.
+        Raises `ValueError` for a split that the references do not have, and for a file that has candidates of none of them.
         """
         by_image = self._by_image()
         with AnnotationIndex(self.annotations, self.left_out) as index:
+            if file is not None and not any(_has(file, index.image(image)) for image in by_image):
+                raise ValueError(
+                    f"{file.path} has regions of none of these pictures, expected pictures that are called as "
+                    f"{self.annotations} calls them, by file name or id: give the regions of {self.images}."
+                )
             for image, references in by_image.items():
                 found = None
                 with self.left_out.entry(self.references, f"references of picture {image}"):
@@ -142,10 +157,16 @@ class ReferringSource(RegionQuestionSource):
         file_name = text(image, "file_name")
         found = PictureExpressions(key, file_name, self.picture(file_name), size_of(image), {})
         for name, annotation in index.named_annotations(key).items():
-            if is_crowd(annotation):
-                continue
             with self.left_out.entry(self.annotations, name):
-                found.objects[identity(annotation, "id")] = self.region_of(annotation, found.size)
+                own = identity(annotation, "id")
+                if is_crowd(annotation):
+                    found.crowds.add(own)
+                    continue
+                try:
+                    found.objects[own] = self.region_of(annotation, found.size)
+                except EntryError as fault:
+                    found.faults[own] = str(fault)
+                    raise
         return found
 
     def _not_listed(self, image: Any) -> EntryError:
@@ -155,13 +176,17 @@ class ReferringSource(RegionQuestionSource):
         )
 
     def _add(self, picture: PictureExpressions, name: str, reference: dict[str, Any]) -> None:
-        """Add a reference's expressions to its picture's."""
-        keys = self.meant(reference)
+        """Add a reference's expressions to its picture's. Crowds among what it means are passed over, as ReLA does."""
+        meant = self.meant(reference)
+        keys = [key for key in meant if key not in picture.crowds]
         for key in keys:
+            if key in picture.faults:
+                raise EntryError("object that cannot be used", f"of annotation {key!r:.60}, {picture.faults[key]}")
             if key not in picture.objects:
-                raise EntryError(
-                    "annotation not listed", f"{self.annotations} lacks annotation {key!r:.60}, or it is a crowd"
-                )
+                raise EntryError("annotation not listed", f"{self.annotations} lacks annotation {key!r:.60}")
+        if meant and not keys:
+            raise EntryError("crowd alone", f"annotation {meant[0]!r:.60} is a crowd, and nothing else is meant")
+        self.left_out.doubtful[WITHOUT_CROWD] += len(keys) < len(meant)
         number = identity(reference, "ref_id")
         sentences = listed(reference, "sentences")
         for place, sentence in enumerate(sentences[: 1 if self.sentences == "first" else None]):
@@ -204,15 +229,20 @@ class ReferringSource(RegionQuestionSource):
         yield from found
 
 
-def names_of(picture: PictureExpressions) -> list[str]:
-    """What a file of candidates may call a picture: by its id, its path in the folder, or its file's name."""
-    return list(dict.fromkeys([picture.id, picture.file_name, Path(picture.file_name).name]))
+def names_of(key: str, path: str) -> list[str]:
+    """What a file of candidates may call a picture: by its id, its path in some folder, or its file's name."""
+    return list(dict.fromkeys([key, path, Path(path).name]))
+
+
+def _has(file: CandidateFile, image: dict[str, Any] | None) -> bool:
+    return image is not None and file.has(names_of(str(image["id"]), str(image.get("file_name"))))
 
 
 @dataclass(kw_only=True)
-class RefCocoSource(ReferringSource):
+class RefCocoSource(ReferringSource, RegionQuestionSource):
     """RefCOCO/+/g; `images` is COCO's train2014."""
 
+    title: ClassVar[str] = "RefCOCO"
     question: str = knob(default=QUESTION, help="what is asked about every region; the answer is an expression")
     grounding: Literal["none", "true", "found", "both"] = knob(
         default="none",
@@ -222,8 +252,10 @@ class RefCocoSource(ReferringSource):
 
     def records(self) -> Iterator[Record]:
         if self.grounding != "none":
+            self._refuse_unread("question", "regions_per_record")
             yield from self.grounded(self.grounding)
             return
+        self._refuse_unread("expressions_per_record")
         if self.candidates is not None:
             raise ValueError(
                 f"Got candidates {self.candidates}, which only grounding reads: give grounding found or both."
@@ -247,7 +279,14 @@ class RefCocoSource(ReferringSource):
         rounds = max((len(expressions) for _, expressions in found), default=0)
         for k in range(rounds if self.sentences == "each" else min(rounds, 1)):
             having = [(region, self.question, expressions[k]) for region, expressions in found if k < len(expressions)]
-            yield from self.records_of(picture, size, having, "RefCOCO", TERMS)
+            yield from self.records_of(picture, size, having, self.title, TERMS)
+
+    def _refuse_unread(self, *names: str) -> None:
+        """Refuse options that this kind of records has no use for."""
+        defaults = {one.name: one.default for one in fields(self)}
+        if unread := [name for name in names if getattr(self, name) != defaults[name]]:
+            what = "asks which candidates are meant" if self.grounding != "none" else "asks about regions"
+            raise ValueError(f"Got {', '.join(unread)} with grounding {self.grounding}, which {what}: leave it out.")
 
     def _region(
         self, name: str, reference: dict[str, Any], size: tuple[int, int], index: AnnotationIndex
@@ -270,6 +309,7 @@ class RefCocoSource(ReferringSource):
 class GRefCocoSource(ReferringSource):
     """gRefCOCO (https://github.com/henghuiding/gRefCOCO): expressions of one object, of several, or of none."""
 
+    title: ClassVar[str] = "gRefCOCO"
     references: str = knob(help="grefs(unc).json, or .p")
     grounding: Literal["true", "found", "both"] = knob(
         default="true",

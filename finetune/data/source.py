@@ -92,6 +92,18 @@ class PictureSource(Source):
             if not Path(path).is_dir():
                 check_regular_file(path)
 
+    def region_of(self, annotation: dict[str, Any], size: tuple[int, int], mask: Any = None, **known: Any) -> Region:
+        """The region of an annotation in COCO's layout, with what is known of it, on a picture of (height, width) `size`.
+
+        Its box is cut to the picture, which is a doubt. mask: default: its segmentation, if it has one. Raises `EntryError`.
+        """
+        if mask is None and annotation.get("segmentation"):
+            mask = mask_of(annotation["segmentation"])
+        region = sound_region(Region(box_of(needed(annotation, "bbox"), size), mask=mask, **known), size)
+        if is_cut(annotation["bbox"], size):
+            self.left_out.doubtful[CUT] += 1
+        return region
+
 
 @dataclass(kw_only=True)
 class RegionQuestionSource(PictureSource):
@@ -115,18 +127,6 @@ class RegionQuestionSource(PictureSource):
             some = asked[start : start + self.regions_per_record]
             turns = [turn for n, (_, words, answer) in enumerate(some, 1) for turn in question_about(words, n, answer)]
             yield Record(image, size[1], size[0], [region for region, *_ in some], turns, source, terms)
-
-    def region_of(self, annotation: dict[str, Any], size: tuple[int, int], mask: Any = None, **known: Any) -> Region:
-        """The region of an annotation in COCO's layout, with what is known of it, on a picture of (height, width) `size`.
-
-        Its box is cut to the picture, which is a doubt. mask: default: its segmentation, if it has one. Raises `EntryError`.
-        """
-        if mask is None and annotation.get("segmentation"):
-            mask = mask_of(annotation["segmentation"])
-        region = sound_region(Region(box_of(needed(annotation, "bbox"), size), mask=mask, **known), size)
-        if is_cut(annotation["bbox"], size):
-            self.left_out.doubtful[CUT] += 1
-        return region
 
 
 def inside(folder: Path, name: str, follow_links: bool = False) -> Path:

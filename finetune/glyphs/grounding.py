@@ -70,7 +70,7 @@ def find_lines(chat: RegionChat, seen: SeenScenes, count: int | None = None) -> 
                         "meant": list(expression.meant),
                         "found": rows,
                         "right": rows is not None and _is_right([covers[row] for row in rows], expression.meant),
-                        "chance": 1 / max(len(masks), 1),
+                        "chance": chance_of_one(covers, expression.meant),
                     } | ({"masks": [encode_mask(masks[row]) for row in rows or ()]} if system == FINDS else {})
 
 
@@ -99,6 +99,11 @@ def _is_right(covers: Sequence[Sequence[bool]], meant: Sequence[int]) -> bool:
     """Whether what was found covers each object that is meant once, and nothing else; covers: objects that each covers."""
     covered = [number for own in covers for number, is_covered in enumerate(own) if is_covered]
     return len(covers) == len(meant) and sorted(covered) == sorted(meant)
+
+
+def chance_of_one(covers: Sequence[Sequence[bool]], meant: Sequence[int]) -> float:
+    """How probable it is that one candidate, drawn by lot, is right; 0 without candidates. covers: as for `_is_right`."""
+    return sum(_is_right([own], meant) for own in covers) / max(len(covers), 1)
 
 
 # --- numbers and tables -----------------------------------------------------------------------------------------------

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from llm_bridge import FoundRegions, answered_numbers, asked_phrase, find_question
+from llm_bridge import FoundRegions, asked_phrase, find_question
 from tap_tokenizer import RegionPrompt
 
 from ..data.entries import LeftOut, Problems, is_number, mask_fault
-from ..data.grounding import CandidateFile
+from ..data.grounding import CandidateFile, meant_numbers
 from ..data.refcoco import PictureExpressions, RefCocoSource, ReferringSource, names_of
 from ..records import Record, Region, Turn, decode_mask, encode_mask
 from .items import EvaluationSet, Item
@@ -52,7 +52,7 @@ class ExpressionTask(Task):
     """
 
     by_split: Mapping[str, Sequence[Published]] = field(default_factory=dict)
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None
     source: ClassVar[type[ReferringSource]] = RefCocoSource
     takes = frozenset({"references", "split", "candidates"})
     is_percent = True
@@ -111,7 +111,10 @@ class ExpressionTask(Task):
                 if phrase is None or not answer:
                     found.problems.add("question that does not ask to find regions, or has no answer", key)
                     continue
-                numbers = answered_numbers(answer, len(record.regions))
+                numbers = meant_numbers(answer, len(record.regions))
+                if numbers is None:
+                    found.problems.add("answer that neither names regions of its record nor says none", key)
+                    continue
                 own[key] = phrase, [record.regions[number - 1] for number in numbers]
         self._read_candidates(found)
         return found
@@ -128,6 +131,11 @@ class ExpressionTask(Task):
                 found.problems.add("picture without candidates", str(record.image_id))
         if file is not None:
             file.close()
+            if found.records and not any(record.regions for record in found.records):
+                raise ValueError(
+                    f"{self.candidates} has regions of none of these pictures: expected pictures that are called by the same "
+                    "file names, or by their ids."
+                )
         found.problems.extend("candidate that cannot be used", left_out.named)
 
     def items(self, record: Record, problems: Problems) -> list[Item]:
@@ -153,7 +161,7 @@ class ExpressionTask(Task):
     # --- lines and scores ---------------------------------------------------------------------------------------------
 
     def found_line(self, found: FoundRegions, size: tuple[int, int]) -> Line:
-        """A line's content for what was found: boxes xyxy, the most probable first, the union of masks, and probabilities."""
+        """A line's content for what was found: boxes xyxy, the best first, the union of masks, and probabilities."""
         mask = found.masks.any(dim=0).cpu().numpy() if len(found) else np.zeros(size, dtype=bool)
         return {
             "answer": found.answer,
@@ -195,7 +203,7 @@ class ExpressionTask(Task):
 def _names(record: Record) -> list[str]:
     """What a file of candidates may call a record's picture."""
     path = str(record.image["path"] if isinstance(record.image, dict) else record.image)
-    return names_of(PictureExpressions(str(record.image_id), path, path, record.size, {}))
+    return names_of(str(record.image_id), path)
 
 
 def masks_fault(targets: Sequence[Region], size: tuple[int, int]) -> str | None:

@@ -18,7 +18,7 @@ LEAST_IOU = 0.5
 
 @dataclass(kw_only=True)
 class Rec(ExpressionTask):
-    """One object for each expression; of several boxes, the most probable counts."""
+    """One object for each expression; of several boxes, the first counts, which is that of the region named first."""
 
     kind = "boxes of expressions"
     columns = ("accuracy", "expressions")
@@ -45,7 +45,7 @@ def _iou(line: Line, item: ExpressionItem) -> float:
 GETOK = "table of GETok (arXiv 2512.10554)"
 
 REC = Rec(
-    name="rec", title="Referring expressions: boxes", rules="share of expressions whose most probable box has IoU ≥ .5",
+    name="rec", title="Referring expressions: boxes", rules="share of expressions whose first box has IoU ≥ .5",
     by_split=by_split(
         "accuracy",
         ("VLM-FO1-3B", "wizwand, second hand", {"RefCOCO+": "86.4//", "RefCOCOg": "88.9/"}),

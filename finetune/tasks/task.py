@@ -96,7 +96,8 @@ class Task(ABC):
     and then `score` for each row.
 
     rules: how scores are measured, in words. question: what language models are asked about each region, if the benchmark
-    itself asks nothing. history: whether earlier turns come before a question. whole, whole_pictures: how many items and
+    itself asks nothing. history: whether earlier turns come before a question. max_new_tokens: length of an
+    answer, at most; None: as long as `RegionChat.find` lets it be. whole, whole_pictures: how many items and
     pictures the published benchmark has, if that is fixed and known; other_wholes: how many items its other published sets
     have.
     """
@@ -107,7 +108,7 @@ class Task(ABC):
     version: int = 1
     question: str = LABEL_QUESTION
     history: Literal["true", "none"] = "none"
-    max_new_tokens: int = 40
+    max_new_tokens: int | None = 40
     whole: int | None = None
     whole_pictures: int | None = None
     other_wholes: tuple[int, ...] = ()
@@ -217,7 +218,11 @@ class Task(ABC):
             if fault := self.truth_fault(answer):
                 problems.add(fault, key)
                 continue
-            cut, rows = cut_turns(record, place, 1) if self.history == "none" else cut_turns(record, 0, place + 1)
+            try:
+                cut, rows = cut_turns(record, place, 1) if self.history == "none" else cut_turns(record, 0, place + 1)
+            except ValueError:
+                problems.add("question about candidates that only an earlier one shows", key)
+                continue
             last = max(n for n, turn in enumerate(cut.conversations) if turn.role == "user")
             truth = cut.conversations[last + 1].content
             cut.conversations = cut.conversations[: last + 1]

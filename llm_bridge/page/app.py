@@ -24,7 +24,6 @@ from ..chat import RegionChat
 from .guard import Hosts, PageGuard, session_of
 from .handlers import EXAMPLES, QUEUED, Handlers, RefusedError, examples, told
 from .input import PageLimits
-from .scene import finder
 from .sessions import PageConversations
 
 if TYPE_CHECKING:
@@ -220,7 +219,7 @@ def _page(conversations: PageConversations) -> str:
         "characters": limits.characters,
         "limitation": chat.limitation,
         "model": Path(chat.model.config.name_or_path).name or type(chat.model).__name__,
-        "findsByName": finder(chat) is not None,
+        "findsByName": chat.finding_limitation is None,
         "examples": [{key: example[key] for key in ("file", "shows", "question", "points")} for example in examples()],
     }
     written = json.dumps(settings, ensure_ascii=False).replace("<", "\\u003c")

@@ -17,7 +17,7 @@ from tap_tokenizer import load_rgb
 
 from .conversation import said
 from .input import read_picture
-from .scene import Scene, finder
+from .scene import Scene
 from .sessions import PageConversations
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Handlers:
         """The regions that a phrase means: {"words": phrase}."""
         words, most = sent.get("words"), self.conversations.limits.characters
         problem = None
-        if finder(self.conversations.chat) is None:
+        if self.conversations.chat.finding_limitation is not None:
             problem = "This model was not taught to find regions by name: point at one."
         elif not isinstance(words, str) or not words.strip() or len(words) > most:
             problem = f"There is nothing to find: write a few words, at most {most} characters."

@@ -106,7 +106,7 @@ class Scene:
         """
         alone = self.chat.another()
         alone.warns_of_limitation = False
-        return self._shown(finder(alone)(words, image=np.asarray(self._shown_image()), regions=self._search()))
+        return self._shown(alone.find(words, image=np.asarray(self._shown_image()), regions=self._search()))
 
     def _search(self) -> RegionTokens:
         tokenizer = self.chat.region_tokenizer
@@ -192,12 +192,6 @@ class Scene:
             ],
             "messages": [{"role": role, "content": words} for role, words in self.chat.history],
         }
-
-
-def finder(chat: RegionChat) -> Any:
-    """What finds regions by a phrase, if the model of a chat was taught to; else None."""
-    taught = getattr(chat.model.config, "find_threshold", None) is not None
-    return getattr(chat, "find", None) if taught else None
 
 
 def _resized(prompt: RegionPrompt, size: tuple[int, int], shown: tuple[int, int]) -> RegionPrompt:

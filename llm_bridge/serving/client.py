@@ -114,10 +114,14 @@ class ServedModel:
     def read_each(self, conversations: Sequence[Sequence[dict[str, Any]]]) -> Sequence[Mapping[str, Any]]:
         return [self.read(messages, thinking=False) for messages in conversations]
 
-    def say(self, prompt: Mapping[str, Any], **options: Any) -> str:
+    def say(self, prompt: Mapping[str, Any], *, tally: Tally | None = None, **options: Any) -> str:
         answer = self._json("POST", "/chat/completions", self._body(prompt, options))
-        self._check_length(prompt, answer.get("usage"))
-        return str(answer["choices"][0]["message"].get("content") or "").strip()
+        usage, choice = answer.get("usage"), answer["choices"][0]
+        self._check_length(prompt, usage)
+        if tally is not None:
+            tally.tokens = (usage or {}).get("completion_tokens", tally.tokens)
+            tally.is_cut = choice.get("finish_reason") == "length"
+        return str(choice["message"].get("content") or "").strip()
 
     def say_each(self, prompts: Sequence[Mapping[str, Any]], **options: Any) -> list[str]:
         with ThreadPoolExecutor(min(_AT_ONCE, len(prompts))) as pool:

@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from finetune.batches import CachedRecord, ConversationCollator
 from finetune.calibrate import fit, questions_to_find
 from finetune.data.source import convert
 from finetune.glyphs.records import GlyphScenesSource, expression_record
-from finetune.records import load_records, open_image
+from finetune.records import Turn, load_records, open_image
 from llm_bridge import RegionBridgeConfig, RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat
 from tap_tokenizer import RegionPrompt, bundled_or_given
 
@@ -70,6 +71,34 @@ def test_there_is_no_threshold_for_questions_of_one_kind() -> None:
         found = fit(logs, [truth] * 4)
         assert found.threshold is None
         assert "no threshold" in str(found)
+
+
+def test_questions_come_with_the_candidates_that_the_first_one_shows() -> None:
+    usual, once = (
+        expression_record(3, "train", 0, turns=4, long_side=64, shown_once=shown_once) for shown_once in (False, True)
+    )
+    alone = [one.record.conversations for one in questions_to_find([CachedRecord(once, None)])]
+    assert alone == [one.record.conversations for one in questions_to_find([CachedRecord(usual, None)])]
+    assert len(alone) == 4
+
+
+def test_answers_that_cannot_be_read_are_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "likelihoods", lambda *_: torch.tensor([0.5, 0.3, 0.2]).log())
+    inputs = SimpleNamespace(to=lambda device: None)
+    collator = SimpleNamespace(prompts=lambda items: inputs)
+    monkeypatch.setattr(calibrate, "ConversationCollator", lambda *_, **__: collator)
+    bridge: Any = SimpleNamespace(device="cpu", config=SimpleNamespace())
+    usual = expression_record(3, "train", 0, turns=1, long_side=64)
+    asked = [
+        replace(usual, regions=usual.regions[:2], conversations=[usual.conversations[0], Turn("assistant", answer)])
+        for answer in ("region1", "none", "the left one", "region9")
+    ]
+    found = calibrate.calibrate(bridge, None, asked)  # type: ignore[arg-type]
+    assert found is not None
+    assert (found.questions, found.unread) == (2, ("the left one", "region9"))
+    assert "without 2 questions whose answers neither name" in str(found)
+    assert "such as 'the left one'" in str(found)
+    assert calibrate.calibrate(bridge, None, asked[2:]) is None  # type: ignore[arg-type]
 
 
 # --- learned by heart -------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from finetune.records import (
     mask_box,
     open_image,
 )
+from llm_bridge import find_question
 from tap_tokenizer import mask_to_rle
 
 RECORD = Record(
@@ -65,6 +66,17 @@ def test_a_cut_ends_with_the_conversation() -> None:
         cut_turns(RECORD, 3, 1)
     with pytest.raises(ValueError, match="Got questions"):
         cut_turns(RECORD, 0, 0)
+
+
+def test_a_question_to_find_regions_is_not_cut_off_from_its_candidates() -> None:
+    alone, leaning = find_question("the red one", 2), find_question("the blue one")
+    regions, answer = [Region(label="a"), Region(label="b")], Turn("assistant", "none")
+    once = Record("a.png", 9, 9, regions, [Turn("user", alone), answer, Turn("user", leaning), answer])
+    assert cut_turns(once, 0, 1)[0].conversations == once.conversations[:2]
+    with pytest.raises(ValueError, match=r"The record of a\.png has a question for 'the blue one' that .*turns 0"):
+        cut_turns(once, 1, 1)
+    each = Record("a.png", 9, 9, regions, [Turn("user", leaning), answer, Turn("user", alone), answer])
+    assert cut_turns(each, 1, 1)[0].conversations == once.conversations[:2]
 
 
 def test_masks_of_records_are_run_lengths_or_polygons_only() -> None:

@@ -35,6 +35,7 @@ def test_find_prints_what_is_found(capsys: pytest.CaptureFixture[str], chat: Reg
     assert lines[0].endswith(f"({float(found.probabilities[0]):.0%})")
     record = json.loads(said(capsys, *command, "--threshold", 1, "--json", "--save", tmp_path / "out.png"))
     assert record["phrase"] == "the red umbrella"
+    assert record["max_new_tokens"] is None  # as many as names of regions take
     assert (record["candidates"], record["rounds"], record["answer"]) == (2, found.rounds, found.answer)
     assert [region["box"] for region in record["regions"]] == found.boxes.tolist()
     assert [region["mask"] for region in record["regions"]] == found.coco_rle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llm_bridge import DescribedRegionProcessor, RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat
-from llm_bridge.grounding import answered_numbers, asked_phrase, find_answer, find_question
+from llm_bridge.grounding import answered_numbers, asked_phrase, find_answer, find_question, likelihoods, says_none
 from llm_bridge.model_card import bridge_card
 from llm_bridge.prompt_checks import ContextFullError
 from tap_tokenizer import RegionPrompt, RegionTokens, TapRegionTokenizer
@@ -83,11 +84,22 @@ def test_answers_are_read_as_they_are_written(numbers: list[int], answer: str) -
         ("region0 region13 region12", [12]),
         ("a large red umbrella", []),
         ("Nonetheless region1", [1]),
+        ("regions 2 and 5", [2, 5]),
+        ("Regions 2, 5, and 12 are red.", [2, 5, 12]),
+        ("It is region2 and 5.", [2, 5]),
+        ("region 2, 5 and region7", [2, 5, 7]),
+        ("region2 and 5 others, region3, 4.5 m away", [2, 3]),
         ("", []),
     ],
 )
 def test_free_answers(answer: str, numbers: list[int]) -> None:
     assert answered_numbers(answer, 12) == numbers
+
+
+def test_an_answer_that_says_none_is_not_one_that_names_nothing() -> None:
+    assert [says_none(words) for words in ("none", " None of them.", "Nonetheless", "the left one", "")] == [
+        True, True, False, False, False,
+    ]  # fmt: skip
 
 
 # --- what is found ----------------------------------------------------------------------------------------------------
@@ -105,19 +117,55 @@ def test_the_named_candidate_is_found(chat: RegionChat, picture: Image.Image) ->
     assert float(found.candidate_probabilities.sum()) + found.none_probability == pytest.approx(1)
 
 
-def test_several_are_found_the_most_probable_first(chat: RegionChat, picture: Image.Image) -> None:
+def test_several_are_found_the_best_first(chat: RegionChat, picture: Image.Image) -> None:
     says(chat, "region2, region11, region7 and region5")
     found = chat.find("the red thing", image=picture, boxes=BOXES)
     assert sorted(found.rows) == [1, 4, 6, 10]
     assert found.boxes.tolist() == [BOXES[row] for row in found.rows]
-    assert found.probabilities.tolist() == sorted(found.probabilities.tolist(), reverse=True)
-    assert found.probabilities[found.rows.index(1)] == found.candidate_probabilities[1]
+    assert found.rows[0] == 1  # which the answer names first, whatever later names have
+    assert found.probabilities[0] == found.candidate_probabilities[1]
+    later = found.candidate_probabilities[found.rows[1:]].tolist()
+    assert later == sorted(later, reverse=True)
     assert found.names == ["region1", "region2", "region3", "region4"]
     last = found[[-1, 0]]
     assert last.names == ["region4", "region1"]
     assert last.rows == [found.rows[3], found.rows[0]]
     assert last.probabilities.tolist() == found.probabilities[[3, 0]].tolist()
     assert found.of_image(0).names == found.names
+
+
+def test_a_long_answer_is_read_to_its_end(
+    chat: RegionChat, picture: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    says(chat, find_answer(range(1, 13)))  # 112 tokens
+    found = chat.find("the red thing", image=picture, boxes=BOXES)
+    assert sorted(found.rows) == list(range(12))
+    assert "cut off" not in caplog.text
+
+
+def test_a_name_that_is_cut_off_is_not_found(
+    chat: RegionChat, picture: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    says(chat, "region2, region12")
+    found = chat.find("the red thing", image=picture, boxes=BOXES, max_new_tokens=16)
+    assert (found.answer, found.rows) == ("region2, region1", [1])
+    assert "about 12 candidates was cut off after 1 whole name" in caplog.text
+    says(chat, "region12")
+    found = chat.find("the red thing", image=picture, boxes=BOXES, max_new_tokens=7)
+    assert (found.answer, found.rows) == ("region1", [int(found.candidate_probabilities.argmax())])
+
+
+def test_an_answer_may_be_as_long_as_the_context(
+    make_chat: Callable[..., RegionChat], picture: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All candidates are shown at once even if their names do not fit behind them."""
+    chat = make_chat(context=270)
+    says(chat, find_answer(range(1, 13)))
+    found = chat.find("the red thing", image=picture, boxes=BOXES)
+    assert found.rounds == 1
+    assert sorted(found.rows) == list(range(len(found)))
+    assert 64 < len(found.answer) < 112
+    assert "cut off" in caplog.text
 
 
 @pytest.mark.parametrize("answer", ["none", "None.", "a red umbrella", "region13", ""])
@@ -250,6 +298,20 @@ def test_later_names_are_compared_with_those_that_were_left(chat: RegionChat, pi
     )
 
 
+def test_numbers_of_a_list_are_compared_with_those_that_were_left(chat: RegionChat, picture: Image.Image) -> None:
+    says(chat, "regions 11 and 4")
+    found = chat.find("the red thing", image=picture, boxes=BOXES)
+    assert found.rows == [10, 3]
+    prompt = chat.speaker.read(
+        [{"role": "user", "content": [{"type": "image", "image": picture},
+                                      *({"type": "region", "box": box} for box in BOXES),
+                                      {"type": "text", "text": QUESTION}]}], thinking=False,
+    )  # fmt: skip
+    others = [f"regions 11 and {number}" for number in range(1, 13) if number != 11]
+    shares = likelihoods(chat.model, chat.processor, prompt, others).softmax(dim=0)
+    assert float(found.probabilities[1]) == pytest.approx(float(shares[3]), rel=1e-3)
+
+
 def test_the_temperature_of_the_bridge_flattens_probabilities(chat: RegionChat, picture: Image.Image) -> None:
     says(chat, "none")
     plain = chat.find("the red thing", image=picture, boxes=BOXES)
@@ -335,6 +397,19 @@ def test_ready_regions_are_shown_by_their_boxes(
     found = chat.find("the red thing", image=picture, regions=everything)
     assert found.boxes.tolist() == everything.boxes[-1:].tolist()
     assert torch.equal(found.masks[0], everything.masks[everything.boxes.tolist().index(found.boxes[0].tolist())])
+
+
+def test_detections_are_candidates(chat: RegionChat, picture: Image.Image, tiny_tokenizer: TapRegionTokenizer) -> None:
+    masks = np.zeros((2, 60, 90), dtype=bool)
+    masks[0, 10:30, 20:50] = True
+    detections = SimpleNamespace(xyxy=np.array(BOXES[:2]), mask=masks)  # the second mask is empty
+    for answer, own in (("region1", {"masks": masks[:1]}), ("region2", {"boxes": BOXES[1:2]})):
+        chat.reset()
+        says(chat, answer)
+        found = chat.find("the red thing", image=picture, detections=detections)
+        torch.testing.assert_close(found.tokens, tiny_tokenizer.encode(picture, **own).tokens, rtol=1e-4, atol=1e-4)
+        assert found.rows == [int(answer[-1]) - 1]
+    assert len(chat.find("the red thing", image=picture, detections=SimpleNamespace(xyxy=np.zeros((0, 4))))) == 0
 
 
 @pytest.mark.parametrize("given", [{"boxes": []}, {"regions": "none"}, {}])
@@ -473,6 +548,9 @@ def test_what_cannot_be_searched_is_refused(
         ("names a region", "<region>", given),
         ("no picture", "the red thing", {"boxes": BOXES}),
         ("in one way", "the red thing", {**given, "regions": regions}),
+        ("Got detections and boxes, regions: give detections alone", "the red thing", {
+            **given, "detections": SimpleNamespace(xyxy=np.array(BOXES)), "regions": regions,
+        }),
         ("of this picture alone", "the red thing", {"image": other_picture, "regions": regions}),
         ("encode them with", "the red thing", {
             "image": picture, "regions": make_tokenizer(5).encode(picture, boxes=BOXES),

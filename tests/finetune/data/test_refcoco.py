@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ pytest.importorskip("datasets")
 
 from small_files import SQUARE, read_whole, talk_of, write_json, write_picture
 
-from finetune.data.grounding import candidate_order
+from finetune.data.entries import LeftOut
+from finetune.data.grounding import CandidateFile, candidate_order
 from finetune.data.refcoco import GRefCocoSource, RefCocoSource
 from finetune.records import Record
 from llm_bridge import find_question
@@ -149,12 +151,32 @@ def test_expressions_of_several_objects_and_of_none(tmp_path: Path, crowded: dic
     source = GRefCocoSource(**{**crowded, "references": str(tmp_path / "grefs(unc).json")})
     (record,) = read_whole(source, tmp_path)
     both = xyxy(1, 3)
-    assert answers(record) == {"both ends": both, "left and right": both, "the middle": xyxy(2), "a zebra": []}
-    assert [turn.type for turn in record.conversations[::2]] == ["several", "several", "one", "none"]
-    assert source.left_out.faults == {"annotation not listed": 1}  # the crowd
+    assert answers(record) == {"both ends": both, "left and right": both, "the middle": xyxy(2), "a zebra": [],
+                               "a crowd": xyxy(1)}  # fmt: skip
+    assert [turn.type for turn in record.conversations[::2]] == ["several", "several", "one", "none", "one"]
+    assert (record.source, source.left_out.faults) == ("gRefCOCO", {})
+    assert source.left_out.doubtful["reference to a crowd and other objects: only these are meant"] == 1
 
 
-@pytest.mark.parametrize("form", ["lines of everything mode", "results", "annotations"])
+def test_references_keep_the_reason_why_they_mean_nothing(tmp_path: Path, crowded: dict[str, str]) -> None:
+    instances = json.loads((tmp_path / "instances.json").read_text())
+    instances["annotations"][1]["bbox"] = [0, 0, 0, 9]
+    write_json(tmp_path / "instances.json", instances)
+    grefs = [{**reference(0, "train", "it"), "ref_id": number, "ann_id": objects}
+             for number, objects in enumerate(([1], [5], [2], [77]))]  # fmt: skip
+    source = GRefCocoSource(**{**crowded, "references": write_json(tmp_path / "grefs.json", grefs)})
+    (record,) = read_whole(source, tmp_path)
+    assert answers(record) == {"it": xyxy(1)}
+    faults = {"crowd alone": 1, "object that cannot be used": 1, "annotation not listed": 1, "empty box": 1}
+    assert source.left_out.faults == faults
+    (named,) = [line for line in source.left_out.named if "grefs.json" in line and "annotation '2'" in line]
+    assert named.endswith("of annotation '2', bbox is [0, 0, 0, 9], which has no area")
+
+
+FORMS = ("lines of everything mode", "lines of a folder above", "results", "annotations", "annotations with images")
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_expressions_are_found_among_what_was_found(tmp_path: Path, crowded: dict[str, str], form: str) -> None:
     """The first object a little off, none that covers the second, and something that is no object."""
     found = {"first": [1, 0, 9, 10], "off": [26, 0, 10, 10], "third": BOXES[3], "sky": [20, 15, 40, 20]}
@@ -165,10 +187,14 @@ def test_expressions_are_found_among_what_was_found(tmp_path: Path, crowded: dic
         write_json(path, rows)
     elif form == "annotations":
         write_json(path, {"annotations": [{k: v for k, v in row.items() if k != "segmentation"} for row in rows]})
+    elif form == "annotations with images":  # whose ids are their own
+        images = [{"id": 1, "file_name": "else.jpg"},
+                  {"id": 2, "file_name": "coco/train2014/COCO_train2014_000000581857.jpg"}]  # fmt: skip
+        write_json(path, {"images": images, "annotations": [{**row, "image_id": 2} for row in rows]})
     else:
         path = tmp_path / "found.jsonl"
         regions = [{"box": [x, y, x + w, y + h], "mask": None, "score": 1} for x, y, w, h in found.values()]
-        name = "COCO_train2014_000000581857.jpg"
+        name = "train2014/" * (form == FORMS[1]) + "COCO_train2014_000000581857.jpg"
         path.write_text(json.dumps({"image": name, "width": 60, "height": 40, "regions": regions}) + "\n")
     options = {**crowded, "candidates": str(path)}
     references = str(tmp_path / "grefs(unc).json")
@@ -176,14 +202,52 @@ def test_expressions_are_found_among_what_was_found(tmp_path: Path, crowded: dic
     source = GRefCocoSource(**{**options, "references": references}, grounding="found")
     (record,) = read_whole(source, tmp_path)
     both = sorted([boxes["first"], boxes["third"]])
-    assert answers(record) == {"both ends": both, "left and right": both, "a zebra": []}
-    assert source.left_out.faults == {"annotation not listed": 1, "no candidate covers its object": 1}
+    first = [boxes["first"]]
+    assert answers(record) == {"both ends": both, "left and right": both, "a zebra": [], "a crowd": first}
+    assert source.left_out.faults == {"no candidate covers its object": 1}
     assert any("no candidate covers what 'the middle' means" in line for line in source.left_out.named)
     (record,) = read_whole(GRefCocoSource(**{**options, "references": references}, grounding="both"), tmp_path)
     assert answers(record)["the middle"] == xyxy(2)
     assert sorted(region.box or [] for region in record.regions) == sorted(
         [*xyxy(1, 2, 3, 4), boxes["off"], boxes["sky"]]
     )
+
+
+def test_pictures_that_a_file_of_candidates_lacks_are_counted(tmp_path: Path, crowded: dict[str, str]) -> None:
+    instances = json.loads((tmp_path / "instances.json").read_text())
+    other = {**instances["images"][0], "id": 7, "file_name": "other.jpg"}
+    instances["images"].append(other)
+    instances["annotations"].append({**instances["annotations"][0], "id": 70, "image_id": 7})
+    write_json(tmp_path / "instances.json", instances)
+    write_picture(tmp_path / "train2014" / "other.jpg")
+    refs = [reference(1, "train", "left dog"), {**reference(70, "train", "a dog"), "image_id": 7}]
+    options = {**crowded, "references": write_json(tmp_path / "refs.json", refs)}
+    entry = {"bbox": [40, 20, 10, 10], "image_id": 7}
+    for picture in (7, 581857):
+        path = write_json(tmp_path / "found.json", [{**entry, "image_id": picture}])
+        source = RefCocoSource(**options, grounding="both", candidates=path)
+        assert sorted(len(record.regions) for record in source.records()) == ([2, 4] if picture == 7 else [1, 5])
+        assert source.left_out.doubtful == {
+            "picture without candidates in the file: its annotated objects alone are shown": 1,
+        }
+    path = write_json(tmp_path / "found.json", [{**entry, "image_id": 8}])
+    for grounding in ("found", "both"):
+        with pytest.raises(ValueError, match=r"found\.json has regions of none of these pictures, expected pictures"):
+            list(RefCocoSource(**options, grounding=grounding, candidates=path).records())  # type: ignore[arg-type]
+
+
+def test_candidates_belong_to_the_picture_whose_path_is_most_alike(tmp_path: Path) -> None:
+    rows = [{"image": name, "regions": [{"box": [x, 0, x + 9, 9]}]}
+            for x, name in enumerate(("a/1.jpg", "b/1.jpg", "c/2.jpg"))]  # fmt: skip
+    path = tmp_path / "found.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with CandidateFile(path, LeftOut(strict=True)) as file:
+        for names, x in ((["5", "pictures/b/1.jpg", "1.jpg"], 1), (["5", "2.jpg"], 2), (["a/1.jpg"], 0)):
+            (region,) = file.regions(names, (40, 60))
+            assert region.box == [x, 0, x + 9, 9]
+        assert file.regions(["5", "3.jpg"], (40, 60)) == []
+        with pytest.raises(ValueError, match=r"of a/1\.jpg and of b/1\.jpg, expected one of them to be 1\.jpg"):
+            file.regions(["5", "1.jpg"], (40, 60))
 
 
 def test_candidates_that_cannot_be_used_are_named(tmp_path: Path, crowded: dict[str, str]) -> None:
@@ -205,6 +269,15 @@ def test_options_of_grounding_that_do_not_go_together(tmp_path: Path, crowded: d
     for options in ({"grounding": "found"}, {"grounding": "true", "candidates": crowded["annotations"]},
                     {"candidates": crowded["annotations"]}):  # fmt: skip
         with pytest.raises(ValueError, match=r"give (candidates with|grounding) found or both"):
+            list(RefCocoSource(**crowded, **options).records())  # type: ignore[arg-type]
+
+
+def test_options_that_a_kind_of_records_does_not_read_are_refused(crowded: dict[str, str]) -> None:
+    names = {one.name for one in fields(GRefCocoSource)}
+    assert not names & {"question", "regions_per_record"}
+    for options in ({"grounding": "true", "question": "What is <region>?"}, {"grounding": "true", "regions_per_record": 3},
+                    {"expressions_per_record": 3}):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"Got {list(options)[-1]} with grounding (true|none), which asks"):
             list(RefCocoSource(**crowded, **options).records())  # type: ignore[arg-type]
 
 

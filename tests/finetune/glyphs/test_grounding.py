@@ -20,9 +20,11 @@ from finetune.glyphs.grounding import (
     FINDS,
     HEAD,
     MEASURES,
+    ONE,
     SHUFFLED,
     TRUE,
     benchmark_expressions,
+    chance_of_one,
     chosen_lines,
     draw_found,
     find_lines,
@@ -48,6 +50,15 @@ def test_each_scene_has_one_expression_of_each_type_that_it_offers() -> None:
     assert set(counts) == set(TYPES)
     assert counts["none"] > 50
     assert min(counts.values()) > 10
+
+
+def test_chance_is_the_share_of_candidates_that_would_be_right() -> None:
+    covers = [[True, False], [False, True], [True, False], [False, False]]
+    assert chance_of_one(covers, [0]) == 2 / 4
+    assert chance_of_one(covers, [1]) == 1 / 4
+    assert chance_of_one(covers[3:], [0]) == 0  # no candidate covers it
+    assert chance_of_one(covers, [0, 1]) == 0
+    assert chance_of_one([], [0]) == 0
 
 
 @pytest.mark.slow
@@ -95,7 +106,10 @@ def test_whoever_knows_is_right_and_wrong_when_candidates_are_shuffled(monkeypat
     assert first.startswith(f"| {HEAD} | ")
     assert second == f"| {FINDS} | 1.000 | 1.000 | 1.000 | 1.000 | 0.000 |"
     assert third.startswith(f"| {SHUFFLED} | ")
-    assert chance.startswith("| chance | 0.")
+    visible = {one.scene.index: len(one.picture.visible) for one in (scene, other)}
+    by_lot = np.mean([1 / visible[line["scene"]] for line in lines if line["view"] == FINDS and line["type"] in ONE])
+    assert chance.startswith(f"| chance | {by_lot:.3f} | ")
+    assert scores[f"{EVERYTHING}, chance: one answer"] == 0
     assert find_tables("test", {}) == []
 
 

@@ -20,6 +20,7 @@ from finetune import evaluate
 from finetune.records import encode_mask
 from finetune.tasks import TASKS
 from finetune.tasks.expressions import SPLITS
+from llm_bridge import find_question
 
 SIZE = (40, 60)
 POLYGONS = {11: [2, 2, 20, 2, 20, 18, 2, 18], 12: [30, 5, 55, 5, 42, 30], 13: [5, 25, 15, 25, 15, 38, 5, 38],
@@ -195,6 +196,7 @@ def test_predictions_come_from_find(files: dict[str, str], tmp_path: Path, candi
     metrics = run(files, tmp_path / "out", "grefcoco", *flags)
     assert list(metrics["rows"]) == ["language model", "language model, shuffled regions"]
     assert list(metrics["not_run"]) == ["concept head"]
+    assert metrics["decoding"] == "greedy, enough tokens to name all candidates"
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["0/0", "1/0", "2/0", "2/1"] * 2
     assert lines[0]["asked"] == "Find both squares. Answer with names of regions, or none."
@@ -209,11 +211,13 @@ def test_predictions_come_from_find(files: dict[str, str], tmp_path: Path, candi
 
 
 def test_what_does_not_fit_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    nowhere = write_json(tmp_path / "elsewhere.json", [{"image_id": 9, "bbox": [1, 2, 3, 4]}])
     for words, flags in (
         (r"split is train, expected one of \['testA', 'val'\]", ["--split", "train"]),
         ("candidates is nowhere, expected true, everything, or a file", ["--candidates", "nowhere"]),
         ("give records of your own, or the benchmark's files", ["--data", "mine.jsonl"]),
         ("cache needs data", ["--cache", "c"]),
+        ("has regions of none of these pictures", ["--candidates", nowhere]),
     ):
         with pytest.raises(ValueError, match=words):
             run(files, tmp_path / "out", "rec", *flags)
@@ -242,3 +246,24 @@ def test_records_of_your_own(files: dict[str, str], tmp_path: Path) -> None:
     assert row["expressions"] == 7
     assert row["gIoU"] == pytest.approx(1 / 7)
     assert metrics["problems"]["given predictions: no prediction"]["count"] == 6
+
+
+def test_answers_of_your_own_that_cannot_be_read_are_not_taken_for_none(files: dict[str, str], tmp_path: Path) -> None:
+    answers = {"the square": "regions 1 and 2", "the dog": "none", "left": "the left one", "right": "region9"}
+    turns = [{"role": role, "content": words} for phrase, answer in answers.items()
+             for role, words in (("user", f"<region1> <region2> {find_question(phrase)}"), ("assistant", answer))]  # fmt: skip
+    image = "train2014/COCO_train2014_000000000001.jpg"
+    regions = [{"box": [2, 2, 20, 18], "mask": encode_mask(drawn(POLYGONS[11]))},
+               {"box": [5, 25, 15, 38], "mask": encode_mask(drawn(POLYGONS[13]))}]  # fmt: skip
+    own = {"image": image, "width": 60, "height": 40, "regions": regions, "conversations": turns}
+    (tmp_path / "own.jsonl").write_text(json.dumps(own))
+    lines = [{"id": "0/q0", "mask": encode_mask(drawn(POLYGONS[11], POLYGONS[13]))}, {"id": "0/q1", "boxes": []}]
+    path = write_json(tmp_path / "said.json", lines)
+    evaluate.main(["--benchmark", "grefcoco", "--data", str(tmp_path / "own.jsonl"), "--output", str(tmp_path / "out"),
+                   "--predictions", path])  # fmt: skip
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    row = metrics["rows"]["given predictions"]
+    assert (row["expressions"], row["gIoU"], row["N-acc"], row["T-acc"]) == (2, 1, 1, 1)
+    (kind,) = metrics["problems"]
+    assert kind.startswith("answer that neither names regions")
+    assert metrics["problems"][kind]["names"] == ["0/q2", "0/q3"]

@@ -14,6 +14,7 @@ pytest.importorskip("datasets")
 
 from PIL import Image
 
+from finetune.glyphs.records import expression_record
 from finetune.records import decode_mask, encode_mask
 from finetune.tasks import TASKS
 from finetune.tasks.items import EvaluationSet, Item, refuse_doubles
@@ -56,6 +57,18 @@ def problems(found: EvaluationSet) -> dict[str, Any]:
 
 def ids(found: EvaluationSet) -> list[str]:
     return [str(region.id) for record in found.records for region in record.regions]
+
+
+def test_questions_whose_candidates_an_earlier_one_shows_are_not_asked_alone(tmp_path: Path) -> None:
+    record = expression_record(3, "train", 0, turns=3, long_side=64, shown_once=True)
+    (tmp_path / "once.jsonl").write_text(json.dumps(record.to_dict()))
+    found = read_set("answers", data=str(tmp_path / "once.jsonl"))
+    for history, count in (("none", 1), ("true", 3)):
+        items = replace(TASKS["answers"], history=history).items(found.records[0], found.problems)
+        assert len(items) == count
+        assert all(len(item.rows) == len(record.regions) for item in items)
+    (names,) = problems(found).values()
+    assert len(names) == 2
 
 
 @pytest.mark.parametrize(

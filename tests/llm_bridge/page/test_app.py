@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -413,7 +414,7 @@ def test_regions_are_found_by_name_where_the_model_was_taught_to(
         return regions[[i for i, name in enumerate(names) if name in phrase]]
 
     monkeypatch.setattr(RegionChat, "find", find, raising=False)
-    monkeypatch.setattr(chat.model.config, "find_threshold", 0.5, raising=False)
+    monkeypatch.setattr(chat.model.config, "taught_to_find", True)
     page = serve(chat, limits=LIMITS)
     tab = opened(context, page.address)
     load(tab)
@@ -428,6 +429,19 @@ def test_regions_are_found_by_name_where_the_model_was_taught_to(
     tab.fill("#phrase", "a king")
     tab.keyboard.press("Enter")
     expect(tab.locator("#status")).to_have_text("Nothing here is a king.")
+    page.close()
+
+
+@pytest.mark.parametrize(("taught", "threshold"), [(True, None), (False, 0.5)])
+def test_a_bridge_says_that_it_was_taught_to_find(
+    chat: RegionChat, monkeypatch: pytest.MonkeyPatch, taught: bool, threshold: float | None
+) -> None:
+    """Whether or not it has a threshold for none, which answers to questions that are all of one kind do not give."""
+    monkeypatch.setattr(chat.model.config, "taught_to_find", taught)
+    monkeypatch.setattr(chat.model.config, "find_threshold", threshold)
+    page = serve(chat, limits=LIMITS)
+    with urlopen(page.address) as answer:
+        assert f'"findsByName": {str(taught).lower()}' in answer.read().decode()
     page.close()
 
 

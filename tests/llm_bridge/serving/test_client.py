@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from vllm_stand_in import RECORDED, Engine, Pair, Server, embeddings_of, parts_of, rows_of, with_length
 
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat, add_lora
+from llm_bridge.generation import Tally
 from llm_bridge.serving.client import AS_WRITTEN
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -125,6 +126,17 @@ def test_a_conversation_over_the_wire_is_that_of_the_bridge(server: Server, pair
     streamed = "".join(there.ask("where is region2 ?", stream=True, **SHORT))
     assert streamed == here.ask("where is region2 ?", **SHORT)
     assert there.history[-1] == ("assistant", streamed)
+
+
+def test_an_answer_that_a_server_cuts_off_is_known_to_be_cut(chat: RegionChat, server: Server, pair: Pair) -> None:
+    prompt = chat.speaker.read([{"role": "user", "content": "what ?"}], thinking=False)
+    (choice,) = RECORDED["answer"]["choices"]
+    for reason, is_cut in (("stop", False), ("length", True)):
+        answer = {**RECORDED["answer"], "choices": [{**choice, "finish_reason": reason}]}
+        server.answer = lambda body, own=answer: with_length((200, own), body, pair)  # type: ignore[misc]
+        tally = Tally()
+        assert chat.speaker.say(prompt, tally=tally, **SHORT) == "a large white arrow"
+        assert tally.is_cut == is_cut
 
 
 def test_answers_of_vllm_are_read(chat: RegionChat, server: Server, pair: Pair) -> None:
