@@ -105,8 +105,11 @@ class TapModel(TapPreTrainedModel):
     def encoder_precision(self) -> str:
         """In what the linear layers of the image encoder compute: "float32", which stands for the dtype of the weights, or
         "int8", from weights in float32 on a CPU, and wherever inference is fast. The weights stay what they are.
+
+        If they are moved elsewhere or cast, it is "float32" until they are back. Raises `ValueError` for weights or an
+        `attn_implementation` that have no int8.
         """
-        return self._fast_encoder.precision
+        return self._fast_encoder.precision_in_use
 
     @encoder_precision.setter
     def encoder_precision(self, precision: str) -> None:
@@ -114,6 +117,7 @@ class TapModel(TapPreTrainedModel):
             raise ValueError(f"encoder_precision is {precision!r}, expected 'float32' or 'int8'.")
         if precision == "int8":
             check_int8(self.image_encoder)
+            _check_attention(self.config._attn_implementation)
         self._fast_encoder.precision = precision
 
     @property
@@ -223,9 +227,20 @@ class TapModel(TapPreTrainedModel):
         """Switch every part between "sdpa" and "eager"."""
         if attn_implementation not in ("sdpa", "eager"):
             raise ValueError(f'attn_implementation is {attn_implementation!r}, expected "sdpa" or "eager".')
+        if self._fast_encoder.precision == "int8":
+            _check_attention(attn_implementation)
         self.config._attn_implementation = attn_implementation  # reaches the configs of the parts
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save as every transformers model does. The config records the fingerprint of the saved weights."""
         self.config.fingerprint = self.compute_fingerprint()
         super().save_pretrained(save_directory, **kwargs)
+
+
+def _check_attention(attn_implementation: str) -> None:
+    """Refuse an encoder in int8 together with "eager", which computes by the formula as it is written."""
+    if attn_implementation == "eager":
+        raise ValueError(
+            "Got encoder_precision 'int8' and attn_implementation 'eager', which computes in float32, expected 'sdpa' with it: "
+            "leave out one of them."
+        )
