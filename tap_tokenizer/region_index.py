@@ -134,11 +134,11 @@ class RegionIndex:
             which = f" {sorted(double)[0]}" if isinstance(double, set) else ""
             raise ValueError(f"The index would have a picture twice{which}: remove it first, or name it otherwise.")
 
-        def which(row: int) -> str:
+        def region_of(row: int) -> str:
             return f"Region {row} (of {pictures[int(regions.image_index[row])]})"
 
         block = {
-            "embeds": _unit(regions.embeds, which),
+            "embeds": _unit(regions.embeds, region_of),
             "boxes": regions.boxes.float().cpu(),
             "quality": regions.quality.float().cpu(),
             "picture": regions.image_index.cpu().long() + len(self.pictures),
@@ -146,7 +146,7 @@ class RegionIndex:
             **_as_bytes("name", names or [""] * len(regions)),
         }
         if self.with_tokens:
-            block["tokens"] = _unit(regions.tokens, which)
+            block["tokens"] = _unit(regions.tokens, region_of)
         self.fingerprint = regions.fingerprint
         self._blocks.append(block)
         rows = zip(pictures, regions.image_sizes.tolist(), stamps or [""] * len(pictures))

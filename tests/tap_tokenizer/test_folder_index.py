@@ -226,6 +226,26 @@ def test_a_search_from_another_folder_finds_model_and_text_encoder(
     assert [hit["picture"] for hit in json.loads(out)["found"]] == ["a.png"]
 
 
+def test_an_index_in_int8_is_not_continued_in_float32(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "boxes.csv").write_text("image,x1,y1,x2,y2\na.png,2,2,30,30\n")
+    flags = [
+        "index",
+        folder / "pictures",
+        "--boxes",
+        folder / "boxes.csv",
+        "--no_captions",
+        "--output",
+        folder / "index",
+    ]
+    assert shell(capsys, *flags, "--encoder_precision", "int8")[0] == 0
+    code, _, err = shell(capsys, *flags)
+    assert (code, "was made with different encoder_precision" in err) == (2, True)
+    index = RegionIndex.load(folder / "index")
+    del index.notes["encoder_precision"]  # as of an index in float32 that is older than the choice
+    index.save(folder / "older")
+    assert shell(capsys, *flags[:-1], folder / "older")[0] == 0
+
+
 def test_pictures_in_which_nothing_was_found_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (64, 64), "grey").save(folder / "pictures" / "empty.png")
     index = ["index", folder / "pictures", "--output", folder / "index", "--points_per_crop", 2, "--pred_iou_thresh", 1]
