@@ -70,12 +70,13 @@ class FastImageEncoder:
     """What `TapImageEncoder.forward` computes in evaluation mode.
 
     precision: with "int8", the linear layers of the blocks compute in it. Weights that have been moved from float32 on a CPU
-    compute in their own dtype, after a warning.
+    compute in their own dtype, after a warning. is_compiled: whether `torch.compile` has the operations.
     """
 
     def __init__(self, encoder: TapImageEncoder) -> None:
         self.encoder = encoder
         self.precision = "float32"
+        self.is_compiled = False
         self._biases: list[Tensor] = []
         self._rounded: dict[nn.Module, Int8Linear] = {}
         self._state: object = None
@@ -94,9 +95,14 @@ class FastImageEncoder:
         """Pixel values (B, 3, S, S) → image embeddings (B, D, G, G)."""
         keep_freed_memory()
         self._prepare()
+        encode = _compiled_encoding() if self.is_compiled else FastImageEncoder._encode
+        return encode(self, pixel_values)
+
+    def _encode(self, pixel_values: Tensor) -> Tensor:
         encoder, biases = self.encoder, self._biases
         grid = encoder.embed_patches(pixel_values)
-        at_once = _WINDOWS_AT_ONCE if grid.device.type == "cpu" else len(grid) * encoder.config.grid_size**2
+        few = grid.device.type == "cpu" and not self.is_compiled  # a compiler would unroll a loop over windows
+        at_once = _WINDOWS_AT_ONCE if few else len(grid) * encoder.config.grid_size**2
         blocks = len(encoder.layers) // len(encoder.cross_window_layers)
         for group, cross_window_layer in enumerate(encoder.cross_window_layers):
             done = []
@@ -144,6 +150,13 @@ class FastImageEncoder:
                 places,
             )
         self._has_warned = True
+
+
+@lru_cache(maxsize=1)
+def _compiled_encoding() -> Callable[[FastImageEncoder, Tensor], Tensor]:
+    """One for all encoders, which it gets as an argument, so that a copied model does not compute with the first one's."""
+    compiled: Callable[[FastImageEncoder, Tensor], Tensor] = torch.compile(FastImageEncoder._encode)
+    return compiled
 
 
 class FastImageDecoder:

@@ -118,7 +118,17 @@ class TapModel(TapPreTrainedModel):
         if precision == "int8":
             check_int8(self.image_encoder)
             _check_attention(self.config._attn_implementation)
+            _check_compilation(self._fast_encoder.is_compiled)
         self._fast_encoder.precision = precision
+
+    def compile_encoder(self) -> None:
+        """Have `torch.compile` fuse the operations of the image encoder wherever inference is fast, up to rounding.
+
+        The first picture then waits for the compiler, as does the first batch of another size. On a CPU this takes a C++
+        compiler, on a GPU Triton; torch says so if it is missing. Raises `ValueError` for an encoder in int8.
+        """
+        _check_compilation(self._fast_encoder.precision == "int8")
+        self._fast_encoder.is_compiled = True
 
     @property
     def is_fast(self) -> bool:
@@ -243,4 +253,12 @@ def _check_attention(attn_implementation: str) -> None:
         raise ValueError(
             "Got encoder_precision 'int8' and attn_implementation 'eager', which computes in float32, expected 'sdpa' with it: "
             "leave out one of them."
+        )
+
+
+def _check_compilation(is_other: bool) -> None:
+    """Refuse compilation together with int8, whose products of whole numbers it does not speed up."""
+    if is_other:
+        raise ValueError(
+            "Got encoder_precision 'int8' and compile_encoder(), expected one of them: leave out the other."
         )
