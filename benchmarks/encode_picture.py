@@ -1,7 +1,7 @@
 """Encoding a picture: plain, fast, and the image encoder of transformers' SAM of the same size.
 
     python benchmarks/encode_picture.py --size b
-    python benchmarks/encode_picture.py --size l --device cuda --dtype bfloat16
+    python benchmarks/encode_picture.py --size l --device cuda --dtype bfloat16 --compile
 
 SAM's encoder has global attention in four blocks, TAP's none; otherwise they are alike in depth and width.
 """
@@ -19,7 +19,7 @@ from tap_tokenizer import TapModel
 
 def main() -> None:
     """Measure and print."""
-    arguments = arguments_of(__doc__)
+    arguments = arguments_of(__doc__, compile={"action": "store_true", "help": "with torch.compile, beside the others"})
     model = make_tap(arguments)
     side = model.config.image_size
     sam = make_sam(model)
@@ -31,6 +31,9 @@ def main() -> None:
         ways = ours(model, lambda pixels=pixels: model.get_image_embeddings(pixels))
         if arguments.device == "cpu" and arguments.dtype == "float32":
             ways["int8"] = lambda pixels=pixels: in_int8(model, pixels)
+        if arguments.compile:
+            ways["compiled"] = lambda pixels=pixels: compiled(model, pixels)
+            ways["compiled"]()  # it compiles now, and not while it is timed
         ways["SAM"] = lambda pixels=pixels: sam.get_image_embeddings(pixels)
         if original and pictures == 1:
             ways["original"] = original.encode(side)
@@ -47,6 +50,17 @@ def in_int8(model: TapModel, pixels: Tensor) -> Tensor:
         return model.get_image_embeddings(pixels)
     finally:
         model.encoder_precision = "float32"
+
+
+@torch.no_grad()
+def compiled(model: TapModel, pixels: Tensor) -> Tensor:
+    """Pictures encoded after `compile_encoder`."""
+    model.is_plain = False
+    model.compile_encoder()
+    try:
+        return model.get_image_embeddings(pixels)
+    finally:
+        model._fast_encoder.is_compiled = False
 
 
 def make_sam(model: TapModel) -> SamModel:

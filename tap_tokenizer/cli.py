@@ -76,6 +76,16 @@ def main(argv: list[str] | None = None) -> int:
         metavar="JSON",
         help="COCO's results for the pictures of --coco, instead of its own annotations",
     )
+    group.add_argument(
+        "--replace_masks",
+        action="store_true",
+        help="with --coco: write TAP's mask also where there is a segmentation; otherwise, that is kept",
+    )
+    group.add_argument(
+        "--as_results",
+        action="store_true",
+        help="with --coco: write a list, as COCO's results, which its tools for evaluation read",
+    )
     everything = _command(
         commands,
         "everything",
@@ -141,7 +151,8 @@ def _describe(arguments: argparse.Namespace) -> int:
 
     if arguments.image.is_dir():
         _check_folder_flags(arguments)
-        if (arguments.boxes is None) == (arguments.coco is None) or (arguments.results and arguments.coco is None):
+        needs_coco = arguments.results or arguments.replace_masks or arguments.as_results
+        if (arguments.boxes is None) == (arguments.coco is None) or (needs_coco and arguments.coco is None):
             raise ValueError(
                 f"{arguments.image} is a folder: give its regions in a table, --boxes boxes.csv, or in a file of COCO's "
                 "layout, --coco instances.json."

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .counts import counted
+from .foreign_files import stays_inside
 from .image_processing_tap import load_rgb
 from .region_index import RegionHit
 
@@ -21,8 +22,8 @@ SURROUNDINGS = 0.6
 def draw_hits(hits: Sequence[RegionHit], folder: str | Path, *, columns: int = 5) -> Image.Image:
     """The regions that `RegionIndex.search` found, best first, row by row; `folder` is where their pictures lie.
 
-    Under each stand its score, its caption or name, and its picture. One whose picture cannot be read is an empty tile that
-    says so. Raises `ValueError` if there are no regions.
+    Under each stand its score, its caption or name, and its picture. One whose picture cannot be read, or does not lie in the
+    folder, is an empty tile that says so. Raises `ValueError` if there are no regions.
     """
     if not hits or columns < 1:
         raise ValueError(
@@ -44,12 +45,12 @@ def draw_hits(hits: Sequence[RegionHit], folder: str | Path, *, columns: int = 5
 
 
 def _tile(hit: RegionHit, folder: Path) -> Image.Image:
+    if not stays_inside(hit.picture):  # an index of somebody else's must not show what lies elsewhere
+        return _empty_tile("The picture is not in the folder.")
     try:
         picture = load_rgb(folder / hit.picture)
     except (ValueError, OSError):
-        tile = Image.new("RGB", (TILE, TILE), (225, 225, 222))
-        ImageDraw.Draw(tile).text((12, TILE // 2 - 8), "The picture cannot be read.", INK, ImageFont.load_default(13))
-        return tile
+        return _empty_tile("The picture cannot be read.")
     height, width = picture.shape[:2]
     x1, y1, x2, y2 = hit.box
     side = max(x2 - x1, y2 - y1) * (1 + 2 * SURROUNDINGS)
@@ -68,6 +69,12 @@ def _tile(hit: RegionHit, folder: Path) -> Image.Image:
     pen = ImageDraw.Draw(tile)
     pen.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline=(255, 255, 255), width=4)
     pen.rectangle(box, outline=MARK, width=2)
+    return tile
+
+
+def _empty_tile(words: str) -> Image.Image:
+    tile = Image.new("RGB", (TILE, TILE), (225, 225, 222))
+    ImageDraw.Draw(tile).text((12, TILE // 2 - 8), words, INK, ImageFont.load_default(13))
     return tile
 
 

@@ -107,6 +107,7 @@ def as_detections(
         class_id=class_id,
         tracker_id=getattr(given, "tracker_id", None),
         data=data,
+        metadata=dict(getattr(given, "metadata", None) or {}),
     )
 
 

@@ -28,6 +28,7 @@ weight (`_Plan`). Tokens whose answer nobody reads do not look at the picture a 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -40,8 +41,10 @@ from torch.nn import functional as F
 
 from .image_decoder import TapDecoderAttention, TapImageDecoder, TapImageDecoderOutput, TapTwoWayLayer
 from .image_encoder import TapImageEncoder, TapImageEncoderLayer, TapWindowAttention
-from .int8_linear import Int8Linear
+from .int8_linear import Int8Linear, weights_elsewhere
 from .prompt_encoder import TapPromptEncoder
+
+logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 4 * 64**2  # of all regions' pictures: four regions with the original's grid
 _PLACES_AT_ONCE = 1024
@@ -66,15 +69,23 @@ def keep_freed_memory() -> None:
 class FastImageEncoder:
     """What `TapImageEncoder.forward` computes in evaluation mode.
 
-    precision: with "int8", the linear layers of the blocks compute in it, where their weights are in float32 on a CPU.
+    precision: with "int8", the linear layers of the blocks compute in it. Weights that have been moved from float32 on a CPU
+    compute in their own dtype, after a warning. is_compiled: whether `torch.compile` has the operations.
     """
 
     def __init__(self, encoder: TapImageEncoder) -> None:
         self.encoder = encoder
         self.precision = "float32"
+        self.is_compiled = False
         self._biases: list[Tensor] = []
         self._rounded: dict[nn.Module, Int8Linear] = {}
         self._state: object = None
+        self._has_warned = False
+
+    @property
+    def precision_in_use(self) -> str:
+        """In what linear layers compute now: "int8", or "float32", which stands for the dtype of the weights."""
+        return "float32" if weights_elsewhere(self.encoder.layers) else self.precision
 
     def forget(self) -> None:
         """Prepare again at the next call, because weights may have changed."""
@@ -84,9 +95,14 @@ class FastImageEncoder:
         """Pixel values (B, 3, S, S) → image embeddings (B, D, G, G)."""
         keep_freed_memory()
         self._prepare()
+        encode = _compiled_encoding() if self.is_compiled else FastImageEncoder._encode
+        return encode(self, pixel_values)
+
+    def _encode(self, pixel_values: Tensor) -> Tensor:
         encoder, biases = self.encoder, self._biases
         grid = encoder.embed_patches(pixel_values)
-        at_once = _WINDOWS_AT_ONCE if grid.device.type == "cpu" else len(grid) * encoder.config.grid_size**2
+        few = grid.device.type == "cpu" and not self.is_compiled  # a compiler would unroll a loop over windows
+        at_once = _WINDOWS_AT_ONCE if few else len(grid) * encoder.config.grid_size**2
         blocks = len(encoder.layers) // len(encoder.cross_window_layers)
         for group, cross_window_layer in enumerate(encoder.cross_window_layers):
             done = []
@@ -121,9 +137,26 @@ class FastImageEncoder:
             self._biases = [attention.position_bias().unsqueeze(0) for attention in attentions]
             self._rounded, self._state = {}, state
         if self.precision == "int8" and not self._rounded:
-            linear = [layer for layer in layers.modules() if isinstance(layer, nn.Linear)]
-            if all(layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32 for layer in linear):
-                self._rounded = {layer: Int8Linear(layer) for layer in linear}
+            if places := weights_elsewhere(layers):
+                self._warn(places)
+                return
+            self._rounded = {layer: Int8Linear(layer) for layer in layers.modules() if isinstance(layer, nn.Linear)}
+
+    def _warn(self, places: str) -> None:
+        if not self._has_warned:
+            logger.warning(
+                "encoder_precision is 'int8', but the weights are now in %s, and so the image encoder computes in that. Move "
+                "them to float32 on the CPU, or set encoder_precision to 'float32'.",
+                places,
+            )
+        self._has_warned = True
+
+
+@lru_cache(maxsize=1)
+def _compiled_encoding() -> Callable[[FastImageEncoder, Tensor], Tensor]:
+    """One for all encoders, which it gets as an argument, so that a copied model does not compute with the first one's."""
+    compiled: Callable[[FastImageEncoder, Tensor], Tensor] = torch.compile(FastImageEncoder._encode)
+    return compiled
 
 
 class FastImageDecoder:

@@ -47,6 +47,7 @@ def index_folder(
     find: FindRegions,
     *,
     notes: dict[str, str],
+    hints: dict[str, str] | None = None,
     with_tokens: bool = False,
     captions: bool = True,
     remove_vanished: bool = False,
@@ -57,7 +58,8 @@ def index_folder(
     again if they are not. One that is no longer there is named, and leaves the index only if `remove_vanished` says so. One
     that cannot be read is named, and what the index had of it stays.
     find: gives the regions of a picture. Captions and, if there is a concept bank, names are those of the tokenizer.
-    notes: what the regions depend on besides; an index with others is refused (`ValueError`).
+    notes: what the regions depend on besides; an index with others is refused (`ValueError`). hints: further notes, which may
+    change, such as where the tokenizer is found.
 
     What has been done is written to the folder `output` + ".parts" every few pictures and when it stops; the next call goes on
     there. `output` changes at the end, at once.
@@ -78,8 +80,9 @@ def index_folder(
             raise ValueError(
                 f"Got {counted(len(pictures), 'picture')}, none of which can be read: {next(iter(report.unread.values()))}"
             )
-        if gone:
-            index.notes = writer.about
+        noted = {**index.notes, **(hints or {}), **writer.about}
+        if gone or noted != index.notes:
+            index.notes = noted
             index.save(output)
         shutil.rmtree(folder, ignore_errors=True)
     return report
@@ -112,7 +115,7 @@ class _Writer:
         if index.with_tokens != self.with_tokens or index.fingerprint != self.tokenizer.fingerprint:
             changed = "vectors" if index.fingerprint == self.tokenizer.fingerprint else "region tokenizer"
         else:
-            changed = ", ".join(key for key in self.about if index.notes.get(key) != self.about[key])
+            changed = ", ".join(key for key in self.about if index.notes.get(key, "") != self.about[key])
         if changed:
             raise ValueError(
                 f"{path} was made with different {changed}: continue with the same ones, or give another output."
@@ -145,7 +148,8 @@ class _Writer:
             stale = [picture.name for picture in part.pictures if picture.name not in self.done]
             if stale:
                 self._save(part.without(stale), number)
-        report.vanished = [name for name in indexed if name not in {picture.image for picture in pictures}]
+        there = {picture.image for picture in pictures}
+        report.vanished = [name for name in indexed if name not in there]
         return report, waiting
 
     def write(self, waiting: Sequence[tuple[PictureRegions, str]], report: IndexReport) -> None:

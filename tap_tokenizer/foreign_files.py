@@ -70,6 +70,11 @@ def check_regular_file(path: str | Path) -> None:
         raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}, expected a file.")
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a file's name, as some file lists it, is one in the folder that it belongs to: relative, and without `..`."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
 def read_json_object(path: str | Path) -> dict[str, Any]:
     """The object in a model's JSON file; `ValueError` names the file if it does not hold one."""
     values = _read_json(path)

@@ -71,7 +71,8 @@ def add_index_commands(commands: Any) -> None:
                         "--box, --point or --mask; several are averaged")  # fmt: skip
     add_prompt_flags(search, folders=False)
     search.add_argument("--by", choices=("embeds", "tokens"), default="embeds", help="what to compare: semantic "
-                        "embeddings, or tokens if the index has them (default: embeds)")  # fmt: skip
+                        "embeddings, or tokens if the index has them (default: embeds). Tokens find fewer of the same kind "
+                        "and colour.")  # fmt: skip
     search.add_argument("--top_k", type=int, default=10, help="number of regions (default: 10)")
     search.add_argument(
         "--name", action="append", help="only regions with this name, as index wrote it; may be repeated"
@@ -106,9 +107,12 @@ def run_index(arguments: argparse.Namespace) -> int:
             return tokenizer.encode(pixels, prompts=picture.prompts)
         return tokenizer.encode_everything(pixels, **options)
 
-    notes = {"regions": found_by, "model": arguments.model, "variant": arguments.variant or ""}
-    if arguments.encoder_precision != "float32":  # without it, as it was before there was a choice
-        notes["encoder_precision"] = arguments.encoder_precision
+    precision = arguments.encoder_precision
+    precision = "" if precision == "float32" else precision  # as in indexes that are older than the choice
+    notes = {"regions": found_by, "encoder_precision": precision}
+    hints = {"model": _place_of(arguments.model), "variant": arguments.variant or ""}
+    if arguments.text_encoder is not None:
+        hints["text_encoder"] = _place_of(arguments.text_encoder)
     folder = os.path.relpath(arguments.folder.resolve(), arguments.output.parent.resolve())
     report = index_folder(
         pictures,
@@ -116,6 +120,7 @@ def run_index(arguments: argparse.Namespace) -> int:
         tokenizer,
         find,
         notes={**notes, "folder": folder},
+        hints=hints,
         with_tokens=arguments.tokens,
         captions=not arguments.no_captions,
         remove_vanished=arguments.remove_vanished,
@@ -123,6 +128,12 @@ def run_index(arguments: argparse.Namespace) -> int:
     tell_limitation(tokenizer.limitation)
     _tell_report(report, arguments)
     return LEFT_OUT if report.unread else 0
+
+
+def _place_of(source: str) -> str:
+    """Where a model is found from any folder: its absolute path, or its name as it is."""
+    path = Path(source)
+    return str(path.resolve()) if path.is_file() or (path / "config.json").is_file() else source
 
 
 def _tell_report(report: IndexReport, arguments: argparse.Namespace) -> None:
@@ -168,6 +179,7 @@ def run_search(arguments: argparse.Namespace) -> None:
         raise ValueError(f"Found no folder {folder} with the index's pictures: say where they are, --pictures FOLDER.")
     arguments.model = arguments.model or index.notes.get("model", DEFAULT)
     arguments.variant = arguments.variant or index.notes.get("variant") or None
+    arguments.text_encoder = arguments.text_encoder or index.notes.get("text_encoder")
     tokenizer = load_tokenizer(arguments)
     like = tokenizer.encode(arguments.image, prompts=prompts) if prompts else None
     find = partial(index.search, like, by=arguments.by, top_k=arguments.top_k, names=arguments.name)

@@ -34,11 +34,15 @@ def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows / scale).round_().to(torch.int8), scale
 
 
+def weights_elsewhere(weights: nn.Module) -> str:
+    """Where weights are, and in what, if that is not float32 on a CPU, as int8 wants them; else nothing."""
+    found = {(weight.device.type, weight.dtype) for weight in weights.parameters()} - {("cpu", torch.float32)}
+    return ", ".join(sorted(f"{str(dtype).removeprefix('torch.')} on {device}" for device, dtype in found))
+
+
 def check_int8(weights: nn.Module) -> None:
     """Refuse int8 for weights that are not in float32 on a CPU for which PyTorch has such products."""
-    found = {(weight.device.type, weight.dtype) for weight in weights.parameters()}
-    if found != {("cpu", torch.float32)}:
-        places = ", ".join(sorted(f"{str(dtype).removeprefix('torch.')} on {device}" for device, dtype in found))
+    if places := weights_elsewhere(weights):
         raise ValueError(
             f"encoder_precision is 'int8' and the weights are in {places}, expected float32 on cpu: leave out dtype and "
             "device, or encoder_precision."

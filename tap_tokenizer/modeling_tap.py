@@ -105,8 +105,11 @@ class TapModel(TapPreTrainedModel):
     def encoder_precision(self) -> str:
         """In what the linear layers of the image encoder compute: "float32", which stands for the dtype of the weights, or
         "int8", from weights in float32 on a CPU, and wherever inference is fast. The weights stay what they are.
+
+        If they are moved elsewhere or cast, it is "float32" until they are back. Raises `ValueError` for weights or an
+        `attn_implementation` that have no int8.
         """
-        return self._fast_encoder.precision
+        return self._fast_encoder.precision_in_use
 
     @encoder_precision.setter
     def encoder_precision(self, precision: str) -> None:
@@ -114,7 +117,18 @@ class TapModel(TapPreTrainedModel):
             raise ValueError(f"encoder_precision is {precision!r}, expected 'float32' or 'int8'.")
         if precision == "int8":
             check_int8(self.image_encoder)
+            _check_attention(self.config._attn_implementation)
+            _check_compilation(self._fast_encoder.is_compiled)
         self._fast_encoder.precision = precision
+
+    def compile_encoder(self) -> None:
+        """Have `torch.compile` fuse the operations of the image encoder wherever inference is fast, up to rounding.
+
+        The first picture then waits for the compiler, as does the first batch of another size. On a CPU this takes a C++
+        compiler, on a GPU Triton; torch says so if it is missing. Raises `ValueError` for an encoder in int8.
+        """
+        _check_compilation(self._fast_encoder.precision == "int8")
+        self._fast_encoder.is_compiled = True
 
     @property
     def is_fast(self) -> bool:
@@ -223,9 +237,28 @@ class TapModel(TapPreTrainedModel):
         """Switch every part between "sdpa" and "eager"."""
         if attn_implementation not in ("sdpa", "eager"):
             raise ValueError(f'attn_implementation is {attn_implementation!r}, expected "sdpa" or "eager".')
+        if self._fast_encoder.precision == "int8":
+            _check_attention(attn_implementation)
         self.config._attn_implementation = attn_implementation  # reaches the configs of the parts
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save as every transformers model does. The config records the fingerprint of the saved weights."""
         self.config.fingerprint = self.compute_fingerprint()
         super().save_pretrained(save_directory, **kwargs)
+
+
+def _check_attention(attn_implementation: str) -> None:
+    """Refuse an encoder in int8 together with "eager", which computes by the formula as it is written."""
+    if attn_implementation == "eager":
+        raise ValueError(
+            "Got encoder_precision 'int8' and attn_implementation 'eager', which computes in float32, expected 'sdpa' with it: "
+            "leave out one of them."
+        )
+
+
+def _check_compilation(is_other: bool) -> None:
+    """Refuse compilation together with int8, whose products of whole numbers it does not speed up."""
+    if is_other:
+        raise ValueError(
+            "Got encoder_precision 'int8' and compile_encoder(), expected one of them: leave out the other."
+        )

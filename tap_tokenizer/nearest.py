@@ -51,12 +51,20 @@ def best_rows(
 def _near(
     parts: Sequence[tuple[Tensor, Tensor]], allowed: Tensor, top_k: int
 ) -> tuple[Tensor, list[float], list[float]]:
-    """Rows that may be among the best, in half precision; and the mean and the scale of each part's cosines."""
+    """Rows that may be among the best, in half precision; and the mean and the scale of each part's cosines.
+
+    Vectors that are not finite, which only files of others can have, are passed over.
+    """
     rough = [torch.mv(vectors, query.half()).float() for vectors, query in parts]
-    means, scales = [0.0], [1.0]
+    means, scales = [0.0] * len(parts), [1.0] * len(parts)
+    numbers = torch.stack(rough).isfinite().all(dim=0)
+    allowed = allowed & numbers
+    top_k = min(top_k, int(allowed.sum()))
+    if not top_k:
+        return torch.zeros(0, dtype=torch.long), means, scales
     if len(parts) > 1:  # cosines with words lie close together and far from 1; those with an example do not
-        means = [float(scores.mean()) for scores in rough]
-        scales = [max(float(scores.std(correction=0)), 1e-6) * len(parts) for scores in rough]
+        means = [float(scores[numbers].mean()) for scores in rough]
+        scales = [max(float(scores[numbers].std(correction=0)), 1e-6) * len(parts) for scores in rough]
     total = sum(((scores - mean) / scale for scores, mean, scale in zip(rough, means, scales)), torch.zeros(()))
     total = total.masked_fill(~allowed, -torch.inf)
     last = total.topk(top_k).values[-1]
@@ -94,5 +102,5 @@ def _near_in_faiss(index: Any, query: Tensor, top_k: int) -> Tensor:
         (scores,), (rows,) = index.search(query.float().numpy()[None], min(wanted, index.ntotal))
         least = scores[top_k - 1] - margin
         if wanted >= index.ntotal or scores[-1] < least:  # none of the others can be among them
-            return torch.from_numpy(np.sort(rows[scores >= least]))
+            return torch.from_numpy(np.sort(rows[(scores >= least) & (rows >= 0)]))  # -1 where it ran out of numbers
         wanted *= 4

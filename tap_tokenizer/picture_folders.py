@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -215,7 +216,10 @@ def _write(
     skip_unreadable: bool,
 ) -> dict[str, str]:
     partial = output.with_name(output.name + ".partial")
-    given = {picture.image: _digest([settings, options, picture.regions]) for picture in pictures}
+    given = {picture.image: digest_of([settings, options, picture.regions]) for picture in pictures}
+    if len(given) < len(pictures):
+        double = Counter(picture.image for picture in pictures).most_common(1)[0][0]
+        raise ValueError(f"Got the picture {double} twice, expected each once: give all its regions together.")
     written = _written(partial, given)
     there = set(written)
     waiting = [picture for picture in pictures if picture.image not in there]
@@ -248,7 +252,8 @@ _GIVEN = "given"
 """In a partial file, what a line was made from: a digest of settings, options and the picture's regions."""
 
 
-def _digest(value: Any) -> str:
+def digest_of(value: Any) -> str:
+    """16 hex digits that identify a value of JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

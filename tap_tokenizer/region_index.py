@@ -6,7 +6,7 @@ Vectors are kept as unit vectors in float16, and a file's vectors are read from 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -83,6 +83,8 @@ class RegionIndex:
         self.fingerprint: str | None = None
         self.pictures: list[IndexedPicture] = []
         self.notes: dict[str, str] = {}
+        self._names: set[str] = set()
+        """Those of all pictures."""
         self._blocks: list[dict[str, Tensor]] = []
         self._searched: dict[Vectors, tuple[Tensor, Any]] = {}
         """Vectors that have been searched, and an index of faiss if they are in one."""
@@ -109,6 +111,7 @@ class RegionIndex:
         """Add the regions of some pictures, which the index does not have yet.
 
         pictures: a name for each picture of `regions`; stamps: what else identifies it. captions, names: for each region.
+        Raises `ValueError` for vectors with NaN or infinite numbers, of which no cosine says anything.
         """
         given = {
             "captions": (captions, len(regions)),
@@ -127,13 +130,15 @@ class RegionIndex:
                 f"The index holds regions of the tokenizer {self.fingerprint}, these are of {regions.fingerprint}: "
                 "encode them with the same one, or begin another index."
             )
-        if double := ({picture.name for picture in self.pictures} & set(pictures)) or len(set(pictures)) < len(
-            pictures
-        ):
+        if double := self._names.intersection(pictures) or len(set(pictures)) < len(pictures):
             which = f" {sorted(double)[0]}" if isinstance(double, set) else ""
             raise ValueError(f"The index would have a picture twice{which}: remove it first, or give it another name.")
+
+        def region_of(row: int) -> str:
+            return f"Region {row} (of {pictures[int(regions.image_index[row])]})"
+
         block = {
-            "embeds": _unit(regions.embeds),
+            "embeds": _unit(regions.embeds, region_of),
             "boxes": regions.boxes.float().cpu(),
             "quality": regions.quality.float().cpu(),
             "picture": regions.image_index.cpu().long() + len(self.pictures),
@@ -141,11 +146,11 @@ class RegionIndex:
             **_as_bytes("name", names or [""] * len(regions)),
         }
         if self.with_tokens:
-            block["tokens"] = _unit(regions.tokens)
+            block["tokens"] = _unit(regions.tokens, region_of)
         self.fingerprint = regions.fingerprint
         self._blocks.append(block)
-        for name, stamp, (height, width) in zip(pictures, stamps or [""] * len(pictures), regions.image_sizes.tolist()):
-            self.pictures.append(IndexedPicture(name, height, width, stamp))
+        rows = zip(pictures, regions.image_sizes.tolist(), stamps or [""] * len(pictures))
+        self._list(IndexedPicture(name, height, width, stamp) for name, (height, width), stamp in rows)
 
     def extend(self, other: RegionIndex) -> None:
         """Add all that another index of the same kind holds."""
@@ -156,21 +161,22 @@ class RegionIndex:
             raise ValueError(
                 f"{other!r} does not fit {self!r}: they were made with another tokenizer or other vectors."
             )
-        if double := {picture.name for picture in self.pictures} & {picture.name for picture in other.pictures}:
+        if double := self._names & other._names:
             raise ValueError(f"Both indexes have {sorted(double)[0]}: remove it from one of them.")
         first = len(self.pictures)
         self._blocks += [{**block, "picture": block["picture"] + first} for block in other._blocks]
-        self.pictures = [*self.pictures, *other.pictures]
+        self._list(other.pictures)
         self.fingerprint = other.fingerprint or self.fingerprint
 
     def without(self, pictures: Collection[str]) -> RegionIndex:
         """The index without some pictures and their regions."""
-        kept = [i for i, picture in enumerate(self.pictures) if picture.name not in set(pictures)]
+        gone = _as_set("pictures", pictures)
+        kept = [i for i, picture in enumerate(self.pictures) if picture.name not in gone]
         place = torch.full((len(self.pictures),), -1)
         place[kept] = torch.arange(len(kept))
         index = RegionIndex(with_tokens=self.with_tokens)
         index.fingerprint, index.notes = self.fingerprint, dict(self.notes)
-        index.pictures = [self.pictures[i] for i in kept]
+        index._list(self.pictures[i] for i in kept)
         for block in self._blocks:
             rows = (place[block["picture"]] >= 0).nonzero()[:, 0]
             if len(rows) == len(block["picture"]):  # what lies on the disk stays there
@@ -195,6 +201,12 @@ class RegionIndex:
         """Captions or names of some regions; "" where there is none."""
         self._join()
         return _texts_of(self._blocks[0], name, rows) if len(rows) else []
+
+    def _list(self, pictures: Iterable[IndexedPicture]) -> None:
+        """Put pictures behind those that are listed."""
+        known = len(self.pictures)
+        self.pictures.extend(pictures)
+        self._names.update(picture.name for picture in self.pictures[known:])
 
     def _join(self) -> None:
         """Make one block of all, and let go of each as it is copied: they may fill half of the memory."""
@@ -245,12 +257,12 @@ class RegionIndex:
         if not int(allowed.sum()):
             return []
         parts = [(self.column(kind), query) for kind, query in queries]
-        in_faiss = self._in_faiss(queries[0][0]) if len(parts) == 1 else None
+        in_faiss = self._in_faiss(queries[0][0]) if len(parts) == 1 and bool(allowed.all()) else None
         rows, scores = best_rows(parts, allowed, top_k, in_faiss)
         return self._hits(rows, scores)
 
     def _in_faiss(self, kind: Vectors) -> Any:
-        """The vectors in an index of faiss, from their second search on, because one search takes less than copying them."""
+        """The vectors in an index of faiss, from their second search of all on: one search takes less than copying them."""
         vectors = self.column(kind)
         searched, index = self._searched.get(kind, (None, None))
         if searched is vectors and index is None:
@@ -271,7 +283,8 @@ class RegionIndex:
             if not len(like):
                 raise ValueError("Got an example without regions, expected at least one.")
             self._check_origin(like.fingerprint, "The example's regions")
-            queries.append((by, _unit(like.embeds if by == "embeds" else like.tokens).float().mean(dim=0)))
+            vectors = _unit(like.embeds if by == "embeds" else like.tokens, lambda row: f"Region {row} of the example")
+            queries.append((by, vectors.float().mean(dim=0)))
         if words is not None:
             if tokenizer is None:
                 raise ValueError("Words need the region tokenizer that made the index: give tokenizer=….")
@@ -287,20 +300,25 @@ class RegionIndex:
             )
 
     def _allowed(
-        self, names: Collection[str] | None, pictures: Collection[str] | None, other: Collection[str], quality: float
+        self,
+        names: Collection[str] | None,
+        pictures: Collection[str] | None,
+        other_than: Collection[str],
+        quality: float,
     ) -> Tensor:
         """Which regions (N,) pass the filters."""
         picture = self.column("picture").long()
-        known = {one.name for one in self.pictures}
-        if missing := sorted((set(pictures or ()) | set(other)) - known):
+        inside = self._names if pictures is None else _as_set("pictures", pictures)
+        outside = _as_set("other_than", other_than)
+        if missing := sorted((inside | outside) - self._names):
             raise ValueError(f"The index has no picture {missing[0]!r}: give names as in index.pictures.")
-        wanted = [(pictures is None or one.name in pictures) and one.name not in other for one in self.pictures]
+        wanted = [one.name in inside and one.name not in outside for one in self.pictures]
         allowed = torch.tensor(wanted, dtype=torch.bool)[picture]
         if quality > 0:
             allowed &= self.column("quality") >= quality
         if names is not None:
-            rows = allowed.nonzero()[:, 0].tolist()
-            allowed[rows] = torch.tensor([name in names for name in self.texts("name", rows)], dtype=torch.bool)
+            rows, known = allowed.nonzero()[:, 0].tolist(), _as_set("names", names)
+            allowed[rows] = torch.tensor([name in known for name in self.texts("name", rows)], dtype=torch.bool)
         return allowed
 
     def _hits(self, rows: list[int], scores: list[float]) -> list[RegionHit]:
@@ -343,9 +361,7 @@ class RegionIndex:
             index.fingerprint, index.notes = about["fingerprint"], dict(json.loads(about["notes"]))
             _check_columns(columns, path)
             count = len(columns["pictures_lengths"])
-            index.pictures = [
-                IndexedPicture(**json.loads(text)) for text in _texts_of(columns, "pictures", range(count))
-            ]
+            index._list(IndexedPicture(**json.loads(text)) for text in _texts_of(columns, "pictures", range(count)))
             if len(columns["picture"]) and not 0 <= columns["picture"].min() <= columns["picture"].max() < count:
                 raise ValueError(f"{path} has regions of pictures that it does not list: make it again.")
             index._blocks = [{name: column for name, column in columns.items() if not name.startswith("pictures_")}]
@@ -373,8 +389,22 @@ def _check_columns(columns: Mapping[str, Tensor], path: str | Path) -> None:
             raise ValueError(f"{path} has texts that are cut off ({name}): make it again.")
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    return F.normalize(vectors.float(), dim=-1).half().cpu()
+def _unit(vectors: Tensor, which: Callable[[int], str]) -> Tensor:
+    """Unit vectors (N, width) in float16. Raises `ValueError` if a number is not finite; `which` says whose vector a row is."""
+    vectors = vectors.float().cpu()
+    if unusable := (~vectors.isfinite().all(dim=-1)).nonzero()[:, 0].tolist():
+        raise ValueError(
+            f"{which(unusable[0])} has a vector with NaN or infinite numbers, expected finite ones: encode it again, in "
+            "float32 or bfloat16 if this was float16."
+        )
+    return F.normalize(vectors, dim=-1).half()
+
+
+def _as_set(what: str, names: Collection[str]) -> set[str]:
+    """Names as a set. Raises `ValueError` for a single string, whose letters would be taken for names."""
+    if isinstance(names, str):
+        raise ValueError(f"{what} is {names!r}, expected a list of names: give [{names!r}].")
+    return set(names)
 
 
 def _as_bytes(name: str, texts: Sequence[str]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, cached_file
 
-from .foreign_files import HUB_OPTIONS, check_model_size, load_pretrained, read_json_object
+from .foreign_files import HUB_OPTIONS, check_model_size, load_pretrained, misfits_told, read_json_object
 from .output_files import made_once, save_tensors
 
 TEMPLATE = "a {}"
@@ -35,8 +35,9 @@ class TextEncoder:
     >>> encoder = TextEncoder.from_pretrained("openai/clip-vit-large-patch14")
     >>> encoder.encode(["cat", "red umbrella"])
 
-    TAP's weights were trained to match one encoder, and need it: the authors' EVA02-CLIP-bigE-14-plus. The vectors of any other
-    lie in another space, even if they are as wide.
+    TAP's weights were trained to match one encoder, and need it. The vectors of any other lie in another space, even if they
+    are as wide. The authors' weights need EVA02-CLIP-bigE-14-plus, which is published for open_clip rather than transformers:
+    `docs/official_weights.md` says how to make a `ConceptBank` of its vectors instead.
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class TextEncoder:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, template: str | None = None, **hub: Any) -> TextEncoder:
-        """An encoder in a folder or a Hub repository: a whole CLIP or SigLIP, or a text model with a projection.
+        """An encoder in a folder or a Hub repository: a whole CLIP or SigLIP, or a text model with a projection. Of a whole
+        CLIP, only the text encoder is loaded.
 
         Its configuration is read now, its weights when they are needed. template: what is said of a phrase; default: what it
         was saved with, else "a {}". hub: cache_dir, revision, token, local_files_only. No code in the files is run.
@@ -140,11 +142,31 @@ class TextEncoder:
         if model is None or tokenizer is None:
             assert self.source is not None
             kind = self._model_class()
-            check_model_size(self.source, lambda: kind(kind.config_class.from_pretrained(self.source)))
-            model = load_pretrained(kind, self.source, use_safetensors=True, dtype=torch.float32, **self._hub).eval()
+            with misfits_told(self.source):
+                config = kind.config_class.from_pretrained(self.source, **self._hub)
+            if kind.__name__ == "CLIPModel":
+                kind, config = _text_half(), _text_config(config)
+            check_model_size(self.source, lambda: kind(config))
+            options = {"config": config, "use_safetensors": True, "dtype": torch.float32, **self._hub}
+            model = load_pretrained(kind, self.source, **options).eval()
             tokenizer = load_pretrained(AutoTokenizer, self.source, **self._hub)
             self._parts = model, tokenizer
         return model, tokenizer
+
+
+def _text_half() -> Any:
+    """The class of a CLIP's text encoder, which passes over the other half's weights without a word."""
+
+    class CLIPTextModelWithProjection(transformers.CLIPTextModelWithProjection):  # named as what it is saved as
+        _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", r"^logit_scale$"]
+
+    return CLIPTextModelWithProjection
+
+
+def _text_config(config: Any) -> Any:
+    """What a whole CLIP's configuration says of its text encoder, with the width of vectors that both halves share."""
+    config.text_config.projection_dim = config.projection_dim
+    return config.text_config
 
 
 def _checked_template(template: Any) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -35,6 +37,9 @@ class Label(SimpleNamespace):
     id = "0123"
 
 
+LABELS = {name: type(name, (Label,), {}) for name in ("Detection", "Detections", "Keypoints")}
+
+
 @pytest.fixture(params=["by contract", "installed"])
 def zoo(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The folder as FiftyOne loads it."""
@@ -43,7 +48,7 @@ def zoo(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     if request.param == "by contract":
         models, labels = ModuleType("fiftyone.core.models"), ModuleType("fiftyone.core.labels")
         vars(models).update(Model=type("Model", (), {}), SamplesMixin=SamplesMixin, EmbeddingsMixin=type("E", (), {}))
-        vars(labels).update(Detection=Label, Detections=Label)
+        vars(labels).update(LABELS)
         core, top = ModuleType("fiftyone.core"), ModuleType("fiftyone")
         vars(core).update(models=models, labels=labels)
         vars(top).update(core=core)
@@ -83,6 +88,13 @@ def test_the_manifest_lists_what_the_folder_loads(zoo: Any, tmp_path: Path) -> N
         zoo.load_model("tap-huge", "")
 
 
+def test_the_packages_that_the_manifest_requires_are_distributions() -> None:
+    """FiftyOne looks them up by `importlib.metadata`, not by importing them."""
+    for model in json.loads((FOLDER / "manifest.json").read_text())["models"]:
+        for package in model["requirements"]["packages"]:
+            assert version(package)
+
+
 def test_boxes_of_the_sample_are_the_prompts(zoo: Any, picture: np.ndarray) -> None:
     model = zoo.load_model("tap-tiny", "", vectors=True, vocabulary=["umbrella", "face", "cloud"])
     model.needs_fields = {"prompt_field": "ground_truth"}
@@ -98,6 +110,38 @@ def test_boxes_of_the_sample_are_the_prompts(zoo: Any, picture: np.ndarray) -> N
         assert np.allclose(found[i].region_embedding, regions.embeds[i])
         assert found[i].confidence == pytest.approx(float(regions.quality[i]))
     assert model.predict(picture, sample=sample_with(zoo, [])).detections == []
+
+
+def test_boxes_are_clipped_to_the_picture_and_those_without_area_are_counted(
+    zoo: Any, picture: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = zoo.load_model("tap-tiny", "", captions=False)
+    model.needs_fields = {"prompt_field": "ground_truth"}
+    sample = sample_with(zoo, [[-20, 233, 436, 540], [100, 100, 100, 200], [600, 10, 700, 90], BOXES[1]])
+    with caplog.at_level(logging.WARNING):
+        found = model.predict(picture, sample=sample).detections
+    assert "Left out 2 of 4 boxes of ground_truth" in caplog.text
+    given = sample["ground_truth"].detections
+    assert [one.prompt_id for one in found] == [str(given[0].id), str(given[3].id)]
+    boxes = [np.array(one.bounding_box) * 512 for one in found]
+    assert np.allclose(boxes, [[0, 233, 436, 279], [177, 392, 94, 78]])
+
+
+def test_a_single_detection_is_a_prompt_and_other_labels_are_refused(zoo: Any, picture: np.ndarray) -> None:
+    model = zoo.load_model("tap-tiny", "", captions=False)
+    model.needs_fields = {"prompt_field": "frames.ground_truth"}  # of a video, whose frames have the field without it
+    one = sample_with(zoo, BOXES[:1])["ground_truth"].detections[0]
+    assert len(model.predict(picture, sample={"ground_truth": one}).detections) == 1
+    assert model.predict(picture, sample={"ground_truth": None}).detections == []
+    with pytest.raises(ValueError, match=r"frames\.ground_truth holds a label of type Keypoints, expected Detections"):
+        model.predict(picture, sample={"ground_truth": zoo.fol.Keypoints(keypoints=[])})
+
+
+def test_fiftyone_can_ask_whether_the_model_filters_by_itself(zoo: Any) -> None:
+    """As `apply_model` does, with confidence_thresh and with classes."""
+    model = zoo.load_model("tap-tiny", "")
+    assert not hasattr(model.config, "confidence_thresh")
+    assert not hasattr(model.config, "filter_classes")
 
 
 def test_without_prompts_everything_is_found(zoo: Any, picture: np.ndarray) -> None:

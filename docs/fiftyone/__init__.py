@@ -10,6 +10,7 @@ FiftyOne loads this folder by itself, so it imports nothing that lies beside it.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import numpy as np
 
 import fiftyone.core.labels as fol
 import fiftyone.core.models as fom
-from tap_tokenizer import RegionTokens, TapRegionTokenizer
+from tap_tokenizer import RegionTokens, TapRegionTokenizer, box_problems
+
+logger = logging.getLogger(__name__)
 
 MODELS: dict[str, dict[str, str]] = {
     "tap-tiny": {"source": "tap-tiny"},
@@ -49,6 +52,7 @@ class TapModel(fom.Model, fom.SamplesMixin, fom.EmbeddingsMixin):
 
     Detections of a sample's `prompt_field` are the prompts, and keep their labels' ids and boxes; without that field, all that
     a search finds. A label is the best concept, or the prompt's label without concepts; the confidence is the mask's quality.
+    Boxes are clipped to their picture. Those that have no area there are left out, which the log says.
     vocabulary: concepts of your own. captions: whether "caption" is written. vectors: whether "region_embedding" is.
     search: fields of `EverythingOptions`.
     """
@@ -71,6 +75,7 @@ class TapModel(fom.Model, fom.SamplesMixin, fom.EmbeddingsMixin):
         self.search = search or {}
         self._last: np.ndarray | None = None
 
+    config = None  # FiftyOne asks it which thresholds the model applies by itself
     media_type = "image"
     has_logits = False
     has_embeddings = True
@@ -79,19 +84,27 @@ class TapModel(fom.Model, fom.SamplesMixin, fom.EmbeddingsMixin):
     preprocess = False
 
     def predict(self, arg: np.ndarray, sample: Any = None) -> Any:
-        """Detections of a picture (H, W, 3), uint8, each with a mask, "caption" and "mask_quality"."""
+        """Detections of a picture (H, W, 3), uint8, each with a mask, "caption" and "mask_quality".
+
+        Raises `ValueError` if `prompt_field` holds labels of another type.
+        """
         field = self.needs_fields.get("prompt_field") if sample is not None else None
-        given = [] if field is None else getattr(sample[field], "detections", None) or []
         if field is None:
             regions = self.tokenizer.encode_everything(arg, **self.search)
-        elif not given:
+            return fol.Detections(detections=self._detections(regions, []))
+        given = _detections_of(sample[field.removeprefix("frames.")], field)  # of a video, the sample is a frame
+        boxes = _boxes_of(given, arg.shape[:2])
+        useless = box_problems(boxes, arg.shape[:2])
+        if useless:
+            logger.warning(
+                "Left out %d of %d boxes of %s in sample %s: they have no area in the picture.",
+                len(useless), len(boxes), field, getattr(sample, "id", None),
+            )  # fmt: skip
+        kept = [row for row in range(len(given)) if row not in useless]
+        if not kept:
             return fol.Detections(detections=[])
-        else:
-            height, width = arg.shape[:2]
-            boxes = np.array([one.bounding_box for one in given]) * [width, height, width, height]
-            boxes[:, 2:] += boxes[:, :2]
-            regions = self.tokenizer.encode(arg, boxes=boxes.tolist(), with_masks=True)
-        return fol.Detections(detections=self._detections(regions, given))
+        regions = self.tokenizer.encode(arg, boxes=boxes[kept].tolist(), with_masks=True)
+        return fol.Detections(detections=self._detections(regions, [given[row] for row in kept]))
 
     def _detections(self, regions: RegionTokens, given: list[Any]) -> list[Any]:
         count = len(regions)
@@ -144,3 +157,23 @@ class TapModel(fom.Model, fom.SamplesMixin, fom.EmbeddingsMixin):
         if self._last is None:
             raise ValueError("Nothing has been embedded yet: call embed first.")
         return self._last
+
+
+def _detections_of(label: Any, field: str) -> list[Any]:
+    """The detections of a label, none if there is no label. Raises `ValueError` for a label of another type."""
+    if label is None:
+        return []
+    if not isinstance(label, (fol.Detection, fol.Detections)):
+        raise ValueError(
+            f"The field {field} holds a label of type {type(label).__name__}, expected Detections, whose boxes are the "
+            "prompts: give a field of detections as prompt_field, or leave it out, and everything is searched for."
+        )
+    return label.detections if isinstance(label, fol.Detections) else [label]
+
+
+def _boxes_of(detections: list[Any], size: tuple[int, int]) -> np.ndarray:
+    """Their boxes (N, 4), xyxy in pixels of a picture of (height, width) `size`, clipped to it."""
+    height, width = size
+    shares = np.array([one.bounding_box for one in detections], dtype=np.float64).reshape(-1, 4)
+    corners = np.hstack([shares[:, :2], shares[:, :2] + shares[:, 2:]])
+    return corners.clip(0, 1) * [width, height, width, height]

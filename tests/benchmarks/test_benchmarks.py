@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +65,24 @@ def test_a_run_writes_its_table_json_and_figure(
     if name in TABLES[:3]:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert all(row["floor"] > 0 and {"plain", "fast"} <= set(row["seconds"]) for row in found["rows"])
+
+
+def test_one_script_makes_the_table_of_a_gpu(tmp_path: Path) -> None:
+    stand_in = '#!/bin/bash\necho "$*" >> "$COMMANDS"\n'
+    commands = tmp_path / "commands"
+    for flags, device, sizes in (([], "--device cuda --dtype bfloat16", "blh"), (["--quick"], "--quick", ["tiny"])):
+        commands.unlink(missing_ok=True)
+        (tmp_path / "python").write_text(stand_in)
+        (tmp_path / "python").chmod(0o755)
+        own = {"PYTHON": str(tmp_path / "python"), "COMMANDS": str(commands), "OUT": "out"}
+        subprocess.run(["bash", FOLDER / "on_a_gpu.sh", *flags], env={**os.environ, **own}, check=True, timeout=60)
+        *encoding, tokens = commands.read_text().splitlines()
+        assert len(encoding) == len(sizes)
+        for size, line in zip(sizes, encoding):
+            assert line.startswith(f"benchmarks/encode_picture.py {device}")
+            assert line.endswith(f"--size {size} --compile --output out/{size}")
+        assert tokens.startswith(f"benchmarks/region_tokens.py {device}")
+        assert "--boxes 1 64 256" in tokens
 
 
 def without_memory(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:

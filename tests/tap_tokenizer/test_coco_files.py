@@ -82,7 +82,8 @@ def test_annotations_keep_ids_and_scores_and_get_masks_and_words(
     for picture in found.pictures:
         regions = tiny_tokenizer.encode(picture.path, prompts=picture.prompts, with_masks=True)
         words = [f"words of {i}" for i in range(len(regions))]
-        made += found.annotations_of(picture, regions, captions=words, concepts=tiny_tokenizer.classify(regions, 2))
+        best = tiny_tokenizer.classify(regions, 2)
+        made += found.annotations_of(picture, regions, captions=words, concepts=best, replace_masks=True)
         assert [one["segmentation"] for one in made[-len(regions) :]] == regions.coco_rle()
     assert [one["id"] for one in made] == [11, 12, 13]
     assert made[2]["score"] == 0.25
@@ -94,7 +95,77 @@ def test_annotations_keep_ids_and_scores_and_get_masks_and_words(
     written = json.loads((files / "out.json").read_text())
     assert written["info"] == {"year": 2026}
     assert [image["id"] for image in written["images"]] == [1, 2, 3, 4, 5]
-    assert all(one["area"] == sum(one["segmentation"]["counts"][1::2]) for one in written["annotations"])
+    assert all(one["area"] == sum(one["segmentation"]["counts"][1::2]) for one in written["annotations"][:3])
+
+
+def test_every_field_of_an_entry_comes_back_and_so_do_entries_that_cannot_be_used(
+    files: Path, tiny_tokenizer: TapRegionTokenizer
+) -> None:
+    content = json.loads((files / "instances.json").read_text())
+    content["annotations"][1] |= {"keypoints": [5, 6, 2], "attributes": {"occluded": True}, "note": None, "area": 321.5}
+    (files / "instances.json").write_text(json.dumps(content))
+    found = CocoDetections.read(files / "instances.json", files / "pictures")
+    made: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for replaced, own in made.items():
+        for picture in found.pictures:
+            regions = tiny_tokenizer.encode(picture.path, prompts=picture.prompts, with_masks=True)
+            own += found.annotations_of(picture, regions, replace_masks=replaced)
+    box, mask, polygon = made[False]
+    assert {name: mask[name] for name in content["annotations"][1]} == content["annotations"][1]
+    assert polygon["segmentation"] == content["annotations"][2]["segmentation"]
+    assert box["area"] == sum(box["segmentation"]["counts"][1::2])  # it had no mask
+    assert (made[True][1]["keypoints"], made[True][1]["bbox"]) == ([5, 6, 2], [0, 0, 9, 9])
+    assert made[True][1]["area"] == sum(made[True][1]["segmentation"]["counts"][1::2]) != 321.5
+    found.write(files / "out.json", made[False])
+    written = json.loads((files / "out.json").read_text())["annotations"]
+    assert written[3:] == [one for one in content["annotations"][3:] if isinstance(one, dict)]
+
+
+def test_a_picture_that_is_listed_twice_is_one_and_two_with_one_id_are_refused(files: Path) -> None:
+    content = json.loads((files / "instances.json").read_text())
+    content["images"][4] |= {"width": 90}  # a.png once more
+    content["annotations"].append({"id": 18, "image_id": 5, "category_id": 7, "bbox": [1, 1, 9, 9]})
+    (files / "twice.json").write_text(json.dumps(content))
+    found = CocoDetections.read(files / "twice.json", files / "pictures")
+    assert [(p.image, [r["coco"]["image_id"] for r in p.regions]) for p in found.pictures] == [
+        ("a.png", [1, 1, 5]),
+        ("b.png", [2]),
+    ]
+    content["images"][1]["id"] = 1
+    (files / "twice.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"has two pictures with the id 1, a\.png and b\.png: give each an id of its own"
+    ):
+        CocoDetections.read(files / "twice.json", files / "pictures")
+
+
+def test_what_is_no_id_and_no_list_is_told_in_words(files: Path) -> None:
+    content = json.loads((files / "instances.json").read_text())
+    content["images"][1]["id"] = [2]
+    content["annotations"][0]["category_id"] = [7]
+    content["annotations"] += [{"id": 15, "image_id": {}}]
+    (files / "odd.json").write_text(json.dumps({**content, "categories": None}))
+    found = CocoDetections.read(files / "odd.json", files / "pictures")
+    assert found.left_out["picture [2]"] == "its id is [2], expected a number or a text"
+    assert {"annotation 15", "annotation 15, number 9"} <= set(found.left_out)
+    assert "category" not in found.pictures[0].regions[0]
+    (files / "odd.json").write_text(json.dumps({**content, "categories": {"id": 7}}))
+    with pytest.raises(ValueError, match="has categories of type dict, expected a list"):
+        CocoDetections.read(files / "odd.json", files / "pictures")
+
+
+def test_results_come_back_as_results(files: Path, tiny_tokenizer: TapRegionTokenizer) -> None:
+    tools = pytest.importorskip("pycocotools.coco", reason="needs the extra train")
+    found = CocoDetections.read(files / "instances.json", files / "pictures", files / "results.json")
+    (picture,) = [one for one in found.pictures if one.regions]
+    regions = tiny_tokenizer.encode(picture.path, prompts=picture.prompts, with_masks=True)
+    (one,) = found.as_results(found.annotations_of(picture, regions, captions=["words"]))
+    assert one.keys() == {"image_id", "category_id", "bbox", "score", "segmentation", "predicted_iou"}
+    (files / "out.json").write_text(json.dumps([one]))
+    truth = json.loads((files / "instances.json").read_text())
+    (files / "truth.json").write_text(json.dumps({**truth, "annotations": []}))
+    loaded = tools.COCO(str(files / "truth.json")).loadRes(str(files / "out.json"))
+    assert np.array_equal(loaded.annToMask(loaded.anns[1]).astype(bool), regions.masks[0].numpy())
 
 
 def test_a_written_file_is_read_by_pycocotools_and_by_us(files: Path, tiny_tokenizer: TapRegionTokenizer) -> None:
@@ -122,8 +193,8 @@ def test_the_shell_writes_what_python_does(files: Path, capsys: pytest.CaptureFi
     assert (code, "Wrote 3 annotations" in out, "annotation 15: " in err) == (0, True, True)
     assert "8 entries are left out" in err
     written = json.loads(output.read_text())["annotations"]
-    assert [one["id"] for one in written] == [11, 12, 13]
-    assert all(one["caption"] and len(one["concepts"]) == 3 for one in written)
+    assert [one["id"] for one in written] == [11, 12, 13, 14, 15, 16, 17]
+    assert all(one["caption"] and len(one["concepts"]) == 3 for one in written[:3])
     assert sorted(path.name for path in files.iterdir() if "out" in path.name) == ["out.json"]
     assert shell(capsys, *flags)[0] == 2  # it exists
 
@@ -134,6 +205,51 @@ def test_detectors_results_from_the_shell(files: Path, capsys: pytest.CaptureFix
     assert (code, "result number 2: its picture 9 is not listed" in err) == (0, True)
     (one,) = json.loads((files / "out.json").read_text())["annotations"]
     assert (one["id"], one["score"], one["category_id"]) == (1, 0.75, 8)
+    flags[-1] = files / "list.json"
+    assert shell(capsys, "describe", files / "pictures", *flags, "--as_results")[0] == 0
+    (again,) = json.loads((files / "list.json").read_text())
+    assert again == {name: one[name] for name in one if name not in ("id", "area", "iscrowd", "caption")}
+
+
+def test_lines_that_a_kill_left_are_not_taken_for_those_of_other_options(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["describe", files / "pictures", "--coco", files / "instances.json", "--output", files / "out.json"]
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CocoDetections, "write", killed)
+        assert shell(capsys, *flags)[0] == 130
+    assert (files / "out.json.lines").exists()
+    for changed in (["--replace_masks"], ["--top_k", 1], ["--vocabulary", "umbrella,cloud"]):
+        code, _, err = shell(capsys, *flags, *changed)
+        assert (code, "out.json.lines was made with other regions, models or options" in err) == (2, True)
+    code, out, _ = shell(capsys, *flags)
+    assert (code, "Wrote 3 annotations" in out) == (0, True)
+    assert not (files / "out.json.lines").exists()
+
+
+def test_the_annotations_of_pictures_that_cannot_be_read_stay_as_they_are(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (files / "pictures" / "b.png").read_bytes()
+    (files / "pictures" / "b.png").write_bytes(whole[: len(whole) // 2])  # its size can be read, but not its pixels
+    flags = ["describe", files / "pictures", "--coco", files / "instances.json", "--output", files / "out.json"]
+    code, out, _ = shell(capsys, *flags, "--skip_unreadable")
+    assert (code, "Wrote 2 annotations" in out) == (0, True)
+    written = {one["id"]: one for one in json.loads((files / "out.json").read_text())["annotations"]}
+    given = json.loads((files / "instances.json").read_text())["annotations"]
+    assert written[13] == given[2]
+
+
+def test_flags_for_cocos_layout_are_refused_without_it(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "boxes.csv").write_text("image,x1,y1,x2,y2\na.png,1,1,9,9\n")
+    flags = ["describe", files / "pictures", "--boxes", files / "boxes.csv", "--output", files / "out.jsonl"]
+    for flag in ("--replace_masks", "--as_results"):
+        code, _, err = shell(capsys, *flags, flag)
+        assert (code, "or in a file of COCO's layout, --coco" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ class Detections:
     class_id: Any = None
     tracker_id: Any = None
     data: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.xyxy)
@@ -48,6 +49,7 @@ def given() -> Detections:
         class_id=np.array([3, 1]),
         tracker_id=np.array([7, 8]),
         data={"class_name": np.array(["mug", "table"]), "camera": ["left", "left"]},
+        metadata={"frame": 7},
     )
 
 
@@ -119,6 +121,8 @@ def test_what_the_detector_said_is_kept_beside_what_tap_says(
     assert made.class_id.tolist() == [names.index(own[0][0]) for own in best]
     assert made.data["detector_class_name"].tolist() == ["mug", "table"]
     assert made.data["camera"] == ["left", "left"]
+    assert made.metadata == {"frame": 7}
+    assert made.metadata is not given.metadata
     assert made.data["caption"].tolist() == ["a", "b"]
     assert np.allclose(made.data["region_embedding"], regions.embeds)
     assert np.allclose(made.data["mask_quality"], regions.quality)
@@ -161,9 +165,11 @@ def test_the_real_package_reads_and_filters_what_is_made(
 ) -> None:
     sv = pytest.importorskip("supervision", reason="needs the extra detections")
     found = sv.Detections(xyxy=np.array(BOXES), confidence=np.array([0.9, 0.4]), class_id=np.array([3, 1]))
+    found.metadata = {"frame": 7}
     regions = tiny_tokenizer.encode(picture, found, with_masks=True)
     made = regions.to_detections(found, concepts=tiny_tokenizer.classify(regions, 2), captions=["a", "b"])
     kept = made[made.confidence > 0.5]
+    assert kept.metadata == {"frame": 7}
     assert kept.data["caption"].tolist() == ["a"]
     assert kept.mask.shape == (1, 60, 90)
     assert sv.MaskAnnotator().annotate(np.asarray(picture).copy(), made).shape == (60, 90, 3)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -203,3 +206,46 @@ def test_the_region_tokenizer_uses_the_fast_path(
         monkeypatch.setattr(type(part), "forward", lambda *_, kind=kind, **__: calls.append(kind))
     tiny_tokenizer.caption(tiny_tokenizer.encode(picture, boxes=[[1, 2, 30, 40], [5, 5, 20, 20]]), return_ids=True)
     assert calls == []
+
+
+# --- by torch.compile ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["traced", pytest.param("compiled", marks=pytest.mark.slow)])
+def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`torch.compile`, which must get all of it in one piece; without the machine's compiler, or with it."""
+    if request.param == "compiled" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        pytest.skip("torch.compile needs a C++ compiler")
+    backend = {"traced": "eager", "compiled": "inductor"}[request.param]
+    fast_inference._compiled_encoding.cache_clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+    yield
+    fast_inference._compiled_encoding.cache_clear()
+
+
+@pytest.mark.usefixtures("compiler")
+@torch.no_grad()
+def test_a_compiled_encoder_gives_the_same_pictures(make_tap: Callable[..., TapModel]) -> None:
+    model = make_tap().eval()
+    pixels = torch.randn(2, 3, model.config.image_size, model.config.image_size)
+    wanted = model.get_image_embeddings(pixels)
+    other = deepcopy(model)
+    for layer in other.image_encoder.layers:
+        layer.mlp[2].weight.mul_(-1)
+    others = other.get_image_embeddings(pixels)
+    for copied, result in ((model, wanted), (deepcopy(model), wanted), (other, others)):
+        copied.compile_encoder()
+        torch.testing.assert_close(copied.get_image_embeddings(pixels), result, **PICTURES_CLOSE)
+    assert not torch.allclose(others, wanted, atol=1e-2)
+
+
+def test_an_encoder_is_compiled_or_in_int8(make_tap: Callable[..., TapModel]) -> None:
+    model = make_tap().eval()
+    model.encoder_precision = "int8"
+    with pytest.raises(ValueError, match="expected one of them: leave out the other"):
+        model.compile_encoder()
+    model.encoder_precision = "float32"
+    model.compile_encoder()
+    with pytest.raises(ValueError, match="Got encoder_precision 'int8' and compile_encoder"):
+        model.encoder_precision = "int8"
+    assert model.encoder_precision == "float32"

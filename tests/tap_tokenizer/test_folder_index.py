@@ -14,6 +14,7 @@ from PIL import Image
 from tap_tokenizer import RegionIndex, TapRegionTokenizer, folder_index, index_folder, pictures_of
 from tap_tokenizer.cli import main
 from tap_tokenizer.folder_index import IndexReport
+from tap_tokenizer.picture_folders import PictureRegions
 
 BOXES = [[2.0, 2.0, 30.0, 30.0], [5.0, 8.0, 28.0, 31.0]]
 
@@ -119,10 +120,45 @@ def test_a_stop_loses_nothing_that_was_done(
         assert (ours.picture, ours.score) == (theirs.picture, theirs.score)
 
 
+class CountedName(str):
+    """The name of a picture; counts how often any of them is looked up."""
+
+    looked_up = 0
+
+    def __hash__(self) -> int:
+        CountedName.looked_up += 1
+        return super().__hash__()
+
+
+def test_many_pictures_take_no_more_looks_at_each_than_few(tmp_path: Path, tiny_tokenizer: TapRegionTokenizer) -> None:
+    names = [CountedName(f"{i}.png") for i in range(200)]
+    index, example = RegionIndex(), tiny_tokenizer.encode(np.zeros((40, 40, 3), np.uint8), boxes=[BOXES[0]])
+    for name in names:
+        index.add(example, [str(name)])
+    writer = folder_index._Writer(tmp_path / "parts", tiny_tokenizer, lambda picture, pixels: example, {}, False, False)
+    CountedName.looked_up = 0
+    report, waiting = writer.compare([PictureRegions(name, tmp_path / name) for name in names], index)
+    assert (len(report.unchanged), report.vanished, waiting) == (
+        200,
+        [],
+        [],
+    )  # files that are gone have no stamp, as these
+    assert CountedName.looked_up <= 20 * len(names)
+
+
+def test_what_an_index_says_of_its_tokenizer_may_change(folder: Path, tiny_tokenizer: TapRegionTokenizer) -> None:
+    build(folder, tiny_tokenizer, hints={"model": "here", "text_encoder": "clip"})
+    report = build(folder, tiny_tokenizer, hints={"model": "there"})
+    assert len(report.unchanged) == 4
+    notes = RegionIndex.load(folder / "index").notes
+    assert (notes["model"], notes["text_encoder"], notes["regions"]) == ("there", "clip", "two boxes")
+
+
 def test_an_index_that_was_made_otherwise_is_refused(folder: Path, tiny_tokenizer: TapRegionTokenizer) -> None:
-    build(folder, tiny_tokenizer)
+    build(folder, tiny_tokenizer, notes={"regions": "two boxes", "encoder_precision": ""})
     for options, words in (
         ({"notes": {"regions": "others"}}, "different regions"),
+        ({"notes": {"regions": "two boxes", "encoder_precision": "int8"}}, "different encoder_precision"),
         ({"with_tokens": True}, "different vectors"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -170,6 +206,44 @@ def test_the_shell_indexes_a_table_and_finds_again(folder: Path, capsys: pytest.
         True,
         True,
     )
+
+
+def test_a_search_from_another_folder_finds_model_and_text_encoder(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny")
+    assert tokenizer.text_encoder is not None
+    tokenizer.text_encoder.save_pretrained(folder / "words")
+    tokenizer.text_encoder = None
+    tokenizer.save_pretrained(folder / "tap")
+    (folder / "boxes.csv").write_text("image,x1,y1,x2,y2\na.png,2,2,30,30\n")
+    monkeypatch.chdir(folder)
+    flags = ["--boxes", "boxes.csv", "--output", "index", "--no_captions", "--model", "tap", "--text_encoder", "words"]
+    assert shell(capsys, "index", "pictures", *flags)[0] == 0
+    monkeypatch.chdir(folder / "pictures")
+    code, out, err = shell(capsys, "search", "../index", "red umbrella", "--json")
+    assert code == 0, err
+    assert [hit["picture"] for hit in json.loads(out)["found"]] == ["a.png"]
+
+
+def test_an_index_in_int8_is_not_continued_in_float32(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "boxes.csv").write_text("image,x1,y1,x2,y2\na.png,2,2,30,30\n")
+    flags = [
+        "index",
+        folder / "pictures",
+        "--boxes",
+        folder / "boxes.csv",
+        "--no_captions",
+        "--output",
+        folder / "index",
+    ]
+    assert shell(capsys, *flags, "--encoder_precision", "int8")[0] == 0
+    code, _, err = shell(capsys, *flags)
+    assert (code, "was made with different encoder_precision" in err) == (2, True)
+    index = RegionIndex.load(folder / "index")
+    del index.notes["encoder_precision"]  # as of an index in float32 that is older than the choice
+    index.save(folder / "older")
+    assert shell(capsys, *flags[:-1], folder / "older")[0] == 0
 
 
 def test_pictures_in_which_nothing_was_found_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,6 +82,34 @@ def test_int8_is_refused_where_it_cannot_be_had(tiny_tokenizer: TapRegionTokeniz
     assert model.encoder_precision == "float32"
 
 
+def test_int8_is_refused_beside_eager_attention() -> None:
+    with pytest.raises(ValueError, match="Got encoder_precision 'int8' and attn_implementation 'eager'"):
+        TapRegionTokenizer.from_pretrained("tap-tiny", encoder_precision="int8", attn_implementation="eager")
+    model = TapRegionTokenizer.from_pretrained("tap-tiny", encoder_precision="int8").model
+    with pytest.raises(ValueError, match="expected 'sdpa' with it: leave out one of them"):
+        model.set_attn_implementation("eager")
+    model.encoder_precision = "float32"
+    model.set_attn_implementation("eager")
+
+
+def test_weights_that_leave_float32_are_reported_and_warned_of_once(
+    picture: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny", encoder_precision="int8")
+    before = tokenizer.embed_image(picture).embeddings
+    assert not caplog.records
+    tokenizer.to(dtype=torch.bfloat16)
+    assert tokenizer.model.encoder_precision == "float32"
+    for _ in range(2):
+        assert tokenizer.embed_image(picture).embeddings.dtype == torch.bfloat16
+    (told,) = [record.getMessage() for record in caplog.records if "encoder_precision" in record.getMessage()]
+    assert "the weights are now in bfloat16 on cpu" in told
+    tokenizer.to(dtype=torch.float32)
+    assert tokenizer.model.encoder_precision == "int8"
+    again = tokenizer.embed_image(picture).embeddings
+    assert float((again - before).norm() / before.norm()) < 0.05
+
+
 def test_the_shell_can_ask_for_it() -> None:
     parser = argparse.ArgumentParser()
     add_model_flags(parser)

@@ -64,6 +64,35 @@ def test_faiss_finds_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
         assert best_rows([(vectors, query)], everything, top_k, index) == found
 
 
+def with_some_that_are_no_numbers() -> tuple[Tensor, Tensor]:
+    """Vectors of which three, as only a file of somebody else's can have them, are not finite; and which these are."""
+    vectors, broken = vectors_of("random"), torch.zeros(3000, dtype=torch.bool)
+    broken[[0, 7, 2999]] = True
+    vectors[0], vectors[7, 3], vectors[2999] = torch.nan, torch.nan, torch.inf
+    return vectors, broken
+
+
+def test_vectors_that_are_no_numbers_are_not_found_and_hide_no_others() -> None:
+    vectors, broken = with_some_that_are_no_numbers()
+    query, everything = F.normalize(torch.randn(48), dim=0), torch.ones(len(vectors), dtype=torch.bool)
+    for top_k in (1, 10, 3000):
+        assert best_rows([(vectors, query)], everything, top_k)[0] == plain(vectors, query, ~broken, top_k)
+    other = F.normalize(torch.randn(48), dim=0)
+    _, scores = best_rows([(vectors, query), (vectors, other)], everything, 10)
+    _, wanted = best_rows([(vectors[~broken], query), (vectors[~broken], other)], everything[~broken], 10)
+    assert scores == pytest.approx(wanted, abs=0.02)  # means are of cosines in half precision
+    assert best_rows([(vectors, query)], broken, 10) == ([], [])
+
+
+def test_faiss_does_not_find_them_either() -> None:
+    pytest.importorskip("faiss", reason="needs faiss: the extra faiss")
+    vectors, broken = with_some_that_are_no_numbers()
+    query, everything = F.normalize(torch.randn(48), dim=0), torch.ones(len(vectors), dtype=torch.bool)
+    rows, _ = best_rows([(vectors, query)], everything, 10, index_in_faiss(vectors))
+    assert not set(rows) & set(broken.nonzero()[:, 0].tolist())
+    assert -1 not in rows
+
+
 def test_without_faiss_there_is_no_index_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert index_in_faiss(vectors_of("random")) is None

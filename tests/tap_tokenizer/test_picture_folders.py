@@ -54,6 +54,13 @@ def test_an_interrupted_folder_continues(folder: Path) -> None:
     assert not partial.exists()
 
 
+def test_a_picture_that_is_given_twice_is_refused(folder: Path) -> None:
+    pictures = read_region_table(folder / "boxes.csv", folder / "pictures")
+    with pytest.raises(ValueError, match=r"Got the picture a\.png twice, expected each once"):
+        write_records(folder / "out.jsonl", [*pictures, pictures[0]], {}, lambda picture, pixels: {})
+    assert not Path(f"{folder / 'out.jsonl'}.partial").exists()
+
+
 TABLES = [
     ("picture,x1,y1,x2,y2\na.png,1,2,3,4\n", "expected image and"),
     ("image,x1,y1,x2\na.png,1,2,3\n", "expected image and"),

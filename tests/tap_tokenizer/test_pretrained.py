@@ -21,6 +21,25 @@ def test_the_card_and_its_numbers_belong_to_the_weights() -> None:
     assert measured["of"]["region_tokenizer_fingerprint"] == TapRegionTokenizer.from_pretrained("tap-tiny").fingerprint
 
 
+def test_the_cards_table_has_the_measured_numbers() -> None:
+    names = {
+        "native caption, every word right": "native caption exact",
+        "concept top-1: kind, of 40": "concept top-1 (kind)",
+        "concept top-1: colour, of 10": "concept top-1 (colour)",
+        "concept top-1: size, of 3": "concept top-1 (size)",
+    }
+    measured = json.loads((FOLDER / "training" / "metrics.json").read_text())
+    lines = (FOLDER / "README.md").read_text().partition("## Measured")[2].splitlines()
+    (_, *splits), *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines if line.startswith("| ")]
+    assert splits == ["test", "compositional", "crowded"]
+    for name, *cells in rows:
+        for split, cell in zip(("test", "test-compositional", "test-crowded"), cells):
+            assert float(cell) == pytest.approx(measured[split][names.get(name, name)], abs=6e-4), (name, split)
+    told = [name.partition(":")[0] for name, *_ in rows]
+    for way in ("semantic embedding", "semantic token", "caption words", "words"):
+        assert told.count(f"found again by {way}") == 2  # recall@10 and mAP
+
+
 def test_masks_concepts_and_captions_are_near_what_was_measured() -> None:
     """On 12 scenes that the card's measurement begins with; the margin is four standard errors of so few."""
     pytest.importorskip("matplotlib")

@@ -14,6 +14,20 @@ from torch.nn import functional as F
 from tap_tokenizer import RegionIndex, RegionTokens, TapRegionTokenizer, draw_hits, region_index
 
 
+class CountedName(str):
+    """The name of a picture; counts how often any of them is compared or looked up, which for N names must not grow as N²."""
+
+    looked_up = 0
+
+    def __hash__(self) -> int:
+        CountedName.looked_up += 1
+        return super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        CountedName.looked_up += 1
+        return super().__eq__(other)
+
+
 def tokens(vectors: torch.Tensor, pictures: int = 1, fingerprint: str = "mine") -> RegionTokens:
     """Regions with given embeddings (N, E), shared out among pictures of 40 × 30 pixels."""
     count = len(vectors)
@@ -87,6 +101,14 @@ def test_faiss_serves_an_index_from_its_second_search_on_until_it_changes(monkey
     assert made_of == [300]
     index.search(example)
     assert made_of == [300, 305]
+
+
+def test_searches_with_filters_put_nothing_into_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(region_index, "index_in_faiss", lambda vectors: pytest.fail("a copy that nobody reads"))
+    index, example = made(), tokens(torch.randn(1, 24))
+    for _ in range(3):
+        index.search(example, names=["odd"])
+    index.search(example)
 
 
 def test_an_index_finds_the_same_with_faiss() -> None:
@@ -179,6 +201,44 @@ def test_pictures_are_taken_out_and_added_again() -> None:
     assert rest.column("picture").tolist()[-3:] == [4, 5, 5]
 
 
+def test_many_pictures_take_no_more_looks_at_each_than_few() -> None:
+    count = 200
+    names = [CountedName(f"{i}.png") for i in range(count)]
+    index, merged = RegionIndex(), RegionIndex()
+    CountedName.looked_up = 0
+    for name in names:
+        index.add(tokens(torch.randn(1, 8)), [name])
+        part = RegionIndex()
+        part.add(tokens(torch.randn(1, 8)), [name])
+        merged.extend(part)
+    assert CountedName.looked_up <= 40 * count
+    example = tokens(torch.randn(1, 8))
+    CountedName.looked_up = 0
+    assert len(index.search(example, pictures=names[1:], other_than=names[100:], top_k=count)) == 99
+    assert len(index.without(names[100:]).pictures) == 100
+    assert CountedName.looked_up <= 40 * count
+
+
+def test_vectors_that_are_no_numbers_are_refused() -> None:
+    index, vectors = RegionIndex(with_tokens=True), torch.randn(4, 24)
+    vectors[2, 5] = torch.nan
+    with pytest.raises(ValueError, match=r"Region 2 \(of b\.png\) has a vector with NaN or infinite numbers"):
+        index.add(tokens(vectors, 2), ["a.png", "b.png"])
+    assert (len(index), index.pictures) == (0, [])
+    index.add(tokens(torch.randn(4, 24)), ["a.png"])
+    with pytest.raises(ValueError, match="Region 2 of the example has a vector with NaN"):
+        index.search(tokens(vectors))
+
+
+@pytest.mark.parametrize("filters", [{"names": "odd"}, {"pictures": "0a.png"}, {"other_than": "0a.png"}])
+def test_a_filter_is_a_list_and_not_a_string_of_letters(filters: dict[str, str]) -> None:
+    (what, name), *_ = filters.items()
+    with pytest.raises(ValueError, match=rf"{what} is '{name}', expected a list of names: give \['{name}'\]"):
+        made().search(tokens(torch.randn(1, 24)), **filters)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"pictures is '0a\.png', expected a list"):
+        made().without("0a.png")
+
+
 def test_a_picture_without_regions_is_in_the_index() -> None:
     index = RegionIndex()
     index.add(tokens(torch.zeros(0, 24)), ["empty.png"])
@@ -243,3 +303,16 @@ def test_a_sheet_shows_each_hit_and_says_what_it_cannot_read(tmp_path: Path, pic
     assert len({hit.picture for hit in hits}) == 2
     with pytest.raises(ValueError, match="Got 0 regions in 5 columns"):
         draw_hits([], tmp_path)
+
+
+def test_a_sheet_shows_no_picture_that_lies_elsewhere(tmp_path: Path, picture: Image.Image) -> None:
+    picture.save(tmp_path / "secret.png")
+    (tmp_path / "pictures").mkdir()
+    sheets = []
+    for name in ("../secret.png", str(tmp_path / "secret.png"), "sub/../../secret.png"):
+        index = RegionIndex()
+        index.add(tokens(torch.randn(1, 24)), [name])
+        sheets.append(draw_hits(index.search(tokens(torch.randn(1, 24))), tmp_path / "pictures"))
+    for sheet in sheets:
+        tile = sheet.crop((12, 12, 236, 100))  # above the words, it is empty
+        assert tile.getcolors() == [(tile.width * tile.height, (225, 225, 222))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,11 +112,22 @@ def test_a_template_is_saved(tmp_path: Path) -> None:
             TextEncoder(make_clip(), make_words(), template=template)  # type: ignore[arg-type]
 
 
-def test_a_whole_clip_is_an_encoder_and_a_bert_is_none(tmp_path: Path, cache: Path) -> None:
+def test_a_whole_clip_is_an_encoder_and_a_bert_is_none(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # so that what it says is seen here
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     clip = CLIPModel(CLIPConfig(text_config=make_clip().config.to_dict(), vision_config=vision, projection_dim=12))
-    TextEncoder(clip.eval(), make_words()).save_pretrained(tmp_path / "whole")
-    assert TextEncoder.from_pretrained(tmp_path / "whole").encode(["cat"]).shape == (1, 12)
+    whole = TextEncoder(clip.eval(), make_words())
+    whole.save_pretrained(tmp_path / "whole")
+    encoder = TextEncoder.from_pretrained(tmp_path / "whole")
+    assert encoder.encode(["cat"]).shape == (1, 12)
+    torch.testing.assert_close(encoder.encode(["cat"]), whole.encode(["cat"]))
+    assert not [name for name, _ in encoder._loaded()[0].named_parameters() if "vision" in name or "visual" in name]
+    assert "UNEXPECTED" not in caplog.text  # of the half that sees pictures
+    encoder.save_pretrained(tmp_path / "half")
+    again = TextEncoder.from_pretrained(tmp_path / "half")
+    torch.testing.assert_close(again.encode(["cat"]), whole.encode(["cat"]))
     bert = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     BertModel(bert).save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match="is a BertModel, which makes no vectors of texts"):
