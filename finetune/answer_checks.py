@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from .instructions import UNSEEN
+from .instructions import JSON, UNSEEN
 
 _DODGE = re.compile(
     r"\bas an ai\b|\bi'?m sorry\b|\bi (?:cannot|can ?not|can't|am unable|am not able)\b|\bi don'?t (?:have|know)\b"
@@ -15,6 +16,16 @@ _DODGE = re.compile(
     re.IGNORECASE,
 )
 
+_REFUSAL = re.compile(
+    r"\b(?:can['’]?t|(?:can|could|do|does|did|is|are|was)(?: ?not|n['’]?t)|unable to|impossible to|no way to|hard to|nothing)\b"
+    r"(?: \w+){0,2}? (?:see|seen|visible|tell|told|know|known|say|said|determined?|read|legible|answer|identify|find|guess"
+    r"|judge|shown?|mention(?:ed)?|stated?|given?|specify|specified|describe[ds]?|included?|provided?|clear|possible)\b"
+    r"|\bunknown\b|\bunclear\b|\bno information\b|\bi (?:do not|don['’]?t) have\b",
+    re.IGNORECASE,
+)
+"""That something cannot be seen, is not known, or that nobody says it."""
+
+_FENCE = re.compile(r"(?s)```\w*\s*(.*?)\s*```")
 
 _RECITAL = re.compile(r"\bpicture\w* and (?:takes|is taking|taking) up\b", re.IGNORECASE)
 """A whole sentence of a description, as `describe_regions` writes it, and as nobody would."""
@@ -26,13 +37,26 @@ def problem_of(answer: str, kind: str, regions: Sequence[int]) -> str | None:
         return "empty"
     if repeats(answer):
         return "repeats"
+    if kind == UNSEEN and not _REFUSAL.search(answer):
+        return "invents"
     if kind != UNSEEN and _DODGE.search(answer):
         return "dodges"
+    if kind == JSON and not is_json(answer):
+        return "is no JSON"
     if _RECITAL.search(answer):
         return "recites"
     if any(int(number[:9]) not in regions for number in re.findall(r"\bregion ?(\d+)\b", answer, re.IGNORECASE)):
         return "speaks of other regions"
     return None
+
+
+def is_json(answer: str) -> bool:
+    """Whether an answer is a JSON object or list and nothing else, but for the fence of Markdown around it."""
+    fenced = _FENCE.fullmatch(answer.strip())
+    try:
+        return isinstance(json.loads(fenced[1] if fenced else answer), (dict, list))
+    except ValueError:
+        return False
 
 
 def repeats(text: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,7 +24,7 @@ from tap_tokenizer import RegionTokens
 
 from .cache import RegionCache, encode_regions
 from .config import Source
-from .examples import read_texts
+from .examples import is_text, read_texts
 from .records import Record, Records, Turn, check_size, cut_turns, load_records, open_image
 
 _BLOCK = 4096
@@ -137,8 +138,12 @@ class Conversations(Dataset[CachedRecord]):
             tokens = cache.regions(row, (row + visit + self.seed) % len(cache.plan.variants))
             check_size(record, picture_size(tokens), f"Record {row} of {source.records}, for which tokens are cached,")
             item = CachedRecord(record, tokens, cache.context(row))
-        item = some_turns(item, source.turns, np.random.RandomState([self.seed, 3, position % 2**32]))
-        return replace(item, is_taught=source.loss == "teacher" and not read_texts(item.record))
+        random = np.random.RandomState([self.seed, 3, position % 2**32])
+        item = some_turns(item, source.turns, random)
+        if source.loss == "answers":
+            return item
+        item = _told_alike(item, random)
+        return replace(item, is_taught=not read_texts(item.record))
 
     def _record(self, number: int, row: int) -> Record:
         found = self._read.get((number, row))
@@ -150,12 +155,23 @@ class Conversations(Dataset[CachedRecord]):
 
     def asks_to_find(self) -> bool:
         """Whether a question of any source asks which regions an expression means, as `RegionChat.find` does."""
-        for source, records in zip(self.sources, self.records):
-            alone = Records(records.rows.select_columns("conversations"))
-            for record in tqdm(alone, desc=f"questions of {source.records}", total=len(alone), leave=False):
-                if any(asked_phrase(turns[0].content) for turns in _questions(record.conversations)):
-                    return True
-        return False
+        return any(asked_phrase(turn.content) for number in range(len(self.sources)) for turn in self._asked(number))
+
+    def taught(self) -> dict[str, tuple[int, int]]:
+        """By file, of each source with a teacher: the questions that are learned from its distribution, and all of them."""
+        found = {}
+        for number, source in enumerate(self.sources):
+            if source.loss == "teacher":
+                in_chats = [not is_text(turn.told or "") for turn in self._asked(number)]
+                found[source.records] = (sum(in_chats), len(in_chats))
+        return found
+
+    def _asked(self, number: int) -> Iterator[Turn]:
+        """Every question of a source's records."""
+        alone = Records(self.records[number].rows.select_columns("conversations"))
+        title = f"questions of {self.sources[number].records}"
+        for record in tqdm(alone, desc=title, total=len(alone), leave=False):
+            yield from (turns[0] for turns in _questions(record.conversations))
 
     def length(self, position: int) -> int:
         """How many questions the conversation at a position has, at most."""
@@ -224,9 +240,27 @@ def some_turns(item: CachedRecord, turns: int, random: np.random.RandomState) ->
     asked = _questions(item.record.conversations)
     if not turns or len(asked) <= turns:
         return item
-    start = random.randint(len(asked) - turns + 1)
-    record, regions = cut_turns(item.record, start, turns)
-    return replace(item, record=record, regions=None if item.regions is None else item.regions[regions])
+    return _cut(item, random.randint(len(asked) - turns + 1), turns)
+
+
+def _told_alike(item: CachedRecord, random: np.random.RandomState) -> CachedRecord:
+    """The questions around a random one that its teacher read in the same form: in its chat, or as texts to continue.
+
+    Together they could not be learned: what was said in the chat has a distribution over words, what follows a text has none.
+    """
+    forms = [is_text(turns[0].told or "") for turns in _questions(item.record.conversations)]
+    if len(set(forms)) < 2:
+        return item
+    chosen = random.randint(len(forms))
+    rows = (list(group) for _, group in groupby(range(len(forms)), key=forms.__getitem__))
+    own = next(row for row in rows if chosen in row)
+    return _cut(item, own[0], len(own))
+
+
+def _cut(item: CachedRecord, start: int, count: int) -> CachedRecord:
+    """`count` questions of a conversation from question number `start` on, and the regions that they are about."""
+    record, rows = cut_turns(item.record, start, count)
+    return replace(item, record=record, regions=None if item.regions is None else item.regions[rows])
 
 
 # --- conversations → tensors --------------------------------------------------------------------------------------------
@@ -336,8 +370,7 @@ class ConversationCollator:
                     f"A question about {picture} has {length} tokens with its answer, more than "
                     f"max_length {self.max_length}: raise max_length, or shorten the record."
                 )
-            record, rows = cut_turns(item.record, 0, questions - 1)
-            item = replace(item, record=record, regions=None if item.regions is None else item.regions[rows])
+            item = _cut(item, 0, questions - 1)
         return item
 
     def prompts(self, items: Sequence[Item]) -> BatchFeature:

@@ -38,6 +38,7 @@ class Likelihoods:
 
     def surest(self, questions: Sequence[str], things: Sequence[str]) -> tuple[str, int] | None:
         """The question whose answer is surest, and the index of the thing that it means; None if no answer is sure."""
+        self.log_probabilities([pair for asked in (*questions, _ANY) for pair in _pairs(asked, things)])  # all at once
         found, ahead = None, CLEAR
         for question in questions:
             scores = self.scores(question, things)
@@ -48,13 +49,12 @@ class Likelihoods:
 
     def scores(self, question: str, things: Sequence[str]) -> list[float]:
         """For each thing, log p(thing | question) − log p(thing), in nats. Things are named with their article: "a cat"."""
-        pairs = [(as_text(asked), f" {thing}") for asked in (question, _ANY) for thing in things]
-        known = self.log_probabilities(pairs)
+        known = self.log_probabilities([*_pairs(question, things), *_pairs(_ANY, things)])
         return [asked - ever for asked, ever in zip(known[: len(things)], known[len(things) :])]
 
     def log_probabilities(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """For each text and what is said after it: the log-probability of the latter, in nats."""
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
+        new = sorted({pair for pair in pairs if pair not in self._known}, key=lambda pair: (sum(map(len, pair)), pair))
         for start in range(0, len(new), self.batch_size):
             part = new[start : start + self.batch_size]
             self._known |= dict(zip(part, self._read(part)))
@@ -77,3 +77,8 @@ class Likelihoods:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text)["input_ids"])
+
+
+def _pairs(question: str, things: Sequence[str]) -> list[tuple[str, str]]:
+    """A question as a text, with each thing as what is said after it."""
+    return [(as_text(question), f" {thing}") for thing in things]

@@ -55,7 +55,8 @@ class Source:
     loss: Literal["answers", "teacher"] = knob(
         default="answers",
         help="answers: learn the answers as they stand; teacher: learn how likely the language model without its adapter finds "
-        "each of their words when it is told in words what the regions are (see finetune.distill)",
+        "each of their words when it is told in words what the regions are (see finetune.distill). A conversation is then cut "
+        "to questions in a row that it was told in the same form",
     )
 
     def __post_init__(self) -> None:

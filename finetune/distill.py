@@ -14,7 +14,8 @@ and it continues where it left off:
 1. `output_dir/lessons/lessons.jsonl`: records whose answers are the teacher's, each question with what the teacher was
    `told`; `held_out.jsonl`, the same for pictures that are kept for evaluation, half of it with instructions that are never
    learned; `talks.jsonl`, what the language model says to itself when no region is mentioned, so that it keeps its language;
-   `counts.json`, how many answers and talks were kept, and why others were left out. Look at them:
+   `counts.json`, how many answers and talks were kept, and why others were left out; `about.json`, what they were made of.
+   Look at them:
    `python -m finetune.data show --data runs/mine/lessons/lessons.jsonl --output lessons.png`.
 2. `lessons/cache` and `lessons/held_out_cache`: their region tokens, as `finetune.cache_regions` makes them.
 3. `finetune.train` on a source with `loss: teacher`: at each word of an answer, the student's distribution over all words
@@ -26,7 +27,9 @@ and it continues where it left off:
 What learns is a projector alone (`--mode projector`), LoRA (the default) or QLoRA (`--quantize 4bit`). During training,
 log.jsonl says how close the student is on held-out pictures: `val_kl`, in nats per word, and `val_same`, the share of
 answers that are the same word for word. It gives both for known instructions, for new ones (`…_new`), and with the regions
-of another picture (`…_shuffled`), which shows how much the answers owe to seeing.
+of another picture (`…_shuffled`, `…_new_shuffled`), which shows how much the answers owe to seeing. `val_kl_answers` and
+`val_same_answers` count the answers. If you give `eval_data`, it is evaluated as well, as in `finetune.train`: `val_loss` and
+`val_answer` are then about it, and otherwise about the held-out lessons.
 """
 
 from __future__ import annotations
@@ -34,34 +37,41 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 
-from tap_tokenizer import tell_limitation, write_whole
+from tap_tokenizer import TapRegionTokenizer, counted, tell_limitation, write_whole
 
 from .batches import CachedRecord
-from .cache import MANIFEST
+from .cache import MANIFEST, RegionCache
 from .cache_regions import CacheArguments, fill_cache
 from .checkpoints import joined_chunks, write_chunks
 from .config import Source, check_counts, knob, parse_arguments, run_command
 from .examples import read_texts
+from .instructions import Instruction, load_instructions, never_held_out
 from .lesson_arguments import LessonArguments
+from .lesson_pictures import LessonPictures, checksums
 from .loop import run
 from .losses import word_losses
 from .own_talks import OwnTalks
+from .records import load_records
 from .teacher import NEW, Teacher
 from .train import BridgeTraining, load_bridge
 from .train_arguments import TrainArguments, check_arguments
 
 LESSONS, HELD_OUT, TALKS, COUNTS, ABOUT = "lessons.jsonl", "held_out.jsonl", "talks.jsonl", "counts.json", "about.json"
 
-_VIEWS = ("", "_new", "_shuffled")
+CACHES = {LESSONS: "cache", HELD_OUT: "held_out_cache"}
+"""The caches of the region tokens of lessons, by their files."""
+
+_VIEWS = ("", "_new", "_shuffled", "_new_shuffled")
 
 
 @dataclass(kw_only=True)
@@ -91,6 +101,11 @@ class DistillArguments(LessonArguments, TrainArguments):
         return Path(self.output_dir) / "lessons" if self.lessons is None else Path(self.lessons)
 
     @property
+    def held_out_lessons(self) -> tuple[Path, Path]:
+        """The lessons that are kept for evaluation, and their cache."""
+        return self.folder / HELD_OUT, self.folder / CACHES[HELD_OUT]
+
+    @property
     def has_talks(self) -> bool:
         """Whether talks are learned: where there is an adapter, which can forget."""
         return self.talks > 0 and self.mode != "projector"
@@ -111,43 +126,84 @@ class DistillArguments(LessonArguments, TrainArguments):
                 "Got talks_weight without talks that are learned, or without lessons_weight: leave it out."
             )
         lessons = Source(
-            str(self.folder / LESSONS), str(self.folder / "cache"), self.lessons_weight, turns=1, loss="teacher"
+            str(self.folder / LESSONS), str(self.folder / CACHES[LESSONS]), self.lessons_weight, turns=1, loss="teacher"
         )
         weight = self.lessons_weight if self.talks_weight is None else self.talks_weight
         talks = Source(str(self.folder / TALKS), weight=weight, loss="teacher")
         own = [lessons, talks] if self.has_talks else [lessons]
-        self.sources = [*own, *(source for source in self.sources if source not in own)]
-        self.eval_data, self.eval_cache = str(self.folder / HELD_OUT), str(self.folder / "held_out_cache")
+        others = [source for source in self.sources if source not in own]
+        weighted = sum(source.weight is not None for source in others)
+        if others and weighted != (0 if self.lessons_weight is None else len(others)):
+            raise ValueError(
+                f"Got lessons_weight {self.lessons_weight} beside {counted(len(others), 'source')}, {weighted} of them with a "
+                "weight: give lessons_weight and a weight for each source, or none at all."
+            )
+        self.sources = [*own, *others]
+        if self.eval_data is None and self.eval_cache is None:
+            self.eval_data, self.eval_cache = map(str, self.held_out_lessons)
         check_arguments(self)
 
 
 class DistillTraining(BridgeTraining):
     """The training of a bridge that is also measured by how near it is to its teacher."""
 
+    def __init__(self, arguments: DistillArguments, accelerator: Accelerator) -> None:
+        super().__init__(arguments, accelerator)
+        self.lessons, self.lessons_cache = arguments.held_out_lessons
+        self.evaluates_lessons = Path(str(arguments.eval_data)) == self.lessons
+        self.pictures = [(record.image, len(record.regions)) for record in load_records(self.lessons)]
+        if len({image for image, _ in self.pictures}) < 2:
+            accelerator.print("one picture is kept for evaluation: no other has regions to shuffle with its own")
+
+    def held_out(self) -> Iterator[list[CachedRecord]]:
+        """As in every training; of lessons, single questions, each of which the teacher read in a form of its own."""
+        return self._held_out_lessons() if self.evaluates_lessons else super().held_out()
+
+    def _held_out_lessons(self) -> Iterator[list[CachedRecord]]:
+        return self._by_batches(self.lessons, self.lessons_cache, turns=1)
+
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Beside what every training measures, KL a word and equal answers, on what is never learned; see the module."""
-        found = super().evaluate()
-        sums = torch.zeros(len(_VIEWS), 4, dtype=torch.float64)
-        for items in self.held_out():
-            new = [item.record.conversations[-2].type == NEW for item in items]
-            self._add(sums, items, [int(one) for one in new])
-            swapped = _with_others_regions(items)
-            self._add(sums, swapped, [2] * len(swapped))
-        sums = self.accelerator.reduce(sums.float().to(self.accelerator.device)).cpu()
-        for view, (kl, words, same, answers) in zip(_VIEWS, sums.tolist()):
-            if words:
-                found[f"val_kl{view}"] = kl / words
+        found = {} if self.evaluates_lessons else super().evaluate()
+        self.model.eval()
+        measured, sums = torch.zeros(4, dtype=torch.float64), torch.zeros(len(_VIEWS), 5, dtype=torch.float64)
+        random = np.random.RandomState(self.arguments.seed)
+        for items in self._held_out_lessons():
+            said = self._last_answers(items)
+            if self.evaluates_lessons:
+                measured += self._measured(items, said)
+            self._add(sums, items, said, "")
+            if swapped := self._with_others_regions(items, random):
+                self._add(sums, swapped, self._last_answers(swapped), "_shuffled")
+        if self.evaluates_lessons:
+            found = self._means(measured)
+        for view, (kl, words, chats, same, answers) in zip(_VIEWS, self._over_processes(sums).tolist()):
+            if chats:
+                found |= {f"val_kl{view}": kl / max(words, 1), f"val_kl_answers{view}": chats}
             if answers:
-                found[f"val_same{view}"] = same / answers
+                found |= {f"val_same{view}": same / answers, f"val_same_answers{view}": answers}
         return found
 
-    def _add(self, sums: torch.Tensor, items: list[CachedRecord], views: list[int]) -> None:
-        """Add KL, words, equal answers and answers of each item to the sums of its view; KL where the teacher read a chat."""
-        if not items:
-            return
-        for said, item, view in zip(self._last_answers(items), items, views):
-            sums[view, 2:] += torch.tensor([said == item.record.conversations[-1].content, 1])
+    def _with_others_regions(self, items: Sequence[CachedRecord], random: np.random.RandomState) -> list[CachedRecord]:
+        """Items with regions of another held-out picture in place of their own; without those for which none has as many."""
+        cache, swapped = RegionCache(self.lessons_cache), []
+        for item in items:
+            own, wanted = item.record.image, len(item.record.regions)
+            rows = [row for row, (image, count) in enumerate(self.pictures) if image != own and count >= wanted]
+            if rows:
+                row = rows[random.randint(len(rows))]
+                swapped.append(replace(item, regions=cache.regions(row)[:wanted], context=cache.context(row)))
+        return swapped
+
+    def _add(self, sums: torch.Tensor, items: list[CachedRecord], said: list[str], regions: str) -> None:
+        """Add to the sums of each item's view: KL, words and answers, where its teacher read a chat; equal answers and answers.
+
+        Items are single questions with the teacher's answer; said: the student's. regions: how the names of views end.
+        """
+        views = [_VIEWS.index("_new" * (item.record.conversations[-2].type == NEW) + regions) for item in items]
+        for words, item, view in zip(said, items, views):
+            sums[view, 3:] += torch.tensor([words == item.record.conversations[-1].content, 1])
         chats = [i for i, item in enumerate(items) if not read_texts(item.record)]
         if not chats:
             return
@@ -157,20 +213,7 @@ class DistillTraining(BridgeTraining):
         rows = (batch["labels"][:, 1:] != -100).nonzero()[:, 0]
         for row, i in enumerate(chats):
             own = kl[rows == row]
-            sums[views[i], :2] += torch.tensor([float(own.sum()), len(own)])
-
-
-def _with_others_regions(items: Sequence[CachedRecord]) -> list[CachedRecord]:
-    """Items with the regions of another picture in place of their own; without those for which there are none."""
-    swapped = []
-    for i, item in enumerate(items):
-        wanted = len(item.record.regions)
-        for other in (*items[i + 1 :], *items[:i]):
-            if other.record.image != item.record.image and len(other.record.regions) >= wanted:
-                assert other.regions is not None
-                swapped.append(replace(item, regions=other.regions[:wanted], context=other.context))
-                break
-    return swapped
+            sums[views[i], :3] += torch.tensor([float(own.sum()), len(own), 1])
 
 
 def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -181,27 +224,31 @@ def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def make_lessons(arguments: DistillArguments, accelerator: Accelerator) -> None:
-    """Write the lessons, their caches and the talks, as far as they are not there yet; every process does a part."""
+    """Write the lessons, their caches and the talks, as far as they are not there yet; every process does a part.
+
+    Raises `ValueError` if there is nothing to make lessons of, or if the folder holds those of something else; where that can
+    be, before a model is loaded.
+    """
     folder, state = arguments.folder, PartialState()
-    files = {LESSONS: "cache", HELD_OUT: "held_out_cache"}
     needs_talks = arguments.has_talks and not (folder / TALKS).is_file()
-    if accelerator.is_main_process:
-        _refuse_other_lessons(arguments)
-        if arguments.has_talks:
-            _refuse_other_talks(arguments)
-    accelerator.wait_for_everyone()
-    if not needs_talks and all((folder / cache / MANIFEST).is_file() for cache in files.values()):
+    needs_lessons = not all((folder / name).is_file() for name in CACHES)
+    begun = _begun(arguments)
+    if not (needs_talks or needs_lessons) and all((folder / cache / MANIFEST).is_file() for cache in CACHES.values()):
         return
+    asked = _what_is_asked(arguments, accelerator) if needs_lessons else None
     bridge, processor = load_bridge(arguments, accelerator)
     if arguments.quantize == "no":
         bridge.to(accelerator.device)
-    tokenizer = processor.encoder.tokenizer.to(accelerator.device)
+    tokenizer = processor.region_tokenizer = _with_words(processor.encoder.tokenizer, arguments).to(accelerator.device)
     if accelerator.is_main_process:
         tell_limitation(tokenizer.limitation)
-    seed = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["seed"]  # of the run that began them
+    seed = begun["seed"]
     talks = OwnTalks(bridge, processor, arguments.talks, arguments.answer_tokens, seed) if needs_talks else None
-    if not all((folder / name).is_file() for name in files):
-        teacher = Teacher(bridge, processor, arguments, seed)
+    teacher = Teacher(bridge, processor, *asked, arguments, seed) if asked is not None else None
+    if accelerator.is_main_process:  # only now, when nothing is refused any more
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / ABOUT, json.dumps(begun, indent=1, ensure_ascii=False))
+    if teacher is not None:
         parts = folder / "parts"
         write_chunks(parts, teacher.chunks, lambda chunk: teacher.work(chunk, folder), state, "asking the teacher")
         if accelerator.is_main_process:
@@ -213,7 +260,7 @@ def make_lessons(arguments: DistillArguments, accelerator: Accelerator) -> None:
         if accelerator.is_main_process:
             _join_talks(folder, joined_chunks(parts, talks.chunks))
         accelerator.wait_for_everyone()
-    for name, cache in files.items():
+    for name, cache in CACHES.items():
         variants = "exact" if name == HELD_OUT else "exact,jitter"
         fill_cache(
             CacheArguments(
@@ -226,6 +273,26 @@ def make_lessons(arguments: DistillArguments, accelerator: Accelerator) -> None:
             tokenizer,
             state,
         )
+
+
+def _what_is_asked(arguments: LessonArguments, accelerator: Accelerator) -> tuple[LessonPictures, list[Instruction]]:
+    """The pictures that lessons are about, and the pool of instructions, both checked."""
+    pictures, pool = LessonPictures(arguments), load_instructions(arguments.instructions, arguments.kinds)
+    if accelerator.is_main_process:
+        pictures.check_regions()
+        if kinds := never_held_out(pool):
+            print(
+                f"too few instructions to keep one for evaluation: {', '.join(kinds)} (every eighth of a kind is kept)"
+            )
+    return pictures, pool
+
+
+def _with_words(tokenizer: TapRegionTokenizer, arguments: LessonArguments) -> TapRegionTokenizer:
+    """A region tokenizer, or the same one with the concepts and the caption vocabulary that are given, if any are."""
+    wanted = {"concepts": arguments.concepts, "text_tokenizer": arguments.text_tokenizer}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    options: dict[str, Any] = {**tokenizer.source, **given}
+    return TapRegionTokenizer.from_pretrained(**options) if given else tokenizer
 
 
 def _join(folder: Path, text: str) -> None:
@@ -242,8 +309,8 @@ def _join(folder: Path, text: str) -> None:
     for is_held_out, name in ((False, LESSONS), (True, HELD_OUT)):
         if not records[is_held_out]:
             raise ValueError(
-                f"No lesson is left for {name}: give more pictures, or a larger share of held_out, or look at "
-                f"{folder / COUNTS} for why answers were left out."
+                f"No lesson is left for {name}, and {folder / COUNTS} says why answers were left out: delete {folder}, and "
+                "give more pictures, or a larger share of held_out."
             )
         write_whole(folder / name, "".join(records[is_held_out]))
 
@@ -261,38 +328,38 @@ def _join_talks(folder: Path, text: str) -> None:
     write_whole(folder / TALKS, "".join(records))
 
 
-def _refuse_other_lessons(arguments: DistillArguments) -> None:
-    """Refuse a folder that holds lessons of other pictures, of another teacher, or made otherwise.
+def _begun(arguments: DistillArguments) -> dict[str, Any]:
+    """What `about.json` says of the folder's lessons, or will say: the arguments they are made by, and what they are made of.
 
-    Where runs share a folder, their seeds may differ: the lessons are those of the first.
+    Raises `ValueError` if the folder holds lessons of other pictures, of another teacher, or made otherwise. Where runs share a
+    folder, their seeds may differ: the lessons are those of the first.
     """
     names = [f.name for f in fields(LessonArguments) if f.name != "teacher_batch_size"]
     names += ["language_model", "init_from", "region_tokenizer", "variant", "seed"]
     about = {name: value for name, value in asdict(arguments).items() if name in names}
-    path = arguments.folder / ABOUT
-    if path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        shared = () if arguments.lessons is None else ("seed",)
-        if changed := [name for name in about if name not in shared and old.get(name) != about[name]]:
-            raise ValueError(
-                f"{arguments.folder} holds lessons with other {', '.join(changed)}: choose another "
-                f"{'lessons' if shared else 'output_dir'}, or delete it."
-            )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(about, indent=1, ensure_ascii=False))
-
-
-def _refuse_other_talks(arguments: DistillArguments) -> None:
-    """Note beside the lessons how many talks there are, and refuse a folder that holds another number of them."""
-    path = arguments.folder / ABOUT
-    about = json.loads(path.read_text(encoding="utf-8"))
-    if about.setdefault("talks", arguments.talks) != arguments.talks:
+    talks = {"talks": arguments.talks} if arguments.has_talks else {}
+    made_of, folder, path = checksums(arguments), arguments.folder, arguments.folder / ABOUT
+    if not path.is_file():
+        return {**about, **talks, "made_of": made_of}
+    old = json.loads(path.read_text(encoding="utf-8"))
+    shared = () if arguments.lessons is None else ("seed",)
+    another = "lessons" if shared else "output_dir"
+    if changed := [name for name in about if name not in shared and old.get(name) != about[name]]:
         raise ValueError(
-            f"{arguments.folder} holds {about['talks']} talks, got talks {arguments.talks}: give the same number, or 0, or "
-            "choose another folder."
+            f"{folder} holds lessons with other {', '.join(changed)}: choose another {another}, or delete it."
         )
-    write_whole(path, json.dumps(about, indent=1, ensure_ascii=False))
+    known = old.get("made_of", {})  # earlier versions did not note it
+    if edited := [name for name, checksum in made_of.items() if known.get(name, checksum) != checksum]:
+        raise ValueError(
+            f"{folder} holds lessons made of {', '.join(edited)}, which had other content then: bring that back, or choose "
+            f"another {another}, or delete {folder}."
+        )
+    if talks and old.get("talks", arguments.talks) != arguments.talks:
+        raise ValueError(
+            f"{folder} holds {old['talks']} talks, got talks {arguments.talks}: give the same number, or 0, or choose another "
+            "folder."
+        )
+    return {**talks, **old}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -65,9 +65,13 @@ def after_examples(text: str) -> str:
     return "".join(f"{as_text(question)} {answer}\n" for question, answer in _ANSWERED) + text
 
 
-def names_an_example(answer: str) -> bool:
-    """Whether an answer names one of the things that the examples are about, as a model does when it knows nothing better."""
-    return any(re.search(rf"\b{thing}s?\b", answer.lower()) for thing in _THINGS)
+def names_an_example(answer: str, question: str) -> bool:
+    """Whether an answer names one of the things that the examples are about, as a model does when it knows nothing better.
+
+    Not if the question names it, too: a sofa may be called one.
+    """
+    named = [{thing for thing in _THINGS if re.search(rf"\b{thing}s?\b", text.lower())} for text in (answer, question)]
+    return bool(named[0] - named[1])
 
 
 def lines_after(

@@ -17,6 +17,9 @@ _SHIPPED_FILE = Path(__file__).with_name("instructions.yaml")
 UNSEEN = "unseen"
 """The kind of instruction whose right answer is that it cannot be seen."""
 
+JSON = "json"
+"""The kind of instruction that asks for JSON alone."""
+
 WHICH = "Which of these"
 """What a question begins with that asks which of several things it is true of."""
 
@@ -48,6 +51,11 @@ class Instruction:
         return 2 if self.is_choice else max(region_numbers(self.text))
 
 
+def file_of(name: str) -> Path:
+    """The YAML file of this path, or of the shipped pool (`shipped`)."""
+    return _SHIPPED_FILE if name == SHIPPED else Path(name)
+
+
 def load_instructions(names: Sequence[str], kinds: Sequence[str] = ()) -> list[Instruction]:
     """The instructions of YAML files, or of the shipped pool (`shipped`): lists by kind, `hints` by kind, and as `of_kinds` the
     kinds of instructions whose answer depends on nothing but what kind of thing a region shows.
@@ -57,7 +65,7 @@ def load_instructions(names: Sequence[str], kinds: Sequence[str] = ()) -> list[I
     """
     found: list[Instruction] = []
     for name in names:
-        path = _SHIPPED_FILE if name == SHIPPED else Path(name)
+        path = file_of(name)
         try:
             pool = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
@@ -82,6 +90,12 @@ def load_instructions(names: Sequence[str], kinds: Sequence[str] = ()) -> list[I
     if unknown := [kind for kind in kinds if kind not in known]:
         raise ValueError(f"kinds has {', '.join(unknown)}, expected some of {', '.join(known)}.")
     return [one for one in found if not kinds or one.kind in kinds]
+
+
+def never_held_out(pool: Sequence[Instruction]) -> list[str]:
+    """The kinds of which no instruction is held out, because they have too few."""
+    held_out = {one.kind for one in pool if one.is_held_out}
+    return [kind for kind in dict.fromkeys(one.kind for one in pool) if kind not in held_out]
 
 
 def draw_instruction(

@@ -18,6 +18,15 @@ class LessonArguments:
     pictures: str | None = knob(default=None, help="folder of pictures, in which everything mode finds the regions")
     regions: int = knob(default=8, help="pictures: how many regions of each, the most confident ones that are found")
     points_per_crop: int = knob(default=32, help="pictures: points along each side of the grid that searches them")
+    concepts: str | None = knob(
+        default=None,
+        help="concept bank by which the teacher is told what regions show; default: the one that came with region_tokenizer",
+    )
+    text_tokenizer: str | None = knob(
+        default=None,
+        help="caption vocabulary with which the teacher is told what regions show: a file, folder or Hub repository; default: "
+        "the one that came with region_tokenizer",
+    )
     true_words: bool = knob(
         default=True,
         help="data: tell the teacher a region's own caption and label, where it has them, instead of TAP's",
@@ -32,7 +41,9 @@ class LessonArguments:
         default=0.1,
         help="share of the questions that the language model thinks up itself, when told what a region shows",
     )
-    held_out: float = knob(default=0.05, help="share of the pictures that are kept for evaluation")
+    held_out: float = knob(
+        default=0.05, help="share of the pictures that are kept for evaluation; one is kept at least"
+    )
     answer_tokens: int = knob(
         default=48, help="longest answer of the teacher, in tokens; also the longest turn of a talk"
     )

@@ -31,7 +31,7 @@ from llm_bridge import (
     generate_text,
     replace_regions,
 )
-from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, pictures_of
+from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, prompts_in_picture
 
 from .answer_checks import echoes, mixes_up, problem_of, whole_sentences
 from .batches import ConversationCollator
@@ -48,9 +48,10 @@ from .examples import (
     names_an_example,
     question_about,
 )
-from .instructions import WHICH, Instruction, draw_instruction, load_instructions
+from .instructions import WHICH, Instruction, draw_instruction
 from .lesson_arguments import LessonArguments
-from .records import GLYPH_SCHEME, Record, Region, Turn, cut_turns, load_records, open_image
+from .lesson_pictures import LessonPictures
+from .records import GLYPH_SCHEME, Record, Region, Turn, WrongSizeError, cut_turns, open_image
 
 MIN_SIDE = 4
 """Boxes with a shorter side, in pixels, are not asked about."""
@@ -71,6 +72,10 @@ class SeenPicture:
     described: list[RegionDescription]
     left_out: Counter[str]
 
+    def pass_over(self, problem: str) -> None:
+        """Ask nothing about it, and count it as one that has the problem."""
+        self.record, self.left_out[problem] = replace(self.record, regions=[]), 1
+
 
 @dataclass(eq=False)
 class Lesson:
@@ -90,12 +95,17 @@ class Lesson:
 
 
 class Teacher:
-    """A language model that answers questions about regions by what it is told of them."""
+    """A language model that answers questions about regions by what it is told of them.
+
+    pictures: what is asked about. pool: what is asked. Raises `ValueError` if nothing would be known of any region.
+    """
 
     def __init__(
         self,
         bridge: RegionBridgeForConditionalGeneration,
         processor: RegionBridgeProcessor,
+        pictures: LessonPictures,
+        pool: Sequence[Instruction],
         arguments: LessonArguments,
         seed: int,
     ) -> None:
@@ -103,26 +113,18 @@ class Teacher:
         self.collator = ConversationCollator(processor)
         self.tokenizer: TapRegionTokenizer = processor.encoder.tokenizer
         self.describer = DescribedRegionProcessor(processor.tokenizer, self.tokenizer)
-        self.likelihoods = Likelihoods(bridge, processor.tokenizer)
-        self.pool = load_instructions(arguments.instructions, arguments.kinds)
-        if arguments.pictures is not None:
-            self.pictures = pictures_of(Path(arguments.pictures))
-        else:
-            self.records, data = load_records(str(arguments.data)), Path(str(arguments.data))
-            self.root = data if data.is_dir() else data.parent
-
-    def __len__(self) -> int:
-        """How many pictures there are."""
-        return len(self.pictures if self.arguments.pictures is not None else self.records)
+        self.likelihoods = Likelihoods(bridge, processor.tokenizer, arguments.teacher_batch_size)
+        self.pictures, self.pool = pictures, pool
+        if self.tokenizer.text_tokenizer is None and self.tokenizer.concepts is None and not pictures.say_something():
+            raise ValueError(
+                f"The region tokenizer {self.tokenizer.source.get('source', '')} has neither caption vocabulary nor concept "
+                "bank, so nothing would be known of any region: give text_tokenizer or concepts, or data whose regions have "
+                "labels or captions."
+            )
 
     @property
     def chunks(self) -> int:
-        return -(-len(self) // self.arguments.lesson_chunk)
-
-    def is_held_out(self, row: int) -> bool:
-        """Whether a picture is kept for evaluation: those are spread evenly over all."""
-        share = self.arguments.held_out
-        return int((row + 1) * share) > int(row * share)
+        return -(-len(self.pictures) // self.arguments.lesson_chunk)
 
     @torch.no_grad()
     def work(self, chunk: int, folder: Path) -> Iterator[dict[str, Any]]:
@@ -131,7 +133,7 @@ class Teacher:
         folder: where the records will lie; their paths start from there.
         """
         size = self.arguments.lesson_chunk
-        rows = range(chunk * size, min((chunk + 1) * size, len(self)))
+        rows = range(chunk * size, min((chunk + 1) * size, len(self.pictures)))
         seen = self._see(rows, folder)
         lessons = [lesson for one in seen for lesson in self._draw(one)]
         torch.manual_seed(self.seed * 1_000_003 + chunk)
@@ -140,25 +142,29 @@ class Teacher:
         for lesson, answer in zip(unanswered, self.answers([lesson.told for lesson in unanswered])):
             answer = whole_sentences(answer, self._is_cut(answer))
             lesson.answer = re.sub(r"\b([Rr]egion) (\d)", r"\1\2", answer)  # as records and cut_turns write names
+        problems = {lesson: _problem_of(lesson) for lesson in lessons}
+        unsure = self._unsure([lesson for lesson, problem in problems.items() if problem is None])
+        problems |= dict.fromkeys(unsure, "unsure")
         for one in seen:
             kept = []
             for lesson in (lesson for lesson in lessons if lesson.seen is one):
-                problem = _problem_of(lesson) or self._doubt(lesson)
+                problem = problems[lesson]
                 if problem is None:
                     kept.append(lesson)
                 else:
                     one.left_out[problem] += 1
             record = _record_of(one.record, kept).to_dict() if kept else None
             counts = {"kept": len(kept), **one.left_out}
-            yield {"row": one.row, "held_out": self.is_held_out(one.row), "record": record, "lessons": counts}
+            yield {"row": one.row, "held_out": self.pictures.is_held_out(one.row), "record": record, "lessons": counts}
 
-    def _doubt(self, lesson: Lesson) -> str | None:
-        """That the teacher does not know the answer, if it went on a text and holds what it said for unlikely."""
-        if not is_text(lesson.told) or lesson.kind == WHICH:
-            return None
+    def _unsure(self, lessons: Sequence[Lesson]) -> list[Lesson]:
+        """Those whose answer the teacher does not know: it went on a text, and holds what it said for unlikely."""
+        asked = [lesson for lesson in lessons if is_text(lesson.told) and lesson.kind != WHICH]
         with adapter_off(self.bridge):
-            (likely,) = self.likelihoods.log_probabilities([(after_examples(lesson.told), f" {lesson.answer}")])
-        return "unsure" if likely < UNSURE else None
+            likely = self.likelihoods.log_probabilities(
+                [(after_examples(lesson.told), f" {lesson.answer}") for lesson in asked]
+            )
+        return [lesson for lesson, nats in zip(asked, likely) if nats < UNSURE]
 
     def answers(self, told: Sequence[str]) -> list[str]:
         """What the language model says, with its adapter off, when it is told and asked: in its chat, or going on a text."""
@@ -193,21 +199,15 @@ class Teacher:
     # --- what is seen ---------------------------------------------------------------------------------------------
 
     def _see(self, rows: range, folder: Path) -> list[SeenPicture]:
-        """Some pictures, with what is known of each of their regions. One that does not open has no regions."""
+        """Some pictures, with what is known of each of their regions. One that cannot be used has none, and is counted."""
         seen, pictures = [], []
         for row in rows:
-            record, root = self._record(row)
+            record, root = self.pictures.record(row)
             one = SeenPicture(row, record, [], Counter())
             seen.append(one)
-            try:
-                picture = open_image(record, root)
-            except UNREADABLE:
-                one.record, one.left_out["picture does not open"] = replace(record, regions=[]), 1
-                continue
-            if not str(record.image).startswith(GLYPH_SCHEME):
-                path = Path(os.path.relpath(root / record.image, folder)).as_posix()
-                one.record = replace(record, image=path, width=picture.shape[1], height=picture.shape[0])
-            pictures.append((one, picture))
+            picture = _opened(one, root, folder)
+            if picture is not None:
+                pictures.append((one, picture))
         if not pictures:
             return seen
         features = self.tokenizer.embed_image([picture for _, picture in pictures])
@@ -225,16 +225,6 @@ class Teacher:
                 one.described = list(map(_in_true_words, one.described, one.record.regions))
         return seen
 
-    def _record(self, row: int) -> tuple[Record, Path]:
-        """The record of a picture, and the folder that its path starts from."""
-        if self.arguments.pictures is not None:
-            name = Path(self.arguments.pictures).resolve().name
-            return Record(str(self.pictures[row].path.resolve()), source=name), Path()
-        record = self.records[row]
-        if not isinstance(record.image, str):
-            raise ValueError(f"{record.name} is inside a parquet file: give records of pictures by their paths.")
-        return record, self.root
-
     def _search(self, features: ImageFeatures) -> list[Region]:
         """The boxes that everything mode finds in a picture, the most confident first."""
         found = self.tokenizer.encode_everything(features=features, points_per_crop=self.arguments.points_per_crop)
@@ -246,7 +236,7 @@ class Teacher:
     def _draw(self, seen: SeenPicture) -> Iterator[Lesson]:
         """The questions about a picture; half of those about one that is kept for evaluation are in new words."""
         random = np.random.RandomState([self.seed, 11, seen.row])
-        held_out, count = self.is_held_out(seen.row), len(seen.record.regions)
+        held_out, count = self.pictures.is_held_out(seen.row), len(seen.record.regions)
         for i in range(self.arguments.questions if count else 0):
             order = [int(n) + 1 for n in random.permutation(count)]
             if not held_out and random.random_sample() < self.arguments.own_questions:
@@ -254,11 +244,13 @@ class Teacher:
                 continue
             kind = NEW if held_out and i % 2 else KNOWN
             drawn = draw_instruction(self.pool, count, random, held_out=kind == NEW)
-            if drawn is not None and drawn.is_choice:
+            if drawn is None:
+                seen.left_out[f"no {kind} about so few regions"] += 1
+            elif drawn.is_choice:
                 alike = [one.text for one in self.pool if (one.kind, one.is_held_out) == (drawn.kind, kind == NEW)]
                 asked = [drawn.text, *random.permutation(alike)[: _TRIES - 1].tolist()]
                 yield from self._choice(seen, asked, _apart(seen, order)[: 2 + random.randint(2)], kind)
-            elif drawn is not None:
+            else:
                 yield _lesson(seen, drawn, order[: drawn.regions], kind)
 
     def _choice(
@@ -310,6 +302,28 @@ class Teacher:
                 yield _lesson(seen, Instruction(OWN, question, is_of_kinds=True), [region], OWN)
 
 
+def _opened(seen: SeenPicture, root: Path, folder: Path) -> np.ndarray | None:
+    """A picture as RGB bytes (H, W, 3), whose path now starts from the folder of the lessons; None if it is passed over."""
+    record = seen.record
+    try:
+        picture = open_image(record, root)
+    except WrongSizeError:
+        seen.pass_over("picture of another size than its record says")
+        return None
+    except UNREADABLE:
+        seen.pass_over("picture does not open")
+        return None
+    if not str(record.image).startswith(GLYPH_SCHEME):
+        path = Path(os.path.relpath(root / record.image, folder)).as_posix()
+        seen.record = replace(record, image=path, width=picture.shape[1], height=picture.shape[0])
+    try:
+        prompts_in_picture(seen.record.prompts(), seen.record.size)
+    except ValueError:  # of a record that gives no size, nobody could know it before
+        seen.pass_over("picture that a region does not fit")
+        return None
+    return picture
+
+
 _TRIES = 8
 """Of how many questions of a kind that is asked of which it is surest which region it means."""
 
@@ -343,7 +357,7 @@ def _problem_of(lesson: Lesson) -> str | None:
     if is_text(lesson.told) and lesson.kind != WHICH:
         if echoes(lesson.answer, lesson.told):
             return "says nothing new"
-        if names_an_example(lesson.answer):
+        if names_an_example(lesson.answer, lesson.told):
             return "names a thing of the examples"
     things = {n: _ARTICLE.sub("", lesson.seen.described[n - 1].thing or f"region{n}") for n in lesson.regions}
     if mixes_up(lesson.answer, things):

@@ -195,6 +195,10 @@ class BridgeTraining(Training):
             self.accelerator.unwrap_model(self.model).config.taught_to_find = True
         for path, count in data.silent.items():
             self.accelerator.print(f"{path}: {count} records without a conversation are passed over")
+        for path, (taught, asked) in data.taught().items():
+            self.accelerator.print(
+                f"{path}: of {counted(asked, 'question')}, {taught:,} are learned from the teacher's distribution (KL)"
+            )
         records, drawn = sum(map(len, data.rows)), arguments.steps * arguments.batch_size * batches
         self.accelerator.print(
             f"{counted(arguments.steps, 'step')} draw {drawn:,} of {counted(records, 'record')}: {drawn / records:.2f} passes"
@@ -213,11 +217,15 @@ class BridgeTraining(Training):
 
     def held_out(self) -> Iterator[list[CachedRecord]]:
         """The records that this process evaluates on, by batches, each cut to as many turns as training has."""
+        turns = max(source.turns for source in self.arguments.sources)
+        return self._by_batches(Path(str(self.arguments.eval_data)), Path(str(self.arguments.eval_cache)), turns)
+
+    def _by_batches(self, data: Path, folder: Path, turns: int) -> Iterator[list[CachedRecord]]:
+        """The same of any records and their cache, each cut to so many turns."""
         arguments = self.arguments
-        records, cache = load_records(str(arguments.eval_data)), RegionCache(str(arguments.eval_cache))
+        records, cache = load_records(data), RegionCache(folder)
         chosen = [i for i in range(min(arguments.eval_records, len(records))) if records[i].conversations]
         mine = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
-        turns = max(source.turns for source in arguments.sources)
         for start in range(0, len(mine), arguments.batch_size):
             batch = mine[start : start + arguments.batch_size]
             items = [CachedRecord(records[i], cache.regions(i), cache.context(i)) for i in batch]
@@ -260,15 +268,25 @@ class BridgeTraining(Training):
         self.model.eval()
         sums = torch.zeros(4, dtype=torch.float64)
         for items in self.held_out():
-            bridge = self.accelerator.unwrap_model(self.model)
-            batch = {name: value.to(bridge.device) for name, value in self.collator(items).items()}
-            said = self._last_answers(items)
-            right = sum(a == item.record.conversations[-1].content for a, item in zip(said, items))
-            loss = float(summed_loss(bridge, batch))
-            sums += torch.tensor([loss, words_learned(batch), right, len(items)], dtype=torch.float64)
-        sums = self.accelerator.reduce(sums.float().to(self.accelerator.device))  # MPS has no doubles
-        loss, words, right, answers = sums.tolist()
+            sums += self._measured(items, self._last_answers(items))
+        return self._means(sums)
+
+    def _measured(self, items: list[CachedRecord], said: list[str]) -> Tensor:
+        """Sums (4,) of loss, words, right answers and answers; said: the bridge's own in place of each last answer."""
+        bridge = self.accelerator.unwrap_model(self.model)
+        batch = {name: value.to(bridge.device) for name, value in self.collator(items).items()}
+        right = sum(a == item.record.conversations[-1].content for a, item in zip(said, items))
+        loss = float(summed_loss(bridge, batch))
+        return torch.tensor([loss, words_learned(batch), right, len(items)], dtype=torch.float64)
+
+    def _means(self, sums: Tensor) -> dict[str, float]:
+        """What an evaluation says of the sums of all processes."""
+        loss, words, right, answers = self._over_processes(sums).tolist()
         return {"val_loss": loss / max(words, 1), "val_answer": right / max(answers, 1)}
+
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        """The sums of all processes together, on the CPU."""
+        return self.accelerator.reduce(sums.float().to(self.accelerator.device)).cpu()  # MPS has no doubles
 
     def _last_answers(self, items: list[CachedRecord]) -> list[str]:
         """The bridge's own words in place of the last answer of each conversation."""

@@ -227,18 +227,26 @@ def _tile(record: Record, root: Path) -> Image.Image:
     drawn = Image.new("RGB", (TILE, 1), "white") if record.image is None else _drawn(record, root)
     room = TILE - 12
     drawn.thumbnail((room, room))
+    lines = lines_of(record)
+    most = TEXT_LINES * (2 if any(turn.told for turn in record.conversations) else 1)
+    height = drawn.height + 16 + min(len(lines), most) * (FONT_SIZE + 4)
+    tile = Image.new("RGB", (TILE, height + 8), "white")
+    tile.paste(drawn, ((TILE - drawn.width) // 2, 6))
+    pen, font = ImageDraw.Draw(tile), ImageFont.load_default(FONT_SIZE)
+    for number, line in enumerate(lines[:most]):
+        more = " …" if number == most - 1 and len(lines) > most else ""
+        pen.text((8, drawn.height + 10 + number * (FONT_SIZE + 4)), line + more, fill="black", font=font)
+    return tile
+
+
+def lines_of(record: Record) -> list[str]:
+    """What is said, a line for about 56 letters: questions (Q), what a teacher was told in their place (told), answers (A)."""
     lines: list[str] = []
     for turn in record.conversations:
         mark = {"user": "Q: ", "assistant": "A: "}.get(turn.role, "")
         lines += textwrap.wrap(mark + turn.content, 56) or [mark]
-    height = drawn.height + 16 + min(len(lines), TEXT_LINES) * (FONT_SIZE + 4)
-    tile = Image.new("RGB", (TILE, height + 8), "white")
-    tile.paste(drawn, ((TILE - drawn.width) // 2, 6))
-    pen, font = ImageDraw.Draw(tile), ImageFont.load_default(FONT_SIZE)
-    for number, line in enumerate(lines[:TEXT_LINES]):
-        more = " …" if number == TEXT_LINES - 1 and len(lines) > TEXT_LINES else ""
-        pen.text((8, drawn.height + 10 + number * (FONT_SIZE + 4)), line + more, fill="black", font=font)
-    return tile
+        lines += textwrap.wrap(f"told: {turn.told}", 56) if turn.told else []
+    return lines
 
 
 def _drawn(record: Record, root: Path) -> Image.Image:

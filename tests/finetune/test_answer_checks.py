@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("accelerate")
 
 from finetune.answer_checks import echoes, mixes_up, problem_of, whole_sentences
-from finetune.instructions import UNSEEN
+from finetune.instructions import JSON, UNSEEN
 from llm_bridge import RegionDescription, describe_regions
 
 
@@ -28,8 +28,37 @@ def test_answers_that_are_of_no_use_are_named(answer: str, problem: str | None) 
     assert problem_of(answer, "describe", [1, 2]) == problem
 
 
-def test_what_cannot_be_seen_may_be_answered_so() -> None:
-    assert problem_of("I cannot see that.", UNSEEN, [1]) is None
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ("I cannot see that.", None),
+        ("I'm sorry, but I can't tell how old region1 is.", None),
+        ("It is not known who owns region1.", None),
+        ("The text does not say it.", None),
+        ("I don't have that information.", None),
+        ("region1 is 5 years old.", "invents"),
+        ("The person beside region1 is Alec.", "invents"),
+        ("Yes, one can fly with it.", "invents"),
+    ],
+)
+def test_what_cannot_be_seen_must_be_answered_so(answer: str, problem: str | None) -> None:
+    assert problem_of(answer, UNSEEN, [1]) == problem
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ('{"name": "cat"}', None),
+        ('["cat", "hat"]', None),
+        ('```json\n{"name": "cat"}\n```', None),
+        ('{"name": cat}', "is no JSON"),
+        ('Here it is: {"name": "cat"}', "is no JSON"),
+        ('"cat"', "is no JSON"),
+        ("I'm sorry, I cannot do that.", "dodges"),
+    ],
+)
+def test_where_json_is_asked_for_the_answer_is_json(answer: str, problem: str | None) -> None:
+    assert problem_of(answer, JSON, [1]) == problem
 
 
 @pytest.mark.parametrize(

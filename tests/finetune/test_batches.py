@@ -17,6 +17,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 
 import finetune.train as train
+from finetune import cache_regions
 from finetune.batches import CachedRecord, ConversationCollator, Conversations, Mixture, StepSampler
 from finetune.cache import RegionCache
 from finetune.config import Source
@@ -75,6 +76,9 @@ def conversations(stage: Path, cache: str, seed: int = 0, **options: object) -> 
     return Conversations([source], seed)
 
 
+ANSWER = {"role": "assistant", "content": "yes"}
+
+
 def questions(record: Record) -> list[str]:
     return [turn.content for turn in record.conversations if turn.role == "user"]
 
@@ -110,6 +114,31 @@ def test_only_what_a_teacher_said_in_a_chat_is_learned_from_its_distribution(sta
     assert {row: item.is_taught for row, item in by_record(data).items()} == {
         row: row % 2 == 0 for row in range(len(lines))
     }
+
+
+@pytest.mark.slow
+def test_a_conversation_with_a_teacher_keeps_to_questions_told_in_one_form(stage: Path, tmp_path: Path) -> None:
+    """So that where several are asked in a row, those of the chat are not learned without its distribution."""
+    told = ["region1 is a cat.\nWhat is it?", "region1 is a cat.\nIs it?", "Question: Who needs a cat?\nAnswer:"]
+    lines = [json.loads(line) for line in (stage / "records.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["conversations"] = [
+            turn for one in told for turn in ({"role": "user", "content": "Is <region1>?", "told": one}, ANSWER)
+        ]
+        del line["regions"][1:]
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cache_regions.main(["--data", str(path), "--region_tokenizer", str(stage / "tap0"), "--output", str(tmp_path / "cache"),
+                        "--workers", "0"])  # fmt: skip
+    data = Conversations([Source(str(path), str(tmp_path / "cache"), loss="teacher")])
+    drawn = [data[position] for position in range(5 * len(lines))]
+    own = [tuple(turn.told for turn in item.record.conversations if turn.role == "user") for item in drawn]
+    assert set(own) == {tuple(told[:2]), tuple(told[2:])}
+    assert [item.is_taught for item in drawn] == [len(one) == 2 for one in own]
+    assert data.taught() == {str(path): (2 * len(lines), 3 * len(lines))}
+    plain = Conversations([Source(str(path), str(tmp_path / "cache"))])
+    assert len(questions(plain[0].record)) == 3
+    assert plain.taught() == {}
 
 
 @pytest.mark.slow

@@ -22,13 +22,14 @@ class Words:
 
     def __init__(self, follows: dict[str, dict[str, float]]) -> None:
         self.ids: dict[str, int] = {}
-        self.follows, self.asked = follows, 0
+        self.follows, self.asked, self.passes = follows, 0, 0
 
     def tokenize(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": [self.ids.setdefault(word, len(self.ids) + 1) for word in text.split()]}
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> Any:
         self.asked += len(input_ids)
+        self.passes += 1
         words = {number: word for word, number in self.ids.items()}
         logits = torch.zeros(*input_ids.shape, 40)
         for row, own in enumerate(input_ids.tolist()):
@@ -40,9 +41,9 @@ class Words:
         return SimpleNamespace(logits=logits)
 
 
-def likelihoods(follows: dict[str, dict[str, float]]) -> tuple[Likelihoods, Words]:
+def likelihoods(follows: dict[str, dict[str, float]], batch_size: int = 2) -> tuple[Likelihoods, Words]:
     words = Words(follows)
-    return Likelihoods(words, words.tokenize, batch_size=2), words  # type: ignore[arg-type]
+    return Likelihoods(words, words.tokenize, batch_size), words  # type: ignore[arg-type]
 
 
 SEEN = {"Which one?": {"cat": 5.0, "hat": 0.0}, "Which of these is worn?": {"cat": 5.0, "hat": 3.0, "rat": 2.0}}
@@ -74,6 +75,13 @@ def test_of_several_questions_the_surest_is_asked() -> None:
     asked = {"Which of these purrs?": {"cat": 6.0, "hat": 3.0}, "Which of these is worn?": {"cat": 0.0, "hat": 6.0}}
     known, _ = likelihoods({"Which one?": {"cat": -1.0, "hat": -1.0}, **asked})
     assert known.surest(list(asked), ["a cat", "a hat"]) == ("Which of these is worn?", 1)
+
+
+def test_several_questions_are_read_together() -> None:
+    asked = {f"Which of these is {n}?": {"cat": 0.0, "hat": float(n)} for n in range(8)}
+    known, model = likelihoods({"Which one?": {"cat": -1.0, "hat": -1.0}, **asked}, batch_size=18)
+    known.surest(list(asked), ["a cat", "a hat"])
+    assert (model.asked, model.passes) == (18, 1)
 
 
 def test_what_is_said_has_the_probability_of_its_words_after_the_text() -> None:

@@ -19,12 +19,14 @@ pytest.importorskip("peft")
 from interrupted import interrupt_after_saving
 
 from finetune import distill, train
-from finetune.config import parse_arguments
+from finetune.batches import CachedRecord
+from finetune.config import Source, parse_arguments
 from finetune.data.__main__ import main as data_command
-from finetune.distill import DistillArguments
+from finetune.distill import DistillArguments, DistillTraining
+from finetune.lesson_arguments import LessonArguments
 from finetune.records import load_records
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionChat
-from tap_tokenizer import TapRegionTokenizer, is_here
+from tap_tokenizer import ConceptBank, TapRegionTokenizer, is_here
 
 pytestmark = pytest.mark.slow
 
@@ -43,15 +45,42 @@ def run(stage: Path, output: Path, *flags: str) -> list[dict[str, float]]:
 def any_answer_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """A language model that knows nothing says nothing of use."""
     monkeypatch.setattr("finetune.teacher._problem_of", lambda lesson: None if lesson.answer else "empty")
-    monkeypatch.setattr("finetune.teacher.Teacher._doubt", lambda teacher, lesson: None)
+    monkeypatch.setattr("finetune.teacher.Teacher._unsure", lambda teacher, lessons: [])
     monkeypatch.setattr("finetune.teacher.whole_sentences", lambda answer, is_cut: answer)
 
 
-def test_from_records_to_a_bridge(stage: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[CachedRecord]]:
+    """The batches for which answers are generated in evaluations, while they run."""
+    found: list[list[CachedRecord]] = []
+    plain = DistillTraining._last_answers
+
+    def spy(training: DistillTraining, items: list[CachedRecord]) -> list[str]:
+        found.append(items)
+        return plain(training, items)
+
+    monkeypatch.setattr(DistillTraining, "_last_answers", spy)
+    return found
+
+
+def answers_behind(line: dict[str, float], end: str) -> float:
+    """How many answers, of known and of new instructions, stand behind the shares that are equal."""
+    return sum(line.get(f"val_same_answers{new}{end}", 0) for new in ("", "_new"))
+
+
+def test_from_records_to_a_bridge(
+    stage: Path, tmp_path: Path, measured: list[list[CachedRecord]], capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = run(stage, tmp_path)
     assert all(line["kl"] <= line["loss"] for line in lines if "loss" in line)
-    assert {"val_loss", "val_answer", "val_kl_shuffled", "val_same_shuffled"} <= set(lines[-1])
-    assert {"val_kl", "val_kl_new"} & set(lines[-1])
+    assert {"val_loss", "val_answer"} <= set(lines[-1])
+    for end in ("", "_shuffled"):
+        kinds = [f"{new}{end}" for new in ("", "_new")]
+        assert {f"val_kl{kind}" for kind in kinds} & set(lines[-1])
+        assert answers_behind(lines[-1], end) == 2
+        assert all(lines[-1].get(f"val_kl_answers{kind}", 1) >= 1 for kind in kinds)
+    assert len(measured) == 2  # of two held-out pictures: once as they are, once shuffled
+    assert "are learned from the teacher's distribution (KL)" in capsys.readouterr().out
     folder = tmp_path / "lessons"
     lessons, held_out = load_records(folder / "lessons.jsonl"), load_records(folder / "held_out.jsonl")
     assert len(lessons) + len(held_out) <= 6
@@ -118,16 +147,23 @@ def test_resumed_equals_uninterrupted(stage: Path, tmp_path: Path, monkeypatch: 
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-6, msg=name)
 
 
-def test_lessons_are_learned_beside_answers(stage: Path, tmp_path: Path) -> None:
+def test_lessons_are_learned_and_measured_beside_answers(
+    stage: Path, tmp_path: Path, measured: list[list[CachedRecord]]
+) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"sources:\n- {{records: {stage / 'records.jsonl'}, cache: {stage / 'cache'}, weight: 1, turns: 1}}\n"
-        "lessons_weight: 1\nmode: projector\n"
+        f"sources:\n- {{records: {stage / 'records.jsonl'}, cache: {stage / 'cache'}, weight: 1, turns: 3}}\n"
+        f"eval_data: {stage / 'records.jsonl'}\neval_cache: {stage / 'cache'}\nlessons_weight: 1\nmode: projector\n"
     )
-    lines = run(stage, tmp_path / "out", "--config", str(recipe))
+    lines = run(stage, tmp_path / "out", "--config", str(recipe), "--batch_size", "1")
     assert all("kl" in line for line in lines if "loss" in line)
+    assert {"val_loss", "val_answer"} <= set(lines[-1])
+    assert answers_behind(lines[-1], "") == answers_behind(lines[-1], "_shuffled") == 2
+    asked = [sum(turn.role == "user" for turn in item.record.conversations) for items in measured for item in items]
+    assert asked == [3, 3, 1, 1, 1, 1]  # two records of eval_data, then each lesson alone, as it is and shuffled
     saved = tmp_path / "out" / "arguments.yaml"
     shutil.rmtree(tmp_path / "out" / "model")
+    assert yaml.safe_load(saved.read_text())["eval_data"] == str(stage / "records.jsonl")
     distill.main(["--config", str(saved)])  # its own arguments: nothing is left to do
     assert (tmp_path / "out" / "model").is_dir()
 
@@ -182,6 +218,65 @@ def test_lessons_of_others_are_refused(stage: Path, tmp_path: Path) -> None:
     run(stage, tmp_path, "--mode", "projector")
     with pytest.raises(ValueError, match="lessons with other questions"):
         run(stage, tmp_path, "--mode", "projector", "--questions", "2")
+
+
+def begun(tmp_path: Path, **options: Any) -> DistillArguments:
+    """The arguments of lessons that were begun in a folder."""
+    arguments = DistillArguments(output_dir=str(tmp_path / "out"), language_model="none", **options)
+    about = tmp_path / "out" / "lessons" / "about.json"
+    about.parent.mkdir(parents=True)
+    about.write_text(json.dumps(distill._begun(arguments)))
+    return arguments
+
+
+def test_lessons_of_records_that_were_edited_since_are_refused(tmp_path: Path) -> None:
+    data = tmp_path / "r.jsonl"
+    data.write_text('{"image": "a.jpg"}\n')
+    arguments = begun(tmp_path, data=str(data))
+    distill._begun(arguments)
+    data.write_text('{"image": "b.jpg"}\n')
+    with pytest.raises(
+        ValueError, match=r"lessons made of .*r\.jsonl, which had other content then: .* another output_dir"
+    ):
+        distill._begun(arguments)
+    data.unlink()  # they can be learned where it is not at hand
+    distill._begun(arguments)
+
+
+def test_lessons_of_pictures_that_were_added_to_since_are_refused(tmp_path: Path, picture: Image.Image) -> None:
+    (tmp_path / "p").mkdir()
+    picture.save(tmp_path / "p" / "b.png")
+    arguments = begun(tmp_path, pictures=str(tmp_path / "p"))
+    picture.save(tmp_path / "p" / "a.png")
+    with pytest.raises(ValueError, match=r"lessons made of .*p, which had other content"):
+        distill._begun(arguments)
+    about = tmp_path / "out" / "lessons" / "about.json"
+    old = json.loads(about.read_text())
+    del old["made_of"]  # as earlier versions wrote it
+    about.write_text(json.dumps(old))
+    assert distill._begun(arguments)["seed"] == arguments.seed
+
+
+def test_too_few_pictures_are_refused_before_a_model_is_loaded(tmp_path: Path, picture: Image.Image) -> None:
+    (tmp_path / "p").mkdir()
+    picture.save(tmp_path / "p" / "a.png")
+    flags = ["--output_dir", str(tmp_path / "out"), "--language_model", str(tmp_path / "none"), "--tracker", "none"]
+    with pytest.raises(ValueError, match="Got 1 picture, expected at least 2"):
+        distill.main([*flags, "--pictures", str(tmp_path / "p")])
+    assert not (tmp_path / "out" / "lessons" / "about.json").exists()  # which would refuse what it is told to do
+    picture.save(tmp_path / "p" / "b.png")
+    with pytest.raises((ValueError, OSError), match="none"):  # which is no language model
+        distill.main([*flags, "--pictures", str(tmp_path / "p")])
+
+
+def test_the_teacher_may_be_told_other_concepts_than_the_tokenizers(stage: Path, tmp_path: Path) -> None:
+    tokenizer = TapRegionTokenizer.from_pretrained(stage / "tap0")
+    assert distill._with_words(tokenizer, LessonArguments()) is tokenizer
+    width = tokenizer.concepts.embed_size
+    ConceptBank.from_vectors(["one", "two"], torch.eye(width)[:2]).save(tmp_path / "own.safetensors")
+    told = distill._with_words(tokenizer, LessonArguments(concepts=str(tmp_path / "own.safetensors")))
+    assert told.concepts.names == ("one", "two")
+    assert told.fingerprint == tokenizer.fingerprint
 
 
 def test_runs_of_several_seeds_learn_the_same_lessons(
@@ -251,6 +346,35 @@ def test_photographs_go_the_whole_way_and_the_output_says_that_they_mean_nothing
 def test_what_does_not_go_together_is_refused(stage: Path, tmp_path: Path, flags: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(stage, tmp_path, *flags)
+
+
+@pytest.mark.parametrize(
+    ("lessons_weight", "weights", "message"),
+    [
+        (None, [1.0], "lessons_weight None beside 1 source, 1 of them with a weight: give lessons_weight"),
+        (0.5, [1.0, None], "lessons_weight 0.5 beside 2 sources, 1 of them with a weight"),
+        (0.5, [None, None], "0 of them with a weight"),
+    ],
+)
+def test_weights_of_sources_without_one_of_the_lessons_are_refused_by_name(
+    lessons_weight: float | None, weights: list[float | None], message: str
+) -> None:
+    sources = [Source(f"{number}.jsonl", weight=weight) for number, weight in enumerate(weights)]
+    with pytest.raises(ValueError, match=message):
+        DistillArguments(
+            output_dir="out", language_model="lm", data="d", sources=sources, lessons_weight=lessons_weight
+        ).complete()
+
+
+def test_lessons_are_what_is_evaluated_unless_something_else_is_given() -> None:
+    arguments = DistillArguments(output_dir="out", language_model="lm", data="d")
+    arguments.complete()
+    assert (arguments.eval_data, arguments.eval_cache) == ("out/lessons/held_out.jsonl", "out/lessons/held_out_cache")
+    own = DistillArguments(output_dir="out", language_model="lm", data="d", eval_data="v.jsonl", eval_cache="v")
+    own.complete()
+    assert (own.eval_data, own.eval_cache) == ("v.jsonl", "v")
+    with pytest.raises(ValueError, match="one of eval_data and eval_cache"):
+        DistillArguments(output_dir="out", language_model="lm", data="d", eval_data="v.jsonl").complete()
 
 
 def test_the_recipe_for_photographs_is_whole() -> None:

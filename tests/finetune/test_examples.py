@@ -43,9 +43,14 @@ def test_every_example_is_answered_as_the_question_is_to_be() -> None:
 def test_an_answer_that_names_a_thing_of_the_examples_is_known_as_such() -> None:
     asked = after_examples("").splitlines()[::2]
     assert len(asked) > 3
-    assert all(names_an_example(question) for question in asked)
-    assert names_an_example("A sofa.")
-    assert not names_an_example("Boil water.")
+    assert all(names_an_example(question, "") for question in asked)
+    assert names_an_example("A sofa.", as_text("What is soft?"))
+    assert not names_an_example("Boil water.", as_text("What is hot?"))
+
+
+def test_a_thing_of_the_examples_may_be_named_where_the_question_is_about_it() -> None:
+    assert not names_an_example("People sit on sofas.", as_text("Who needs a sofa?"))
+    assert names_an_example("A sofa and a kettle.", as_text("What goes well with a sofa?"))
 
 
 def test_questions_are_asked_for_about_a_thing_of_which_no_example_speaks() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("accelerate")
 
-from finetune.instructions import SHIPPED, UNSEEN, draw_instruction, load_instructions
+from finetune.instructions import JSON, SHIPPED, UNSEEN, draw_instruction, load_instructions, never_held_out
 
 
 def test_the_shipped_pool_asks_about_one_and_about_several_regions_in_many_ways() -> None:
@@ -18,7 +18,7 @@ def test_the_shipped_pool_asks_about_one_and_about_several_regions_in_many_ways(
     assert len(pool) > 150
     assert len({one.text for one in pool}) == len(pool)
     assert {one.regions for one in pool} == {1, 2, 3}
-    assert UNSEEN in {one.kind for one in pool}
+    assert {UNSEEN, JSON} <= {one.kind for one in pool}
     held_out = Counter(one.kind for one in pool if one.is_held_out)
     assert set(held_out) == {one.kind for one in pool}
     assert all(one.hint or one.is_choice for one in pool)
@@ -46,6 +46,14 @@ def test_a_users_own_file_stands_beside_the_pool(tmp_path: Path) -> None:
     (one,) = load_instructions([str(own)])
     assert (one.kind, one.hint, one.is_held_out, one.is_of_kinds) == ("mine", "Be brief.", False, True)
     assert len(load_instructions([SHIPPED, str(own)])) == len(load_instructions([SHIPPED])) + 1
+
+
+def test_kinds_with_too_few_instructions_to_hold_one_out_are_named(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    lines = "".join(f"- Is <region1> number {n}?\n" for n in range(8))
+    own.write_text(f"few: ['Is <region1> ripe?']\nenough:\n{lines}")
+    assert never_held_out(load_instructions([str(own)])) == ["few"]
+    assert never_held_out(load_instructions([SHIPPED])) == []
 
 
 def test_only_the_kinds_that_are_wanted_are_asked() -> None:

@@ -8,23 +8,31 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
+from small_files import write_picture
 
+from finetune.examples import as_text
 from finetune.instructions import Instruction
+from finetune.lesson_arguments import LessonArguments
 from finetune.records import Record, Region
 from finetune.teacher import (
     KNOWN,
+    NEW,
     OWN,
+    Lesson,
     SeenPicture,
     Teacher,
     _apart,
     _lesson,
+    _opened,
     _problem_of,
     _record_of,
 )
-from llm_bridge import RegionDescription, describe_regions
+from llm_bridge import RegionBridgeProcessor, RegionDescription, describe_regions
 
 CAT = RegionDescription("region1", "a black cat", [("cat", 0.9)], (0, 0, 100, 100))
 HAT = RegionDescription("region2", "a red hat", [("hat", 0.9)], (200, 200, 300, 300))
@@ -101,3 +109,84 @@ def test_a_lesson_tells_its_teacher_of_the_regions_that_are_asked_about() -> Non
     assert question.told is not None
     assert "region1" in question.told
     assert "region2" not in question.told
+
+
+def lesson_of(told: str, answer: str, kind: str = "use") -> Lesson:
+    return Lesson(picture_of(CAT), kind, KNOWN, "Who needs <region1>?", told, [1], answer)
+
+
+def test_what_is_unsure_is_found_for_all_lessons_together() -> None:
+    asked: list[Any] = []
+
+    def log_probabilities(pairs: list[tuple[str, str]]) -> list[float]:
+        asked.append(pairs)
+        return [-9.0 if said == " Nobody." else -1.0 for _, said in pairs]
+
+    teacher = teacher_that_holds("a cat")
+    teacher.likelihoods = SimpleNamespace(log_probabilities=log_probabilities)  # type: ignore[assignment]
+    text = as_text("Who needs a cat?")
+    lessons = [lesson_of(text, "Mice."), lesson_of(text, "Nobody."), lesson_of("region1 is a cat.", "Nobody.")]
+    assert teacher._unsure(lessons) == [lessons[1]]
+    assert [len(pairs) for pairs in asked] == [2]
+
+
+def test_a_thing_of_the_examples_is_known_where_the_region_is_one() -> None:
+    sofa = RegionDescription("region1", None, [("sofa", 0.9)], (0, 0, 100, 100))
+    lesson = _lesson(picture_of(sofa), Instruction("use", "Who needs <region1>?", is_of_kinds=True), [1], KNOWN)
+    lesson.answer = "Tired people sit on a sofa."
+    assert _problem_of(lesson) is None
+    lesson.answer = "Those who own a kettle."
+    assert _problem_of(lesson) == "names a thing of the examples"
+
+
+def test_a_picture_that_cannot_be_used_is_counted_by_its_reason(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", 60, 40)
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    inside, outside = Region(box=[1, 2, 30, 20]), Region(box=[1, 2, 300, 20])
+    for record, problem in (
+        (Record("a.png", 60, 40, [inside]), None),
+        (Record("a.png", 600, 400, [inside]), "picture of another size than its record says"),
+        (Record("torn.png", 60, 40, [inside]), "picture does not open"),
+        (Record("a.png", 0, 0, [inside, outside]), "picture that a region does not fit"),
+    ):
+        seen = SeenPicture(0, record, [], Counter())
+        picture = _opened(seen, tmp_path, tmp_path)
+        assert (picture is None) == (problem is not None)
+        assert seen.left_out == ({problem: 1} if problem else {})
+        assert len(seen.record.regions) == (0 if problem else 1)
+
+
+def test_questions_for_which_there_are_too_few_regions_are_counted() -> None:
+    teacher = teacher_that_holds("a cat")
+    teacher.seed, teacher.arguments = 0, LessonArguments(questions=4, own_questions=0)
+    teacher.pool = [Instruction("compare", "Compare <region1> and <region2>.")]
+    for is_held_out, left_out in ((False, {f"no {KNOWN} about so few regions": 4}),
+                                  (True, {f"no {kind} about so few regions": 2 for kind in (KNOWN, NEW)})):  # fmt: skip
+        teacher.pictures = SimpleNamespace(is_held_out=lambda row, said=is_held_out: said)  # type: ignore[assignment]
+        seen = picture_of(CAT)
+        assert not list(teacher._draw(seen))
+        assert seen.left_out == left_out
+
+
+@pytest.mark.parametrize("says_something", [True, False])
+def test_a_teacher_that_would_know_nothing_is_refused(says_something: bool) -> None:
+    processor = RegionBridgeProcessor.from_pretrained("region-chat-tiny")
+    tokenizer = processor.region_tokenizer
+    assert tokenizer is not None
+    pictures: Any = SimpleNamespace(say_something=lambda: says_something)
+    bridge: Any = torch.nn.Module()
+
+    def teacher() -> Teacher:
+        return Teacher(bridge, processor, pictures, [], LessonArguments(), seed=0)
+
+    teacher()
+    tokenizer.concepts = None
+    teacher()  # which has captions still
+    tokenizer.text_tokenizer = None
+    if says_something:
+        teacher()
+        return
+    with pytest.raises(
+        ValueError, match=r"neither caption vocabulary nor concept bank, .* give text_tokenizer or concepts"
+    ):
+        teacher()

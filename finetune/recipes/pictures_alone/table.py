@@ -38,7 +38,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], float]]] = {
         "≥ .95",
         lambda row: contained(row.own, "contained") / contained(row.told, f"{DESCRIBED} contained"),
     ),
-    "KL of new instructions, of shuffled": ("≤ .2", lambda row: row.log["val_kl_new"] / row.log["val_kl_shuffled"]),
+    "KL of new instructions, of shuffled": ("≤ .2", lambda row: row.log["val_kl_new"] / row.log["val_kl_new_shuffled"]),
     "knowledge, of the teacher": (
         "≥ .9",
         lambda row: row.own[f"full: {KNOWLEDGE}"] / row.told[f"{TOLD_KINDS}: {KNOWLEDGE}"],
@@ -88,7 +88,7 @@ def numbers_of(folder: Path) -> Numbers:
 def last_evaluation(run: Path) -> Numbers:
     """What a run's log says of its last evaluation beside the teacher; nothing, if it had none."""
     lines = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    return {name: value for line in lines if "val_kl_shuffled" in line for name, value in line.items()}
+    return {name: value for line in lines if "val_kl_new" in line for name, value in line.items()}
 
 
 def contained(numbers: Numbers, kind: str) -> float:

@@ -13,7 +13,7 @@ pytest.importorskip("datasets")
 from PIL import Image
 from small_files import SQUARE, write_json, write_picture
 
-from finetune.data.__main__ import TILE, contact_sheet, main
+from finetune.data.__main__ import TILE, contact_sheet, lines_of, main
 from finetune.records import Record, Region, Turn
 
 TALK = [{"role": "user", "content": "What is <region1>?"}, {"role": "assistant", "content": "a dog"}]
@@ -38,6 +38,16 @@ def test_every_kind_of_region_is_drawn(tmp_path: Path) -> None:
     four = contact_sheet([record(prompts[0])] * 4, tmp_path, columns=3)
     assert four.width == 3 * TILE
     assert four.height == 2 * len(plain)
+
+
+def test_what_a_teacher_was_told_is_shown_below_the_question(tmp_path: Path) -> None:
+    question, answer = map(Turn.from_dict, TALK)
+    told = replace(question, told="region1 is a dog.\nWhat is region1?")
+    shown = replace(record(), conversations=[told, answer])
+    assert lines_of(shown) == ["Q: What is <region1>?", "told: region1 is a dog. What is region1?", "A: a dog"]
+    assert lines_of(record()) == ["Q: What is <region1>?", "A: a dog"]
+    write_picture(tmp_path / "a.jpg", 300, 200)
+    assert contact_sheet([shown], tmp_path).height > contact_sheet([record()], tmp_path).height
 
 
 def test_a_picture_of_another_size_is_not_drawn_on(tmp_path: Path) -> None:
