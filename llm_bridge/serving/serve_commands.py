@@ -39,6 +39,9 @@ def add_serve_commands(commands: Any) -> None:
                        help="how long a request may wait and be worked on (default: %(default)s)")  # fmt: skip
     serve.add_argument("--cache_mb", type=float, default=500,
                        help="memory for the latest pictures, which are encoded once, in MB (default: %(default)s)")  # fmt: skip
+    serve.add_argument("--memory_mb", type=float, default=250,
+                       help="memory for what the language model has read of the latest prompts, in MB; 0: it reads all anew "
+                       "(default: %(default)s)")  # fmt: skip
     serve.add_argument("--upstream", metavar="URL",
                        help="a server such as vLLM that runs the language model of --model: http://127.0.0.1:8001/v1; "
                        f"{UPSTREAM_KEY} in the environment is its key, if it wants one")  # fmt: skip
@@ -92,6 +95,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
         **limits_of(arguments),
         seconds=arguments.seconds,
         cache_bytes=int(arguments.cache_mb * 1e6),
+        memory_bytes=int(arguments.memory_mb * 1e6),
     )
     files = LabelStudioFiles(arguments.label_studio, os.environ.get(STUDIO_TOKEN), limits.file_bytes)
     chat = load_chat(arguments) if arguments.upstream is None else _load_upstream(arguments)
