@@ -212,7 +212,7 @@ def _key_of(fingerprint: str, picture: str, prompt: RegionPrompt) -> Hashable | 
             tuple(value) if isinstance(value, list) else value for value in map(prompt.mask.get, ("size", "counts"))
         ]
     elif isinstance(prompt.mask, np.ndarray) and prompt.mask.dtype == bool:
-        parts += [prompt.mask.shape, hashlib.sha256(np.packbits(prompt.mask)).digest()]
+        parts += [prompt.mask.shape, hashlib.sha256(np.packbits(prompt.mask).tobytes()).digest()]
     elif prompt.mask is not None:
         return None
     if not all(part is None or isinstance(part, (tuple, str, bytes)) for part in parts):
