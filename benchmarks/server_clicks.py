@@ -5,7 +5,8 @@
 
 A click is a request with the whole picture, which is read, encoded if it is new, and answered with a mask, a polygon, a label
 and a caption. Without --shape, the bundled tokenizer answers; with it, random weights in the shape of the original's, whose
-time does not depend on what they hold, and which have no labels and captions: the second click is then a mask and a polygon.
+time does not depend on what they hold, and which have no labels and captions: the second click is then a mask and a polygon
+alone.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ class _Elsewhere:
         task, found, by_record = _read(arguments, self.device)
         cast = _load(arguments, task, found, self.device)
         own = _about(arguments, task, cast)
-        if others := [name for name, value in self.about.items() if own[name] != value]:
+        if others := [name for name, value in self.about.items() if own.get(name) != value]:
             raise ValueError(
                 f"{socket.gethostname()} has other {', '.join(others)}: have all machines read the same files."
             )

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from llm_bridge import PictureContext
 from tap_tokenizer import RegionTokens, TapRegionTokenizer
 
-from .cache import PLAN, CachePlan, data_checksum, encode_regions, write_shard
+from .cache import PLAN, CachePlan, data_checksum, encode_regions, shard_is_whole, write_shard
 from .records import Record, Region, decode_mask, load_records, open_image
 
 VARIANTS = ("exact", "jitter", "points")
@@ -56,8 +56,14 @@ class ShardEncoder:
     workers: int
 
     def __call__(self, shard: int, progress: Callable[[int], object] = lambda _: None) -> None:
-        """Write a shard; `progress` is told of every batch how many pictures it had. Raises what a record is refused with."""
+        """Write a shard; `progress` is told of every batch how many pictures it had. Raises what a record is refused with.
+
+        A shard that is whole is kept: an actor that died may have left it among others that must be done again.
+        """
         plan, rows = self.plan, self.plan.rows(shard)
+        if shard_is_whole(self.folder, shard):
+            progress(len(rows))
+            return
         variants: list[list[RegionTokens]] = [[] for _ in plan.variants]
         contexts: list[Tensor] = []
         pictures = DataLoader(

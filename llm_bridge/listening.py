@@ -53,6 +53,8 @@ def check_listening(arguments: argparse.Namespace) -> None:
     for name in ("max_file_mb", "max_megapixels", "seconds", "cache_mb"):
         if not 1e-6 <= getattr(arguments, name, 1) < math.inf:
             raise ValueError(f"Got --{name} {getattr(arguments, name)}: expected a number above 0.")
+    if not 0 <= getattr(arguments, "memory_mb", 0) < math.inf:
+        raise ValueError(f"Got --memory_mb {arguments.memory_mb}: expected 0 or more.")
     _check_address(arguments.host, arguments.port)
 
 

@@ -7,6 +7,7 @@ import binascii
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from threading import RLock
 from typing import Any
 
@@ -41,7 +42,7 @@ def content_key(picture: np.ndarray) -> str:
 class PictureCache:
     """Features and contexts of the pictures seen last, by content, so that a second question costs no second look.
 
-    size: how many pictures are kept; most_bytes: how many bytes of features, if that is limited, too.
+    size: how many pictures are kept; most_bytes: how many bytes of features and contexts, if that is limited, too.
     """
 
     def __init__(
@@ -62,19 +63,24 @@ class PictureCache:
         new = [key for key in pictures if key not in known]
         if new:
             encoded = self.tokenizer.embed_image([pictures[key] for key in new])
-            known |= {key: encoded[i] for i, key in enumerate(new)}
+            known |= {key: _alone(encoded[i]) for i, key in enumerate(new)}
         for key in pictures:
             self._features[key] = known[key]
             self._features.move_to_end(key)
+        self._make_room()
+        return ImageFeatures.concatenate([known[key] for key in pictures])
+
+    def _make_room(self) -> None:
+        """Forget the pictures that were seen longest ago, until the others fit."""
         while len(self._features) > self.size or self._is_over_bytes():
             old, _ = self._features.popitem(last=False)
             self._contexts.pop(old, None)
-        return ImageFeatures.concatenate([known[key] for key in pictures])
 
     def _is_over_bytes(self) -> bool:
-        if self.most_bytes is None:
+        if self.most_bytes is None or not self._features:
             return False
-        return sum(features.embeddings.nbytes for features in self._features.values()) > self.most_bytes
+        kept = [*(features.embeddings for features in self._features.values()), *self._contexts.values()]
+        return sum(tensor.nbytes for tensor in kept) > self.most_bytes
 
     def context_of(self, key: str, features: ImageFeatures) -> Tensor:
         """Context features (slots, F) of the picture with a key and `features`; computed once."""
@@ -84,9 +90,15 @@ class PictureCache:
             (context,) = self.context.encode(self.tokenizer, features)
             if key in self._features:
                 self._contexts[key] = context
+                self._make_room()
             return context
 
     def clear(self) -> None:
         """Forget all pictures."""
         self._features.clear()
         self._contexts.clear()
+
+
+def _alone(features: ImageFeatures) -> ImageFeatures:
+    """Features that share no memory with others: part of a batch would keep the whole batch in memory."""
+    return replace(features, embeddings=features.embeddings.clone())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from threading import RLock
 from typing import Any, Literal
 
 import numpy as np
@@ -113,10 +115,16 @@ class SampleEncoder:
         self.tokenizer, self.experts, self.context = tokenizer, experts, context
         self.layout = FeatureLayout.of(tokenizer.model.config)
         self.cache = PictureCache(tokenizer, context, cached_images)
+        self.lock = RLock()
+        """Whoever asks the tokenizer holds it, where several threads do: what the tokenizer prepares is not made for that."""
         self._rows: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def feature_rows(self, samples: Sequence[Sample], shown: Sequence[Shown]) -> list[Tensor | None]:
         """Rows (S, F) of each sample, in the order of its placeholders; None for one without any."""
+        with self.lock:
+            return self._feature_rows(samples, shown)
+
+    def _feature_rows(self, samples: Sequence[Sample], shown: Sequence[Shown]) -> list[Tensor | None]:
         seen = self._see(samples)
         prompts = seen.prompts(samples)
         features = iter(self._region_features(seen, [pair for own in prompts for pair in own]))
@@ -137,13 +145,15 @@ class SampleEncoder:
 
     def regions_of(self, sample: Sample) -> tuple[RegionTokens, list[tuple[int, int]]]:
         """Region tokens of one sample's regions in their order, and the (height, width) of its pictures."""
-        seen = self._see([sample])
-        return self._encode(seen, seen.prompts([sample])[0]), seen.sizes(0)
+        with self.lock:
+            seen = self._see([sample])
+            return self._encode(seen, seen.prompts([sample])[0]), seen.sizes(0)
 
     def embed_image(self, image: Any) -> ImageFeatures:
         """The features of one picture; those of the latest pictures cost nothing."""
         picture = open_picture(image)
-        return replace(self.cache.features({content_key(picture): picture}), is_batch=False)
+        with self.lock:
+            return replace(self.cache.features({content_key(picture): picture}), is_batch=False)
 
     def _see(self, samples: Sequence[Sample]) -> _Seen:
         """Encode the pictures of some samples, each picture once."""
@@ -195,12 +205,14 @@ _LATEST_REGIONS = 1024
 
 
 def _key_of(fingerprint: str, picture: str, prompt: RegionPrompt) -> Hashable | None:
-    """What a region's rows are remembered by; None for a prompt that may be changed in place: another mask than run lengths."""
+    """What a region's rows are remembered by; None for a mask of another form than run lengths or booleans (H, W)."""
     parts: list[Any] = [prompt.box, prompt.points, prompt.point_labels]
     if isinstance(prompt.mask, dict):
         parts += [
             tuple(value) if isinstance(value, list) else value for value in map(prompt.mask.get, ("size", "counts"))
         ]
+    elif isinstance(prompt.mask, np.ndarray) and prompt.mask.dtype == bool:
+        parts += [prompt.mask.shape, hashlib.sha256(np.packbits(prompt.mask).tobytes()).digest()]
     elif prompt.mask is not None:
         return None
     if not all(part is None or isinstance(part, (tuple, str, bytes)) for part in parts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,7 @@ def outcomes_here_or_on_ray(
         return
     with cluster_for(arguments) as device:
         own = argparse.Namespace(**{**vars(arguments), "device": device})
-        make = _Elsewhere(make_record, tokenizer.fingerprint, own, pictures)
+        make = _Elsewhere(make_record, _parts(tokenizer), own, pictures)
         for number, text in run_chunks(make, range(len(pictures)), arguments.ray, gpu=device == "cuda"):
             yield pictures[number], json.loads(text)
 
@@ -47,22 +48,34 @@ class _Elsewhere:
     """What an actor needs to know."""
 
     make_record: Callable[[TapRegionTokenizer], Record]
-    fingerprint: str
+    parts: dict[str, str | None]
     arguments: argparse.Namespace
     pictures: Sequence[PictureRegions]
 
     def __call__(self) -> Work:
-        """Load the tokenizer. Raises `ValueError` if this machine has other weights, or not the pictures."""
+        """Load the tokenizer. Raises `ValueError` if any part of it is another one here, or without the pictures."""
         here, arguments = socket.gethostname(), self.arguments
         if not arguments.image.is_dir():
             raise ValueError(
                 f"{here} sees no folder {arguments.image}: put the pictures on a disk that all machines share."
             )
         tokenizer = load_tokenizer(arguments)
-        if tokenizer.fingerprint != self.fingerprint:
-            raise ValueError(
-                f"{here} has the tokenizer {tokenizer.fingerprint} under the name {arguments.model}, expected "
-                f"{self.fingerprint}: have all machines read the same weights."
-            )
+        for name, found in _parts(tokenizer).items():
+            if found != self.parts[name]:
+                raise ValueError(
+                    f"{here} has the {name} {found} under the name {arguments.model}, expected {self.parts[name]}: have all "
+                    "machines read the same files."
+                )
         record = self.make_record(tokenizer)
         return lambda number: json.dumps(outcome(self.pictures[number], record), ensure_ascii=False)
+
+
+def _parts(tokenizer: TapRegionTokenizer) -> dict[str, str | None]:
+    """What tells a tokenizer's parts from others, by what they are: all that is said of a picture depends on them."""
+    words = tokenizer.text_tokenizer
+    vocabulary = None if words is None else json.dumps(sorted(words.get_vocab().items()))
+    return {
+        "tokenizer": tokenizer.fingerprint,
+        "concept bank": None if tokenizer.concepts is None else tokenizer.concepts.digest,
+        "caption vocabulary": None if vocabulary is None else hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
+    }

@@ -81,3 +81,30 @@ def test_constraints_pin_every_dependency() -> None:
     for requirement in wanted:
         name = re.split(r"[<>=\[ ;]", requirement)[0].lower().replace("_", "-")
         assert name in pinned or name == project["name"], f"constraints.txt does not pin {name}"
+
+
+def test_an_environment_made_for_some_tests_skips_none_of_them(tmp_path: Path) -> None:
+    """`make tools-test` would otherwise pass without the tools."""
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    (tmp_path / "test_file.py").write_text('import pytest\npytest.importorskip("no_such_module")\n')
+    (tmp_path / "test_one.py").write_text('import pytest\ndef test_it():\n    pytest.skip("no such tool")\n')
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    for flags, code, words in (
+        ([], 0, ("2 skipped",)),
+        (["--no-skips", "--continue-on-collection-errors"], 1, ("1 failed, 1 error", "no such tool", "no_such_module")),
+    ):
+        done = subprocess.run(
+            [*command, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert all(word in done.stdout for word in words), done.stdout

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,12 +63,16 @@ class PictureLimits(Protocol):
     def pixels(self) -> int: ...
 
 
-def read_picture(address: Any, limits: PictureLimits) -> np.ndarray:
+Check = Callable[[tuple[int, int]], None]
+"""Refuses a (height, width), by an error, before a picture's pixels are read."""
+
+
+def read_picture(address: Any, limits: PictureLimits, check: Check | None = None) -> np.ndarray:
     """A picture (H, W, 3) from a data URL. Raises `ValueError` if it is not a picture, or exceeds the limits."""
-    return load_rgb(decode_picture(address, limits))
+    return load_rgb(decode_picture(address, limits, check))
 
 
-def decode_picture(address: Any, limits: PictureLimits) -> Image.Image:
+def decode_picture(address: Any, limits: PictureLimits, check: Check | None = None) -> Image.Image:
     """The same in its own mode, for a mask may say what it says by its palette or transparency."""
     if not isinstance(address, str) or not address.startswith("data:") or ";base64," not in address:
         raise ValueError("Got no picture: choose a file, or paste a picture.")
@@ -80,10 +85,10 @@ def decode_picture(address: Any, limits: PictureLimits) -> Image.Image:
         data = base64.b64decode(body, validate=True)
     except binascii.Error:
         raise ValueError("The picture arrived damaged: choose it again.") from None
-    return decode_file(data, limits)
+    return decode_file(data, limits, check)
 
 
-def decode_file(data: bytes, limits: PictureLimits) -> Image.Image:
+def decode_file(data: bytes, limits: PictureLimits, check: Check | None = None) -> Image.Image:
     """The same from what a file holds."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -92,6 +97,8 @@ def decode_file(data: bytes, limits: PictureLimits) -> Image.Image:
                 f"The picture has {image.width} × {image.height} pixels, expected at most {limits.pixels / 1e6:g} "
                 "million: make it smaller first."
             )
+        if check is not None:
+            check((image.height, image.width))
         image.load()
         return image
     except UnidentifiedImageError:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 
 import numpy as np
 
-from tap_tokenizer import RegionPrompt
+from tap_tokenizer import RegionPrompt, RegionTokens, TapRegionTokenizer
 
 from ..chat import RegionChat
 from ..chat_markup import user_content
@@ -20,11 +20,11 @@ QUESTION = "What is <region>?"
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """One region. mask: booleans (H, W). box: xyxy, pixels. label: TAP's best concept. score: 0 to 1."""
+    """One region. mask: booleans (H, W). box: xyxy, pixels. concept: TAP's best. score: 0 to 1."""
 
     mask: np.ndarray
     box: tuple[float, float, float, float]
-    label: str
+    concept: str
     caption: str
     score: float
 
@@ -42,18 +42,43 @@ def annotate(
     question: asked of each region instead of TAP's own caption, with `<region>` for it, or else about it. limit: tokens of an
     answer.
     """
-    tokenizer = chat.region_tokenizer
-    regions = tokenizer.encode(features=chat.processor.embed_image(picture), prompts=list(prompts), with_masks=True)
-    concepts = tokenizer.classify(regions, 1) if tokenizer.concepts is not None else [[] for _ in prompts]
-    if question is None and tokenizer.text_tokenizer is not None:
-        captions = tokenizer.caption(regions)
-    else:
-        asked = question or QUESTION
-        captions = [_asked(chat, picture, prompt, asked, gone, limit) for prompt in prompts]
+    with chat.processor.encoder.lock:
+        regions = chat.region_tokenizer.encode(
+            features=chat.processor.embed_image(picture), prompts=list(prompts), with_masks=True
+        )
+        found = _told(chat.region_tokenizer, regions, regions.quality.tolist())
+    if question is None and chat.region_tokenizer.text_tokenizer is not None:
+        return found
+    asked = question or QUESTION
+    answers = [_asked(chat, picture, prompt, asked, gone, limit) for prompt in prompts]
+    return [replace(one, caption=answer) for one, answer in zip(found, answers)]
+
+
+def find_annotations(chat: RegionChat, picture: np.ndarray, phrase: str) -> list[Annotation]:
+    """Annotations of what a phrase means among everything that TAP finds in a picture (H, W, 3), the most probable first.
+
+    Their scores are the language model's probabilities. `ValueError` if it was not taught to find.
+    """
+    own = chat.another()
+    if own.finding_limitation is not None:
+        raise ValueError("This model was not taught to find regions by words: mark a point or a rectangle instead.")
+    own.warns_of_limitation = False
+    tokenizer, lock = chat.region_tokenizer, chat.processor.encoder.lock
+    with lock:
+        everything = tokenizer.encode_everything(features=chat.processor.embed_image(picture))
+    found = own.find(phrase, image=picture, regions=everything)
+    with lock:
+        return _told(tokenizer, found, found.probabilities.tolist()) if len(found) else []
+
+
+def _told(tokenizer: TapRegionTokenizer, regions: RegionTokens, scores: Sequence[float]) -> list[Annotation]:
+    """What TAP itself says of regions."""
+    concepts = tokenizer.classify(regions, 1) if tokenizer.concepts is not None else [[] for _ in scores]
+    captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [""] * len(scores)
     return [
         Annotation(mask.numpy(), tuple(box), best[0][0] if best else "region", caption, score)
         for mask, box, best, caption, score in zip(
-            regions.masks.cpu(), regions.boxes.tolist(), concepts, captions, regions.quality.tolist()
+            regions.masks.cpu(), regions.boxes.tolist(), concepts, captions, scores
         )
     ]
 

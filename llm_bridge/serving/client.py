@@ -9,9 +9,11 @@ import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
+from socket import SHUT_RDWR
+from threading import Event, Thread
 from typing import Any, cast
 
 import httpx
@@ -46,8 +48,15 @@ _OPTIONS = {
 """What transformers' `generate` calls an option, and what a server calls it."""
 _AT_ONCE = 32
 """How many questions are under way at the same time."""
+_LOOKS_UP = 0.1
+"""After how many seconds it is noticed that nobody waits for an answer any more."""
+_BUSY = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
 _MOST_IDS = 20
 """How many ids a question may ask the probabilities of: vLLM's --max-logprobs, unless it is told otherwise."""
+
+
+class UpstreamError(ValueError):
+    """A server that does not have what the bridge needs. Whoever runs it must mend that; no other question would help."""
 
 
 class ServedModel:
@@ -71,7 +80,7 @@ class ServedModel:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=_AT_ONCE),
         )
         cards = self._cards()
-        card = _chosen(cards, model, writer.adapter, self.address)
+        card = _chosen(cards, model, writer, self.address)
         self.name: str = card["id"]
         self.config.name_or_path = self.name
         if card.get("owned_by") == OWNER:
@@ -83,6 +92,11 @@ class ServedModel:
         if writer.adapter is not None:
             check_names(writer.adapter, self.config)
         if card.get("parent"):
+            if model is None and not _is_of(card, writer.name):
+                logger.warning(
+                    "The bridge is %s, and the only adapter that %s has is %s: give model=%r if that is the bridge's.",
+                    writer.name, self.address, self.name, self.name,
+                )  # fmt: skip
             self._check_adapter_is_heard(card["parent"])
 
     @classmethod
@@ -118,6 +132,7 @@ class ServedModel:
         answer = self._json("POST", "/chat/completions", self._body(prompt, options))
         usage, choice = answer.get("usage"), answer["choices"][0]
         self._check_length(prompt, usage)
+        _reason(choice)
         if tally is not None:
             tally.tokens = (usage or {}).get("completion_tokens", tally.tokens)
             tally.is_cut = choice.get("finish_reason") == "length"
@@ -129,10 +144,19 @@ class ServedModel:
 
     def stream(self, prompt: Mapping[str, Any], *, tally: Tally | None = None, **options: Any) -> Iterator[str]:
         tally = tally or Tally()
+        try:
+            yield from self._pieces(prompt, tally, options)
+        except (ConnectionError, RuntimeError):
+            if not tally.gone.is_set():  # else it was ended here
+                raise
+
+    def _pieces(self, prompt: Mapping[str, Any], tally: Tally, options: dict[str, Any]) -> Iterator[str]:
         body = {**self._body(prompt, options), "stream": True, "stream_options": {"include_usage": True}}
+        is_whole = False
         with (
             self._told(),
             self._http.stream("POST", f"{self.address}/chat/completions", json=body) as answer,
+            _ended_with(tally.gone, answer),
         ):
             if answer.status_code != httpx.codes.OK:
                 answer.read()
@@ -140,6 +164,7 @@ class ServedModel:
             for line in answer.iter_lines():
                 event = line.removeprefix("data:").strip() if line.startswith("data:") else ""
                 if event in ("", "[DONE]"):
+                    is_whole |= bool(event)
                     continue
                 chunk = json.loads(event)
                 if "error" in chunk:
@@ -147,12 +172,16 @@ class ServedModel:
                 self._check_length(prompt, usage := chunk.get("usage"))
                 for choice in chunk.get("choices", []):
                     tally.tokens += 1  # a good guess, until the server says the number
-                    tally.is_cut = choice.get("finish_reason") == "length"
+                    reason = _reason(choice)
+                    is_whole |= reason is not None
+                    tally.is_cut = reason == "length"
                     if piece := choice["delta"].get("content"):
                         yield piece
                 tally.tokens = (usage or {}).get("completion_tokens", tally.tokens)
                 if tally.gone.is_set():
                     return
+        if not is_whole:
+            raise RuntimeError("The server broke off its answer: it ended without a reason. Ask again.")
 
     def log_probabilities(self, prompt: Mapping[str, Any], wanted: Mapping[Ids, Collection[int]]) -> NextIds:
         written = cast(ServedPrompt, prompt)
@@ -176,7 +205,7 @@ class ServedModel:
             if one not in found:  # an older server ignores logprob_token_ids, but tells of what it is made to say
                 found |= self._scores(prompt, {**body, "allowed_token_ids": [one]})
         if not all(one in found for one in ids):
-            raise ValueError(
+            raise UpstreamError(
                 f"{self.address} does not say how probable words are, which find needs: use vLLM, or load the bridge here, "
                 "with RegionChat.from_pretrained."
             )
@@ -226,7 +255,7 @@ class ServedModel:
             except ValueError:
                 values = None
         if not isinstance(values, dict):
-            raise ValueError(
+            raise UpstreamError(
                 f"{self.address} answers {answer.text!r:.80}, which is not OpenAI's form: correct the address."
             )
         return values
@@ -243,22 +272,25 @@ class ServedModel:
             ) from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise ConnectionError(
-                f"No server answers at {self.address} ({error}): start one, such as `vllm serve LANGUAGE_MODEL {FLAGS}`, or "
-                "correct the address. See docs/serving.md."
+                f"No server answers at {self.address} ({error}): start one, such as `vllm serve LANGUAGE_MODEL "
+                f"--host 127.0.0.1 {FLAGS}`, or correct the address. See docs/serving.md."
             ) from error
 
     def _refusal(self, answer: httpx.Response) -> Exception:
         """What a server's refusal means for whoever asked."""
         said = _message(answer)
         if answer.status_code in (401, 403):
-            return ValueError(f"{self.address} wants a key ({said}): give api_key=….")
+            return UpstreamError(f"{self.address} wants a key ({said}): give api_key=….")
         if answer.status_code == 404:
-            return ValueError(f"{self.address} has no such page or model ({said}): correct the address or model=….")
+            return UpstreamError(f"{self.address} has no such page or model ({said}): correct the address or model=….")
+        if answer.status_code in _BUSY:
+            return ConnectionError(f"{self.address} is busy ({answer.status_code}): {said} Try again later.")
         if answer.status_code >= 500:
             return RuntimeError(f"{self.address} failed ({answer.status_code}): {said}")
         for word, what in _CAUSES.items():
             if word in said:
-                return ValueError(f"{self.address} {what} It said: {said}")
+                kind = ValueError if word == _TOO_LONG else UpstreamError
+                return kind(f"{self.address} {what} It said: {said}")
         return ValueError(f"{self.address} refused the question ({answer.status_code}): {said}")
 
     # --- checks -------------------------------------------------------------------------------------------------------
@@ -281,7 +313,7 @@ class ServedModel:
         """Refuse an answer to any prompt other than the one that was written here."""
         read, written = (usage or {}).get("prompt_tokens"), prompt["input_ids"].shape[1]
         if isinstance(read, int) and read != written:
-            raise ValueError(
+            raise UpstreamError(
                 f"The server's model {self.name} read {read} tokens, and the bridge's prompt has {written}: it has another "
                 "text tokenizer or ignores chat_template. Serve the language model that the bridge was trained on."
             )
@@ -300,7 +332,7 @@ class ServedModel:
             said.append({word["token"]: word["logprob"] for first in found[:1] for word in first["top_logprobs"]})
         with_adapter, without = said
         if not with_adapter:
-            logger.info("%s gives no logprobs, so whether its adapter changes anything is not known.", self.address)
+            logger.warning("%s gives no logprobs, so whether its adapter changes anything is not known.", self.address)
         elif with_adapter == without:
             raise ValueError(
                 f"The adapter {self.name} changes nothing: the server finds the same words as likely with it as without it. "
@@ -309,6 +341,7 @@ class ServedModel:
             )
 
 
+_TOO_LONG = "maximum context length"
 _CAUSES = {
     "--enable-prompt-embeds": f"does not take regions: start it with {FLAGS}.",
     "--trust-request-chat-template": f"does not take prompts as they are written: start it with {FLAGS}.",
@@ -316,7 +349,7 @@ _CAUSES = {
     "model=….",
     "content part type": "takes no regions in prompts: it needs a server that knows prompt_embeds, such as vLLM.",
     "prompt_embeds": "could not read the regions.",
-    "maximum context length": "has too short a context: ask about fewer regions, or start it with a larger --max-model-len.",
+    _TOO_LONG: "has too short a context: ask about fewer regions, or start it with a larger --max-model-len.",
 }
 """A word by which a server's refusal is known, and what the refusal means."""
 
@@ -332,7 +365,40 @@ def _message(answer: httpx.Response | dict[str, Any]) -> str:
     return str(words or (answer.text if isinstance(answer, httpx.Response) else answer))[:500]
 
 
-def _chosen(cards: Sequence[dict[str, Any]], model: str | None, adapter: Path | None, address: str) -> dict[str, Any]:
+def _reason(choice: Mapping[str, Any]) -> str | None:
+    """Why an answer ended; None if it goes on. `RuntimeError` if the server gave it up."""
+    reason: str | None = choice.get("finish_reason")
+    if reason == "abort":
+        raise RuntimeError("The server broke off its answer: it was aborted there. Ask again.")
+    return reason
+
+
+@contextmanager
+def _ended_with(gone: Event, answer: httpx.Response) -> Iterator[None]:
+    """End an answer as soon as nobody waits for it, even while the server says nothing: it then stops working on it."""
+    done = Event()
+
+    def watch() -> None:
+        while not done.wait(_LOOKS_UP):
+            if gone.is_set():
+                socket = answer.extensions["network_stream"].get_extra_info("socket")
+                with suppress(OSError):  # closed already
+                    socket.shutdown(SHUT_RDWR)
+                return
+
+    Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _is_of(card: Mapping[str, Any], bridge: str | None) -> bool:
+    """Whether an adapter's card names a bridge: by its id, or by the folder that the server loaded it from."""
+    return bridge is None or card["id"] == bridge or bridge in Path(str(card.get("root") or "")).parts
+
+
+def _chosen(cards: Sequence[dict[str, Any]], model: str | None, writer: PromptWriter, address: str) -> dict[str, Any]:
     """The card of the model to be asked: the one with the name `model`, or else the only one of the kind that is needed."""
     names = ", ".join(card["id"] for card in cards)
     if model is not None:
@@ -340,15 +406,15 @@ def _chosen(cards: Sequence[dict[str, Any]], model: str | None, adapter: Path | 
             if card["id"] == model:
                 return card
         raise ValueError(f"{address} has no model {model!r}; it has {names}: give one of them as model=….")
-    fitting = [card for card in cards if bool(card.get("parent")) == (adapter is not None)]
+    fitting = [card for card in cards if bool(card.get("parent")) == writer.has_adapter]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         raise ValueError(f"{address} has {', '.join(card['id'] for card in fitting)}: give one of them as model=….")
-    if adapter is not None:
+    if writer.has_adapter:
         raise ValueError(
             f"The bridge has an adapter, and {address} has only {names}: start it with --enable-lora --lora-modules "
-            f"bridge={adapter}, or give model=… if one of these has it merged."
+            f"bridge={writer.adapter or 'FOLDER/adapter'}, or give model=… if one of these has it merged."
         )
     raise ValueError(f"The bridge has no adapter, and {address} has only adapters ({names}): give model=….")
 

@@ -27,7 +27,7 @@ async def complete(service: Service, request: Request) -> Response:
     options = _options(service, asked)
 
     def work(gone: Event) -> Iterator[Begun | str | Ended]:
-        return answer(service.chat, read_conversation(asked.messages, service.limits), options, gone)
+        return answer(service.chat, read_conversation(asked.messages, service.limits, gone), options, gone)
 
     pieces = service.pieces(request, work)
     begun = await anext(pieces)  # what is refused is refused before a stream begins

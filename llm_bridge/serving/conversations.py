@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,21 @@ import numpy as np
 from tap_tokenizer import RegionPrompt, counted, prompts_in_picture
 
 from ..chat_markup import spoken_numbers, user_content
-from ..page.input import decode_picture, read_picture
+from ..page.input import Check, decode_picture, read_picture
 from .chat_requests import ImageItem, Message, RegionItem, TextItem
 from .errors import RequestError
 from .limits import ServerLimits
 
 
-def read_conversation(messages: Sequence[Message], limits: ServerLimits) -> list[dict[str, Any]]:
+def read_conversation(messages: Sequence[Message], limits: ServerLimits, gone: Event) -> list[dict[str, Any]]:
     """Messages for `RegionBridgeProcessor.apply_chat_template`, with pictures as arrays (H, W, 3).
 
     If the text of a user's message contains `<region>`, the message's region items go there, in order; otherwise each
-    stays where it was given. The names region1, region2, … in a text mean regions of the conversation. Raises
-    `RequestError` for anything that exceeds the limits, and for pictures and regions that cannot be read.
+    stays where it was given. The names region1, region2, … in a text mean regions of the conversation. gone: ends the
+    reading once it is set. Raises `RequestError` for anything that exceeds the limits, and for pictures and regions that
+    cannot be read.
     """
-    reader = _Reader(limits)
+    reader = _Reader(limits, gone)
     for number, message in enumerate(messages):
         try:
             reader.read(message, f"messages.{number}")
@@ -41,11 +43,11 @@ def check_words(text: str) -> None:
         raise ValueError("The text holds half of a character (a lone surrogate): send whole characters.") from None
 
 
-def read_data_url(url: str, limits: ServerLimits, param: str) -> np.ndarray:
+def read_data_url(url: str, limits: ServerLimits, param: str, check: Check | None = None) -> np.ndarray:
     """A picture (H, W, 3); `RequestError` for an address that would have to be fetched, and for anything but a picture."""
     _check_data_url(url, param)
     try:
-        return read_picture(url, limits)
+        return read_picture(url, limits, check)
     except ValueError as error:
         raise RequestError(400, "invalid_image", str(error), param=param) from None
 
@@ -57,13 +59,14 @@ def _check_data_url(url: str, param: str) -> None:
 
 
 class _Reader:
-    """Reads one message after the other, and counts pictures, regions and characters."""
+    """Reads one message after the other, and counts pictures, regions, pixels and characters."""
 
-    def __init__(self, limits: ServerLimits) -> None:
-        self.limits = limits
+    def __init__(self, limits: ServerLimits, gone: Event) -> None:
+        self.limits, self.gone = limits, gone
         self.messages: list[dict[str, Any]] = []
         self.images: list[np.ndarray] = []
         self.regions = 0
+        self.pixels = 0
         self.characters = 0
 
     def read(self, message: Message, where: str) -> None:
@@ -89,6 +92,8 @@ class _Reader:
         known = self.regions
         parts: list[tuple[bool, str]] = []  # whether it is a region item, and words or a marker
         for number, item in enumerate(message.content):
+            if self.gone.is_set():
+                raise RequestError(499, "client_left", "Nobody waits for the answer any more.")
             own = f"{where}.content.{number}"
             if isinstance(item, TextItem):
                 parts.append((False, item.text))
@@ -120,8 +125,15 @@ class _Reader:
             raise RequestError(
                 400, "too_many_images", f"A request may have {counted(self.limits.images, 'picture')}.", param=where
             )
-        self.images.append(read_data_url(item.image_url.url, self.limits, f"{where}.image_url.url"))
+        self.images.append(read_data_url(item.image_url.url, self.limits, f"{where}.image_url.url", self._count))
         return self.images[-1]
+
+    def _count(self, size: tuple[int, int]) -> None:
+        """Count the pixels of a picture or mask of (height, width) `size`, before they are read."""
+        self.pixels += size[0] * size[1]
+        if self.pixels > self.limits.request_pixels:
+            words = f"The pictures and masks of a request may have {self.limits.request_pixels / 1e6:g} million pixels in all: "
+            raise RequestError(400, "too_many_pixels", words + "make them smaller, or give regions as boxes.")
 
     def _place(self, item: RegionItem, where: str) -> int:
         """The number of a region's picture."""
@@ -140,11 +152,21 @@ class _Reader:
             raise RequestError(
                 400, "too_many_regions", f"A request may have {counted(self.limits.regions, 'region')}.", param=where
             )
+        height, width = picture.shape[:2]
+
+        def check(size: tuple[int, int]) -> None:
+            if size != (height, width):
+                raise ValueError(
+                    f"{where}: the mask has {size[1]} × {size[0]} pixels, expected {width} × {height}, as its picture has."
+                )
+            self._count(size)
+
         values: dict[str, Any] = item.model_dump(include={"box", "points", "point_labels"}, exclude_none=True)
         if isinstance(item.mask, str):
             _check_data_url(item.mask, f"{where}.mask")
-            values["mask"] = decode_picture(item.mask, self.limits)
+            values["mask"] = decode_picture(item.mask, self.limits, check)
         elif item.mask is not None:
+            check((item.mask.size[0], item.mask.size[1]))
             values["mask"] = item.mask.model_dump()
         return read_prompt(values, picture, self.limits, f"{where}: Region", self.regions)
 

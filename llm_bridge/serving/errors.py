@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-KINDS = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+KINDS = {
+    401: "authentication_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    502: "server_error",
+    503: "server_error",
+}
 """OpenAI's types of errors by status; all others are of the type invalid_request_error."""
 
 

@@ -114,7 +114,10 @@ def _tokens(name: bytes, value: bytes) -> list[bytes]:
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP, which waits `HEADER_SECONDS` for the headers of a request, and no longer."""
+    """uvicorn's HTTP, which waits `HEADER_SECONDS` for the headers of a request, and no longer.
+
+    So long it also waits for the rest of a body that nobody reads, because the request has been answered.
+    """
 
     _header_timer: asyncio.TimerHandle | None = None
 
@@ -126,13 +129,21 @@ class PatientProtocol(H11Protocol):
         super().data_received(data)
         self._time_headers()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._time_headers()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
 
     def _time_headers(self) -> None:
-        """Run the clock while a request is expected, or has begun to arrive, and its headers are not complete."""
-        if self.conn.their_state is not h11.IDLE:
+        """Run the clock while a request is expected, or has begun to arrive, and its headers are not complete.
+
+        It runs on while the body of an answered request arrives: each byte ends uvicorn's own patience with the connection.
+        """
+        is_answered = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+        if self.conn.their_state is not h11.IDLE and not is_answered:
             self._stop_timer()
         elif self._header_timer is None:
             self._header_timer = self.loop.call_later(HEADER_SECONDS, self.transport.close)

@@ -6,16 +6,15 @@ and point of a task's first annotation gets a text.
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -25,13 +24,16 @@ from ..page.input import decode_file
 from .annotations import Annotation, annotate
 from .brush import brush_of_mask
 from .chat_requests import read_json
+from .client import UpstreamError
 from .conversations import read_data_url, read_prompt
 from .errors import RequestError
 from .label_studio_files import LabelStudioFiles
-from .limits import ServerLimits
 from .marks import Marks
 from .outlines import outlines_of
-from .service import Service
+from .service import Service, logger
+
+CONFIG_CHARACTERS = 100_000
+"""How long a project's configuration may be."""
 
 EPSILON = 0.001
 """How far a polygon may lie from its mask, as a share of its length."""
@@ -68,6 +70,12 @@ class PredictParameters(BaseModel):
     context: Drawing | None = None
 
 
+class SetupRequest(BaseModel):
+    """What Label Studio says of a project when it is connected."""
+
+    config: str | None = Field(None, alias="schema")
+
+
 class LabelStudioRequest(BaseModel):
     """Tasks, and how their project is labelled."""
 
@@ -94,6 +102,8 @@ class Labelling:
     @classmethod
     def read(cls, config: str) -> Labelling:
         """Read a project's XML. `ValueError` for one without a picture, or with nothing to draw."""
+        if len(config) > CONFIG_CHARACTERS:
+            raise ValueError(f"label_config has {len(config):,} characters, expected at most {CONFIG_CHARACTERS:,}.")
         if "<!" in config.replace("<!--", ""):
             raise ValueError("label_config declares a document type or entities: leave them out.")
         try:
@@ -122,8 +132,18 @@ class Labelling:
 
 
 async def setup(service: Service, request: Request) -> Response:
-    """Which model it is."""
+    """Which model it is; 400 for a project whose configuration this server can do nothing with."""
+    asked = read_json(await request.body(), SetupRequest)
+    if asked.config:
+        _labelling(asked.config, "schema")
     return JSONResponse({"model_version": service.name})
+
+
+def _labelling(config: str, param: str) -> Labelling:
+    try:
+        return Labelling.read(config)
+    except ValueError as error:
+        raise RequestError(400, "invalid_label_config", str(error), param=param) from None
 
 
 async def webhook(service: Service, request: Request) -> Response:
@@ -132,59 +152,101 @@ async def webhook(service: Service, request: Request) -> Response:
 
 
 async def predict(service: Service, files: LabelStudioFiles, request: Request) -> Response:
-    """A prediction for each task."""
+    """A prediction for each task.
+
+    What a user has just marked is answered or refused. A task that cannot be predicted in bulk gets an empty result, and the
+    log says why: the others are worth having.
+    """
     asked = read_json(await request.body(), LabelStudioRequest)
-    try:
-        labelling = Labelling.read(asked.label_config)
-    except ValueError as error:
-        raise RequestError(400, "invalid_label_config", str(error), param="label_config") from None
+    labelling = _labelling(asked.label_config, "label_config")
+    if len(asked.tasks) > service.limits.tasks:
+        words = f"There are {len(asked.tasks)} tasks, expected at most {service.limits.tasks}: select fewer."
+        raise RequestError(400, "too_many_tasks", words, param="tasks")
     context = asked.params.context if asked.params is not None else None
-    results = []
-    for number, task in enumerate(asked.tasks):
-        drawn = (
-            context if context is not None else Drawing(result=task.annotations[0].result if task.annotations else [])
-        )
-        marked = [one for one in drawn.result if one.type in _KINDS]
-        if not marked:
-            results.append(_prediction(service.name, [], []))
-            continue
-        source = await _source(task.data.get(labelling.key), files, f"tasks.{number}.data.{labelling.key}")
-        work = _work(service, labelling, source, marked, smart=context is not None)
-        results.append(await service.result(request, work))
+
+    def work(gone: Event) -> list[dict[str, Any]]:
+        results = []
+        for number, task in enumerate(asked.tasks):
+            if gone.is_set():
+                break
+            own = _Task(service, labelling, files, task, f"tasks.{number}.data.{labelling.key}", gone)
+            if context is not None:
+                results.append(own.drawn(context.result))
+                continue
+            try:
+                results.append(own.described())
+            except (ValueError, RequestError) as error:
+                is_about_all = isinstance(error, UpstreamError) or getattr(error, "status", 400) >= 500
+                if gone.is_set() or is_about_all:
+                    raise
+                logger.warning("Task %d of a request of Label Studio's gets no prediction: %s", number, error)
+                results.append(_prediction(service.name, [], []))
+        return results
+
+    results = await service.result(request, work)
     return JSONResponse({"results": results, "model_version": service.name})
 
 
-async def _source(value: Any, files: LabelStudioFiles, param: str) -> str | bytes:
-    """A task's picture: a data URL, or what the file holds that Label Studio serves."""
-    if not isinstance(value, str):
-        raise RequestError(400, "invalid_image_url", f"{param} is not the address of a picture.", param=param)
-    return value if value.startswith("data:") else await asyncio.to_thread(files.fetch, value, param)
+@dataclass(frozen=True)
+class _Task:
+    """A task, and what it takes to predict it. param: where its picture stands in the request."""
 
+    service: Service
+    labelling: Labelling
+    files: LabelStudioFiles
+    task: Task
+    param: str
+    gone: Event
 
-def _work(service: Service, labelling: Labelling, source: str | bytes, marked: list[Drawn], smart: bool) -> Any:
-    limits = service.limits
+    def drawn(self, drawn: Sequence[Drawn]) -> dict[str, Any]:
+        """A new region for what a user has just marked; several rectangles are one each."""
+        marked = _marking(drawn)
+        only_boxes = all(_KINDS[one.type] == "box" for one in marked)
+        groups = [[one] for one in marked] if only_boxes else [marked]
+        if len(groups) > self.service.limits.regions:
+            raise ValueError(
+                f"A task has {counted(len(groups), 'region')}, expected at most {self.service.limits.regions}."
+            )
+        return self._prediction(groups, lambda one, group: _new(self.labelling, one, _chosen(group)))
 
-    def work(gone: Event) -> dict[str, Any]:
-        picture = _picture(source, limits)
-        if smart:
-            groups = [[one] for one in marked] if all(_KINDS[one.type] == "box" for one in marked) else [marked]
-        else:
-            groups = [[one] for one in marked]
-        if len(groups) > limits.regions:
-            raise ValueError(f"A task has {counted(len(groups), 'region')}, expected at most {limits.regions}.")
-        regions = [_marks(group, picture).regions()[0] for group in groups]
-        prompts = [read_prompt(region, picture, limits, "Region", i) for i, region in enumerate(regions, 1)]
-        found = annotate(service.chat, picture, prompts, None, gone, limits.new_tokens)
+    def described(self) -> dict[str, Any]:
+        """A text for each rectangle and point of the first annotation."""
+        marked = _marking(self.task.annotations[0].result if self.task.annotations else [])
+        return self._prediction([[one] for one in marked], lambda one, group: _texts(self.labelling, one, group[0]))
+
+    def _prediction(
+        self, groups: Sequence[list[Drawn]], write: Callable[[Annotation, list[Drawn]], list[dict[str, Any]]]
+    ) -> dict[str, Any]:
+        """What `write` makes of the region that each group marks, as many regions at a time as a request may have."""
         result: list[dict[str, Any]] = []
-        for group, one in zip(groups, found):
-            result += _new(labelling, one, _chosen(group)) if smart else _texts(labelling, one, group[0])
-        return _prediction(service.name, result, [one.score for one in found])
+        scores: list[float] = []
+        limits = self.service.limits
+        picture = self._picture() if groups else None
+        for start in range(0, len(groups), limits.regions):
+            if picture is None or self.gone.is_set():
+                break
+            some = groups[start : start + limits.regions]
+            regions = [_marks(group, picture).regions()[0] for group in some]
+            prompts = [read_prompt(one, picture, limits, "Region", i) for i, one in enumerate(regions, start + 1)]
+            found = annotate(self.service.chat, picture, prompts, None, self.gone, limits.new_tokens)
+            for group, one in zip(some, found):
+                result += write(one, group)
+                scores.append(one.score)
+        return _prediction(self.service.name, result, scores)
 
-    return work
+    def _picture(self) -> np.ndarray:
+        """The picture (H, W, 3): in a data URL, or in a file that Label Studio serves."""
+        value, limits = self.task.data.get(self.labelling.key), self.service.limits
+        if not isinstance(value, str):
+            words = f"{self.param} is not the address of a picture."
+            raise RequestError(400, "invalid_image_url", words, param=self.param)
+        if value.startswith("data:"):
+            return read_data_url(value, limits, self.param)
+        return load_rgb(decode_file(self.files.fetch(value, self.param, self.gone), limits))
 
 
-def _picture(source: str | bytes, limits: ServerLimits) -> np.ndarray:
-    return read_data_url(source, limits, "image") if isinstance(source, str) else load_rgb(decode_file(source, limits))
+def _marking(drawn: Sequence[Drawn]) -> list[Drawn]:
+    return [one for one in drawn if one.type in _KINDS]
 
 
 _KINDS = {"keypointlabels": "point", "keypoint": "point", "rectanglelabels": "box", "rectangle": "box"}
@@ -225,9 +287,7 @@ def _chosen(drawn: list[Drawn]) -> str | None:
 
 def _new(labelling: Labelling, found: Annotation, chosen: str | None) -> list[dict[str, Any]]:
     """A new region, with its text: the label that was drawn with if it is one of the shape's, or what TAP sees there."""
-    label = next((one for one in (chosen, found.label) if one in labelling.labels), None) or next(
-        iter(labelling.labels), ""
-    )
+    label = _label(labelling, chosen, found.concept) if labelling.shape is not None else ""
     values: list[dict[str, Any]] = []
     if labelling.shape == "brushlabels":
         values = [{"format": "rle", "rle": brush_of_mask(found.mask), "brushlabels": [label]}]
@@ -243,6 +303,21 @@ def _new(labelling: Labelling, found: Annotation, chosen: str | None) -> list[di
         )
         result += _text(labelling, found.caption, own, {})
     return result
+
+
+def _label(labelling: Labelling, chosen: str | None, concept: str) -> str:
+    """One of the shape's labels; any, if the configuration takes them from the tasks."""
+    labels = labelling.labels
+    if not labels:
+        return chosen or concept
+    found = next((one for one in (chosen, concept) if one in labels), labels[0] if len(labels) == 1 else None)
+    if found is None:
+        drawn = "without a label" if chosen is None else f"with the label {chosen!r:.60}"
+        raise ValueError(
+            f"This was marked {drawn}, and TAP sees {concept!r:.60} there. Expected a label of {labelling.control}: "
+            f"{', '.join(labels)[:200]}. Give the tags that mark regions the same labels."
+        )
+    return found
 
 
 def _texts(labelling: Labelling, found: Annotation, drawn: Drawn) -> list[dict[str, Any]]:

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Mapping
+from threading import Event, Lock
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+import httpx
+
 from .errors import RequestError
+
+logger = logging.getLogger(__name__)
+
+PERSONAL_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
+"""A personal access token: a JSON Web Token, which is exchanged for another that is good for some minutes."""
 
 SECONDS = 20.0
 """How long Label Studio may take to answer, and then between two parts of a picture."""
@@ -13,7 +25,8 @@ SECONDS = 20.0
 class LabelStudioFiles:
     """Fetches a task's picture from the Label Studio at `url`, with an access token of one of its users.
 
-    url: None if there is none; then every address is refused. Redirects are not followed: a picture that lies in somebody
+    url: None if there is none; then every address is refused. key: a personal access token, or a legacy one, which a Label
+    Studio takes only if it was told to. Threads may share it. Redirects are not followed: a picture that lies in somebody
     else's storage is refused, as is any other host.
     """
 
@@ -21,9 +34,14 @@ class LabelStudioFiles:
         if url is not None and urlsplit(url).scheme not in ("http", "https"):
             raise ValueError(f"--label_studio is {url}, expected an address such as http://127.0.0.1:8080.")
         self.url, self.key, self.most_bytes = url, key, most_bytes
+        self._access: str | None = None
+        self._lock = Lock()
 
-    def fetch(self, address: str, param: str) -> bytes:
-        """What lies at a path or an address of that Label Studio; `RequestError` for others, and if it cannot be fetched."""
+    def fetch(self, address: str, param: str, gone: Event) -> bytes:
+        """What lies at a path or an address of that Label Studio; `RequestError` for others, and if it cannot be fetched.
+
+        gone: ends it once it is set.
+        """
         if self.url is None:
             words = (
                 f"{param} is {address!r:.60}: this server fetches pictures only if it was started with --label_studio."
@@ -40,24 +58,57 @@ class LabelStudioFiles:
                 f"{param} is {address!r:.60}, which does not lie on {self.url}: this server fetches from there alone."
             )
             raise RequestError(400, "invalid_image_url", words, param=param)
-        return self._get(whole, param)
-
-    def _get(self, address: str, param: str) -> bytes:
-        import httpx  # which huggingface_hub needs, too
-
-        headers = {"Authorization": f"Token {self.key}"} if self.key else {}
-        data = b""
         try:
-            with httpx.stream("GET", address, headers=headers, timeout=SECONDS, trust_env=False) as answer:
-                if answer.status_code != 200:
-                    words = f"Label Studio answered {answer.status_code} for {param}: check its access token, and its storage."
-                    raise RequestError(400, "invalid_image_url", words, param=param)
-                for part in answer.iter_bytes():
-                    data += part
-                    if len(data) > self.most_bytes:
-                        words = f"The picture is larger than {self.most_bytes / 1e6:g} MB: make it smaller first."
-                        raise RequestError(400, "invalid_image", words, param=param)
+            status, data = self._get(whole, param, self._shown(), gone)
+            if status == 401 and self._is_personal:
+                status, data = self._get(whole, param, self._shown(anew=True), gone)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             words = f"Label Studio at {self.url} cannot be reached for {param} ({type(error).__name__})."
             raise RequestError(400, "invalid_image_url", words, param=param) from None
+        if status != 200:
+            words = f"Label Studio answered {status} for {param}: check its access token, and its storage."
+            raise RequestError(400, "invalid_image_url", words, param=param)
         return data
+
+    def _get(self, address: str, param: str, headers: Mapping[str, str], gone: Event) -> tuple[int, bytes]:
+        """A status, and what lies at an address if it is 200."""
+        data = b""
+        with httpx.stream("GET", address, headers=headers, timeout=SECONDS, trust_env=False) as answer:
+            for part in answer.iter_bytes() if answer.status_code == 200 else ():
+                data += part
+                if gone.is_set():
+                    raise RequestError(499, "client_left", "Nobody waits for the picture any more.")
+                if len(data) > self.most_bytes:
+                    words = f"The picture is larger than {self.most_bytes / 1e6:g} MB: make it smaller first."
+                    raise RequestError(400, "invalid_image", words, param=param)
+            return answer.status_code, data
+
+    @property
+    def _is_personal(self) -> bool:
+        return self.key is not None and PERSONAL_TOKEN.fullmatch(self.key) is not None
+
+    def _shown(self, *, anew: bool = False) -> dict[str, str]:
+        """The headers by which Label Studio knows the user. anew: the access token that was shown has expired."""
+        if not self._is_personal:
+            return {"Authorization": f"Token {self.key}"} if self.key else {}
+        with self._lock:
+            if self._access is None or anew:
+                self._access = self._exchanged()
+            return {"Authorization": f"Bearer {self._access}"}
+
+    def _exchanged(self) -> str:
+        """A new access token for the personal one."""
+        address = urljoin(str(self.url), "/api/token/refresh")
+        answer = httpx.post(address, json={"refresh": self.key}, timeout=SECONDS, trust_env=False)
+        try:
+            values: Any = answer.json()
+        except ValueError:
+            values = None
+        access = values.get("access") if isinstance(values, dict) else None
+        if answer.status_code != 200 or not isinstance(access, str) or not access.isascii():
+            logger.error(
+                "Label Studio at %s refuses the access token (%d): give a new one.", self.url, answer.status_code
+            )
+            words = "Label Studio refuses this server's access token; the log of this server says why."
+            raise RequestError(502, "upstream_error", words)
+        return access

@@ -39,6 +39,9 @@ def add_serve_commands(commands: Any) -> None:
                        help="how long a request may wait and be worked on (default: %(default)s)")  # fmt: skip
     serve.add_argument("--cache_mb", type=float, default=500,
                        help="memory for the latest pictures, which are encoded once, in MB (default: %(default)s)")  # fmt: skip
+    serve.add_argument("--memory_mb", type=float, default=250,
+                       help="memory for what the language model has read of the latest prompts, in MB; 0: it reads all anew "
+                       "(default: %(default)s)")  # fmt: skip
     serve.add_argument("--upstream", metavar="URL",
                        help="a server such as vLLM that runs the language model of --model: http://127.0.0.1:8001/v1; "
                        f"{UPSTREAM_KEY} in the environment is its key, if it wants one")  # fmt: skip
@@ -53,13 +56,16 @@ def add_serve_commands(commands: Any) -> None:
         commands,
         "vllm",
         "print the command that serves a bridge's language model with vLLM, for RegionChat.from_server",
-        "region-chat vllm my-bridge",
-        "region-chat vllm region-chat-smollm2",
+        "region-chat vllm my-bridge --port 8001",
+        'eval "$(region-chat vllm region-chat-smollm2)"',
         exit_codes=EXIT_CODES,
     )
     vllm.add_argument("bridge", help="name, folder or Hub repository of a bridge")
     vllm.add_argument("--output", type=Path, metavar="FOLDER",
                       help="where to write the language model of a bridge that holds its own; a new folder")  # fmt: skip
+    vllm.add_argument("--host", default="127.0.0.1",
+                      help="address to listen on; vLLM trusts whoever reaches it (default: only this machine)")  # fmt: skip
+    vllm.add_argument("--port", type=int, default=8000, help="port that vLLM listens on (default: %(default)s)")
 
 
 def run_serve(arguments: argparse.Namespace) -> None:
@@ -69,7 +75,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
     except ImportError as error:
         if error.name in ("pydantic", "starlette", "uvicorn", "h11", "contourpy"):
             raise ImportError(
-                "The server needs the extra serve of tap-bridge: pip install 'starlette>=0.46' 'uvicorn>=0.34' "
+                "The server needs the extra serve of tap-bridge: pip install 'starlette>=1' 'uvicorn>=0.34' "
                 "'pydantic>=2.10' 'contourpy>=1.3'."
             ) from None
         raise
@@ -85,7 +91,12 @@ def run_serve(arguments: argparse.Namespace) -> None:
             f"environment variable {TOKEN}, which every request must then send."
         )
     check_listening(arguments)
-    limits = ServerLimits(**limits_of(arguments), seconds=arguments.seconds, cache_bytes=int(arguments.cache_mb * 1e6))
+    limits = ServerLimits(
+        **limits_of(arguments),
+        seconds=arguments.seconds,
+        cache_bytes=int(arguments.cache_mb * 1e6),
+        memory_bytes=int(arguments.memory_mb * 1e6),
+    )
     files = LabelStudioFiles(arguments.label_studio, os.environ.get(STUDIO_TOKEN), limits.file_bytes)
     chat = load_chat(arguments) if arguments.upstream is None else _load_upstream(arguments)
     name = Path(arguments.model or DEFAULT_BRIDGE).name
@@ -119,7 +130,9 @@ def _load_upstream(arguments: argparse.Namespace) -> RegionChat:
 
 
 def run_vllm(arguments: argparse.Namespace) -> None:
-    """Print the command."""
+    """Print the command, quoted for the shell."""
     from .vllm_command import vllm_command
 
-    print(shlex.join(vllm_command(arguments.bridge, arguments.output)))
+    if not 0 < arguments.port < 65536:
+        raise ValueError(f"Got --port {arguments.port}: expected 1 to 65535, or leave it out.")
+    print(shlex.join(vllm_command(arguments.bridge, arguments.output, host=arguments.host, port=arguments.port)))

@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 from tap_tokenizer import TapRegionTokenizer, check_source, misfits_told
 
 from ..adapter_folder import ADAPTER_FOLDER, find_adapter
+from ..adapters import has_adapter
 from ..configuration_bridge import REGION_TOKEN, RegionBridgeConfig, bundled_or_given
 from ..generation import Ids, question_inputs
 from ..modeling_bridge import RegionBridgeForConditionalGeneration
@@ -47,7 +48,8 @@ class PromptWriter:
     """Writes prompts with a bridge's processor and projector. It can be shared by conversations in several threads.
 
     projector: in float32; a server rounds the rows to its own dtype. generation_config: of the bridge, for the tokens on
-    which answers end. adapter: the folder of the bridge's adapter, if it has one.
+    which answers end. adapter: the folder of the bridge's adapter, if it has one that lies in a folder. has_adapter: whether
+    it has one; by default, whether there is a folder. name: what the bridge is called, if it was loaded from somewhere.
     """
 
     def __init__(
@@ -57,9 +59,13 @@ class PromptWriter:
         processor: RegionBridgeProcessor,
         generation_config: GenerationConfig,
         adapter: Path | None = None,
+        *,
+        has_adapter: bool | None = None,
+        name: str | None = None,
     ) -> None:
         self.config, self.projector, self.processor = config, projector.float().eval(), processor
-        self.generation_config, self.adapter = generation_config, adapter
+        self.generation_config, self.adapter, self.name = generation_config, adapter, name
+        self.has_adapter = adapter is not None if has_adapter is None else has_adapter
         self._rows: OrderedDict[bytes, Tensor] = OrderedDict()
         self._lock = Lock()
 
@@ -86,14 +92,23 @@ class PromptWriter:
             source, region_tokenizer=region_tokenizer, device=device, **hub
         )
         adapter = folder / ADAPTER_FOLDER if folder and (folder / ADAPTER_FOLDER).is_dir() else None
-        return cls(config, projector.to(device), processor, generation, adapter)
+        own_name = folder.resolve().name if folder else None
+        return cls(config, projector.to(device), processor, generation, adapter, name=own_name)
 
     @classmethod
     def of(cls, bridge: RegionBridgeForConditionalGeneration, processor: RegionBridgeProcessor) -> PromptWriter:
         """From a bridge that is loaded; its projector is copied."""
         projector = make_projector(bridge.config).to(bridge.device)
         projector.load_state_dict(bridge.projector.state_dict())
-        return cls(bridge.config, projector, processor, bridge.generation_config)
+        own_name = Path(bridge.config.name_or_path).name or None
+        return cls(
+            bridge.config,
+            projector,
+            processor,
+            bridge.generation_config,
+            has_adapter=has_adapter(bridge),
+            name=own_name,
+        )
 
     def write(self, messages: Sequence[dict[str, Any]], *, thinking: bool = False) -> ServedPrompt:
         """A conversation that ends with a question → the prompt that the bridge itself would read, token for token."""

@@ -41,7 +41,7 @@ ROUTES = {
     "GET /v1/models/{name}": "the model by its name",
     "POST /v1/chat/completions": "answers, for OpenAI's clients; a region is a content item after its picture's",
     "POST /v1/predict": "X-AnyLabeling: masks, captions and answers for marks",
-    "POST /setup": "Label Studio: what a project's configuration asks for",
+    "POST /setup": "Label Studio: whether a project's configuration leaves this server something to do",
     "POST /predict": "Label Studio: masks and texts for marks",
     "POST /webhook": "Label Studio: what it tells, which has no effect",
 }

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from ..chat import RegionChat
 from ..pictures import PictureCache
-from .client import ServedModel
+from .client import ServedModel, UpstreamError
 from .errors import RequestError
 from .limits import ServerLimits
 from .worker import ModelWorker
@@ -39,6 +39,7 @@ class Service:
         self.worker = ModelWorker(limits.queue, limits.seconds, UPSTREAM_AT_ONCE if self.upstream else 1)
         encoder = chat.processor.encoder
         encoder.cache = PictureCache(encoder.tokenizer, encoder.context, MOST_PICTURES, limits.cache_bytes)
+        chat.memory.most_bytes = limits.memory_bytes
 
     def check_model(self, name: str) -> None:
         """Refuse another model's name."""
@@ -47,11 +48,18 @@ class Service:
             raise RequestError(404, "model_not_found", words, param="model")
 
     async def pieces(self, request: Request, work: Callable[[Event], Iterator[T]]) -> AsyncGenerator[T, None]:
-        """What `work` yields in the worker, until its client leaves; `ValueError`s are told to the client as 400."""
+        """What `work` yields in the worker, until its client leaves; `ValueError`s are told to the client as 400.
+
+        What is wrong with a server behind this one is told as 502 or 503, and its words are for the log.
+        """
         async with aclosing(self.worker.pieces(work, _leaves(request))) as stream:
             try:
                 async for piece in stream:
                     yield piece
+            except UpstreamError as error:
+                logger.error("%s", error)
+                words = "The server behind this one does not fit the model; the log of this server says why."
+                raise RequestError(502, "upstream_error", words) from None
             except ValueError as error:
                 words = str(error).replace(self.upstream or "\0", "the server behind this one")
                 raise RequestError(400, "invalid_value", words) from None

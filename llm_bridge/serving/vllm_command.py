@@ -20,19 +20,22 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
 
 
-def vllm_command(bridge: str | Path, output: Path | None = None) -> list[str]:
-    """`vllm serve` and its arguments: the language model, the flags that let it take regions, and the bridge's adapter.
+def vllm_command(
+    bridge: str | Path, output: Path | None = None, *, host: str = "127.0.0.1", port: int = 8000
+) -> list[str]:
+    """`vllm serve` and its arguments: the language model, where it listens, the flags that let it take regions, the adapter.
 
     bridge: a name, folder or repository. output: a new folder for what vLLM needs of a bridge that holds its own language
-    model.
+    model. host: by default, only this machine can reach the server; without it, vLLM listens on every address, and its flags
+    make it trust whoever reaches it.
     """
-    return ["vllm", "serve", *_arguments(bridge, output)]
+    return ["vllm", "serve", *_arguments(bridge, output, ["--host", host, "--port", str(port), *FLAGS.split()])]
 
 
-def _arguments(bridge: str | Path, output: Path | None) -> list[str]:
+def _arguments(bridge: str | Path, output: Path | None, flags: list[str]) -> list[str]:
     folder = find_adapter(bridge)
     if folder is None:
-        return [str(_write_whole(bridge, output)), *FLAGS.split()]
+        return [str(_write_whole(bridge, output)), *flags]
     language_model = RegionBridgeConfig.from_pretrained(folder).language_model
     own = folder / LANGUAGE_MODEL_FOLDER
     if language_model is None and own.is_dir():
@@ -44,7 +47,7 @@ def _arguments(bridge: str | Path, output: Path | None) -> list[str]:
         gguf = gguf_of(found)
         arguments = [str(unpacked_gguf(gguf) if gguf is not None else found)]
         arguments += ["--served-model-name", Path(language_model).name]
-    arguments += FLAGS.split()
+    arguments += flags
     if (folder / ADAPTER_FOLDER).is_dir():
         arguments += _lora_arguments(folder / ADAPTER_FOLDER, folder.resolve().name)
     return arguments

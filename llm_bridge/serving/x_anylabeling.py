@@ -12,15 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from .annotations import Annotation, annotate
+from .annotations import Annotation, annotate, find_annotations
 from .chat_requests import read_json
 from .conversations import check_words, read_data_url, read_prompt
 from .marks import Marks
 from .outlines import outlines_of
 from .service import Service
 
-WIDGETS = (
-    ("edit_text", None),
+WIDGETS: tuple[tuple[str, int | bool | None], ...] = (
     ("button_add_point", None),
     ("button_remove_point", None),
     ("button_add_rect", None),
@@ -29,9 +28,22 @@ WIDGETS = (
     ("button_finish_object", None),
     ("mask_fineness_slider", 10),
     ("mask_fineness_value_label", None),
-    ("toggle_preserve_existing_annotations", False),
+    ("toggle_preserve_existing_annotations", True),
 )
-"""The client's controls that this server answers, and their first values."""
+"""The client's controls that this server answers, and their first values.
+
+The last one keeps the shapes that are there: without it, the client deletes them for what a text finds, and for a request that
+failed.
+"""
+
+FINDING_WIDGETS: tuple[tuple[str, int | bool | None], ...] = (
+    ("edit_text", None),
+    ("button_send", None),
+)
+"""Those for a model that finds by words. The button sends the text, and no mark with it."""
+
+UNFINISHED = "AUTOLABEL_OBJECT"
+"""The label of what is still being marked: the client replaces it at the next mark, and asks for a label in the end."""
 
 
 class Mark(BaseModel):
@@ -64,38 +76,50 @@ class PredictRequest(BaseModel):
 
 def models(service: Service) -> dict[str, Any]:
     """The body of GET /v1/models for this client."""
-    widgets = [{"name": name, "value": value} for name, value in WIDGETS]
+    offered = WIDGETS if service.chat.finding_limitation is not None else FINDING_WIDGETS + WIDGETS
+    widgets = [{"name": name, "value": value} for name, value in offered]
     card = {"display_name": f"Regions: {service.name}", "widgets": widgets, "batch_processing_mode": None}
     return {"success": True, "data": {service.name: {**card, "params": {}, "available_tasks": []}}}
 
 
 async def predict(service: Service, request: Request) -> Response:
-    """Shapes of what is marked on a picture, each with TAP's concept as its label and a caption as its description.
+    """Shapes of what is marked on a picture, or of what a text without marks finds there, which is their label.
 
-    With text, the language model is asked that question about each region, and its answer is the description.
+    Each has TAP's caption as its description, and its concept and caption as attributes, which the client keeps when the user
+    finishes a shape. With marks and text, which the client does not send together, the language model is asked the text about
+    each region, and its answer is the caption.
     """
     asked = read_json(await request.body(), PredictRequest)
     service.check_model(asked.model)
     limits = service.limits
     params = asked.params
+    text = (params.text_prompt or "").strip() or None
+    phrase = None if params.marks else text
 
     def work(gone: Event) -> list[dict[str, Any]]:
-        regions = _marks(params.marks).regions()
-        if len(regions) > limits.regions:
-            raise ValueError(f"{len(regions)} rectangles are marked, expected at most {limits.regions}.")
-        question = (params.text_prompt or "").strip() or None
-        if question is not None:
-            check_words(question)
-            if len(question) > limits.characters:
-                raise ValueError(f"The text has {len(question)} characters, expected at most {limits.characters}.")
-        picture = read_data_url(asked.image, limits, "image")
-        prompts = [read_prompt(region, picture, limits, "Region", i) for i, region in enumerate(regions, 1)]
-        found = annotate(service.chat, picture, prompts, question, gone, limits.new_tokens)
+        if text is not None:
+            check_words(text)
+            if len(text) > limits.characters:
+                raise ValueError(f"The text has {len(text)} characters, expected at most {limits.characters}.")
+        if phrase is not None:
+            found = find_annotations(service.chat, read_data_url(asked.image, limits, "image"), phrase)
+        else:
+            regions = _marks(params.marks).regions()
+            if len(regions) > limits.regions:
+                raise ValueError(f"{len(regions)} rectangles are marked, expected at most {limits.regions}.")
+            picture = read_data_url(asked.image, limits, "image")
+            prompts = [read_prompt(region, picture, limits, "Region", i) for i, region in enumerate(regions, 1)]
+            found = annotate(service.chat, picture, prompts, text, gone, limits.new_tokens)
         sure = [one for one in found if one.score >= params.conf_threshold]
-        return [shape for number, one in enumerate(sure, 1) for shape in _shapes(one, number, params.epsilon_factor)]
+        return [
+            shape
+            for number, one in enumerate(sure, 1)
+            for shape in _shapes(one, phrase or UNFINISHED, number, params.epsilon_factor)
+        ]
 
     shapes = await service.result(request, work)
-    return JSONResponse({"success": True, "data": {"shapes": shapes, "description": "", "replace": False}})
+    replace = False if phrase is None else None  # None: as the user has set it
+    return JSONResponse({"success": True, "data": {"shapes": shapes, "description": "", "replace": replace}})
 
 
 def _marks(marks: list[Mark]) -> Marks:
@@ -117,18 +141,18 @@ def _marks(marks: list[Mark]) -> Marks:
     return Marks(points, labels, boxes)
 
 
-def _shapes(found: Annotation, number: int, epsilon: float) -> list[dict[str, Any]]:
+def _shapes(found: Annotation, label: str, number: int, epsilon: float) -> list[dict[str, Any]]:
     """A polygon for each part of a region's mask, closed by its first point; a rectangle if the mask is empty."""
     parts = [("polygon", [*outline.tolist(), outline[0].tolist()]) for outline in outlines_of(found.mask, epsilon)]
     x1, y1, x2, y2 = found.box
     return [
         {
-            "label": found.label,
+            "label": label,
             "shape_type": kind,
             "points": [[round(x, 2), round(y, 2)] for x, y in points],
             "score": round(found.score, 4),
             "description": found.caption,
-            "attributes": {},
+            "attributes": {"concept": found.concept, "caption": found.caption},
             "difficult": False,
             "direction": 0,
             "flags": None,

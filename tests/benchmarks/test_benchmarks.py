@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -158,3 +159,23 @@ def test_ways_with_different_results_are_not_timed(script: Callable[[str], Modul
     ways = {"plain": lambda: torch.zeros(3), "fast": lambda: torch.full((3,), 1e-3)}
     with pytest.raises(SystemExit, match=r"wrong: the result differs by 0\.001"):
         side_by_side.check(side_by_side.Row("wrong", ways, 1), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "other", "lost", "fails"),
+    [("float32", 0, [], False), ("float32", 1, [], True), ("bfloat16", 1, [], False), ("bfloat16", 0, ["gone"], True)],
+)
+def test_wrong_answers_under_load_fail_in_float32_and_lost_ones_always(
+    script: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    other: int,
+    lost: list[str],
+    fails: bool,
+) -> None:
+    pytest.importorskip("accelerate")
+    serving = script("serving")
+    monkeypatch.setattr(serving, "use", lambda *_: serving.Tally(seconds=[0.1], other=other, lost=lost))
+    monkeypatch.setattr(serving, "rate_here", lambda *_: 1.0)
+    arguments = argparse.Namespace(users=2, seconds=1.0, dtype=dtype)
+    assert serving.load(None, None, None, [None], arguments) is fails

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,12 @@ def test_what_is_sent_to_actors_is_all_they_need(
         finally:
             data.write_bytes(written)
 
+    def missing(make: Any, *given: Any, **named: Any) -> Any:
+        yield from run(replace(make, about={**make.about, "candidates_checksum": "5"}), *given, **named)
+
+    monkeypatch.setattr(evaluate, "run_chunks", missing)
+    with pytest.raises(ValueError, match="has other candidates_checksum: have all machines read the same files"):
+        evaluate.main(flags(data, tmp_path / "three", "--ray", "2"))
     monkeypatch.setattr(evaluate, "run_chunks", changed)
     with pytest.raises(ValueError, match="has other data_checksum: have all machines read the same files"):
         evaluate.main(flags(data, tmp_path / "three", "--ray", "2"))

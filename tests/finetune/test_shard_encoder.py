@@ -33,6 +33,16 @@ def test_a_shard_made_elsewhere_has_the_same_bytes(elsewhere: EncoderElsewhere, 
     assert sum(seen) == elsewhere.plan.shard_size
 
 
+def test_a_shard_that_is_whole_is_kept(elsewhere: EncoderElsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, seen = elsewhere(), []
+    encode(1)
+    before = shard_path(elsewhere.folder, 1).stat()
+    monkeypatch.setattr(encode.tokenizer, "embed_image", None)  # nothing is encoded
+    encode(1, seen.append)
+    assert shard_path(elsewhere.folder, 1).stat().st_mtime_ns == before.st_mtime_ns
+    assert sum(seen) == elsewhere.plan.shard_size
+
+
 def test_a_machine_with_other_files_is_refused_before_it_encodes(
     elsewhere: EncoderElsewhere, stage: Path, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from threading import Thread
 from typing import Any
 
 Answer = tuple[int, Any]
-"""A status and a body: a text as it is, or anything else as JSON."""
+"""A status and a body: a text as it is, pieces of text as they come, or anything else as JSON."""
 
 
 def answering(get: Callable[[BaseHTTPRequestHandler], Answer], post: Callable[[Any], Answer]) -> ThreadingHTTPServer:
@@ -24,8 +24,13 @@ def answering(get: Callable[[BaseHTTPRequestHandler], Answer], post: Callable[[A
             self.reply(*post(json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
 
         def reply(self, status: int, body: Any) -> None:
-            written = body.encode() if isinstance(body, str) else json.dumps(body).encode()
             self.send_response(status)
+            if isinstance(body, Iterator):  # ends with the connection
+                self.end_headers()
+                for piece in body:
+                    self.wfile.write(piece.encode())
+                return
+            written = body.encode() if isinstance(body, str) else json.dumps(body).encode()
             self.send_header("Content-Length", str(len(written)))
             self.end_headers()
             self.wfile.write(written)

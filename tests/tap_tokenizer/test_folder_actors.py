@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_what_is_sent_to_actors_is_all_they_need(
     assert two.read_bytes() == one.read_bytes()
 
 
-def test_an_actor_with_other_weights_or_without_the_pictures_refuses_to_work(
+def test_an_actor_with_other_weights_words_or_concepts_or_without_the_pictures_refuses_to_work(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_ray(monkeypatch, folder_actors)
@@ -104,6 +105,24 @@ def test_an_actor_with_other_weights_or_without_the_pictures_refuses_to_work(
     with monkeypatch.context() as patch:
         patch.setattr(folder_actors, "load_tokenizer", others)
         assert "has the tokenizer another under the name tap-tiny, expected " in refused(capsys, *describe)
+
+    def without_words(arguments: Any) -> Any:
+        found = load(arguments)
+        found.text_tokenizer.add_tokens(["another"])
+        return found
+
+    def renamed(arguments: Any) -> Any:
+        found = load(arguments)
+        names = [f"other {name}" for name in found.concepts.names]
+        found.concepts = replace(found.concepts, names=names)
+        return found
+
+    for other, part in ((without_words, "caption vocabulary"), (renamed, "concept bank")):
+        with monkeypatch.context() as patch:
+            patch.setattr(folder_actors, "load_tokenizer", other)
+            words = refused(capsys, *describe)
+            assert f"has the {part} " in words
+            assert "have all machines read the same files" in words
     with monkeypatch.context() as patch:
         run = folder_actors.run_chunks
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,6 +160,50 @@ def test_a_stream_that_breaks_off_is_an_error_and_the_question_forgotten(chat: R
     assert chat.history == []
 
 
+FIRST = 'data: {"choices": [{"delta": {"content": "a"}}]}\n\n'
+"""The first word of an answer."""
+
+
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [
+        ("", "broke off its answer: it ended without a reason"),
+        ('data: {"choices": [{"delta": {}, "finish_reason": "abort"}]}\n\ndata: [DONE]\n\n', "it was aborted there"),
+    ],
+)
+def test_a_stream_that_ends_early_is_no_answer(chat: RegionChat, server: Server, rest: str, words: str) -> None:
+    server.answer = lambda body: (200, FIRST + rest)
+    with pytest.raises(RuntimeError, match=words):
+        list(chat.ask("what ?", stream=True))
+    assert chat.history == []
+
+
+def test_an_aborted_answer_is_no_answer(server: Server, pair: Pair) -> None:
+    choice = {"message": {"content": "a large"}, "finish_reason": "abort"}
+    server.answer = lambda body: (200, {"choices": [choice]})
+    with pytest.raises(RuntimeError, match="it was aborted there"):
+        RegionChat.from_server(server.address, bridge=pair).ask("what ?")
+
+
+def test_an_answer_that_nobody_waits_for_ends_while_the_server_says_nothing(chat: RegionChat, server: Server) -> None:
+    over = threading.Event()
+
+    def silent() -> Iterator[str]:
+        yield FIRST
+        over.wait(20)
+
+    server.answer = lambda body: (200, silent())
+    prompt = chat.speaker.read([{"role": "user", "content": "what ?"}], thinking=False)
+    tally = Tally()
+    pieces = chat.speaker.stream(prompt, tally=tally)
+    assert next(pieces) == "a"
+    begun = time.monotonic()
+    threading.Timer(0.3, tally.gone.set).start()
+    assert list(pieces) == []
+    assert time.monotonic() - begun < 10
+    over.set()
+
+
 def test_an_answer_to_another_prompt_is_refused(server: Server, pair: Pair) -> None:
     chat = RegionChat.from_server(server.address, bridge=pair)
     with pytest.raises(
@@ -177,6 +222,7 @@ def test_an_answer_to_another_prompt_is_refused(server: Server, pair: Pair) -> N
         ("template", ValueError, "prompts as they are written: start it with .* --trust-request-chat-template"),
         ("part", ValueError, "needs a server that knows prompt_embeds, such as vLLM"),
         ("key", ValueError, r"wants a key \(Unauthorized\): give api_key=…"),
+        ("busy", ConnectionError, r"is busy \(429\): Too many requests Try again later"),
         ("dead", RuntimeError, r"failed \(500\): EngineCore encountered an issue"),
     ],
 )
@@ -184,7 +230,8 @@ def test_an_answer_to_another_prompt_is_refused(server: Server, pair: Pair) -> N
 def test_refusals_say_what_to_do(
     chat: RegionChat, server: Server, name: str, kind: type[Exception], words: str, stream: bool
 ) -> None:
-    server.answer = lambda body: tuple(RECORDED["refusals"][name])
+    busy = {"busy": [429, {"error": {"message": "Too many requests"}}]}
+    server.answer = lambda body: tuple((RECORDED["refusals"] | busy)[name])
     with pytest.raises(kind, match=words):
         list(chat.ask("what ?", stream=stream))
     assert chat.history == []
@@ -299,6 +346,37 @@ def test_an_adapter_that_is_not_loaded_is_told(server: Server, adapted: Path) ->
         RegionChat.from_server(server.address, bridge=adapted)
 
 
+def test_a_loaded_bridge_is_not_answered_without_its_adapter(server: Server, pair: Pair) -> None:
+    add_lora(pair[0], r=2)
+    server.models = cards("bare")
+    with pytest.raises(
+        ValueError, match=r"The bridge has an adapter, and .* has only bare: start it with --enable-lora"
+    ):
+        RegionChat.from_server(server.address, bridge=pair)
+    assert (
+        RegionChat.from_server(server.address, bridge=pair, model="bare").model.name == "bare"
+    )  # it may be merged there
+    server.models = RECORDED["models"]
+    server.answer = probed
+    assert RegionChat.from_server(server.address, bridge=pair).model.name == "bridge"
+    assert [body["model"] for body in server.requests] == ["bridge", "smollm2"]  # whether it is heard
+
+
+@pytest.mark.parametrize(
+    ("model", "root", "is_told"),
+    [(None, "bridge/adapter", True), ("bridge", "bridge/adapter", False), (None, "/somewhere/mine/adapter", False)],
+)
+def test_an_adapter_of_another_name_is_told(
+    server: Server, adapted: Path, caplog: pytest.LogCaptureFixture, model: str | None, root: str, is_told: bool
+) -> None:
+    bare, adapter = RECORDED["models"]["data"]
+    server.models = {"data": [bare, {**adapter, "root": root}]}
+    server.answer = probed
+    with caplog.at_level("WARNING"):
+        RegionChat.from_server(server.address, bridge=adapted, model=model)
+    assert ("The bridge is mine, and the only adapter that" in caplog.text) == is_told
+
+
 def test_an_adapter_that_changes_nothing_at_the_server_is_refused(server: Server, adapted: Path) -> None:
     server.answer = lambda body: (200, RECORDED["probe"])
     with pytest.raises(
@@ -310,7 +388,7 @@ def test_an_adapter_that_changes_nothing_at_the_server_is_refused(server: Server
 def test_a_server_without_likelihoods_is_trusted(
     server: Server, adapted: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO"):
+    with caplog.at_level("WARNING"):
         RegionChat.from_server(server.address, bridge=adapted)
     assert "gives no logprobs, so whether its adapter changes anything is not known" in caplog.text
 

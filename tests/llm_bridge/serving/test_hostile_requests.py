@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import socket
@@ -162,6 +163,16 @@ def picture_cases() -> Iterator[Case]:
         yield Case(
             f"an address that is {value!r}", "POST", CHAT, dumped(chat(image(value), text())), 400, "invalid_value"
         )
+    flat = data_url(picture_file(4000, 4000, mode="L", colour=255))
+    whole = [image(flat)] + [region(mask={"size": [4000, 4000], "counts": [0, 16_000_000]})] * 3
+    yield Case(
+        "one mask of 16 million pixels too many",
+        "POST",
+        CHAT,
+        dumped(chat(*whole, region(mask=flat), text())),
+        400,
+        "too_many_pixels",
+    )
     five = [image() for _ in range(5)]
     yield Case(
         "five pictures", "POST", CHAT, dumped(chat(*five, region(box=[1, 1, 9, 9]), text())), 400, "too_many_images"
@@ -212,6 +223,7 @@ BAD_REGIONS: list[dict[str, Any]] = [
     {"mask": data_url(b"no picture")},
     {"mask": data_url(picture_file(63, 48, mode="L", colour=255))},
     {"mask": data_url(picture_file(64, 48, mode="L", colour=0))},
+    {"mask": data_url(picture_file(4000, 4000, mode="L", colour=255))},
     {"mask": data_url(png_of(60_000, 60_000))},
     {"mask": {}},
     {"mask": {"size": [48, 64]}},
@@ -306,7 +318,7 @@ def region_cases() -> Iterator[Case]:
         code = "missing_parameter" if given in ([{"data": [5, 5]}], [{"type": "point"}]) else "invalid_value"
         yield Case(f"marks {str(given)[:60]}", "POST", PREDICT, dumped(marks(*given)), 400, code)
     for params in ({"epsilon_factor": -1}, {"epsilon_factor": 2}, {"epsilon_factor": "a"}, {"conf_threshold": "a"}, {"text_prompt": 5},
-                   {"text_prompt": "a" * 20_001}, {"text_prompt": "<region> <region>"}, {"text_prompt": "<image>"}):  # fmt: skip
+                   {"text_prompt": "a" * 20_001}, {"text_prompt": "cloud", "marks": []}, {"text_prompt": "<region> <region>"}, {"text_prompt": "<image>"}):  # fmt: skip
         yield Case(
             f"params {str(params)[:40]}",
             "POST",
@@ -687,6 +699,30 @@ def test_a_connection_gets_its_status_in_time(port: int, parts: list[bytes], sta
     assert b"Traceback" not in answer
     assert time.monotonic() - begun < 15
     assert health(port)["status"] == "UP"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n\r\n",
+        b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: text/plain\r\nContent-Length: 100000\r\n\r\n",
+        b"POST /v1/predict HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 100000\r\n\r\n",
+        b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n",
+    ],
+)
+def test_a_body_that_nobody_reads_holds_no_connection(port: int, head: bytes) -> None:
+    begun = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection, contextlib.suppress(OSError):
+        connection.sendall(head)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 ")
+        connection.setblocking(False)
+        while time.monotonic() - begun < 20:
+            time.sleep(0.1)
+            connection.send(b" ")
+            with contextlib.suppress(BlockingIOError):
+                if not connection.recv(65536):
+                    break
+    assert time.monotonic() - begun < 10  # it is closed, though each byte comes before uvicorn loses its patience
 
 
 def test_clients_that_say_nothing_keep_nobody_out(port: int) -> None:

@@ -6,12 +6,14 @@ import contextlib
 import http.server
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from http_answers import served
 from server_requests import BOX, MODEL
 
 from llm_bridge import RegionChat
@@ -82,7 +84,12 @@ def decoded(rle: list[int], size: tuple[int, int]) -> np.ndarray:
 
 def test_setup_health_and_webhook_answer_as_expected(client: Any) -> None:
     assert client.get("/health").json()["status"] == "UP"
-    assert client.post("/setup", json=GOLDEN["setup"]).json() == {"model_version": MODEL}
+    for schema in (GOLDEN["config"], "", None):
+        setup = client.post("/setup", json={**GOLDEN["setup"], "schema": schema})
+        assert setup.json() == {"model_version": MODEL}
+    refused = client.post("/setup", json={**GOLDEN["setup"], "schema": '<View><Text name="a" value="$b"/></View>'})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_label_config")
+    assert "has no <Image" in refused.json()["error"]["message"]
     assert client.post("/webhook", json={"action": "ANNOTATION_CREATED", "task": {}}).status_code == 201
 
 
@@ -128,6 +135,99 @@ def test_rectangles_of_an_annotation_get_their_texts(client: Any, demo_url: str)
     assert same["value"] == rectangle()["value"]
     assert text["value"]["text"] == ["a medium pink cloud"]
     assert predict(client, demo_url, smart=False) == {"model_version": MODEL, "score": 0.0, "result": []}
+
+
+def bulk(client: Any, *urls: Any, drawn: list[dict[str, Any]] | None = None) -> Any:
+    """The answer to tasks without a context, each with the same rectangles."""
+    annotations = [{"id": 1, "result": [rectangle()] if drawn is None else drawn}]
+    tasks = [{"id": number, "data": {"image": url}, "annotations": annotations} for number, url in enumerate(urls)]
+    return client.post("/predict", json={**GOLDEN["request"], "tasks": tasks, "label_config": config(), "params": {}})
+
+
+def test_a_task_that_fails_leaves_the_others_their_predictions(
+    client: Any, demo_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = bulk(client, demo_url, "data:image/png;base64,AAAA", "/data/none.png", demo_url)
+    assert answer.status_code == 200, answer.text
+    good, damaged, elsewhere, last = answer.json()["results"]
+    assert [one["type"] for one in good["result"]] == ["rectanglelabels", "textarea"]
+    assert last == good
+    assert damaged["result"] == elsewhere["result"] == []
+    assert "Task 1 of a request of Label Studio's gets no prediction: The file is not a picture" in caplog.text
+    assert "Task 2 " in caplog.text
+
+
+def test_a_task_may_have_more_regions_than_are_encoded_at_once(client: Any, demo_url: str) -> None:
+    boxes = [[177, 392, 271 + number, 470] for number in range(26)]
+    (prediction,) = bulk(client, demo_url, drawn=[rectangle(box) for box in boxes]).json()["results"]
+    assert len(prediction["result"]) == 2 * 26
+
+
+def test_a_request_takes_one_place_and_has_one_deadline_however_many_tasks_it_has(
+    build: Callable[..., Any], bundled_chat: RegionChat, demo_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from starlette.testclient import TestClient
+
+    from llm_bridge.serving import label_studio
+    from llm_bridge.serving.limits import ServerLimits
+
+    app = build(bundled_chat, MODEL, limits=ServerLimits(seconds=1.0, tasks=6))
+    taken, gone = [], []
+
+    def slow(*given: Any) -> list[Any]:
+        taken.append(app.state.service.worker.taken)
+        gone.append(given[4])
+        time.sleep(0.4)
+        return []
+
+    monkeypatch.setattr(label_studio, "annotate", slow)
+    client = TestClient(app, base_url="http://127.0.0.1:8000")
+    answer = bulk(client, *[demo_url] * 6)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "timeout")
+    assert set(taken) == {1}
+    assert gone[0].wait(5)
+    assert len(taken) < 6
+    refused = bulk(client, *[demo_url] * 7)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "too_many_tasks")
+    assert "expected at most 6: select fewer" in refused.json()["error"]["message"]
+
+
+def test_a_region_never_gets_a_label_that_nobody_gave_it(client: Any, demo_url: str) -> None:
+    drawn = rectangle()
+    drawn["value"] = {**drawn["value"], "rectanglelabels": ["positive"]}
+
+    def asked(*labels: str) -> Any:
+        own = "".join(f'<Label value="{label}"/>' for label in labels)
+        written = (
+            f'<View><Image name="img" value="$image"/><BrushLabels name="brush" toName="img">{own}</BrushLabels></View>'
+        )
+        task = {"id": 7, "data": {"image": demo_url}}
+        body = {
+            **GOLDEN["request"],
+            "tasks": [task],
+            "label_config": written,
+            "params": {"context": {"result": [drawn]}},
+        }
+        return client.post("/predict", json=body)
+
+    for labels, label in ((("star", "cloud"), "cloud"), (("positive", "cloud"), "positive"), (("thing",), "thing")):
+        (prediction,) = asked(*labels).json()["results"]
+        assert prediction["result"][0]["value"]["brushlabels"] == [label]
+    refused = asked("star", "moon")
+    assert refused.status_code == 400
+    words = refused.json()["error"]["message"]
+    assert "with the label 'positive', and TAP sees 'cloud' there. Expected a label of brush: star, moon." in words
+
+
+def test_a_configuration_of_any_length_is_not_read(client: Any, demo_url: str) -> None:
+    long = config() + " " * 100_000
+    for path, body in (
+        ("/predict", {**GOLDEN["request"], "tasks": [], "label_config": long}),
+        ("/setup", {**GOLDEN["setup"], "schema": long}),
+    ):
+        answer = client.post(path, json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_label_config")
+        assert "characters, expected at most 100,000" in answer.json()["error"]["message"]
 
 
 def test_its_own_sdk_accepts_every_prediction(client: Any, demo_url: str) -> None:
@@ -207,6 +307,62 @@ def test_pictures_are_fetched_with_the_operators_token(fetching: Any, studio: An
     for url in ("/data/upload/1/demo.png", f"{address}/data/upload/1/demo.png"):
         assert predict(fetching, url, rectangle())["result"][0]["value"] == expected
     assert asked[-2:] == [("/data/upload/1/demo.png", "Token key")] * 2
+
+
+class Modern(http.server.BaseHTTPRequestHandler):
+    """Label Studio as it is today: it takes a personal access token, exchanges it, and refuses the old scheme."""
+
+    asked: list[tuple[str, str | None]] = []
+    given = 0
+
+    def do_POST(self) -> None:
+        sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path != "/api/token/refresh" or sent != {"refresh": PERSONAL}:
+            self.answer(401, b'{"detail": "Token is invalid or expired"}')
+            return
+        Modern.given += 1
+        self.answer(200, json.dumps({"access": f"eyJ.access.{self.given}"}).encode())
+
+    def do_GET(self) -> None:
+        self.asked.append((self.path, self.headers["Authorization"]))
+        is_known = self.headers["Authorization"] == f"Bearer eyJ.access.{self.given}"
+        self.answer(200, DEMO.read_bytes()) if is_known else self.answer(401, b"")
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *given: Any) -> None:
+        pass
+
+
+PERSONAL = "eyJhbGciOiJIUzI1NiJ9.eyJ0b2tlbl90eXBlIjoicmVmcmVzaCJ9.c2lnbmF0dXJl"
+
+
+def test_a_personal_access_token_is_exchanged_and_again_when_it_has_expired(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("starlette", reason="needs the extra serve")
+    from llm_bridge.serving.errors import RequestError
+    from llm_bridge.serving.label_studio_files import LabelStudioFiles
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Modern)
+    with served(server):
+        address = f"http://127.0.0.1:{server.server_port}"
+        files = LabelStudioFiles(address, PERSONAL, 10_000_000)
+        for _ in range(2):
+            assert files.fetch("/data/demo.png", "image", threading.Event()) == DEMO.read_bytes()
+        assert Modern.given == 1
+        Modern.given = 7  # what was given before has expired
+        assert files.fetch("/data/demo.png", "image", threading.Event()) == DEMO.read_bytes()
+        assert Modern.asked[-1] == ("/data/demo.png", "Bearer eyJ.access.8")
+        with pytest.raises(RequestError, match="answered 401 for image: check its access token"):
+            LabelStudioFiles(address, "legacy", 10_000_000).fetch("/data/demo.png", "image", threading.Event())
+        other = LabelStudioFiles(address, PERSONAL + "x", 10_000_000)
+        with pytest.raises(RequestError) as refused:
+            other.fetch("/data/demo.png", "image", threading.Event())
+        assert (refused.value.status, refused.value.code) == (502, "upstream_error")
+        assert "refuses the access token (401): give a new one" in caplog.text
 
 
 @pytest.mark.parametrize(

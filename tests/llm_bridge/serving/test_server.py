@@ -72,6 +72,21 @@ def test_what_is_kept_of_pictures_has_a_limit_in_bytes(
     assert len(encoded) == 4
 
 
+def test_what_is_kept_of_prompts_has_a_limit_and_may_be_nothing(
+    build: Callable[..., Any], bundled_chat: RegionChat, messages: Any
+) -> None:
+    from starlette.testclient import TestClient
+
+    from llm_bridge.serving.limits import ServerLimits
+
+    for limits, kept in ((ServerLimits(), 1), (ServerLimits(memory_bytes=0), 0)):
+        chat = RegionChat(bundled_chat.model, bundled_chat.processor)
+        client = TestClient(build(chat, MODEL, limits=limits), base_url="http://127.0.0.1:8000")
+        assert client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages}).status_code == 200
+        assert chat.memory.most_bytes == limits.memory_bytes
+        assert len(chat.memory) == kept
+
+
 def picture_array() -> Any:
     import numpy as np
 

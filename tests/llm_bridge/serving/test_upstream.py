@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Thread
 from typing import Any
 
@@ -12,6 +14,16 @@ from http_answers import answering, served
 from server_requests import MODEL
 
 from llm_bridge import RegionChat
+
+REFUSALS = {
+    "broken": (400, "no such thing"),
+    "key": (401, "Unauthorized"),
+    "gone": (404, "The model `lm` does not exist."),
+    "width": (400, "expected hidden_size 64"),
+    "full": (429, "Too many requests"),
+    "starting": (503, "Service Unavailable"),
+}
+"""What it says instead, by its reason."""
 
 
 class Upstream:
@@ -27,8 +39,9 @@ class Upstream:
     def _post(self, body: dict[str, Any]) -> tuple[int, Any]:
         self.asked.append(body)
         self.together.wait(20)
-        if self.reason == "broken":
-            return 400, {"error": {"message": "no such thing"}}
+        if self.reason in REFUSALS:
+            status, words = REFUSALS[self.reason]
+            return status, {"error": {"message": words}}
         choices: list[dict[str, Any]] = [{"delta": {"content": word}} for word in (" a pink", " cloud", " above")]
         choices.append({"delta": {}, "finish_reason": self.reason})
         chunks: list[dict[str, Any]] = [{"choices": [choice]} for choice in choices]
@@ -83,6 +96,75 @@ def test_several_are_under_way_at_once(client: Any, upstream: Upstream, messages
     for thread in threads:
         thread.join(60)
     assert got == [200] * 4
+
+
+def test_tap_does_one_thing_at_a_time_although_many_are_under_way(
+    client: Any,
+    upstream: Upstream,
+    bundled_chat: RegionChat,
+    messages: Any,
+    demo_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    boxes = [[177, 392, 271, 470], [40, 40, 200, 200], [10, 10, 300, 300], [100, 50, 400, 450]]
+
+    def annotated(box: list[int]) -> Any:
+        mark = {"type": "rectangle", "data": box}
+        return client.post("/v1/predict", json={"model": MODEL, "image": demo_url, "params": {"marks": [mark]}}).json()
+
+    expected = [annotated(box) for box in boxes]
+    inside: list[int] = []
+    most: list[int] = []
+    encode = bundled_chat.region_tokenizer.encode
+
+    def watched(*given: Any, **named: Any) -> Any:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        try:
+            return encode(*given, **named)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(bundled_chat.region_tokenizer, "encode", watched)
+    bundled_chat.processor.encoder._rows.clear()
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, client, messages) for _ in range(2)]
+        assert list(pool.map(annotated, boxes)) == expected
+        assert [one.result().status_code for one in asked] == [200, 200]
+    assert len(most) >= 5
+    assert set(most) == {1}
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "code"),
+    [
+        ("key", 502, "upstream_error"),
+        ("gone", 502, "upstream_error"),
+        ("width", 502, "upstream_error"),
+        ("full", 503, "upstream_unavailable"),
+        ("starting", 503, "upstream_unavailable"),
+    ],
+)
+def test_what_its_operator_must_mend_is_not_told_to_clients_as_their_fault(
+    client: Any,
+    upstream: Upstream,
+    messages: Any,
+    caplog: pytest.LogCaptureFixture,
+    reason: str,
+    status: int,
+    code: str,
+) -> None:
+    upstream.reason = reason
+    answer = ask(client, messages)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert answer.json()["error"]["type"] == "server_error"
+    assert ("Retry-After" in answer.headers) == (status == 503)
+    streamed = ask(client, messages, stream=True)  # which has begun by then
+    assert f'"code": "{code}"' in streamed.text
+    for got in (answer, streamed):
+        assert REFUSALS[reason][1] not in got.text
+    assert caplog.text.count(REFUSALS[reason][1]) == 2
 
 
 def test_its_faults_are_told_without_its_address(client: Any, upstream: Upstream, messages: Any) -> None:

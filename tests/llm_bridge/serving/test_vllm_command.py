@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcess
 from llm_bridge.cli import main
 from llm_bridge.serving.vllm_command import vllm_command
 
-FLAGS = ["--enable-prompt-embeds", "--trust-request-chat-template"]
+TRUSTING = ["--enable-prompt-embeds", "--trust-request-chat-template"]
+FLAGS = ["--host", "127.0.0.1", "--port", "8000", *TRUSTING]
 Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
 
 
@@ -44,6 +46,32 @@ def test_a_language_model_is_served_under_its_name_with_the_adapter_on_its_own_l
 def test_a_bridge_without_adapter_needs_no_lora(save: Callable[..., Path]) -> None:
     folder = save(name="owner/model-1B")
     assert vllm_command(folder) == ["vllm", "serve", "owner/model-1B", "--served-model-name", "model-1B", *FLAGS]
+
+
+def test_only_this_machine_reaches_the_server_unless_somebody_says_otherwise(
+    save: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --host, vLLM listens on every address, and these flags make it trust whoever reaches it."""
+    folder = save(name="owner/model-1B")
+    plain = ["vllm", "serve", "owner/model-1B", "--served-model-name", "model-1B"]
+    for flags, listening in (
+        ([], ["--host", "127.0.0.1", "--port", "8000"]),
+        (["--port", "8001"], ["--host", "127.0.0.1", "--port", "8001"]),
+        (["--host", "10.0.0.5"], ["--host", "10.0.0.5", "--port", "8000"]),
+    ):
+        assert main(["vllm", str(folder), *flags]) == 0
+        assert capsys.readouterr().out.split() == [*plain, *listening, *TRUSTING]
+    assert main(["vllm", str(folder), "--port", "0"]) == 2
+    assert "Got --port 0: expected 1 to 65535" in capsys.readouterr().err
+
+
+def test_the_printed_command_is_quoted_for_the_shell(
+    save: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save(rank=2, name="owner/model-1B").rename(tmp_path / "a bridge of mine")
+    assert main(["vllm", str(folder)]) == 0
+    words = shlex.split(capsys.readouterr().out)
+    assert words[-1] == f"a bridge of mine={folder}/adapter"
 
 
 def test_an_adapter_of_too_high_a_rank_is_refused(save: Callable[..., Path]) -> None:
