@@ -36,7 +36,10 @@ GROUPS = {
 }
 """Families as the first table groups them."""
 
-FREE_GROUPS = {"phrasing that no recipe contains": PHRASING_FAMILIES, "what takes general knowledge": KNOWLEDGE_FAMILIES}
+FREE_GROUPS = {
+    "phrasing that no recipe contains": PHRASING_FAMILIES,
+    "what takes general knowledge": KNOWLEDGE_FAMILIES,
+}
 """Families whose answers are free, as the tables group them. The score of a family or group is the mean over the questions that
 are written in the files, of the share of their answers that contain the truth."""
 
