@@ -179,7 +179,8 @@ def run_search(arguments: argparse.Namespace) -> None:
         raise ValueError(f"Found no folder {folder} with the index's pictures: say where they are, --pictures FOLDER.")
     arguments.model = arguments.model or index.notes.get("model", DEFAULT)
     arguments.variant = arguments.variant or index.notes.get("variant") or None
-    arguments.text_encoder = arguments.text_encoder or index.notes.get("text_encoder")
+    if arguments.phrase is not None:
+        arguments.text_encoder = arguments.text_encoder or index.notes.get("text_encoder")
     tokenizer = load_tokenizer(arguments)
     like = tokenizer.encode(arguments.image, prompts=prompts) if prompts else None
     find = partial(index.search, like, by=arguments.by, top_k=arguments.top_k, names=arguments.name)

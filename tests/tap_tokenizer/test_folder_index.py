@@ -224,6 +224,8 @@ def test_a_search_from_another_folder_finds_model_and_text_encoder(
     code, out, err = shell(capsys, "search", "../index", "red umbrella", "--json")
     assert code == 0, err
     assert [hit["picture"] for hit in json.loads(out)["found"]] == ["a.png"]
+    (folder / "words").rename(folder / "elsewhere")  # which an example does not need
+    assert shell(capsys, "search", "../index", "--like", "a.png", "--box", 2, 2, 30, 30)[0] == 0
 
 
 def test_an_index_in_int8_is_not_continued_in_float32(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
