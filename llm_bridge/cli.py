@@ -167,7 +167,7 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
             options = {"image": pixels, "max_new_tokens": arguments.max_new_tokens, "prompts": picture.prompts[group]}
             answer = chat.ask(arguments.question, **options)
             records = [{**own, **given} for own, given in zip(_regions(chat), picture.regions[group], strict=True)]
-            said.append({"regions": records, "answer": answer, "mentioned": list(chat.mentioned(answer))})
+            said.append({"regions": records, "answer": answer, "mentioned": list(chat.mentioned())})
         return {"answers": said}
 
     skip = arguments.skip_unreadable
