@@ -31,6 +31,7 @@ from .default_bridge import DEFAULT_BRIDGE
 from .description import RegionBaseline, baselines
 from .generation import Speaker, speaker_of, trimmed
 from .grounding import (
+    DESCRIBE_QUESTION,
     Candidates,
     FoundRegions,
     check_choice,
@@ -43,7 +44,7 @@ from .modeling_bridge import RegionBridgeForConditionalGeneration
 from .pictures import open_picture
 from .processing_bridge import RegionBridgeProcessor
 from .processing_described import DescribedRegionProcessor
-from .prompt_checks import check_context
+from .prompt_checks import ContextFullError, check_context
 from .prompt_memory import PromptMemory
 from .serving import client
 
@@ -355,17 +356,8 @@ class RegionChat:
         """
         question = find_question(phrase)
         check_choice(most, threshold)
-        picture = self.image if image is None else open_picture(image).copy()
-        if picture is None:
-            raise ValueError("Got no picture to search: give image=….")
         lists = {"boxes": boxes, "points": points, "point_labels": point_labels, "masks": masks}
-        given = None
-        if detections is not None:
-            others = {**lists, "prompts": prompts or None, "regions": regions}
-            given = _with_masks_read(detection_prompts(detections, None, others), picture)
-        elif prompts or any(value is not None for value in lists.values()):
-            given = _with_masks_read([*prompts, *RegionPrompt.read_lists(**lists)], picture)
-        candidates = Candidates.of(self.processor, picture, given, regions)
+        picture, candidates = self._candidates(image, lists, prompts, detections, regions)
         self._warn_of_limitation()
         if self.warns_of_finding and self.finding_limitation is not None:
             logger.warning(self.finding_limitation)
@@ -381,6 +373,69 @@ class RegionChat:
         numbers = range(len(self._regions) - len(found) + 1, len(self._regions) + 1)
         self.messages = [*messages, {"role": "assistant", "content": find_answer(numbers)}]
         return replace(found, names=[f"region{number}" for number in numbers])
+
+    def describe(
+        self,
+        image: ImageInput | None = None,
+        *,
+        boxes: Any = None,
+        points: Any = None,
+        point_labels: Any = None,
+        masks: Any = None,
+        prompts: Sequence[RegionPrompt] = (),
+        detections: Any = None,
+        regions: RegionTokens | None = None,
+        max_new_tokens: int = 256,
+    ) -> str:
+        """Describe a picture in words that name the regions they speak of; `mentioned` then gives these.
+
+        >>> chat.describe("picture.png")
+        >>> chat.mentioned()
+
+        image: the picture; by default, that of the conversation. boxes, points, point_labels, masks, prompts, detections,
+        regions: what is in it, as for `find`; by default, everything that the region tokenizer finds by itself. If the
+        context does not hold them all, the last ones are left out, and a warning says how many.
+
+        This begins a new conversation, in which these regions are region1, region2, …. How well a model describes is up to
+        what it was taught: none of the bundled bridges was taught it. Raises `ValueError` if there is no region.
+        """
+        lists = {"boxes": boxes, "points": points, "point_labels": point_labels, "masks": masks}
+        picture, candidates = self._candidates(image, lists, prompts, detections, regions)
+        shown, alone, answer = candidates.prompts, self.another(), None
+        if not shown:
+            raise ValueError("Found no region to speak of: give boxes=…, points=… or masks=….")
+        alone.warns_of_limitation, self.warns_of_limitation = self.warns_of_limitation, False
+        while answer is None:
+            try:
+                answer = alone.ask(DESCRIBE_QUESTION, image=picture, prompts=shown, max_new_tokens=max_new_tokens)
+            except ContextFullError:
+                if len(shown) == 1:
+                    raise
+                shown = shown[: len(shown) * 3 // 4]
+        if left_out := len(candidates.prompts) - len(shown):
+            logger.warning("The context holds %d regions, and %d more are left out.", len(shown), left_out)
+        self.image, self.messages, self._regions = alone.image, alone.messages, alone._regions
+        return str(answer)
+
+    def _candidates(
+        self,
+        image: ImageInput | None,
+        lists: dict[str, Any],
+        prompts: Sequence[RegionPrompt],
+        detections: Any,
+        regions: RegionTokens | None,
+    ) -> tuple[np.ndarray, Candidates]:
+        """A picture, by default that of the conversation, and its regions as `find` is given them."""
+        picture = self.image if image is None else open_picture(image).copy()
+        if picture is None:
+            raise ValueError("Got no picture to search: give image=….")
+        given = None
+        if detections is not None:
+            others = {**lists, "prompts": prompts or None, "regions": regions}
+            given = _with_masks_read(detection_prompts(detections, None, others), picture)
+        elif prompts or any(value is not None for value in lists.values()):
+            given = _with_masks_read([*prompts, *RegionPrompt.read_lists(**lists)], picture)
+        return picture, Candidates.of(self.processor, picture, given, regions)
 
     def mentioned(self, answer: str | None = None) -> dict[str, RegionTokens]:
         """The regions of the conversation that an answer names, each as one region with its box and mask, by their names.
@@ -465,7 +520,7 @@ class RegionChat:
         """Region tokens of all regions of the conversation, in order."""
         if not self._regions:
             raise ValueError("No region was asked about yet.")
-        return self.region_tokenizer.encode(self.image, prompts=self._regions)
+        return self.region_tokenizer.encode(features=self.processor.embed_image(self.image), prompts=self._regions)
 
     def baseline(self, top_k: int = 3) -> list[RegionBaseline]:
         """TAP's own caption and concepts for each region of the conversation: the baseline that the language model must

@@ -1,4 +1,4 @@
-"""The command line: `region-chat ask` and `chat`; `demo`, `find`, `app`, `serve` and `vllm` have files of their own.
+"""The command line: `region-chat ask` and `chat`; `describe`, `demo`, `find`, `app`, `serve` and `vllm` have their own files.
 
 It prints and writes files. Everything else it does is a single call of the library.
 """
@@ -34,6 +34,7 @@ from tap_tokenizer import (
 )
 
 from .demo_command import add_demo_command, run_demo
+from .describe_command import add_describe_command, run_describe
 from .find_command import add_find_command, run_find
 from .model_flags import add_model_flags, load_chat, settings_of
 from .page.app_command import add_app_command, run_app
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     add_output_flags(ask)
     add_model_flags(ask)
     add_find_command(commands)
+    add_describe_command(commands)
     chat = add_command(
         commands,
         "chat",
@@ -86,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     doers: dict[str, Callable[[argparse.Namespace], int | None]] = {
         "ask": _ask,
         "find": run_find,
+        "describe": run_describe,
         "chat": _chat,
         "demo": run_demo,
         "app": run_app,
@@ -162,7 +165,9 @@ def _ask_folder(arguments: argparse.Namespace) -> int:
         for group in [slice(i, i + 1) for i in range(count)] if each == 1 else [slice(count)]:
             chat.reset()
             options = {"image": pixels, "max_new_tokens": arguments.max_new_tokens, "prompts": picture.prompts[group]}
-            said.append({"regions": picture.regions[group], "answer": chat.ask(arguments.question, **options)})
+            answer = chat.ask(arguments.question, **options)
+            records = [{**own, **given} for own, given in zip(_regions(chat), picture.regions[group], strict=True)]
+            said.append({"regions": records, "answer": answer, "mentioned": list(chat.mentioned())})
         return {"answers": said}
 
     skip = arguments.skip_unreadable
@@ -187,14 +192,20 @@ def _settings(chat: RegionChat, arguments: argparse.Namespace) -> dict[str, Any]
 
 
 def _said(chat: RegionChat, answer: Any) -> dict[str, Any]:
-    """The answer, and what TAP itself says of each region."""
+    """The answer, which regions it names, and what TAP itself says of each region."""
     regions = []
-    for box, own in zip(chat.regions().boxes.tolist(), chat.baseline()):
+    for record, own in zip(_regions(chat), chat.baseline(), strict=True):
         concepts = [{"name": name, "score": round(score, 4)} for name, score in own.concepts]
-        regions.append(
-            {"name": own.name, "box": [round(x, 2) for x in box], "caption": own.caption, "concepts": concepts}
-        )
+        regions.append({**record, "caption": own.caption, "concepts": concepts})
     return {"answer": answer, "mentioned": list(chat.mentioned(answer)), "regions": regions}
+
+
+def _regions(chat: RegionChat) -> list[dict[str, Any]]:
+    """The regions of a conversation, by their names."""
+    from .region_records import region_records
+
+    regions = chat.regions()
+    return region_records([f"region{number}" for number in range(1, len(regions) + 1)], regions)
 
 
 # --- chat --------------------------------------------------------------------------------------------------------------

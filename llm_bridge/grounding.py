@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 FIND_QUESTION = "Find {phrase}. Answer with names of regions, or none."
 """What the language model is asked, after all candidates."""
+DESCRIBE_QUESTION = "Describe the picture, and name each region that you speak of."
+"""What the language model is asked to describe, after all regions."""
 NONE = "none"
 """What it answers if no candidate is meant."""
 SHORT_ANSWER = 64

@@ -10,6 +10,7 @@ from typing import Any
 from tap_tokenizer import PictureRegions, coco_shape, only_writer, pictures_of, table_rows, write_whole
 
 from .grounding import FoundRegions, find_question
+from .region_records import region_records
 
 
 def read_phrases(table: Path, folder: Path) -> dict[str, list[str]]:
@@ -62,15 +63,9 @@ def pictures_to_search(
 def found_record(found: FoundRegions) -> dict[str, Any]:
     """What was found of one phrase, for JSON: each region with box, probability and mask, the best first."""
     regions = [
-        {
-            "name": name,
-            "candidate": row,
-            "box": [round(x, 2) for x in box],
-            "probability": round(share, 4),
-            "mask": mask,
-        }
-        for name, row, box, share, mask in zip(
-            found.names, found.rows, found.boxes.tolist(), found.probabilities.tolist(), found.coco_rle()
+        {**record, "candidate": row, "probability": round(share, 4)}
+        for record, row, share in zip(
+            region_records(found.names, found), found.rows, found.probabilities.tolist(), strict=True
         )
     ]
     return {

@@ -85,7 +85,7 @@ LAYERS = {
         {"__main__"},
     ],
     "llm_bridge": [
-        {"default_bridge", "description", "uploading", "listening", "serving.__init__"},
+        {"default_bridge", "description", "region_records", "uploading", "listening", "serving.__init__"},
         {"configuration_bridge", "projector_files"},
         {"chat_template", "language_model", "projector", "chat_markup", "feature_rows"},
         {"picture_context", "text_batch", "processor_files", "prompt_memory"},
@@ -100,7 +100,7 @@ LAYERS = {
         {"serving.client"},
         {"chat", "pipelines", "phrase_table", "serving.vllm_command"},
         {"terminal_chat", "model_flags", "page.__init__", "page.input", "page.turns", "page.scene"},
-        {"find_command", "demo_command", "page.guard", "page.conversation"},
+        {"find_command", "describe_command", "demo_command", "page.guard", "page.conversation"},
         {"page.sessions"},
         {"page.handlers"},
         {"page.app"},

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Literal
 
 import torch
 
 from ..chat import RegionChat
+from ..chat_markup import read_chat
 from ..generation import Tally, trimmed
+from ..grounding import named_numbers
 from ..prompt_checks import check_context
+from ..region_records import region_records
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,22 @@ class Begun:
 
 @dataclass(frozen=True)
 class Ended:
-    """The answer is complete, or as long as it may be."""
+    """The answer is complete, or as long as it may be.
+
+    mentioned: the regions that it names, if they were asked for; see `mentioned_regions`.
+    """
 
     reason: Literal["stop", "length"]
     completion_tokens: int
+    mentioned: list[dict[str, Any]] = field(default_factory=list)
 
 
 def answer(
-    chat: RegionChat, messages: Sequence[dict[str, Any]], options: AnswerOptions, gone: Event
+    chat: RegionChat, messages: Sequence[dict[str, Any]], options: AnswerOptions, gone: Event, mentions: bool = False
 ) -> Iterator[Begun | str | Ended]:
     """Answer a conversation of content items: `Begun`, pieces of text, `Ended`. The chat's own conversation is left alone.
 
+    mentions: whether `Ended` tells of the regions that the answer names.
     gone: ends the answer once it is set. `ValueError` for what the processor or the language model's context refuses.
     """
     if not chat.sees_pictures and _only_pictures(messages):
@@ -78,13 +86,35 @@ def answer(
         torch.seed()  # else answers would be the same after every start of the server
     tally = Tally(gone)
     cut = _Cut(options.stop)
-    yield from trimmed(cut.pieces(speaker.stream(prompt, tally=tally, max_new_tokens=new, **sampling)))
-    yield Ended("length" if tally.is_cut and not cut.found else "stop", tally.tokens)
+    words = ""
+    for piece in trimmed(cut.pieces(speaker.stream(prompt, tally=tally, max_new_tokens=new, **sampling))):
+        words += piece
+        yield piece
+    mentioned = mentioned_regions(chat, messages, words) if mentions and not gone.is_set() else []
+    yield Ended("length" if tally.is_cut and not cut.found else "stop", tally.tokens, mentioned)
 
 
 def answer_text(chat: RegionChat, messages: Sequence[dict[str, Any]], options: AnswerOptions, gone: Event) -> str:
     """The whole answer."""
     return "".join(piece for piece in answer(chat, messages, options, gone) if isinstance(piece, str))
+
+
+def mentioned_regions(chat: RegionChat, messages: Sequence[dict[str, Any]], words: str) -> list[dict[str, Any]]:
+    """The regions of a conversation that an answer names, as `region_records`, each with the number of its picture, from 0."""
+    numbers = dict.fromkeys(named_numbers(words))
+    if not numbers:
+        return []
+    read = read_chat(messages, "The conversation")
+    found: list[dict[str, Any]] = []
+    for number in numbers:
+        if number not in read.numbered:
+            continue
+        image, prompt = read.numbered[number]
+        features = chat.processor.embed_image(read.images[image])
+        regions = chat.region_tokenizer.encode(features=features, prompts=[prompt])
+        (record,) = region_records([f"region{number}"], regions)
+        found.append({**record, "image": image})
+    return found
 
 
 def _only_pictures(messages: Sequence[dict[str, Any]]) -> bool:

@@ -15,6 +15,9 @@ MOST_VALUES = 200_000
 WITHOUT_EFFECT = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
 """OpenAI's parameters that would change nothing about an answer."""
 
+RETURNED = {"name", "mentioned"}
+"""What a message may hold beside its words: a name, and what came with an answer that is sent back. Neither has an effect."""
+
 NOT_DONE: dict[str, list[Any]] = {
     "n": [1],
     "logprobs": [False],
@@ -186,7 +189,7 @@ def read_chat_request(body: bytes) -> ChatRequest:
             raise RequestError(400, "unsupported_parameter", words, param=name)
         raise RequestError(400, "unknown_parameter", f"There is no parameter {repr_short(name)}.", param=name[:80])
     for number, message in enumerate(request.messages):
-        if asked := [name for name, value in (message.model_extra or {}).items() if value and name != "name"]:
+        if asked := [name for name, value in (message.model_extra or {}).items() if value and name not in RETURNED]:
             where = f"messages.{number}.{asked[0][:80]}"
             raise RequestError(400, "unsupported_parameter", f"{where}: this server does not do that.", param=where)
     if request.messages[-1].role != "user":

@@ -27,7 +27,8 @@ async def complete(service: Service, request: Request) -> Response:
     options = _options(service, asked)
 
     def work(gone: Event) -> Iterator[Begun | str | Ended]:
-        return answer(service.chat, read_conversation(asked.messages, service.limits, gone), options, gone)
+        conversation = read_conversation(asked.messages, service.limits, gone)
+        return answer(service.chat, conversation, options, gone, mentions=True)
 
     pieces = service.pieces(request, work)
     begun = await anext(pieces)  # what is refused is refused before a stream begins
@@ -61,14 +62,14 @@ def _options(service: Service, asked: ChatRequest) -> AnswerOptions:
 
 
 class _Completion:
-    """An answer in OpenAI's form, whole or in chunks."""
+    """An answer in OpenAI's form, whole or in chunks; beside its words, or in the last chunk, the regions that it names."""
 
     def __init__(self, model: str, prompt_tokens: int) -> None:
         self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self.prompt_tokens = prompt_tokens
 
     def whole(self, words: str, ended: Ended) -> dict[str, Any]:
-        message = {"role": "assistant", "content": words, "refusal": None}
+        message = {"role": "assistant", "content": words, "refusal": None, "mentioned": ended.mentioned}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": ended.reason}
         return {**self.head, "object": "chat.completion", "choices": [choice], "usage": self._usage(ended)}
 
@@ -81,7 +82,7 @@ class _Completion:
                 if isinstance(piece, str):
                     yield self._chunk({"content": piece}, **usage)
                     continue
-                yield self._chunk({}, piece.reason, **usage)
+                yield self._chunk({"mentioned": piece.mentioned}, piece.reason, **usage)
                 if with_usage:
                     yield self._event({"choices": [], "usage": self._usage(piece)})
         except RequestError as error:

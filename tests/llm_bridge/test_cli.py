@@ -43,7 +43,8 @@ def test_ask_answers(capsys: pytest.CaptureFixture[str], chat: RegionChat, tmp_p
     assert record["answer"] == answer
     assert record["question"] == LARGER
     assert [region["name"] for region in record["regions"]] == ["region1", "region2"]
-    assert record["mentioned"] == list(chat.mentioned(answer))
+    assert record["mentioned"] == list(chat.mentioned(answer)) != []
+    assert [region["mask"] for region in record["regions"]] == chat.regions().coco_rle()
     assert [region["box"] for region in record["regions"]] == BOXES
     assert [region["caption"] for region in record["regions"]] == [own.caption for own in chat.baseline()]
     with Image.open(tmp_path / "out.png") as drawn:
@@ -67,7 +68,11 @@ def test_ask_of_a_folder(capsys: pytest.CaptureFixture[str], chat: RegionChat, f
     chat.reset()
     assert [line["image"] for line in lines] == ["a.png", "b.png"]
     assert [entry["answer"] for entry in lines[1]["answers"]] == [chat.ask(LARGER, image=DEMO, boxes=BOXES)]
-    assert [region["box"] for region in lines[1]["answers"][0]["regions"]] == BOXES
+    (entry,) = lines[1]["answers"]
+    assert [region["box"] for region in entry["regions"]] == BOXES
+    assert [region["name"] for region in entry["regions"]] == ["region1", "region2"]
+    assert [region["mask"] for region in entry["regions"]] == chat.regions().coco_rle()
+    assert entry["mentioned"] == list(chat.mentioned()) != []
     said(capsys, "ask", folder / "pictures", "What is <region>?", *flags, folder / "each.jsonl")
     line = json.loads((folder / "each.jsonl").read_text().splitlines()[0])
     for entry, box in zip(line["answers"], BOXES):

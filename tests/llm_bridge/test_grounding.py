@@ -16,7 +16,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llm_bridge import DescribedRegionProcessor, RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat
-from llm_bridge.grounding import answered_numbers, asked_phrase, find_answer, find_question, likelihoods, says_none
+from llm_bridge.grounding import (
+    DESCRIBE_QUESTION,
+    answered_numbers,
+    asked_phrase,
+    find_answer,
+    find_question,
+    likelihoods,
+    says_none,
+)
 from llm_bridge.model_card import bridge_card
 from llm_bridge.prompt_checks import ContextFullError
 from tap_tokenizer import RegionPrompt, RegionTokens, TapRegionTokenizer
@@ -500,6 +508,45 @@ def test_regions_that_an_answer_mentions(chat: RegionChat, picture: Image.Image)
         assert mentioned["region2"].boxes.tolist() == [BOXES[1]]
         assert mentioned["region1"].masks.shape == (1, 60, 90)
     assert chat.mentioned("nothing of the kind") == {}
+
+
+def test_a_description_names_the_regions_that_it_speaks_of(chat: RegionChat, picture: Image.Image) -> None:
+    asked = says(chat, "region2 is above region12.")
+    for _ in range(2):  # each begins anew
+        assert chat.describe(picture, boxes=BOXES) == "region2 is above region12."
+        assert {name: one.boxes.tolist() for name, one in chat.mentioned().items()} == {
+            "region2": [BOXES[1]], "region12": [BOXES[11]],
+        }  # fmt: skip
+        assert len(chat.regions()) == 12
+    names = "".join(f"region{number} <|region|> " for number in range(1, 13))
+    assert asked == [f"<|user|>{names}{DESCRIBE_QUESTION}</s><|assistant|>"] * 2
+    says(chat, "red")
+    assert chat.ask("What colour is region12?") == "red"
+    with pytest.raises(ValueError, match="Found no region to speak of: give boxes"):
+        chat.describe(picture, boxes=[])
+    assert len(chat.history) == 4
+
+
+def test_everything_is_described_where_nothing_is_given(
+    chat: RegionChat, picture: Image.Image, tiny_tokenizer: TapRegionTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = tiny_tokenizer.encode_everything(picture, **LENIENT)
+    monkeypatch.setattr(tiny_tokenizer, "encode_everything", lambda **_: everything)
+    says(chat, "region1")
+    chat.describe(picture)
+    assert chat.regions().boxes.tolist() == everything.boxes.tolist()
+
+
+def test_a_description_speaks_of_as_many_regions_as_the_context_holds(
+    make_chat: Callable[..., RegionChat], picture: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    chat = make_chat(context=200)
+    says(chat, "region3")
+    chat.describe(picture, boxes=BOXES, max_new_tokens=20)
+    assert chat.regions().boxes.tolist() == BOXES[:9]
+    assert "The context holds 9 regions, and 3 more are left out." in caplog.text
+    with pytest.raises(ContextFullError):
+        chat.describe(picture, boxes=BOXES, max_new_tokens=190)
 
 
 def test_a_described_model_answers_by_names(make_chat: Callable[..., RegionChat], picture: Image.Image) -> None:

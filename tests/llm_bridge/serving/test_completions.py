@@ -58,6 +58,27 @@ def test_answers_are_those_of_a_chat(openai: Any, asked: RegionChat, demo_url: s
         assert usage.completion_tokens >= len(expected.split())
 
 
+def test_an_answer_that_names_a_region_leads_to_it(openai: Any, asked: RegionChat, demo_url: str) -> None:
+    """And a client that sends the whole message back is understood."""
+    question, boxes = "Which is larger, <region> or <region>?", [BOX, OTHER]
+    asked.ask(question, image=DEMO, boxes=boxes)
+    expected = [
+        {"name": name, "box": regions.boxes[0].tolist(), "mask": regions.coco_rle()[0], "image": 0}
+        for name, regions in asked.mentioned().items()
+    ]
+    assert len(expected) == 1
+    regions = [{"type": "region", "box": box} for box in boxes]
+    content = [picture(demo_url), *regions, {"type": "text", "text": question}]
+    talk: list[Any] = [{"role": "user", "content": content}]
+    options: dict[str, Any] = {"model": MODEL, "messages": talk}
+    message = openai.chat.completions.create(**options).choices[0].message
+    assert message.mentioned == expected
+    *_, last = openai.chat.completions.create(**options, stream=True)
+    assert last.choices[0].delta.mentioned == expected
+    talk += [message.model_dump(), {"role": "user", "content": "What colour is region1?"}]
+    assert openai.chat.completions.create(**options).choices[0].message.content
+
+
 def test_follow_ups_speak_of_regions_by_name(openai: Any, asked: RegionChat, messages: Any) -> None:
     first = asked.ask("What is <region>?", image=DEMO, boxes=[BOX])
     second = asked.ask("What colour is region1, and what is <region>?", boxes=[OTHER])
