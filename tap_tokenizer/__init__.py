@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .text_encoder import TextEncoder
     from .visualization import draw_regions, region_colour
 if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
+    from .browser_page import MARKING_SCRIPT
     from .bundled import PackagedModel, add_bundled, add_packaged, bundled_or_given, install_command, is_here
     from .cluster import RAY_ADDRESS_HELP, RAY_HELP, check_ray_flags, cluster_for, ray_cluster, run_chunks
     from .coco_masks import coco_shape

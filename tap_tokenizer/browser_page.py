@@ -20,8 +20,15 @@ from .onnx_export import GRAPHS, PRECISIONS, check_export, export_onnx
 from .output_files import only_writer, save_tensors, write_whole
 from .pretrained_files import CONCEPTS_FILE
 from .region_tokenizer import TapRegionTokenizer
+from .visualization import region_colour
 
 PAGE = Path(__file__).parent / "browser"
+MARKING_SCRIPT = PAGE / "marking.js"
+"""What is marked on a picture, which the page of llm_bridge shares."""
+
+COLOURS = 24
+"""How many regions have a colour of their own on the page."""
+
 EXAMPLE = "example.webp"
 """What the page offers as an example, unless other pictures are given."""
 
@@ -121,6 +128,7 @@ def _settings(tokenizer: TapRegionTokenizer, precision: str, folder: Path, *, is
         "precision": precision,
         "fingerprint": tokenizer.fingerprint,
         "limitation": tokenizer.limitation,
+        "colours": [region_colour(i) for i in range(COLOURS)],
         "image_size": processor.image_size,
         "mean": processor.image_mean[::-1],  # red, green, blue, of bytes
         "std": processor.image_std[::-1],

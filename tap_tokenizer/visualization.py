@@ -1,7 +1,8 @@
 """Draws regions on a picture: masks, boxes, points and words. Takes and returns PIL images.
 
-A region wears its colour as an outline and a light veil, so that the object keeps its own colours. Lines have a dark rim and
-words a dark plate, so that they are legible on light and dark pictures. All sizes follow the picture's, down to a least one.
+A region wears its colour as an outline and a veil that hardly shows, so that the object keeps its own colours. Lines have a
+dark rim and words a dark plate, so that they are legible on light and dark pictures. All sizes follow the picture's, down to a
+least one.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def draw_regions(
     points: Sequence[Sequence[Sequence[float]]] | None = None,
     point_labels: Sequence[Sequence[int]] | None = None,
     labels: Sequence[str] | None = None,
-    opacity: float = 0.14,
+    opacity: float = 0.05,
     names: bool = True,
     legend: bool = False,
 ) -> Image.Image:

@@ -18,11 +18,11 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from tap_tokenizer import region_colour
+from tap_tokenizer import MARKING_SCRIPT, region_colour
 
 from ..chat import RegionChat
 from .guard import Hosts, PageGuard, session_of
-from .handlers import EXAMPLES, QUEUED, Handlers, RefusedError, examples, told
+from .handlers import EXAMPLES, POINTED, QUEUED, Handlers, RefusedError, examples, told
 from .input import PageLimits
 from .sessions import PageConversations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 PARTS = Path(__file__).parent
-ASSETS = (PARTS / "page.css", *sorted(PARTS.glob("*.js")))
+ASSETS = (PARTS / "page.css", *sorted(PARTS.glob("*.js")), MARKING_SCRIPT)
 FIRST_PORT, PORTS = 7860, 100
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
@@ -94,7 +94,8 @@ def serve(
     guarded = PageGuard(
         build_app(conversations),
         most_bytes=limits.file_bytes * 4 // 3 + 200_000,
-        places={f"/{name}": conversations.places for name in QUEUED} | {"/glance": conversations.glances},
+        places={f"/{name}": conversations.places for name in QUEUED}
+        | {f"/{name}": conversations.glances for name in POINTED},
         hosts=Hosts(host, allowed_hosts),
     )
     config = uvicorn.Config(
@@ -144,7 +145,7 @@ def build_app(conversations: PageConversations) -> Starlette:
 
         return answer
 
-    names = (*QUEUED, "glance", "state", "again", "take_back", "stop", "leave", "record", "drawing")
+    names = (*QUEUED, *POINTED, "state", "again", "take_back", "stop", "leave")
     files = {f"/parts/{path.name}": path for path in ASSETS}
     files |= {f"/examples/{example['file']}": EXAMPLES / example["file"] for example in examples()}
     return Starlette(

@@ -33,20 +33,20 @@ export function asking(page) {
 
   /** Ask about marks, all by default. True once there is an answer; a question without one can be asked again. */
   async function ask(question, asked = marks.list) {
-    if (state.busy) return false;
+    if (state.busy) { page.say("An answer is being written: wait for its end, or stop it."); return false; }
     const load = state.loads, turn = talk.begin(question), field = find("question");
     let answered = false, looks = [];
     field.value = "";
     setBusy(true);
-    const undo = (words, wrong) => { turn.remove(); field.value = question; page.say(words, wrong); };
+    const giveBack = (words, wrong) => { field.value ||= question; page.say(words, wrong); };  // unless another was begun
     try {
-      for await (const step of steps("/ask", { question, regions: asked.map(sentOf) })) {
+      for await (const step of steps("ask", { question, regions: asked.map(sentOf) })) {
         if (load !== state.loads) return false;
         if (step.asked) turn.asked(step.asked);
         if (step.looks) { looks = step.looks; turn.looks(looks.slice(state.known.length)); }
         if (step.answer) turn.answer(step.answer);
-        if (step.error) undo(step.error, true);
-        if (step.stopped) { turn.end(false); field.value = question; page.say(step.stopped); }
+        if (step.error) { turn.remove(); giveBack(step.error, true); }
+        if (step.stopped) { turn.end(false); giveBack(step.stopped); }
         if (step.done) {
           answered = true;
           state.encoded = true;
@@ -59,10 +59,12 @@ export function asking(page) {
         }
       }
     } catch (error) {
-      undo(error.message, true);
-      call("/stop").catch(() => {});  // a lost connection looks to the server like a closed tab: this one is still there
+      turn.remove();
+      giveBack(error.message, true);
+      call("stop").catch(() => {});  // a lost connection looks to the server like a closed tab: this one is still there
     }
     if (load === state.loads) setBusy(false);
+    page.see();
     page.remember();
     return answered;
   }
@@ -72,7 +74,7 @@ export function asking(page) {
     if (state.busy) return;
     const load = state.loads;
     try {
-      const { question, marks: asked, ...kept } = await call("/take_back");
+      const { question, marks: asked, ...kept } = await call("take_back");
       if (load !== state.loads) return;
       const seen = state.known.slice(kept.regions.length).map(({ region, word }) => ({ ...region, concept: word && [word] }));
       page.noteRegions(kept.regions, kept.looks);
@@ -103,7 +105,7 @@ export function asking(page) {
     if (!event.repeat) find("composer").requestSubmit();
   };
   find("composer").onsubmit = (event) => { event.preventDefault(); ask(field.value); };
-  find("stop").onclick = () => call("/stop").catch(page.complain);
+  find("stop").onclick = () => call("stop").catch(page.complain);
 
   return { ask, edit, setBusy, suggest };
 }

@@ -1,9 +1,11 @@
 // The picture: shows it with its regions, and turns mouse, finger and keys into marks.
 // Coordinates: marks and boxes are in pixels of the picture, masks in pixels of the shown one, the pointer in CSS pixels.
 
-import { dimAllBut, drawBox, drawBrush, drawCross, drawLabels, drawMark, drawRegion, drawStrokes } from "./drawing.js";
+import { dimAllBut, drawBox, drawBrush, drawCorner, drawLabels, drawMark, drawRegion, drawStrokes } from "./drawing.js";
+import { boxOf, drawCross, isBox, moved, rounded } from "./marking.js";  // the file lies in tap_tokenizer/browser
 
 const BAR = 56;   // how many CSS pixels the bars at the top and the bottom take
+const EDGE = 8;   // how many are left free at the sides
 const CLICK = 5;  // how many CSS pixels a pointer may wander in a click
 
 export class Board {
@@ -18,6 +20,8 @@ export class Board {
     this.pen = canvas.getContext("2d");
     this.picture = null;
     this.view = { scale: 1, x: 0, y: 0 };
+    this.size = [0, 0];     // of the canvas, in CSS pixels
+    this.isFitted = true;   // whether the view is the whole picture, as large as it fits
     this.preview = null;    // the region under the pointer, as TAP sees it
     this.lit = null;        // the number of the region whose name is pointed at
     this.drag = null;
@@ -26,7 +30,7 @@ export class Board {
     this.corner = null;
     this.fingers = new Map();
     this.waiting = false;
-    new ResizeObserver(() => this.fit()).observe(canvas.parentElement);
+    new ResizeObserver(() => this.#resize()).observe(canvas.parentElement);
     this.#listen();
   }
 
@@ -39,29 +43,47 @@ export class Board {
     this.fit();
   }
 
+  /** Show the whole picture. */
   fit() {
+    this.isFitted = true;
+    this.#resize();
+  }
+
+  /** Follow the size of the stage. A view that was chosen keeps its scale, and in its middle what was there. */
+  #resize() {
     const { clientWidth: width, clientHeight: height } = this.canvas.parentElement, dense = window.devicePixelRatio || 1;
+    const before = this.size;
+    this.size = [width, height];
     this.canvas.width = Math.round(width * dense);
     this.canvas.height = Math.round(height * dense);
     if (this.picture) {
-      const room = [width - 16, height - 2 * BAR];
-      const scale = Math.min(room[0] / this.picture.width, room[1] / this.picture.height);
-      this.view = { scale, x: (width - this.picture.width * scale) / 2, y: (height - this.picture.height * scale) / 2 };
-      this.least = scale / 2;
+      const { width: wide, height: high } = this.picture, fitting = Math.min((width - 2 * EDGE) / wide, (height - 2 * BAR) / high);
+      this.least = fitting / 2;
+      if (this.isFitted) this.view = { scale: fitting, x: (width - wide * fitting) / 2, y: (height - high * fitting) / 2 };
+      else this.view = { ...this.view, x: this.view.x + (width - before[0]) / 2, y: this.view.y + (height - before[1]) / 2 };
     }
     this.draw();
   }
 
-  zoom(factor, [x, y] = [this.canvas.clientWidth / 2, this.canvas.clientHeight / 2]) {
+  zoom(factor, [x, y] = this.size.map((side) => side / 2)) {
     if (!this.picture) return;
+    this.isFitted = false;
     const scale = Math.min(Math.max(this.view.scale * factor, this.least), this.least * 64), by = scale / this.view.scale;
     this.view = { scale, x: x - (x - this.view.x) * by, y: y - (y - this.view.y) * by };
     this.draw();
   }
 
   pan(x, y) {
+    this.isFitted = false;
     this.view = { ...this.view, x: this.view.x + x, y: this.view.y + y };
     this.draw();
+  }
+
+  /** Move the picture until a point of it is in sight, between the bars. */
+  #reveal(point) {
+    const [x, y] = this.onScreen(point), [width, height] = this.size;
+    const by = [Math.min(Math.max(x, EDGE), width - EDGE) - x, Math.min(Math.max(y, BAR), height - BAR) - y];
+    if (by.some((far) => Math.abs(far) > 0.5)) this.pan(...by);  // less is rounding
   }
 
   inPicture([x, y]) {
@@ -96,7 +118,9 @@ export class Board {
     pen.drawImage(picture.image, x, y, picture.width * scale, picture.height * scale);
     pen.lineJoin = pen.lineCap = "round";
     const { colour, nextColour } = this.page, regions = this.page.regions(), candidates = this.page.candidates();
+    const lit = regions[this.lit]?.region;
     if (candidates.length) dimAllBut(this, [...candidates, ...regions.map(({ region }) => region).filter(Boolean)]);
+    else if (lit) dimAllBut(this, [lit], "#0006");
     for (const candidate of candidates) drawRegion(this, candidate, "#fff", candidate === this.hit ? "lit" : "offered");
     if (preview && preview.target != null) {  // what is pointed at stands for the mark that it would change
       const changed = regions.length - 1;
@@ -113,7 +137,8 @@ export class Board {
     if (this.drag?.stroke) drawStrokes(this, this.#strokeOf(this.drag), nextColour());
     drawLabels(this, this.#labels(regions), BAR);
     if (this.tip) drawBrush(this, this.tip, this.brush(), this.page.mode() === "away" ? "#fff" : nextColour());
-    if (this.cross) drawCross(this, this.cross, this.corner);
+    if (this.cross && this.corner) drawCorner(this, this.corner, this.cross);
+    if (this.cross) drawCross(pen, this.onScreen(this.cross));
   }
 
   /** A label for each region, with its number, and for what is pointed at. */
@@ -138,6 +163,9 @@ export class Board {
   }
 
   forget() { this.preview = this.hit = this.tip = null; this.page.glance(null); this.draw(); }
+
+  /** Lift the brush and drop the corner of a box that was begun; show nothing that is pointed at. */
+  leaveOff() { this.drag = this.corner = null; this.forget(); }
 
   #at(event) {
     const frame = this.canvas.getBoundingClientRect();
@@ -171,11 +199,15 @@ export class Board {
     canvas.onpointerdown = (event) => this.#down(event);
     canvas.onpointermove = (event) => this.#move(event);
     canvas.onpointerup = (event) => this.#up(event);
-    canvas.onpointercancel = (event) => { this.fingers.delete(event.pointerId); this.drag = null; this.forget(); };
+    canvas.onpointercancel = (event) => { this.fingers.delete(event.pointerId); this.leaveOff(); };
     canvas.onpointerleave = (event) => { if (event.pointerType === "mouse" && !this.drag) this.forget(); };
     canvas.oncontextmenu = (event) => event.preventDefault();  // its button moves the picture
     canvas.onkeydown = (event) => this.#key(event);
-    canvas.onblur = () => { this.cross = this.corner = null; if (this.picture) this.forget(); };
+    canvas.onblur = () => {
+      this.cross = null;
+      if (!this.picture) return;
+      if (this.fingers.size) this.forget(); else this.leaveOff();  // what a pointer has begun goes on
+    };
     canvas.addEventListener("wheel", (event) => {
       if (!this.picture) return;
       event.preventDefault();
@@ -220,7 +252,7 @@ export class Board {
     const other = [...this.fingers].find(([id]) => id !== finger)?.[1];
     if (!other || !before) return;
     const apart = ([x, y]) => Math.max(8, Math.hypot(x - other[0], y - other[1]));
-    this.zoom(apart(on) / apart(before), other);
+    this.zoom(apart(on) / apart(before), [(before[0] + other[0]) / 2, (before[1] + other[1]) / 2]);
     this.pan((on[0] - before[0]) / 2, (on[1] - before[1]) / 2);
   }
 
@@ -253,12 +285,10 @@ export class Board {
 
   #key(event) {
     if (!this.picture || event.ctrlKey || event.metaKey) return;
-    const { width, height } = this.picture, tool = this.page.tool();
-    const step = event.shiftKey ? 1 : Math.max(1, Math.round(width / 64));
-    const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
-    if (moves[event.key]) {
-      const [x, y] = this.cross || [width / 2, height / 2], [dx, dy] = moves[event.key];
-      this.cross = [Math.min(Math.max(Math.round(x + dx), 0), width), Math.min(Math.max(Math.round(y + dy), 0), height)];
+    const tool = this.page.tool(), move = moved(this.#crossed(), event, this.picture);
+    if (move) {
+      this.cross = move;
+      this.#reveal(move);
       this.drag?.stroke?.push(this.cross);
       if (tool === "point") this.page.glance(this.#point(this.cross, { altKey: event.altKey }));
       if (tool === "box" && this.corner && isBox(boxOf(this.corner, this.cross)))
@@ -267,15 +297,18 @@ export class Board {
       this.page.say(`Cross at ${this.cross.join(" ")}.`);
     } else if (event.key === "Enter" || event.key === " ") this.#set(tool, event);
     else if (event.key === "Backspace" || event.key === "Delete") this.page.removeLast();
-    else if (event.key === "Escape") { this.drag = this.corner = this.cross = null; this.forget(); }
+    else if (event.key === "Escape") { this.cross = null; this.leaveOff(); }
     else return;
     event.preventDefault();
     event.stopPropagation();
     this.draw();
   }
 
+  /** Where the keyboard points; at first, to the middle of what is seen. */
+  #crossed() { return this.cross || this.inPicture(this.size.map((side) => side / 2)).map(Math.round); }
+
   #set(tool, event) {
-    const at = this.cross = this.cross || [Math.round(this.picture.width / 2), Math.round(this.picture.height / 2)];
+    const at = this.cross = this.#crossed();
     if (tool === "point") { const { part, mode } = this.#point(at, event); return this.page.keep(part, mode); }
     if (tool === "everything") { const hit = this.under(this.page.candidates(), at); return hit && this.page.take(hit); }
     if (tool === "brush") {
@@ -289,7 +322,3 @@ export class Board {
     return isBox(box) ? this.page.keep({ box }, "new") : this.page.say("That box is empty: move the cross before you press Enter again.", true);
   }
 }
-
-const rounded = (values) => values.map((v) => Math.round(v * 10) / 10);
-const boxOf = ([a, b], [x, y]) => rounded([Math.min(a, x), Math.min(b, y), Math.max(a, x), Math.max(b, y)]);
-const isBox = ([x1, y1, x2, y2]) => x2 - x1 >= 2 && y2 - y1 >= 2;

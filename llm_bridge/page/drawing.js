@@ -1,13 +1,16 @@
 // How regions, marks and labels look on the picture. `board` is what is drawn on: its pen, picture, view and onScreen().
 
 import { placeLabels } from "./labels.js";
+import { drawLine, drawPoint } from "./marking.js";  // the file lies in tap_tokenizer/browser
 
-/** Darken the picture where none of some regions is. */
-export function dimAllBut({ pen, picture, view }, regions) {
+const VEIL = 0.05;  // how much of a region's colour covers it: so little that the object keeps its own
+
+/** Darken the picture, by default a lot, where none of some regions is. */
+export function dimAllBut({ pen, picture, view }, regions, shade = "#0009") {
   const scale = view.scale * picture.stretch, lit = new Path2D();
   for (const { path } of regions) lit.addPath(path, new DOMMatrix([scale, 0, 0, scale, view.x, view.y]));
   const frame = [view.x, view.y, picture.width * view.scale, picture.height * view.scale];
-  pen.fillStyle = "#0009";
+  pen.fillStyle = shade;
   pen.fillRect(...frame);
   pen.save();
   pen.clip(lit);  // where regions overlap, too: outlines run the other way only around holes
@@ -22,9 +25,9 @@ export function drawRegion({ pen, picture, view }, region, colour, how) {
   pen.translate(view.x, view.y);
   pen.scale(scale, scale);
   pen.fillStyle = colour;
-  pen.globalAlpha = { lit: 0.32, preview: 0.22, offered: 0, faint: 0.03 }[how] ?? 0.09;
+  pen.globalAlpha = how === "offered" ? 0 : VEIL;
   pen.fill(region.path, "evenodd");
-  const wide = how === "lit" ? 3.5 : how === "faint" ? 1.2 : 2.2;
+  const wide = { lit: 3.5, preview: 3, faint: 1.2 }[how] ?? 2.2;
   pen.globalAlpha = how === "faint" ? 0.7 : 1;
   for (const [style, width] of [["#0008", wide + 1.6], [colour, wide]]) {
     pen.strokeStyle = style;
@@ -35,12 +38,9 @@ export function drawRegion({ pen, picture, view }, region, colour, how) {
 }
 
 export function drawBox(board, box, colour) {
-  const { pen } = board, [x1, y1] = board.onScreen(box), [x2, y2] = board.onScreen(box.slice(2));
-  for (const [style, width] of [["#0009", 4], [colour, 2]]) {
-    pen.strokeStyle = style;
-    pen.lineWidth = width;
-    pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
-  }
+  const [x1, y1] = board.onScreen(box), [x2, y2] = board.onScreen(box.slice(2)), path = new Path2D();
+  path.rect(x1, y1, x2 - x1, y2 - y1);
+  drawLine(board.pen, path, colour);
 }
 
 /** Strokes in a colour where they paint, and in white where they erase. */
@@ -73,22 +73,8 @@ export function drawBrush(board, at, brush, colour) {
 
 /** The points of a mark; its strokes only until TAP has seen them. */
 export function drawMark(board, mark, colour, isUnseen) {
-  const { pen } = board;
   if (mark.strokes && isUnseen) drawStrokes(board, mark, colour);
-  (mark.points || []).forEach((at, i) => {
-    const [x, y] = board.onScreen(at);
-    pen.beginPath();
-    pen.arc(x, y, 6, 0, 7);
-    pen.fillStyle = mark.point_labels[i] ? colour : "#fff";
-    pen.fill();
-    pen.lineWidth = 1.5;
-    pen.strokeStyle = "#000";
-    pen.stroke();
-    pen.beginPath();  // + adds to the region, − takes away from it
-    pen.moveTo(x - 3, y); pen.lineTo(x + 3, y);
-    if (mark.point_labels[i]) { pen.moveTo(x, y - 3); pen.lineTo(x, y + 3); }
-    pen.stroke();
-  });
+  (mark.points || []).forEach((at, i) => drawPoint(board.pen, board.onScreen(at), mark.point_labels[i], colour));
 }
 
 /** Labels {words, colour, box}, beside their boxes; bar: how much of the canvas is covered at its top and bottom. */
@@ -108,22 +94,12 @@ export function drawLabels(board, labels, bar) {
   }
 }
 
-/** The keyboard's cross, with the box that it would make with a corner that was set before. */
-export function drawCross(board, cross, corner) {
-  const { pen } = board, [x, y] = board.onScreen(cross);
-  if (corner) {
-    const [a, b] = board.onScreen(corner);
-    pen.setLineDash([6, 4]);
-    pen.lineWidth = 2;
-    pen.strokeStyle = "#fff";
-    pen.strokeRect(a, b, x - a, y - b);
-    pen.setLineDash([]);
-  }
-  for (const [style, width] of [["#000", 4], ["#fff", 2]]) {
-    pen.beginPath();
-    pen.strokeStyle = style;
-    pen.lineWidth = width;
-    pen.moveTo(x - 14, y); pen.lineTo(x + 14, y); pen.moveTo(x, y - 14); pen.lineTo(x, y + 14);
-    pen.stroke();
-  }
+/** The box between a corner that the keyboard has set and its cross, which would be the other one. */
+export function drawCorner(board, corner, cross) {
+  const { pen } = board, [a, b] = board.onScreen(corner), [x, y] = board.onScreen(cross);
+  pen.setLineDash([6, 4]);
+  pen.lineWidth = 2;
+  pen.strokeStyle = "#fff";
+  pen.strokeRect(a, b, x - a, y - b);
+  pen.setLineDash([]);
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tap_tokenizer import load_rgb
+from tap_tokenizer import RegionPrompt, RegionTokens, load_rgb
 
 from .conversation import said
 from .input import read_picture
@@ -23,7 +23,10 @@ from .sessions import PageConversations
 logger = logging.getLogger(__name__)
 EXAMPLES = Path(__file__).parent / "examples"
 QUEUED = ("load", "encode", "look", "ask", "everything", "find")
-"""Requests that wait their turn, and so take a place in the queue; `glance` has a queue of its own."""
+"""Requests that wait their turn, and so take a place in the queue."""
+
+POINTED = ("glance", "record", "drawing")
+"""Requests of which TAP sees what is marked or pointed at, at once; they have a queue of their own."""
 
 
 class RefusedError(ValueError):
@@ -81,17 +84,26 @@ class Handlers:
     # --- regions ------------------------------------------------------------------------------------------------------
 
     def glance(self, session: str, sent: dict[str, Any]) -> dict[str, Any]:
-        """Masks of regions that are being pointed at. They wait for others who point, but never for answers."""
+        """Masks of regions that are being pointed at."""
+        return {"regions": self._pointed(session, sent, Scene.glance)[2]}
+
+    def _pointed(
+        self, session: str, sent: dict[str, Any], look: Callable[[Scene, list[RegionPrompt]], Any]
+    ) -> tuple[Scene, list[RegionPrompt], Any]:
+        """A session's scene, regions that were marked in it and not asked about yet, and what a look at them gives.
+
+        It waits for others who point, but never for answers.
+        """
         conversations = self.conversations
         try:
             scene, prompts = conversations.of(session).prompts(sent.get("regions"))
-            if scene.features is None:
+            if prompts and scene.features is None:
                 raise RefusedError(409, "TAP has not looked at the picture yet: wait a moment.")
             with conversations.pointing.turn(session, lambda: False):
                 begun = time.monotonic()
-                seen = scene.glance(prompts)
+                seen = look(scene, prompts)
             conversations.turns.charge(session, time.monotonic() - begun)
-            return {"regions": seen}
+            return scene, prompts, seen
         finally:
             conversations.glances.begin(session)
 
@@ -179,14 +191,21 @@ class Handlers:
     # --- what is taken away -------------------------------------------------------------------------------------------
 
     def record(self, session: str, sent: dict[str, Any]) -> dict[str, Any]:
-        """The conversation for a script."""
-        return self.conversations.of(session).has_scene().record()
+        """The conversation for a script, with what was marked and not asked about yet: {"regions": …}."""
+        scene, prompts, marked = self._pointed(session, sent, _see)
+        return scene.record(prompts, marked)
 
     def drawing(self, session: str, sent: dict[str, Any]) -> bytes:
-        """The picture with its regions as a PNG; the browser writes the talk beneath it."""
+        """The picture with its regions and marks as a PNG; the browser writes the talk beneath it."""
+        scene, _, marked = self._pointed(session, sent, _see)
         file = io.BytesIO()
-        self.conversations.of(session).has_scene().drawing().save(file, "PNG")
+        scene.drawing(marked).save(file, "PNG")
         return file.getvalue()
+
+
+def _see(scene: Scene, prompts: list[RegionPrompt]) -> RegionTokens | None:
+    """Regions that were marked, with masks of the picture's own size; None if there are none."""
+    return scene.see(prompts) if prompts else None
 
 
 def told(error: Exception) -> str:

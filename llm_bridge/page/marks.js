@@ -69,11 +69,3 @@ function pointsOn(stroke) {
 export function sentOf({ box, points, point_labels, strokes, stroke_labels, brush }) {
   return { ...(box && { box }), ...(points && { points, point_labels }), ...(strokes && { strokes, stroke_labels, brush }) };
 }
-
-/** A mark in words. */
-export function wordsOf(mark) {
-  const parts = mark.strokes ? ["brush"] : [];
-  if (mark.box) parts.push("box " + mark.box.map(Math.round).join(" "));
-  if (mark.points) parts.push(mark.points.length > 1 ? `${mark.points.length} points` : "point " + mark.points[0].map(Math.round).join(" "));
-  return parts.join(", ");
-}

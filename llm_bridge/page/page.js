@@ -2,8 +2,10 @@
 
 import { asking } from "./asking.js";
 import { Board } from "./board.js";
-import { markOf, Marks, sentOf, wordsOf } from "./marks.js";
+import { wordsOf } from "./marking.js";  // the file lies in tap_tokenizer/browser
+import { markOf, Marks, sentOf } from "./marks.js";
 import { readRegion } from "./masks.js";
+import { recall, retain } from "./memory.js";
 import { pointing } from "./pointing.js";
 import { savePicture, saveRecord } from "./saving.js";
 import { call, leave } from "./server.js";
@@ -17,14 +19,14 @@ const KEPT = "kept";  // what this tab remembers of itself, beside its session
 
 const state = {
   known: [],         // the conversation's regions, {region, word}
-  candidates: [],    // what TAP found by itself
+  found: null,       // what TAP found by itself; null if it was not asked to
   tool: "point",
   mode: "new",       // what the next click makes: "new", "add" to the last mark, or take "away" from it
   encoded: false,    // whether TAP has looked at the picture
   busy: false, hasPicture: false, isExample: false,
   loads: 0,          // which picture this is; what comes late for another is dropped
 };
-const page = { settings, find, colour, state, say, complain, remember, noteRegions, regions };  // and what its parts add
+const page = { settings, find, colour, state, say, complain, working, remember, noteRegions, regions };  // and what its parts add
 page.isTouched = matchMedia("(pointer: coarse)").matches;
 page.talk = new Talk(find("talk"), { colour, model: settings.model, most: settings.regions, light, edit: () => page.edit() });
 page.marks = new Marks(() => { showMarks(); remember(); });
@@ -38,7 +40,7 @@ page.board = new Board(find("board"), {
   nextColour: () => colour(state.known.length + (page.target() ?? page.marks.list.length)),
   mode: () => state.mode,
   tool: () => state.tool,
-  candidates: () => (state.tool === "everything" ? state.candidates : []),
+  candidates: () => (state.tool === "everything" ? page.offered() : []),
   regions,
 });
 Object.assign(page, pointing(page), tools(page), asking(page));
@@ -63,6 +65,14 @@ function say(words, wrong = false) {
 }
 
 function complain(error) { say(error.message, true); }
+
+let works = 0;
+/** What a piece of work comes to. As long as it takes, the page shows that something is being done, and no message fades. */
+async function working(work) {
+  works++;
+  document.body.classList.add("working");
+  try { return await work; } finally { if (!--works) document.body.classList.remove("working"); }
+}
 
 function light(number) {
   board.lit = number !== null && regions()[number] ? number : null;
@@ -101,7 +111,7 @@ async function show(kept) {
   image.src = kept.picture;
   await image.decode();
   if (load !== state.loads) return false;
-  Object.assign(state, { hasPicture: true, encoded: kept.encoded, candidates: [], mode: "new", tool: "point" });
+  Object.assign(state, { hasPicture: true, encoded: kept.encoded, found: null, mode: "new", tool: "point" });
   state.known = [];
   noteRegions(kept.regions, kept.looks);
   board.show(image, kept);
@@ -128,21 +138,25 @@ function hint() {
   return list;
 }
 
-/** Let TAP encode the picture, after which masks follow the pointer. */
+/** Let TAP encode the picture, after which masks follow the pointer, and marks that were made before have theirs. */
 async function encode() {
-  if (state.encoded) return true;
   const load = state.loads;
-  const { encoded = false } = await call("/encode");
-  if (load === state.loads) state.encoded = encoded;
+  for (let tries = 2; !state.encoded; tries--) {  // once more, because what waits may be stopped together with an answer
+    if (!tries) throw new Error("TAP was stopped before it had looked at the picture: choose New chat, and it looks again.");
+    const { encoded = false } = await working(call("encode"));
+    if (load !== state.loads) return false;
+    state.encoded ||= encoded;
+  }
   page.glance();
-  return state.encoded;
+  page.see();
+  return true;
 }
 
 async function begin(picture) {
   say("Loading the picture …");
   try {
     state.isExample = "example" in picture;
-    if (!(await show(await call("/load", picture)))) return false;
+    if (!(await show(await working(call("load", picture))))) return false;
     remember();
     const { width, height } = board.picture;
     say(`Picture of ${width} × ${height} pixels: TAP is looking at it …`);
@@ -190,24 +204,29 @@ find("examples").append(...settings.examples.map(({ file, shows, question }, num
 }));
 
 find("again").onclick = async () => {
-  try { if (await show(await call("/again"))) { remember(); say("A new chat about the same picture."); encode().catch(complain); } } catch (error) { complain(error); }
+  try { if (await show(await call("again"))) { remember(); say("A new chat about the same picture."); encode().catch(complain); } } catch (error) { complain(error); }
 };
-find("save-png").onclick = () => { find("downloads").hidePopover(); savePicture(find("talk"), colour, settings).catch(complain); };
-find("save-json").onclick = () => { find("downloads").hidePopover(); saveRecord().catch(complain); };
+find("save-png").onclick = () => { find("downloads").hidePopover(); working(savePicture(page)).catch(complain); };
+find("save-json").onclick = () => { find("downloads").hidePopover(); working(saveRecord(page)).catch(complain); };
 
 // --- what outlives a reload ----------------------------------------------------------------------------------------------
 
 function remember() {
   const { width = 0, height = 0 } = page.board.picture || {};
   const kept = { width, height, known: state.known.length, isExample: state.isExample, question: find("question").value, marks: page.marks.list.map(sentOf) };
-  try { sessionStorage.setItem(KEPT, JSON.stringify(kept)); } catch { /* no room: the page works without */ }
+  retain(KEPT, JSON.stringify(kept));
 }
 
 async function comeBack() {
-  const before = JSON.parse(sessionStorage.getItem(KEPT) || "null");
-  if (!before?.width) return;
-  const kept = await call("/state");
-  if (!kept.picture || state.loads) return;
+  const before = JSON.parse(recall(KEPT) || "null");
+  if (!before) return;
+  const kept = before.width ? await call("state") : {};
+  if (state.loads) return;
+  if (!kept.picture) {
+    find("question").value = before.question;
+    if (before.width) say("The page's server no longer has your picture and your conversation: choose the picture again.", true);
+    return;
+  }
   state.isExample = before.isExample;
   if (!(await show(kept))) return;
   if (before.width === kept.width && before.known === kept.regions.length) {
@@ -215,12 +234,12 @@ async function comeBack() {
     find("question").value = before.question;
   }
   await encode();
-  page.see();
   // The farewell of the page before may arrive after this one's first request: say once more that it is here.
-  setTimeout(() => call("/glance", { regions: [] }).catch(() => {}), 2000);
+  setTimeout(() => call("glance", { regions: [] }).catch(() => {}), 2000);
 }
 
 window.addEventListener("pagehide", leave);
+window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });  // the server may have forgotten it
 find("model").textContent = settings.model;
 for (const place of [find("note"), ...document.querySelectorAll(".drop .limitation")]) place.textContent = settings.limitation || "";
 showMarks();

@@ -1,6 +1,7 @@
 // What pointing makes: TAP's mask as it moves, marks as it clicks.
 
-import { markOf, refined, sentOf, wordsOf } from "./marks.js";
+import { wordsOf } from "./marking.js";  // the file lies in tap_tokenizer/browser
+import { markOf, refined, sentOf } from "./marks.js";
 import { readRegion } from "./masks.js";
 import { call } from "./server.js";
 
@@ -33,7 +34,7 @@ export function pointing(page) {
         const pointed = wanted, mark = markFrom(pointed), pointing = pointings;
         wanted = null;
         if (!mark) continue;
-        const { regions } = await call("/glance", { regions: [sentOf(mark)] });
+        const { regions } = await call("glance", { regions: [sentOf(mark)] });
         if (pointing !== pointings) continue;  // it points elsewhere, or at nothing
         board.preview = { ...readRegion(regions[0]), part: pointed.part, target: target(pointed.mode) };
         board.draw();
@@ -49,7 +50,7 @@ export function pointing(page) {
     const load = state.loads, unseen = marks.list.filter((mark) => !mark.seen);
     if (!unseen.length) return;
     try {
-      const { regions } = await call("/glance", { regions: unseen.map(sentOf) });
+      const { regions } = await call("glance", { regions: unseen.map(sentOf) });
       if (load === state.loads) unseen.forEach((mark, i) => marks.note(mark, { seen: readRegion(regions[i]) }));
     } catch (error) {
       if (error.status === 503) setTimeout(see, 500);
@@ -68,7 +69,7 @@ export function pointing(page) {
       for (;;) {
         const load = state.loads, untold = marks.list.filter((mark) => mark.seen && !mark.look).slice(0, 4);
         if (state.busy || !untold.length) break;
-        const { looks } = await call("/look", { regions: untold.map(sentOf) });
+        const { looks } = await call("look", { regions: untold.map(sentOf) });
         if (!looks || load !== state.loads) break;
         untold.forEach((mark, i) => marks.note(mark, { look: looks[i] }));
       }
@@ -104,22 +105,24 @@ export function pointing(page) {
   function take(region) {
     if (state.known.length + marks.list.length >= settings.regions)
       return page.say(`A conversation has at most ${settings.regions} regions: start a new chat.`, true);
-    state.candidates = state.candidates.filter((other) => other !== region);
     board.hit = board.preview = null;
     marks.add(markOf({ box: region.box, seen: region }));
     page.setMode("new");
     page.say(`region${state.known.length + marks.list.length}: ${wordsOf({ box: region.box })}.`);
-    page.showTools();
   }
 
   function takeAll() {
-    const room = settings.regions - state.known.length - marks.list.length, taken = state.candidates.slice(0, room);
+    const room = settings.regions - state.known.length - marks.list.length, taken = page.offered().slice(0, room);
     marks.addAll(taken.map((region) => markOf({ box: region.box, seen: region })));
-    state.candidates = state.candidates.slice(room);
-    page.say(state.candidates.length ? `A conversation has at most ${settings.regions} regions: ${state.candidates.length} were left out.` :
-      `${taken.length} regions kept.`, state.candidates.length > 0);
+    const { length } = page.offered();
     page.setTool("point");
     page.setMode("new");
+    page.say(length ? leftOut(length) : `${taken.length} regions kept.`, length > 0);
+  }
+
+  /** What is said where there was no room for so many regions. */
+  function leftOut(count) {
+    return `A conversation has at most ${settings.regions} regions: ${count} ${count > 1 ? "were" : "was"} left out.`;
   }
 
   function removeLast() {
@@ -128,5 +131,5 @@ export function pointing(page) {
     page.say("The last region was removed.");
   }
 
-  return { glance, keep, removeLast, see, take, takeAll, target, tell };
+  return { glance, keep, leftOut, removeLast, see, take, takeAll, target, tell };
 }

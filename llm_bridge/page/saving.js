@@ -1,5 +1,6 @@
-// Downloads: a record for scripts, and a picture that shows regions and talk.
+// Downloads: a record for scripts, and a picture that shows regions and talk; both with what was marked and not asked about yet.
 
+import { sentOf } from "./marks.js";
 import { call, download } from "./server.js";
 
 function save(blob, name) {
@@ -10,16 +11,18 @@ function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-export async function saveRecord() {
-  save(new Blob([JSON.stringify(await call("/record"), null, 1)], { type: "application/json" }), "conversation.json");
+const sent = ({ marks }) => ({ regions: marks.list.map(sentOf) });
+
+export async function saveRecord(page) {
+  save(new Blob([JSON.stringify(await call("record", sent(page)), null, 1)], { type: "application/json" }), "conversation.json");
 }
 
 /** The picture with its regions at its own size, and beneath it what was said. */
-export async function savePicture(log, colour, { model }) {
-  const picture = await createImageBitmap(await download("/drawing"));
+export async function savePicture(page) {
+  const picture = await createImageBitmap(await download("drawing", sent(page)));
   const width = Math.max(picture.width, 480), size = Math.max(15, Math.round(width / 40)), edge = size;
   const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
-  const lines = linesOf(log, model).flatMap(({ words, font, shade, gap }) => {
+  const lines = linesOf(page.find("talk"), page.settings.model).flatMap(({ words, font, shade, gap }) => {
     pen.font = `${font} ${size}px system-ui, sans-serif`;
     return wrap(words, pen, width - 2 * edge).map((line, i) => ({ line, font, shade, gap: i ? 0 : gap }));
   });
@@ -32,22 +35,24 @@ export async function savePicture(log, colour, { model }) {
   for (const { line, font, shade, gap } of lines) {
     pen.font = `${font} ${size}px system-ui, sans-serif`;
     y += gap * size;
-    write(pen, line, edge, y + size, shade, colour);
+    write(pen, line, edge, y + size, shade, page.colour);
     y += 1.4 * size;
   }
   save(await new Promise((done) => canvas.toBlob(done, "image/png")), "conversation.png");
 }
 
-/** What was said, in order: the question in bold, what TAP sees in green, the answer. */
+/** What was said, in order: the question in bold, what TAP sees in green, the answer; at last, what TAP sees of marks. */
 function linesOf(log, model) {
-  return [...log.querySelectorAll(".turn")].flatMap((turn, i) => [
+  const seenIn = (part, gap) => [...part.querySelectorAll(".look")].map((look, i) => ({
+    words: `TAP sees ${look.querySelector(".name").textContent}: ${look.querySelector("q")?.textContent ?? look.querySelector(".concepts").textContent}`,
+    font: "italic", shade: "#0b6b5d", gap: i ? 0.1 : gap,
+  }));
+  const turns = [...log.querySelectorAll(".turn")].flatMap((turn, i) => [
     { words: turn.querySelector(".asked").textContent, font: "600", shade: "#17181c", gap: i ? 0.8 : 0 },
-    ...[...turn.querySelectorAll(".look")].map((look) => ({
-      words: `TAP sees ${look.querySelector(".name").textContent}: ${look.querySelector("q")?.textContent ?? look.querySelector(".concepts").textContent}`,
-      font: "italic", shade: "#0b6b5d", gap: 0.1,
-    })),
+    ...seenIn(turn, 0.1),
     { words: `${model}: ${turn.querySelector(".answered p").textContent}`, font: "400", shade: "#17181c", gap: 0.1 },
   ]);
+  return [...turns, ...[...log.querySelectorAll(".told")].flatMap((told) => seenIn(told, turns.length ? 0.8 : 0))];
 }
 
 /** Text in lines that fit a width. Words that do not fit alone are cut, and so is writing without spaces. */

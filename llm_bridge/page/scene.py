@@ -29,6 +29,9 @@ SHOWN_SIDE = 1280
 SEARCH_POINTS = 16
 """Points along each side of the grid by which the page finds everything: a quarter of the default's work."""
 
+NOT_ASKED = "(not asked about)"
+"""What a drawing says of regions that were only marked."""
+
 
 @dataclass
 class Look:
@@ -134,11 +137,17 @@ class Scene:
         """What TAP says of regions, the first of which has the number `first` in the conversation."""
         tokenizer = self.chat.region_tokenizer
         captions = tokenizer.caption(regions) if tokenizer.text_tokenizer is not None else [None] * len(regions)
-        concepts = tokenizer.classify(regions, 3) if tokenizer.concepts is not None else [[] for _ in captions]
         return [
             Look(f"region{i}", caption, best, cutout(self.picture, mask.numpy()))
-            for i, (caption, best, mask) in enumerate(zip(captions, concepts, regions.masks.cpu()), start=first)
+            for i, (caption, best, mask) in enumerate(
+                zip(captions, self._concepts(regions), regions.masks.cpu()), start=first
+            )
         ]
+
+    def _concepts(self, regions: RegionTokens) -> list[list[tuple[str, float]]]:
+        """The best concepts of each region, with their scores; none from a tokenizer without concepts."""
+        tokenizer = self.chat.region_tokenizer
+        return tokenizer.classify(regions, 3) if tokenizer.concepts is not None else [[]] * len(regions)
 
     # --- what is shown and downloaded ---------------------------------------------------------------------------------
 
@@ -158,40 +167,68 @@ class Scene:
         picture = Image.fromarray(self.picture)
         return picture if self.size == self.shown_size else picture.resize((width, height), Image.Resampling.LANCZOS)
 
-    def drawing(self) -> Image.Image:
-        """The picture with its regions, at its own size, each with its name and TAP's caption."""
+    def drawing(self, marked: RegionTokens | None = None) -> Image.Image:
+        """The picture with its regions, at its own size, each with its name and TAP's caption.
+
+        marked: regions that were marked and not asked about yet, which follow with their best concepts, and are said to be so.
+        """
         picture = Image.fromarray(self.picture)
-        if not self.masks:
-            return picture
-        masks = np.stack([self._mask(i) for i in range(len(self.masks))])
-        return draw_regions(picture, masks=masks, labels=[look.caption or "" for look in self.looks])
+        masks = [self._mask(i) for i in range(len(self.masks))]
+        labels = [look.caption or "" for look in self.looks]
+        if marked is not None:
+            masks += [*marked.masks.cpu().numpy()]
+            labels += [" ".join([*(name for name, _ in best[:1]), NOT_ASKED]) for best in self._concepts(marked)]
+        return draw_regions(picture, masks=np.stack(masks), labels=labels) if masks else picture
 
     def _mask(self, index: int) -> np.ndarray:
         """The mask (H, W) of one of the conversation's regions."""
         height, width = self.size
         return np.unpackbits(self.masks[index], count=height * width).reshape(height, width).astype(bool)
 
-    def record(self) -> dict[str, Any]:
-        """The conversation for a script: picture, models, regions with masks as COCO RLE, and what was said."""
+    def record(self, prompts: Sequence[RegionPrompt] = (), marked: RegionTokens | None = None) -> dict[str, Any]:
+        """The conversation for a script: picture, models, regions with masks as COCO RLE, and what was said.
+
+        prompts, marked: of regions that were marked and not asked about yet, the record's `marks`, which have no captions.
+        """
         height, width = self.size
-        rles = [mask_to_rle(self._mask(i)) for i in range(len(self.masks))]
+        regions = [
+            _recorded(look.name, prompt, box, look.caption, look.concepts, self._mask(i))
+            for i, (look, prompt, box) in enumerate(zip(self.looks, self.prompts, self.boxes))
+        ]
+        marks = []
+        if marked is not None:
+            seen = zip(prompts, marked.boxes.tolist(), self._concepts(marked), marked.masks.cpu().numpy())
+            marks = [
+                _recorded(f"region{i}", prompt, box, None, best, mask)
+                for i, (prompt, box, best, mask) in enumerate(seen, start=len(regions) + 1)
+            ]
         return {
             "picture": {"width": width, "height": height},
             "region_tokenizer": self.chat.region_tokenizer.fingerprint,
             "mode": self.chat.mode,
-            "regions": [
-                {
-                    "name": look.name,
-                    "prompt": prompt.as_dict(),
-                    "box": [round(x, 2) for x in box],
-                    "caption": look.caption,
-                    "concepts": [{"name": name, "score": round(score, 4)} for name, score in look.concepts],
-                    "mask": rle,
-                }
-                for look, prompt, box, rle in zip(self.looks, self.prompts, self.boxes, rles)
-            ],
+            "regions": regions,
+            "marks": marks,
             "messages": [{"role": role, "content": words} for role, words in self.chat.history],
         }
+
+
+def _recorded(
+    name: str,
+    prompt: RegionPrompt,
+    box: list[float],
+    caption: str | None,
+    concepts: list[tuple[str, float]],
+    mask: np.ndarray,
+) -> dict[str, Any]:
+    """A region as records have it."""
+    return {
+        "name": name,
+        "prompt": prompt.as_dict(),
+        "box": [round(x, 2) for x in box],
+        "caption": caption,
+        "concepts": [{"name": concept, "score": round(score, 4)} for concept, score in concepts],
+        "mask": mask_to_rle(mask),
+    }
 
 
 def _resized(prompt: RegionPrompt, size: tuple[int, int], shown: tuple[int, int]) -> RegionPrompt:

@@ -1,27 +1,22 @@
 // The page's requests: a session of this tab, JSON there and back, and answers that come in lines.
+// Paths are relative to the page's own address, because a proxy may have given it a folder.
+
+import { recall, retain } from "./memory.js";
 
 const SESSION = "session";
-
-function session() {
-  let name = sessionStorage.getItem(SESSION);
-  if (!name) {
-    name = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-    sessionStorage.setItem(SESSION, name);
-  }
-  return name;
+let session = recall(SESSION);
+if (!session) {
+  session = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  retain(SESSION, session);
 }
 
-async function send(path, data, signal) {
-  let answer;
-  try {
-    answer = await fetch(path, {
-      method: "POST", headers: { "Content-Type": "application/json" }, signal,
-      body: JSON.stringify({ session: session(), ...data }),
-    });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Error("The page's server does not answer: is it still running?");
-  }
+/** What a lost connection is called, instead of the browser's own words. */
+function lost() { throw new Error("The page's server does not answer: is it still running?"); }
+
+async function send(path, data) {
+  const answer = await fetch(path, {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ session, ...data }),
+  }).catch(lost);
   if (answer.ok) return answer;
   const said = await answer.json().catch(() => ({}));
   const refusal = new Error(said.error || said.detail || "The server refused that: reload the page.");
@@ -30,17 +25,17 @@ async function send(path, data, signal) {
 }
 
 /** What the server answers to a request; an `Error` with its words if it refuses. */
-export async function call(path, data = {}) { return (await send(path, data)).json(); }
+export async function call(path, data = {}) { return (await send(path, data)).json().catch(lost); }
 
 /** The same for a file. */
-export async function download(path) { return (await send(path, {})).blob(); }
+export async function download(path, data) { return (await send(path, data)).blob().catch(lost); }
 
 /** The steps of an answer, as they come. */
 export async function* steps(path, data) {
   const reader = (await send(path, data)).body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch(lost);
     if (done) return;
     const lines = (rest + value).split("\n");
     rest = lines.pop();
@@ -50,5 +45,5 @@ export async function* steps(path, data) {
 
 /** Tell the server that this tab goes away, which no page can wait for. */
 export function leave() {
-  navigator.sendBeacon("/leave", new Blob([JSON.stringify({ session: session() })], { type: "application/json" }));
+  navigator.sendBeacon("leave", new Blob([JSON.stringify({ session })], { type: "application/json" }));
 }

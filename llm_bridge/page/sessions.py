@@ -18,7 +18,7 @@ class PageConversations:
     """What is kept for users, who has a place in the queue, and whose turn it is.
 
     places and turns: of those who wait for the language model or a picture's encoding. glances and pointing: of those who
-    point at a picture, which takes little and must not wait for answers.
+    point at a picture or save it, which takes little and must not wait for answers.
 
     A session costs nothing before it has a picture. When there is no room for another conversation, those in which nothing
     was asked go first, then those that have been idle longest; their owners are told at their next question. One with an
@@ -28,7 +28,7 @@ class PageConversations:
     def __init__(self, chat: RegionChat, limits: PageLimits) -> None:
         self.chat, self.limits = chat, limits
         self.places, self.turns = Places(each=limits.places, all=limits.queue), Turns()
-        self.glances, self.pointing = Places(each=2, all=limits.queue), Turns()
+        self.glances, self.pointing = Places(each=3, all=limits.queue), Turns()
         self._by_session: OrderedDict[str, PageConversation] = OrderedDict()
         self._used: dict[str, float] = {}
         """When each conversation was used last."""

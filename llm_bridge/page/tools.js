@@ -18,8 +18,9 @@ export function tools(page) {
     find("undo").disabled = !marks.canUndo;
     find("redo").disabled = !marks.canRedo;
     document.body.classList.toggle("choosing", state.tool === "everything");
-    find("keep-all").hidden = state.tool !== "everything" || !state.candidates.length;
-    find("keep-all").textContent = `Keep all ${state.candidates.length}`;
+    const { length } = state.tool === "everything" ? offered() : [];
+    find("keep-all").hidden = !length;
+    find("keep-all").textContent = `Keep all ${length}`;
   }
 
   function setMode(mode) {
@@ -29,9 +30,9 @@ export function tools(page) {
 
   function setTool(tool) {
     state.tool = tool;
-    board.forget();
+    board.leaveOff();
     showTools();
-    if (tool === "everything") search();
+    if (tool === "everything") findEverything();
     else page.say({
       point: page.isTouched ? "Tap something to mark it." : "Point at something: TAP's mask follows. A click keeps it.",
       box: "Drag a box around something.",
@@ -45,28 +46,41 @@ export function tools(page) {
     return both / ((c - a) * (d - b) + (g - e) * (h - f) - both || 1);
   }
 
-  async function search(path = "/everything", data = {}) {
-    if (path === "/everything" && state.candidates.length) return;
+  /** What TAP found by itself, without what is a region already. */
+  function offered() {
+    const kept = page.regions().map(({ region }) => region).filter(Boolean);
+    return (state.found || []).filter((region) => !kept.some((other) => agreement(region.box, other.box) > 0.8));
+  }
+
+  /** Ask TAP for regions, and say what it is looking for; null if that came to nothing, which is said. */
+  async function search(path, data, words) {
     const load = state.loads;
-    page.say(path === "/find" ? "Looking for it …" : "TAP is looking for everything …");
-    document.body.classList.add("searching");
+    page.say(words);
     try {
-      const { regions = [] } = await call(path, data);
-      if (load !== state.loads) return;
-      const found = regions.map(readRegion);
-      if (path === "/find") {
-        const room = settings.regions - state.known.length - marks.list.length;
-        marks.addAll(found.slice(0, room).map((region) => markOf({ box: region.box, seen: region })));
-        page.say(found.length ? `Found ${found.length}: ${data.words}.` : `Nothing here is ${data.words}.`, !found.length);
-      } else {
-        const kept = page.regions().map(({ region }) => region).filter(Boolean);
-        state.candidates = found.filter((region) => !kept.some((other) => agreement(region.box, other.box) > 0.8));
-        page.say(state.candidates.length ? `TAP found ${state.candidates.length}: ${page.isTouched ? "tap" : "click"} the ones you want.` : "TAP finds nothing more by itself: point at something.", !found.length);
-      }
-      showTools();
-      board.draw();
-    } catch (error) { page.complain(error); }
-    document.body.classList.remove("searching");
+      const { regions } = await page.working(call(path, data));
+      if (load !== state.loads) return null;
+      if (!regions) page.say("The search was stopped before it had found anything: start it again.", true);
+      return regions ? regions.map(readRegion) : null;
+    } catch (error) { page.complain(error); return null; }
+  }
+
+  async function findEverything() {
+    const found = state.found || (await search("everything", {}, "TAP is looking for everything …"));
+    if (!found) return;
+    state.found = found;
+    const { length } = offered();
+    page.say(length ? `TAP offers ${length}: ${page.isTouched ? "tap" : "click"} the ones you want.` :
+      "TAP finds nothing more by itself: choose Point, and mark it yourself.", !found.length);
+    showTools();
+    board.draw();
+  }
+
+  async function findByName(words) {
+    const found = await search("find", { words }, "Looking for it …");
+    if (!found) return;
+    const room = settings.regions - state.known.length - marks.list.length, left = Math.max(0, found.length - room);
+    marks.addAll(found.slice(0, room).map((region) => markOf({ box: region.box, seen: region })));
+    page.say(found.length ? `Found ${found.length}: ${words}.${left ? " " + page.leftOut(left) : ""}` : `Nothing here is ${words}.`, !found.length || left > 0);
   }
 
   for (const group of document.querySelectorAll("[role=radiogroup]")) {
@@ -97,7 +111,7 @@ export function tools(page) {
     const words = find("phrase").value.trim();
     if (!words) return page.say("Write what to find, for example: the red umbrella.", true);
     find("finding").hidePopover();
-    search("/find", { words });
+    findByName(words);
   };
   find("typing").querySelector("form").onsubmit = (event) => {
     event.preventDefault();
@@ -138,5 +152,5 @@ export function tools(page) {
     if (act) { event.preventDefault(); act(); }
   });
 
-  return { setMode, setTool, showTools };
+  return { offered, setMode, setTool, showTools };
 }

@@ -1,11 +1,12 @@
 // The picture with its masks, and what mouse, finger and keys do on it.
 // Marks are in pixels of the picture, the pointer in CSS pixels, masks in pixels of the screen, so that they are drawn sharply.
 
-import { maskOf, tinted } from "./masks.js";
+import { boxOf, drawCross, drawLine, drawPoint, isBox, moved, rounded } from "./marking.js";
+import { maskOf, outlined } from "./masks.js";
 
 const CLICK = 5;   // how many CSS pixels a pointer may wander in a click
 const EDGE = 12;   // how many are left free around the picture
-const FAINT = 45, BRIGHT = 105;  // of 255: how much of a mask's colour covers the picture
+const FINE = 2, STRONG = 4;  // how many CSS pixels wide the line around a mask is, and around the one that is chosen
 
 export class Board {
   /**
@@ -54,21 +55,22 @@ export class Board {
     const { x, y, wide, high } = this.view, preview = page.preview();
     pen.drawImage(picture.bitmap, x, y, wide, high);
     page.regions().forEach(({ mark, seen }, i) => {
-      if (preview?.at !== i && seen) this.#lay(seen, page.shade(i), i === page.current() ? BRIGHT : FAINT);
-      mark.points.forEach((point, j) => this.#drawPoint(point, mark.labels[j], page.shade(i)));
+      if (preview?.at !== i && seen) this.#lay(seen, page.shade(i), i === page.current() ? STRONG : FINE);
+      mark.points.forEach((point, j) => drawPoint(pen, this.#onScreen(point), mark.labels[j], `rgb(${page.shade(i)})`, this.view.dense));
       if (mark.box && !seen) this.#drawBox(mark.box, page.shade(i));
     });
-    if (preview) this.#lay(preview.seen, page.shade(preview.at ?? page.regions().length), BRIGHT);
+    if (preview) this.#lay(preview.seen, page.shade(preview.at ?? page.regions().length), STRONG);
     if (this.drag?.box) this.#drawBox(this.drag.box, [255, 255, 255]);
-    if (this.cross) this.#drawCross();
+    if (this.cross) drawCross(pen, this.#onScreen(this.cross), this.view.dense);
+    if (this.corner) this.#drawBox(boxOf(this.corner, this.cross), [255, 255, 255]);
   }
 
-  #lay(seen, shade, faintness) {
-    const { x, y, wide, high } = this.view, key = [...shade, faintness].join();
+  #lay(seen, shade, line) {
+    const { dense, x, y, wide, high } = this.view, key = [...shade, line].join();
     let layer = this.layers.get(seen);
     if (layer?.key !== key) {
       const mask = layer?.mask ?? maskOf(seen, this.picture, this.frame, wide, high);
-      this.layers.set(seen, layer = { key, mask, canvas: tinted(mask, wide, high, shade, faintness) });
+      this.layers.set(seen, layer = { key, mask, canvas: outlined(mask, wide, high, shade, Math.round(line * dense)) });
     }
     this.pen.drawImage(layer.canvas, x, y);
   }
@@ -78,37 +80,10 @@ export class Board {
     return [left + (x / this.picture.width) * wide, top + (y / this.picture.height) * high];
   }
 
-  #line(path, colour) {
-    for (const [style, width] of [["#000a", 4], [colour, 2]]) {
-      [this.pen.strokeStyle, this.pen.lineWidth] = [style, width * this.view.dense];
-      this.pen.stroke(path);
-    }
-  }
-
   #drawBox(box, shade) {
     const [x1, y1] = this.#onScreen(box), [x2, y2] = this.#onScreen(box.slice(2)), path = new Path2D();
     path.rect(x1, y1, x2 - x1, y2 - y1);
-    this.#line(path, `rgb(${shade})`);
-  }
-
-  /** A dot with + where the region is, and − where it is not. */
-  #drawPoint(point, label, shade) {
-    const { pen } = this, { dense } = this.view, [x, y] = this.#onScreen(point), arm = 3 * dense;
-    pen.beginPath();
-    pen.arc(x, y, 6 * dense, 0, 7);
-    pen.fillStyle = label ? `rgb(${shade})` : "#fff";
-    pen.fill();
-    [pen.strokeStyle, pen.lineWidth] = ["#000", 1.5 * dense];
-    pen.moveTo(x - arm, y); pen.lineTo(x + arm, y);
-    if (label) { pen.moveTo(x, y - arm); pen.lineTo(x, y + arm); }
-    pen.stroke();
-  }
-
-  #drawCross() {
-    const [x, y] = this.#onScreen(this.cross), arm = 14 * this.view.dense, path = new Path2D();
-    path.moveTo(x - arm, y); path.lineTo(x + arm, y); path.moveTo(x, y - arm); path.lineTo(x, y + arm);
-    this.#line(path, "#fff");
-    if (this.corner) this.#drawBox(boxOf(this.corner, this.cross), [255, 255, 255]);
+    drawLine(this.pen, path, `rgb(${shade})`, this.view.dense);
   }
 
   // --- the pointer -----------------------------------------------------------------------------------------------------
@@ -117,8 +92,8 @@ export class Board {
   #at(event) {
     const frame = this.canvas.getBoundingClientRect(), { dense, x: left, y: top, wide, high } = this.view, { width, height } = this.picture;
     const x = (((event.clientX - frame.left) * dense - left) / wide) * width, y = (((event.clientY - frame.top) * dense - top) / high) * height;
-    const inside = [[x, width], [y, height]].map(([value, most]) => round(Math.min(Math.max(value, 0), most)));
-    return { screen: [event.clientX, event.clientY], point: inside, isOn: x >= 0 && y >= 0 && x <= width && y <= height };
+    const inside = [[x, width], [y, height]].map(([value, most]) => Math.min(Math.max(value, 0), most));
+    return { screen: [event.clientX, event.clientY], point: rounded(inside), isOn: x >= 0 && y >= 0 && x <= width && y <= height };
   }
 
   #mode(event) { return event.altKey ? "away" : this.page.mode(); }
@@ -165,11 +140,9 @@ export class Board {
   // --- the keyboard ----------------------------------------------------------------------------------------------------
 
   #key(event) {
-    const { width, height } = this.picture, step = event.shiftKey ? 1 : Math.max(1, Math.round(Math.max(width, height) / 64));
-    const move = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
+    const { width, height } = this.picture, move = moved(this.cross ?? [width / 2, height / 2], event, this.picture);
     if (move) {
-      const [x, y] = this.cross ?? [width / 2, height / 2];
-      this.cross = [Math.min(Math.max(Math.round(x + move[0]), 0), width), Math.min(Math.max(Math.round(y + move[1]), 0), height)];
+      this.cross = move;
       if (!this.corner) this.#hover({ point: this.cross, isOn: true }, event);
       else if (isBox(boxOf(this.corner, this.cross))) this.page.glance({ box: boxOf(this.corner, this.cross), points: [], labels: [] }, "new");
       this.page.say(`Cross at ${this.cross.join(" ")}.`);
@@ -198,7 +171,4 @@ export class Board {
   }
 }
 
-const round = (value) => Math.round(value * 10) / 10;
 const partAt = (point, mode) => ({ points: [point], labels: [mode === "away" ? 0 : 1] });
-const boxOf = ([a, b], [x, y]) => [Math.min(a, x), Math.min(b, y), Math.max(a, x), Math.max(b, y)];
-const isBox = ([x1, y1, x2, y2]) => x2 - x1 >= 2 && y2 - y1 >= 2;

@@ -43,19 +43,18 @@ function between(i, length, wanted) {
   return [low, Math.min(low + 1, length - 1), at - low];
 }
 
-const RIM = 2;  // how many pixels wide the line around a mask is
+const VEIL = 13;  // of 255: how much of a mask's colour covers it, so little that the object keeps its own
+const RIM = [0, 0, 0, 140];  // of a line, on its inner side, so that it is seen on light pictures, too
 
-/** A mask as a picture to lay over another: filled faintly, with a line along its edge. shade: red, green, blue. */
-export function tinted(mask, wide, high, shade, faintness) {
+/** A mask as a picture to lay over another: a line along its edge, so many pixels wide. shade: red, green, blue. */
+export function outlined(mask, wide, high, shade, line) {
   const canvas = document.createElement("canvas"), pen = canvas.getContext("2d"), image = new ImageData(wide, high);
+  const isNear = (x, y, at, far) => x < far || y < far || x >= wide - far || y >= high - far ||
+    !mask[at - far] || !mask[at + far] || !mask[at - far * wide] || !mask[at + far * wide];
+  const edge = [...shade, 255], veil = [...shade, VEIL];
   for (let y = 0, at = 0; y < high; y++)
-    for (let x = 0; x < wide; x++, at++) {
-      if (!mask[at]) continue;
-      const edge = x < RIM || y < RIM || x >= wide - RIM || y >= high - RIM ||
-        !mask[at - RIM] || !mask[at + RIM] || !mask[at - RIM * wide] || !mask[at + RIM * wide];
-      image.data.set(shade, 4 * at);
-      image.data[4 * at + 3] = edge ? 255 : faintness;
-    }
+    for (let x = 0; x < wide; x++, at++)
+      if (mask[at]) image.data.set(!isNear(x, y, at, line + 1) ? veil : isNear(x, y, at, line) ? edge : RIM, 4 * at);
   [canvas.width, canvas.height] = [wide, high];
   pen.putImageData(image, 0, 0);
   return canvas;

@@ -1,10 +1,11 @@
 // The page: wires picture, marks and TAP together, opens pictures, and says what is seen.
 
 import { Board } from "./board.js";
+import { wordsOf } from "./marking.js";
 import { boxOfMask, maskOf, runsOf } from "./masks.js";
 import { Tap } from "./tap.js";
 
-const SHADES = [[255, 92, 70], [70, 168, 255], [150, 220, 60], [255, 190, 50], [205, 120, 255], [50, 215, 190], [255, 120, 190], [170, 160, 120]];
+const isTouched = matchMedia("(pointer: coarse)").matches;
 const find = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 
@@ -19,7 +20,7 @@ const state = {
   encoded: false,    // whether TAP has looked at the picture
   settings: null,    // tap.json
 };
-const shade = (i) => SHADES[i % SHADES.length];
+const shade = (i) => state.settings.colours[i % state.settings.colours.length];
 const board = new Board(find("board"), {
   glance, keep, say, shade,
   removeCurrent: () => remove(state.current),
@@ -95,12 +96,6 @@ function showRegions() {
   board.draw();
 }
 
-function wordsOf({ box, points }) {
-  const parts = box ? [`box ${box.map(Math.round).join(" ")}`] : [];
-  if (points.length) parts.push(points.length > 1 ? `${points.length} points` : `point ${points[0].map(Math.round).join(" ")}`);
-  return parts.join(", ");
-}
-
 // --- pointing ----------------------------------------------------------------------------------------------------------
 
 /** The mark that a part would make, and which region it would change: {mark, at}; null if there is nothing to take away from. */
@@ -151,7 +146,7 @@ async function keep(part, mode) {
   if (picture !== state.picture || !state.regions.includes(region)) return;
   showRegions();
   const [best] = region.seen.concepts, number = state.regions.indexOf(region) + 1;
-  say(`Region ${number}${best ? `: ${best[0]}, ${percent(best[1])}` : ""}. Alt-click takes away from it.`);
+  say(`Region ${number}${best ? `: ${best[0]}, ${percent(best[1])}` : ""}. ${isTouched ? "Choose Take away" : "Alt-click"} to take away from it.`);
 }
 
 function remove(index) {

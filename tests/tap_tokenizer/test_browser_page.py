@@ -13,7 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tap_tokenizer import ConceptBank, TapRegionTokenizer, browser_page, export_browser_page, onnx_export
+from tap_tokenizer import (
+    ConceptBank,
+    TapRegionTokenizer,
+    browser_page,
+    export_browser_page,
+    onnx_export,
+    region_colour,
+)
 from tap_tokenizer.browser_page import PAGE, RUNTIME
 from tap_tokenizer.cli import main
 
@@ -66,6 +73,7 @@ def test_folder_holds_all_that_the_page_loads(
     assert settings["image_size"] == processor.image_size == 64
     assert settings["mean"] == processor.image_mean[::-1]
     assert settings["fingerprint"] == tiny_tokenizer.fingerprint
+    assert settings["colours"][3] == [*region_colour(3)]  # those of the pictures that Python draws
     bank = ConceptBank.load(folder / "model" / "concepts.safetensors")
     assert bank.names == tiny_tokenizer.concepts.names
     torch.testing.assert_close(bank.weights, tiny_tokenizer.concepts.weights, rtol=1e-3, atol=1e-6)  # of float16

@@ -25,7 +25,7 @@ from llm_bridge import RegionChat
 pytest.importorskip("uvicorn", reason="needs uvicorn and starlette: the extra app")
 pytest.importorskip("playwright", reason="needs playwright: the extra dev")
 
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from llm_bridge.page.app import PageServer, serve
 from llm_bridge.page.handlers import Handlers
@@ -80,6 +80,20 @@ def opened(context: BrowserContext, address: str) -> Page:
     tab.goto(address)
     tab.wait_for_selector("body.ready")
     return tab
+
+
+@pytest.fixture
+def held(chat: RegionChat, monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
+    """TAP does not look at a picture before this is set."""
+    embed, free = chat.processor.embed_image, Event()
+
+    def wait(image: Any) -> Any:
+        free.wait(120)
+        return embed(image)
+
+    monkeypatch.setattr(chat.processor, "embed_image", wait)
+    yield free
+    free.set()
 
 
 def load(tab: Page, file: Any = PICTURE) -> None:
@@ -189,6 +203,55 @@ def test_a_mask_follows_the_pointer_and_a_click_keeps_it(tab: Page) -> None:
     drawn(tab, rim, before)
 
 
+def test_a_region_marked_before_tap_has_looked_gets_its_mask_and_words(tab: Page, held: Event) -> None:
+    tab.set_input_files("#file", PICTURE)
+    status, marks = tab.locator("#status"), tab.locator("#marks li")
+    expect(status).to_contain_text("TAP is looking at it")
+    click(tab, WHEEL)
+    expect(marks).to_contain_text("region1: point 299 70")
+    held.set()
+    expect(marks).to_contain_text("region1: wheel, point 299 70")
+    expect(tab.locator(".told .look")).to_contain_text("wheel")
+
+
+def test_what_is_being_done_is_said_and_shown_until_it_is_done(tab: Page, held: Event) -> None:
+    status, shown = (
+        tab.locator("#status"),
+        "getComputedStyle(document.querySelector('.stage'), '::after').content !== 'none'",
+    )
+    assert not tab.evaluate(shown)
+    tab.set_input_files("#file", PICTURE)
+    expect(status).to_contain_text("TAP is looking at it")
+    tab.wait_for_timeout(7000)  # a message of which nothing follows fades after 6 seconds
+    expect(status).to_have_css("opacity", "1")
+    assert tab.evaluate(shown)
+    held.set()
+    expect(status).to_contain_text("click to mark a region")
+    assert not tab.evaluate(shown)
+    expect(status).to_have_css("opacity", "0")
+
+
+def test_what_was_stopped_while_it_waited_is_begun_again_or_said(tab: Page) -> None:
+    stopped: list[str] = []
+
+    def answer(route: Route) -> None:
+        stopped.append(route.request.url)
+        route.fulfill(json={}) if len(stopped) <= 3 else route.continue_()
+
+    tab.route("**/encode", answer)
+    tab.route("**/everything", lambda route: route.fulfill(json={}))
+    tab.set_input_files("#file", PICTURE)
+    status = tab.locator("#status")
+    expect(status).to_contain_text("TAP was stopped before it had looked at the picture: choose New chat")
+    tab.click("#again")  # which is stopped once, and begun again
+    expect(status).to_have_text("A new chat about the same picture.")
+    click(tab, WHEEL)
+    expect(tab.locator("#marks li")).to_contain_text("region1: wheel")
+    assert len(stopped) == 4
+    tab.click("[data-tool=everything]")
+    expect(status).to_contain_text("The search was stopped before it had found anything")
+
+
 def test_clicks_add_and_take_away_and_are_undone(tab: Page) -> None:
     load(tab)
     marks = tab.locator("#marks li")
@@ -247,6 +310,31 @@ def test_several_regions_and_follow_ups(tab: Page) -> None:
     tab.click("#again")
     expect(tab.locator(".answered")).to_have_count(0)
     expect(tab.locator(".look")).to_have_count(0)
+
+
+def test_what_is_marked_and_not_asked_about_is_saved_too(tab: Page) -> None:
+    load(tab)
+    click(tab, WHEEL)
+    expect(tab.locator(".told .look")).to_have_count(1)
+    tab.click("#save")
+    with tab.expect_download() as download:
+        tab.click("#save-json")
+    record = json.loads(Path(download.value.path()).read_text())
+    assert (record["regions"], record["messages"]) == ([], [])
+    [mark] = record["marks"]
+    assert (mark["name"], mark["concepts"][0]["name"]) == ("region1", "wheel")
+    assert mark["prompt"] == {"points": [[299, 70]], "point_labels": [1]}
+    assert sum(mark["mask"]["counts"]) == 512 * 512
+    tab.click("#save")
+    with tab.expect_download() as download:
+        tab.click("#save-png")
+    with Image.open(download.value.path()) as drawn:
+        pixels = np.asarray(drawn.convert("RGB")).astype(int)
+    picture = np.asarray(Image.open(PICTURE).convert("RGB")).astype(int)
+    changed = np.argwhere(np.abs(pixels[:512] - picture).max(axis=2) > 40)
+    assert len(changed) > 500  # the wheel's outline, and its name
+    assert changed[:, 0].max() < 200
+    assert (pixels[512:].max(axis=2) < 150).any()  # what TAP sees is written beneath, in green
 
 
 def test_points_and_the_brush(tab: Page) -> None:
@@ -322,6 +410,17 @@ def test_a_stroke_that_leaves_nothing_is_refused_and_can_be_undone(tab: Page) ->
     ask(tab, "What is <region>?")
 
 
+def test_a_brush_that_a_key_has_lowered_is_lifted_when_another_tool_is_chosen(tab: Page) -> None:
+    load(tab)
+    status = tab.locator("#status")
+    tab.locator("#board").focus()
+    for key, words in (("r", "Paint over something"), ("Enter", "The brush is down"), ("b", "Drag a box"),
+                       ("r", "Paint over something"), ("Enter", "The brush is down")):  # fmt: skip
+        tab.keyboard.press(key)
+        expect(status).to_contain_text(words)
+    expect(tab.locator("#marks li")).to_have_text("No region is marked yet")
+
+
 def test_what_tap_says_is_shown_at_the_first_click(tab: Page) -> None:
     load(tab)
     told = tab.locator(".told .look")
@@ -388,7 +487,7 @@ def test_everything_is_found_and_what_is_wanted_is_kept(tab: Page) -> None:
     load(tab)
     click(tab, WHEEL)
     tab.click("[data-tool=everything]")
-    expect(tab.locator("#status")).to_contain_text("TAP found")
+    expect(tab.locator("#status")).to_contain_text("TAP offers")
     found = int(re.findall(r"\d+", tab.locator("#status").inner_text())[0])
     assert found >= 4
     click(tab, FACE)
@@ -401,6 +500,23 @@ def test_everything_is_found_and_what_is_wanted_is_kept(tab: Page) -> None:
     tab.get_by_role("button", name=f"What is each of the {1 + found} regions?").click()
     expect(tab.locator(".answered:not(.writing)")).to_have_count(1 + found, timeout=120_000)
     expect(tab.locator(".asked").last).to_have_text(f"What is region{1 + found}?")
+
+
+def test_what_was_chosen_among_everything_is_offered_again_after_undo(tab: Page) -> None:
+    load(tab)
+    tab.click("[data-tool=everything]")
+    status, keep_all, marks = tab.locator("#status"), tab.locator("#keep-all"), tab.locator("#marks li")
+    expect(status).to_contain_text("TAP offers")
+    found = int(re.findall(r"\d+", status.inner_text())[0])
+    click(tab, FACE)
+    expect(keep_all).to_have_text(f"Keep all {found - 1}")
+    tab.click("#undo")
+    expect(keep_all).to_have_text(f"Keep all {found}")
+    click(tab, FACE)
+    expect(marks).to_contain_text("region1: face, box")
+    tab.click("[data-tool=point]")
+    tab.click("[data-tool=everything]")
+    expect(status).to_contain_text(f"TAP offers {found - 1}:")
 
 
 def test_regions_are_found_by_name_where_the_model_was_taught_to(
@@ -429,6 +545,14 @@ def test_regions_are_found_by_name_where_the_model_was_taught_to(
     tab.fill("#phrase", "a king")
     tab.keyboard.press("Enter")
     expect(tab.locator("#status")).to_have_text("Nothing here is a king.")
+    for _ in range(2):  # more than a conversation may have
+        tab.click("#find")
+        tab.fill("#phrase", "face, wheel, diamond, cloud and anchor")
+        tab.keyboard.press("Enter")
+        expect(tab.locator("#status")).to_contain_text("Found")
+        tab.locator("#status").evaluate("said => { window.said = said.textContent; said.textContent = '' }")
+    expect(marks).to_have_count(12)
+    assert re.search(r"A conversation has at most 12 regions: \d+ (was|were) left out\.$", tab.evaluate("window.said"))
     page.close()
 
 
@@ -479,13 +603,28 @@ def test_a_name_in_an_answer_lights_its_region(tab: Page) -> None:
         drag(tab, box)
     ask(tab, QUESTIONS[2]["text"])
     tab.mouse.move(5, 5)
-    [before] = colours(tab, FACE)
+    ground = (60, 60)
+    face, before = colours(tab, FACE, ground)
     tab.locator(".asked .name").first.hover()
-    drawn(tab, FACE, before)
+    drawn(tab, ground, before)  # it grows dark around the region, which keeps its own colours
+    assert colours(tab, FACE) == [face]
     tab.mouse.move(5, 5)
-    drawn(tab, FACE, before, changes=False)
+    drawn(tab, ground, before, changes=False)
     tab.locator(".asked .name").first.focus()  # and so for those who have no mouse
-    drawn(tab, FACE, before)
+    drawn(tab, ground, before)
+
+
+def test_an_object_keeps_its_own_colours_inside_its_outline(tab: Page) -> None:
+    load(tab)
+    forehead = (398, 243)
+    [before] = colours(tab, forehead)
+    click(tab, FACE)
+    expect(tab.locator("#marks li")).to_contain_text("face")
+    tab.mouse.move(5, 5)
+    drawn(tab, forehead, before)
+    assert (
+        np.abs(np.array(colours(tab, forehead)[0]) - before).max() < 14
+    )  # of 255, which nobody sees as another colour
 
 
 def test_a_suggested_question_fits_what_is_marked(tab: Page) -> None:
@@ -522,6 +661,28 @@ def test_a_reload_keeps_talk_marks_and_question(tab: Page, served: PageServer) -
     ask(tab, "What colour is region1?", answers=2)
 
 
+def test_a_page_whose_conversation_is_gone_says_so_and_keeps_the_question(tab: Page, served: PageServer) -> None:
+    load(tab)
+    tab.fill("#question", "Half a quest")
+    served.conversations.drop(tab.evaluate("sessionStorage.getItem('session')"))
+    with tab.expect_navigation():  # a browser brings the page back that it had kept aside
+        tab.evaluate("setTimeout(() => dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true })))")
+    tab.wait_for_selector("body.ready")
+    status = tab.locator("#status")
+    expect(status).to_contain_text("no longer has your picture and your conversation: choose the picture again")
+    expect(tab.locator("#question")).to_have_value("Half a quest")
+    expect(tab.locator("#invitation")).to_be_visible()
+    assert status.evaluate(  # the invitation does not hide it
+        """said => {
+            said.style.pointerEvents = "auto";
+            const { x, y, width, height } = said.getBoundingClientRect();
+            return document.elementFromPoint(x + width / 2, y + height / 2) === said;
+        }"""
+    )
+    load(tab)
+    expect(tab.locator("#question")).to_have_value("Half a quest")
+
+
 def test_the_wheel_zooms_and_marks_stay_where_they_are(tab: Page) -> None:
     load(tab)
     tab.mouse.move(*on_screen(tab, *FACE))
@@ -532,6 +693,81 @@ def test_the_wheel_zooms_and_marks_stay_where_they_are(tab: Page) -> None:
     tab.click("#fit")
     click(tab, WHEEL, "Shift")
     expect(tab.locator("#marks li").nth(1)).to_contain_text("point 299 70")
+
+
+def marked_point(tab: Page) -> list[int]:
+    """The point of the last mark."""
+    words = tab.locator("#marks li").last
+    expect(words).to_contain_text("point")
+    return [int(number) for number in re.findall(r"point (\d+) (\d+)", str(words.text_content()))[0]]
+
+
+def test_a_view_that_was_chosen_outlives_another_size_of_the_window(tab: Page) -> None:
+    load(tab)
+    x, y = on_screen(tab, 256, 256)
+    scale = (on_screen(tab, 356, 256)[0] - x) / 100 * 1.4**2
+    for _ in range(2):
+        tab.click("#in")
+    tab.set_viewport_size({"width": 1000, "height": 700})
+    tab.wait_for_timeout(300)
+    x, y = on_screen(tab, 256, 256)  # the middle, which stays in the middle
+    tab.mouse.click(x + 60 * scale, y - 40 * scale)
+    assert np.abs(np.array(marked_point(tab)) - (316, 216)).max() <= 1
+    tab.click("#fit")
+    tab.set_viewport_size({"width": 1280, "height": 900})
+    tab.wait_for_timeout(300)
+    click(tab, WHEEL, "Shift")  # the whole picture stays whole
+    expect(tab.locator("#marks li").nth(1)).to_contain_text("point 299 70")
+
+
+def test_the_picture_follows_the_cross_of_the_keyboard(tab: Page) -> None:
+    load(tab)
+    for _ in range(6):
+        tab.click("#in")
+    board = tab.locator("#board")
+    board.focus()
+    for _ in range(20):
+        tab.keyboard.press("ArrowRight")
+    expect(tab.locator("#status")).to_have_text("Cross at 416 256.")
+    frame = board.bounding_box()
+    assert frame is not None
+    tab.mouse.click(frame["x"] + frame["width"] - 8, frame["y"] + frame["height"] / 2)  # the margin at which it stays
+    assert np.abs(np.array(marked_point(tab)) - (416, 256)).max() <= 1
+
+
+def test_the_right_button_moves_the_picture_and_marks_nothing(tab: Page) -> None:
+    load(tab)
+    x, y = on_screen(tab, *FACE)
+    tab.mouse.move(x, y)
+    tab.mouse.down(button="right")
+    tab.mouse.move(x - 80, y + 50, steps=4)
+    tab.mouse.up(button="right")
+    expect(tab.locator("#marks li")).to_have_text("No region is marked yet")
+    tab.mouse.click(x - 80, y + 50)
+    assert marked_point(tab) == [*FACE]
+
+
+def test_two_fingers_zoom_and_move_the_picture(browser: Browser, served: PageServer) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    tab = opened(context, served.address)
+    load(tab)
+    fingers = context.new_cdp_session(tab)
+    (left, y), (right, _) = on_screen(tab, 200, 256), on_screen(tab, 312, 256)
+
+    def touch(kind: str, *places: float) -> None:
+        points = [{"x": x, "y": y, "id": i} for i, x in enumerate(places)]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", left, right)
+    for far in (10, 20, 30, 40):
+        touch("touchMove", left - far, right + 2 * far)
+    touch("touchEnd")
+    expect(tab.locator("#marks li")).to_have_text("No region is marked yet")
+    for x, across in ((left - 40, 200), (right + 80, 312)):  # what was under each finger is there still
+        tab.touchscreen.tap(x, y)
+        assert np.abs(np.array(marked_point(tab)) - (across, 256)).max() <= 2
+        tab.tap("#undo")
+    context.close()
 
 
 def test_nothing_jumps(context: BrowserContext, served: PageServer) -> None:
@@ -613,6 +849,18 @@ def test_enter_asks_and_shift_enter_begins_a_line(tab: Page) -> None:
     tab.keyboard.press("Enter")
     expect(tab.locator(".answered:not(.writing)")).to_have_count(1, timeout=120_000)
     assert tab.locator(".asked").inner_text().split() == ["What", "is", "region1?"]
+
+
+def test_the_question_has_room_for_five_lines(tab: Page) -> None:
+    load(tab)
+    question = tab.locator("#question")
+    heights = []
+    for lines in (0, 1, 3, 5, 20):
+        question.fill("\n".join(["what is it?"] * lines))
+        heights.append(question.evaluate("box => box.offsetHeight"))
+    none, one, three, five, twenty = heights
+    assert none == one < three < five <= twenty <= five + 2  # of rounding
+    expect(tab.locator("#ask")).to_be_in_viewport(ratio=1)
 
 
 def test_what_is_said_is_shown_as_it_was_written(tab: Page) -> None:
@@ -824,7 +1072,8 @@ def test_a_question_of_forty_thousand_points_is_not_even_read(served: PageServer
 def test_invalid_regions_in_a_request_get_an_error_message(served: PageServer) -> None:
     address = served.address
     assert posted(address, "load", example=0)[0] == 200
-    assert posted(address, "glance", regions=[])[0] == 409  # it has not been encoded yet
+    for name in ("glance", "record", "drawing"):
+        assert posted(address, name, regions=[{"box": [1, 2, 30, 40]}])[0] == 409  # it has not been encoded yet
     assert posted(address, "encode") == (200, {"encoded": True})
     many = [[float(i % 500), 5.0] for i in range(20_000)]
     for region, words in (
@@ -856,6 +1105,55 @@ def test_an_unexpected_error_is_reported_and_logged(
         assert found == status
         assert "Something went wrong" in said["error"]
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_lost_connection_is_told_in_the_words_of_the_page(tab: Page) -> None:
+    load(tab)
+    click(tab, WHEEL)
+    tab.evaluate(
+        """() => {
+            const plain = window.fetch, begun = new TextEncoder().encode('{"asked": "What is region1?"}\\n');
+            window.fetch = async (path, ...rest) => {
+                if (!String(path).endsWith("ask")) return plain(path, ...rest);
+                return new Response(new ReadableStream({ start(stream) {
+                    stream.enqueue(begun);
+                    setTimeout(() => stream.error(new TypeError("network error")), 100);
+                } }));
+            };
+        }"""
+    )
+    tab.fill("#question", "What is <region>?")
+    tab.click("#ask")
+    expect(tab.locator("#status")).to_have_text("The page's server does not answer: is it still running?")
+    expect(tab.locator("#question")).to_have_value("What is <region>?")
+    expect(tab.locator(".turn")).to_have_count(0)
+
+
+def test_the_page_works_where_the_browser_keeps_nothing(context: BrowserContext, served: PageServer) -> None:
+    context.add_init_script(
+        "Object.defineProperty(window, 'sessionStorage', { get() { throw new DOMException('denied', 'SecurityError'); } });"
+    )
+    tab = opened(context, served.address)
+    expect(tab.locator("#status")).to_have_text("")
+    load(tab)
+    click(tab, WHEEL)
+    ask(tab, "What is <region>?")
+
+
+def test_a_proxy_may_give_the_page_a_path(context: BrowserContext, served: PageServer) -> None:
+    asked: list[str] = []
+    context.on("request", lambda sent: asked.append(urlsplit(sent.url).path) if sent.url.startswith("http") else None)
+    context.route(
+        served.address + "lab/**", lambda route: route.continue_(url=route.request.url.replace("/lab/", "/", 1))
+    )
+    tab = opened(context, served.address + "lab/")
+    load(tab)
+    click(tab, WHEEL)
+    ask(tab, "What is <region>?")
+    with tab.expect_request("**/leave"):
+        tab.evaluate("import('./parts/server.js').then(({ leave }) => { leave(); })")
+    assert len(asked) > 20
+    assert [path for path in asked if not path.startswith("/lab/")] == []
 
 
 def test_no_path_of_the_server_reaches_the_page(served: PageServer, context: BrowserContext) -> None:
@@ -999,6 +1297,18 @@ def test_another_picture_ends_the_answer_and_can_be_asked_about(tab: Page, slow:
     expect(tab.locator(".turn")).to_have_count(0)
     expect(tab.locator("#ask")).to_be_visible()
     expect(tab.locator("#stop")).to_be_hidden()
+
+
+def test_a_question_sent_while_an_answer_is_written_is_kept(tab: Page, slow: list[float]) -> None:
+    begin(tab, slow)
+    question = tab.locator("#question")
+    question.fill("And its colour?")
+    question.press("Enter")
+    expect(tab.locator("#status")).to_contain_text("An answer is being written: wait for its end, or stop it.")
+    expect(tab.locator(".turn")).to_have_count(1)
+    tab.click("#stop")
+    expect(tab.locator("#status")).to_contain_text("You can ask the question again")
+    expect(question).to_have_value("And its colour?")
 
 
 def test_stop_ends_the_answer(tab: Page, slow: list[float]) -> None:

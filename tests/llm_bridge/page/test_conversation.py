@@ -172,6 +172,22 @@ def test_a_conversation_is_downloaded_as_a_record_and_a_picture(talk: PageConver
     assert np.abs(np.asarray(drawn, dtype=float) - np.asarray(picture, dtype=float)).mean() > 1
 
 
+def test_what_was_marked_and_not_asked_about_is_saved_as_such(talk: PageConversation) -> None:
+    list(talk.ask("what is <region> ?", [BOX]))
+    prompts = [RegionPrompt(points=((60.0, 40.0),), point_labels=(1,))]
+    marked = scene(talk).see(prompts)
+    record = json.loads(json.dumps(scene(talk).record(prompts, marked)))
+    [region], [mark] = record["regions"], record["marks"]
+    assert (region["name"], mark["name"]) == ("region1", "region2")
+    assert mark.keys() == region.keys()
+    assert mark["prompt"] == {"points": [[60, 40]], "point_labels": [1]}
+    assert mark["caption"] is None
+    assert sum(mark["mask"]["counts"]) == 60 * 90
+    alone, both = (np.asarray(scene(talk).drawing(one), dtype=float) for one in (None, marked))
+    assert np.abs(both - alone).mean() > 1
+    assert scene(talk).record()["marks"] == []
+
+
 def test_large_pictures_are_drawn_on_small_ones(make_bridge: Callable[..., Pair]) -> None:
     talk = PageConversation(RegionChat(*make_bridge()), PageLimits(new_tokens=2))
     talk.show(np.full((1500, 3000, 3), 90, dtype=np.uint8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 from chromium import chromium
 from PIL import Image
 
-from tap_tokenizer import RegionTokens, TapRegionTokenizer, as_mask, export_browser_page
+from tap_tokenizer import RegionTokens, TapRegionTokenizer, as_mask, export_browser_page, region_colour
 from tap_tokenizer.browser_page import PAGE, RUNTIME, RUNTIME_ADDRESS, RUNTIME_VERSION
 
 pytest.importorskip("playwright", reason="needs playwright: the extra dev")
@@ -280,6 +281,24 @@ def test_a_mask_and_five_concepts_follow_the_pointer(tab: Page) -> None:
     expect(tab.locator("#regions > li")).to_have_count(0)
 
 
+def test_an_object_keeps_its_own_colours_inside_its_outline(tab: Page) -> None:
+    def shown() -> np.ndarray:
+        tab.wait_for_function("new Promise(requestAnimationFrame)")
+        with Image.open(io.BytesIO(tab.locator("#board").screenshot())) as board:
+            return np.asarray(board.convert("RGB")).astype(int)
+
+    before = shown()
+    tab.mouse.click(*on_screen(tab, *KNIGHT))
+    expect(tab.locator("#regions")).to_contain_text("knight")
+    tab.mouse.move(5, 5)
+    expect(tab.locator("#pointed")).to_contain_text("Point at something")
+    after = shown()
+    changed = np.abs(after - before).max(axis=2)
+    assert (changed > 0).sum() > 5000
+    assert np.median(changed[changed > 0]) < 14  # of 255, which nobody sees as another colour
+    assert (np.abs(after - region_colour(0)).max(axis=2) < 3).sum() > 500  # the outline, as Python draws it
+
+
 def test_what_was_kept_is_changed_undone_and_removed(tab: Page) -> None:
     kept = tab.locator("#regions > li")
     tab.mouse.click(*on_screen(tab, *SHAMROCK))
@@ -340,6 +359,7 @@ def test_a_finger_is_enough_on_a_small_screen(browser: Browser, address: str) ->
     expect(tab.locator("#status")).to_contain_text("Point at something")
     tab.touchscreen.tap(*on_screen(tab, *KNIGHT))
     expect(tab.locator("#regions")).to_contain_text("knight")
+    expect(tab.locator("#status")).to_contain_text("Choose Take away to take away from it.")  # there is no Alt key
     tab.tap("[data-mode=away]")
     tab.touchscreen.tap(*on_screen(tab, *SHAMROCK))
     expect(tab.locator("#regions")).to_contain_text("2 points")
