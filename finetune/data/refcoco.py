@@ -102,7 +102,8 @@ class ReferringSource(PictureSource):
             found = []
             if file is not None:
                 found = file.regions(names_of(picture.id, picture.file_name), picture.size)
-                self.left_out.doubtful[ALONE] += grounding == "both" and not found
+                if grounding == "both" and not found:
+                    self.left_out.doubtful[ALONE] += 1
             if grounding == "found":
                 candidates, covers = found, dict(zip(keys, covering(objects, found, picture.size)))
             else:
@@ -186,7 +187,8 @@ class ReferringSource(PictureSource):
                 raise EntryError("annotation not listed", f"{self.annotations} lacks annotation {key!r:.60}")
         if meant and not keys:
             raise EntryError("crowd alone", f"annotation {meant[0]!r:.60} is a crowd, and nothing else is meant")
-        self.left_out.doubtful[WITHOUT_CROWD] += len(keys) < len(meant)
+        if len(keys) < len(meant):
+            self.left_out.doubtful[WITHOUT_CROWD] += 1
         number = identity(reference, "ref_id")
         sentences = listed(reference, "sentences")
         for place, sentence in enumerate(sentences[: 1 if self.sentences == "first" else None]):

@@ -75,7 +75,7 @@ def test_the_same_figure_gives_the_same_file(kind: str, tmp_path: Path) -> None:
 
 
 def test_soft_formats_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a.jpg would be .* ends in .png or .svg"):
+    with pytest.raises(ValueError, match=r"a.jpg would not stay sharp .* ends in .png or .svg"):
         save_figure(new_figure(2), tmp_path / "a.jpg")
     assert not list(tmp_path.iterdir())
 

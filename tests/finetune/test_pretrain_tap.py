@@ -150,7 +150,7 @@ def test_a_run_continues_with_the_same_arguments_or_is_refused(tmp_path: Path, m
     for stage, steps, more, message in (
         ("prompt", 6, ["--seed", "1"], "seed 0, now 1"),
         ("dense", 6, [], "stage 'prompt', now 'dense'"),
-        ("prompt", 2, [], "after the last of 2 steps"),
+        ("prompt", 2, [], "past the last of 2 steps"),
     ):
         with pytest.raises(ValueError, match=message):
             train(tmp_path / "run", stage, steps, *flags, *more)

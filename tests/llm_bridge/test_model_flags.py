@@ -92,7 +92,7 @@ def test_the_shell_answers_with_the_default(
 ) -> None:
     monkeypatch.undo()
     picture = str(BUNDLED / "region-chat-tiny" / "demo.png")
-    assert main(["ask", picture, "What is <region>?", "--box", "177", "392", "271", "470"]) == 0
+    assert main(["ask", picture, "Describe <region>.", "--box", "177", "392", "271", "470"]) == 0
     assert "cloud" in capsys.readouterr().out.lower()
     assert main(["find", picture, "the pink cloud", "--box", "177", "392", "271", "470", "--json"]) == 0
 

@@ -105,9 +105,9 @@ def test_a_full_queue_is_told_when_to_come_again(
     go = threading.Event()
     answer = completions.answer
 
-    def held(*given: Any) -> Any:
+    def held(*given: Any, **named: Any) -> Any:
         assert go.wait(20)
-        return answer(*given)
+        return answer(*given, **named)
 
     monkeypatch.setattr(completions, "answer", held)
     app = build(bundled_chat, MODEL, limits=ServerLimits(queue=2))
