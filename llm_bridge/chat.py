@@ -25,7 +25,7 @@ from tap_tokenizer import (
     mask_to_rle,
 )
 
-from .chat_markup import last_shown, user_content, words_of
+from .chat_markup import user_content, words_of
 from .chat_sources import load_for_chat
 from .default_bridge import DEFAULT_BRIDGE
 from .description import RegionBaseline, baselines
@@ -476,8 +476,7 @@ class RegionChat:
         if picture is not None:
             new = _with_masks_read(new, picture)
         shown = picture if image_before is None else None  # a picture is shown in the first turn that has it
-        content = user_content(question, new, shown, known=len(regions), before=last_shown(messages))
-        turn = {"role": "user", "content": content}
+        turn = {"role": "user", "content": user_content(question, new, shown, known=len(regions))}
         return picture, [*messages, turn], [*regions, *new]
 
     def _warn_of_limitation(self) -> None:

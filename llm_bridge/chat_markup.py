@@ -8,7 +8,7 @@ each row of features, as in "region1 <|region|>", so that an answer can speak of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -291,29 +291,14 @@ def _region_marker(item: dict[str, Any], chat: ChatPrompts, sample: str) -> str:
     return f"<region{number}>"
 
 
-MOST_MEANT_BY_IT = 4
-"""Regions of a question that the next one may mean without naming them, as in "What colour is it?"."""
-
-
-def last_shown(messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Numbers of the regions that the last question to show any has shown, if they are few enough to be meant by "it"."""
-    for message in reversed(messages):
-        items = message["content"] if message["role"] == "user" and not isinstance(message["content"], str) else []
-        if names := [item["name"] for item in items if item["type"] == "region"]:
-            return [int(name.removeprefix("region")) for name in names] if len(names) <= MOST_MEANT_BY_IT else []
-    return []
-
-
 def user_content(
-    question: str, prompts: Sequence[RegionPrompt], image: Any = None, known: int = 0, before: Sequence[int] = ()
+    question: str, prompts: Sequence[RegionPrompt], image: Any = None, known: int = 0
 ) -> list[dict[str, Any]]:
     """A question as content items: the picture if it is new, words, and regions where the question speaks of them.
 
     `known` regions were shown in earlier turns; the prompts are those of the next ones. `<region>` is the next region that
     has not been shown, `<regionN>`, regionN or region N is that region, which is an item at its first mention and a word
-    afterwards. A question with prompts that speaks of none of them is asked of all of them, which then come first. One
-    without prompts that names no region, such as "What colour is it?", is asked of the regions `before` (see `last_shown`),
-    which come first, too: a bridge reads a region's token where the question is, and seldom looks further back.
+    afterwards. A question with prompts that speaks of none of them is asked of all of them, which then come first.
     """
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"The question is {question!r}, expected words, with <region> for every region.")
@@ -325,8 +310,6 @@ def user_content(
     if prompts and not new and "<region" not in question:
         new = list(range(known + 1, known + len(prompts) + 1))
         content += [{"type": "region", "name": f"region{n}", **prompts[n - known - 1].as_dict()} for n in new]
-    elif not prompts and not spoken and "<region" not in question:
-        content += [{"type": "region", "name": f"region{n}"} for n in before]
     if len(new) != len(prompts):
         if "<region" not in question:
             raise ValueError(

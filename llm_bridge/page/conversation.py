@@ -16,7 +16,7 @@ import numpy as np
 from tap_tokenizer import RegionPrompt, counted
 
 from ..chat import RegionChat
-from ..chat_markup import last_shown, spoken_numbers, user_content, words_of
+from ..chat_markup import spoken_numbers, user_content, words_of
 from ..prompt_checks import ContextFullError
 from .input import PageLimits, read_regions
 from .scene import Look, Scene
@@ -124,8 +124,7 @@ class PageConversation:
         prompts = self._checked(question, drawn, scene)
         known = len(scene.prompts)
         before = scene.chat.history
-        content = user_content(question, prompts, known=known, before=last_shown(scene.chat.messages))
-        asked = [*before, ("user", words_of(content))]
+        asked = [*before, ("user", words_of(user_content(question, prompts, known=known)))]
         looks, boxes, masks = [*scene.looks], [*scene.boxes], [*scene.masks]
         answer: str = ""
         pieces: Iterator[str] = iter(())

@@ -238,29 +238,6 @@ def test_a_region_is_shown_again_in_every_turn_that_speaks_of_it(chat: RegionCha
     assert chat.regions().boxes.tolist() == BOXES
 
 
-def test_a_question_that_names_no_region_means_those_of_the_question_before(
-    chat: RegionChat, picture: Image.Image
-) -> None:
-    chat.ask("what is <region> ?", image=picture, boxes=BOXES[:1], **SHORT)
-    chat.ask("what colour is it ?", **SHORT)
-    assert chat.history[2] == ("user", "region1 what colour is it?")
-    batch = chat.processor.apply_chat_template(chat.messages, tokenize=True, return_dict=True, return_tensors="pt")
-    first, again = batch["region_features"][0]
-    torch.testing.assert_close(again, first)
-    chat.ask("is <region> like region1 ?", boxes=BOXES[1:], **SHORT)
-    chat.ask("why ?", **SHORT)
-    chat.ask("really ?", **SHORT)
-    assert [words for _, words in chat.history[6::2]] == ["region2 region1 why?", "region2 region1 really?"]
-    assert chat.take_back() == ("region2 region1 really?", [])
-    assert len(chat.regions()) == 2
-
-
-def test_nobody_means_many_regions_by_they(chat: RegionChat, picture: Image.Image) -> None:
-    chat.ask("what are these ?", image=picture, boxes=BOXES[:1] * 5, **SHORT)
-    chat.ask("why ?", **SHORT)
-    assert chat.history[2] == ("user", "why?")
-
-
 def test_a_picture_without_a_region_is_refused_by_a_bridge_that_would_not_see_it(
     chat: RegionChat, make_bridge: Callable[..., Pair], picture: Image.Image
 ) -> None:
