@@ -182,7 +182,7 @@ def test_glyph_scenes_with_every_row(instruct_model: str, tmp_path: Path) -> Non
     for scores in rows.values():
         assert all("contained" in own for own in scores["by_type"].values())
     bridge = rows["language model"]
-    assert 1 > bridge["contained"] >= bridge["accuracy"]  # the benchmark's words, or a sentence with them
+    assert 0 <= bridge["contained"] - bridge["accuracy"] < 0.05  # the benchmark's words, seldom a sentence with them
     assert not metrics["not_run"]
 
 
