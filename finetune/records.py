@@ -25,7 +25,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError
 from pycocotools import mask as coco_mask
 
-from llm_bridge import asked_phrase, region_numbers, replace_regions
+from llm_bridge import asked_phrase, region_numbers, replace_regions, with_meant_regions
 from tap_tokenizer import RegionPrompt, as_mask, box_of_mask, check_regular_file, load_rgb
 from tap_tokenizer import open_image as picture_from
 
@@ -313,8 +313,9 @@ def mask_box(mask: Any, size: tuple[int, int]) -> list[float] | None:
 def cut_turns(record: Record, start: int, count: int) -> tuple[Record, list[int]]:
     """A record of `count` questions with their answers, from question number `start` on, and which regions it keeps.
 
-    Regions are numbered anew as the cut first names them; a system message stays in front. Only for conversations whose
-    questions stand alone: a question that leans on an earlier answer loses what it leans on. `ValueError` if one asks to find
+    Regions are numbered anew as the cut first names them; a system message stays in front. A first question that names no
+    region ("What colour is it?") shows those that it means, which an earlier one showed. Otherwise only for conversations
+    whose questions stand alone: one that leans on an earlier answer loses what it leans on. `ValueError` if one asks to find
     regions that only an earlier one shows: it would lose all that it may choose from.
     """
     turns = record.conversations
@@ -322,12 +323,15 @@ def cut_turns(record: Record, start: int, count: int) -> tuple[Record, list[int]
     if not 0 <= start < len(asked) or count < 1:
         raise ValueError(f"Got questions {start} to {start + count} of {len(asked)}: cut inside the conversation.")
     stop = asked[start + count] if start + count < len(asked) else len(turns)
-    kept = [turn for turn in turns[: asked[0]] if turn.role == "system"] + turns[asked[start] : stop]
-    if start and (lost := _without_candidates(kept)) is not None and record.regions:
+    first, others = turns[asked[start]], turns[asked[start] + 1 : stop]
+    if start and (lost := _without_candidates([first, *others])) is not None and record.regions:
         raise ValueError(
             f"{record.name} has a question for {lost!r:.60} that leaves it to an earlier one to show its candidates, expected "
             "one that shows them itself: ask all questions of such records in a row (turns 0), or make them without shown_once."
         )
+    shown = (region_numbers(turns[i].content) for i in reversed(asked[:start]))
+    first = replace(first, content=with_meant_regions(first.content, next(filter(None, shown), [])))
+    kept = [*(turn for turn in turns[: asked[0]] if turn.role == "system"), first, *others]
     order: list[int] = []
 
     def renumber(number: int, is_shown: bool) -> str | None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # exported: each name is loaded when it is first asked for
     from .prompt_memory import PromptMemory
 if TYPE_CHECKING:  # shared with finetune, and promised to nobody
     from .adapters import adapter_off
-    from .chat_markup import number_regions, region_numbers, replace_regions
+    from .chat_markup import number_regions, region_numbers, replace_regions, with_meant_regions
     from .default_bridge import DEFAULT_BRIDGE, SMOLLM2
     from .generation import generate_each
     from .grounding import Candidates, asked_phrase, find_among, first_names, likelihoods, named_numbers, says_none

@@ -68,6 +68,22 @@ def _number(match: re.Match[str]) -> int:
     return int((match[1] or match[2])[:18])  # more digits name no region, either, and Python may refuse to read them
 
 
+MOST_MEANT = 4
+"""Regions of a question that the next one may mean without naming any, as in "What colour is it?"."""
+
+
+def with_meant_regions(question: str, before: Sequence[int]) -> str:
+    """A question that names no region, such as "What colour is it?", with those that it means; others stay as they are.
+
+    before: numbers of the regions that the question before was about; a question is hardly about more than `MOST_MEANT` of
+    them. They come first: a language model reads a region's token where the question is, and seldom looks further back.
+    """
+    if not 0 < len(before) <= MOST_MEANT or _SPOKEN.search(question) or _NAMED.search(question):
+        return question
+    start = re.match(rf"(?:{_IMAGE.pattern})*", question).end()  # type: ignore[union-attr]  # it matches nothing, too
+    return question[:start] + "".join(f"<region{number}> " for number in before) + question[start:]
+
+
 # --- texts with markers → texts with placeholders ---------------------------------------------------------------------
 
 
@@ -95,7 +111,8 @@ class MarkerExpander:
 
     `<region>` is the next region that has not been shown; `<regionN>` is region N, from 1. Each text shows a region at its
     first mention and only names it afterwards: the language model need not look for it in an earlier turn, where others
-    lie between. Errors begin with `name`, which says whose text it is.
+    lie between. A text that names none is about the regions of the text before (`with_meant_regions`), and shows those.
+    Errors begin with `name`, which says whose text it is.
     """
 
     def __init__(self, layout: Layout, images: int, regions: int, name: str) -> None:
@@ -109,6 +126,8 @@ class MarkerExpander:
 
     def expand(self, text: str, again: bool = True) -> str:
         """One text with its markers replaced; unless `again`, a region that an earlier text has shown is only named."""
+        if again:
+            text = with_meant_regions(text, [region + 1 for region in self._asked])
         self._shown_here = [] if again else list(self._mentioned)
         if REGION_TOKEN in text:
             raise ValueError(

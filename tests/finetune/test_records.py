@@ -58,6 +58,19 @@ def test_a_region_that_is_only_named_after_a_cut_is_shown() -> None:
     assert cut.conversations[1:] == [Turn("user", "Where is <region1>?"), Turn("assistant", "left")]
 
 
+def test_a_question_that_names_no_region_is_cut_with_those_that_it_means() -> None:
+    follows = [
+        Turn("user", "Why?"),
+        Turn("assistant", "It is near."),
+        Turn("user", "Really?"),
+        Turn("assistant", "yes"),
+    ]
+    record = Record("a.png", 9, 9, RECORD.regions, [*RECORD.conversations, *follows])
+    cut, rows = cut_turns(record, 4, 1)
+    assert rows == [2, 1]
+    assert cut.conversations[1:] == [Turn("user", "<region1> <region2> Really?"), Turn("assistant", "yes")]
+
+
 def test_a_cut_ends_with_the_conversation() -> None:
     cut, rows = cut_turns(RECORD, 0, 9)
     assert rows == [0, 2, 1]

@@ -238,6 +238,32 @@ def test_a_region_is_shown_again_in_every_turn_that_speaks_of_it(chat: RegionCha
     assert chat.regions().boxes.tolist() == BOXES
 
 
+def test_a_question_that_names_no_region_is_about_those_of_the_question_before(
+    chat: RegionChat, picture: Image.Image
+) -> None:
+    chat.ask("what is <region> ?", image=picture, boxes=BOXES[:1], **SHORT)
+    chat.ask("what colour is it ?", **SHORT)
+    assert chat.history[2] == ("user", "what colour is it?")  # one reads what one wrote
+    assert "region1 <|region|> what colour is it ?" in placeholders(chat)
+    batch = chat.processor.apply_chat_template(chat.messages, tokenize=True, return_dict=True, return_tensors="pt")
+    first, again = batch["region_features"][0]
+    torch.testing.assert_close(again, first)
+    chat.ask("is <region> like region1 ?", boxes=BOXES[1:], **SHORT)
+    chat.ask("why ?", **SHORT)
+    chat.ask("really ?", **SHORT)
+    assert placeholders(chat).count("region2 <|region|> region1 <|region|>") == 2
+    chat.ask("and regions 1 and 2 ?", **SHORT)
+    assert "<|user|> and regions 1 and 2 ?" in placeholders(chat)
+    assert chat.take_back() == ("and regions 1 and 2?", [])
+    assert len(chat.regions()) == 2
+
+
+def test_nobody_means_many_regions_by_they(chat: RegionChat, picture: Image.Image) -> None:
+    chat.ask("what are these ?", image=picture, boxes=BOXES[:1] * 5, **SHORT)
+    chat.ask("why ?", **SHORT)
+    assert "<|user|> why ?" in placeholders(chat)
+
+
 def test_a_picture_without_a_region_is_refused_by_a_bridge_that_would_not_see_it(
     chat: RegionChat, make_bridge: Callable[..., Pair], picture: Image.Image
 ) -> None:

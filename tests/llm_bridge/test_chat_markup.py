@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from llm_bridge import number_regions, region_numbers, replace_regions
+from llm_bridge import number_regions, region_numbers, replace_regions, with_meant_regions
 from llm_bridge.chat_markup import Layout, MarkerExpander
 
 
@@ -39,6 +39,15 @@ def test_regions_are_replaced_one_by_one() -> None:
 def test_markers_without_a_number_are_numbered_as_they_come() -> None:
     assert number_regions("<region> or <region>?", 2) == ("<region3> or <region4>?", 4)
     assert number_regions("region1", 1) == ("region1", 1)
+
+
+def test_a_question_that_names_no_region_shows_those_that_it_means_after_its_pictures() -> None:
+    assert with_meant_regions("What colour is it?", [2]) == "<region2> What colour is it?"
+    assert with_meant_regions("<image><image>\nWhy?", [3, 1]) == "<image><image>\n<region3> <region1> Why?"
+    assert with_meant_regions("Why is <image> dark?", [1]) == "<region1> Why is <image> dark?"
+    for question in ("Is region 2 red?", "And <region>?", "Are Regions 2 and 3 alike?", "What is <region1>?"):
+        assert with_meant_regions(question, [1]) == question
+    assert with_meant_regions("Why?", []) == with_meant_regions("Why?", [1, 2, 3, 4, 5]) == "Why?"
 
 
 @pytest.mark.parametrize(
