@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import warnings
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +18,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
+from playwright.sync_api import sync_playwright
 
 import llm_bridge
 import tap_tokenizer
 from finetune.figure_style import COLUMN, GREY, INK, SMALL, new_figure, region_ink, save_figure, styled
 from finetune.glyphs.scenes import draw_scene, make_scene
 from llm_bridge import RegionChat
+from llm_bridge.page.app import serve
 from tap_tokenizer import RegionTokens, TapRegionTokenizer, draw_regions, save_picture
 
 FIGURES = Path(__file__).parent / "figures"
 DEMO = Path(llm_bridge.__file__).parent / "pretrained" / "region-chat-tiny"
 EXAMPLE = Path(tap_tokenizer.__file__).parent / "pretrained" / "tap-tiny" / "example.png"
+PAGE_TALK: list[tuple[str, list[tuple[float, float]]]] = [
+    ("Which is larger, <region> or <region>?", [(0.66, 0.205), (0.75, 0.55)]),
+    ("What colour is region2?", []),
+]
+"""What is asked on the page after the example's own question, and where its regions are, as shares of the picture's sides."""
 LIT, MODEL = region_ink(0), region_ink(1)
 """The colours of what goes on to the language model, and of that model."""
 
@@ -187,8 +197,41 @@ def draw_example(path: Path) -> None:
     save_picture(draw_regions(drawn.image, regions, labels=tokenizer.caption(regions)), path)
 
 
+def draw_page(chat: RegionChat, path: Path) -> None:
+    """The page with its first example, that example's question, and two more, in Chromium; left as it is without one."""
+    browsers = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, browsers)), None)
+    if found is None:
+        warnings.warn(
+            f"Found no Chromium: {path.name} stays as it is. To draw it, install one: apt-get install chromium.",
+            stacklevel=1,
+        )
+        return
+    with closing(serve(chat)) as page, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.goto(page.address)
+        tab.locator("#examples button").first.click()
+        answers = tab.locator(".answered:not(.writing)")
+        answers.nth(0).wait_for()
+        board = tab.locator("#board")
+        for count, (question, points) in enumerate(PAGE_TALK, 1):
+            for x, y in points:
+                frame = board.bounding_box()
+                assert frame is not None
+                tab.get_by_role("radio", name="New region").click()
+                board.click(position={"x": frame["width"] * x, "y": frame["height"] * y})
+            tab.fill("#question", question)
+            tab.click("#ask")
+            answers.nth(count).wait_for()
+        tab.wait_for_timeout(1000)
+        tab.screenshot(path=path)
+        browser.close()
+
+
 if __name__ == "__main__":
     talker = RegionChat.from_pretrained()
     draw_conversation(talker, FIGURES / "conversation.png")
     draw_region_tokens(talker, FIGURES / "region_tokens.png")
+    draw_page(talker, FIGURES / "page.png")
     draw_example(EXAMPLE)

@@ -314,9 +314,9 @@ def cut_turns(record: Record, start: int, count: int) -> tuple[Record, list[int]
     """A record of `count` questions with their answers, from question number `start` on, and which regions it keeps.
 
     Regions are numbered anew as the cut first names them; a system message stays in front. A first question that names no
-    region ("What colour is it?") shows those that it means, which an earlier one showed. Otherwise only for conversations
-    whose questions stand alone: one that leans on an earlier answer loses what it leans on. `ValueError` if one asks to find
-    regions that only an earlier one shows: it would lose all that it may choose from.
+    region ("What colour is it?") shows those that it means, which an earlier one showed or named. Otherwise this is only for
+    conversations whose questions stand alone: one that leans on an earlier answer loses what it leans on. `ValueError` if one
+    asks to find regions that only an earlier one shows: it would lose all that it may choose from.
     """
     turns = record.conversations
     asked = [i for i, turn in enumerate(turns) if turn.role == "user"]
@@ -329,8 +329,9 @@ def cut_turns(record: Record, start: int, count: int) -> tuple[Record, list[int]
             f"{record.name} has a question for {lost!r:.60} that leaves it to an earlier one to show its candidates, expected "
             "one that shows them itself: ask all questions of such records in a row (turns 0), or make them without shown_once."
         )
-    shown = (region_numbers(turns[i].content) for i in reversed(asked[:start]))
-    first = replace(first, content=with_meant_regions(first.content, next(filter(None, shown), [])))
+    named = (region_numbers(turns[i].content, names=True) for i in reversed(asked[:start]))
+    meant = [number for number in next(filter(None, named), []) if 0 < number <= len(record.regions)]
+    first = replace(first, content=with_meant_regions(first.content, meant))
     kept = [*(turn for turn in turns[: asked[0]] if turn.role == "system"), first, *others]
     order: list[int] = []
 

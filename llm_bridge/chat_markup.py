@@ -120,6 +120,7 @@ class MarkerExpander:
         self.order: list[tuple[str, int]] = []
         """What the placeholders stand for so far."""
         self._asked: list[int] = []
+        self._spoken_of: list[int] = []
         self._mentioned: list[int] = []
         self._shown_here: list[int] = []
         self._images_seen = 0
@@ -127,7 +128,7 @@ class MarkerExpander:
     def expand(self, text: str, again: bool = True) -> str:
         """One text with its markers replaced; unless `again`, a region that an earlier text has shown is only named."""
         if again:
-            text = with_meant_regions(text, [region + 1 for region in self._asked])
+            text = with_meant_regions(text, self._spoken_of)
         self._shown_here = [] if again else list(self._mentioned)
         if REGION_TOKEN in text:
             raise ValueError(
@@ -136,6 +137,9 @@ class MarkerExpander:
         words = _MARKER.sub(self._replace, text)
         if again and self._shown_here:
             self._asked = [number - 1 for number in self._shown_here]
+        if again:
+            named = (number for number in region_numbers(words, names=True) if number in self._mentioned)
+            self._spoken_of = list(named) or self._spoken_of
         return words
 
     def _replace(self, match: re.Match[str]) -> str:

@@ -155,7 +155,9 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
         if folder is not None:
             for name in ("config", "adapter_kwargs"):  # which the Auto classes add
                 kwargs.pop(name, None)
-            return load_adapter_folder(cls, folder, language_model, **kwargs)
+            bridge = load_adapter_folder(cls, folder, language_model, **kwargs)
+            bridge.config.name_or_path = str(pretrained_model_name_or_path)
+            return bridge
         if language_model is not None:
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds its own language model: leave language_model=… out."
@@ -165,8 +167,8 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
         check_model_size(path, lambda: cls(RegionBridgeConfig.from_pretrained(path)))
         with misfits_told(path):
             loaded = super().from_pretrained(path, *args, use_safetensors=True, **kwargs)
-        bridge = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        bridge.config.language_model = given  # which holds the language model, if no one else does
+        whole = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        whole.config.language_model = given  # which holds the language model, if no one else does
         return loaded
 
     def save_pretrained(self, save_directory: str | Path, *, whole: bool | None = None, **kwargs: Any) -> None:

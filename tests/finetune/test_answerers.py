@@ -54,14 +54,12 @@ def seen(history: str) -> list[Seen]:
     return [Seen(i, None, cast(Any, Regions([row + 1 for row in i.rows]))) for i in items]
 
 
-@pytest.mark.parametrize(("history", "asked"), [("true", [1, 2, 3, 2, 2]), ("none", [1, 2, 3, 2, None])])
-def test_baselines_describe_the_first_region_of_the_question(
-    history: str, asked: list[int | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("history", ["true", "none"])
+def test_baselines_describe_the_first_region_of_the_question(history: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RegionTokens, "concatenate", lambda some: [n for regions in some for n in regions.numbers])
     tokenizer = SimpleNamespace(caption=lambda numbers: [f"region {n}" for n in numbers])
     said = CaptionDecoder(cast(Any, tokenizer)).answer(seen(history), TASKS["answers"])
-    expected = ["" if number is None else f"region {number}" for number in asked]
+    expected = [f"region {number}" for number in (1, 2, 3, 2, 2)]  # "it" is what the question before spoke of
     assert [line["words"] for line in said] == expected
     bank = SimpleNamespace(scores=lambda embeds: embeds, names=["region 1", "region 2", "region 3"])
     named = ConceptHead(cast(ConceptBank, bank)).answer(seen(history), TASKS["answers"])

@@ -67,8 +67,8 @@ def test_a_question_that_names_no_region_is_cut_with_those_that_it_means() -> No
     ]
     record = Record("a.png", 9, 9, RECORD.regions, [*RECORD.conversations, *follows])
     cut, rows = cut_turns(record, 4, 1)
-    assert rows == [2, 1]
-    assert cut.conversations[1:] == [Turn("user", "<region1> <region2> Really?"), Turn("assistant", "yes")]
+    assert rows == [2]
+    assert cut.conversations[1:] == [Turn("user", "<region1> Really?"), Turn("assistant", "yes")]
 
 
 def test_a_cut_ends_with_the_conversation() -> None:

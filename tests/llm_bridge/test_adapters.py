@@ -15,11 +15,18 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    pipeline,
+)
 
 from llm_bridge import (
     RegionBridgeForConditionalGeneration,
     RegionBridgeProcessor,
+    RegionChat,
     adapter_off,
     add_lora,
     count_parameters,
@@ -175,6 +182,20 @@ def test_an_adapter_has_the_names_of_the_plain_language_model(pair: Pair, tmp_pa
         assert config["base_model_name_or_path"] == bridge.config.language_model
         assert not config["modules_to_save"]
         assert not config["trainable_token_indices"]
+
+
+def test_a_bridge_from_an_adapter_folder_knows_where_it_came_from(pair: Pair, tmp_path: Path) -> None:
+    bridge, processor = pair
+    mine = tmp_path / "mine"
+    add_lora(bridge, r=2).save_pretrained(mine)
+    processor.save_pretrained(mine)
+    loaded = RegionBridgeForConditionalGeneration.from_pretrained(mine)
+    assert loaded.config.name_or_path == str(mine)
+    assert f"{tmp_path.name}/mine" in repr(RegionChat(loaded, processor))
+    ask = pipeline("region-text-generation", model=loaded, region_tokenizer=processor.region_tokenizer)
+    assert ask.processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    loaded.save_pretrained(tmp_path / "again")
+    assert "mine" not in (tmp_path / "again" / "config.json").read_text()
 
 
 def test_a_folder_of_an_earlier_version_still_loads(tmp_path: Path) -> None:

@@ -50,6 +50,29 @@ def test_a_question_that_names_no_region_shows_those_that_it_means_after_its_pic
     assert with_meant_regions("Why?", []) == with_meant_regions("Why?", [1, 2, 3, 4, 5]) == "Why?"
 
 
+def test_it_is_what_the_question_before_spoke_of_even_if_it_showed_nothing() -> None:
+    expander = MarkerExpander(Layout(0, 1), 0, 2, "The conversation")
+    said = [
+        "<region1> or <region2>?",
+        "region2, not region1",
+        "Is region2 red?",
+        "no",
+        "Why?",
+        "Is Region9?",
+        "And now?",
+    ]
+    expanded = [expander.expand(text, again=i not in (1, 3)) for i, text in enumerate(said)]
+    row = "<|region|>"
+    assert expanded == [
+        f"region1 {row} or region2 {row}?",
+        *said[1:4],
+        f"region2 {row} Why?",
+        *said[5:6],
+        f"region2 {row} And now?",
+    ]
+    assert expander.finish().asked == [1]
+
+
 @pytest.mark.parametrize(
     "marker", ["<region0>", "<region00>", "<region٠>", "<region1000000000>", f"<region{'9' * 5000}>"]
 )
