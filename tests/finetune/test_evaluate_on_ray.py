@@ -26,7 +26,7 @@ FILES = ("predictions.jsonl", "metrics.json", "table.md", "about.json")
 
 def flags(data: Path, output: Path, *more: str) -> list[str]:
     return ["--data", str(data), "--output", str(output), "--batch_size", "1", "--rows", "caption decoder;language model",
-            "--max_new_tokens", "8", "--device", "cpu", *more]  # fmt: skip
+            "--max_new_tokens", "8", "--device", "cpu", "--model", "region-chat-tiny", *more]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -220,8 +220,10 @@ def test_help_says_what_a_command_takes(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.slow
-def test_the_examples_of_help_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each as it is printed, in a shell of its own; the page until its address is written."""
+def test_the_examples_of_help_work(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as it is printed; the first and the page, until its address is written, in processes of their own, as in a shell."""
     shutil.copyfile(DEMO, folder / "picture.png")
     seen = 0
     for command in ("ask", "find", "chat", "demo", "app"):
@@ -235,6 +237,12 @@ def test_the_examples_of_help_work(folder: Path, capsys: pytest.CaptureFixture[s
                 line = re.sub(r" --port \d+", "", line)  # which may be taken here: the first free one
             if command != "demo":
                 line += " --model region-chat-tiny"  # the default needs a second more to load
+            if seen > 1 and command != "app":
+                monkeypatch.chdir(folder)
+                monkeypatch.setattr("sys.stdin", io.StringIO("What is region1?\n"))
+                assert main(shlex.split(line)[1:]) == 0, f"{line}: {capsys.readouterr().err}"
+                assert capsys.readouterr().out.strip(), line
+                continue
             with begun(line, folder) as shell:
                 if command == "app":
                     assert shell.stdout is not None

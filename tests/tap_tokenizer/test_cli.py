@@ -256,8 +256,10 @@ def test_convert_halves_a_folder_and_warns_of_what_it_cannot_do(
 
 
 @pytest.mark.slow
-def test_the_examples_of_help_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each as it is printed, in a shell of its own, on pictures of these names."""
+def test_the_examples_of_help_work(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as it is printed, on pictures of these names; the first in a process of its own, as in a shell."""
     shutil.copyfile(DEMO, folder / "picture.png")
     name = sorted((folder / "pictures").glob("*.png"))[0].name
     listed = {
@@ -268,9 +270,13 @@ def test_the_examples_of_help_work(folder: Path, capsys: pytest.CaptureFixture[s
     (folder / "instances.json").write_text(json.dumps(listed))
     found = [{"image_id": 1, "category_id": 1, "bbox": [177, 392, 94, 78], "score": 0.9}]
     (folder / "detections.json").write_text(json.dumps(found))
-    for command in ("describe", "everything", "index", "search"):
-        for line in re.findall(r"^  (tap-tokenizer .*)$", help_of(command, capsys), re.MULTILINE):
-            run(folder, line)
+    shown = [help_of(command, capsys) for command in ("describe", "everything", "index", "search")]
+    first, *others = re.findall(r"^  tap-tokenizer (.*)$", "\n".join(shown), re.MULTILINE)
+    run(folder, first)
+    monkeypatch.chdir(folder)
+    for line in others:
+        words = shlex.split(line.replace("everything pictures", "everything pictures --points_per_crop 3"))
+        assert main(words) == 0, f"{line}: {capsys.readouterr().err}"
     assert {path.name for path in folder.glob("*.jsonl")} == {"described.jsonl", "everything.jsonl"}
     assert (folder / "described.png").is_file()
     assert len(json.loads((folder / "described.json").read_text())["annotations"]) == 1
@@ -283,11 +289,10 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def run(folder: Path, line: str) -> str:
-    words = shlex.split(line.replace("everything pictures", "everything pictures --points_per_crop 3"))
     root = str(Path(__file__).parents[2])
     code = f"import sys; sys.path.insert(0, {root!r}); from tap_tokenizer.cli import main; sys.exit(main())"
     done = subprocess.run(
-        [sys.executable, "-c", code, *words[1:]], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *shlex.split(line)], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{line}: {done.stderr}"
     return done.stdout
