@@ -73,7 +73,14 @@ def test_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
 def test_without_widgets_boxes_can_be_typed(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "region_picker.py", tmp_path)
     (tmp_path / "ipympl.py").write_text('raise ImportError("No module named ipympl")')
-    fresh = load("execute").execute(FOLDER / "03_talk_about_regions.ipynb", tmp_path)
+    notebook = nbformat.read(FOLDER / "03_talk_about_regions.ipynb", as_version=4)
+    needed = ("import matplotlib", "from_pretrained", "RegionPicker", "typed_boxes")
+    notebook.cells = [
+        cell for cell in notebook.cells if cell.cell_type == "code" and any(map(cell.source.count, needed))
+    ]
+    assert len(notebook.cells) == len(needed)
+    nbformat.write(notebook, tmp_path / "short.ipynb")
+    fresh = load("execute").execute(tmp_path / "short.ipynb", tmp_path)
     assert "No widgets here (No module named ipympl): type boxes" in printed(fresh)
     assert "Which is larger, <region> or <region>? → region" in printed(fresh)
 
