@@ -74,9 +74,11 @@ def index_folder(
         gone = {*writer.done, *(report.vanished if remove_vanished else ())}
         if gone:
             index = index.without(gone)
-            for part in writer.parts():
+            for _, part in writer.parts():
                 index.extend(part)
         if index.fingerprint is None:
+            if not report.unread:
+                raise ValueError("Got no pictures, expected at least one.")
             raise ValueError(
                 f"Got {counted(len(pictures), 'picture')}, none of which can be read: {next(iter(report.unread.values()))}"
             )
@@ -122,9 +124,9 @@ class _Writer:
             )
         return index
 
-    def parts(self) -> Iterator[RegionIndex]:
-        """The indexes of the folder's files."""
-        return map(self.read, sorted(self.folder.glob("*.safetensors")))
+    def parts(self) -> Iterator[tuple[Path, RegionIndex]]:
+        """The folder's files, and the index in each."""
+        return ((path, self.read(path)) for path in sorted(self.folder.glob("*.safetensors")))
 
     def compare(
         self, pictures: Sequence[PictureRegions], index: RegionIndex
@@ -132,7 +134,7 @@ class _Writer:
         """What is to be done: a report, and the pictures that wait for it, with their stamps."""
         report, waiting = IndexReport(), []
         indexed = {picture.name: picture.stamp for picture in index.pictures}
-        written = {picture.name: picture.stamp for part in self.parts() for picture in part.pictures}
+        written = {picture.name: picture.stamp for _, part in self.parts() for picture in part.pictures}
         for picture in pictures:
             name = picture.image
             stamp = _stamp(picture, [written.get(name, ""), indexed.get(name, "")])
@@ -144,10 +146,12 @@ class _Writer:
             else:
                 waiting.append((picture, stamp))
             (report.replaced if name in indexed else report.added).append(name)
-        for number, part in enumerate(self.parts()):  # of a run that was stopped, without what has changed since
+        for path, part in self.parts():  # of a run that was stopped, without what has changed since
             stale = [picture.name for picture in part.pictures if picture.name not in self.done]
-            if stale:
-                self._save(part.without(stale), number)
+            if len(stale) == len(part.pictures):
+                path.unlink()
+            elif stale:
+                self._save(part.without(stale), path)
         there = {picture.image for picture in pictures}
         report.vanished = [name for name in indexed if name not in there]
         return report, waiting
@@ -155,7 +159,8 @@ class _Writer:
     def write(self, waiting: Sequence[tuple[PictureRegions, str]], report: IndexReport) -> None:
         """Encode pictures and write them down, a file for every few; also if it is stopped."""
         self.folder.mkdir(exist_ok=True)
-        number = len(list(self.folder.glob("*.safetensors")))
+        numbers = [int(path.stem) for path in self.folder.glob("*.safetensors")]
+        number = max(numbers, default=-1) + 1  # their count may be one of them, as parts that are out of date are gone
         part = RegionIndex(with_tokens=self.with_tokens)
         begun = len(self.done)
         try:
@@ -169,10 +174,11 @@ class _Writer:
                     continue
                 self._add(part, picture, stamp, pixels)
                 if len(part.pictures) >= PART:
-                    self._save(part, number)
+                    self._save(part, self._path(number))
                     number, part = number + 1, RegionIndex(with_tokens=self.with_tokens)
         finally:
-            self._save(part, number)
+            if part.pictures:
+                self._save(part, self._path(number))
         for names in (report.added, report.replaced):
             names[:] = [name for name in names if name not in report.unread]
 
@@ -188,13 +194,12 @@ class _Writer:
         )
         self.done[picture.image] = stamp
 
-    def _save(self, part: RegionIndex, number: int) -> None:
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06}.safetensors"
+
+    def _save(self, part: RegionIndex, path: Path) -> None:
         part.notes = self.about
-        path = self.folder / f"{number:06}.safetensors"
-        if part.pictures:
-            part.save(path)
-        else:
-            path.unlink(missing_ok=True)
+        part.save(path)
 
 
 def _stamp(picture: PictureRegions, known: Sequence[str]) -> str:

@@ -120,6 +120,50 @@ def test_a_stop_loses_nothing_that_was_done(
         assert (ours.picture, ours.score) == (theirs.picture, theirs.score)
 
 
+@pytest.mark.parametrize("is_update", [False, True])
+@pytest.mark.parametrize("left_to_do", [False, True])
+def test_a_run_that_goes_on_loses_no_picture_when_a_whole_part_is_out_of_date(
+    folder: Path,
+    tiny_tokenizer: TapRegionTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    is_update: bool,
+    left_to_do: bool,
+) -> None:
+    monkeypatch.setattr(folder_index, "PART", 2)
+    names = ["a.png", "b.png", "c.png", "sub/d.png"]
+    if is_update:
+        build(folder, tiny_tokenizer)
+        for i, name in enumerate(names):
+            save(folder / "pictures" / name, 50 + i)
+    seen: list[str] = []
+
+    def find(picture: Any, pixels: np.ndarray) -> Any:
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(picture.image)
+        return tiny_tokenizer.encode(pixels, boxes=BOXES)
+
+    with pytest.raises(KeyboardInterrupt):
+        build(folder, tiny_tokenizer, find)
+    for name in (*names[:2], *(() if left_to_do else names[3:])):
+        (folder / "pictures" / name).unlink()
+    kept = names[2:] if left_to_do else names[2:3]
+    seen[:] = []
+    report = build(folder, tiny_tokenizer, find, remove_vanished=True)
+    assert seen == kept[1:]
+    assert (report.replaced if is_update else report.added) == kept
+    index = RegionIndex.load(folder / "index")
+    assert (sorted(picture.name for picture in index.pictures), len(index)) == (kept, 2 * len(kept))
+    regions = tiny_tokenizer.encode(folder / "pictures" / "c.png", boxes=BOXES)
+    (hit,) = index.search(regions[0], top_k=1)
+    assert (hit.picture, hit.score) == ("c.png", pytest.approx(1, abs=1e-3))
+
+
+def test_an_index_of_no_pictures_is_refused(tmp_path: Path, tiny_tokenizer: TapRegionTokenizer) -> None:
+    with pytest.raises(ValueError, match="Got no pictures, expected at least one"):
+        index_folder([], tmp_path / "index", tiny_tokenizer, lambda picture, pixels: None, notes={})
+
+
 class CountedName(str):
     """The name of a picture; counts how often any of them is looked up."""
 
