@@ -432,7 +432,8 @@ class RegionChat:
         given = None
         if detections is not None:
             others = {**lists, "prompts": prompts or None, "regions": regions}
-            given = _with_masks_read(detection_prompts(detections, None, others), picture)
+            size = (picture.shape[0], picture.shape[1])
+            given = _with_masks_read(detection_prompts(detections, [size], others), picture)
         elif prompts or any(value is not None for value in lists.values()):
             given = _with_masks_read([*prompts, *RegionPrompt.read_lists(**lists)], picture)
         return picture, Candidates.of(self.processor, picture, given, regions)

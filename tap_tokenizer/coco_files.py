@@ -12,7 +12,7 @@ import numpy as np
 from PIL import UnidentifiedImageError
 
 from .coco_masks import coco_shape
-from .coordinates import box_problems
+from .coordinates import box_problems, clip_boxes
 from .counts import counted
 from .foreign_files import check_regular_file, stays_inside
 from .image_processing_tap import open_image, upright_size
@@ -44,9 +44,10 @@ class CocoDetections:
     def read(cls, annotations: str | Path, folder: str | Path, results: str | Path | None = None) -> CocoDetections:
         """Read the annotations of a file, or a detector's `results` for its pictures, which lie in `folder`.
 
-        A segmentation is the prompt where an entry has one, else its bbox. Entries of unlisted pictures, of pictures that are
-        not there, and with boxes or masks that do not fit the picture are left out and named. Raises `ValueError` for files of
-        another layout, and for two pictures with one id.
+        A segmentation is the prompt where an entry has one, else its bbox, clipped to the picture. Entries of unlisted
+        pictures, of pictures that are not there, with masks that do not fit the picture, and with boxes that are empty or
+        entirely outside are left out and named. Raises `ValueError` for files of another layout, and for two pictures with
+        one id.
         """
         content = _read_json(annotations)
         if not isinstance(content, dict) or not isinstance(content.get("images"), list):
@@ -225,6 +226,7 @@ def _region_of(entry: dict[str, Any], size: tuple[int, int], names: dict[Any, An
         raise ValueError(f"its bbox is {entry['bbox']!r:.60}, expected finite numbers")
     if width <= 0 or height <= 0:
         raise ValueError(f"its bbox is {entry['bbox']!r:.60}, expected x, y, width, height with a size above 0")
-    for problem in box_problems(np.array([box]), size).values():
+    boxes = np.array([box])
+    for problem in box_problems(boxes, size, may_overshoot=True).values():
         raise ValueError(problem.words)
-    return {"box": box, **region}
+    return {"box": clip_boxes(boxes, size)[0].tolist(), **region}

@@ -26,21 +26,27 @@ class CoordinateProblem(NamedTuple):
     words: str
 
 
-def box_problems(boxes: np.ndarray, size: tuple[int, int] | None) -> dict[int, CoordinateProblem]:
+def box_problems(
+    boxes: np.ndarray, size: tuple[int, int] | None, *, may_overshoot: bool = False
+) -> dict[int, CoordinateProblem]:
     """Find what is wrong with boxes (N, 4), xyxy, of a picture of (height, width) `size`: {row: problem}, {} if nothing is.
     If the size is not known (None), only boxes that no picture can have are refused.
 
-    A box may reach up to a pixel (`SLACK`) outside. What `clip_boxes` leaves of it must be at least a pixel wide and high, or
+    A box may reach up to a pixel (`SLACK`) outside, or any distance if it `may_overshoot`, as those of detectors do; then it is
+    refused only if it lies entirely outside. What `clip_boxes` leaves of it must be at least a pixel wide and high, or
     touch two pixels. Boxes that all lie in 0 … 1 are refused, unless the picture is only a few pixels large. Give all boxes
     of a picture at once: only together do they show whether they are in pixels.
     """
     limits, picture = _limits(size)
     inside = np.clip(boxes, 0.0, np.tile(limits, 2))
     empty = _any(boxes[:, 2:] <= boxes[:, :2])
-    outside = _any(boxes[:, :2] < -SLACK) | _any(boxes[:, 2:] > limits + SLACK)
+    if may_overshoot:
+        outside = _any(boxes[:, 2:] <= 0) | _any(boxes[:, :2] >= limits)
+    else:
+        outside = _any(boxes[:, :2] < -SLACK) | _any(boxes[:, 2:] > limits + SLACK)
     within_one = np.ceil(inside[:, 2:]) - np.floor(inside[:, :2]) <= 1
     thin = _any((inside[:, 2:] - inside[:, :2] < LEAST_SIDE) & within_one)
-    are_shares = len(boxes) > 0 and _are_shares(boxes)
+    are_shares = len(boxes) > 0 and _are_shares(inside if may_overshoot else boxes)
     problems = {}
     for row in np.flatnonzero(empty | outside | thin | (are_shares and limits.max() > CORNER)).tolist():
         kind: Literal["empty box", "thin box", "box outside"] = "thin box"
@@ -50,6 +56,8 @@ def box_problems(boxes: np.ndarray, size: tuple[int, int] | None) -> dict[int, C
         elif outside[row]:
             kind = "box outside"
             words = f"leaves {picture}: clip it, and make sure that it belongs to this picture."
+            if may_overshoot:
+                words = f"lies outside {picture}: make sure that it belongs to this picture."
         elif thin[row]:
             words = f"is thinner than a pixel of {picture}."
         else:

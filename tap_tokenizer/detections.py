@@ -7,38 +7,52 @@ no supervision; only `regions.to_detections()` does, which makes one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from .coordinates import box_problems, clip_boxes
 from .counts import counted
 from .prompts import RegionPrompt
 
 INSTALL = "pip install supervision"
 
+NAMED = 20
+"""How many rows an error lists."""
 
-def detection_prompts(detections: Any, count: int | None, others: Mapping[str, Any] | None = None) -> list[Any]:
-    """The prompts of what a detector found in each of `count` pictures, or, if that is None, in the only one.
 
-    others: what else may mark regions, by name. Raises `ValueError` if any of it is given, and for what is no detections.
+def detection_prompts(
+    detections: Any,
+    sizes: Sequence[tuple[int, int]],
+    others: Mapping[str, Any] | None = None,
+    *,
+    is_batch: bool = False,
+) -> list[Any]:
+    """The prompts of what a detector found in each of the pictures, whose (height, width) are `sizes`, or in the only one.
+
+    Boxes are clipped to their picture. others: what else may mark regions, by name. is_batch: whether detections are a list
+    with those of each picture. Raises `ValueError` if any of the others is given, for what is no detections, and for boxes
+    that are empty or entirely outside.
     """
     if taken := [name for name, value in (others or {}).items() if value is not None]:
         raise ValueError(f"Got detections and {', '.join(taken)}: give detections alone.")
-    if count is None:
-        return _prompts(detections)
-    if not isinstance(detections, (list, tuple)) or len(detections) != count:
+    if not is_batch:
+        return _prompts(detections, sizes[0])
+    if not isinstance(detections, (list, tuple)) or len(detections) != len(sizes):
         got = f"a list of {len(detections)}" if isinstance(detections, (list, tuple)) else type(detections).__name__
         raise ValueError(
-            f"Got detections as {got} for {counted(count, 'image')}, expected a list with those of each image."
+            f"Got detections as {got} for {counted(len(sizes), 'image')}, expected a list with those of each image."
         )
-    return [_prompts(own, f"Image {i}: ") for i, own in enumerate(detections)]
+    return [_prompts(own, size, f"Image {i}: ") for i, (own, size) in enumerate(zip(detections, sizes))]
 
 
-def _prompts(detections: Any, where: str = "") -> list[RegionPrompt]:
-    """A prompt for each detection of one picture: its mask, or its box if it has no mask or an empty one.
+def _prompts(detections: Any, size: tuple[int, int], where: str = "") -> list[RegionPrompt]:
+    """A prompt for each detection of one picture: its mask, or its box, clipped, if it has no mask or an empty one.
 
-    detections: supervision's `Detections`, or anything with `xyxy` (N, 4), in pixels, and perhaps `mask` (N, H, W).
-    `where` begins the errors. Raises `ValueError` for other objects.
+    detections: supervision's `Detections`, or anything with `xyxy` (N, 4), in pixels, and perhaps `mask` (N, H, W). size: the
+    picture's (height, width). `where` begins the errors. Raises `ValueError` for other objects, and for boxes with nothing in
+    the picture.
     """
     boxes, masks = _column(detections, "xyxy", where), getattr(detections, "mask", None)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
@@ -49,10 +63,22 @@ def _prompts(detections: Any, where: str = "") -> list[RegionPrompt]:
             "for each."
         )
     own = [None if masks is None else np.asarray(masks[i]) for i in range(len(boxes))]  # one at a time: some are packed
-    return [
+    prompts = [
         RegionPrompt.read({"box": box} if mask is None or not mask.any() else {"mask": mask}, f"{where}Region {i}")
         for i, (box, mask) in enumerate(zip(boxes, own))
     ]
+    rows = [i for i, prompt in enumerate(prompts) if prompt.box is not None]
+    given = np.array([prompts[i].box for i in rows], dtype=np.float64).reshape(-1, 4)
+    problems = {rows[i]: problem.words for i, problem in box_problems(given, size, may_overshoot=True).items()}
+    for row, words in problems.items():
+        listed = ", ".join(map(str, list(problems)[:NAMED])) + (" …" if len(problems) > NAMED else "")
+        raise ValueError(
+            f"{where}Region {row}: {words} Rows of detections whose boxes cannot be used: {listed} ({len(problems)} of "
+            f"{len(boxes)}). Correct these boxes, or drop the rows before you give the detections."
+        )
+    for i, box in zip(rows, clip_boxes(given, size).tolist()):
+        prompts[i] = replace(prompts[i], box=tuple(box))
+    return prompts
 
 
 def _column(detections: Any, name: str, where: str) -> np.ndarray:

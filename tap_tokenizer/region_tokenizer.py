@@ -252,8 +252,8 @@ class TapRegionTokenizer:
         `TapImageProcessor` for what a picture may be and `TapProcessor` for what prompts may be. Coordinates are pixels
         of the original picture, boxes xyxy. Instead of these lists, you can give `prompts`: a list of
         `RegionPrompt`s, or a list of such lists. Or give `detections`: what a detector found, as supervision's `Detections`
-        (for several pictures, a list of them); their masks are the prompts, or their boxes if they have none. Instead of
-        pictures, you can give `features` from `embed_image`.
+        (for several pictures, a list of them); their masks are the prompts, or their boxes, clipped to the picture, if they
+        have none. Instead of pictures, you can give `features` from `embed_image`.
         with_masks: compute masks in the same pass. Otherwise, when `RegionTokens.masks` is first read, regions given by boxes
         or masks take a second pass. (For other regions, mask logits are kept anyway, because their boxes come from them.)
 
@@ -272,7 +272,9 @@ class TapRegionTokenizer:
             pictures = [load_rgb(image) for image in as_image_list(images)]  # opened once, before the model runs
             sizes = torch.tensor([picture.shape[:2] for picture in pictures])
         if detections is not None:
-            prompts = detection_prompts(detections, len(sizes) if is_batch else None, {**lists, "prompts": prompts})
+            heights_and_widths = [(height, width) for height, width in sizes.tolist()]
+            others = {**lists, "prompts": prompts}
+            prompts = detection_prompts(detections, heights_and_widths, others, is_batch=is_batch)
         given = read_prompts(len(sizes) if is_batch else None, prompts=prompts, **lists)
         prepared = self.processor.prepare_prompts(sizes, given, is_batch=is_batch)
         features = self.embed_image(pictures) if features is None else features

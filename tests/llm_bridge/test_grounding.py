@@ -420,6 +420,13 @@ def test_detections_are_candidates(chat: RegionChat, picture: Image.Image, tiny_
     assert len(chat.find("the red thing", image=picture, detections=SimpleNamespace(xyxy=np.zeros((0, 4))))) == 0
 
 
+def test_detections_that_reach_beyond_the_picture_are_candidates(chat: RegionChat, picture: Image.Image) -> None:
+    says(chat, "region1")
+    detections = SimpleNamespace(xyxy=np.array([[-3, 10, 50, 70], [30, 20, 99, 50]]))
+    found = chat.find("the red thing", image=picture, detections=detections)
+    assert (found.rows, found.boxes.tolist()) == ([0], [[0, 10, 50, 60]])
+
+
 @pytest.mark.parametrize("given", [{"boxes": []}, {"regions": "none"}, {}])
 def test_without_candidates_nothing_is_found_and_nobody_asked(
     chat: RegionChat,

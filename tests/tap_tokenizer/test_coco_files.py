@@ -121,6 +121,19 @@ def test_every_field_of_an_entry_comes_back_and_so_do_entries_that_cannot_be_use
     assert written[3:] == [one for one in content["annotations"][3:] if isinstance(one, dict)]
 
 
+def test_boxes_that_reach_beyond_the_picture_are_clipped_and_those_outside_named(
+    files: Path, tiny_tokenizer: TapRegionTokenizer
+) -> None:
+    beyond = {"image_id": 1, "category_id": 7, "bbox": [-3, 10, 53, 70], "score": 0.5}
+    (files / "results.json").write_text(json.dumps([{**beyond, "bbox": [-30, 10, 20, 9]}, beyond]))
+    found = CocoDetections.read(files / "instances.json", files / "pictures", files / "results.json")
+    assert found.pictures[0].regions == [{"box": [0, 10, 50, 60], "category": "mug", "coco": beyond}]
+    assert "lies outside the picture of 90 × 60 pixels" in found.left_out["result number 1"]
+    regions = tiny_tokenizer.encode(found.pictures[0].path, prompts=found.pictures[0].prompts, with_masks=True)
+    (one,) = found.annotations_of(found.pictures[0], regions)
+    assert one["bbox"] == [-3, 10, 53, 70]
+
+
 def test_a_picture_that_is_listed_twice_is_one_and_two_with_one_id_are_refused(files: Path) -> None:
     content = json.loads((files / "instances.json").read_text())
     content["images"][4] |= {"width": 90}  # a.png once more

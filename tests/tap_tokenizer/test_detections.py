@@ -32,6 +32,9 @@ class Detections:
     def __len__(self) -> int:
         return len(self.xyxy)
 
+    def __getitem__(self, rows: Any) -> Detections:
+        return Detections(self.xyxy[rows])
+
 
 @pytest.fixture
 def supervision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +99,56 @@ def test_what_is_no_detections_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_tokenizer.encode(picture, detections)
+
+
+def test_boxes_that_reach_beyond_the_picture_are_clipped(
+    tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, other_picture: Image.Image
+) -> None:
+    beyond = Detections(np.array([[-3, 10, 50, 60], [5, 6, 40, 50], [70, -20, 130, 80]], np.float32))
+    inside = [[0.0, 10, 50, 60], [5, 6, 40, 50], [70, 0, 90, 60]]
+    ours = tiny_tokenizer.encode(picture, beyond)
+    assert ours.boxes.tolist() == inside
+    assert torch.equal(ours.semantic_tokens, tiny_tokenizer.encode(picture, boxes=inside).semantic_tokens)
+    features = tiny_tokenizer.embed_image([picture, other_picture])
+    both = tiny_tokenizer.encode(None, [Detections(np.zeros((0, 4))), beyond[:1]], features=features)
+    assert (both.boxes.tolist(), both.image_index.tolist()) == ([[0, 10, 40, 60]], [1])
+    with pytest.raises(ValueError, match=r"Region 0: box .* leaves the picture of 90 × 60 pixels: clip it"):
+        tiny_tokenizer.encode(picture, boxes=beyond.xyxy.tolist())
+
+
+@pytest.mark.parametrize(
+    ("box", "words"),
+    [
+        ([-30.0, 10, -5, 50], "lies outside the picture of 90 × 60 pixels"),
+        ([90.0, 10, 99, 50], "lies outside the picture of 90 × 60 pixels"),
+        ([10.0, -9, 20, 0.25], "is thinner than a pixel"),
+        ([10.0, 50, 20, 50], "is empty or inverted"),
+    ],
+)
+def test_boxes_with_nothing_in_the_picture_are_refused_by_their_rows(
+    tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, box: list[float], words: str
+) -> None:
+    found = Detections(np.array([BOXES[0], box, BOXES[1], box]))
+    told = rf"Region 1: box .* {words}.* Rows of detections whose boxes cannot be used: 1, 3 \(2 of 4\)\. Correct these"
+    with pytest.raises(ValueError, match=told):
+        tiny_tokenizer.encode(picture, found)
+    corners = np.clip(found.xyxy, 0, [90, 60, 90, 60])  # as the documentation drops them
+    kept = found[(corners[:, 2:] - corners[:, :2] >= 1).all(axis=1)]
+    assert tiny_tokenizer.encode(picture, kept).boxes.tolist() == BOXES
+
+
+def test_a_box_that_leaves_one_pixel_in_the_corner_is_refused_as_it_was_given(
+    tiny_tokenizer: TapRegionTokenizer, picture: Image.Image
+) -> None:
+    with pytest.raises(ValueError, match=r"Region 0: box \[-50, -50, 1, 1\] covers only the one pixel in the corner"):
+        tiny_tokenizer.encode(picture, Detections(np.array([[-50.0, -50, 1, 1]])))
+
+
+def test_shares_of_a_picture_are_no_boxes_of_a_detector(
+    tiny_tokenizer: TapRegionTokenizer, picture: Image.Image
+) -> None:
+    with pytest.raises(ValueError, match="multiply x by 90 and y by 60"):
+        tiny_tokenizer.encode(picture, Detections(np.array([[0.1, 0.2, 0.5, 1.0]])))
 
 
 def test_detections_stand_alone(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, given: Detections) -> None:
