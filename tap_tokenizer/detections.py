@@ -125,7 +125,7 @@ def as_detections(
         best = [own[0][0] for own in concepts]
         data["class_name"] = np.array(best, dtype=object)
         data["concepts"] = [list(own) for own in concepts]
-        class_id = _numbers_of(best, vocabulary)
+        class_id = None if vocabulary is None else _numbers_of(best, vocabulary)  # the detector's are of other names
     return Detections(
         xyxy=columns["xyxy"],
         mask=columns["mask"],
@@ -137,9 +137,9 @@ def as_detections(
     )
 
 
-def _numbers_of(names: Sequence[str], vocabulary: Sequence[str] | None) -> np.ndarray:
-    """Where each name stands in the vocabulary, or, without one, among these names in alphabetical order."""
-    numbers = {name: i for i, name in enumerate(sorted(set(names)) if vocabulary is None else vocabulary)}
+def _numbers_of(names: Sequence[str], vocabulary: Sequence[str]) -> np.ndarray:
+    """Where each name stands in the vocabulary."""
+    numbers = {name: i for i, name in enumerate(vocabulary)}
     if strangers := sorted(set(names) - set(numbers)):
         raise ValueError(
             f"vocabulary lacks {', '.join(strangers)[:200]}: give the names that the concepts were chosen from."

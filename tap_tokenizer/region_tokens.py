@@ -143,8 +143,9 @@ class RegionTokens:
         "region_embedding" (R, E), float32, and "mask_quality" (R,), the predicted IoU.
         detections: what was given to `encode`; its confidence, class_id, tracker_id and data are kept.
         concepts: what `classify` gave. The best become "class_name", all of them "concepts"; class names of the detector
-        move to "detector_class_name". vocabulary: the names that they were chosen from, whose places are the class ids;
-        without it, they are the places of the best in alphabetical order.
+        move to "detector_class_name". vocabulary: the names that they were chosen from, whose places are the class ids: your
+        own words, or `tokenizer.concepts.names`. Without it, class_id is None, since no numbers would mean the same in every
+        picture.
         captions: what `caption` gave, as "caption".
 
         Raises `ImportError` without supervision, `ValueError` for regions of several pictures (take one at a time with

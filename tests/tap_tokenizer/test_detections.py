@@ -190,7 +190,22 @@ def test_without_a_detector_the_confidence_is_the_predicted_iou(
     made = regions.to_detections(concepts=[[("b", 0.9)], [("a", 0.8)]], with_masks=False)
     assert np.allclose(made.confidence, regions.quality)
     assert made.mask is None
-    assert made.class_id.tolist() == [1, 0]
+
+
+@pytest.mark.usefixtures("supervision")
+def test_class_ids_mean_the_same_in_every_picture(
+    tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, given: Detections
+) -> None:
+    both = tiny_tokenizer.encode(picture, given)
+    first, later = [[("dog", 0.9)], [("cat", 0.8)]], [[("dog", 0.7)]]
+    options: dict[str, Any] = {"vocabulary": ["bird", "dog", "cat"], "with_masks": False}
+    assert both.to_detections(given, concepts=first, **options).class_id.tolist() == [1, 2]
+    assert both[0].to_detections(concepts=later, **options).class_id.tolist() == [1]
+    assert both[:0].to_detections(concepts=[], **options).class_id.tolist() == []
+    bare = both.to_detections(given, concepts=first, with_masks=False)
+    assert bare.class_id is None  # the detector's ids are those of other names
+    assert bare.data["class_name"].tolist() == ["dog", "cat"]
+    assert both.to_detections(given, with_masks=False).class_id.tolist() == [3, 1]
 
 
 @pytest.mark.usefixtures("supervision")
@@ -220,7 +235,14 @@ def test_the_real_package_reads_and_filters_what_is_made(
     found = sv.Detections(xyxy=np.array(BOXES), confidence=np.array([0.9, 0.4]), class_id=np.array([3, 1]))
     found.metadata = {"frame": 7}
     regions = tiny_tokenizer.encode(picture, found, with_masks=True)
-    made = regions.to_detections(found, concepts=tiny_tokenizer.classify(regions, 2), captions=["a", "b"])
+    best = tiny_tokenizer.classify(regions, 2)
+    bare = regions.to_detections(found, concepts=best)
+    by_index = sv.MaskAnnotator(color_lookup=sv.ColorLookup.INDEX)
+    assert by_index.annotate(np.asarray(picture).copy(), bare[bare.confidence > 0.5]).shape == (60, 90, 3)
+    assert tiny_tokenizer.concepts is not None
+    names = tiny_tokenizer.concepts.names
+    made = regions.to_detections(found, concepts=best, vocabulary=names, captions=["a", "b"])
+    assert made.class_id.tolist() == [names.index(own[0][0]) for own in best]
     kept = made[made.confidence > 0.5]
     assert kept.metadata == {"frame": 7}
     assert kept.data["caption"].tolist() == ["a"]
