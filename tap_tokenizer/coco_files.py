@@ -112,7 +112,7 @@ class CocoDetections:
 
         regions: what `encode` gave for `picture.prompts`. TAP's mask, as run lengths, and its area are written where an entry
         has no segmentation, or, with `replace_masks`, instead of it. "predicted_iou", "caption" and "concepts" are added; and
-        what an entry lacks: bbox is the region's box, score the predicted IoU.
+        what an entry lacks: bbox is the region's box, area that of its own segmentation, score the predicted IoU.
         """
         if len(regions) != len(picture.regions):
             raise ValueError(
@@ -125,7 +125,11 @@ class CocoDetections:
             entry = given["coco"]
             keeps_mask = bool(entry.get("segmentation")) and not replace_masks
             own: dict[str, Any] = {"iscrowd": 0, "score": round(quality, 4), **entry}
-            for name, value in coco_shape(box, mask).items():
+            shape = coco_shape(box, mask)
+            if keeps_mask and not entry.get("area"):
+                height, width = mask["size"]
+                shape["area"] = int(as_mask(entry["segmentation"], (height, width)).sum())
+            for name, value in shape.items():
                 if not entry.get(name) or (name != "bbox" and not keeps_mask):
                     own[name] = value
             own["predicted_iou"] = round(quality, 4)

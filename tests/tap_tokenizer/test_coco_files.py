@@ -114,6 +114,7 @@ def test_every_field_of_an_entry_comes_back_and_so_do_entries_that_cannot_be_use
     assert {name: mask[name] for name in content["annotations"][1]} == content["annotations"][1]
     assert polygon["segmentation"] == content["annotations"][2]["segmentation"]
     assert box["area"] == sum(box["segmentation"]["counts"][1::2])  # it had no mask
+    assert polygon["area"] == 28 * 58  # its own, not that of TAP's mask
     assert (made[True][1]["keypoints"], made[True][1]["bbox"]) == ([5, 6, 2], [0, 0, 9, 9])
     assert made[True][1]["area"] == sum(made[True][1]["segmentation"]["counts"][1::2]) != 321.5
     found.write(files / "out.json", made[False])
