@@ -241,7 +241,7 @@ async function comeBack() {
 window.addEventListener("pagehide", leave);
 window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });  // the server may have forgotten it
 find("model").textContent = settings.model;
-for (const place of [find("note"), ...document.querySelectorAll(".drop .limitation")]) place.textContent = settings.limitation || "";
+for (const place of document.querySelectorAll(".limitation")) place.textContent = settings.limitation || "";
 showMarks();
 find("talk").append(hint());
 comeBack().catch(complain).finally(() => document.body.classList.add("ready"));

@@ -1,7 +1,7 @@
 // What pointing makes: TAP's mask as it moves, marks as it clicks.
 
 import { wordsOf } from "./marking.js";  // the file lies in tap_tokenizer/browser
-import { markOf, refined, sentOf } from "./marks.js";
+import { foundMark, markOf, refined, sentOf } from "./marks.js";
 import { readRegion } from "./masks.js";
 import { call } from "./server.js";
 
@@ -106,14 +106,14 @@ export function pointing(page) {
     if (state.known.length + marks.list.length >= settings.regions)
       return page.say(`A conversation has at most ${settings.regions} regions: start a new chat.`, true);
     board.hit = board.preview = null;
-    marks.add(markOf({ box: region.box, seen: region }));
+    marks.add(foundMark(region));
     page.setMode("new");
     page.say(`region${state.known.length + marks.list.length}: ${wordsOf({ box: region.box })}.`);
   }
 
   function takeAll() {
     const room = settings.regions - state.known.length - marks.list.length, taken = page.offered().slice(0, room);
-    marks.addAll(taken.map((region) => markOf({ box: region.box, seen: region })));
+    marks.addAll(taken.map(foundMark));
     const { length } = page.offered();
     page.setTool("point");
     page.setMode("new");

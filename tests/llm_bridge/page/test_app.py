@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
+import torch
 from chromium import chromium
 from PIL import Image
 
@@ -36,6 +38,7 @@ pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).parents[3] / "llm_bridge" / "pretrained" / "region-chat-tiny"
 PICTURE = FOLDER / "demo.png"
 QUESTIONS = json.loads((FOLDER / "demo.json").read_text())["questions"]
+EXAMPLES = FOLDER.parents[1] / "page" / "examples"
 LIMITS = PageLimits(file_bytes=2_000_000, pixels=1_000_000, regions=12, queue=5, return_seconds=1)
 WHEEL, FACE, DIAMOND = (299, 70), (398, 270), (440, 410)
 """Points on objects of the picture: the purple wheel's rim, the white face and the black diamond."""
@@ -502,6 +505,27 @@ def test_everything_is_found_and_what_is_wanted_is_kept(tab: Page) -> None:
     expect(tab.locator(".asked").last).to_have_text(f"What is region{1 + found}?")
 
 
+def test_a_region_that_was_found_is_asked_about_as_it_was_shown(tab: Page, served: PageServer) -> None:
+    """A face in two parts, whose box holds a cross as well."""
+    load(tab, EXAMPLES / "scene126.webp")
+    tab.click("[data-tool=everything]")
+    expect(tab.locator("#status")).to_contain_text("TAP offers 3")
+    with tab.expect_request("**/look") as looked:
+        click(tab, (190, 150))
+    expect(tab.locator("#marks li")).to_contain_text("region1: face, point 255 93")
+    [sent] = looked.value.post_data_json["regions"]
+    session = looked.value.post_data_json["session"]
+    _, offered = posted(served.address, "everything", session)
+    shown = next(one for one in offered["regions"] if one["concept"][0] == "face")
+    _, seen = posted(served.address, "glance", session, regions=[sent])
+    assert seen["regions"][0]["mask"] == shown["mask"]
+    expect(tab.locator(".told .look")).to_contain_text("face")
+    ask(tab, "What is <region>?")
+    _, record = posted(served.address, "record", session, regions=[])
+    [asked] = record["regions"]
+    assert (asked["concepts"][0]["name"], asked["prompt"]) == ("face", sent)
+
+
 def test_what_was_chosen_among_everything_is_offered_again_after_undo(tab: Page) -> None:
     load(tab)
     tab.click("[data-tool=everything]")
@@ -524,10 +548,12 @@ def test_regions_are_found_by_name_where_the_model_was_taught_to(
 ) -> None:
     sought: list[Any] = []
 
-    def find(self: RegionChat, phrase: str, *, image: Any, regions: Any) -> Any:
-        names = [best[0][0] for best in self.region_tokenizer.classify(regions, 1)]
-        sought.append((phrase, image.shape, len(regions)))
-        return regions[[i for i, name in enumerate(names) if name in phrase]]
+    def find(self: RegionChat, phrase: str, *, image: Any, prompts: Any) -> Any:
+        tokenizer = self.region_tokenizer
+        names = [best[0][0] for best in tokenizer.classify(tokenizer.encode(image, prompts=prompts), 1)]
+        sought.append((phrase, image.shape, len(prompts)))
+        rows = [i for i, name in enumerate(names) if name in phrase]
+        return SimpleNamespace(rows=rows, probabilities=torch.linspace(0.9, 0.714, len(rows)))
 
     monkeypatch.setattr(RegionChat, "find", find, raising=False)
     monkeypatch.setattr(chat.model.config, "taught_to_find", True)
@@ -535,11 +561,15 @@ def test_regions_are_found_by_name_where_the_model_was_taught_to(
     tab = opened(context, page.address)
     load(tab)
     tab.click("#find")
+    expect(tab.locator("#finding p")).to_have_text(
+        f"The model says how sure it is, and may be wrong. {chat.limitation}"
+    )
     tab.fill("#phrase", "every face")
     tab.keyboard.press("Enter")
     marks = tab.locator("#marks li")
     expect(marks).to_have_count(2)
     expect(marks.first).to_contain_text("face, box")
+    expect(tab.locator("#status")).to_have_text("Found 2: every face. The model is 71 to 90 % sure.")
     assert sought[0][:2] == ("every face", (512, 512, 3))
     tab.click("#find")
     tab.fill("#phrase", "a king")
