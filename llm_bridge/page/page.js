@@ -8,7 +8,7 @@ import { readRegion } from "./masks.js";
 import { recall, retain } from "./memory.js";
 import { pointing } from "./pointing.js";
 import { savePicture, saveRecord } from "./saving.js";
-import { call, leave } from "./server.js";
+import { call, isCopy, leave } from "./server.js";
 import { made, Talk } from "./talk.js";
 import { tools } from "./tools.js";
 
@@ -218,6 +218,7 @@ function remember() {
 }
 
 async function comeBack() {
+  if (isCopy) { remember(); return say("This tab is a copy of another: it begins a chat of its own."); }
   const before = JSON.parse(recall(KEPT) || "null");
   if (!before) return;
   const kept = before.width ? await call("state") : {};

@@ -691,6 +691,47 @@ def test_a_reload_keeps_talk_marks_and_question(tab: Page, served: PageServer) -
     ask(tab, "What colour is region1?", answers=2)
 
 
+def test_a_copy_of_a_tab_begins_a_conversation_of_its_own(
+    tab: Page, context: BrowserContext, served: PageServer, chat: RegionChat
+) -> None:
+    load(tab)
+    click(tab, WHEEL)
+    tab.fill("#question", "What is <region>?")
+    with context.expect_page() as opened_page:
+        tab.evaluate("void window.open(location.href)")  # which copies what the tab remembers, as duplicating it does
+    copy = opened_page.value
+    copy.wait_for_selector("body.ready")
+    session = "sessionStorage.getItem('session')"
+    assert copy.evaluate(session) != tab.evaluate(session)
+    expect(copy.locator("#status")).to_have_text("This tab is a copy of another: it begins a chat of its own.")
+    expect(copy.locator("#invitation")).to_be_visible()
+    load(copy, EXAMPLES / "scene126.webp")
+    own = copy.evaluate(session)
+    copy.reload()
+    copy.wait_for_selector("body.ready")
+    assert copy.evaluate(session) == own
+    expect(copy.locator("#board")).to_have_attribute("aria-label", re.compile("512 × 512"))
+    copy.close()
+    tab.wait_for_timeout(1500)  # the time after which a closed tab is forgotten
+    tab.click("#ask")
+    expect(tab.locator(".answered:not(.writing) p")).to_have_text(
+        expected(chat, "What is <region>?", points=[[list(WHEEL)]]), timeout=120_000
+    )
+
+
+def test_a_tab_that_the_browser_has_ended_comes_back_with_its_talk(tab: Page) -> None:
+    load(tab)
+    click(tab, WHEEL)
+    answer = ask(tab, "What is <region>?")
+    session = tab.evaluate("sessionStorage.getItem('session')")
+    farewell = "addEventListener('pagehide', (event) => event.stopImmediatePropagation(), true)"
+    tab.evaluate(farewell)  # which is never said
+    tab.reload()
+    tab.wait_for_selector("body.ready")
+    assert tab.evaluate("sessionStorage.getItem('session')") == session
+    expect(tab.locator(".answered p")).to_have_text(answer)
+
+
 def test_a_page_whose_conversation_is_gone_says_so_and_keeps_the_question(tab: Page, served: PageServer) -> None:
     load(tab)
     tab.fill("#question", "Half a quest")
