@@ -283,6 +283,29 @@ def test_clicks_add_and_take_away_and_are_undone(tab: Page) -> None:
     expect(marks).to_have_count(3)
 
 
+def test_a_mask_of_a_mark_that_was_undone_is_shown_no_more(tab: Page) -> None:
+    load(tab)
+    click(tab, WHEEL)
+    ask(tab, "What is <region>?")
+    tab.mouse.move(5, 5)
+    forehead = (360, 270)
+    rim, [wheel, before] = (320, 80), colours(tab, (320, 80), forehead)
+    click(tab, DIAMOND)
+    expect(tab.locator("#marks li")).to_contain_text("region2: diamond")
+    tab.mouse.move(*on_screen(tab, *FACE))  # it would be added
+    expect(tab.locator("[data-mode=add]")).to_have_attribute("aria-checked", "true")
+    tab.wait_for_timeout(500)
+    tab.keyboard.press("Control+z")
+    expect(tab.locator("#marks li")).to_have_text("No new region is marked")
+    drawn(tab, rim, wheel, changes=False)
+    assert colours(tab, rim, forehead) == [wheel, before]
+    with tab.expect_request("**/look") as looked:
+        click(tab, FACE)  # the pointer has not moved
+    [mark] = looked.value.post_data_json["regions"]
+    assert mark["points"] == [[*FACE]]
+    expect(tab.locator("#marks li")).to_contain_text("region2: face, point 398 270")
+
+
 def test_several_regions_and_follow_ups(tab: Page) -> None:
     load(tab)
     tab.click("[data-tool=box]")
