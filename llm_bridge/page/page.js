@@ -206,7 +206,10 @@ find("examples").append(...settings.examples.map(({ file, shows, question }, num
 find("again").onclick = async () => {
   try { if (await show(await call("again"))) { remember(); say("A new chat about the same picture."); encode().catch(complain); } } catch (error) { complain(error); }
 };
-find("save-png").onclick = () => { find("downloads").hidePopover(); working(savePicture(page)).catch(complain); };
+find("save-png").onclick = () => {
+  find("downloads").hidePopover();
+  working(savePicture(page)).then((scale) => { if (scale < 1) say(`Saved at 1/${1 / scale} of its size: this browser draws no larger picture.`); }, complain);
+};
 find("save-json").onclick = () => { find("downloads").hidePopover(); working(saveRecord(page)).catch(complain); };
 
 // --- what outlives a reload ----------------------------------------------------------------------------------------------

@@ -363,6 +363,37 @@ def test_what_is_marked_and_not_asked_about_is_saved_too(tab: Page) -> None:
     assert (pixels[512:].max(axis=2) < 150).any()  # what TAP sees is written beneath, in green
 
 
+@pytest.mark.parametrize("limit", [200_000, 0])
+def test_a_picture_that_the_browser_cannot_draw_is_saved_smaller_or_refused(tab: Page, limit: int) -> None:
+    load(tab)
+    tab.evaluate(
+        """(limit) => {
+            const plain = HTMLCanvasElement.prototype.toBlob;
+            HTMLCanvasElement.prototype.toBlob = function (done, ...rest) {
+                if (this.width * this.height > limit) done(null); else plain.call(this, done, ...rest);
+            };
+        }""",
+        limit,
+    )
+    tab.click("#save")
+    status = tab.locator("#status")
+    if not limit:
+        tab.click("#save-png")
+        expect(status).to_have_text(
+            "The picture is too large for this browser to save: save the record for scripts instead."
+        )
+        return
+    with tab.expect_download() as download:
+        tab.click("#save-png")
+    with Image.open(download.value.path()) as picture:
+        assert picture.size == (256, 256)
+        small = np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(PICTURE) as whole:
+        again = np.asarray(whole.convert("RGB").resize((256, 256))).astype(int)
+    assert np.abs(small - again).mean() < 10
+    expect(status).to_have_text("Saved at 1/2 of its size: this browser draws no larger picture.")
+
+
 def test_points_and_the_brush(tab: Page) -> None:
     load(tab)
     click(tab, (398, 250))
