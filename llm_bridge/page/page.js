@@ -177,9 +177,21 @@ function read(file) {
 
 for (const input of document.querySelectorAll("input[type=file]")) input.onchange = () => { read(input.files[0]); input.value = ""; };
 const stage = document.querySelector(".stage");
-document.addEventListener("dragover", (event) => { event.preventDefault(); stage.classList.add("over"); });
+const holdsFile = ({ dataTransfer }) => dataTransfer.types.includes("Files");
+const isText = ({ target }) => target.matches?.("textarea, input[type=text]");
+document.addEventListener("dragover", (event) => {
+  if (!holdsFile(event) && isText(event)) return;  // the browser puts text in
+  event.preventDefault();
+  if (holdsFile(event)) stage.classList.add("over");
+});
 document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) stage.classList.remove("over"); });
-document.addEventListener("drop", (event) => { event.preventDefault(); stage.classList.remove("over"); read(event.dataTransfer.files[0]); });
+document.addEventListener("drop", (event) => {
+  if (!holdsFile(event) && isText(event)) return;
+  event.preventDefault();
+  stage.classList.remove("over");
+  const [file] = event.dataTransfer.files;
+  if (file) read(file); else say("Only the file of a picture can be dropped here: save the picture first, or paste it.", true);
+});
 document.addEventListener("paste", (event) => {
   const file = [...(event.clipboardData ? event.clipboardData.files : [])].find((one) => one.type.startsWith("image/"));
   if (file) { event.preventDefault(); read(file); }

@@ -1073,6 +1073,35 @@ def test_a_pasted_picture(tab: Page) -> None:
     expect(tab.locator("#status")).to_contain_text("Picture of 80 × 50 pixels")
 
 
+DROP = """([selector, files, text]) => {
+    const data = new DataTransfer(), at = document.querySelector(selector);
+    for (const [name, type, bytes] of files) data.items.add(new File([Uint8Array.from(bytes)], name, { type }));
+    if (text) data.setData("text/plain", text);
+    return ["dragover", "drop"].map((kind) => !at.dispatchEvent(
+        new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true })));
+}"""
+"""Drops files or text on a part of the page; gives whether the page took what hung over it, and what was dropped."""
+
+
+@pytest.mark.parametrize("place", [".drop", "#board", "#question", "#talk"])
+def test_a_picture_that_is_dropped_anywhere_is_taken(tab: Page, place: str) -> None:
+    files = [["dropped.png", "image/png", [*PICTURE.read_bytes()]]]
+    assert tab.evaluate(DROP, [place, files, ""]) == [True, True]
+    expect(tab.locator("#status")).to_contain_text("Picture of 512 × 512 pixels")
+    expect(tab.locator(".stage.over")).to_have_count(0)
+
+
+def test_text_that_is_dropped_goes_where_text_goes_and_nowhere_else(tab: Page) -> None:
+    status = tab.locator("#status")
+    assert tab.evaluate(DROP, ["#question", [], "What is it?"]) == [False, False]  # the browser puts it in
+    expect(status).to_have_text("")
+    assert tab.evaluate(DROP, ["#talk", [], "https://example.org/picture.png"]) == [True, True]
+    expect(status).to_contain_text("Only the file of a picture can be dropped here")
+    assert status.get_attribute("role") == "alert"
+    load(tab)
+    assert tab.evaluate(DROP, ["#phrase", [], "a face"]) == [False, False]
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
