@@ -215,6 +215,8 @@ find("examples").append(...settings.examples.map(({ file, shows, question }, num
   return item;
 }));
 
+for (const part of document.querySelectorAll(".invitation h2, .examples")) part.hidden = !settings.examples.length;
+
 find("again").onclick = async () => {
   try { if (await show(await call("again"))) { remember(); say("A new chat about the same picture."); encode().catch(complain); } } catch (error) { complain(error); }
 };

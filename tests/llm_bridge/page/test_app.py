@@ -674,6 +674,18 @@ def test_each_example_is_answered_at_one_click(tab: Page, chat: RegionChat) -> N
         tab.wait_for_selector("body.ready")
 
 
+def test_examples_are_offered_only_where_tap_knows_what_they_show(
+    context: BrowserContext, chat: RegionChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat.region_tokenizer, "_fingerprint", "another")
+    page = serve(chat, limits=LIMITS)
+    tab = opened(context, page.address)
+    expect(tab.locator(".drop")).to_be_visible()
+    expect(tab.locator("#examples")).to_be_hidden()
+    expect(tab.locator(".invitation h2")).to_be_hidden()
+    page.close()
+
+
 def test_what_the_model_does_not_know_is_said_beside_pictures_of_ones_own(tab: Page, chat: RegionChat) -> None:
     expect(tab.locator(".drop .limitation")).to_have_text(str(chat.limitation))
     load(tab)
