@@ -285,6 +285,7 @@ export class Board {
 
   #key(event) {
     if (!this.picture || event.ctrlKey || event.metaKey) return;
+    if (event.key === "Escape" && document.querySelector(":popover-open")) return;  // which the browser closes
     const tool = this.page.tool(), move = moved(this.#crossed(), event, this.picture);
     if (move) {
       this.cross = move;

@@ -141,7 +141,7 @@ export function tools(page) {
     p: () => setTool("point"), b: () => setTool("box"), r: () => setTool("brush"), e: () => setTool("everything"),
     f: () => settings.findsByName && open("finding"), t: () => open("typing"),
     n: () => setMode("new"), a: () => setMode("add"), x: () => setMode("away"),
-    "+": () => board.zoom(1.4, board.cross && board.onScreen(board.cross)), "=": () => board.zoom(1.4),
+    "+": () => board.zoom(1.4, board.cross ? board.onScreen(board.cross) : undefined), "=": () => board.zoom(1.4),
     "-": () => board.zoom(1 / 1.4), 0: () => board.fit(), "?": () => open("keys"), "/": () => find("question").focus(),
   };
   function open(id) { find(id).showPopover(); find(id).querySelector("input")?.focus(); }

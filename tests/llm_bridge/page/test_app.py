@@ -969,6 +969,108 @@ def test_by_keyboard_alone(tab: Page) -> None:
     expect(tab.locator(".answered:not(.writing)")).to_have_count(1, timeout=120_000)
 
 
+def test_each_key_does_what_the_list_of_keys_says(tab: Page) -> None:
+    load(tab)
+    board, marks, listed = tab.locator("#board"), tab.locator("#marks li"), tab.locator("#keys")
+    board.focus()
+    tab.keyboard.press("?")
+    expect(listed).to_be_visible()
+    for words in ("P B R E F T", "A, X", "wheel, + − 0", "Enter, /", "Backspace"):
+        expect(listed).to_contain_text(words)
+    tab.keyboard.press("Escape")
+    expect(listed).to_be_hidden()
+    for key, tool in (("b", "box"), ("r", "brush"), ("e", "everything"), ("p", "point")):
+        tab.keyboard.press(key)
+        expect(tab.locator(f"[data-tool={tool}]")).to_have_attribute("aria-checked", "true")
+    corner = (8, 8)  # beside which the picture's edge lies while all of it is shown
+    [ground] = colours(tab, (-12, 256))
+    [whole] = colours(tab, corner)
+    tab.keyboard.press("+")
+    drawn(tab, (-12, 256), ground)
+    tab.keyboard.press("-")
+    drawn(tab, (-12, 256), ground, changes=False)
+    tab.keyboard.press("-")
+    drawn(tab, corner, whole)
+    tab.keyboard.press("0")
+    drawn(tab, corner, whole, changes=False)
+    click(tab, WHEEL)
+    expect(marks).to_contain_text("region1: wheel, point 299 70")
+    for key, mode, labels in (("a", "add", 2), ("x", "away", 3), ("a", "add", 4)):
+        tab.keyboard.press(key)
+        expect(tab.locator(f"[data-mode={mode}]")).to_have_attribute("aria-checked", "true")
+        click(tab, {2: (300, 75), 3: DIAMOND, 4: (305, 70)}[labels])
+        expect(marks).to_contain_text(f"region1: wheel, {labels} points")
+    tab.keyboard.press("t")
+    expect(tab.locator("#typed")).to_be_focused()
+    tab.keyboard.press("Escape")
+    board.focus()
+    tab.keyboard.press("f")
+    expect(tab.locator("#finding")).to_be_hidden()  # this model was not taught to find
+    tab.keyboard.press("/")
+    expect(tab.locator("#question")).to_be_focused()
+    expect(tab.locator("#question")).to_have_value("")
+    tab.keyboard.type("a+x?/f")  # in the question they are letters
+    expect(tab.locator("#question")).to_have_value("a+x?/f")
+    expect(tab.locator("[data-mode=add]")).to_have_attribute("aria-checked", "true")
+
+
+def test_f_opens_finding_where_the_model_was_taught_to_find(
+    context: BrowserContext, chat: RegionChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat.model.config, "taught_to_find", True)
+    page = serve(chat, limits=LIMITS)
+    tab = opened(context, page.address)
+    load(tab)
+    tab.locator("#board").focus()
+    tab.keyboard.press("f")
+    expect(tab.locator("#phrase")).to_be_focused()
+    page.close()
+
+
+CONTRASTS = """() => {
+    const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
+    const pen = canvas.getContext("2d", { willReadFrequently: true });
+    const over = (colours) => {
+        pen.clearRect(0, 0, 1, 1);
+        for (const colour of colours) { pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1); }
+        const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map((x) => x / 255)
+            .map((x) => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const hasText = (one) => [...one.childNodes].some((part) => part.nodeType === 3 && part.data.trim());
+    const isSeen = (one) => one.checkVisibility({ visibilityProperty: true }) && !one.closest("svg, .unseen, :disabled");
+    const shown = [...document.querySelectorAll("body *")].filter((one) => isSeen(one) && hasText(one));
+    return shown.map((one) => {
+        const grounds = [];
+        for (let at = one; at; at = at.parentElement) grounds.unshift(getComputedStyle(at).backgroundColor);
+        const [a, b] = [over(grounds), over([...grounds, getComputedStyle(one).color])].sort((x, y) => y - x);
+        return [one.textContent.trim().slice(0, 40), (a + 0.05) / (b + 0.05)];
+    });
+}"""
+"""For each text that is shown, its contrast with what lies behind it, as WCAG 2 measures it."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_in_dark(browser: Browser, served: PageServer, scheme: Any) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    tab = opened(context, served.address)
+    ground = "getComputedStyle(document.body).backgroundColor"
+    assert tab.evaluate(ground) == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 23, 27)"}[scheme]
+    contrasts = tab.evaluate(CONTRASTS)
+    load(tab)
+    click(tab, WHEEL)
+    expect(tab.locator(".told .look")).to_have_count(1)
+    ask(tab, "What is <region>?")
+    click(tab, FACE)
+    expect(tab.locator(".told .look")).to_have_count(1)
+    contrasts += tab.evaluate(CONTRASTS)
+    tab.click("#help")
+    contrasts += tab.evaluate(CONTRASTS)
+    assert len(contrasts) > 60
+    assert [one for one in contrasts if one[1] < 4.5] == []  # what WCAG asks for at level AA
+    context.close()
+
+
 def test_enter_asks_and_shift_enter_begins_a_line(tab: Page) -> None:
     load(tab)
     click(tab, WHEEL)
