@@ -907,14 +907,16 @@ def test_two_fingers_zoom_and_move_the_picture(browser: Browser, served: PageSer
     context.close()
 
 
+SHIFTS = """window.shifted = 0;
+new PerformanceObserver((list) => { for (const shift of list.getEntries()) window.shifted += shift.value; })
+    .observe({type: "layout-shift", buffered: true});"""
+"""Adds up how far parts of the page jump."""
+
+
 def test_nothing_jumps(context: BrowserContext, served: PageServer) -> None:
     """The sum of all layout shifts that no input explains, from an empty page to an answer and back after a reload."""
     tab = context.new_page()
-    tab.add_init_script(
-        """window.shifted = 0;
-        new PerformanceObserver((list) => { for (const shift of list.getEntries()) window.shifted += shift.value; })
-            .observe({type: "layout-shift", buffered: true});"""
-    )
+    tab.add_init_script(SHIFTS)
     tab.goto(served.address)
     tab.wait_for_selector("body.ready")
     tab.locator("#examples button").first.click()
@@ -930,6 +932,24 @@ def test_nothing_jumps(context: BrowserContext, served: PageServer) -> None:
     expect(tab.locator(".answered")).to_have_count(2)
     tab.wait_for_timeout(300)
     assert tab.evaluate("window.shifted") < 0.02
+
+
+def test_nothing_jumps_on_a_phone_with_a_picture_of_ones_own(browser: Browser, served: PageServer) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    tab = context.new_page()
+    tab.add_init_script(SHIFTS)
+    tab.goto(served.address)
+    tab.wait_for_selector("body.ready")
+    load(tab)
+    expect(tab.locator("#note")).to_be_visible()
+    tab.wait_for_timeout(300)
+    assert tab.evaluate("window.shifted") < 0.02
+    tab.touchscreen.tap(*on_screen(tab, *FACE))
+    expect(tab.locator(".told .look")).to_have_count(1)
+    ask(tab, "What is <region>?")
+    tab.wait_for_timeout(300)
+    assert tab.evaluate("window.shifted") < 0.05  # web.dev/cls calls up to 0.1 good
+    context.close()
 
 
 def test_by_keyboard_alone(tab: Page) -> None:
@@ -1114,13 +1134,20 @@ def test_what_is_said_is_shown_as_it_was_written(tab: Page) -> None:
     expect(tab.locator(".asked").nth(1)).to_have_text("Is region1 a <box>?")
 
 
-def test_a_phone_shows_picture_question_and_answer_on_one_screen(browser: Browser, served: PageServer) -> None:
+@pytest.mark.parametrize("regions", [1, 2])
+def test_a_phone_shows_picture_question_and_answer_on_one_screen(
+    browser: Browser, served: PageServer, regions: int
+) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     tab = opened(context, served.address)
     load(tab)
     tab.touchscreen.tap(*on_screen(tab, *FACE))
     expect(tab.locator("#marks li")).to_contain_text("region1: face")
-    ask(tab, "What is <region>?")
+    if regions == 2:
+        tab.tap("[data-mode=new]")
+        tab.touchscreen.tap(*on_screen(tab, *WHEEL))
+    ask(tab, "What is <region>?" if regions == 1 else "Which is larger, <region> or <region>?")
+    expect(tab.locator(".turn .look")).to_have_count(regions)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     assert tab.evaluate("document.documentElement.scrollHeight") <= 844
     for part in ("#board", "#question", "#ask", ".asked", ".answered p", "#undo", "#fit"):
