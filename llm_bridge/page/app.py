@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tap_tokenizer import MARKING_SCRIPT, region_colour
 
 from ..chat import RegionChat
+from ..default_bridge import SMALL_BRIDGE
 from .guard import Hosts, PageGuard, session_of
 from .handlers import EXAMPLES, POINTED, QUEUED, Handlers, RefusedError, examples, told
 from .input import PageLimits
@@ -213,6 +214,7 @@ class _Stream:
 def _page(conversations: PageConversations) -> str:
     """The page's HTML, with what its scripts must know."""
     chat, limits = conversations.chat, conversations.limits
+    offered = examples() if chat.region_tokenizer.fingerprint == _fingerprint_of_examples() else []
     settings = {
         "colours": ["rgb({},{},{})".format(*region_colour(i)) for i in range(limits.regions)],
         "regions": limits.regions,
@@ -221,10 +223,16 @@ def _page(conversations: PageConversations) -> str:
         "limitation": chat.limitation,
         "model": Path(chat.model.config.name_or_path).name or type(chat.model).__name__,
         "findsByName": chat.finding_limitation is None,
-        "examples": [{key: example[key] for key in ("file", "shows", "question", "points")} for example in examples()],
+        "examples": [{key: example[key] for key in ("file", "shows", "question", "points")} for example in offered],
     }
     written = json.dumps(settings, ensure_ascii=False).replace("<", "\\u003c")
     return (PARTS / "page.html").read_text(encoding="utf-8").replace("{{settings}}", written)
+
+
+def _fingerprint_of_examples() -> str:
+    """That of the bundled bridges' region tokenizer, which knows what the examples show; others need not."""
+    config = PARTS.parent / "pretrained" / SMALL_BRIDGE / "config.json"
+    return json.loads(config.read_text(encoding="utf-8"))["fingerprint"]
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

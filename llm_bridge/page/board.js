@@ -122,9 +122,9 @@ export class Board {
     if (candidates.length) dimAllBut(this, [...candidates, ...regions.map(({ region }) => region).filter(Boolean)]);
     else if (lit) dimAllBut(this, [lit], "#0006");
     for (const candidate of candidates) drawRegion(this, candidate, "#fff", candidate === this.hit ? "lit" : "offered");
-    if (preview && preview.target != null) {  // what is pointed at stands for the mark that it would change
-      const changed = regions.length - 1;
-      regions[changed] = { ...regions[changed], region: preview, word: preview.concept?.[0] };
+    if (preview?.changes) {  // what is pointed at stands for the mark that it would change, if that is still there
+      const changed = regions.findIndex(({ mark }) => mark?.key === preview.changes);
+      if (changed >= 0) regions[changed] = { ...regions[changed], region: preview, word: preview.concept?.[0] };
     }
     regions.forEach(({ region, mark }, i) => {
       const how = region === preview ? "preview" : this.lit === i ? "lit" : this.lit === null ? "" : "faint";
@@ -132,7 +132,7 @@ export class Board {
       else if (mark.box) drawBox(this, mark.box, colour(i));
       if (mark) drawMark(this, mark, colour(i), !region);
     });
-    if (preview && preview.target == null) drawRegion(this, preview, nextColour(), "preview");
+    if (preview && !preview.changes) drawRegion(this, preview, nextColour(), "preview");
     if (this.drag?.box) drawBox(this, this.drag.box, nextColour());
     if (this.drag?.stroke) drawStrokes(this, this.#strokeOf(this.drag), nextColour());
     drawLabels(this, this.#labels(regions), BAR);
@@ -148,7 +148,7 @@ export class Board {
       const at = mark?.points?.[0] || mark?.strokes?.[0][0];
       return { words: String(i + 1) + (word && !many ? " " + word : ""), colour: colour(i), box: region?.box || mark.box || [...at, ...at] };
     });
-    if (preview?.concept && preview.target == null)
+    if (preview?.concept && !preview.changes)
       labels.push({ words: `${preview.concept[0]} ${Math.round(100 * preview.concept[1])} %`, colour: nextColour(), box: preview.box });
     return labels;
   }
@@ -285,6 +285,7 @@ export class Board {
 
   #key(event) {
     if (!this.picture || event.ctrlKey || event.metaKey) return;
+    if (event.key === "Escape" && document.querySelector(":popover-open")) return;  // which the browser closes
     const tool = this.page.tool(), move = moved(this.#crossed(), event, this.picture);
     if (move) {
       this.cross = move;

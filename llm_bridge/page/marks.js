@@ -49,6 +49,9 @@ let made = 0;
 /** A mark; its key tells it from every other, and from what it was before it was refined. */
 export function markOf(parts) { return { ...parts, key: ++made }; }
 
+/** The mark of a region that TAP found by itself: it is asked about by the prompt whose mask is shown. */
+export function foundMark(region) { return markOf({ ...region.prompt, seen: region }); }
+
 /** A mark with further points or strokes, about which TAP has not been asked; null if it cannot take them, as with a box. */
 export function refined(mark, part) {
   const { strokes, stroke_labels } = part, unasked = { ...mark, seen: undefined, look: undefined };

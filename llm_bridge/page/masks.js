@@ -55,7 +55,7 @@ export function outlineOf(mask) {
   return path;
 }
 
-/** A region as the server describes it, ready to be drawn: {box, path, concept, area}. */
-export function readRegion({ box, mask, concept, name }) {
-  return { box, concept, name, path: outlineOf(mask), area: (box[2] - box[0]) * (box[3] - box[1]) };
+/** A region as the server describes it, ready to be drawn: {box, path, concept, area}; of one that was found, its prompt, too. */
+export function readRegion({ box, mask, concept, name, prompt, probability }) {
+  return { box, concept, name, prompt, probability, path: outlineOf(mask), area: (box[2] - box[0]) * (box[3] - box[1]) };
 }

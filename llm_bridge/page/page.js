@@ -8,7 +8,7 @@ import { readRegion } from "./masks.js";
 import { recall, retain } from "./memory.js";
 import { pointing } from "./pointing.js";
 import { savePicture, saveRecord } from "./saving.js";
-import { call, leave } from "./server.js";
+import { call, isCopy, leave } from "./server.js";
 import { made, Talk } from "./talk.js";
 import { tools } from "./tools.js";
 
@@ -177,9 +177,21 @@ function read(file) {
 
 for (const input of document.querySelectorAll("input[type=file]")) input.onchange = () => { read(input.files[0]); input.value = ""; };
 const stage = document.querySelector(".stage");
-document.addEventListener("dragover", (event) => { event.preventDefault(); stage.classList.add("over"); });
+const holdsFile = ({ dataTransfer }) => dataTransfer.types.includes("Files");
+const isText = ({ target }) => target.matches?.("textarea, input[type=text]");
+document.addEventListener("dragover", (event) => {
+  if (!holdsFile(event) && isText(event)) return;  // the browser puts text in
+  event.preventDefault();
+  if (holdsFile(event)) stage.classList.add("over");
+});
 document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) stage.classList.remove("over"); });
-document.addEventListener("drop", (event) => { event.preventDefault(); stage.classList.remove("over"); read(event.dataTransfer.files[0]); });
+document.addEventListener("drop", (event) => {
+  if (!holdsFile(event) && isText(event)) return;
+  event.preventDefault();
+  stage.classList.remove("over");
+  const [file] = event.dataTransfer.files;
+  if (file) read(file); else say("Only the file of a picture can be dropped here: save the picture first, or paste it.", true);
+});
 document.addEventListener("paste", (event) => {
   const file = [...(event.clipboardData ? event.clipboardData.files : [])].find((one) => one.type.startsWith("image/"));
   if (file) { event.preventDefault(); read(file); }
@@ -203,10 +215,15 @@ find("examples").append(...settings.examples.map(({ file, shows, question }, num
   return item;
 }));
 
+for (const part of document.querySelectorAll(".invitation h2, .examples")) part.hidden = !settings.examples.length;
+
 find("again").onclick = async () => {
   try { if (await show(await call("again"))) { remember(); say("A new chat about the same picture."); encode().catch(complain); } } catch (error) { complain(error); }
 };
-find("save-png").onclick = () => { find("downloads").hidePopover(); working(savePicture(page)).catch(complain); };
+find("save-png").onclick = () => {
+  find("downloads").hidePopover();
+  working(savePicture(page)).then((scale) => { if (scale < 1) say(`Saved at 1/${1 / scale} of its size: this browser draws no larger picture.`); }, complain);
+};
 find("save-json").onclick = () => { find("downloads").hidePopover(); working(saveRecord(page)).catch(complain); };
 
 // --- what outlives a reload ----------------------------------------------------------------------------------------------
@@ -218,6 +235,7 @@ function remember() {
 }
 
 async function comeBack() {
+  if (isCopy) { remember(); return say("This tab is a copy of another: it begins a chat of its own."); }
   const before = JSON.parse(recall(KEPT) || "null");
   if (!before) return;
   const kept = before.width ? await call("state") : {};
@@ -241,7 +259,7 @@ async function comeBack() {
 window.addEventListener("pagehide", leave);
 window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });  // the server may have forgotten it
 find("model").textContent = settings.model;
-for (const place of [find("note"), ...document.querySelectorAll(".drop .limitation")]) place.textContent = settings.limitation || "";
+for (const place of document.querySelectorAll(".limitation")) place.textContent = settings.limitation || "";
 showMarks();
 find("talk").append(hint());
 comeBack().catch(complain).finally(() => document.body.classList.add("ready"));

@@ -1,7 +1,7 @@
 // What pointing makes: TAP's mask as it moves, marks as it clicks.
 
 import { wordsOf } from "./marking.js";  // the file lies in tap_tokenizer/browser
-import { markOf, refined, sentOf } from "./marks.js";
+import { foundMark, markOf, refined, sentOf } from "./marks.js";
 import { readRegion } from "./masks.js";
 import { call } from "./server.js";
 
@@ -18,6 +18,9 @@ export function pointing(page) {
     return at === null ? (mode === "away" ? null : markOf(part)) : refined(marks.list[at], part);
   }
 
+  /** The key of the mark that the next click changes; undefined if it makes a new one. */
+  function changedBy(mode) { return marks.list[target(mode)]?.key; }
+
   let wanted = null, asking = false, pointings = 0;
   /** Show TAP's mask of what is pointed at, by default of what was pointed at before; null shows none.
    *  Only the latest is asked for, one at a time. */
@@ -31,12 +34,12 @@ export function pointing(page) {
     asking = true;
     try {
       while (wanted) {
-        const pointed = wanted, mark = markFrom(pointed), pointing = pointings;
+        const pointed = wanted, mark = markFrom(pointed), changes = changedBy(pointed.mode), pointing = pointings;
         wanted = null;
         if (!mark) continue;
         const { regions } = await call("glance", { regions: [sentOf(mark)] });
         if (pointing !== pointings) continue;  // it points elsewhere, or at nothing
-        board.preview = { ...readRegion(regions[0]), part: pointed.part, target: target(pointed.mode) };
+        board.preview = { ...readRegion(regions[0]), part: pointed.part, changes };
         board.draw();
       }
     } catch (error) {
@@ -82,7 +85,8 @@ export function pointing(page) {
     const at = target(mode);
     if (mode === "away" && at === null) { board.forget(); return page.say("Mark the region first, then what does not belong to it.", true); }
     const mark = at === null ? null : refined(marks.list[at], part);
-    const same = board.preview?.part && JSON.stringify(board.preview.part) === JSON.stringify(part) ? board.preview : undefined;
+    const { preview } = board, isShown = preview?.part && preview.changes === changedBy(mode);
+    const same = isShown && JSON.stringify(preview.part) === JSON.stringify(part) ? preview : undefined;
     if (mark) {
       marks.replace(at, { ...mark, seen: same });
       const name = `region${state.known.length + at + 1}`;
@@ -106,14 +110,14 @@ export function pointing(page) {
     if (state.known.length + marks.list.length >= settings.regions)
       return page.say(`A conversation has at most ${settings.regions} regions: start a new chat.`, true);
     board.hit = board.preview = null;
-    marks.add(markOf({ box: region.box, seen: region }));
+    marks.add(foundMark(region));
     page.setMode("new");
-    page.say(`region${state.known.length + marks.list.length}: ${wordsOf({ box: region.box })}.`);
+    page.say(`region${state.known.length + marks.list.length}: ${wordsOf(region.prompt)}.`);
   }
 
   function takeAll() {
     const room = settings.regions - state.known.length - marks.list.length, taken = page.offered().slice(0, room);
-    marks.addAll(taken.map((region) => markOf({ box: region.box, seen: region })));
+    marks.addAll(taken.map(foundMark));
     const { length } = page.offered();
     page.setTool("point");
     page.setMode("new");

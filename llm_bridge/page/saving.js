@@ -17,19 +17,34 @@ export async function saveRecord(page) {
   save(new Blob([JSON.stringify(await call("record", sent(page)), null, 1)], { type: "application/json" }), "conversation.json");
 }
 
-/** The picture with its regions at its own size, and beneath it what was said. */
+const LEAST = 1 / 16;  // the smallest part of a picture's size at which it is saved
+
+/** The picture with its regions, and beneath it what was said: at the picture's own size, or at the part of it that is returned. */
 export async function savePicture(page) {
-  const picture = await createImageBitmap(await download("drawing", sent(page)));
+  const picture = await createImageBitmap(await download("drawing", sent(page))).catch(tooLarge);
+  for (let scale = 1; scale >= LEAST; scale /= 2) {
+    const blob = await drawn(page, picture, scale);
+    if (blob) { save(blob, "conversation.png"); return scale; }
+  }
+  return tooLarge();
+}
+
+function tooLarge() { throw new Error("The picture is too large for this browser to save: save the record for scripts instead."); }
+
+/** A PNG of the picture and what was said; null if it exceeds what the browser can draw. */
+async function drawn(page, picture, scale) {
   const width = Math.max(picture.width, 480), size = Math.max(15, Math.round(width / 40)), edge = size;
   const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
   const lines = linesOf(page.find("talk"), page.settings.model).flatMap(({ words, font, shade, gap }) => {
     pen.font = `${font} ${size}px system-ui, sans-serif`;
     return wrap(words, pen, width - 2 * edge).map((line, i) => ({ line, font, shade, gap: i ? 0 : gap }));
   });
-  canvas.width = width;
-  canvas.height = picture.height + (lines.length ? 2 * edge + lines.reduce((sum, { gap }) => sum + (1.4 + gap) * size, 0) : 0);
+  const height = picture.height + (lines.length ? 2 * edge + lines.reduce((sum, { gap }) => sum + (1.4 + gap) * size, 0) : 0);
+  canvas.width = Math.ceil(width * scale);
+  canvas.height = Math.ceil(height * scale);
+  pen.scale(scale, scale);
   pen.fillStyle = "#fff";
-  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.fillRect(0, 0, width + 1 / scale, height + 1 / scale);
   pen.drawImage(picture, (width - picture.width) / 2, 0);
   let y = picture.height + edge;
   for (const { line, font, shade, gap } of lines) {
@@ -38,7 +53,7 @@ export async function savePicture(page) {
     write(pen, line, edge, y + size, shade, page.colour);
     y += 1.4 * size;
   }
-  save(await new Promise((done) => canvas.toBlob(done, "image/png")), "conversation.png");
+  return new Promise((done) => canvas.toBlob(done, "image/png"));
 }
 
 /** What was said, in order: the question in bold, what TAP sees in green, the answer; at last, what TAP sees of marks. */

@@ -16,6 +16,7 @@ from tap_tokenizer import (
     ImageFeatures,
     RegionPrompt,
     RegionTokens,
+    box_and_points,
     box_of_mask,
     draw_regions,
     mask_to_rle,
@@ -28,6 +29,9 @@ SHOWN_SIDE = 1280
 
 SEARCH_POINTS = 16
 """Points along each side of the grid by which the page finds everything: a quarter of the default's work."""
+
+AGREEMENT = 0.8
+"""Intersection over union with a region that was found, above which its box stands for it. Bridges are taught to read boxes."""
 
 NOT_ASKED = "(not asked about)"
 """What a drawing says of regions that were only marked."""
@@ -95,25 +99,54 @@ class Scene:
         if not prompts:
             return []
         shown = [_resized(prompt, self.size, self.shown_size) for prompt in prompts]
-        tokenizer = self.chat.region_tokenizer
-        return self._shown(tokenizer.encode(features=self._shown_features(), with_masks=True, prompts=shown))
+        return self._shown(self._seen_shown(shown))
 
     def everything(self) -> list[dict[str, Any]]:
-        """All objects that TAP finds by itself, as `glance` shows regions."""
-        return self._shown(self._search())
+        """All objects that TAP finds by itself, as `glance` shows regions, each with the `prompt` to ask about it by."""
+        return self._offered(self._search())
 
     def find(self, words: str) -> list[dict[str, Any]]:
-        """What the language model takes a phrase to mean, among everything, as `glance` shows regions.
+        """What the language model takes a phrase to mean, among everything, as `everything` shows regions.
 
-        The conversation is left as it is: the regions only join it when something is asked about them.
+        Each has the `probability` that the language model gives it. The conversation is left as it is: the regions only join
+        it when something is asked about them.
         """
+        prompts = self._search()
+        if not prompts:
+            return []
         alone = self.chat.another()
         alone.warns_of_limitation = False
-        return self._shown(alone.find(words, image=np.asarray(self._shown_image()), regions=self._search()))
+        shown = [_resized(prompt, self.size, self.shown_size) for prompt in prompts]
+        found = alone.find(words, image=np.asarray(self._shown_image()), prompts=shown)
+        offered = self._offered([prompts[row] for row in found.rows])
+        return [one | {"probability": share} for one, share in zip(offered, found.probabilities.tolist())]
 
-    def _search(self) -> RegionTokens:
+    def _offered(self, prompts: Sequence[RegionPrompt]) -> list[dict[str, Any]]:
+        return [one | {"prompt": prompt.as_dict()} for one, prompt in zip(self.glance(prompts), prompts)]
+
+    def _search(self) -> list[RegionPrompt]:
+        """Everything that TAP finds, by prompts of the picture that bring each region back: its box, or a point in it.
+
+        TAP finds a region from a point. Asked about its box, it answers by another expert, and may mean something else inside:
+        then the point that lies deepest in the region stands for it, if that agrees better.
+        """
         tokenizer = self.chat.region_tokenizer
-        return tokenizer.encode_everything(features=self._shown_features(), points_per_crop=SEARCH_POINTS)
+        found = tokenizer.encode_everything(features=self._shown_features(), points_per_crop=SEARCH_POINTS)
+        if not len(found):
+            return []
+        masks = found.masks.cpu().numpy()
+        own = [box_and_points(mask) for mask in masks]
+        boxes = [RegionPrompt(box=one.box) for one in own]
+        points = [RegionPrompt(points=(one.points or ())[:1], point_labels=(1,)) for one in own]
+        again = self._seen_shown([*boxes, *points]).masks.cpu().numpy()
+        by_box, by_point = (_agreement(masks, seen) for seen in np.split(again, 2))
+        is_box = (by_box >= AGREEMENT) | (by_box >= by_point)
+        chosen = [box if fits else point for box, point, fits in zip(boxes, points, is_box)]
+        return [_resized(prompt, self.shown_size, self.size) for prompt in chosen]
+
+    def _seen_shown(self, prompts: Sequence[RegionPrompt]) -> RegionTokens:
+        """Regions by their prompts in the shown picture, with masks of it."""
+        return self.chat.region_tokenizer.encode(features=self._shown_features(), with_masks=True, prompts=prompts)
 
     def _shown_features(self) -> ImageFeatures:
         """The encoded picture in the frame of the shown one, where masks of a large picture take no longer to draw."""
@@ -239,6 +272,11 @@ def _resized(prompt: RegionPrompt, size: tuple[int, int], shown: tuple[int, int]
     box = prompt.box and (prompt.box[0] * x, prompt.box[1] * y, prompt.box[2] * x, prompt.box[3] * y)
     points = prompt.points and tuple((px * x, py * y) for px, py in prompt.points)
     return replace(prompt, box=box, points=points)
+
+
+def _agreement(masks: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union (R,) of masks (R, H, W) with others, none of which is empty in both."""
+    return (masks & others).sum(axis=(1, 2)) / (masks | others).sum(axis=(1, 2))
 
 
 def _at_size(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -4,11 +4,28 @@
 import { recall, retain } from "./memory.js";
 
 const SESSION = "session";
+const SHOWN = "shown";  // whether a page of this tab has begun and not said farewell
 let session = recall(SESSION);
-if (!session) {
+const tabs = "BroadcastChannel" in window ? new BroadcastChannel("region-chat") : null;
+
+/** Whether another tab has this session: a tab that is duplicated hands all that it remembers to its copy. */
+function isElsewhere() {
+  return new Promise((done) => {
+    if (!tabs) return done(false);
+    tabs.onmessage = ({ data }) => { if (data.has === session) done(true); };
+    tabs.postMessage({ asks: session });
+    setTimeout(() => done(false), 500);  // nobody: the browser had ended this tab, and has brought it back
+  });
+}
+
+/** Whether this tab was copied from one that is still there; it has a session of its own. */
+export const isCopy = Boolean(session && recall(SHOWN)) && (await isElsewhere());
+if (!session || isCopy) {
   session = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
   retain(SESSION, session);
 }
+retain(SHOWN, "yes");
+if (tabs) tabs.onmessage = ({ data }) => { if (data.asks === session) tabs.postMessage({ has: session }); };
 
 /** What a lost connection is called, instead of the browser's own words. */
 function lost() { throw new Error("The page's server does not answer: is it still running?"); }
@@ -45,5 +62,6 @@ export async function* steps(path, data) {
 
 /** Tell the server that this tab goes away, which no page can wait for. */
 export function leave() {
+  retain(SHOWN, "");
   navigator.sendBeacon("leave", new Blob([JSON.stringify({ session })], { type: "application/json" }));
 }

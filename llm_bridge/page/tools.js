@@ -1,6 +1,6 @@
 // The bars on the picture, the little forms, and the keys.
 
-import { markOf } from "./marks.js";
+import { foundMark } from "./marks.js";
 import { readRegion } from "./masks.js";
 import { call } from "./server.js";
 
@@ -75,12 +75,19 @@ export function tools(page) {
     board.draw();
   }
 
+  /** How sure the model is of what it found. */
+  function sureness(found) {
+    const shares = found.map(({ probability }) => Math.round(100 * probability));
+    const least = Math.min(...shares), most = Math.max(...shares);
+    return `The model is ${least < most ? `${least} to ${most}` : most} % sure.`;
+  }
+
   async function findByName(words) {
     const found = await search("find", { words }, "Looking for it …");
     if (!found) return;
     const room = settings.regions - state.known.length - marks.list.length, left = Math.max(0, found.length - room);
-    marks.addAll(found.slice(0, room).map((region) => markOf({ box: region.box, seen: region })));
-    page.say(found.length ? `Found ${found.length}: ${words}.${left ? " " + page.leftOut(left) : ""}` : `Nothing here is ${words}.`, !found.length || left > 0);
+    marks.addAll(found.slice(0, room).map(foundMark));
+    page.say(found.length ? `Found ${found.length}: ${words}. ${sureness(found)}${left ? " " + page.leftOut(left) : ""}` : `Nothing here is ${words}.`, !found.length || left > 0);
   }
 
   for (const group of document.querySelectorAll("[role=radiogroup]")) {
@@ -134,7 +141,7 @@ export function tools(page) {
     p: () => setTool("point"), b: () => setTool("box"), r: () => setTool("brush"), e: () => setTool("everything"),
     f: () => settings.findsByName && open("finding"), t: () => open("typing"),
     n: () => setMode("new"), a: () => setMode("add"), x: () => setMode("away"),
-    "+": () => board.zoom(1.4, board.cross && board.onScreen(board.cross)), "=": () => board.zoom(1.4),
+    "+": () => board.zoom(1.4, board.cross ? board.onScreen(board.cross) : undefined), "=": () => board.zoom(1.4),
     "-": () => board.zoom(1 / 1.4), 0: () => board.fit(), "?": () => open("keys"), "/": () => find("question").focus(),
   };
   function open(id) { find(id).showPopover(); find(id).querySelector("input")?.focus(); }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from finetune.glyphs.scenes import draw_scene, make_scene
@@ -50,6 +52,41 @@ def test_a_glance_shows_the_mask_that_the_conversation_will_have(
         assert np.allclose(shown["box"], seen.boxes[i].tolist(), atol=0.06)
         assert shown["concept"] == scene.chat.region_tokenizer.classify(seen, 1)[i][0]
     assert scene.glance([]) == []
+
+
+@pytest.mark.parametrize("side", [512, 2000])
+def test_what_is_found_is_asked_about_by_a_prompt_that_brings_it_back(side: int) -> None:
+    """The face has two parts, and its box holds a cross as well: asked about the box, TAP would see the cross."""
+    with Image.open(EXAMPLES / "scene126.webp") as picture:
+        scene = Scene(
+            np.asarray(picture.convert("RGB").resize((side, side))), RegionChat.from_pretrained("region-chat-tiny")
+        )
+    shown = scene.everything()
+    assert [one["concept"][0] for one in shown] == ["plus", "face", "telephone"]
+    assert ["points" in one["prompt"] for one in shown] == [False, True, False]
+    prompts = [RegionPrompt.read(json.loads(json.dumps(one["prompt"]))) for one in shown]
+    assert [one["mask"] for one in scene.glance(prompts)] == [one["mask"] for one in shown]
+    seen = scene.chat.region_tokenizer.classify(scene.see(prompts), 1)
+    assert [best[0][0] for best in seen] == ["plus", "face", "telephone"]
+
+
+def test_finding_asks_about_what_will_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Image.open(EXAMPLES / "scene126.webp") as picture:
+        scene = Scene(np.asarray(picture.convert("RGB")), RegionChat.from_pretrained("region-chat-tiny"))
+    given: list[Any] = []
+
+    def find(self: RegionChat, words: str, *, image: Any, prompts: Any) -> Any:
+        given.extend(prompts)
+        return SimpleNamespace(rows=[1], probabilities=torch.tensor([0.75]))
+
+    monkeypatch.setattr(RegionChat, "find", find)
+    [found] = scene.find("the face")
+    assert (found["concept"][0], found["probability"]) == ("face", 0.75)
+    assert found["prompt"] == given[1].as_dict()
+    assert found == scene.everything()[1] | {"probability": 0.75}
+    blank = Scene(np.full((64, 64, 3), 90, np.uint8), scene.chat)
+    monkeypatch.setattr(Scene, "_search", lambda self: [])
+    assert blank.find("the face") == []
 
 
 def test_a_mask_that_would_vanish_on_the_shown_picture_keeps_a_pixel(make_bridge: Callable[..., Pair]) -> None:
