@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from tap_tokenizer import counted, load_rgb
 
+from ..listening import is_loopback
 from ..page.input import decode_file
 from .annotations import Annotation, annotate
 from .brush import brush_of_mask
@@ -151,8 +152,10 @@ async def webhook(service: Service, request: Request) -> Response:
     return JSONResponse({}, status_code=201)
 
 
-async def predict(service: Service, files: LabelStudioFiles, request: Request) -> Response:
+async def predict(service: Service, files: LabelStudioFiles, request: Request, *, is_open: bool) -> Response:
     """A prediction for each task.
+
+    is_open: whether requests need no token; then pictures are fetched only for clients on this machine.
 
     What a user has just marked is answered or refused. A task that cannot be predicted in bulk gets an empty result, and the
     log says why: the others are worth having.
@@ -162,6 +165,12 @@ async def predict(service: Service, files: LabelStudioFiles, request: Request) -
     if len(asked.tasks) > service.limits.tasks:
         words = f"There are {len(asked.tasks)} tasks, expected at most {service.limits.tasks}: select fewer."
         raise RequestError(400, "too_many_tasks", words, param="tasks")
+    if is_open and files.url is not None and not _is_near(request):
+        for number, task in enumerate(asked.tasks):
+            if not str(task.data.get(labelling.key)).startswith("data:"):
+                words = "This server asks for no token, so it fetches pictures only for clients on its own machine: "
+                words += "start it with REGION_CHAT_TOKEN, and give Label Studio that token as the password."
+                raise RequestError(403, "not_allowed", words, param=f"tasks.{number}.data.{labelling.key}")
     context = asked.params.context if asked.params is not None else None
 
     def work(gone: Event) -> list[dict[str, Any]]:
@@ -185,6 +194,12 @@ async def predict(service: Service, files: LabelStudioFiles, request: Request) -
 
     results = await service.result(request, work)
     return JSONResponse({"results": results, "model_version": service.name})
+
+
+def _is_near(request: Request) -> bool:
+    """Whether a request comes from this machine, and not from elsewhere through a proxy here."""
+    is_passed_on = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "x-real-ip", "via"))
+    return request.client is not None and is_loopback(request.client.host) and not is_passed_on
 
 
 @dataclass(frozen=True)

@@ -264,15 +264,15 @@ def studio() -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
     class Studio(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append((self.path, self.headers["Authorization"]))
-            if self.path == "/data/moved.png":
+            if self.path == "/data/upload/1/moved.png":
                 self.send_response(302)
                 self.send_header("Location", "http://127.0.0.1:9/")
                 self.end_headers()
                 return
             data = {
                 "/data/upload/1/demo.png": DEMO.read_bytes(),
-                "/data/large.png": b"\0" * 11_000_000,
-                "/data/text.png": b"hello",
+                "/data/upload/1/large.png": b"\0" * 11_000_000,
+                "/data/upload/1/text.png": b"hello",
             }
             self.send_response(200 if self.path in data else 404)
             self.end_headers()
@@ -291,6 +291,16 @@ def studio() -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
     server.server_close()
 
 
+def drawn_at(url: str) -> dict[str, Any]:
+    """A request about a rectangle on the picture at an address."""
+    return {
+        **GOLDEN["request"],
+        "tasks": [{"data": {"image": url}}],
+        "label_config": config(),
+        "params": {"context": {"result": [rectangle()]}},
+    }
+
+
 @pytest.fixture(scope="module")
 def fetching(build: Callable[..., Any], bundled_chat: RegionChat, studio: Any) -> Any:
     from starlette.testclient import TestClient
@@ -298,7 +308,8 @@ def fetching(build: Callable[..., Any], bundled_chat: RegionChat, studio: Any) -
     from llm_bridge.serving.label_studio_files import LabelStudioFiles
 
     files = LabelStudioFiles(studio[0], "key", 10_000_000)
-    return TestClient(build(bundled_chat, MODEL, files=files), base_url="http://127.0.0.1:8000")
+    app = build(bundled_chat, MODEL, files=files)
+    return TestClient(app, base_url="http://127.0.0.1:8000", client=("127.0.0.1", 50_000))
 
 
 def test_pictures_are_fetched_with_the_operators_token(fetching: Any, studio: Any, demo_url: str) -> None:
@@ -351,16 +362,16 @@ def test_a_personal_access_token_is_exchanged_and_again_when_it_has_expired(capl
         address = f"http://127.0.0.1:{server.server_port}"
         files = LabelStudioFiles(address, PERSONAL, 10_000_000)
         for _ in range(2):
-            assert files.fetch("/data/demo.png", "image", threading.Event()) == DEMO.read_bytes()
+            assert files.fetch("/data/upload/1/demo.png", "image", threading.Event()) == DEMO.read_bytes()
         assert Modern.given == 1
         Modern.given = 7  # what was given before has expired
-        assert files.fetch("/data/demo.png", "image", threading.Event()) == DEMO.read_bytes()
-        assert Modern.asked[-1] == ("/data/demo.png", "Bearer eyJ.access.8")
+        assert files.fetch("/data/upload/1/demo.png", "image", threading.Event()) == DEMO.read_bytes()
+        assert Modern.asked[-1] == ("/data/upload/1/demo.png", "Bearer eyJ.access.8")
         with pytest.raises(RequestError, match="answered 401 for image: check its access token"):
-            LabelStudioFiles(address, "legacy", 10_000_000).fetch("/data/demo.png", "image", threading.Event())
+            LabelStudioFiles(address, "legacy", 10_000_000).fetch("/data/upload/1/demo.png", "image", threading.Event())
         other = LabelStudioFiles(address, PERSONAL + "x", 10_000_000)
         with pytest.raises(RequestError) as refused:
-            other.fetch("/data/demo.png", "image", threading.Event())
+            other.fetch("/data/upload/1/demo.png", "image", threading.Event())
         assert (refused.value.status, refused.value.code) == (502, "upstream_error")
         assert "refuses the access token (401): give a new one" in caplog.text
 
@@ -368,10 +379,10 @@ def test_a_personal_access_token_is_exchanged_and_again_when_it_has_expired(capl
 @pytest.mark.parametrize(
     ("url", "code"),
     [
-        ("/data/none.png", "invalid_image_url"),
-        ("/data/moved.png", "invalid_image_url"),
-        ("/data/large.png", "invalid_image"),
-        ("/data/text.png", "invalid_value"),
+        ("/data/upload/1/none.png", "invalid_image_url"),
+        ("/data/upload/1/moved.png", "invalid_image_url"),
+        ("/data/upload/1/large.png", "invalid_image"),
+        ("/data/upload/1/text.png", "invalid_value"),
         ("http://127.0.0.1:9/data/upload/1/demo.png", "invalid_image_url"),
         ("//example.org/a.png", "invalid_image_url"),
         ("http://127.0.0.1@example.org/a.png", "invalid_image_url"),
@@ -382,12 +393,88 @@ def test_a_personal_access_token_is_exchanged_and_again_when_it_has_expired(capl
 )  # fmt: skip
 def test_nothing_is_fetched_from_anywhere_else(fetching: Any, studio: Any, url: str, code: str) -> None:
     before = len(studio[1])
-    body = {
-        **GOLDEN["request"],
-        "tasks": [{"data": {"image": url}}],
-        "label_config": config(),
-        "params": {"context": {"result": [rectangle()]}},
-    }
-    answer = fetching.post("/predict", json=body)
+    answer = fetching.post("/predict", json=drawn_at(url))
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), answer.text
-    assert len(studio[1]) - before == (1 if url.startswith("/data") else 0)
+    assert len(studio[1]) - before == (1 if url.startswith("/data/upload") and ".." not in url else 0)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/users/",
+        "/api/projects/1/export",
+        "/data/export/1.json",
+        "/",
+        "",
+        "/data/upload",
+        "/data/upload/../../api/users/",
+        "/data/upload/%2e%2e/%2e%2e/api/users/",
+        "/data/upload/%252e%252e/%252e%252e/api/users/",
+        "/data/upload/..%5c..%5capi/users/",
+        "/data/upload/1\\..\\..\\api",
+        "/api/users/?x=/data/upload/1/demo.png",
+        "/api/users/#/data/upload/1/demo.png",
+        "/xdata/upload/1/demo.png",
+        "/x/data/upload/1/demo.png",
+        "/tasks/1/resolvers/",
+        "/tasks/me/resolve/",
+    ],
+)
+def test_nothing_but_pictures_is_fetched_from_label_studio(fetching: Any, studio: Any, path: str) -> None:
+    address, asked = studio
+    before = len(asked)
+    for url in (path, address + path):
+        answer = fetching.post("/predict", json=drawn_at(url))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_image_url"), answer.text
+    assert len(asked) == before
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("http://127.0.0.1:8080", "/data/upload/9/a picture.png"),
+        ("http://127.0.0.1:8080", "/data/upload/9/100%25.png"),
+        ("http://127.0.0.1:8080", "/data/local-files/?d=pictures/a.png"),
+        ("http://127.0.0.1:8080", "/tasks/12/resolve/?fileuri=czM6Ly9hL2IucG5n"),
+        ("http://127.0.0.1:8080/", "/projects/3/resolve/?fileuri=czM6Ly9hL2IucG5n"),
+        ("http://127.0.0.1:8080/studio", "/studio/data/upload/9/a.png"),
+    ],
+)
+def test_pictures_are_known_by_their_paths(url: str, path: str) -> None:
+    from urllib.parse import urlsplit
+
+    from llm_bridge.serving.label_studio_files import _is_served
+
+    assert _is_served(urlsplit(path).path, urlsplit(url).path)
+
+
+@pytest.mark.parametrize(
+    ("token", "peer", "headers", "status"),
+    [
+        (None, "127.0.0.1", {}, 200),
+        (None, "::1", {}, 200),
+        (None, "192.0.2.7", {}, 403),
+        (None, "127.0.0.1", {"X-Forwarded-For": "192.0.2.7"}, 403),
+        (None, "127.0.0.1", {"Forwarded": "for=192.0.2.7"}, 403),
+        ("correct-horse-battery", "192.0.2.7", {}, 401),
+        ("correct-horse-battery", "127.0.0.1", {}, 401),
+        ("correct-horse-battery", "192.0.2.7", {"Authorization": "Bearer correct-horse-battery"}, 200),
+    ],
+)
+def test_pictures_are_fetched_only_for_clients_with_the_token_or_on_this_machine(
+    build: Callable[..., Any], bundled_chat: RegionChat, studio: Any, demo_url: str,
+    token: str | None, peer: str, headers: dict[str, str], status: int,
+) -> None:  # fmt: skip
+    from starlette.testclient import TestClient
+
+    from llm_bridge.serving.label_studio_files import LabelStudioFiles
+
+    app = build(bundled_chat, MODEL, files=LabelStudioFiles(studio[0], "key", 10_000_000), token=token)
+    client = TestClient(app, base_url="http://127.0.0.1:8000", client=(peer, 50_000), headers=headers)
+    before = len(studio[1])
+    answer = client.post("/predict", json=drawn_at("/data/upload/1/demo.png"))
+    assert answer.status_code == status, answer.text
+    assert len(studio[1]) - before == (status == 200)
+    if status == 403:
+        assert "start it with REGION_CHAT_TOKEN" in answer.json()["error"]["message"]
+        assert client.post("/predict", json=drawn_at(demo_url)).status_code == 200  # a picture that it brings itself
