@@ -157,6 +157,60 @@ def test_a_task_that_fails_leaves_the_others_their_predictions(
     assert "Task 2 " in caplog.text
 
 
+def test_a_region_that_cannot_be_read_leaves_the_others_their_texts(
+    client: Any, demo_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = [
+        rectangle(id="turned", image_rotation=90),
+        rectangle([50, 50, 50, 90], id="thin"),
+        keypoint(-30, 20, id="beside"),
+        {**rectangle(id="words"), "value": {"x": "left"}},
+    ]
+    bad[0]["value"] = {**bad[0]["value"], "rotation": 30}
+    drawn = [bad[0], rectangle(id="one"), bad[1], bad[2], keypoint(224, 430, id="two"), bad[3]]
+    (prediction,) = bulk(client, demo_url, drawn=drawn).json()["results"]
+    assert [(one["id"], one["type"]) for one in prediction["result"]] == [
+        ("one", "rectanglelabels"),
+        ("one", "textarea"),
+        ("two", "keypointlabels"),
+        ("two", "textarea"),
+    ]
+    (alone,) = bulk(client, demo_url, drawn=[drawn[1]]).json()["results"]
+    assert [one["value"] for one in prediction["result"][:2]] == [one["value"] for one in alone["result"]]
+    assert "Task 0 of a request of Label Studio's gets no text for 4 of its 6 regions: " in caplog.text
+    for one in bad:
+        assert f"{one['type']} {one['id']!r}: " in caplog.text
+    assert "rotated: rotate it back first." in caplog.text
+    (none,) = bulk(client, demo_url, drawn=bad).json()["results"]
+    assert none["result"] == []
+    smart = {**drawn_at(demo_url), "params": {"context": {"result": bad[:1]}}}
+    assert client.post("/predict", json=smart).status_code == 400  # what was just drawn is refused
+
+
+def test_a_project_with_texts_alone_gets_what_was_drawn_with_its_text(client: Any, demo_url: str) -> None:
+    written = (
+        '<View><Image name="img" value="$image"/><RectangleLabels name="rectangle" toName="img" smart="true">'
+        '<Label value="cloud"/></RectangleLabels><KeyPointLabels name="point" toName="img" smart="true">'
+        '<Label value="cloud"/></KeyPointLabels><TextArea name="caption" toName="img" perRegion="true"/></View>'
+    )
+    assert client.post("/setup", json={**GOLDEN["setup"], "schema": written}).status_code == 200
+    for drawn, kept in (
+        ([rectangle()], [rectangle()]),
+        ([keypoint(224, 430)], [keypoint(224, 430)]),
+        ([rectangle(), rectangle([40, 40, 200, 200])], [rectangle(), rectangle([40, 40, 200, 200])]),
+        ([keypoint(224, 430), rectangle()], [rectangle()]),
+    ):
+        body = {**drawn_at(demo_url), "label_config": written, "params": {"context": {"result": drawn}}}
+        (prediction,) = client.post("/predict", json=body).json()["results"]
+        regions, texts = prediction["result"][::2], prediction["result"][1::2]
+        for region, text, expected in zip(regions, texts, kept, strict=True):
+            assert (region["type"], region["from_name"]) == (expected["type"], expected["from_name"])
+            assert region["value"] == expected["value"]
+            assert (text["type"], text["from_name"], text["id"]) == ("textarea", "caption", region["id"])
+            assert text["value"]["text"][0]
+        assert len({region["id"] for region in regions} - {one["id"] for one in drawn}) == len(kept)
+
+
 def test_a_task_may_have_more_regions_than_are_encoded_at_once(client: Any, demo_url: str) -> None:
     boxes = [[177, 392, 271 + number, 470] for number in range(26)]
     (prediction,) = bulk(client, demo_url, drawn=[rectangle(box) for box in boxes]).json()["results"]
