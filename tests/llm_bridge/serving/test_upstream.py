@@ -22,8 +22,23 @@ REFUSALS = {
     "width": (400, "expected hidden_size 64"),
     "full": (429, "Too many requests"),
     "starting": (503, "Service Unavailable"),
+    "failed": (500, "EngineCore encountered an issue. See stack trace for the root cause."),
+    "proxy": (504, "Gateway Time-out"),
 }
 """What it says instead, by its reason."""
+
+HALF = 'data: {"choices": [{"delta": {"content": " a"}}]}\n\n'
+BROKEN = {
+    "malformed": (502, HALF + 'data: {"choices": [{"delta"\n\n'),
+    "a number": (502, HALF + "data: 5\n\n"),
+    "choices that are none": (502, HALF + 'data: {"choices": [5]}\n\n'),
+    "no delta": (502, HALF + 'data: {"choices": [{"text": "a"}]}\n\n'),
+    "nested": (502, HALF + "data: " + "[" * 100_000 + "\n\n"),
+    "aborted": (503, HALF + 'data: {"choices": [{"delta": {}, "finish_reason": "abort"}]}\n\n'),
+    "an error": (503, HALF + 'data: {"error": {"message": "EngineDeadError"}}\n\n'),
+    "an end": (503, HALF),
+}
+"""Streams that are no answers, and what our clients are told."""
 
 
 class Upstream:
@@ -43,6 +58,8 @@ class Upstream:
         if self.reason in REFUSALS:
             status, words = REFUSALS[self.reason]
             return status, {"error": {"message": words}}
+        if self.reason in BROKEN:
+            return 200, BROKEN[self.reason][1]
         choices: list[dict[str, Any]] = [{"delta": {"content": word}} for word in self.words]
         choices.append({"delta": {}, "finish_reason": self.reason})
         chunks: list[dict[str, Any]] = [{"choices": [choice]} for choice in choices]
@@ -187,6 +204,8 @@ def test_regions_that_an_answer_names_are_encoded_in_one_go(
         ("width", 502, "upstream_error"),
         ("full", 503, "upstream_unavailable"),
         ("starting", 503, "upstream_unavailable"),
+        ("failed", 503, "upstream_unavailable"),
+        ("proxy", 503, "upstream_unavailable"),
     ],
 )
 def test_what_its_operator_must_mend_is_not_told_to_clients_as_their_fault(
@@ -208,6 +227,25 @@ def test_what_its_operator_must_mend_is_not_told_to_clients_as_their_fault(
     for got in (answer, streamed):
         assert REFUSALS[reason][1] not in got.text
     assert caplog.text.count(REFUSALS[reason][1]) == 2
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_a_stream_that_is_no_answer_is_not_told_as_the_clients_fault(
+    client: Any, upstream: Upstream, messages: Any, caplog: pytest.LogCaptureFixture, reason: str
+) -> None:
+    status = BROKEN[reason][0]
+    code = {502: "upstream_error", 503: "upstream_unavailable"}[status]
+    upstream.reason = reason
+    answer = ask(client, messages)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    assert ("Retry-After" in answer.headers) == (status == 503)
+    streamed = ask(client, messages, stream=True)
+    assert f'"code": "{code}"' in streamed.text
+    for got in (answer, streamed):
+        assert "EngineDeadError" not in got.text
+        assert "127.0.0.1" not in got.text
+    assert upstream.asked
+    assert caplog.text.count("which is not OpenAI's form" if status == 502 else "broke off its answer") == 2
 
 
 def test_its_faults_are_told_without_its_address(client: Any, upstream: Upstream, messages: Any) -> None:
