@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tap_tokenizer import RegionPrompt, RegionTokens, counted
+from tap_tokenizer import RegionPrompt, RegionTokens, before_step, counted
 
 from .chat_markup import named_places, spoken_numbers, user_content
 from .generation import Ids, LocalSpeaker, Speaker, Tally, speaker_of
@@ -167,11 +168,12 @@ def find_among(
     most: int | None = None,
     threshold: float | None = None,
     max_new_tokens: int | None = None,
+    gone: Event | None = None,
 ) -> FoundRegions:
     """What a phrase means among candidates; those that are found are named region1, region2, ….
 
-    model: a language model in this process, or one that a server runs. threshold: by default, that of the bridge's config. See
-    `RegionChat.find` for this and the rest.
+    model: a language model in this process, or one that a server runs. threshold: by default, that of the bridge's config.
+    gone: as for `choose`. See `RegionChat.find` for the rest.
     """
     question = find_question(phrase)
     check_choice(most, threshold)
@@ -179,8 +181,9 @@ def find_among(
     if threshold is None:
         threshold = getattr(speaker.config, "find_threshold", None)
     choice = choose(
-        speaker, picture, question, candidates.prompts, most=most, threshold=threshold, max_new_tokens=max_new_tokens
-    )
+        speaker, picture, question, candidates.prompts,
+        most=most, threshold=threshold, max_new_tokens=max_new_tokens, gone=gone,
+    )  # fmt: skip
     chosen = candidates.regions[choice.rows]
     return FoundRegions(
         **{one.name: getattr(chosen, one.name) for one in fields(RegionTokens)},
@@ -228,6 +231,7 @@ def choose(
     most: int | None = None,
     threshold: float | None = None,
     max_new_tokens: int | None = None,
+    gone: Event | None = None,
 ) -> Choice:
     """Ask which of the candidates of one picture are meant.
 
@@ -238,6 +242,7 @@ def choose(
     answer decides as it is written.
     max_new_tokens: length of an answer, at most; by default, enough to name all candidates that are shown, as far as the
     context has room for more than `SHORT_ANSWER`.
+    gone: cuts an answer off once it is set; what was chosen then means nothing.
     """
     left = list(range(len(candidates)))
     most, rounds = most or len(left), 0
@@ -255,7 +260,7 @@ def choose(
                 raise
             most = -(-size // 2)
             continue
-        choices = [_ask(speaker, inputs, len(group), max_new_tokens) for inputs, group in zip(prompts, groups)]
+        choices = [_ask(speaker, inputs, len(group), max_new_tokens, gone) for inputs, group in zip(prompts, groups)]
         rounds += len(groups)
         if len(groups) == 1:
             return _last(choices[0], left, len(candidates), threshold, rounds)
@@ -285,14 +290,17 @@ def _last(choice: Choice, left: Sequence[int], count: int, threshold: float | No
 
 def _prompt(speaker: Speaker, picture: np.ndarray, question: str, candidates: Sequence[RegionPrompt]) -> Any:
     """The prompt of one question about candidates, which are region1, region2, …"""
+    before_step()
     message = {"role": "user", "content": user_content(question, candidates, picture)}
     return speaker.read([message], thinking=False)
 
 
-def _ask(speaker: Speaker, prompt: Any, count: int, new: int | None) -> Choice:
+def _ask(speaker: Speaker, prompt: Any, count: int, new: int | None, gone: Event | None) -> Choice:
     """Ask once, about `count` candidates."""
-    tally = Tally()
+    before_step()
+    tally = Tally(gone or Event())
     answer = speaker.say(prompt, tally=tally, max_new_tokens=new or _room_for_names(speaker, prompt, count))
+    before_step()
     named = answered_numbers(answer, count)
     is_torn = tally.is_cut and bool(named)
     if is_torn:

@@ -73,6 +73,7 @@ if TYPE_CHECKING:  # shared with llm_bridge and finetune, and promised to nobody
     )
     from .gguf_files import gguf_of
     from .image_processing_tap import open_image, upright_size
+    from .interruption import before_step, interruptible
     from .mask_boxes import box_of_mask
     from .output_files import only_writer, write_whole
     from .picture_folders import PictureRegions, pictures_of, read_region_table, table_rows, write_records

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .configuration_tap import TapTextDecoderConfig
+from .interruption import before_step
 from .modeling_tap import TapModel
 from .region_decoder import frozen
 
@@ -40,6 +41,7 @@ def caption_ids(
     parts = []
     with frozen(model):
         for own in tokens.to(model.device).split(64):
+            before_step()
             if generate_options:
                 parts.append(model.text_decoder.caption(own, max_length, **{"do_sample": False, **generate_options}))
             else:

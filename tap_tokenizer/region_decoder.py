@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .interruption import before_step
 from .mask_boxes import boxes_of_masks
 from .modeling_tap import TapModel
 from .processing_tap import TapProcessor
@@ -132,6 +133,7 @@ class RegionDecoder:
         mask_iou_thresh: float | None = None,
     ) -> Any:
         """The image decoder on some rows, as `TapModel.forward`; prompts of equal length need no mask."""
+        before_step()
         mask = prepared["prompt_mask"][rows]
         longest = int(mask.sum(dim=1).max()) if len(rows) else mask.shape[1]
         mask = mask[:, :longest]

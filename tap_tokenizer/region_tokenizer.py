@@ -21,6 +21,7 @@ from .detections import detection_prompts
 from .everything import search_picture
 from .everything_options import EverythingOptions
 from .image_processing_tap import ImageInput, TapImageProcessor, as_image_list, load_rgb
+from .interruption import before_step
 from .modeling_tap import TapModel
 from .pretrained_files import CONCEPTS_FILE, TEXT_ENCODER_FOLDER, TEXT_TOKENIZER_FOLDER, load_text_tokenizer, locate
 from .processing_tap import TapProcessor
@@ -221,6 +222,7 @@ class TapRegionTokenizer:
         parts, originals, reshaped = [], [], []
         with frozen(self.model):
             for start in range(0, len(pictures), self.image_batch_size):
+                before_step()
                 inputs = self.processor.image_processor(pictures[start : start + self.image_batch_size])
                 parts.append(self.model.get_image_embeddings(inputs["pixel_values"].to(self.device)))
                 originals.append(inputs["original_sizes"])

@@ -55,6 +55,7 @@ LAYERS = {
             "output_files",
             "coordinates",
             "counts",
+            "interruption",
             "mask_boxes",
             "nearest",
             "coco_masks",

@@ -12,6 +12,7 @@ from tap_tokenizer import RegionPrompt, RegionTokens, TapRegionTokenizer
 
 from ..chat import RegionChat
 from ..chat_markup import user_content
+from ..grounding import Candidates, find_among
 from .answers import AnswerOptions, answer_text
 
 QUESTION = "What is <region>?"
@@ -54,19 +55,20 @@ def annotate(
     return [replace(one, caption=answer) for one, answer in zip(found, answers)]
 
 
-def find_annotations(chat: RegionChat, picture: np.ndarray, phrase: str) -> list[Annotation]:
+def find_annotations(chat: RegionChat, picture: np.ndarray, phrase: str, gone: Event) -> list[Annotation]:
     """Annotations of what a phrase means among everything that TAP finds in a picture (H, W, 3), the most probable first.
 
-    Their scores are the language model's probabilities. `ValueError` if it was not taught to find.
+    Their scores are the language model's probabilities. gone: ends an answer of the language model once it is set.
+    `ValueError` if it was not taught to find.
     """
-    own = chat.another()
-    if own.finding_limitation is not None:
+    if chat.finding_limitation is not None:
         raise ValueError("This model was not taught to find regions by words: mark a point or a rectangle instead.")
-    own.warns_of_limitation = False
     tokenizer, lock = chat.region_tokenizer, chat.processor.encoder.lock
     with lock:
         everything = tokenizer.encode_everything(features=chat.processor.embed_image(picture))
-    found = own.find(phrase, image=picture, regions=everything)
+    speaker = chat.another().speaker
+    candidates = Candidates.of(chat.processor, picture, regions=everything)
+    found = find_among(speaker, chat.processor, picture, phrase, candidates, gone=gone)
     with lock:
         return _told(tokenizer, found, found.probabilities.tolist()) if len(found) else []
 

@@ -9,12 +9,15 @@ from typing import Any, Literal
 
 import torch
 
+from tap_tokenizer import before_step
+
 from ..chat import RegionChat
 from ..chat_markup import read_chat
 from ..generation import Tally, trimmed
 from ..grounding import named_numbers
 from ..prompt_checks import check_context
 from ..region_records import region_records
+from ..samples import Sample
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,10 @@ def answer(
     """
     if not chat.sees_pictures and _only_pictures(messages):
         raise ValueError("There is a picture but no region, and this model sees pictures only through their regions.")
+    before_step()
     speaker = chat.another().speaker
     prompt = speaker.read(messages, thinking=options.thinking)
+    before_step()
     length = prompt["input_ids"].shape[1]
     new = _room(chat, length, options)
     check_context(chat.model.config, length, new)
@@ -100,21 +105,26 @@ def answer_text(chat: RegionChat, messages: Sequence[dict[str, Any]], options: A
 
 
 def mentioned_regions(chat: RegionChat, messages: Sequence[dict[str, Any]], words: str) -> list[dict[str, Any]]:
-    """The regions of a conversation that an answer names, as `region_records`, each with the number of its picture, from 0."""
+    """The regions of a conversation that an answer names, as `region_records`, each with the number of its picture, from 0.
+
+    They are encoded in one go.
+    """
     numbers = dict.fromkeys(named_numbers(words))
     if not numbers:
         return []
     read = read_chat(messages, "The conversation")
-    found: list[dict[str, Any]] = []
-    for number in numbers:
-        if number not in read.numbered:
-            continue
-        image, prompt = read.numbered[number]
-        features = chat.processor.embed_image(read.images[image])
-        regions = chat.region_tokenizer.encode(features=features, prompts=[prompt])
-        (record,) = region_records([f"region{number}"], regions)
-        found.append({**record, "image": image})
-    return found
+    known = [number for number in numbers if number in read.numbered]
+    if not known:
+        return []
+    regions = [read.numbered[number] for number in known]
+    pictures = list(dict.fromkeys(image for image, _ in regions))
+    sample = Sample(
+        [read.images[image] for image in pictures], [(pictures.index(image), prompt) for image, prompt in regions]
+    )
+    encoder = chat.processor.encoder
+    with encoder.lock:  # masks are made where they are read
+        records = region_records([f"region{number}" for number in known], encoder.regions_of(sample)[0])
+    return [{**record, "image": image} for record, (image, _) in zip(records, regions)]
 
 
 def _only_pictures(messages: Sequence[dict[str, Any]]) -> bool:

@@ -178,11 +178,16 @@ def _path(places: tuple[int | str, ...]) -> list[str]:
     return path
 
 
+def _is_idle(name: str, value: Any) -> bool:
+    """Whether a parameter asks for nothing that is not done here. True is not 1, nor is False 0."""
+    return any(value == idle and isinstance(value, bool) == isinstance(idle, bool) for idle in NOT_DONE.get(name, ()))
+
+
 def read_chat_request(body: bytes) -> ChatRequest:
     """A request for an answer that asks only for what is done here; else `RequestError` 400."""
     request = read_json(body, ChatRequest)
     for name, value in (request.model_extra or {}).items():
-        if name in WITHOUT_EFFECT or value is None or (name in NOT_DONE and value in NOT_DONE[name]):
+        if name in WITHOUT_EFFECT or value is None or _is_idle(name, value):
             continue
         if name in NOT_DONE:
             words = f"{name} is {repr_short(value)}, which this server does not do: leave it out."

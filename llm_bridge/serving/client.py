@@ -59,6 +59,10 @@ class UpstreamError(ValueError):
     """A server that does not have what the bridge needs. Whoever runs it must mend that; no other question would help."""
 
 
+class UpstreamFailedError(RuntimeError):
+    """A server that failed at a question, or broke its answer off. The same question may be answered the next time."""
+
+
 class ServedModel:
     """A language model that a server runs, and the projector and processor here that write its prompts: a `Speaker`.
 
@@ -130,11 +134,11 @@ class ServedModel:
 
     def say(self, prompt: Mapping[str, Any], *, tally: Tally | None = None, **options: Any) -> str:
         answer = self._json("POST", "/chat/completions", self._body(prompt, options))
-        usage, choice = answer.get("usage"), answer["choices"][0]
+        usage, choice = _usage(answer), self._first(answer, "message")
         self._check_length(prompt, usage)
         _reason(choice)
         if tally is not None:
-            tally.tokens = (usage or {}).get("completion_tokens", tally.tokens)
+            tally.tokens = usage.get("completion_tokens", tally.tokens)
             tally.is_cut = choice.get("finish_reason") == "length"
         return str(choice["message"].get("content") or "").strip()
 
@@ -166,22 +170,22 @@ class ServedModel:
                 if event in ("", "[DONE]"):
                     is_whole |= bool(event)
                     continue
-                chunk = json.loads(event)
+                chunk = self._chunk(event)
                 if "error" in chunk:
-                    raise RuntimeError(f"The server broke off its answer: {_message(chunk)}")
-                self._check_length(prompt, usage := chunk.get("usage"))
-                for choice in chunk.get("choices", []):
+                    raise UpstreamFailedError(f"The server broke off its answer: {_message(chunk)}")
+                self._check_length(prompt, usage := _usage(chunk))
+                for choice in chunk["choices"]:
                     tally.tokens += 1  # a good guess, until the server says the number
                     reason = _reason(choice)
                     is_whole |= reason is not None
                     tally.is_cut = reason == "length"
                     if piece := choice["delta"].get("content"):
                         yield piece
-                tally.tokens = (usage or {}).get("completion_tokens", tally.tokens)
+                tally.tokens = usage.get("completion_tokens", tally.tokens)
                 if tally.gone.is_set():
                     return
         if not is_whole:
-            raise RuntimeError("The server broke off its answer: it ended without a reason. Ask again.")
+            raise UpstreamFailedError("The server broke off its answer: it ended without a reason. Ask again.")
 
     def log_probabilities(self, prompt: Mapping[str, Any], wanted: Mapping[Ids, Collection[int]]) -> NextIds:
         written = cast(ServedPrompt, prompt)
@@ -214,8 +218,8 @@ class ServedModel:
     def _scores(self, prompt: ServedPrompt, body: dict[str, Any]) -> dict[int, float]:
         """By id, the log-probabilities that the server tells of the one token that it was asked for."""
         answer = self._json("POST", "/chat/completions", body)
-        self._check_length(prompt, answer.get("usage"))
-        first = ((answer["choices"][0].get("logprobs") or {}).get("content") or [])[:1]
+        self._check_length(prompt, _usage(answer))
+        first = ((self._first(answer, "message").get("logprobs") or {}).get("content") or [])[:1]
         told = [word for token in first for word in (token, *token.get("top_logprobs", ()))]
         named = ((word["token"].removeprefix("token_id:"), word["logprob"]) for word in told)
         return {int(name): float(score) for name, score in named if name.isdecimal()}
@@ -255,10 +259,33 @@ class ServedModel:
             except ValueError:
                 values = None
         if not isinstance(values, dict):
-            raise UpstreamError(
-                f"{self.address} answers {answer.text!r:.80}, which is not OpenAI's form: correct the address."
-            )
+            raise self._misfit(answer.text)
         return values
+
+    def _misfit(self, said: object) -> UpstreamError:
+        return UpstreamError(f"{self.address} answers {said!r:.80}, which is not OpenAI's form: correct the address.")
+
+    def _first(self, answer: dict[str, Any], part: str) -> dict[str, Any]:
+        """The first choice of an answer, which holds a `part`."""
+        choices = answer.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict) or not isinstance(choice.get(part), dict):
+            raise self._misfit(answer)
+        return choice
+
+    def _chunk(self, event: str) -> dict[str, Any]:
+        """One event of a stream, with its choices, or with an error."""
+        try:
+            chunk = json.loads(event)
+        except (ValueError, RecursionError):
+            raise self._misfit(event) from None
+        if not isinstance(chunk, dict):
+            raise self._misfit(event)
+        choices = chunk.setdefault("choices", [])
+        is_list = isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices)
+        if not is_list or not all(isinstance(choice.get("delta"), dict) for choice in choices):
+            raise self._misfit(event)
+        return chunk
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -270,7 +297,7 @@ class ServedModel:
                 f"{self.address} was silent for too long ({type(error).__name__}): give a longer timeout=…, or see whether the "
                 "server is overloaded."
             ) from error
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             raise ConnectionError(
                 f"No server answers at {self.address} ({error}): start one, such as `vllm serve LANGUAGE_MODEL "
                 f"--host 127.0.0.1 {FLAGS}`, or correct the address. See docs/serving.md."
@@ -286,7 +313,7 @@ class ServedModel:
         if answer.status_code in _BUSY:
             return ConnectionError(f"{self.address} is busy ({answer.status_code}): {said} Try again later.")
         if answer.status_code >= 500:
-            return RuntimeError(f"{self.address} failed ({answer.status_code}): {said}")
+            return UpstreamFailedError(f"{self.address} failed ({answer.status_code}): {said}")
         for word, what in _CAUSES.items():
             if word in said:
                 kind = ValueError if word == _TOO_LONG else UpstreamError
@@ -365,11 +392,17 @@ def _message(answer: httpx.Response | dict[str, Any]) -> str:
     return str(words or (answer.text if isinstance(answer, httpx.Response) else answer))[:500]
 
 
+def _usage(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """What an answer cost; nothing where the server does not say."""
+    usage = answer.get("usage")
+    return usage if isinstance(usage, dict) else {}
+
+
 def _reason(choice: Mapping[str, Any]) -> str | None:
-    """Why an answer ended; None if it goes on. `RuntimeError` if the server gave it up."""
+    """Why an answer ended; None if it goes on. `UpstreamFailedError` if the server gave it up."""
     reason: str | None = choice.get("finish_reason")
     if reason == "abort":
-        raise RuntimeError("The server broke off its answer: it was aborted there. Ask again.")
+        raise UpstreamFailedError("The server broke off its answer: it was aborted there. Ask again.")
     return reason
 
 

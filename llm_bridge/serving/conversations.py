@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from threading import Event
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,9 +22,9 @@ def read_conversation(messages: Sequence[Message], limits: ServerLimits, gone: E
     """Messages for `RegionBridgeProcessor.apply_chat_template`, with pictures as arrays (H, W, 3).
 
     If the text of a user's message contains `<region>`, the message's region items go there, in order; otherwise each
-    stays where it was given. The names region1, region2, … in a text mean regions of the conversation. gone: ends the
-    reading once it is set. Raises `RequestError` for anything that exceeds the limits, and for pictures and regions that
-    cannot be read.
+    stays where it was given. If there are only as many places as new regions, those that are mentioned again stay where they
+    were given. The names region1, region2, … in a text mean regions of the conversation. gone: ends the reading once it is
+    set. Raises `RequestError` for anything that exceeds the limits, and for pictures and regions that cannot be read.
     """
     reader = _Reader(limits, gone)
     for number, message in enumerate(messages):
@@ -90,13 +90,13 @@ class _Reader:
         places: dict[str, int] = {}
         prompts: list[RegionPrompt] = []
         known = self.regions
-        parts: list[tuple[bool, str]] = []  # whether it is a region item, and words or a marker
+        parts: list[tuple[Literal["words", "new", "mention"], str]] = []  # what it is, and its words or its marker
         for number, item in enumerate(message.content):
             if self.gone.is_set():
                 raise RequestError(499, "client_left", "Nobody waits for the answer any more.")
             own = f"{where}.content.{number}"
             if isinstance(item, TextItem):
-                parts.append((False, item.text))
+                parts.append(("words", item.text))
             elif isinstance(item, ImageItem):
                 pictures.append({"type": "image", "image": self._picture(item, own)})
             elif _is_new(item):
@@ -108,12 +108,10 @@ class _Reader:
                         f"{own}: the region is named {item.name!r:.40}, but is {name}: leave out its name."
                     )
                 places[name] = image
-                parts.append((True, f"<{name}>"))
+                parts.append(("new", f"<{name}>"))
             else:
-                parts.append((True, self._mention(item, own)))
-        words = " ".join(text for is_region, text in parts if not is_region)
-        is_spoken = "<region>" in words or any(number > known for number in spoken_numbers(words))
-        question = words if is_spoken else " ".join(text for _, text in parts)
+                parts.append(("mention", self._mention(item, own)))
+        question = _question(parts, known)
         content = user_content(question, prompts, known=known)
         for spoken in content:
             if spoken.get("name") in places:
@@ -178,6 +176,21 @@ class _Reader:
         if not re.fullmatch(r"region[1-9]\d{0,5}", item.name):
             raise ValueError(f"{where}: a region with the name {item.name!r:.40}, expected region1, region2, ….")
         return f"<{item.name}>"
+
+
+def _question(parts: Sequence[tuple[Literal["words", "new", "mention"], str]], known: int) -> str:
+    """The words and markers of a message as one text, in which every region stands where it is meant to.
+
+    known: how many regions there were before. What fits no place is left for `user_content` to refuse.
+    """
+    words = " ".join(text for kind, text in parts if kind == "words")
+    places = words.count("<region>")
+    markers = [text for kind, text in parts if kind != "words"]
+    if places and places == len(markers):
+        filling = iter(markers)
+        return re.sub("<region>", lambda place: next(filling), words)
+    is_spoken = places or any(number > known for number in spoken_numbers(words))
+    return " ".join(text for kind, text in parts if kind != "new" or not is_spoken)
 
 
 def _is_new(item: RegionItem) -> bool:

@@ -1,7 +1,7 @@
 """Decides which requests reach the server: under which names, with which token, of what kind, with how many bytes.
 
 `ServerGuard` is an ASGI middleware that reads a request, up to the limit, before any endpoint sees it.
-`PatientProtocol` limits how long a client may take to send the headers before that.
+`PatientProtocol` limits how long a client may take to send the headers before that, and to read what it is answered.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ from .errors import RequestError
 
 HEADER_SECONDS = 10.0
 """How long a client may take to send a request's first line and headers."""
+
+READ_SECONDS = 20.0
+"""How long a client may take to read `READ_BYTES` of an answer, or what is left of it."""
+
+READ_BYTES = 65_536
+"""So much of an answer a client must read in `READ_SECONDS`: 3 KB a second."""
 
 CODES = {400: "bad_request", 408: "too_slow", 411: "length_required", 413: "too_large", 503: "busy"}
 """Codes for what is wrong with a body."""
@@ -116,14 +122,25 @@ def _tokens(name: bytes, value: bytes) -> list[bytes]:
 class PatientProtocol(H11Protocol):
     """uvicorn's HTTP, which waits `HEADER_SECONDS` for the headers of a request, and no longer.
 
-    So long it also waits for the rest of a body that nobody reads, because the request has been answered.
+    So long it also waits for the rest of a body that nobody reads, because the request has been answered. A client that does
+    not read its answer loses the connection: see `READ_SECONDS`.
     """
 
     _header_timer: asyncio.TimerHandle | None = None
+    _read_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # so that `pause_writing` tells of every byte that is not taken
         self._time_headers()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._time_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_reading_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -135,6 +152,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_reading_timer()
         super().connection_lost(exc)
 
     def _time_headers(self) -> None:
@@ -152,3 +170,20 @@ class PatientProtocol(H11Protocol):
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
+
+    def _time_reading(self) -> None:
+        """Look again after a while whether the client has read enough of what waits for it, which does not grow meanwhile."""
+        self._stop_reading_timer()
+        waiting = self.transport.get_write_buffer_size()
+        self._read_timer = self.loop.call_later(READ_SECONDS, self._end_slow_reading, waiting)
+
+    def _end_slow_reading(self, before: int) -> None:
+        if before - self.transport.get_write_buffer_size() < READ_BYTES:
+            self.transport.abort()  # closing it would wait until all has been read
+        else:
+            self._time_reading()
+
+    def _stop_reading_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None

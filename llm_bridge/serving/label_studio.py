@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tap_tokenizer import counted, load_rgb
+from tap_tokenizer import RegionPrompt, counted, load_rgb
 
+from ..listening import is_loopback
 from ..page.input import decode_file
 from .annotations import Annotation, annotate
 from .brush import brush_of_mask
@@ -151,17 +152,25 @@ async def webhook(service: Service, request: Request) -> Response:
     return JSONResponse({}, status_code=201)
 
 
-async def predict(service: Service, files: LabelStudioFiles, request: Request) -> Response:
+async def predict(service: Service, files: LabelStudioFiles, request: Request, *, is_open: bool) -> Response:
     """A prediction for each task.
 
-    What a user has just marked is answered or refused. A task that cannot be predicted in bulk gets an empty result, and the
-    log says why: the others are worth having.
+    is_open: whether requests need no token; then pictures are fetched only for clients on this machine.
+
+    What a user has just marked is answered or refused. A task that cannot be predicted in bulk gets an empty result, and a
+    region of a task no text; the log says why: the others are worth having.
     """
     asked = read_json(await request.body(), LabelStudioRequest)
     labelling = _labelling(asked.label_config, "label_config")
     if len(asked.tasks) > service.limits.tasks:
         words = f"There are {len(asked.tasks)} tasks, expected at most {service.limits.tasks}: select fewer."
         raise RequestError(400, "too_many_tasks", words, param="tasks")
+    if is_open and files.url is not None and not _is_near(request):
+        for number, task in enumerate(asked.tasks):
+            if not str(task.data.get(labelling.key)).startswith("data:"):
+                words = "This server asks for no token, so it fetches pictures only for clients on its own machine: "
+                words += "start it with REGION_CHAT_TOKEN, and give Label Studio that token as the password."
+                raise RequestError(403, "not_allowed", words, param=f"tasks.{number}.data.{labelling.key}")
     context = asked.params.context if asked.params is not None else None
 
     def work(gone: Event) -> list[dict[str, Any]]:
@@ -174,7 +183,12 @@ async def predict(service: Service, files: LabelStudioFiles, request: Request) -
                 results.append(own.drawn(context.result))
                 continue
             try:
-                results.append(own.described())
+                prediction, refused = own.described()
+                results.append(prediction)
+                if refused:
+                    words = "Task %d of a request of Label Studio's gets no text for %d of its %s: %s"
+                    count = counted(len(_marking(task.annotations[0].result)), "region")
+                    logger.warning(words, number, len(refused), count, " ".join(refused)[:2000])
             except (ValueError, RequestError) as error:
                 is_about_all = isinstance(error, UpstreamError) or getattr(error, "status", 400) >= 500
                 if gone.is_set() or is_about_all:
@@ -185,6 +199,12 @@ async def predict(service: Service, files: LabelStudioFiles, request: Request) -
 
     results = await service.result(request, work)
     return JSONResponse({"results": results, "model_version": service.name})
+
+
+def _is_near(request: Request) -> bool:
+    """Whether a request comes from this machine, and not from elsewhere through a proxy here."""
+    is_passed_on = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "x-real-ip", "via"))
+    return request.client is not None and is_loopback(request.client.host) and not is_passed_on
 
 
 @dataclass(frozen=True)
@@ -207,32 +227,51 @@ class _Task:
             raise ValueError(
                 f"A task has {counted(len(groups), 'region')}, expected at most {self.service.limits.regions}."
             )
-        return self._prediction(groups, lambda one, group: _new(self.labelling, one, _chosen(group)))
+        return self._prediction(groups, lambda one, group: _new(self.labelling, one, group))[0]
 
-    def described(self) -> dict[str, Any]:
-        """A text for each rectangle and point of the first annotation."""
+    def described(self) -> tuple[dict[str, Any], list[str]]:
+        """A text for each rectangle and point of the first annotation, and what is wrong with those that get none."""
         marked = _marking(self.task.annotations[0].result if self.task.annotations else [])
-        return self._prediction([[one] for one in marked], lambda one, group: _texts(self.labelling, one, group[0]))
+        return self._prediction(
+            [[one] for one in marked], lambda one, group: _texts(self.labelling, one, group[0]), goes_on=True
+        )
 
     def _prediction(
-        self, groups: Sequence[list[Drawn]], write: Callable[[Annotation, list[Drawn]], list[dict[str, Any]]]
-    ) -> dict[str, Any]:
-        """What `write` makes of the region that each group marks, as many regions at a time as a request may have."""
+        self,
+        groups: Sequence[list[Drawn]],
+        write: Callable[[Annotation, list[Drawn]], list[dict[str, Any]]],
+        *,
+        goes_on: bool = False,
+    ) -> tuple[dict[str, Any], list[str]]:
+        """What `write` makes of the region that each group marks, as many regions at a time as a request may have.
+
+        goes_on: whether groups that mark no region are left out, and what is wrong with them is told, instead of raised.
+        """
         result: list[dict[str, Any]] = []
         scores: list[float] = []
+        good: list[tuple[list[Drawn], RegionPrompt]] = []
+        refused: list[str] = []
         limits = self.service.limits
         picture = self._picture() if groups else None
-        for start in range(0, len(groups), limits.regions):
+        for number, group in enumerate(groups, 1):
+            assert picture is not None
+            try:
+                region = _marks(group, picture).regions()[0]
+                good.append((group, read_prompt(region, picture, limits, "Region", number)))
+            except ValueError as error:
+                if not goes_on:
+                    raise
+                refused.append(f"{group[0].type} {(group[0].id or str(number))!r:.40}: {error}")
+        for start in range(0, len(good), limits.regions):
             if picture is None or self.gone.is_set():
                 break
-            some = groups[start : start + limits.regions]
-            regions = [_marks(group, picture).regions()[0] for group in some]
-            prompts = [read_prompt(one, picture, limits, "Region", i) for i, one in enumerate(regions, start + 1)]
+            some = good[start : start + limits.regions]
+            prompts = [prompt for _, prompt in some]
             found = annotate(self.service.chat, picture, prompts, None, self.gone, limits.new_tokens)
-            for group, one in zip(some, found):
+            for (group, _), one in zip(some, found):
                 result += write(one, group)
                 scores.append(one.score)
-        return _prediction(self.service.name, result, scores)
+        return _prediction(self.service.name, result, scores), refused
 
     def _picture(self) -> np.ndarray:
         """The picture (H, W, 3): in a data URL, or in a file that Label Studio serves."""
@@ -285,9 +324,15 @@ def _chosen(drawn: list[Drawn]) -> str | None:
     return None
 
 
-def _new(labelling: Labelling, found: Annotation, chosen: str | None) -> list[dict[str, Any]]:
-    """A new region, with its text: the label that was drawn with if it is one of the shape's, or what TAP sees there."""
-    label = _label(labelling, chosen, found.concept) if labelling.shape is not None else ""
+def _new(labelling: Labelling, found: Annotation, drawn: list[Drawn]) -> list[dict[str, Any]]:
+    """A new region, with its text: the label that was drawn with if it is one of the shape's, or what TAP sees there.
+
+    A project without shapes gets the rectangle or point that was drawn, with its text.
+    """
+    if labelling.shape is None:
+        marked = next((one for one in drawn if _KINDS[one.type] == "box"), drawn[0])
+        return _texts(labelling, found, marked.model_copy(update={"id": None}))
+    label = _label(labelling, _chosen(drawn), found.concept)
     values: list[dict[str, Any]] = []
     if labelling.shape == "brushlabels":
         values = [{"format": "rle", "rle": brush_of_mask(found.mask), "brushlabels": [label]}]

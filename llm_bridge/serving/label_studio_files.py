@@ -1,4 +1,8 @@
-"""Pictures that Label Studio serves to its backends: only those of one Label Studio, which the operator has named."""
+"""Pictures that Label Studio serves to its backends: only those of one Label Studio, which the operator has named.
+
+Label Studio does not tell a backend who asks. So whoever may send tasks may have any picture described that the operator's
+token opens. Nothing else is fetched with it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import re
 from collections.abc import Mapping
 from threading import Event, Lock
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import httpx
 
@@ -18,6 +22,9 @@ logger = logging.getLogger(__name__)
 PERSONAL_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
 """A personal access token: a JSON Web Token, which is exchanged for another that is good for some minutes."""
 
+SERVED = re.compile(r"/(data/upload|data/local-files|storage-data/uploaded|(tasks|projects)/\d+/resolve)/[^\\]*")
+"""Where Label Studio serves pictures: files that were uploaded, files of its own machine, and those of a storage."""
+
 SECONDS = 20.0
 """How long Label Studio may take to answer, and then between two parts of a picture."""
 
@@ -26,8 +33,8 @@ class LabelStudioFiles:
     """Fetches a task's picture from the Label Studio at `url`, with an access token of one of its users.
 
     url: None if there is none; then every address is refused. key: a personal access token, or a legacy one, which a Label
-    Studio takes only if it was told to. Threads may share it. Redirects are not followed: a picture that lies in somebody
-    else's storage is refused, as is any other host.
+    Studio takes only if it was told to. Threads may share it. Only what lies where Label Studio serves pictures is asked for.
+    Redirects are not followed: a picture that lies in somebody else's storage is refused, as is any other host.
     """
 
     def __init__(self, url: str | None, key: str | None, most_bytes: int) -> None:
@@ -56,6 +63,12 @@ class LabelStudioFiles:
         if not is_own:
             words = (
                 f"{param} is {address!r:.60}, which does not lie on {self.url}: this server fetches from there alone."
+            )
+            raise RequestError(400, "invalid_image_url", words, param=param)
+        if not _is_served(parts.path, own.path):
+            words = (
+                f"{param} is {address!r:.60}, where Label Studio serves no pictures: expected /data/upload/…, "
+                "/data/local-files/…, or /tasks/…/resolve/…, as it writes them into tasks."
             )
             raise RequestError(400, "invalid_image_url", words, param=param)
         try:
@@ -112,3 +125,14 @@ class LabelStudioFiles:
             words = "Label Studio refuses this server's access token; the log of this server says why."
             raise RequestError(502, "upstream_error", words)
         return access
+
+
+def _is_served(path: str, own: str) -> bool:
+    """Whether pictures are served at a path of a Label Studio whose own address has the path `own`; dots lead nowhere else."""
+    read = unquote(path)
+    if any(part in (".", "..") for text in (read, unquote(read)) for part in re.split(r"[/\\]", text)):
+        return False
+    beginning = own.rstrip("/")
+    return SERVED.fullmatch(read) is not None or (
+        read.startswith(f"{beginning}/") and SERVED.fullmatch(read.removeprefix(beginning)) is not None
+    )

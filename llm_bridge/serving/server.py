@@ -92,7 +92,7 @@ def build_app(
         "POST /v1/chat/completions": lambda request: completions.complete(service, request),
         "POST /v1/predict": lambda request: x_anylabeling.predict(service, request),
         "POST /setup": lambda request: label_studio.setup(service, request),
-        "POST /predict": lambda request: label_studio.predict(service, files, request),
+        "POST /predict": lambda request: label_studio.predict(service, files, request, is_open=token is None),
         "POST /webhook": lambda request: label_studio.webhook(service, request),
     }
     routes = []

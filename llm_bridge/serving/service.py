@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from ..chat import RegionChat
 from ..pictures import PictureCache
-from .client import ServedModel, UpstreamError
+from .client import ServedModel, UpstreamError, UpstreamFailedError
 from .errors import RequestError
 from .limits import ServerLimits
 from .worker import ModelWorker
@@ -63,6 +63,10 @@ class Service:
             except ValueError as error:
                 words = str(error).replace(self.upstream or "\0", "the server behind this one")
                 raise RequestError(400, "invalid_value", words) from None
+            except UpstreamFailedError as error:
+                logger.error("%s", error)
+                words = "The server behind this one failed at the answer: try again later."
+                raise RequestError(503, "upstream_unavailable", words, retry_after=10) from None
             except (ConnectionError, TimeoutError) as error:
                 logger.error("%s", error)
                 words = "The server behind this one does not answer: try again later."

@@ -10,6 +10,8 @@ from contextlib import closing
 from threading import Event, Lock
 from typing import Any, Generic, TypeVar
 
+from tap_tokenizer import interruptible
+
 from .errors import RequestError
 
 T = TypeVar("T")
@@ -48,8 +50,9 @@ class ModelWorker:
         """What `work` yields in the models' thread, piece by piece.
 
         work: gets an event that is set as soon as nobody waits for its pieces any more: when this iterator is closed, or its
-        time is up. leaves: raises an error, which is raised here, when the client has left. `RequestError` 429 if no place is
-        free, 503 if the time is up; errors of `work` are raised here, too.
+        time is up, even while a piece is on its way to a client that reads slowly. Its next step then raises an error; see
+        `interruptible`. leaves: raises an error, which is raised here, when the client has left. `RequestError` 429 if no
+        place is free, 503 if the time is up; errors of `work` are raised here, too.
         """
         try:
             self._take_place()
@@ -64,6 +67,7 @@ class ModelWorker:
         future = self._thread.submit(self._run, job)
         future.add_done_callback(self._give_back)
         end = time.monotonic() + self.seconds
+        alarm = job.loop.call_later(self.seconds, job.gone.set)
         try:
             while True:
                 try:
@@ -83,6 +87,7 @@ class ModelWorker:
                     return
         finally:
             job.gone.set()
+            alarm.cancel()
             future.cancel()
             if watch is not None:
                 watch.cancel()
@@ -129,7 +134,7 @@ class _Job(Generic[T]):
 
     def run(self) -> None:
         try:
-            with closing(self.work(self.gone)) as pieces:  # type: ignore[type-var]
+            with interruptible(self._check), closing(self.work(self.gone)) as pieces:  # type: ignore[type-var]
                 for piece in pieces:
                     if self.gone.is_set():
                         return
@@ -137,6 +142,11 @@ class _Job(Generic[T]):
             self._send("end", None)
         except BaseException as error:  # raised where the pieces are awaited
             self._send("error", error)
+
+    def _check(self) -> None:
+        """End the work, wherever it is between two steps, if nobody waits for it."""
+        if self.gone.is_set():
+            raise RequestError(499, "client_left", "Nobody waits for the answer any more.")
 
     def _send(self, kind: str, value: Any) -> None:
         if not self.gone.is_set() and not self.loop.is_closed():

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from tap_tokenizer import before_step
+
 from .annotations import Annotation, annotate, find_annotations
 from .chat_requests import read_json
 from .conversations import check_words, read_data_url, read_prompt
@@ -102,7 +104,7 @@ async def predict(service: Service, request: Request) -> Response:
             if len(text) > limits.characters:
                 raise ValueError(f"The text has {len(text)} characters, expected at most {limits.characters}.")
         if phrase is not None:
-            found = find_annotations(service.chat, read_data_url(asked.image, limits, "image"), phrase)
+            found = find_annotations(service.chat, read_data_url(asked.image, limits, "image"), phrase, gone)
         else:
             regions = _marks(params.marks).regions()
             if len(regions) > limits.regions:
@@ -110,6 +112,7 @@ async def predict(service: Service, request: Request) -> Response:
             picture = read_data_url(asked.image, limits, "image")
             prompts = [read_prompt(region, picture, limits, "Region", i) for i, region in enumerate(regions, 1)]
             found = annotate(service.chat, picture, prompts, text, gone, limits.new_tokens)
+        before_step()
         sure = [one for one in found if one.score >= params.conf_threshold]
         return [
             shape

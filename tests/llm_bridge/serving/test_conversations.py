@@ -64,6 +64,50 @@ def test_a_mask_of_another_size_is_refused_before_it_is_read(mask: Any) -> None:
     assert refused.value.code == "invalid_value"
 
 
+NEW, NEXT = ({"type": "region", "box": [left, 1, left + 9, 20]} for left in (1, 30))
+AGAIN = {"type": "region", "name": "region1"}
+BEFORE = [image(), NEW, {"type": "text", "text": "?"}]
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words}
+
+
+@pytest.mark.parametrize(
+    ("content", "asked"),
+    [
+        ([text("Is <region> left of"), NEXT, AGAIN, text("?")], "Is region2 left of region1 ?"),
+        ([text("Is"), AGAIN, text("left of <region>?"), NEXT], "Is region1 left of region2 ?"),
+        ([text("Is <region> left of <region>?"), AGAIN, NEXT], "Is region1 left of region2 ?"),
+        ([text("Is <region> left of <region>?"), NEXT, AGAIN], "Is region2 left of region1 ?"),
+        ([text("What is <region>?"), AGAIN], "What is region1 ?"),
+        ([text("Is region2 left of"), NEXT, AGAIN, text("?")], "Is region2 left of region1 ?"),
+        ([text("Is"), NEXT, text("left of"), AGAIN, text("?")], "Is region2 left of region1 ?"),
+    ],
+)
+def test_a_region_that_is_mentioned_again_is_never_left_out(content: list[dict[str, Any]], asked: str) -> None:
+    answered = Message.model_validate({"role": "assistant", "content": "a cloud"})
+    read = read_conversation([message(*BEFORE), answered, message(*content)], ServerLimits(), Event())
+    items = read[-1]["content"]
+    assert " ".join(item.get("text") or item["name"] for item in items) == asked
+    assert [item["name"] for item in items if "box" in item] == (["region2"] if NEXT in content else [])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [text("Are <region>, <region> and <region> alike?"), NEXT, AGAIN],
+        [text("Are <region> and <region> alike?"), AGAIN],
+        [text("What is <region>?"), NEW, NEXT, AGAIN],
+    ],
+)
+def test_places_that_its_regions_do_not_fit_are_refused(content: list[dict[str, Any]]) -> None:
+    answered = Message.model_validate({"role": "assistant", "content": "a cloud"})
+    with pytest.raises(RequestError, match="<region> placeholder") as refused:
+        read_conversation([message(*BEFORE), answered, message(*content)], ServerLimits(), Event())
+    assert (refused.value.status, refused.value.param) == (400, "messages.2")
+
+
 def test_nothing_more_is_read_once_nobody_waits() -> None:
     gone = Event()
     gone.set()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import contextlib
 import io
 import json
 import socket
 import struct
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from server_requests import MODEL, data_url, picture_file
 
 from llm_bridge import RegionChat
@@ -346,6 +351,15 @@ def parameter_cases() -> Iterator[Case]:
     for name, value, status, code in (
         ("n", 2, 400, "unsupported_parameter"),
         ("n", 0, 400, "unsupported_parameter"),
+        ("n", True, 400, "unsupported_parameter"),
+        ("n", 1, 200, None),
+        ("logprobs", 0, 400, "unsupported_parameter"),
+        ("logprobs", False, 200, None),
+        ("top_logprobs", False, 400, "unsupported_parameter"),
+        ("frequency_penalty", 0.0, 200, None),
+        ("presence_penalty", False, 400, "unsupported_parameter"),
+        ("parallel_tool_calls", 1, 400, "unsupported_parameter"),
+        ("store", 0, 400, "unsupported_parameter"),
         ("logprobs", True, 400, "unsupported_parameter"),
         ("top_logprobs", 5, 400, "unsupported_parameter"),
         ("tools", [{"type": "function"}], 400, "unsupported_parameter"),
@@ -587,7 +601,58 @@ def form_cases() -> Iterator[Case]:
         yield Case(f"model {name[:30]!r}", "GET", f"/v1/models/{name}", None, 404, code)
 
 
-CASES = [case for cases in (picture_cases, region_cases, parameter_cases, form_cases) for case in cases()]
+def tensor_cases() -> Iterator[Case]:
+    """Tensors as vLLM takes them for rows of numbers; whoever unpacks a sparse one without checks writes beside its memory."""
+    sparse = torch.sparse_coo_tensor(torch.tensor([[10**9], [10**9]]), torch.ones(1), (3, 576), check_invariants=False)
+    for name, tensor in (("dense", torch.zeros(3, 576)), ("sparse", sparse), ("pickled", print)):
+        file = io.BytesIO()
+        torch.save(tensor, file)
+        packed = base64.b64encode(file.getvalue()).decode()
+        address = f"data:application/octet-stream;base64,{packed}"
+        part = {"type": "prompt_embeds", "data": packed}
+        for what, body, code in (
+            ("a part", chat(part, text()), "invalid_value"),
+            ("a part after a region", chat(image(), region(box=[5, 5, 30, 30]), part, text()), "invalid_value"),
+            ("a parameter", {**GOOD, "prompt_embeds": packed}, "unknown_parameter"),
+            ("a picture", chat(image(address), text()), "invalid_image"),
+            ("a mask", chat(image(), region(mask=address), text()), "invalid_value"),
+            ("a key of a region", chat(image(), region(box=[5, 5, 30, 30], data=packed), text()), "unknown_parameter"),
+        ):
+            yield Case(f"{name} tensor as {what}", "POST", CHAT, dumped(body), 400, code)
+        body = dumped(marks(rectangle(1, 1, 9, 9), url=address))
+        yield Case(f"{name} tensor to X-AnyLabeling", "POST", PREDICT, body, 400, "invalid_image")
+
+
+KINDS = {
+    "pictures that are none, too large, or elsewhere": picture_cases,
+    "regions, marks and masks": region_cases,
+    "parameters, messages and configurations": parameter_cases,
+    "tensors in place of rows": tensor_cases,
+    "bodies, headers, methods, hosts and paths": form_cases,
+}
+CASES_OF = {kind: list(cases()) for kind, cases in KINDS.items()}
+CASES = [case for cases in CASES_OF.values() for case in cases]
+
+
+def table() -> str:
+    """How many requests of each kind get which status, as docs/server.md shows it."""
+    statuses = sorted({case.status for case in CASES})
+    rows = [["requests", *map(str, statuses), "in all"], ["---", *["---:"] * (len(statuses) + 1)]]
+    for kind, cases in [*CASES_OF.items(), ("in all", CASES)]:
+        counts = [sum(case.status == status for case in cases) for status in statuses]
+        rows.append([kind, *(str(count or "") for count in counts), str(len(cases))])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows).replace("  |", " |")
+
+
+def test_the_documentation_counts_them() -> None:
+    written = (Path(__file__).parents[3] / "docs" / "server.md").read_text()
+    assert table() in "\n".join(line.strip() for line in written.splitlines()), table()
+
+
+def test_tensors_are_refused_unread(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "load", lambda *given, **named: pytest.fail("a tensor of a client's is unpacked"))
+    for case in CASES_OF["tensors in place of rows"]:
+        assert client.post(case.path, content=case.body, headers=case.headers).status_code == 400
 
 
 def test_there_are_at_least_three_hundred() -> None:
@@ -735,3 +800,89 @@ def test_clients_that_say_nothing_keep_nobody_out(port: int) -> None:
     finally:
         for connection in silent:
             connection.close()
+
+
+# --- slow readers -----------------------------------------------------------------------------------------------------
+
+
+async def endless(scope: Any, receive: Any, send: Any) -> None:
+    """An application whose answers never end."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await receive()
+    left = asyncio.ensure_future(receive())
+    while not left.done():
+        await send({"type": "http.response.body", "body": b"a" * 65_536, "more_body": True})
+
+
+async def long(scope: Any, receive: Any, send: Any) -> None:
+    """An application whose answers are long and complete."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"30000000")]})
+    await send({"type": "http.response.body", "body": b"a" * 30_000_000})
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    from llm_bridge.serving import guard, server
+
+    monkeypatch.setattr(guard, "READ_SECONDS", 1.0)
+    monkeypatch.setattr(server, "CONNECTIONS", 6)
+
+
+def reader(port: int) -> socket.socket:
+    """A client that has asked, and that takes little at a time."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(20)
+    connection.connect(("127.0.0.1", port))
+    connection.sendall(b"GET /slow HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    assert connection.recv(12) == b"HTTP/1.1 200"
+    return connection
+
+
+@pytest.mark.parametrize("answers", [endless, long])
+@pytest.mark.parametrize("takes", [0, 1])
+def test_clients_that_do_not_read_their_answers_keep_nobody_out(
+    impatient: None, listening: Callable[..., Any], answers: Any, takes: int
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/slow":
+            await answers(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    with listening(app) as port:
+        slow = [reader(port) for _ in range(5)]  # with whoever comes next, they are too many
+        try:
+            end = time.monotonic() + 15
+            assert sent(port, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")[9:12] == b"503"
+            while True:
+                for connection in slow if takes else ():
+                    with contextlib.suppress(OSError):
+                        connection.recv(takes)
+                answer = sent(port, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+                if answer.endswith(b"ok"):
+                    break
+                assert answer[9:12] in (b"503", b""), answer
+                assert time.monotonic() < end, "they still hold all connections"
+                time.sleep(0.1)
+        finally:
+            for connection in slow:
+                connection.close()
+
+
+def test_a_client_that_reads_on_gets_all_of_a_long_answer(impatient: None, listening: Callable[..., Any]) -> None:
+    with listening(long) as port, reader(port) as connection:
+        got = 0
+        begun = time.monotonic()
+        while part := connection.recv(1_000_000):
+            got += len(part)
+            time.sleep(max(0.0, begun + 3.0 * got / 30_000_000 - time.monotonic()))  # for longer than `READ_SECONDS`
+            if got > 30_000_000:
+                break
+    assert got > 30_000_000
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table() + "\n")

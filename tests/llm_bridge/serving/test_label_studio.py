@@ -157,6 +157,60 @@ def test_a_task_that_fails_leaves_the_others_their_predictions(
     assert "Task 2 " in caplog.text
 
 
+def test_a_region_that_cannot_be_read_leaves_the_others_their_texts(
+    client: Any, demo_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = [
+        rectangle(id="turned", image_rotation=90),
+        rectangle([50, 50, 50, 90], id="thin"),
+        keypoint(-30, 20, id="beside"),
+        {**rectangle(id="words"), "value": {"x": "left"}},
+    ]
+    bad[0]["value"] = {**bad[0]["value"], "rotation": 30}
+    drawn = [bad[0], rectangle(id="one"), bad[1], bad[2], keypoint(224, 430, id="two"), bad[3]]
+    (prediction,) = bulk(client, demo_url, drawn=drawn).json()["results"]
+    assert [(one["id"], one["type"]) for one in prediction["result"]] == [
+        ("one", "rectanglelabels"),
+        ("one", "textarea"),
+        ("two", "keypointlabels"),
+        ("two", "textarea"),
+    ]
+    (alone,) = bulk(client, demo_url, drawn=[drawn[1]]).json()["results"]
+    assert [one["value"] for one in prediction["result"][:2]] == [one["value"] for one in alone["result"]]
+    assert "Task 0 of a request of Label Studio's gets no text for 4 of its 6 regions: " in caplog.text
+    for one in bad:
+        assert f"{one['type']} {one['id']!r}: " in caplog.text
+    assert "rotated: rotate it back first." in caplog.text
+    (none,) = bulk(client, demo_url, drawn=bad).json()["results"]
+    assert none["result"] == []
+    smart = {**drawn_at(demo_url), "params": {"context": {"result": bad[:1]}}}
+    assert client.post("/predict", json=smart).status_code == 400  # what was just drawn is refused
+
+
+def test_a_project_with_texts_alone_gets_what_was_drawn_with_its_text(client: Any, demo_url: str) -> None:
+    written = (
+        '<View><Image name="img" value="$image"/><RectangleLabels name="rectangle" toName="img" smart="true">'
+        '<Label value="cloud"/></RectangleLabels><KeyPointLabels name="point" toName="img" smart="true">'
+        '<Label value="cloud"/></KeyPointLabels><TextArea name="caption" toName="img" perRegion="true"/></View>'
+    )
+    assert client.post("/setup", json={**GOLDEN["setup"], "schema": written}).status_code == 200
+    for drawn, kept in (
+        ([rectangle()], [rectangle()]),
+        ([keypoint(224, 430)], [keypoint(224, 430)]),
+        ([rectangle(), rectangle([40, 40, 200, 200])], [rectangle(), rectangle([40, 40, 200, 200])]),
+        ([keypoint(224, 430), rectangle()], [rectangle()]),
+    ):
+        body = {**drawn_at(demo_url), "label_config": written, "params": {"context": {"result": drawn}}}
+        (prediction,) = client.post("/predict", json=body).json()["results"]
+        regions, texts = prediction["result"][::2], prediction["result"][1::2]
+        for region, text, expected in zip(regions, texts, kept, strict=True):
+            assert (region["type"], region["from_name"]) == (expected["type"], expected["from_name"])
+            assert region["value"] == expected["value"]
+            assert (text["type"], text["from_name"], text["id"]) == ("textarea", "caption", region["id"])
+            assert text["value"]["text"][0]
+        assert len({region["id"] for region in regions} - {one["id"] for one in drawn}) == len(kept)
+
+
 def test_a_task_may_have_more_regions_than_are_encoded_at_once(client: Any, demo_url: str) -> None:
     boxes = [[177, 392, 271 + number, 470] for number in range(26)]
     (prediction,) = bulk(client, demo_url, drawn=[rectangle(box) for box in boxes]).json()["results"]
@@ -264,15 +318,15 @@ def studio() -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
     class Studio(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append((self.path, self.headers["Authorization"]))
-            if self.path == "/data/moved.png":
+            if self.path == "/data/upload/1/moved.png":
                 self.send_response(302)
                 self.send_header("Location", "http://127.0.0.1:9/")
                 self.end_headers()
                 return
             data = {
                 "/data/upload/1/demo.png": DEMO.read_bytes(),
-                "/data/large.png": b"\0" * 11_000_000,
-                "/data/text.png": b"hello",
+                "/data/upload/1/large.png": b"\0" * 11_000_000,
+                "/data/upload/1/text.png": b"hello",
             }
             self.send_response(200 if self.path in data else 404)
             self.end_headers()
@@ -291,6 +345,16 @@ def studio() -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
     server.server_close()
 
 
+def drawn_at(url: str) -> dict[str, Any]:
+    """A request about a rectangle on the picture at an address."""
+    return {
+        **GOLDEN["request"],
+        "tasks": [{"data": {"image": url}}],
+        "label_config": config(),
+        "params": {"context": {"result": [rectangle()]}},
+    }
+
+
 @pytest.fixture(scope="module")
 def fetching(build: Callable[..., Any], bundled_chat: RegionChat, studio: Any) -> Any:
     from starlette.testclient import TestClient
@@ -298,7 +362,8 @@ def fetching(build: Callable[..., Any], bundled_chat: RegionChat, studio: Any) -
     from llm_bridge.serving.label_studio_files import LabelStudioFiles
 
     files = LabelStudioFiles(studio[0], "key", 10_000_000)
-    return TestClient(build(bundled_chat, MODEL, files=files), base_url="http://127.0.0.1:8000")
+    app = build(bundled_chat, MODEL, files=files)
+    return TestClient(app, base_url="http://127.0.0.1:8000", client=("127.0.0.1", 50_000))
 
 
 def test_pictures_are_fetched_with_the_operators_token(fetching: Any, studio: Any, demo_url: str) -> None:
@@ -351,16 +416,16 @@ def test_a_personal_access_token_is_exchanged_and_again_when_it_has_expired(capl
         address = f"http://127.0.0.1:{server.server_port}"
         files = LabelStudioFiles(address, PERSONAL, 10_000_000)
         for _ in range(2):
-            assert files.fetch("/data/demo.png", "image", threading.Event()) == DEMO.read_bytes()
+            assert files.fetch("/data/upload/1/demo.png", "image", threading.Event()) == DEMO.read_bytes()
         assert Modern.given == 1
         Modern.given = 7  # what was given before has expired
-        assert files.fetch("/data/demo.png", "image", threading.Event()) == DEMO.read_bytes()
-        assert Modern.asked[-1] == ("/data/demo.png", "Bearer eyJ.access.8")
+        assert files.fetch("/data/upload/1/demo.png", "image", threading.Event()) == DEMO.read_bytes()
+        assert Modern.asked[-1] == ("/data/upload/1/demo.png", "Bearer eyJ.access.8")
         with pytest.raises(RequestError, match="answered 401 for image: check its access token"):
-            LabelStudioFiles(address, "legacy", 10_000_000).fetch("/data/demo.png", "image", threading.Event())
+            LabelStudioFiles(address, "legacy", 10_000_000).fetch("/data/upload/1/demo.png", "image", threading.Event())
         other = LabelStudioFiles(address, PERSONAL + "x", 10_000_000)
         with pytest.raises(RequestError) as refused:
-            other.fetch("/data/demo.png", "image", threading.Event())
+            other.fetch("/data/upload/1/demo.png", "image", threading.Event())
         assert (refused.value.status, refused.value.code) == (502, "upstream_error")
         assert "refuses the access token (401): give a new one" in caplog.text
 
@@ -368,10 +433,10 @@ def test_a_personal_access_token_is_exchanged_and_again_when_it_has_expired(capl
 @pytest.mark.parametrize(
     ("url", "code"),
     [
-        ("/data/none.png", "invalid_image_url"),
-        ("/data/moved.png", "invalid_image_url"),
-        ("/data/large.png", "invalid_image"),
-        ("/data/text.png", "invalid_value"),
+        ("/data/upload/1/none.png", "invalid_image_url"),
+        ("/data/upload/1/moved.png", "invalid_image_url"),
+        ("/data/upload/1/large.png", "invalid_image"),
+        ("/data/upload/1/text.png", "invalid_value"),
         ("http://127.0.0.1:9/data/upload/1/demo.png", "invalid_image_url"),
         ("//example.org/a.png", "invalid_image_url"),
         ("http://127.0.0.1@example.org/a.png", "invalid_image_url"),
@@ -382,12 +447,88 @@ def test_a_personal_access_token_is_exchanged_and_again_when_it_has_expired(capl
 )  # fmt: skip
 def test_nothing_is_fetched_from_anywhere_else(fetching: Any, studio: Any, url: str, code: str) -> None:
     before = len(studio[1])
-    body = {
-        **GOLDEN["request"],
-        "tasks": [{"data": {"image": url}}],
-        "label_config": config(),
-        "params": {"context": {"result": [rectangle()]}},
-    }
-    answer = fetching.post("/predict", json=body)
+    answer = fetching.post("/predict", json=drawn_at(url))
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), answer.text
-    assert len(studio[1]) - before == (1 if url.startswith("/data") else 0)
+    assert len(studio[1]) - before == (1 if url.startswith("/data/upload") and ".." not in url else 0)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/users/",
+        "/api/projects/1/export",
+        "/data/export/1.json",
+        "/",
+        "",
+        "/data/upload",
+        "/data/upload/../../api/users/",
+        "/data/upload/%2e%2e/%2e%2e/api/users/",
+        "/data/upload/%252e%252e/%252e%252e/api/users/",
+        "/data/upload/..%5c..%5capi/users/",
+        "/data/upload/1\\..\\..\\api",
+        "/api/users/?x=/data/upload/1/demo.png",
+        "/api/users/#/data/upload/1/demo.png",
+        "/xdata/upload/1/demo.png",
+        "/x/data/upload/1/demo.png",
+        "/tasks/1/resolvers/",
+        "/tasks/me/resolve/",
+    ],
+)
+def test_nothing_but_pictures_is_fetched_from_label_studio(fetching: Any, studio: Any, path: str) -> None:
+    address, asked = studio
+    before = len(asked)
+    for url in (path, address + path):
+        answer = fetching.post("/predict", json=drawn_at(url))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_image_url"), answer.text
+    assert len(asked) == before
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("http://127.0.0.1:8080", "/data/upload/9/a picture.png"),
+        ("http://127.0.0.1:8080", "/data/upload/9/100%25.png"),
+        ("http://127.0.0.1:8080", "/data/local-files/?d=pictures/a.png"),
+        ("http://127.0.0.1:8080", "/tasks/12/resolve/?fileuri=czM6Ly9hL2IucG5n"),
+        ("http://127.0.0.1:8080/", "/projects/3/resolve/?fileuri=czM6Ly9hL2IucG5n"),
+        ("http://127.0.0.1:8080/studio", "/studio/data/upload/9/a.png"),
+    ],
+)
+def test_pictures_are_known_by_their_paths(url: str, path: str) -> None:
+    from urllib.parse import urlsplit
+
+    from llm_bridge.serving.label_studio_files import _is_served
+
+    assert _is_served(urlsplit(path).path, urlsplit(url).path)
+
+
+@pytest.mark.parametrize(
+    ("token", "peer", "headers", "status"),
+    [
+        (None, "127.0.0.1", {}, 200),
+        (None, "::1", {}, 200),
+        (None, "192.0.2.7", {}, 403),
+        (None, "127.0.0.1", {"X-Forwarded-For": "192.0.2.7"}, 403),
+        (None, "127.0.0.1", {"Forwarded": "for=192.0.2.7"}, 403),
+        ("correct-horse-battery", "192.0.2.7", {}, 401),
+        ("correct-horse-battery", "127.0.0.1", {}, 401),
+        ("correct-horse-battery", "192.0.2.7", {"Authorization": "Bearer correct-horse-battery"}, 200),
+    ],
+)
+def test_pictures_are_fetched_only_for_clients_with_the_token_or_on_this_machine(
+    build: Callable[..., Any], bundled_chat: RegionChat, studio: Any, demo_url: str,
+    token: str | None, peer: str, headers: dict[str, str], status: int,
+) -> None:  # fmt: skip
+    from starlette.testclient import TestClient
+
+    from llm_bridge.serving.label_studio_files import LabelStudioFiles
+
+    app = build(bundled_chat, MODEL, files=LabelStudioFiles(studio[0], "key", 10_000_000), token=token)
+    client = TestClient(app, base_url="http://127.0.0.1:8000", client=(peer, 50_000), headers=headers)
+    before = len(studio[1])
+    answer = client.post("/predict", json=drawn_at("/data/upload/1/demo.png"))
+    assert answer.status_code == status, answer.text
+    assert len(studio[1]) - before == (status == 200)
+    if status == 403:
+        assert "start it with REGION_CHAT_TOKEN" in answer.json()["error"]["message"]
+        assert client.post("/predict", json=drawn_at(demo_url)).status_code == 200  # a picture that it brings itself

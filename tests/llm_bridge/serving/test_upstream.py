@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from http_answers import answering, served
-from server_requests import MODEL
+from server_requests import MODEL, data_url, picture_file
 
 from llm_bridge import RegionChat
 
@@ -22,8 +22,23 @@ REFUSALS = {
     "width": (400, "expected hidden_size 64"),
     "full": (429, "Too many requests"),
     "starting": (503, "Service Unavailable"),
+    "failed": (500, "EngineCore encountered an issue. See stack trace for the root cause."),
+    "proxy": (504, "Gateway Time-out"),
 }
 """What it says instead, by its reason."""
+
+HALF = 'data: {"choices": [{"delta": {"content": " a"}}]}\n\n'
+BROKEN = {
+    "malformed": (502, HALF + 'data: {"choices": [{"delta"\n\n'),
+    "a number": (502, HALF + "data: 5\n\n"),
+    "choices that are none": (502, HALF + 'data: {"choices": [5]}\n\n'),
+    "no delta": (502, HALF + 'data: {"choices": [{"text": "a"}]}\n\n'),
+    "nested": (502, HALF + "data: " + "[" * 100_000 + "\n\n"),
+    "aborted": (503, HALF + 'data: {"choices": [{"delta": {}, "finish_reason": "abort"}]}\n\n'),
+    "an error": (503, HALF + 'data: {"error": {"message": "EngineDeadError"}}\n\n'),
+    "an end": (503, HALF),
+}
+"""Streams that are no answers, and what our clients are told."""
 
 
 class Upstream:
@@ -32,6 +47,7 @@ class Upstream:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.reason, self.together = "stop", Barrier(1)
+        self.words = (" a pink", " cloud", " above")
         models = {"object": "list", "data": [{"id": "lm", "max_model_len": 1024}]}
         self.http = answering(lambda request: (200, models), self._post)
         self.address = f"http://127.0.0.1:{self.http.server_port}/v1"
@@ -42,7 +58,9 @@ class Upstream:
         if self.reason in REFUSALS:
             status, words = REFUSALS[self.reason]
             return status, {"error": {"message": words}}
-        choices: list[dict[str, Any]] = [{"delta": {"content": word}} for word in (" a pink", " cloud", " above")]
+        if self.reason in BROKEN:
+            return 200, BROKEN[self.reason][1]
+        choices: list[dict[str, Any]] = [{"delta": {"content": word}} for word in self.words]
         choices.append({"delta": {}, "finish_reason": self.reason})
         chunks: list[dict[str, Any]] = [{"choices": [choice]} for choice in choices]
         chunks.append({"choices": [], "usage": {"completion_tokens": 7}})
@@ -106,6 +124,8 @@ def test_tap_does_one_thing_at_a_time_although_many_are_under_way(
     demo_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    upstream.words = (" region1", " and region3", " and region2")
+    upstream.together = Barrier(6)  # all are answered at the same time
     boxes = [[177, 392, 271, 470], [40, 40, 200, 200], [10, 10, 300, 300], [100, 50, 400, 450]]
 
     def annotated(box: list[int]) -> Any:
@@ -113,27 +133,67 @@ def test_tap_does_one_thing_at_a_time_although_many_are_under_way(
         return client.post("/v1/predict", json={"model": MODEL, "image": demo_url, "params": {"marks": [mark]}}).json()
 
     expected = [annotated(box) for box in boxes]
+    three = [{"type": "region", "box": box} for box in boxes[:3]]
+    asked_of_three = [{"role": "user", "content": [messages[0]["content"][0], *three, {"type": "text", "text": "?"}]}]
     inside: list[int] = []
     most: list[int] = []
+
+    def watched(original: Callable[..., Any]) -> Callable[..., Any]:
+        def one_of_many(*given: Any, **named: Any) -> Any:
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.05)
+            try:
+                return original(*given, **named)
+            finally:
+                inside.pop()
+
+        return one_of_many
+
+    from tap_tokenizer.region_decoder import RegionDecoder
+
+    monkeypatch.setattr(RegionDecoder, "run", watched(RegionDecoder.run))
+    monkeypatch.setattr(RegionDecoder, "masks", watched(RegionDecoder.masks))
+    bundled_chat.processor.encoder._rows.clear()
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(ask, client, asked_of_three) for _ in range(6)]
+        assert list(pool.map(annotated, boxes)) == expected
+        for answer in asked:
+            named = answer.result().json()["choices"][0]["message"]["mentioned"]
+            assert [one["name"] for one in named] == ["region1", "region3", "region2"]
+            for one, box in zip(named, (boxes[0], boxes[2], boxes[1])):
+                assert (one["box"], one["image"]) == (box, 0)
+                assert one["mask"]["size"] == [512, 512]
+    assert len(most) >= 15
+    assert set(most) == {1}
+
+
+def test_regions_that_an_answer_names_are_encoded_in_one_go(
+    client: Any, upstream: Upstream, bundled_chat: RegionChat, messages: Any, demo_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    upstream.words = ("region4, region2", " and region1 and region9")
+    other = {"type": "image_url", "image_url": {"url": data_url(picture_file())}}
+    small = [{"type": "region", "box": [5, 5, 30, 30]}, {"type": "region", "box": [9, 9, 40, 40]}]
+    content = [*messages[0]["content"][:3], {"type": "region", "box": [40, 40, 200, 200]}, other, *small]
+    count: list[int] = []
     encode = bundled_chat.region_tokenizer.encode
 
-    def watched(*given: Any, **named: Any) -> Any:
-        inside.append(1)
-        most.append(len(inside))
-        time.sleep(0.05)
-        try:
-            return encode(*given, **named)
-        finally:
-            inside.pop()
+    def counted(*given: Any, **named: Any) -> Any:
+        count.append(sum(map(len, named["prompts"])))
+        return encode(*given, **named)
 
-    monkeypatch.setattr(bundled_chat.region_tokenizer, "encode", watched)
-    bundled_chat.processor.encoder._rows.clear()
-    with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(ask, client, messages) for _ in range(2)]
-        assert list(pool.map(annotated, boxes)) == expected
-        assert [one.result().status_code for one in asked] == [200, 200]
-    assert len(most) >= 5
-    assert set(most) == {1}
+    monkeypatch.setattr(bundled_chat.region_tokenizer, "encode", counted)
+    answer = ask(client, [{"role": "user", "content": [*content, {"type": "text", "text": "?"}]}]).json()
+    named = answer["choices"][0]["message"]["mentioned"]
+    assert [(one["name"], one["image"], one["mask"]["size"]) for one in named] == [
+        ("region4", 1, [48, 64]),
+        ("region2", 0, [512, 512]),
+        ("region1", 0, [512, 512]),
+    ]
+    assert [one["box"] for one in named] == [[9, 9, 40, 40], [40, 40, 200, 200], messages[0]["content"][2]["box"]]
+    assert count[-1] == 3
+    assert 3 not in count[:-1]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +204,8 @@ def test_tap_does_one_thing_at_a_time_although_many_are_under_way(
         ("width", 502, "upstream_error"),
         ("full", 503, "upstream_unavailable"),
         ("starting", 503, "upstream_unavailable"),
+        ("failed", 503, "upstream_unavailable"),
+        ("proxy", 503, "upstream_unavailable"),
     ],
 )
 def test_what_its_operator_must_mend_is_not_told_to_clients_as_their_fault(
@@ -165,6 +227,25 @@ def test_what_its_operator_must_mend_is_not_told_to_clients_as_their_fault(
     for got in (answer, streamed):
         assert REFUSALS[reason][1] not in got.text
     assert caplog.text.count(REFUSALS[reason][1]) == 2
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_a_stream_that_is_no_answer_is_not_told_as_the_clients_fault(
+    client: Any, upstream: Upstream, messages: Any, caplog: pytest.LogCaptureFixture, reason: str
+) -> None:
+    status = BROKEN[reason][0]
+    code = {502: "upstream_error", 503: "upstream_unavailable"}[status]
+    upstream.reason = reason
+    answer = ask(client, messages)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    assert ("Retry-After" in answer.headers) == (status == 503)
+    streamed = ask(client, messages, stream=True)
+    assert f'"code": "{code}"' in streamed.text
+    for got in (answer, streamed):
+        assert "EngineDeadError" not in got.text
+        assert "127.0.0.1" not in got.text
+    assert upstream.asked
+    assert caplog.text.count("which is not OpenAI's form" if status == 502 else "broke off its answer") == 2
 
 
 def test_its_faults_are_told_without_its_address(client: Any, upstream: Upstream, messages: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from threading import Event
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from llm_bridge.serving.errors import RequestError
 from llm_bridge.serving.worker import ModelWorker
+from tap_tokenizer import before_step
 
 
 async def gathered(worker: ModelWorker, work: Any) -> list[Any]:
@@ -111,6 +113,32 @@ def test_time_is_up_for_what_waits_and_for_what_works() -> None:
             await asyncio.sleep(0.01)
 
     asyncio.run(main())
+    worker.close()
+
+
+def test_work_ends_at_its_next_step_however_slowly_its_pieces_are_taken() -> None:
+    worker = ModelWorker(places=4, seconds=0.2)
+    steps: list[int] = []
+
+    def steady(gone: Event) -> Iterator[int]:
+        yield 1
+        for step in range(200):  # which takes ten seconds
+            before_step()
+            steps.append(step)
+            time.sleep(0.05)
+        yield 2
+
+    async def main() -> None:
+        pieces = worker.pieces(steady)
+        assert await anext(pieces) == 1
+        await asyncio.sleep(0.6)  # a client that takes its time
+        assert worker.taken == 0
+        with pytest.raises(RequestError) as late:
+            await anext(pieces)
+        assert (late.value.status, late.value.code) == (503, "timeout")
+
+    asyncio.run(main())
+    assert len(steps) < 20
     worker.close()
 
 

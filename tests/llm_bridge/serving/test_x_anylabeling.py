@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -142,6 +145,64 @@ def test_finer_masks_have_more_points_and_unsure_ones_are_left_out(client: Any, 
     (fine,), (coarse,) = (predict(client, demo_url, mark, epsilon_factor=epsilon) for epsilon in (0.0005, 0.02))
     assert len(fine["points"]) > 2 * len(coarse["points"]) >= 8
     assert predict(client, demo_url, mark, conf_threshold=fine["score"] + 0.001) == []
+
+
+def test_a_search_ends_with_the_time_of_its_request(
+    build: Callable[..., Any], bundled_chat: RegionChat, demo_url: str, taught: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from starlette.testclient import TestClient
+
+    from llm_bridge.serving.limits import ServerLimits
+    from tap_tokenizer.region_decoder import RegionDecoder
+
+    asked: list[int] = []
+    run = RegionDecoder.run
+
+    def slow(self: Any, *given: Any, **named: Any) -> Any:
+        asked.append(1)
+        time.sleep(0.5)
+        return run(self, *given, **named)
+
+    monkeypatch.setattr(RegionDecoder, "run", slow)
+    app = build(bundled_chat, MODEL, limits=ServerLimits(seconds=2))
+    client = TestClient(app, base_url="http://127.0.0.1:8000")
+    answer = client.post("/v1/predict", json={**GOLDEN["text_request"], "image": demo_url}, headers={"Token": ""})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "timeout")
+    end = time.monotonic() + 10
+    while app.state.service.worker.taken:
+        assert time.monotonic() < end, "the search goes on"
+        time.sleep(0.02)
+    assert len(asked) <= 5  # of sixteen and more
+
+
+def test_an_answer_about_what_was_found_ends_at_its_next_token(
+    bundled_chat: RegionChat, demo_url: str, taught: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm_bridge.generation import LocalSpeaker
+    from llm_bridge.serving.annotations import find_annotations
+    from tap_tokenizer import interruptible
+
+    class LeftError(Exception):
+        pass
+
+    gone = Event()
+    told: list[Any] = []
+    say = LocalSpeaker.say
+
+    def left(self: Any, *given: Any, **named: Any) -> str:
+        gone.set()
+        told.append(named["tally"])
+        return say(self, *given, **named)
+
+    def check() -> None:
+        if gone.is_set():
+            raise LeftError
+
+    monkeypatch.setattr(LocalSpeaker, "say", left)
+    monkeypatch.setattr(LocalSpeaker, "log_probabilities", lambda *given: pytest.fail("it is asked on"))
+    with interruptible(check), pytest.raises(LeftError):
+        find_annotations(bundled_chat, picture_of(demo_url), "the cloud", gone)
+    assert [tally.tokens for tally in told] == [1]
 
 
 def picture_of(url: str) -> np.ndarray:
