@@ -182,6 +182,17 @@ def test_weights_that_leave_float32_are_reported_and_warned_of_once(
     assert float((again - before).norm() / before.norm()) < 0.05
 
 
+def test_features_of_another_precision_are_refused(picture: Image.Image) -> None:
+    tokenizer = TapRegionTokenizer.from_pretrained("tap-tiny", encoder_precision="int8")
+    rounded = tokenizer.embed_image([picture])
+    assert rounded[0].encoder_precision == "int8"
+    tokenizer.model.encoder_precision = "float32"
+    with pytest.raises(ValueError, match="were encoded in int8, and encoder_precision is now 'float32': embed"):
+        tokenizer.encode(features=rounded, boxes=[[[1, 1, 20, 20]]])
+    with pytest.raises(ValueError, match="one encoder_precision"):
+        type(rounded).concatenate([rounded, tokenizer.embed_image([picture])])
+
+
 def test_the_shell_can_ask_for_it() -> None:
     parser = argparse.ArgumentParser()
     add_model_flags(parser)
