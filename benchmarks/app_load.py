@@ -3,7 +3,7 @@
     python benchmarks/app_load.py --users 20 --seconds 120
     python benchmarks/app_load.py --users 20 --seconds 60 --hostile
 
-Starts the page on the bundled models in a process of its own; then every user loads a picture, asks about a region, asks
+Starts the page on region-chat-tiny in a process of its own; then every user loads a picture, asks about a region, asks
 a follow-up, and begins again until the time is over, over HTTP as a browser does. Nothing may be lost or mixed up: every
 question must get the answer that the model gives to it alone. Prints a table of latencies; exit code 1 if anything was lost.
 
@@ -41,6 +41,9 @@ from llm_bridge import RegionChat
 from tap_tokenizer import counted
 
 ROOT = Path(__file__).parents[1]
+BRIDGE = "region-chat-tiny"
+"""Which bridge the page asks, and whose answers are expected of it."""
+
 QUESTIONS = ("What is <region>, and where is it?", "What colour is region1?")
 LOADED, ENCODED, POINTED, CLICKED, SEEN, ANSWERED, FOLLOWED = STEPS = (
     "picture loaded",
@@ -215,7 +218,7 @@ ATTACKS = (ask_for_the_most, fill_the_queue, invent_sessions)
 
 def make_tasks(count: int) -> list[Task]:
     """GlyphScenes, and what the bundled model says of one object of each."""
-    chat = RegionChat.from_pretrained("region-chat-tiny")
+    chat = RegionChat.from_pretrained(BRIDGE)
     tasks = []
     for index in range(count):
         drawn = draw_scene(make_scene(index, "test", 0), 512)
@@ -233,7 +236,8 @@ def make_tasks(count: int) -> list[Task]:
 @contextmanager
 def served(port: int, users: int) -> Iterator[str]:
     """The page in a process of its own, while the block runs."""
-    command = [sys.executable, "-m", "llm_bridge", "app", "--port", str(port), "--queue", str(2 * users)]
+    command = [sys.executable, "-m", "llm_bridge", "app", "--model", BRIDGE, "--port", str(port)]
+    command += ["--queue", str(2 * users)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -32,20 +32,33 @@ def main() -> None:
     most = 8 if arguments.quick else arguments.most
     model = make_tap(arguments)
     found: list[dict[str, Any]] = []
+    device = arguments.device
     print(describe_machine(), flush=True)
-    grow(found, "regions of a picture", regions(model), [n for n in (1, 4, 16, 64, 256, 1024, 4096) if n <= most])
+    grow(
+        found, "regions of a picture", regions(model), [n for n in (1, 4, 16, 64, 256, 1024, 4096) if n <= most], device
+    )
     small = TapRegionTokenizer.from_pretrained("tap-tiny", device=arguments.device)
-    grow(found, "pictures, 4 regions each, tap-tiny", pictures(small), [1, 2] if arguments.quick else [1, 4, 16, 64])
-    grow(found, "words of 64 captions", words(model), [2, 4, 8] if arguments.quick else [4, 8, 16, 32])
+    grow(
+        found,
+        "pictures, 4 regions each, tap-tiny",
+        pictures(small),
+        [1, 2] if arguments.quick else [1, 4, 16, 64],
+        device,
+    )
+    grow(found, "words of 64 captions", words(model), [2, 4, 8] if arguments.quick else [4, 8, 16, 32], device)
     widths = [64, 128] if arguments.quick else [256, 512, 1024]
-    grow(found, "language model, M parameters; 256 regions of 16 pictures in one call", bridge(small), widths)
+    grow(found, "language model, M parameters; 256 regions of 16 pictures in one call", bridge(small), widths, device)
     lines = ["| | number | seconds | of one | memory beside the model, MiB | time / work |", "|---" * 6 + "|"]
     for row in found:
         lines.append(
             f"| {row['axis']} | {row['number']:.4g} | {row['seconds']:.3g} | {row['seconds'] / row['number']:.3g} | "
             f"{row['bytes'] / 2**20:.0f} | {row['growth']:.2f} |"
         )
-    text = f"{describe_machine()}; TAP-{arguments.size}, {arguments.dtype}\n\n" + "\n".join(lines) + "\n"
+    text = (
+        f"{describe_machine()}; TAP-{arguments.size}, {arguments.dtype} on {arguments.device}\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
     print(f"\n{text}")
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "growth.md").write_text(text)
@@ -53,16 +66,20 @@ def main() -> None:
 
 
 def grow(
-    found: list[dict[str, Any]], axis: str, make: Callable[[int], tuple[float, Callable[[], Any]]], numbers: list[int]
+    found: list[dict[str, Any]],
+    axis: str,
+    make: Callable[[int], tuple[float, Callable[[], Any]]],
+    numbers: list[int],
+    device: str,
 ) -> None:
-    """Adds a row for each number, whose work `make` gives as (amount, call)."""
+    """Adds a row for each number, whose work `make` gives as (amount, call), with the height of the device's memory."""
     before: dict[str, Any] | None = None
     for number in numbers:
         amount, way = make(number)
         if before is None or before["seconds"] < 1:
             way()  # warm up, where that is no waste
         times: list[float] = []
-        height = peak_bytes("cpu", lambda way=way, times=times: times.append(seconds_of(way)))  # type: ignore[misc]
+        height = peak_bytes(device, lambda way=way, times=times: times.append(seconds_of(way)))  # type: ignore[misc]
         seconds = min([*times, *(seconds_of(way) for _ in range(2))]) if times[0] < 1 else times[0]
         row = {"axis": axis, "number": amount, "seconds": seconds, "bytes": height, "growth": 1.0}
         if before is not None:
@@ -108,9 +125,10 @@ def bridge(tokenizer: TapRegionTokenizer) -> Callable[[int], tuple[float, Callab
         )  # fmt: skip
         model = RegionBridgeForConditionalGeneration.from_language_model(
             LlamaForCausalLM(config), region_tokenizer=tokenizer, text_tokenizer=text
-        ).eval()
+        )
+        model = model.eval().to(device=tokenizer.device)
         processor = RegionBridgeProcessor.for_bridge(model.config, text, tokenizer)
-        inputs = processor(["<region>" * 16] * 16, seen, boxes=boxes)
+        inputs = processor(["<region>" * 16] * 16, seen, boxes=boxes).to(tokenizer.device)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         return millions, lambda: model.generate(**inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False)
 

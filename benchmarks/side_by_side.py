@@ -39,11 +39,13 @@ TINY = {
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.1}
 """How far the fast way may be from the plain one, as a share of the largest value: rounding, and in half precision the
 rounding of two formulations of which neither is exact."""
+TOLERANCE_OF_INT8 = 0.2
+"""The same for int8: rounding of rows and weights to 7 or 8 bits in every layer. Its tokens were evaluated (README.md)."""
 
 
 @dataclass
 class Row:
-    """One thing done in several ways; "plain" and "fast" are ours, and must agree.
+    """One thing done in several ways; "plain" and "fast" are ours, and must agree, as must `others` that are among the ways.
 
     ways: no arguments, one result; values of a result that is a mapping are compared one by one, any others are compared
     as they are. bytes: what has to be moved at least, weights and results. rounds: None, or how often at most.
@@ -53,6 +55,7 @@ class Row:
     ways: Mapping[str, Callable[[], Any]]
     bytes: float
     rounds: int = 15
+    others: Sequence[str] = ()
 
 
 def arguments_of(description: str | None, **more: dict[str, Any]) -> argparse.Namespace:
@@ -115,44 +118,56 @@ def compare(title: str, rows: Sequence[Row], arguments: argparse.Namespace) -> l
     print(head, flush=True)
     found = []
     for row in rows:
-        operations, once = check(row, dtype)
+        operations, off, once = check(row, dtype)
         rounds = max(1, min(row.rounds, int(arguments.seconds / once)))
         seconds = interleaved(row.ways, rounds)
         floor = max(operations["fast"] / rates["matrix"], row.bytes / rates["copy"])
         bound = "operations" if operations["fast"] / rates["matrix"] >= row.bytes / rates["copy"] else "bytes"
         found.append(
-            {"row": row.name, "seconds": seconds, "rounds": rounds, "operations": operations, "bytes": row.bytes,
-             "floor": floor, "bound": bound}
+            {"row": row.name, "seconds": seconds, "rounds": rounds, "operations": operations, "off": off,
+             "bytes": row.bytes, "floor": floor, "bound": bound}
         )  # fmt: skip
         print(f"  {row.name}: " + ", ".join(f"{name} {value:.4g} s" for name, value in seconds.items()), flush=True)
     write(title, head, found, arguments.output)
     return found
 
 
-def check(row: Row, dtype: torch.dtype) -> tuple[dict[str, int], float]:
-    """Plain and fast give the same: tensors up to rounding, ids exactly. Stops the benchmark if they do not.
+def check(row: Row, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, float], float]:
+    """All of our ways give the same as the plain one: tensors up to rounding, ids exactly. Stops the benchmark if they do not.
 
-    Gives the operations of both, and about how many seconds all ways take.
+    Every way runs once before it is timed, because what is computed once for the weights is not the row's. Gives the operations
+    of plain and fast, how far each of the others is from plain (as `TOLERANCES`), and about how many seconds all ways take.
     """
-    row.ways["fast"]()  # what is computed once for the weights is not the row's
+    for name, way in row.ways.items():
+        if name != "plain":
+            way()
     begun = time.perf_counter()
     (plain, slow_count), (fast, count) = (operations_of(row.ways[name]) for name in ("plain", "fast"))
-    operations = {"plain": slow_count, "fast": count}
     seconds = (time.perf_counter() - begun) * len(row.ways) / 2
-    names = plain.keys() if isinstance(plain, Mapping) else [None]
-    for name in names:
-        one, other = (value if name is None else value[name] for value in (plain, fast))
-        if one is None and other is None:
+    off = {"fast": difference(row.name, "fast", plain, fast, dtype)}
+    for name in row.others:
+        if name in row.ways:
+            off[name] = difference(row.name, name, plain, row.ways[name](), dtype)
+    return {"plain": slow_count, "fast": count}, off, seconds
+
+
+def difference(row: str, way: str, plain: Any, other: Any, dtype: torch.dtype) -> float:
+    """How far the result of a way is from the plain one, at most; stops the benchmark if that is too far."""
+    largest = 0.0
+    for name in plain.keys() if isinstance(plain, Mapping) else [None]:
+        one, two = (value if name is None else value[name] for value in (plain, other))
+        if one is None and two is None:
             continue
         if not one.is_floating_point():  # ids: in half precision, near ties may fall either way
-            share = float((one != other).float().mean())
+            share = float((one != two).float().mean())
             if share > (0 if dtype == torch.float32 else 0.2):
-                raise SystemExit(f"{row.name}: {share:.1%} of the ids differ between plain and fast")
+                raise SystemExit(f"{row}: {share:.1%} of the ids differ between plain and {way}")
             continue
-        error = float((one.float() - other.float()).abs().max() / one.float().abs().max().clamp(min=1))
-        if not error <= TOLERANCES[dtype]:
-            raise SystemExit(f"{row.name}: {name or 'the result'} differs by {error:.2g} between plain and fast")
-    return operations, seconds
+        error = float((one.float() - two.float()).abs().max() / one.float().abs().max().clamp(min=1))
+        if not error <= (TOLERANCE_OF_INT8 if way == "int8" else TOLERANCES[dtype]):
+            raise SystemExit(f"{row}: {name or 'the result'} differs by {error:.2g} between plain and {way}")
+        largest = max(largest, error)
+    return largest
 
 
 def operations_of(way: Callable[[], Any]) -> tuple[Any, int]:
@@ -188,18 +203,27 @@ def operations_by_operator(way: Callable[[], Any]) -> tuple[Any, dict[str, int]]
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: milliseconds of each way, the ratio plain / fast, the floor and the share of it that is reached."""
+    """Markdown: milliseconds of each way, the ratio plain / fast, the floor and the share of it that is reached.
+
+    Others of our ways have their own ratio, and how far they are from plain. The floor is one of the weights' dtype, so it is
+    compared with the fast way alone.
+    """
     ways = list(dict.fromkeys(name for row in found for name in row["seconds"]))
-    columns = [*(f"{name}, ms" for name in ways), "plain / fast", "10⁹ operations plain → fast", "floor, ms", "reached"]
+    others = list(dict.fromkeys(name for row in found for name in row["off"] if name != "fast"))
+    columns = [*(f"{name}, ms" for name in ways), "plain / fast"]
+    columns += [column for name in others for column in (f"plain / {name}", f"{name} is off by")]
+    columns += ["10⁹ operations plain → fast", "floor, ms", "reached by fast" if others else "reached"]
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row in found:
         seconds, operations = row["seconds"], row["operations"]
         cells = [f"{1e3 * seconds[name]:.4g}" if name in seconds else "" for name in ways]
-        lines.append(
-            f"| {row['row']} | {' | '.join(cells)} | **{seconds['plain'] / seconds['fast']:.2f}** | "
-            f"{operations['plain'] / 1e9:.4g} → {operations['fast'] / 1e9:.4g} | "
-            f"{1e3 * row['floor']:.4g} ({row['bound']}) | {row['floor'] / seconds['fast']:.0%} |"
-        )
+        for name in ("fast", *others):
+            cells.append(f"**{seconds['plain'] / seconds[name]:.2f}**" if name in seconds else "")
+            if name != "fast":
+                cells.append(f"{row['off'][name]:.2g}" if name in row["off"] else "")
+        cells.append(f"{operations['plain'] / 1e9:.4g} → {operations['fast'] / 1e9:.4g}")
+        cells += [f"{1e3 * row['floor']:.4g} ({row['bound']})", f"{row['floor'] / seconds['fast']:.0%}"]
+        lines.append(f"| {row['row']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from typing import Any  # noqa: E402
 PICTURE = Path(__file__).parents[1] / "llm_bridge" / "pretrained" / "region-chat-tiny" / "demo.png"
 BOX = [177.0, 392.0, 271.0, 470.0]
 QUESTION = "What is this?"
-STAGES = ("start", "import", "load", "picture", "tokens", "prefill", "words")
+STAGES = ("start", "import", "load", "picture", "context", "tokens", "prefill", "words")
 Kept = dict[str, Any]
 Steps = dict[str, Callable[[Kept], None]]
 
@@ -115,6 +115,13 @@ def encode_picture(kept: Kept) -> None:
     kept["processor"].embed_image(kept["picture"])
 
 
+def see_context(kept: Kept) -> None:
+    """What the bridge's prompts show of the whole picture, once for all questions about it, if they show any of it."""
+    if kept["processor"].context.slots:
+        content = [{"type": "image", "image": kept["picture"]}]
+        kept["processor"].apply_chat_template([{"role": "user", "content": content}], tokenize=True, return_dict=True)
+
+
 def encode_regions(kept: Kept) -> None:
     """The region and the question, as the language model reads them."""
     content = [
@@ -141,12 +148,25 @@ def answer(words: int | None) -> Callable[[Kept], None]:
 # --- what one would take instead; random weights ----------------------------------------------------------------------
 
 
-def load_crop(kept: Kept) -> None:
-    """The language model of a bridge beside a vision encoder of SigLIP-B's shape at 224 pixels: 256 tokens of a crop."""
-    import torch
-    from transformers import SiglipVisionConfig, SiglipVisionModel
+def import_crop(kept: Kept) -> None:
+    """What the language model of a bridge needs, and a vision encoder."""
+    from transformers import SiglipVisionModel  # noqa: F401 - it is what is timed
 
-    load_bridge(kept)
+    from llm_bridge import RegionBridgeForConditionalGeneration
+
+    kept["class"] = RegionBridgeForConditionalGeneration
+
+
+def load_crop(kept: Kept) -> None:
+    """The language model of a bridge, without TAP, beside a vision encoder of SigLIP-B's shape at 224 pixels: 256 tokens."""
+    import torch
+    from transformers import AutoTokenizer, SiglipVisionConfig, SiglipVisionModel
+
+    source = Path(kept["source"])
+    folder = source if source.is_dir() else PICTURE.parents[1] / source  # a bundled bridge by its name
+    kept["model"] = kept["class"].from_pretrained(folder, dtype="auto").eval()
+    kept["text"] = AutoTokenizer.from_pretrained(folder)
+    kept["bytes"] = {"load": bytes_of(kept["model"]), "words": bytes_of(kept["model"])}
     config = SiglipVisionConfig(image_size=224, patch_size=14)
     width = kept["model"].get_input_embeddings().weight.shape[1]
     kept["sight"] = SiglipVisionModel(config).eval().to(kept["model"].dtype)
@@ -169,7 +189,7 @@ def encode_crop(kept: Kept) -> None:
     with torch.no_grad():
         pixels = pixels_of(kept["picture"].crop(BOX).resize((224, 224))).to(model.dtype)
         seen = kept["projector"](kept["sight"](pixels).last_hidden_state)
-        question = kept["processor"].tokenizer(QUESTION, return_tensors="pt").input_ids
+        question = kept["text"](QUESTION, return_tensors="pt").input_ids
         prompt = torch.cat([seen, model.get_input_embeddings()(question)], dim=1)
     kept["prompt"] = {"inputs_embeds": prompt, "attention_mask": prompt.new_ones(prompt.shape[:2], dtype=torch.long)}
     kept["model"] = model
@@ -214,6 +234,55 @@ def cut_out(kept: Kept) -> None:
     kept["prompt"] = {"pixel_values": pixels_of(Image.fromarray(pixels).crop(BOX).resize((side, side)))}
 
 
+# --- TAP's own code, from the original's repository; random weights ---------------------------------------------------
+
+
+def import_original(kept: Kept) -> None:
+    """What the original's code imports."""
+    sys.path.insert(0, str(kept["source"]))
+    from tokenize_anything import model_registry
+
+    kept["registry"] = model_registry
+
+
+def load_original(kept: Kept) -> None:
+    """Its TAP-B; made, not read. Words are those of its caption decoder."""
+    kept["model"] = kept["registry"]["tap_vit_b"](device="cpu", dtype="float32")
+    weights = bytes_of(kept["model"]) if hasattr(kept["model"], "parameters") else 0
+    kept["bytes"] = {"load": weights, "words": 0}
+
+
+def encode_for_original(kept: Kept) -> None:
+    """Open and encode the picture."""
+    import numpy as np
+
+    open_picture(kept)
+    picture = np.asarray(kept["picture"].resize((1024, 1024)))[None]
+    inputs = kept["model"].get_inputs({"img": picture})
+    kept["inputs"] = {**inputs, **kept["model"].get_features(inputs)}
+
+
+def ask_original(kept: Kept) -> None:
+    """Masks and tokens of the region; it always makes both."""
+    import numpy as np
+
+    width, height = kept["picture"].size
+    left, top, right, bottom = BOX
+    corners = [[left / width * 1024, top / height * 1024, 2.0], [right / width * 1024, bottom / height * 1024, 3.0]]
+    kept["model"].get_outputs({**kept["inputs"], "points": np.array([corners], dtype=np.float32)})
+
+
+def caption_by_original(kept: Kept) -> None:
+    """A caption of a random token, as long as it makes it."""
+    import torch
+
+    kept["model"].generate_text(torch.randn(1, 1, 256, generator=torch.Generator().manual_seed(0)))
+
+
+def nothing(kept: Kept) -> None:
+    """A stage that a way does without."""
+
+
 def pixels_of(picture: Any) -> Any:
     """A picture → (1, 3, H, W), about −1 … 1."""
     import numpy as np
@@ -228,14 +297,19 @@ def bytes_of(*models: Any) -> int:
 
 
 WAYS: dict[str, Steps] = {
-    "bridge": {"import": import_bridge, "load": load_bridge, "picture": encode_picture, "tokens": encode_regions},
-    "crop": {"import": import_bridge, "load": load_crop, "picture": open_picture, "tokens": encode_crop},
+    "bridge": {"import": import_bridge, "load": load_bridge, "picture": encode_picture, "context": see_context,
+               "tokens": encode_regions},
+    "crop": {"import": import_crop, "load": load_crop, "picture": open_picture, "context": nothing, "tokens": encode_crop},
     "captioner": {
-        "import": import_transformers, "load": load_captioner, "picture": encode_for_sam, "tokens": cut_out,
+        "import": import_transformers, "load": load_captioner, "picture": encode_for_sam, "context": nothing, "tokens": cut_out,
     },
 }  # fmt: skip
 for way in WAYS.values():
     way |= {"prefill": answer(1), "words": answer(None)}
+WAYS["original"] = {
+    "import": import_original, "load": load_original, "picture": encode_for_original, "context": nothing,
+    "tokens": ask_original, "prefill": nothing, "words": caption_by_original,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

@@ -1,18 +1,21 @@
 """From a picture's file to the last word of an answer, stage by stage, each walk in a process of its own (`walk.py`).
 
-    python benchmarks/whole_way.py                                  # tap-tiny with region-chat-tiny and with SmolLM2
+    python benchmarks/whole_way.py                                  # the bundled bridges, and a fresh one on SmolLM2
     python benchmarks/whole_way.py --shapes b l --language 0.6b     # random TAP-B and TAP-L; a few GB of memory
     python benchmarks/whole_way.py --shapes b --rivals              # beside what one would take instead, in the same run
+    python benchmarks/whole_way.py --original ../tokenize-anything  # beside TAP-B's own code, for whoever has it
 
-Stages: *start* of Python, *import*, *load*, *picture* (opened and encoded), *tokens* (of a region, in a prompt that is ready
-for the language model), *prefill* (to the first word), *words* (the others). Bridges but region-chat-tiny have a fresh
-projector, which costs what a trained one does.
+Stages: *start* of Python, *import*, *load*, *picture* (opened and encoded), *context* (what is shown of the whole picture:
+region-chat-smollm2 looks for objects, once a picture, which its first answer waits for), *tokens* (of a region, in a prompt
+that is ready for the language model), *prefill* (to the first word), *words* (the others). Bridges that are not bundled have a
+fresh projector, which costs what a trained one does, no adapter and no context.
 
 The floor of a stage is the least that it could take: an empty process; `import torch, transformers`; copying the weights once;
 the operations at the measured rate of matrix products, or, for words, the language model's weights copied for each.
 
 Rivals: the region's crop through a vision encoder of SigLIP-B's shape, whose 256 tokens the last bridge's language model
-reads; and transformers' SAM (ViT-B), whose masked crop a captioner of BLIP's shape describes.
+reads; and transformers' SAM (ViT-B), whose masked crop a captioner of BLIP's shape describes. Neither loads TAP. The original's
+words are those of its caption decoder.
 """
 
 from __future__ import annotations
@@ -66,6 +69,7 @@ def read_arguments() -> argparse.Namespace:
         "--language", default="smollm2-135m", help="their language model, or 0.6b for Qwen3-0.6B's shape"
     )
     parser.add_argument("--rivals", action="store_true", help="also the ways that one would take instead")
+    parser.add_argument("--original", type=Path, help="the original's repository, to be timed beside")
     parser.add_argument("--words", type=int, default=16, help="words of an answer")
     parser.add_argument("--rounds", type=int, default=5, help="walks of each way")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
@@ -82,7 +86,8 @@ def ways_of(arguments: argparse.Namespace, folder: str) -> dict[str, dict[str, A
     ways = {"tap-tiny, region-chat-tiny": {"way": "bridge", "source": "region-chat-tiny"}}
     made: list[tuple[str, str | None, str]] = []
     if not arguments.quick:
-        made = [("tap-tiny, SmolLM2-135M", None, "smollm2-135m")]
+        ways["tap-tiny, region-chat-smollm2"] = {"way": "bridge", "source": "region-chat-smollm2"}
+        made = [("tap-tiny, SmolLM2-135M with a fresh projector", None, "smollm2-135m")]
         made += [
             (f"TAP-{shape.upper()}, {arguments.language}", shape, arguments.language) for shape in arguments.shapes
         ]
@@ -94,6 +99,14 @@ def ways_of(arguments: argparse.Namespace, folder: str) -> dict[str, dict[str, A
         reader = list(ways.values())[-1]["source"]
         ways["crop of 256 tokens, the same language model"] = {"way": "crop", "source": reader}
         ways["SAM-B and a captioner"] = {"way": "captioner", "source": ""}
+    if arguments.original is not None and (arguments.original / "tokenize_anything").is_dir():
+        ways["TAP-B's own code, its captions"] = {"way": "original", "source": str(arguments.original)}
+    elif arguments.original is not None:
+        print(
+            f"--original is {arguments.original}, which holds no tokenize_anything, so it is left out: give the folder of the "
+            "original's repository.",
+            file=sys.stderr,
+        )
     return {name: {**way, "words": arguments.words} for name, way in ways.items()}
 
 

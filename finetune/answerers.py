@@ -30,7 +30,7 @@ from llm_bridge import (
     region_numbers,
     replace_regions,
 )
-from tap_tokenizer import ConceptBank, RegionTokens, TapRegionTokenizer
+from tap_tokenizer import ConceptBank, RegionTokens, TapRegionTokenizer, in_fast_dtype
 
 from .batches import picture_size
 from .data.grounding import candidate_order
@@ -275,7 +275,8 @@ def load_cast(
         bank = ConceptBank.load(concepts)
     bridge = processor = None
     if model is not None and not isinstance(task, DrawnTask):
-        bridge = RegionBridgeForConditionalGeneration.from_pretrained(model).to(device).eval()
+        bridge = RegionBridgeForConditionalGeneration.from_pretrained(model, dtype="auto").to(device)
+        bridge = in_fast_dtype(bridge).eval()
         processor = RegionBridgeProcessor.from_pretrained(model, region_tokenizer=tokenizer, device=device)
         processor.attach(bridge)
         tokenizer = processor.region_tokenizer

@@ -32,7 +32,7 @@ from llm_bridge import (
     first_names,
     likelihoods,
 )
-from tap_tokenizer import counted, only_writer, write_whole
+from tap_tokenizer import counted, in_fast_dtype, only_writer, write_whole
 
 from .batches import CachedRecord, ConversationCollator
 from .cache import RegionCache
@@ -179,7 +179,8 @@ def main(argv: list[str] | None = None) -> None:
     with only_writer(folder):
         records = load_records(data)
         chosen = islice(records, arguments.limit)
-        bridge = RegionBridgeForConditionalGeneration.from_pretrained(folder).to(arguments.device).eval()
+        bridge = RegionBridgeForConditionalGeneration.from_pretrained(folder, dtype="auto").to(arguments.device)
+        bridge = in_fast_dtype(bridge).eval()
         processor = RegionBridgeProcessor.from_pretrained(folder, device=arguments.device)
         items = (CachedRecord(record, None) for record in chosen)
         if arguments.cache is not None:

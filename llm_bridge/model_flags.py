@@ -26,6 +26,8 @@ def add_model_flags(parser: argparse.ArgumentParser, new_tokens: int | None = 64
     group.add_argument(
         "--dtype", help="dtype of the language model (default: as it was saved, if the CPU multiplies that)"
     )
+    group.add_argument("--encoder_precision", default="float32", choices=("float32", "int8"),
+                       help="in int8, a CPU encodes pictures in a fraction of the time, and a little differently")  # fmt: skip
     group.add_argument(
         "--max_new_tokens", type=int, default=new_tokens, help=f"length of an answer, at most (default: {length})"
     )
@@ -53,6 +55,7 @@ def load_chat(arguments: argparse.Namespace) -> RegionChat:
         device=arguments.device,
         dtype=arguments.dtype,
     )
+    chat.region_tokenizer.model.encoder_precision = arguments.encoder_precision
     chat.warns_of_limitation = chat.warns_of_finding = False  # the commands show them beside every answer
     return chat
 
@@ -84,9 +87,12 @@ def _absence() -> str | None:
 
 def settings_of(chat: RegionChat, arguments: argparse.Namespace) -> dict[str, Any]:
     """What is written of the model beside its answers."""
-    return {
+    settings = {
         "model": arguments.model,
         "mode": chat.mode,
         "region_tokenizer": chat.region_tokenizer.fingerprint,
         "max_new_tokens": arguments.max_new_tokens,
     }
+    if arguments.encoder_precision != "float32":  # without it, as it was before there was a choice
+        settings["encoder_precision"] = arguments.encoder_precision
+    return settings

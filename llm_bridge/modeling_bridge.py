@@ -28,6 +28,7 @@ from tap_tokenizer import (
     check_findable,
     check_model_size,
     check_source,
+    in_fast_dtype,
     load_pretrained,
     misfits_told,
 )
@@ -100,6 +101,8 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
         copied. If the model also reads pictures, only its text side is used.
         region_tokenizer: the region tokenizer, or where to load it from.
         text_tokenizer: its tokenizer; default: the one saved under the language model's name.
+        dtype: of a language model that is loaded here; default: as it was saved, or float32 instead of a bfloat16 that the CPU
+        does not multiply.
         trust_remote_code: run the Python code that lies beside the language model, if it needs any. Otherwise none is run.
         options: fields of `RegionBridgeConfig` (experts, use_position, image_grid, …), or, for a language model that is
         loaded here, arguments of its `from_pretrained` (quantization_config, device_map, …).
@@ -115,6 +118,7 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
             language_model = load_language_model(
                 language_model, dtype=dtype or "auto", trust_remote_code=trust_remote_code, **options
             )
+            language_model = in_fast_dtype(language_model, dtype)
         else:
             name = language_model.config.name_or_path or None
             if options:
@@ -147,6 +151,8 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
         language_model: for an adapter folder, another name, folder or loaded copy of the same language model.
         trust_remote_code=True: run the Python code that lies beside the language model of an adapter folder, if it needs any.
         Whatever the folder itself says about this is ignored.
+        dtype: default: as it was saved, with a warning where that is a bfloat16 that the CPU does not multiply, and there is
+        nothing but the CPU; "auto": the same without it.
         """
         given = str(pretrained_model_name_or_path)
         pretrained_model_name_or_path = bundled_or_given(pretrained_model_name_or_path)
@@ -157,6 +163,7 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
                 kwargs.pop(name, None)
             bridge = load_adapter_folder(cls, folder, language_model, **kwargs)
             bridge.config.name_or_path = str(pretrained_model_name_or_path)
+            _warn_of_bfloat16(bridge, kwargs)
             return bridge
         if language_model is not None:
             raise ValueError(
@@ -169,6 +176,7 @@ class RegionBridgeForConditionalGeneration(RegionBridgePreTrainedModel, Generati
             loaded = super().from_pretrained(path, *args, use_safetensors=True, **kwargs)
         whole = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         whole.config.language_model = given  # which holds the language model, if no one else does
+        _warn_of_bfloat16(whole, kwargs)
         return loaded
 
     def save_pretrained(self, save_directory: str | Path, *, whole: bool | None = None, **kwargs: Any) -> None:
@@ -413,3 +421,9 @@ CONFIG_OPTIONS = ("experts", "use_semantic_embeds", "use_position", "image_grid"
 """Fields of the config that whoever builds a bridge may choose."""
 REGION_ARGUMENTS = ("region_features", "region_mask", "region_positions", "region_source")
 """What `embed` takes beside the ids."""
+
+
+def _warn_of_bfloat16(bridge: RegionBridgeForConditionalGeneration, options: dict[str, Any]) -> None:
+    """Warn of slow products where nobody has named a dtype in the options of loading, and no GPU can be meant."""
+    if options.get("dtype") is None and not torch.cuda.is_available():
+        in_fast_dtype(bridge, "unknown")

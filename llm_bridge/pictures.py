@@ -59,11 +59,14 @@ class PictureCache:
             return self._features_of(pictures)
 
     def _features_of(self, pictures: Mapping[str, np.ndarray]) -> ImageFeatures:
-        known = {k: f for k, f in self._features.items() if f.fingerprint == self.tokenizer.fingerprint}
+        now = (self.tokenizer.fingerprint, self.tokenizer.model.encoder_precision)
+        known = {k: f for k, f in self._features.items() if (f.fingerprint, f.encoder_precision) == now}
         new = [key for key in pictures if key not in known]
         if new:
             encoded = self.tokenizer.embed_image([pictures[key] for key in new])
             known |= {key: _alone(encoded[i]) for i, key in enumerate(new)}
+        for key in new:
+            self._contexts.pop(key, None)  # of features that were made by other weights, or in another precision
         for key in pictures:
             self._features[key] = known[key]
             self._features.move_to_end(key)

@@ -38,7 +38,15 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 from transformers.utils.chat_template_utils import Chat
 
-from tap_tokenizer import RegionPrompt, TapModel, TapRegionTokenizer, bundled_or_given, check_findable, counted
+from tap_tokenizer import (
+    RegionPrompt,
+    TapModel,
+    TapRegionTokenizer,
+    bundled_or_given,
+    check_findable,
+    counted,
+    in_fast_dtype,
+)
 
 from .chat_markup import user_content
 from .generation import generate_each, question_inputs, separate, speaker_of
@@ -81,6 +89,7 @@ class _RegionPipeline(Pipeline):
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, **kwargs)
+        in_fast_dtype(self.model, "unknown")  # transformers has loaded it, so it stays as it is, but not in silence
         self._generate_options = dict(
             getattr(self, "_generate_kwargs", {})
         )  # transformers takes them out before all else

@@ -185,7 +185,8 @@ class SampleEncoder:
 
         Otherwise all are, because only together do their coordinates show whether they are in pixels.
         """
-        keys = [_key_of(self.tokenizer.fingerprint, picture, prompt) for picture, prompt in prompts]
+        made_by = f"{self.tokenizer.fingerprint} {self.tokenizer.model.encoder_precision}"
+        keys = [_key_of(made_by, picture, prompt) for picture, prompt in prompts]
         if all(key in self._rows for key in keys):
             fresh = [self._rows[key] for key in keys if key is not None]
         else:

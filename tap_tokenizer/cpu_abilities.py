@@ -24,7 +24,8 @@ def multiplies_bfloat16() -> bool:
 def in_fast_dtype(model: Model, asked: object = None) -> Model:
     """A loaded model on its device: in float32, in place, if it came in bfloat16 to a CPU without instructions for it.
 
-    asked: the dtype that its user asked for. If it is a dtype, it is kept, with a warning. Quantized models are left alone.
+    asked: the dtype that its user asked for. If it is a dtype, it is kept, with a warning, as is the dtype of a model that
+    somebody else has loaded ("unknown"). Quantized models are left alone.
     """
     weights = [
         weight for weight in model.parameters() if weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
@@ -34,7 +35,7 @@ def in_fast_dtype(model: Model, asked: object = None) -> Model:
     if asked not in (None, "auto"):
         logger.warning(
             "The CPU of this machine has no instructions for bfloat16 (AVX512-BF16 or AMX): products take several times as "
-            "long as in float32. Leave out dtype=bfloat16, or --dtype bfloat16 in the shell."
+            "long as in float32. Use dtype=float32, or --dtype float32 in the shell."
         )
         return model
     return model.float()

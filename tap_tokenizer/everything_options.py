@@ -24,7 +24,7 @@ class EverythingOptions:
     crops_nms_thresh: if two masks have a larger IoU than this, only the one with the higher predicted IoU is kept.
     min_mask_region_area: specks and holes of fewer pixels are removed; 0 leaves masks as they are.
     thorough: ask all points about the picture at full resolution. Otherwise, they are asked at half the resolution first, and
-    those that promise nothing, or nothing new, are left out, which takes two fifths of the time and rarely loses a region; but
+    those that promise nothing, or nothing new, are left out, which takes about half of the time and rarely loses a region; but
     not if either threshold is below its default, because more would be lost then.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ class ImageFeatures:
     """Encoded pictures, to be asked about many times.
 
     embeddings (B, D, G, G); original_sizes and reshaped_input_sizes (B, 2) as from `TapImageProcessor`; is_batch: whether
-    a list of pictures was given, so that prompts are expected for each picture.
+    a list of pictures was given, so that prompts are expected for each picture. fingerprint and encoder_precision: which
+    weights encoded them, and in what.
     """
 
     embeddings: Tensor
@@ -45,6 +46,7 @@ class ImageFeatures:
     reshaped_input_sizes: Tensor
     is_batch: bool
     fingerprint: str
+    encoder_precision: str = "float32"
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -61,19 +63,22 @@ class ImageFeatures:
         if not len(self.embeddings[row]):
             raise IndexError(f"Got image {index} of {len(self)}.")
         parts = (self.embeddings[row], self.original_sizes[row], self.reshaped_input_sizes[row])
-        return ImageFeatures(*parts, is_batch=True, fingerprint=self.fingerprint)
+        return replace(self, embeddings=parts[0], original_sizes=parts[1], reshaped_input_sizes=parts[2], is_batch=True)
 
     @classmethod
     def concatenate(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
         """Join the pictures of several calls into one batch."""
         if len({part.fingerprint for part in parts}) != 1:
             raise ValueError("Got features of different tokenizers, or none: embed the pictures with one.")
+        if len({part.encoder_precision for part in parts}) != 1:
+            raise ValueError("Got features in float32 and in int8: embed the pictures with one encoder_precision.")
         return cls(
             embeddings=torch.cat([part.embeddings for part in parts]),
             original_sizes=torch.cat([part.original_sizes for part in parts]),
             reshaped_input_sizes=torch.cat([part.reshaped_input_sizes for part in parts]),
             is_batch=True,
             fingerprint=parts[0].fingerprint,
+            encoder_precision=parts[0].encoder_precision,
         )
 
 

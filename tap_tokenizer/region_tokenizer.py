@@ -233,6 +233,7 @@ class TapRegionTokenizer:
             reshaped_input_sizes=torch.cat(reshaped),
             is_batch=isinstance(images, (list, tuple)),
             fingerprint=self.fingerprint,
+            encoder_precision=self.model.encoder_precision,
         )
 
     def encode(
@@ -379,6 +380,11 @@ class TapRegionTokenizer:
     def _check_features(self, features: ImageFeatures) -> None:
         if features.fingerprint != self.fingerprint:
             raise ValueError("These image features come from another tokenizer: embed the pictures with this one.")
+        if features.encoder_precision != self.model.encoder_precision:
+            raise ValueError(
+                f"These image features were encoded in {features.encoder_precision}, and encoder_precision is now "
+                f"{self.model.encoder_precision!r}: embed the pictures again, or set it back."
+            )
 
     def _check_origin(self, regions: RegionTokens) -> None:
         if regions.fingerprint != self.fingerprint:

@@ -119,7 +119,7 @@ def _load_upstream(arguments: argparse.Namespace) -> RegionChat:
 
     if arguments.mode != "tokens" or arguments.dtype is not None:
         raise ValueError("--mode described and --dtype are for a language model here: leave them out with --upstream.")
-    return RegionChat.from_server(
+    chat = RegionChat.from_server(
         arguments.upstream,
         bridge=arguments.model or DEFAULT_BRIDGE,
         api_key=os.environ.get(UPSTREAM_KEY),
@@ -127,6 +127,8 @@ def _load_upstream(arguments: argparse.Namespace) -> RegionChat:
         region_tokenizer=arguments.region_tokenizer,
         device=arguments.device,
     )
+    chat.region_tokenizer.model.encoder_precision = arguments.encoder_precision
+    return chat
 
 
 def run_vllm(arguments: argparse.Namespace) -> None:

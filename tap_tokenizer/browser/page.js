@@ -169,23 +169,33 @@ function setMode(mode) {
 
 // --- pictures ------------------------------------------------------------------------------------------------------------
 
-async function open(file) {
+let lastOpened = Promise.resolve(), chosen = 0;
+/** Open a picture after those that were chosen before; of several that wait, only the one that was chosen last. */
+function open(file) {
   if (!file) return;
+  const number = ++chosen;
   state.opening++;
-  try {
-    await started;
-    say("Opening the picture …");
-    state.picture = await tap.open(file);
-    Object.assign(state, { encoded: false, past: [], mode: "new" });
-    board.show(state.picture, state.settings.image_size);
-    find("invitation").hidden = true;
-    find("modes").hidden = false;
-    become([], -1);
-    say(`Picture of ${state.picture.width} × ${state.picture.height} pixels: TAP is looking at it …`);
-    await tap.encode();
-    state.encoded = true;
-    say("Point at something: TAP's mask follows. A click keeps it, dragging draws a box.");
-  } catch (error) { complain(error); } finally { state.opening--; }
+  lastOpened = lastOpened.then(async () => {
+    try {
+      await started;
+      if (number === chosen) await openNow(file);
+    } catch (error) { complain(error); } finally { state.opening--; }
+  });
+  return lastOpened;
+}
+
+async function openNow(file) {
+  say("Opening the picture …");
+  state.picture = await tap.open(file);
+  Object.assign(state, { encoded: false, past: [], mode: "new" });
+  board.show(state.picture, state.settings.image_size);
+  find("invitation").hidden = true;
+  find("modes").hidden = false;
+  become([], -1);
+  say(`Picture of ${state.picture.width} × ${state.picture.height} pixels: TAP is looking at it …`);
+  await tap.encode();
+  state.encoded = true;
+  say("Point at something: TAP's mask follows. A click keeps it, dragging draws a box.");
 }
 
 async function openExample(path) {

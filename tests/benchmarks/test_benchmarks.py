@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -153,12 +154,141 @@ def test_the_original_is_measured_beside_ours(
         run("captions", "--output", str(tmp_path), "--original", str(tmp_path))
 
 
+@pytest.mark.slow
+def test_the_whole_way_is_walked_by_rivals_without_tap_and_by_the_original(
+    run: Run, script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    package = tmp_path / "original" / "tokenize_anything"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "class Model:\n"
+        "    def get_inputs(self, inputs): assert inputs['img'].shape == (1, 1024, 1024, 3); return inputs\n"
+        "    def get_features(self, inputs): return {'features': 0}\n"
+        "    def get_outputs(self, inputs): assert inputs['points'].shape == (1, 2, 3) and 'features' in inputs\n"
+        "    def generate_text(self, tokens): assert tokens.shape == (1, 1, 256)\n"
+        "model_registry = {'tap_vit_b': lambda device, dtype: Model()}\n"
+    )
+    run("whole_way", "--output", str(tmp_path), "--original", str(package.parent))
+    rows = json.loads((tmp_path / "whole_way.json").read_text())["rows"]
+    assert [row["way"] for row in rows] == ["tap-tiny, region-chat-tiny", "TAP-B's own code, its captions"]
+    assert all(set(row["stages"]) == set(script("walk").STAGES) for row in rows)
+
+
+def test_the_shipped_bridge_is_among_the_ways_and_a_missing_original_is_not(
+    script: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole_way = script("whole_way")
+    monkeypatch.setattr(whole_way, "run", lambda *_: None)
+    arguments = argparse.Namespace(
+        quick=False, shapes=[], language="smollm2-135m", threads=1, rivals=True, original=tmp_path, words=2
+    )
+    ways = whole_way.ways_of(arguments, str(tmp_path))
+    assert ways["tap-tiny, region-chat-smollm2"]["source"] == "region-chat-smollm2"
+    assert {way["way"] for way in ways.values()} == {"bridge", "crop", "captioner"}
+    assert "holds no tokenize_anything, so it is left out" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_crop_is_not_charged_for_tap(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tap_tokenizer.TapRegionTokenizer.from_pretrained", None)
+    walk = script("walk")
+    found = walk.walk("crop", "region-chat-tiny", 2, walk.time.time())
+    assert set(found) == set(walk.STAGES)
+
+
 def test_ways_with_different_results_are_not_timed(script: Callable[[str], ModuleType]) -> None:
     """A fast way that is wrong stops the benchmark before a second is measured."""
     side_by_side = script("side_by_side")
     ways = {"plain": lambda: torch.zeros(3), "fast": lambda: torch.full((3,), 1e-3)}
     with pytest.raises(SystemExit, match=r"wrong: the result differs by 0\.001"):
         side_by_side.check(side_by_side.Row("wrong", ways, 1), torch.float32)
+
+
+def test_other_ways_are_checked_against_plain_and_have_a_ratio(script: Callable[[str], ModuleType]) -> None:
+    """int8 may be off by its rounding, anything else of ours by that of its dtype."""
+    side_by_side = script("side_by_side")
+    ways = {"plain": lambda: torch.ones(3), "fast": lambda: torch.ones(3)}
+    for name, off, fails in (("int8", 0.1, False), ("int8", 0.3, True), ("compiled", 1e-3, True)):
+        row = side_by_side.Row(
+            "row", {**ways, name: lambda off=off: torch.full((3,), 1 + off)}, 1, others=(name, "gone")
+        )
+        if fails:
+            with pytest.raises(SystemExit, match=f"row: the result differs by .* between plain and {name}"):
+                side_by_side.check(row, torch.float32)
+            continue
+        operations, found, _ = side_by_side.check(row, torch.float32)
+        assert found == {"fast": 0, name: pytest.approx(off, rel=1e-3)}
+        seconds = {"plain": 4.0, "fast": 2.0, name: 1.0}
+        table = side_by_side.table([{"row": "row", "seconds": seconds, "operations": operations, "off": found, "floor": 1.0,
+                                     "bound": "bytes"}])  # fmt: skip
+        head, _, line = table.splitlines()
+        cells = dict(zip(head.split(" | "), line.split(" | ")))
+        assert cells[f"plain / {name}"] == "**4.00**"
+        assert cells[f"{name} is off by"] == "0.1"
+
+
+def test_every_way_has_run_before_it_is_timed(script: Callable[[str], ModuleType]) -> None:
+    side_by_side = script("side_by_side")
+    ran: list[str] = []
+    ways = {name: lambda name=name: ran.append(name) or torch.ones(1) for name in ("plain", "fast", "int8", "SAM")}
+    side_by_side.check(side_by_side.Row("row", ways, 1), torch.float32)
+    assert set(ran) == set(ways)
+
+
+def test_growth_measures_the_memory_of_its_device(
+    script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    growth = script("growth")
+    devices: list[str] = []
+    monkeypatch.setattr(growth, "peak_bytes", lambda device, way: devices.append(device) or way() or 0)
+    growth.grow([], "axis", lambda number: (number, lambda: None), [1], "cuda")
+    assert devices == ["cuda"]
+
+
+def test_everything_waits_for_a_gpu(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = script("everything")
+    waited: list[bool] = []
+    monkeypatch.setattr(everything.torch.cuda, "synchronize", lambda: waited.append(True))
+    assert everything.clock("cpu") <= everything.time.process_time()
+    assert not waited
+    assert everything.clock("cuda") <= everything.time.perf_counter()
+    assert waited
+
+
+def test_captions_leave_weights_alone_that_are_as_wanted(script: Callable[[str], ModuleType]) -> None:
+    """A written weight would have the fast way lay out all weights again, in each timed call."""
+    captions, side_by_side = script("captions"), script("side_by_side")
+    model = side_by_side.make_tap(argparse.Namespace(size="tiny", device="cpu", dtype="float32"))
+    weight, end = model.text_decoder.lm_head.weight, model.text_decoder.config.eos_token_id
+    usual = weight[end].clone()
+    tokens = torch.randn(2, model.text_decoder.config.region_size)
+    for wanted in (usual * 2, usual):
+        caption = captions.captioning(model, tokens, wanted)
+        caption()
+        version = weight._version
+        caption()
+        assert weight._version == version
+        assert torch.equal(weight[end], wanted)
+
+
+def test_the_page_under_load_asks_the_bridge_whose_answers_are_expected(
+    script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app_load = script("app_load")
+    started: list[list[str]] = []
+    page = MagicMock(stdout=["The page is at http://127.0.0.1:1 now"])
+    page.__enter__.return_value = page
+    monkeypatch.setattr(app_load.subprocess, "Popen", lambda command, **_: started.append(command) or page)
+    with app_load.served(1, 2) as address:
+        assert address == "http://127.0.0.1:1"
+    asked: list[str] = []
+    monkeypatch.setattr(app_load.RegionChat, "from_pretrained", asked.append)
+    app_load.make_tasks(0)
+    (command,) = started
+    assert [command[command.index("--model") + 1]] == asked
 
 
 @pytest.mark.parametrize(

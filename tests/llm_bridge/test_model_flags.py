@@ -101,3 +101,11 @@ def test_a_chat_has_the_same_default_as_the_commands() -> None:
     import inspect
 
     assert inspect.signature(RegionChat.from_pretrained).parameters["source"].default == DEFAULT_BRIDGE
+
+
+def test_the_shell_can_ask_for_int8_and_says_so_beside_answers() -> None:
+    for flags, precision, told in (([], "float32", False), (["--encoder_precision", "int8"], "int8", True)):
+        arguments = parsed("--model", SMALL_BRIDGE, *flags)
+        chat = model_flags.load_chat(arguments)
+        assert chat.region_tokenizer.model.encoder_precision == precision
+        assert ("encoder_precision" in model_flags.settings_of(chat, arguments)) is told

@@ -404,6 +404,33 @@ def test_a_language_model_by_folder(
     assert greedy(bridge, one(processor, picture)).shape[0] == 1
 
 
+def test_bfloat16_that_the_cpu_imitates_is_not_taken_unasked(
+    language_model: Callable[..., PreTrainedModel], text_tokenizer: Callable[..., Any], tiny_tokenizer: TapRegionTokenizer,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"}, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    language_model().bfloat16().save_pretrained(tmp_path / "language")
+    text_tokenizer().save_pretrained(tmp_path / "language")
+
+    def made(**dtype: Any) -> torch.dtype:
+        bridge = RegionBridgeForConditionalGeneration.from_language_model(
+            str(tmp_path / "language"), region_tokenizer=tiny_tokenizer, **dtype
+        )
+        bridge.save_pretrained(tmp_path / "bridge", whole=True)
+        return bridge.language_model.dtype
+
+    assert made() == torch.float32
+    assert "no instructions for bfloat16" not in caplog.text
+    assert made(dtype=torch.bfloat16) == torch.bfloat16
+    assert "no instructions for bfloat16" in caplog.text
+    for dtype, told in (({"dtype": "auto"}, False), ({}, True)):
+        caplog.clear()
+        bridge = RegionBridgeForConditionalGeneration.from_pretrained(tmp_path / "bridge", **dtype)
+        assert bridge.language_model.dtype == torch.bfloat16
+        assert ("no instructions for bfloat16" in caplog.text) is told
+
+
 def test_a_saved_folder_that_calls_the_flag_reads_padding_is_understood() -> None:
     config = RegionBridgeConfig.from_dict({"model_type": "region_bridge", "reads_padding": False})
     assert not config.ignores_padding

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 
@@ -21,6 +23,24 @@ def test_a_picture_keeps_no_other_in_memory(tiny_tokenizer: TapRegionTokenizer) 
     cache.features(pictures(1, 2, 3))
     for features in cache._features.values():
         assert features.embeddings.untyped_storage().nbytes() == features.embeddings.nbytes
+
+
+def test_nothing_is_kept_of_another_precision(tiny_tokenizer: TapRegionTokenizer) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    own = pictures(1)
+    (key,) = own
+    cache = PictureCache(tokenizer, PictureContext(grid=2), 10)
+    exact = cache.features(own)
+    context = cache.context_of(key, exact)
+    tokenizer.model.encoder_precision = "int8"
+    rounded = cache.features(own)
+    assert (exact.encoder_precision, rounded.encoder_precision) == ("float32", "int8")
+    assert not torch.equal(rounded.embeddings, exact.embeddings)
+    assert not torch.equal(cache.context_of(key, rounded), context)
+    tokenizer.model.encoder_precision = "float32"
+    again = cache.features(own)
+    assert torch.equal(again.embeddings, exact.embeddings)
+    assert torch.equal(cache.context_of(key, again), context)
 
 
 def test_contexts_count_towards_the_limit(tiny_tokenizer: TapRegionTokenizer) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoFeatureExtractor, pipeline
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
@@ -101,6 +102,17 @@ def test_region_text_generation(
         assert result["generated_text"] == chat.ask("what is <region>", image=image, boxes=box, **SHORT)
     each = pipe(pictures[:2], text=["what is <region>", "where is <region>"], boxes=boxes[:2], **SHORT)
     assert each[0] == many[0]
+
+
+def test_pipelines_warn_of_bfloat16_that_the_cpu_imitates(
+    make_bridge: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"}, raising=False)
+    bridge, processor = make_bridge()
+    pipeline("region-text-generation", model=bridge, processor=processor)
+    assert "no instructions for bfloat16" not in caplog.text
+    pipeline("region-text-generation", model=bridge.bfloat16(), processor=processor)
+    assert "no instructions for bfloat16" in caplog.text
 
 
 def test_region_captioning_by_tap(tiny_tokenizer: TapRegionTokenizer, picture: Image.Image, tmp_path: Path) -> None:

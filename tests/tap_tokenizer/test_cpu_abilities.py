@@ -39,6 +39,14 @@ def test_a_model_saved_in_bfloat16_runs_in_float32_where_that_is_faster(monkeypa
     assert in_fast_dtype(nn.Linear(2, 2).bfloat16()).weight.dtype == torch.bfloat16
 
 
+def test_a_model_that_others_have_loaded_stays_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: OLD, raising=False)
+    assert in_fast_dtype(nn.Linear(2, 2).bfloat16(), "unknown").weight.dtype == torch.bfloat16
+    assert "Use dtype=float32, or --dtype float32 in the shell" in caplog.text
+
+
 def test_whoever_asks_for_slow_bfloat16_gets_it_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

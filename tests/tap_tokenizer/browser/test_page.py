@@ -385,6 +385,39 @@ def test_pictures_may_be_dropped_and_pasted(tab: Page) -> None:
 # --- what goes wrong is said in words ---------------------------------------------------------------------------------
 
 
+def test_of_two_pictures_chosen_before_tap_is_ready_the_second_is_opened(
+    context: BrowserContext, address: str, tmp_path: Path
+) -> None:
+    for name, size in (("first.png", (60, 40)), ("second.png", (90, 70))):
+        Image.new("RGB", size, "red").save(tmp_path / name)
+    tab = context.new_page()
+    tab.set_default_timeout(120_000)
+    said: list[str] = []
+    tab.expose_function("heard", lambda words: said.append(words))
+    held: list[Route] = []
+    tab.route("**/tap.json", lambda route: held.append(route))
+    tab.goto(address)
+    tab.evaluate(
+        "new MutationObserver(() => window.heard(document.querySelector('#status.wrong')?.textContent ?? ''))"
+        ".observe(document.querySelector('#status'), { childList: true, attributes: true })"
+    )
+    for name in ("first.png", "second.png"):
+        tab.set_input_files("header input", tmp_path / name)
+    while not held:
+        tab.wait_for_timeout(50)
+    held[0].continue_()
+    expect(tab.locator("#status")).to_contain_text("Point at something")
+    for name in ("first.png", "second.png"):  # and again, without waiting, now that it is ready
+        tab.set_input_files("header input", tmp_path / name)
+    expect(tab.locator("#status")).to_contain_text("90 × 70")
+    expect(tab.locator("#status")).to_contain_text("Point at something")
+    drag(tab, (10, 10, 80, 60), size=(90, 70))
+    expect(tab.locator("#regions > li")).to_have_count(1)
+    record = saved(tab)
+    assert (record["width"], record["height"]) == (90, 70)
+    assert not any(said)
+
+
 def test_a_file_that_is_no_picture_is_refused_and_the_one_before_stays(tab: Page, tmp_path: Path) -> None:
     (tmp_path / "words.png").write_text("no picture")
     tab.set_input_files("header input", tmp_path / "words.png")
