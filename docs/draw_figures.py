@@ -60,9 +60,9 @@ def draw_conversation(chat: RegionChat, path: Path) -> None:
     with styled():
         figure, canvas = _paper(height)
         axes = _picture(figure, 0.05, 0.05, height - 0.1, draw_regions(large, regions, names=False))
-        for i, (x1, y1, *_) in enumerate(regions.boxes.tolist()):
-            axes.annotate(f"{i + 1}", (x1, y1), (0, 3), textcoords="offset points", color="white", weight="bold",
-                          ha="right", bbox={"facecolor": region_ink(i), "boxstyle": "round,pad=0.2"})  # fmt: skip
+        for i, (x1, y1, _, y2) in enumerate(regions.boxes.tolist()):
+            axes.annotate(f"{i + 1}", (x1, (y1 + y2) / 2), (-6, 0), textcoords="offset points", color="white", weight="bold",
+                          ha="right", va="center", bbox={"facecolor": region_ink(i), "boxstyle": "round,pad=0.2"})  # fmt: skip
         y = height - 0.4
         for asked, answer in talk:
             _write_line(canvas, height + 0.15, y, asked, 11.5)
