@@ -165,7 +165,7 @@ def load_crop(kept: Kept) -> None:
     source = Path(kept["source"])
     folder = source if source.is_dir() else PICTURE.parents[1] / source  # a bundled bridge by its name
     kept["model"] = kept["class"].from_pretrained(folder, dtype="auto").eval()
-    kept["text"] = AutoTokenizer.from_pretrained(folder)
+    kept["text"] = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     kept["bytes"] = {"load": bytes_of(kept["model"]), "words": bytes_of(kept["model"])}
     config = SiglipVisionConfig(image_size=224, patch_size=14)
     width = kept["model"].get_input_embeddings().weight.shape[1]
