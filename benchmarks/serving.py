@@ -330,18 +330,17 @@ def use(served: RegionChat, tasks: Sequence[Task], end: float) -> Tally:
 
 
 def rate_here(bridge: Any, processor: RegionBridgeProcessor, tasks: Sequence[Task], together: int) -> float:
-    """Answers a second of the bridge in this process, to so many questions at once."""
+    """Answers a second of the bridge in this process, to so many questions at once, about pictures that were read before."""
     asked = [tasks[i % len(tasks)] for i in range(max(8, together))]
+
+    def prompts(some: Sequence[Task]) -> Any:
+        options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+        return processor.apply_chat_template([[task.turn()] for task in some], **options)
+
+    prompts(asked)
     start = time.monotonic()
     for first in range(0, len(asked), together):
-        inputs = processor.apply_chat_template(
-            [[task.turn()] for task in asked[first : first + together]],
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-        )
-        generate_text(bridge, processor, inputs, max_new_tokens=WORDS)
+        generate_text(bridge, processor, prompts(asked[first : first + together]), max_new_tokens=WORDS)
     return len(asked) / (time.monotonic() - start)
 
 
