@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,21 @@ def build(folder: Path, tokenizer: TapRegionTokenizer, find: Any = None, **optio
 
     given = {"notes": {"regions": "two boxes"}, "captions": False, **options}
     return index_folder(pictures_of(folder / "pictures"), folder / "index", tokenizer, find or boxes, **given)
+
+
+def stopped_at_the_fourth(folder: Path, tokenizer: TapRegionTokenizer) -> tuple[Callable[..., Any], list[str]]:
+    """Begin an index, and stop it at the fourth picture: what finds regions, and the names of the pictures that it has seen."""
+    seen: list[str] = []
+
+    def find(picture: Any, pixels: np.ndarray) -> Any:
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(picture.image)
+        return tokenizer.encode(pixels, boxes=BOXES)
+
+    with pytest.raises(KeyboardInterrupt):
+        build(folder, tokenizer, find)
+    return find, seen
 
 
 def test_an_index_of_a_folder_is_that_of_its_pictures(folder: Path, tiny_tokenizer: TapRegionTokenizer) -> None:
@@ -93,16 +109,7 @@ def test_a_stop_loses_nothing_that_was_done(
     folder: Path, tiny_tokenizer: TapRegionTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folder_index, "PART", 2)
-    seen: list[str] = []
-
-    def find(picture: Any, pixels: np.ndarray) -> Any:
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        seen.append(picture.image)
-        return tiny_tokenizer.encode(pixels, boxes=BOXES)
-
-    with pytest.raises(KeyboardInterrupt):
-        build(folder, tiny_tokenizer, find)
+    find, seen = stopped_at_the_fourth(folder, tiny_tokenizer)
     assert not (folder / "index").exists()
     save(folder / "pictures" / "b.png", 99)  # changed while it was stopped
     begun = seen.copy()
@@ -135,16 +142,7 @@ def test_a_run_that_goes_on_loses_no_picture_when_a_whole_part_is_out_of_date(
         build(folder, tiny_tokenizer)
         for i, name in enumerate(names):
             save(folder / "pictures" / name, 50 + i)
-    seen: list[str] = []
-
-    def find(picture: Any, pixels: np.ndarray) -> Any:
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        seen.append(picture.image)
-        return tiny_tokenizer.encode(pixels, boxes=BOXES)
-
-    with pytest.raises(KeyboardInterrupt):
-        build(folder, tiny_tokenizer, find)
+    find, seen = stopped_at_the_fourth(folder, tiny_tokenizer)
     for name in (*names[:2], *(() if left_to_do else names[3:])):
         (folder / "pictures" / name).unlink()
     kept = names[2:] if left_to_do else names[2:3]
