@@ -88,6 +88,25 @@ def mixes_up(answer: str, things: Mapping[int, str]) -> bool:
     return False
 
 
+def misplaces(answer: str, place: str) -> bool:
+    """Whether an answer says that a region is at a side of the picture where it is not, or in the middle and it is not there.
+
+    place: where it is, "top left" or "center". What an answer with "not" says is left alone.
+    """
+    if re.search(r"\bnot\b|n['’]t\b", answer.lower()):
+        return False
+    for words in _PLACED.findall(answer.lower()):
+        said = {_SIDES.get(word, word) for word in re.findall(r"\w+", words)}
+        sides = said & {"top", "bottom", "left", "right"}
+        if not sides <= set(place.split()) or (not sides and place != "center"):
+            return True
+    return False
+
+
+_SIDES = {"upper": "top", "lower": "bottom"}
+_PLACED = re.compile(
+    r"\b(?:at|on|in|near|to) the ((?:(?:very|far|upper|lower|top|bottom|left|right|center|middle)[ -]?(?:hand )?\b)+)"
+)
 _CALLED = re.compile(
     r"\bregion ?(\d{1,9}) (?:is|shows|looks like) an? ((?:(?!\b(?:and|while|but|whereas|than)\b)[^.,;:!?\n])*)"
 )

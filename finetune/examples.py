@@ -42,6 +42,18 @@ _ASKED_WHICH = (
     ("a tractor", "Which of these pulls a plough?"),
 )
 
+_JUDGED = (
+    ("a small white kettle", "at the top", "a white kettle", "Yes"),
+    ("a large red sofa", "at the bottom right", "a green chair", "No"),
+    ("an old blue tractor", "at the left", "at the left of the picture", "Yes"),
+    ("a woolly sheep", "in the center", "at the top of the picture", "No"),
+    ("a tall green cactus", "at the bottom", "a cactus", "Yes"),
+    ("a grey sweater", "at the top right", "a sock", "No"),
+)
+
+THE_THING = "The thing"
+"""What a region is called in a description of which a question is answered with yes or no; in the question, it is "it"."""
+
 _ANSWER = "Answer:"
 
 
@@ -63,6 +75,15 @@ def read_texts(record: Record) -> bool:
 def after_examples(text: str) -> str:
     """A text of `as_text` after questions about other things, and their answers."""
     return "".join(f"{as_text(question)} {answer}\n" for question, answer in _ANSWERED) + text
+
+
+def after_judgements(text: str) -> str:
+    """A text after descriptions of other things, for each of which a question is answered with yes or no."""
+    examples = [
+        f"{THE_THING} is {thing}. It is {place} of the picture.\n{as_text(f'Is it {said}?')} {answer}.\n"
+        for thing, place, said, answer in _JUDGED
+    ]
+    return "".join(examples) + text
 
 
 def names_an_example(answer: str, question: str) -> bool:

@@ -23,6 +23,9 @@ JSON = "json"
 WHICH = "Which of these"
 """What a question begins with that asks which of several things it is true of."""
 
+THING, PLACE = "{thing}", "{place}"
+"""What stands, in a question to be answered with yes or no, for what a region may be and for where it may be."""
+
 _HELD_OUT_EVERY = 8
 
 
@@ -30,8 +33,10 @@ _HELD_OUT_EVERY = 8
 class Instruction:
     """Words that ask about `<region1>`, or also about `<region2>`, …; or "Which of these …?", which is asked of any regions.
 
+    Words with `{thing}` or `{place}` ask whether one region is such a thing, or is there.
+
     hint: what the teacher alone reads after them. is_held_out: whether it is asked in evaluations only. is_of_kinds: whether
-    the answer depends on nothing but what kind of thing a region shows.
+    the answer depends on nothing but what kind of thing a region shows. weight: how often its kind is drawn, beside others.
     """
 
     kind: str
@@ -39,11 +44,17 @@ class Instruction:
     hint: str = ""
     is_held_out: bool = False
     is_of_kinds: bool = False
+    weight: int = 1
 
     @property
     def is_choice(self) -> bool:
         """Whether it asks which of several regions something is true of."""
         return self.text.startswith(WHICH)
+
+    @property
+    def is_statement(self) -> bool:
+        """Whether it asks if something is true of a region, which is put in the place of its braces."""
+        return THING in self.text or PLACE in self.text
 
     @property
     def regions(self) -> int:
@@ -60,8 +71,8 @@ def load_instructions(names: Sequence[str], kinds: Sequence[str] = ()) -> list[I
     """The instructions of YAML files, or of the shipped pool (`shipped`): lists by kind, `hints` by kind, and as `of_kinds` the
     kinds of instructions whose answer depends on nothing but what kind of thing a region shows.
 
-    Every eighth of a kind is held out. kinds: those that are wanted; by default all. Raises `ValueError` for a file of another
-    form, an instruction without a region, or a kind that there is not.
+    Every eighth of a kind is held out. kinds: those that are wanted; by default all. A kind that is named twice is asked twice as
+    often. Raises `ValueError` for a file of another form, an instruction without a region, or a kind that there is not.
     """
     found: list[Instruction] = []
     for name in names:
@@ -77,19 +88,29 @@ def load_instructions(names: Sequence[str], kinds: Sequence[str] = ()) -> list[I
             raise ValueError(f"{path} holds no lists of instructions by kind, as finetune/instructions.yaml does.")
         for kind, texts in pool.items():
             for number, text in enumerate(texts, 1):
-                numbers = region_numbers(str(text))
-                if sorted(numbers) != list(range(1, len(numbers) + 1)) or bool(numbers) == str(text).startswith(WHICH):
-                    raise ValueError(
-                        f"{path} asks {text!r}, expected <region1>, or <region1> and <region2>, … in each instruction, or "
-                        f'"{WHICH} …?" without any.'
-                    )
+                _check(path, str(text), str(hints.get(kind, "")))
                 is_held_out = number % _HELD_OUT_EVERY == 0
                 hint = str(hints.get(kind, ""))
-                found.append(Instruction(str(kind), str(text), hint, is_held_out, kind in of_kinds))
+                weight = max(1, list(kinds).count(str(kind)))
+                found.append(Instruction(str(kind), str(text), hint, is_held_out, kind in of_kinds, weight))
     known = dict.fromkeys(one.kind for one in found)
     if unknown := [kind for kind in kinds if kind not in known]:
         raise ValueError(f"kinds has {', '.join(unknown)}, expected some of {', '.join(known)}.")
     return [one for one in found if not kinds or one.kind in kinds]
+
+
+def _check(path: Path, text: str, hint: str) -> None:
+    """Refuse an instruction that cannot be asked, or whose hint speaks of other regions."""
+    numbers, braces = region_numbers(text), text.count(THING) + text.count(PLACE)
+    if sorted(numbers) != list(range(1, len(numbers) + 1)) or bool(numbers) == text.startswith(WHICH):
+        raise ValueError(
+            f"{path} asks {text!r}, expected <region1>, or <region1> and <region2>, … in each instruction, or "
+            f'"{WHICH} …?" without any.'
+        )
+    if braces > 1 or (braces and len(numbers) != 1):
+        raise ValueError(f"{path} asks {text!r}, expected {THING} or {PLACE} once, and beside it <region1> alone.")
+    if more := set(region_numbers(hint)) - set(numbers):
+        raise ValueError(f"{path} has the hint {hint!r} for {text!r}, expected none of <region{min(more)}> in it.")
 
 
 def never_held_out(pool: Sequence[Instruction]) -> list[str]:
@@ -101,9 +122,10 @@ def never_held_out(pool: Sequence[Instruction]) -> list[str]:
 def draw_instruction(
     pool: Sequence[Instruction], regions: int, random: np.random.RandomState, *, held_out: bool = False
 ) -> Instruction | None:
-    """An instruction about at most so many regions: a random one of a random kind; None if there is none."""
+    """An instruction about at most so many regions: a random one of a kind drawn by weight; None if there is none."""
     fitting = [one for one in pool if one.regions <= regions and one.is_held_out == held_out]
-    kinds = list(dict.fromkeys(one.kind for one in fitting))
+    weights = {one.kind: one.weight for one in fitting}
+    kinds = [kind for kind, weight in weights.items() for _ in range(weight)]
     if not kinds:
         return None
     kind = kinds[random.randint(len(kinds))]

@@ -5,7 +5,9 @@ that is of no use is left out and counted. What is asked is told in the form in 
 
 - of what regions look like and where they are: their descriptions and the question, as a turn of a chat;
 - of what kind of thing they are, and of that alone: a text about the kind, which it goes on with after examples;
-- which of several regions something is true of: it is not told, but holds one of the kinds for the likeliest answer.
+- which of several regions something is true of: it is not told, but holds one of the kinds for the likeliest answer;
+- whether something is true of a region: after examples, it holds "Yes" for likelier when it is asked of what it was told than when
+  it is asked of something else. Asked in its chat, a small language model says "No" to both.
 """
 
 from __future__ import annotations
@@ -31,15 +33,18 @@ from llm_bridge import (
     generate_text,
     replace_regions,
 )
+from llm_bridge.description import PLACES, place_in_words, place_of_box
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, prompts_in_picture
 
-from .answer_checks import echoes, mixes_up, problem_of, whole_sentences
+from .answer_checks import echoes, misplaces, mixes_up, problem_of, whole_sentences
 from .batches import ConversationCollator
 from .cache import encode_regions
 from .choices import Likelihoods
 from .data.validation import UNREADABLE
 from .examples import (
+    THE_THING,
     after_examples,
+    after_judgements,
     as_text,
     ask_about,
     ask_which,
@@ -48,7 +53,7 @@ from .examples import (
     names_an_example,
     question_about,
 )
-from .instructions import WHICH, Instruction, draw_instruction
+from .instructions import PLACE, THING, WHICH, Instruction, draw_instruction
 from .lesson_arguments import LessonArguments
 from .lesson_pictures import LessonPictures
 from .records import GLYPH_SCHEME, Record, Region, Turn, WrongSizeError, cut_turns, open_image
@@ -58,6 +63,9 @@ MIN_SIDE = 4
 
 UNSURE = -5.0
 """Nats: what is said of a kind of thing with less log-probability is not known."""
+
+YES, NO = "Yes.", "No."
+"""What is answered if a question asks whether something is true of a region."""
 
 KNOWN, NEW, OWN = "known instruction", "new instruction", "own question"
 """`type` of a lesson's question: an instruction that is asked in training, one that is not, one the model thought of."""
@@ -92,6 +100,11 @@ class Lesson:
     regions: list[int]
     """By their numbers in the record, from 1."""
     answer: str = ""
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether its answer is one that the teacher chose among several, and no words of its own."""
+        return self.kind == WHICH or self.answer in (YES, NO)
 
 
 class Teacher:
@@ -135,7 +148,8 @@ class Teacher:
         size = self.arguments.lesson_chunk
         rows = range(chunk * size, min((chunk + 1) * size, len(self.pictures)))
         seen = self._see(rows, folder)
-        lessons = [lesson for one in seen for lesson in self._draw(one)]
+        known = [described for one in seen for described in one.described]
+        lessons = [lesson for one in seen for lesson in self._draw(one, known)]
         torch.manual_seed(self.seed * 1_000_003 + chunk)
         lessons = list(self._with_own_questions(lessons))
         unanswered = [lesson for lesson in lessons if not lesson.answer]
@@ -159,7 +173,7 @@ class Teacher:
 
     def _unsure(self, lessons: Sequence[Lesson]) -> list[Lesson]:
         """Those whose answer the teacher does not know: it went on a text, and holds what it said for unlikely."""
-        asked = [lesson for lesson in lessons if is_text(lesson.told) and lesson.kind != WHICH]
+        asked = [lesson for lesson in lessons if is_text(lesson.told) and not lesson.is_chosen]
         with adapter_off(self.bridge):
             likely = self.likelihoods.log_probabilities(
                 [(after_examples(lesson.told), f" {lesson.answer}") for lesson in asked]
@@ -233,8 +247,11 @@ class Teacher:
 
     # --- what is asked --------------------------------------------------------------------------------------------
 
-    def _draw(self, seen: SeenPicture) -> Iterator[Lesson]:
-        """The questions about a picture; half of those about one that is kept for evaluation are in new words."""
+    def _draw(self, seen: SeenPicture, known: Sequence[RegionDescription]) -> Iterator[Lesson]:
+        """The questions about a picture; half of those about one that is kept for evaluation are in new words.
+
+        known: what else there is, of which something may be asked that is not so.
+        """
         random = np.random.RandomState([self.seed, 11, seen.row])
         held_out, count = self.pictures.is_held_out(seen.row), len(seen.record.regions)
         for i in range(self.arguments.questions if count else 0):
@@ -250,6 +267,8 @@ class Teacher:
                 alike = [one.text for one in self.pool if (one.kind, one.is_held_out) == (drawn.kind, kind == NEW)]
                 asked = [drawn.text, *random.permutation(alike)[: _TRIES - 1].tolist()]
                 yield from self._choice(seen, asked, _apart(seen, order)[: 2 + random.randint(2)], kind)
+            elif drawn.is_statement:
+                yield from self._statement(seen, drawn, order[0], kind, known, random)
             else:
                 yield _lesson(seen, drawn, order[: drawn.regions], kind)
 
@@ -269,6 +288,46 @@ class Teacher:
         known = " ".join(f"region{n} is {thing}." for n, thing in zip(regions, things))
         answer = f"The {_ARTICLE.sub('', things[chosen])}, region{regions[chosen]}."
         yield Lesson(seen, WHICH, type_, asked, f"{known}\n{as_text(question)}", regions, answer)
+
+    def _statement(
+        self,
+        seen: SeenPicture,
+        instruction: Instruction,
+        region: int,
+        type_: str,
+        known: Sequence[RegionDescription],
+        random: np.random.RandomState,
+    ) -> Iterator[Lesson]:
+        """Whether a region is what it is, or what another one is, if it holds the first for truer."""
+        own = seen.described[region - 1]
+        if PLACE in instruction.text:
+            brace, so = PLACE, place_of_box(own.box, seen.record.size)
+            elsewhere = [place for place in PLACES if not set(place.split()) & set(so.split())]
+            otherwise, so = place_in_words(elsewhere[random.randint(len(elsewhere))]), place_in_words(so)
+        else:
+            brace, is_kind = THING, bool(random.randint(2))
+            so = _thing_or_caption(own, is_kind)
+            others = [_thing_or_caption(other, is_kind) for other in known if other.thing != own.thing]
+            others = [other for other in others if so and other and not (other in so or so in other)]
+            if not others:
+                seen.left_out["nothing to ask about that it is not"] += 1
+                return
+            otherwise = others[random.randint(len(others))]
+        is_so = bool(random.randint(2))
+        fact = describe_regions([replace(own, name=THE_THING)], seen.record.size)
+        told = [
+            f"{fact}\n{as_text(replace_regions(instruction.text, lambda *_: 'it').replace(brace, said))}"
+            for said in (so, otherwise)
+        ]
+        with adapter_off(self.bridge):
+            nats = self.likelihoods.log_probabilities(
+                [(after_judgements(text), f" {answer}") for text in told for answer in (YES, NO)]
+            )
+        if nats[0] - nats[1] <= nats[2] - nats[3]:
+            seen.left_out["not sure whether"] += 1
+            return
+        asked = instruction.text.replace(brace, so if is_so else otherwise).replace("<region1>", f"<region{region}>")
+        yield Lesson(seen, instruction.kind, type_, asked, told[1 - is_so], [region], YES if is_so else NO)
 
     def _to_think_of(self, seen: SeenPicture, order: list[int], random: np.random.RandomState) -> Iterator[Lesson]:
         """A question of the language model's own, before it has thought of it: about a region, or whose answer it is."""
@@ -338,8 +397,8 @@ def _lesson(seen: SeenPicture, instruction: Instruction, regions: list[int], typ
     if instruction.is_of_kinds and all(one.thing for one in own):
         told = as_text(replace_regions(instruction.text, lambda n, _: own[n - 1].thing))
     else:
-        words = replace_regions(asked, lambda n, _: f"region{n}")
-        told = f"{describe_regions(own, seen.record.size)}\n{words} {instruction.hint}".strip()
+        words = replace_regions(f"{instruction.text} {instruction.hint}", lambda n, _: f"region{regions[n - 1]}")
+        told = f"{describe_regions(own, seen.record.size)}\n{words}".strip()
     return Lesson(seen, instruction.kind, type_, asked, told, regions)
 
 
@@ -354,7 +413,7 @@ def _apart(seen: SeenPicture, order: Sequence[int]) -> list[int]:
 
 def _problem_of(lesson: Lesson) -> str | None:
     """Why a lesson is not worth learning; None if it is."""
-    if is_text(lesson.told) and lesson.kind != WHICH:
+    if is_text(lesson.told) and not lesson.is_chosen:
         if echoes(lesson.answer, lesson.told):
             return "says nothing new"
         if names_an_example(lesson.answer, lesson.told):
@@ -362,6 +421,10 @@ def _problem_of(lesson: Lesson) -> str | None:
     things = {n: _ARTICLE.sub("", lesson.seen.described[n - 1].thing or f"region{n}") for n in lesson.regions}
     if mixes_up(lesson.answer, things):
         return "mixes regions up"
+    if len(lesson.regions) == 1 and not is_text(lesson.told):
+        box, size = lesson.seen.described[lesson.regions[0] - 1].box, lesson.seen.record.size
+        if misplaces(lesson.answer, place_of_box(box, size)):
+            return "is wrong about the place"
     return problem_of(lesson.answer, lesson.kind, lesson.regions)
 
 
@@ -374,6 +437,12 @@ def _in_true_words(description: RegionDescription, region: Region) -> RegionDesc
         caption=region.captions[0] if region.captions else None,
         concepts=[(region.label, 1.0)] if region.label else [],
     )
+
+
+def _thing_or_caption(described: RegionDescription, is_kind: bool) -> str:
+    """What a region is in words that follow "is": its kind, or its caption if it has one; empty if neither is known."""
+    caption = (described.caption or "").strip().rstrip(".")
+    return (described.thing or "") if is_kind or not caption else caption
 
 
 _ARTICLE = re.compile(r"^(?:the|an?) ", re.IGNORECASE)

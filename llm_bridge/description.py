@@ -78,6 +78,11 @@ def place_of_box(box: Sequence[float], size: tuple[int, int]) -> str:
     return PLACES[3 * row + column]
 
 
+def place_in_words(place: str, picture: str = "the picture") -> str:
+    """One of `PLACES`, as it is said: "at the top left of the picture"."""
+    return f"{'in' if place == 'center' else 'at'} the {place} of {picture}"
+
+
 def describe_regions(
     regions: Sequence[RegionDescription],
     size: tuple[int, int],
@@ -119,7 +124,7 @@ def _where_it_is(region: RegionDescription, size: tuple[int, int], picture: str)
     x1, y1, x2, y2 = region.box
     share = (x2 - x1) * (y2 - y1) / (size[0] * size[1])
     part = "a small part" if share < SMALL_PART else "some" if share < LARGE_PART else "a large part"
-    return f"It is {'in' if place == 'center' else 'at'} the {place} of {picture} and takes up {part} of it."
+    return f"It is {place_in_words(place, picture)} and takes up {part} of it."
 
 
 def _with_article(name: str) -> str:
