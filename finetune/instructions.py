@@ -71,8 +71,8 @@ def load_instructions(names: Sequence[str], kinds: Sequence[str] = ()) -> list[I
     """The instructions of YAML files, or of the shipped pool (`shipped`): lists by kind, `hints` by kind, and as `of_kinds` the
     kinds of instructions whose answer depends on nothing but what kind of thing a region shows.
 
-    Every eighth of a kind is held out. kinds: those that are wanted; by default all. A kind that is named twice is asked twice as
-    often. Raises `ValueError` for a file of another form, an instruction without a region, or a kind that there is not.
+    Every eighth of a kind is held out. kinds: those that are wanted; by default all. A kind that is named twice is asked twice
+    as often. Raises `ValueError` for a file of another form, an instruction without a region, or a kind that there is not.
     """
     found: list[Instruction] = []
     for name in names:

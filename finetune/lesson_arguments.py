@@ -36,7 +36,10 @@ class LessonArguments:
         default_factory=lambda: [SHIPPED],
         help="YAML files of instructions; shipped is the pool that comes with this project",
     )
-    kinds: list[str] = knob(default_factory=list, help="kinds of instructions to ask; default: all in the files")
+    kinds: list[str] = knob(
+        default_factory=list,
+        help="kinds of instructions to ask, one that is named twice twice as often; default: all in the files",
+    )
     own_questions: float = knob(
         default=0.1,
         help="share of the questions that the language model thinks up itself, when told what a region shows",

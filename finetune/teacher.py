@@ -6,8 +6,8 @@ that is of no use is left out and counted. What is asked is told in the form in 
 - of what regions look like and where they are: their descriptions and the question, as a turn of a chat;
 - of what kind of thing they are, and of that alone: a text about the kind, which it goes on with after examples;
 - which of several regions something is true of: it is not told, but holds one of the kinds for the likeliest answer;
-- whether something is true of a region: after examples, it holds "Yes" for likelier when it is asked of what it was told than when
-  it is asked of something else. Asked in its chat, a small language model says "No" to both.
+- whether something is true of a region: after examples, it holds "Yes" for likelier of what it was told than of something else.
+  Asked in its chat, a small language model says "No" to both.
 """
 
 from __future__ import annotations
@@ -100,11 +100,8 @@ class Lesson:
     regions: list[int]
     """By their numbers in the record, from 1."""
     answer: str = ""
-
-    @property
-    def is_chosen(self) -> bool:
-        """Whether its answer is one that the teacher chose among several, and no words of its own."""
-        return self.kind == WHICH or self.answer in (YES, NO)
+    is_chosen: bool = False
+    """Whether the teacher chose the answer among several, and did not say it in words of its own."""
 
 
 class Teacher:
@@ -287,7 +284,7 @@ class Teacher:
         asked = f"{question.removesuffix('?')}: {', '.join(names)} or {last}?"
         known = " ".join(f"region{n} is {thing}." for n, thing in zip(regions, things))
         answer = f"The {_ARTICLE.sub('', things[chosen])}, region{regions[chosen]}."
-        yield Lesson(seen, WHICH, type_, asked, f"{known}\n{as_text(question)}", regions, answer)
+        yield Lesson(seen, WHICH, type_, asked, f"{known}\n{as_text(question)}", regions, answer, is_chosen=True)
 
     def _statement(
         self,
@@ -327,7 +324,8 @@ class Teacher:
             seen.left_out["not sure whether"] += 1
             return
         asked = instruction.text.replace(brace, so if is_so else otherwise).replace("<region1>", f"<region{region}>")
-        yield Lesson(seen, instruction.kind, type_, asked, told[1 - is_so], [region], YES if is_so else NO)
+        read, answer = (told[0], YES) if is_so else (told[1], NO)
+        yield Lesson(seen, instruction.kind, type_, asked, read, [region], answer, is_chosen=True)
 
     def _to_think_of(self, seen: SeenPicture, order: list[int], random: np.random.RandomState) -> Iterator[Lesson]:
         """A question of the language model's own, before it has thought of it: about a region, or whose answer it is."""

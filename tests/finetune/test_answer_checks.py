@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("accelerate")
 
-from finetune.answer_checks import echoes, mixes_up, problem_of, whole_sentences
+from finetune.answer_checks import echoes, misplaces, mixes_up, problem_of, whole_sentences
 from finetune.instructions import JSON, UNSEEN
 from llm_bridge import RegionDescription, describe_regions
 
@@ -90,6 +90,29 @@ def test_an_answer_that_only_says_its_question_again_is_an_echo(question: str, a
 )
 def test_a_region_that_is_called_what_another_one_is_is_mixed_up(answer: str, is_mixed_up: bool) -> None:
     assert mixes_up(answer, {1: "cat", 2: "hat"}) == is_mixed_up
+
+
+@pytest.mark.parametrize(
+    ("answer", "place", "is_misplaced"),
+    [
+        ("region1 is at the top left of the picture.", "top left", False),
+        ("region1 is on the left.", "top left", False),
+        ("It is in the upper left-hand corner.", "top left", False),
+        ("It is in the center.", "center", False),
+        ("It is near the top of a hill.", "top", False),
+        ("region1 is not on the right.", "left", False),
+        ("region1 isn't at the top.", "left", False),
+        ("That is right: it is a cat.", "top left", False),
+        ("region1 is at the top right of the picture.", "top left", True),
+        ("region1 is on the right.", "top", True),
+        ("It is in the lower left corner.", "top left", True),
+        ("It is in the middle of the picture.", "top", True),
+        ("It is at the top, or rather at the bottom.", "top", True),
+        ("It is at the left.", "center", True),
+    ],
+)
+def test_an_answer_that_names_another_side_misplaces_its_region(answer: str, place: str, is_misplaced: bool) -> None:
+    assert misplaces(answer, place) == is_misplaced
 
 
 def test_a_cut_answer_ends_with_its_last_whole_sentence() -> None:

@@ -10,7 +10,16 @@ import pytest
 
 pytest.importorskip("accelerate")
 
-from finetune.instructions import JSON, SHIPPED, UNSEEN, draw_instruction, load_instructions, never_held_out
+from finetune.instructions import (
+    JSON,
+    PLACE,
+    SHIPPED,
+    THING,
+    UNSEEN,
+    draw_instruction,
+    load_instructions,
+    never_held_out,
+)
 
 
 def test_the_shipped_pool_asks_about_one_and_about_several_regions_in_many_ways() -> None:
@@ -21,7 +30,7 @@ def test_the_shipped_pool_asks_about_one_and_about_several_regions_in_many_ways(
     assert {UNSEEN, JSON} <= {one.kind for one in pool}
     held_out = Counter(one.kind for one in pool if one.is_held_out)
     assert set(held_out) == {one.kind for one in pool}
-    assert all(one.hint or one.is_choice for one in pool)
+    assert all(one.hint or one.is_choice or one.is_statement for one in pool)
 
 
 def test_the_pool_asks_much_that_one_must_know() -> None:
@@ -62,6 +71,20 @@ def test_only_the_kinds_that_are_wanted_are_asked() -> None:
         load_instructions([SHIPPED], ["use", "colour"])
 
 
+def test_a_kind_that_is_named_twice_is_drawn_twice_as_often() -> None:
+    random = np.random.RandomState(0)
+    pool = load_instructions([SHIPPED], ["use", "place", "place"])
+    drawn = Counter(one.kind for _ in range(600) if (one := draw_instruction(pool, 1, random)) is not None)
+    assert 360 < drawn["place"] < 440
+
+
+def test_the_pool_asks_whether_something_is_so() -> None:
+    statements = [one for one in load_instructions([SHIPPED]) if one.is_statement]
+    assert {one.kind for one in statements} == {"whether"}
+    assert sum(PLACE in one.text for one in statements) > 5
+    assert sum(THING in one.text for one in statements) > 5
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -72,6 +95,11 @@ def test_only_the_kinds_that_are_wanted_are_asked() -> None:
         ("mine: ['Which of these is <region1>?']\n", "expected <region1>"),
         ("of_kinds: mine\nmine: ['Is <region1> ripe?']\n", "no lists of instructions by kind"),
         ("mine: [", "not valid YAML"),
+        ("mine: ['Is <region1> {thing}, {place}?']", "once, and beside it <region1> alone"),
+        ("mine: ['Is <region1> {thing} or {thing}?']", "once, and beside it <region1> alone"),
+        ("mine: ['Is <region1> or <region2> {thing}?']", "once, and beside it <region1> alone"),
+        ("mine: ['Is it {thing}?']", "expected <region1>"),
+        ("hints: {mine: Name <region2>.}\nmine: ['Is <region1> ripe?']", "none of <region2> in it"),
     ],
 )
 def test_files_of_another_form_are_refused(tmp_path: Path, text: str, message: str) -> None:

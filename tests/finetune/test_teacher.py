@@ -12,10 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from small_files import write_picture
 
-from finetune.examples import as_text
+from finetune.examples import after_judgements, as_text
 from finetune.instructions import Instruction
 from finetune.lesson_arguments import LessonArguments
 from finetune.records import Record, Region
@@ -23,6 +24,7 @@ from finetune.teacher import (
     KNOWN,
     NEW,
     OWN,
+    YES,
     Lesson,
     SeenPicture,
     Teacher,
@@ -83,6 +85,86 @@ def test_a_choice_that_is_not_clear_or_not_the_wanted_one_is_left_out() -> None:
     assert not list(teacher_that_holds("a hat")._choice(seen, ["Which of these?"], [1, 2], OWN, wanted=1))
     assert not list(teacher_that_holds("a hat")._choice(seen, ["Which of these?"], [2], KNOWN))
     assert seen.left_out == {"not sure which": 3}
+
+
+def teacher_that_says_yes_to(*words: str) -> tuple[Teacher, list[str]]:
+    """A teacher for which yes is likelier of texts that end with one of the words, and what it has read."""
+    read: list[str] = []
+
+    def log_probabilities(pairs: list[tuple[str, str]]) -> list[float]:
+        read.extend(text for text, _ in pairs)
+        return [0.0 if said == f" {YES}" and any(f"{one}?" in text for one in words) else -1.0 for text, said in pairs]
+
+    teacher = teacher_that_holds("a cat")
+    teacher.likelihoods = SimpleNamespace(log_probabilities=log_probabilities)  # type: ignore[assignment]
+    return teacher, read
+
+
+def test_whether_a_region_is_something_is_asked_of_what_it_is_and_of_what_another_one_is() -> None:
+    asked = Instruction("whether", "Does <region1> show {thing}?")
+    teacher, read = teacher_that_says_yes_to("a hat", "a red hat")
+    lessons = [
+        lesson
+        for seed in range(40)
+        for lesson in teacher._statement(picture_of(CAT, HAT), asked, 2, KNOWN, [CAT, HAT], np.random.RandomState(seed))
+    ]
+    said = {(lesson.asked, lesson.answer) for lesson in lessons}
+    assert said == {
+        ("Does <region2> show a hat?", "Yes."),
+        ("Does <region2> show a red hat?", "Yes."),
+        ("Does <region2> show a cat?", "No."),
+        ("Does <region2> show a black cat?", "No."),
+    }
+    assert 10 < sum(lesson.answer == "Yes." for lesson in lessons) < 30
+    assert {lesson.told for lesson in lessons if lesson.asked == "Does <region2> show a cat?"} == {
+        "The thing is a red hat. It is at the bottom right of the picture and takes up some of it.\n"
+        "Question: Does it show a cat?\nAnswer:"
+    }
+    assert set(read) == {after_judgements(text) for text in {lesson.told for lesson in lessons}}
+    assert all(_problem_of(lesson) is None and not teacher._unsure([lesson]) for lesson in lessons)
+
+
+def test_whether_a_region_is_somewhere_is_asked_of_a_place_on_neither_of_its_sides() -> None:
+    asked = Instruction("whether", "Do I find <region1> {place}?")
+    teacher, _ = teacher_that_says_yes_to("at the bottom right of the picture")
+    lessons = [
+        lesson
+        for seed in range(60)
+        for lesson in teacher._statement(picture_of(HAT), asked, 1, KNOWN, [HAT], np.random.RandomState(seed))
+    ]
+    assert {lesson.asked for lesson in lessons if lesson.answer == "Yes."} == {
+        "Do I find <region1> at the bottom right of the picture?"
+    }
+    assert {lesson.asked for lesson in lessons if lesson.answer == "No."} == {
+        f"Do I find <region1> {place} of the picture?"
+        for place in ("at the top left", "at the top", "at the left", "in the center")
+    }
+
+
+def test_a_statement_that_the_teacher_holds_for_no_truer_than_another_one_is_left_out() -> None:
+    asked, random = Instruction("whether", "Is <region1> {thing}?"), np.random.RandomState(0)
+    teacher, _ = teacher_that_says_yes_to("a cat", "a black cat")
+    seen = picture_of(HAT)
+    assert not list(teacher._statement(seen, asked, 1, KNOWN, [CAT, HAT], random))
+    assert not list(teacher._statement(seen, asked, 1, KNOWN, [HAT], random))
+    unknown = picture_of(RegionDescription("region1", None))
+    assert not list(teacher._statement(unknown, asked, 1, KNOWN, [CAT, HAT], random))
+    assert seen.left_out == {"not sure whether": 1, "nothing to ask about that it is not": 1}
+    assert unknown.left_out == {"nothing to ask about that it is not": 1}
+
+
+def test_a_hint_names_the_region_as_the_question_does() -> None:
+    asked = Instruction("place", "Where is <region1>?", "Finish the sentence: <region1> is at the …")
+    told = _lesson(picture_of(CAT, HAT), asked, [2], KNOWN).told
+    assert told.endswith("\nWhere is region2? Finish the sentence: region2 is at the …")
+
+
+def test_an_answer_that_misplaces_its_region_is_not_worth_learning() -> None:
+    lesson = _lesson(picture_of(CAT), Instruction("place", "Where is <region1>?"), [1], KNOWN)
+    lesson.answer = "region1 is at the bottom left of the picture."
+    assert _problem_of(lesson) == "is wrong about the place"
+    lesson.answer = "region1 is at the left of the picture."
+    assert _problem_of(lesson) is None
 
 
 def test_things_of_the_same_kind_are_not_to_be_told_apart() -> None:
@@ -164,7 +246,7 @@ def test_questions_for_which_there_are_too_few_regions_are_counted() -> None:
                                   (True, {f"no {kind} about so few regions": 2 for kind in (KNOWN, NEW)})):  # fmt: skip
         teacher.pictures = SimpleNamespace(is_held_out=lambda row, said=is_held_out: said)  # type: ignore[assignment]
         seen = picture_of(CAT)
-        assert not list(teacher._draw(seen))
+        assert not list(teacher._draw(seen, [CAT]))
         assert seen.left_out == left_out
 
 
