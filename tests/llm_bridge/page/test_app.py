@@ -649,17 +649,15 @@ def test_regions_are_found_by_name_where_the_model_was_taught_to(
     tab.keyboard.press("Enter")
     expect(tab.locator("#status")).to_have_text("Nothing here is a king.")
     tab.click("#find")
-    tab.fill("#phrase", "a face or a wheel")  # more than a conversation may have, and two of them are marked
+    tab.fill("#phrase", "a face or a cloud")  # two of which are marked
     tab.keyboard.press("Enter")
     expect(marks).to_have_count(3)
-    expect(marks.nth(2)).to_contain_text("region3: wheel")
-    said = re.compile(
-        r"Found \d+: a face or a wheel\. Marked already: region1, region2\. The model is 71 to 90 % sure\."
-        r"( A conversation has at most 3 regions: \d+ (was|were) left out\.)?$"
+    expect(marks.nth(2)).to_contain_text("region3: cloud")
+    expect(tab.locator("#status")).to_have_text(
+        "Found 3: a face or a cloud. Marked already: region1, region2. The model is 71 to 90 % sure."
     )
-    expect(tab.locator("#status")).to_have_text(said)
     tab.click("#find")
-    tab.fill("#phrase", "face, wheel, diamond, cloud and anchor")
+    tab.fill("#phrase", "face, wheel, diamond, cloud and anchor")  # more than a conversation may have
     tab.keyboard.press("Enter")
     expect(tab.locator("#status")).to_have_text(
         re.compile(r"region3\. .*A conversation has at most 3 regions: \d+ were left out\.$")
