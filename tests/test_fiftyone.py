@@ -107,6 +107,7 @@ def test_boxes_of_the_sample_are_the_prompts(zoo: Any, picture: np.ndarray) -> N
     for i, (x1, y1, x2, y2) in enumerate(BOXES):
         assert np.allclose(np.array(found[i].bounding_box) * 512, [x1, y1, x2 - x1, y2 - y1])
         assert np.array_equal(found[i].mask, regions.masks[i, y1:y2, x1:x2].numpy())
+        assert isinstance(found[i].region_embedding, np.ndarray)  # of a list, FiftyOne would make no vector field
         assert np.allclose(found[i].region_embedding, regions.embeds[i])
         assert found[i].confidence == pytest.approx(float(regions.quality[i]))
     assert model.predict(picture, sample=sample_with(zoo, [])).detections == []
@@ -135,6 +136,36 @@ def test_a_single_detection_is_a_prompt_and_other_labels_are_refused(zoo: Any, p
     assert model.predict(picture, sample={"ground_truth": None}).detections == []
     with pytest.raises(ValueError, match=r"frames\.ground_truth holds a label of type Keypoints, expected Detections"):
         model.predict(picture, sample={"ground_truth": zoo.fol.Keypoints(keypoints=[])})
+
+
+def test_pictures_of_different_sizes_go_through_tap_in_one_batch(
+    zoo: Any, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FiftyOne ignores the batch_size that `apply_model` is given if a model says that its batches are ragged."""
+    model = zoo.load_model("tap-tiny", "", vectors=True)
+    assert not model.ragged_batches
+    model.needs_fields = {"prompt_field": "ground_truth"}
+    pictures = [picture, picture[:300], picture, picture[:, :400]]
+    samples = [sample_with(zoo, BOXES), sample_with(zoo, BOXES[:1]), sample_with(zoo, []), {"ground_truth": None}]
+    samples[1]["ground_truth"].detections[0].bounding_box = [0.7, 0.75, 0.15, 0.25]  # shares of a lower picture
+    alone = [model.predict(one, sample=sample) for one, sample in zip(pictures, samples)]
+    encode, given = model.tokenizer.encode, []
+
+    def counted(images: Any, **rest: Any) -> Any:
+        given.append([image.shape for image in images])
+        return encode(images, **rest)
+
+    monkeypatch.setattr(model.tokenizer, "encode", counted)
+    together = model.predict_all(pictures, samples=samples)
+    assert given == [[(512, 512, 3), (300, 512, 3)]]  # the others hold no box
+    assert [len(one.detections) for one in together] == [2, 1, 0, 0]
+    for one, other in zip(alone, together):
+        for a, b in zip(one.detections, other.detections, strict=True):
+            assert (a.label, a.caption, a.prompt_id) == (b.label, b.caption, b.prompt_id)
+            assert np.allclose(a.bounding_box, b.bounding_box)
+            assert a.mask.shape == b.mask.shape
+            assert np.mean(a.mask != b.mask) < 1e-3
+            assert np.allclose(a.region_embedding, b.region_embedding, atol=1e-4)
 
 
 def test_fiftyone_can_ask_whether_the_model_filters_by_itself(zoo: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class TapModel(fom.Model, fom.SamplesMixin, fom.EmbeddingsMixin):
     media_type = "image"
     has_logits = False
     has_embeddings = True
-    ragged_batches = True
+    ragged_batches = False  # pictures of any size go into one batch, and FiftyOne keeps the batch_size that it is given
     transforms = None
     preprocess = False
 
@@ -88,33 +89,51 @@ class TapModel(fom.Model, fom.SamplesMixin, fom.EmbeddingsMixin):
 
         Raises `ValueError` if `prompt_field` holds labels of another type.
         """
-        field = self.needs_fields.get("prompt_field") if sample is not None else None
+        return self.predict_all([arg], None if sample is None else [sample])[0]
+
+    def predict_all(self, args: Any, samples: Any = None) -> list[Any]:
+        """`predict` of each picture; where boxes are the prompts, all pictures and boxes go through TAP together."""
+        pictures = list(args)
+        field = self.needs_fields.get("prompt_field") if samples is not None else None
         if field is None:
-            regions = self.tokenizer.encode_everything(arg, **self.search)
-            return fol.Detections(detections=self._detections(regions, []))
+            return [
+                fol.Detections(detections=self._labels(self.tokenizer.encode_everything(picture, **self.search), []))
+                for picture in pictures
+            ]
+        prompts = [self._prompts(picture, sample, field) for picture, sample in zip(pictures, samples)]
+        asked = [i for i, (given, _) in enumerate(prompts) if given]
+        labels: Iterator[Any] = iter(())
+        if asked:
+            boxes = [prompts[i][1].tolist() for i in asked]
+            regions = self.tokenizer.encode([pictures[i] for i in asked], boxes=boxes, with_masks=True)
+            labels = iter(self._labels(regions, [one for i in asked for one in prompts[i][0]]))
+        return [fol.Detections(detections=[next(labels) for _ in given]) for given, _ in prompts]
+
+    def _prompts(self, picture: np.ndarray, sample: Any, field: str) -> tuple[list[Any], np.ndarray]:
+        """The detections of a sample whose boxes have an area in its picture, and these boxes, as `_boxes_of` gives them."""
         given = _detections_of(sample[field.removeprefix("frames.")], field)  # of a video, the sample is a frame
-        boxes = _boxes_of(given, arg.shape[:2])
-        useless = box_problems(boxes, arg.shape[:2])
+        boxes = _boxes_of(given, picture.shape[:2])
+        useless = box_problems(boxes, picture.shape[:2])
         if useless:
             logger.warning(
                 "Left out %d of %d boxes of %s in sample %s: they have no area in the picture.",
                 len(useless), len(boxes), field, getattr(sample, "id", None),
             )  # fmt: skip
         kept = [row for row in range(len(given)) if row not in useless]
-        if not kept:
-            return fol.Detections(detections=[])
-        regions = self.tokenizer.encode(arg, boxes=boxes[kept].tolist(), with_masks=True)
-        return fol.Detections(detections=self._detections(regions, [given[row] for row in kept]))
+        return [given[row] for row in kept], boxes[kept]
 
-    def _detections(self, regions: RegionTokens, given: list[Any]) -> list[Any]:
+    def _labels(self, regions: RegionTokens, given: list[Any]) -> list[Any]:
+        """A detection for each region, picture by picture. given: the detections that were the prompts, if any were."""
         count = len(regions)
         captions = self.tokenizer.caption(regions) if self.captions and count else [None] * count
         has_names = self.tokenizer.concepts is not None and count
         names = [own[0][0] for own in self.tokenizer.classify(regions, 1)] if has_names else [None] * count
-        height, width = regions.image_sizes[0].tolist()
+        masks = [mask.cpu().numpy() for i in range(regions.num_images) for mask in regions.of_image(i).masks]
+        embeds = regions.embeds.float().cpu().numpy() if self.vectors else None
         made = []
         for i, (box, quality) in enumerate(zip(regions.boxes.tolist(), regions.quality.tolist())):
             x1, y1, x2, y2 = box
+            height, width = masks[i].shape
             left, top, right, bottom = (
                 round(x1),
                 round(y1),
@@ -122,24 +141,20 @@ class TapModel(fom.Model, fom.SamplesMixin, fom.EmbeddingsMixin):
                 max(round(y2), round(y1) + 1),
             )
             own: dict[str, Any] = {"caption": captions[i], "mask_quality": quality}
-            if self.vectors:
-                own["region_embedding"] = regions.embeds[i].float().tolist()
+            if embeds is not None:
+                own["region_embedding"] = embeds[i]  # an array, which FiftyOne keeps as a vector
             if given:
                 own["prompt_id"] = str(given[i].id)
             made.append(
                 fol.Detection(
                     label=names[i] or (given[i].label if given else None),
                     bounding_box=[x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height],
-                    mask=regions.masks[i, top:bottom, left:right].numpy(),
+                    mask=masks[i][top:bottom, left:right],
                     confidence=quality,
                     **own,
                 )
             )
         return made
-
-    def predict_all(self, args: Any, samples: Any = None) -> list[Any]:
-        """`predict` of each picture."""
-        return [self.predict(arg, sample) for arg, sample in zip(args, samples or [None] * len(args))]
 
     def embed(self, arg: np.ndarray) -> np.ndarray:
         """The semantic embedding (E,) of a picture as one region; of a patch, that is the embedding of what it shows."""

@@ -19,7 +19,7 @@ export function asking(page) {
     }
     room.replaceChildren(...buttons);
     find("question").placeholder = marks.list.length ? `Ask about region${state.known.length + marks.list.length}` :
-      state.known.length ? "Ask more, or mark another region" : "Point at something, then ask";
+      state.known.length ? "Ask more, or mark another region" : `${page.isTouched ? "Tap" : "Point at"} something, then ask`;
     room.scrollLeft = 0;
   }
 
@@ -31,10 +31,16 @@ export function asking(page) {
     page.tell();
   }
 
+  /** A question with the names that its new regions will have. */
+  function withNames(question) {
+    let number = state.known.length;
+    return question.replace(/<region>/g, () => `region${++number}`);
+  }
+
   /** Ask about marks, all by default. True once there is an answer; a question without one can be asked again. */
   async function ask(question, asked = marks.list) {
     if (state.busy) { page.say("An answer is being written: wait for its end, or stop it."); return false; }
-    const load = state.loads, turn = talk.begin(question), field = find("question");
+    const load = state.loads, turn = talk.begin(withNames(question)), field = find("question");
     let answered = false, looks = [];
     field.value = "";
     setBusy(true);

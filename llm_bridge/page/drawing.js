@@ -4,6 +4,7 @@ import { placeLabels } from "./labels.js";
 import { drawLine, drawPoint } from "./marking.js";  // the file lies in tap_tokenizer/browser
 
 const VEIL = 0.05;  // how much of a region's colour covers it: so little that the object keeps its own
+const SHOWN = 0.4;  // how much covers what is only pointed at, so that nobody takes it for kept
 
 /** Darken the picture, by default a lot, where none of some regions is. */
 export function dimAllBut({ pen, picture, view }, regions, shade = "#0009") {
@@ -25,11 +26,12 @@ export function drawRegion({ pen, picture, view }, region, colour, how) {
   pen.translate(view.x, view.y);
   pen.scale(scale, scale);
   pen.fillStyle = colour;
-  pen.globalAlpha = how === "offered" ? 0 : VEIL;
+  pen.globalAlpha = { offered: 0, preview: SHOWN }[how] ?? VEIL;
   pen.fill(region.path, "evenodd");
-  const wide = { lit: 3.5, preview: 3, faint: 1.2 }[how] ?? 2.2;
+  const wide = { lit: 3.5, preview: 2.2, faint: 1.2 }[how] ?? 2.2;
   pen.globalAlpha = how === "faint" ? 0.7 : 1;
-  for (const [style, width] of [["#0008", wide + 1.6], [colour, wide]]) {
+  const rims = how === "preview" ? [["#0008", wide + 3.6], ["#fff", wide + 2]] : [["#0008", wide + 1.6]];  // seen on its own colour, too
+  for (const [style, width] of [...rims, [colour, wide]]) {
     pen.strokeStyle = style;
     pen.lineWidth = width / scale;
     pen.stroke(region.path);

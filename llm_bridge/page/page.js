@@ -96,12 +96,22 @@ function showMarks() {
   }));
   if (!marks.list.length) list.append(made("li", "none", state.known.length ? "No new region is marked" : "No region is marked yet"));
   list.scrollLeft = list.scrollWidth;
+  showCut();
   if (!marks.list.length) state.mode = "new";
   page.showTools();
   page.suggest();
   page.tell();
   board.draw();
 }
+
+/** Fade the ends of the list beyond which more marks lie. */
+function showCut() {
+  const list = find("marks"), { scrollLeft, scrollWidth, clientWidth } = list;
+  list.style.setProperty("--before", scrollLeft > 2 ? "36px" : "0px");
+  list.style.setProperty("--after", scrollLeft + clientWidth < scrollWidth - 2 ? "36px" : "0px");
+}
+find("marks").onscroll = showCut;
+find("marks").onwheel = ({ deltaY }) => { find("marks").scrollLeft += deltaY; };  // most mice have no other direction
 
 // --- pictures ------------------------------------------------------------------------------------------------------------
 
@@ -132,9 +142,10 @@ function noteRegions(regions, looks) {
 
 function hint() {
   const list = made("ol", "hint");
+  const first = state.hasPicture ? [] : [`Choose a picture${settings.examples.length ? ", or one of the examples" : ""}.`];
   const steps = page.isTouched ? ["Tap something: the outline is what TAP sees.", "Tap again to add to it."] :
     ["Point at something: the outline that follows is what TAP sees.", "Click to keep it, and again to add to it."];
-  for (const words of [...steps, "Ask, or take one of the questions that appear below."]) list.append(made("li", "", words));
+  for (const words of [...first, ...steps, "Ask, or take one of the questions that appear below."]) list.append(made("li", "", words));
   return list;
 }
 
@@ -205,11 +216,23 @@ async function example(number) {
   page.ask(question);
 }
 
-find("examples").append(...settings.examples.map(({ file, shows, question }, number) => {
-  const item = made("li"), button = made("button"), picture = made("img");
+find("examples").append(...settings.examples.map(({ file, shows, question, points }, number) => {
+  const item = made("li"), button = made("button"), frame = made("div", "cut"), whole = made("div"), picture = made("img");
   picture.src = `examples/${file}`;
   picture.alt = `A drawing of ${shows}.`;
-  button.append(picture, made("span", "", question.replaceAll("<region>", "this").replace("this or this", "this or that").replace("Are this and this", "Are these")));
+  picture.onload = () => {  // show the part that is asked about, with a dot on each object
+    const { naturalWidth: width, naturalHeight: height } = picture, heights = points.map(([, y]) => y / height);
+    whole.style.setProperty("--ratio", height / width);
+    whole.style.setProperty("--middle", (Math.min(...heights) + Math.max(...heights)) / 2);
+    whole.append(...points.map(([x, y], i) => {
+      const dot = made("i");
+      dot.style.cssText = `left: ${100 * x / width}%; top: ${100 * y / height}%; --shade: ${colour(i)}`;
+      return dot;
+    }));
+  };
+  whole.append(picture);
+  frame.append(whole);
+  button.append(frame, made("span", "", question.replaceAll("<region>", "this").replace("this or this", "this or that").replace("Are this and this", "Are these")));
   button.onclick = () => example(number);
   item.append(button);
   return item;
@@ -259,6 +282,8 @@ async function comeBack() {
 window.addEventListener("pagehide", leave);
 window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });  // the server may have forgotten it
 find("model").textContent = settings.model;
+document.body.classList.toggle("touched", page.isTouched);
+if (page.isTouched) document.querySelector(".drop b").textContent = "Choose or take a picture";
 for (const place of document.querySelectorAll(".limitation")) place.textContent = settings.limitation || "";
 showMarks();
 find("talk").append(hint());

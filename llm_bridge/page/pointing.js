@@ -99,7 +99,7 @@ export function pointing(page) {
       const name = `region${state.known.length + marks.list.length}`;
       const more = page.isTouched ? "Tap again to add to it, − takes away, New begins another." :
         "Click again to add to it, Alt-click to take away, N for another.";
-      page.say(`${name}: ${wordsOf(part)}.` + (marks.list.length > 1 || state.known.length ? "" : ` ${more}`));
+      page.say(`${name}: ${same?.concept?.[0] ?? wordsOf(part)}.` + (marks.list.length > 1 || state.known.length ? "" : ` ${more}`));
     }
     glance(null);
     see();
@@ -112,7 +112,7 @@ export function pointing(page) {
     board.hit = board.preview = null;
     marks.add(foundMark(region));
     page.setMode("new");
-    page.say(`region${state.known.length + marks.list.length}: ${wordsOf(region.prompt)}.`);
+    page.say(`region${state.known.length + marks.list.length}: ${region.concept?.[0] ?? wordsOf(region.prompt)}.`);
   }
 
   function takeAll() {

@@ -33,6 +33,9 @@ SEARCH_POINTS = 16
 AGREEMENT = 0.8
 """Intersection over union with a region that was found, above which its box stands for it. Bridges are taught to read boxes."""
 
+LUMA = np.array([0.299, 0.587, 0.114])
+"""How bright red, green and blue look (ITU-R BT.601)."""
+
 NOT_ASKED = "(not asked about)"
 """What a drawing says of regions that were only marked."""
 
@@ -311,7 +314,10 @@ def data_address(image: Image.Image, kind: str = "JPEG") -> str:
 
 
 def cutout(picture: np.ndarray, mask: np.ndarray) -> str:
-    """A picture where a mask is, with some of what surrounds it, faded, as the address of a small JPEG."""
+    """A picture where a mask is, with some of what surrounds it, faded, as the address of a small JPEG.
+
+    The surroundings fade towards white, or towards black if the region itself is light, so that it stands out.
+    """
     x1, y1, x2, y2 = box_of_mask(mask)
     if x2:
         pad = 4 + (max(x2 - x1, y2 - y1) - 1) // 10
@@ -319,7 +325,8 @@ def cutout(picture: np.ndarray, mask: np.ndarray) -> str:
         picture, mask = picture[part], mask[part]
     step = max(1, max(mask.shape) // 384)  # the rest is for a small picture
     picture, mask = picture[::step, ::step], mask[::step, ::step]
-    faded = np.where(mask[..., None], picture, 255 - (255 - picture) // 5)
+    is_light = mask.any() and picture[mask].mean(0) @ LUMA > 160
+    faded = np.where(mask[..., None], picture, picture // 5 if is_light else 255 - (255 - picture) // 5)
     cut = Image.fromarray(faded.astype(np.uint8))
     cut.thumbnail((96, 96))
     return data_address(cut)

@@ -46,11 +46,11 @@ export function tools(page) {
     return both / ((c - a) * (d - b) + (g - e) * (h - f) - both || 1);
   }
 
+  /** The number of the region that something which was found is already; -1 if it is none. */
+  function keptAs({ box }) { return page.regions().findIndex(({ region }) => region && agreement(box, region.box) > 0.8); }
+
   /** What TAP found by itself, without what is a region already. */
-  function offered() {
-    const kept = page.regions().map(({ region }) => region).filter(Boolean);
-    return (state.found || []).filter((region) => !kept.some((other) => agreement(region.box, other.box) > 0.8));
-  }
+  function offered() { return (state.found || []).filter((region) => keptAs(region) < 0); }
 
   /** Ask TAP for regions, and say what it is looking for; null if that came to nothing, which is said. */
   async function search(path, data, words) {
@@ -83,11 +83,15 @@ export function tools(page) {
   }
 
   async function findByName(words) {
-    const found = await search("find", { words }, "Looking for it …");
+    const found = await search("find", { words }, `Looking for ${words} …`);
     if (!found) return;
-    const room = settings.regions - state.known.length - marks.list.length, left = Math.max(0, found.length - room);
-    marks.addAll(found.slice(0, room).map(foundMark));
-    page.say(found.length ? `Found ${found.length}: ${words}. ${sureness(found)}${left ? " " + page.leftOut(left) : ""}` : `Nothing here is ${words}.`, !found.length || left > 0);
+    if (!found.length) return page.say(`Nothing here is ${words}.`, true);
+    const already = found.map(keptAs).filter((number) => number >= 0).sort((a, b) => a - b), fresh = found.filter((region) => keptAs(region) < 0);
+    const room = settings.regions - state.known.length - marks.list.length, left = Math.max(0, fresh.length - room);
+    marks.addAll(fresh.slice(0, room).map(foundMark));
+    const names = already.map((number) => `region${number + 1}`).join(", ");
+    page.say([`Found ${found.length}: ${words}.`, names && `Marked already: ${names}.`, sureness(found), left && page.leftOut(left)]
+      .filter(Boolean).join(" "), left > 0);
   }
 
   for (const group of document.querySelectorAll("[role=radiogroup]")) {
@@ -112,7 +116,7 @@ export function tools(page) {
   find("in").onclick = () => board.zoom(1.4);
   find("out").onclick = () => board.zoom(1 / 1.4);
   find("fit").onclick = () => board.fit();
-  find("find").hidden = !settings.findsByName;
+  for (const part of [find("find"), document.querySelector(".by-name")]) part.hidden = !settings.findsByName;
   find("finding").querySelector("form").onsubmit = (event) => {
     event.preventDefault();
     const words = find("phrase").value.trim();

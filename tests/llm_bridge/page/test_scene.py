@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from PIL import Image
 from finetune.glyphs.scenes import draw_scene, make_scene
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor, RegionChat
 from llm_bridge.page.handlers import EXAMPLES, examples
-from llm_bridge.page.scene import Scene, mask_runs
+from llm_bridge.page.scene import Scene, cutout, mask_runs
 from tap_tokenizer import RegionPrompt
 
 Pair = tuple[RegionBridgeForConditionalGeneration, RegionBridgeProcessor]
@@ -95,6 +97,17 @@ def test_a_mask_that_would_vanish_on_the_shown_picture_keeps_a_pixel(make_bridge
     scene = Scene(np.full((1500, 3000, 3), 90, np.uint8), RegionChat(*make_bridge()))
     scene.boxes, scene.masks = [[1500.0, 700.0, 1501.0, 701.0]], [np.packbits(mask)]
     assert drawn(scene.known()[0]["mask"], scene.shown_size).sum() == 1
+
+
+@pytest.mark.parametrize("shade", [0, 60, 128, 200, 255])
+def test_a_cutout_stands_out_from_what_surrounds_it(shade: int) -> None:
+    picture, mask = np.full((60, 60, 3), 120, np.uint8), np.zeros((60, 60), bool)
+    mask[15:45, 15:45] = True
+    picture[mask] = shade
+    _, file = cutout(picture, mask).split(",")
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(file))).convert("L")).astype(int)
+    assert abs(shown[18, 18] - shown[1, 1]) > 80
+    assert abs(shown[18, 18] - shade) < 4
 
 
 def test_examples_are_the_scenes_that_they_name() -> None:
