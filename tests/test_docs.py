@@ -16,6 +16,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from chromium import chromium
 
 import llm_bridge
 import tap_tokenizer
@@ -111,23 +112,15 @@ def test_site_builds_without_a_warning(site: Path) -> None:
 @pytest.mark.slow
 def test_no_page_scrolls_sideways_on_a_phone(site: Path) -> None:
     """Tables and code that are wider than a screen of 390 pixels scroll inside themselves."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: the extra dev")
-    path = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-    )
-    if path is None:
-        pytest.skip("needs a Chromium: apt-get install chromium")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(site)))
     Thread(target=server.serve_forever, daemon=True).start()
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 390, "height": 844})
         for index in site.rglob("index.html"):
             name = index.parent.relative_to(site).as_posix()
             page.goto(f"http://127.0.0.1:{server.server_port}/{name}/", wait_until="domcontentloaded")
             page.wait_for_function(UNWRAPPED + " === 0")
             assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
-        browser.close()
     server.shutdown()
 
 

@@ -33,9 +33,8 @@ Run = Callable[..., object]
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """A script as a module."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+def script() -> Callable[[str], ModuleType]:
+    """A script as a module; pytest finds their folder by pyproject.toml."""
     return importlib.import_module
 
 
