@@ -243,7 +243,7 @@ def test_growth_measures_the_memory_of_its_device(
     growth = script("growth")
     devices: list[str] = []
     monkeypatch.setattr(growth, "peak_bytes", lambda device, way: devices.append(device) or way() or 0)
-    growth.grow([], "axis", lambda number: (number, lambda: None), [1], "cuda")
+    growth.grow("axis", lambda number: (number, lambda: None), [1], "cuda")
     assert devices == ["cuda"]
 
 
