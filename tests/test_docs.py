@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import module_from_spec, spec_from_file_location
@@ -17,6 +20,7 @@ from typing import Any
 
 import pytest
 from chromium import chromium
+from shell import run_module
 
 import llm_bridge
 import tap_tokenizer
@@ -43,12 +47,6 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A page's blocks in their order, in one folder with a picture; Python's share their names."""
     shutil.copyfile(DEMO, tmp_path / "picture.png")
     monkeypatch.chdir(tmp_path)
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
     names: dict[str, object] = {}
     for language, runs, code in blocks(page):
         if language == "python" and runs:
@@ -56,10 +54,45 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 pytest.importorskip("trl", reason="needs the extra dev, on Python 3.11 or later")
             exec(compile(code, page.name, "exec"), names)
         if language == "sh" and runs:
-            done = subprocess.run(
-                ["bash", "-euc", code], env=environment, capture_output=True, text=True, timeout=300, check=False
-            )
-            assert done.returncode == 0, f"{code}\n{done.stderr[-3000:]}"
+            for command in commands(code):
+                run_command(command)
+
+
+def commands(code: str) -> Iterator[str]:
+    """The commands of a block, each a line, or more if a line ends within quotes or with a backslash."""
+    command = ""
+    for line in code.splitlines(keepends=True):
+        command += line
+        with suppress(ValueError):  # quotes are open, or nothing is escaped
+            shlex.split(command.removesuffix("\n"))
+            yield command.strip()
+            command = ""
+    assert not command, command
+
+
+def run_command(command: str) -> None:
+    """One of ours in this process, unless it needs a shell, and any other in bash."""
+    words = shlex.split(command.replace("\\\n", " "))
+    ours = {"tap-tokenizer": "tap_tokenizer", "region-chat": "llm_bridge"}
+    if words[:2] == ["python", "-m"]:
+        words = words[2:]
+    elif words and words[0] in ours:
+        words[0] = ours[words[0]]
+    else:
+        words = []
+    if words and not re.search(r"[|&;<>$`*]", command):
+        run_module(*words)
+        return
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        ["bash", "-euc", command], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
