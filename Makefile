@@ -19,7 +19,7 @@ demo: $(VENV)/.core  ## talk with the bundled models about regions of a picture
 	$(BIN)/python -m llm_bridge demo
 
 test: $(VENV)/.dev  ## run the tests, style and types included
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --quiet
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --quiet
 
 smoke: $(VENV)/.train  ## the whole way from records to numbers in miniature, on CPU: convert, validate, cache, train, evaluate
 	rm -rf $(OUT)

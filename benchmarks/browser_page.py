@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import shutil
 import tempfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,9 +18,10 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
+from browser import open_chromium
 from machine import describe_machine
 from page_pointing import POINT
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from tap_tokenizer import TapRegionTokenizer, export_browser_page
 
@@ -87,15 +87,11 @@ def main() -> None:
     parser.add_argument("--runtime", type=Path, required=True, help="folder dist of the npm package onnxruntime-web")
     parser.add_argument("--points", type=int, default=30, help="how many points to point at (default: 30)")
     arguments = parser.parse_args()
-    path = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
-    if path is None:
-        raise SystemExit("Found no Chromium: apt-get install chromium.")
     tokenizer = TapRegionTokenizer.from_pretrained(arguments.model)
     times: dict[str, dict[str, list[float]]] = {}
-    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
+    with open_chromium() as browser, tempfile.TemporaryDirectory() as name:
         for precision in PRECISIONS:
             export_browser_page(tokenizer, Path(name) / precision, precision=precision, runtime=arguments.runtime)
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         tabs = {precision: opened(browser, Path(name) / precision) for precision in PRECISIONS}
         for x, y in np.random.default_rng(0).uniform(0.35, 0.65, (arguments.points, 2)).tolist():
             for precision, tab in tabs.items():
@@ -107,7 +103,6 @@ def main() -> None:
                 for row, value in found.items():
                     if value is not None:
                         times.setdefault(row, {}).setdefault(precision, []).append(value)
-        browser.close()
     print(f"{describe_machine()}; {arguments.model}, one thread of WebAssembly\n")
     print("| median ms (95 %) | float32 | int8 | |\n|---|---|---|---|")
     for row, values in times.items():

@@ -24,6 +24,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llm_bridge import RegionBridgeForConditionalGeneration, RegionBridgeProcessor
 from tap_tokenizer import TapModel, TapRegionTokenizer
 
+Make = Callable[[int], tuple[float, Callable[[], Any]]]
+"""Gives the work of a number as (amount, call)."""
+
 
 @torch.no_grad()
 def main() -> None:
@@ -31,23 +34,18 @@ def main() -> None:
     arguments = arguments_of(__doc__, most={"type": int, "default": 4096, "help": "regions of one picture"})
     most = 8 if arguments.quick else arguments.most
     model = make_tap(arguments)
-    found: list[dict[str, Any]] = []
-    device = arguments.device
-    print(describe_machine(), flush=True)
-    grow(
-        found, "regions of a picture", regions(model), [n for n in (1, 4, 16, 64, 256, 1024, 4096) if n <= most], device
-    )
     small = TapRegionTokenizer.from_pretrained("tap-tiny", device=arguments.device)
-    grow(
-        found,
-        "pictures, 4 regions each, tap-tiny",
-        pictures(small),
-        [1, 2] if arguments.quick else [1, 4, 16, 64],
-        device,
-    )
-    grow(found, "words of 64 captions", words(model), [2, 4, 8] if arguments.quick else [4, 8, 16, 32], device)
-    widths = [64, 128] if arguments.quick else [256, 512, 1024]
-    grow(found, "language model, M parameters; 256 regions of 16 pictures in one call", bridge(small), widths, device)
+    quick = arguments.quick
+    axes: dict[str, tuple[Make, list[int]]] = {
+        "regions of a picture": (regions(model), [n for n in (1, 4, 16, 64, 256, 1024, 4096) if n <= most]),
+        "pictures, 4 regions each, tap-tiny": (pictures(small), [1, 2] if quick else [1, 4, 16, 64]),
+        "words of 64 captions": (words(model), [2, 4, 8] if quick else [4, 8, 16, 32]),
+        "language model, M parameters; 256 regions of 16 pictures in one call": (
+            bridge(small), [64, 128] if quick else [256, 512, 1024],
+        ),
+    }  # fmt: skip
+    print(describe_machine(), flush=True)
+    found = [row for axis, (make, numbers) in axes.items() for row in grow(axis, make, numbers, arguments.device)]
     lines = ["| | number | seconds | of one | memory beside the model, MiB | time / work |", "|---" * 6 + "|"]
     for row in found:
         lines.append(
@@ -65,14 +63,9 @@ def main() -> None:
     (arguments.output / "growth.json").write_text(json.dumps({"machine": describe_machine(), "rows": found}, indent=1))
 
 
-def grow(
-    found: list[dict[str, Any]],
-    axis: str,
-    make: Callable[[int], tuple[float, Callable[[], Any]]],
-    numbers: list[int],
-    device: str,
-) -> None:
-    """Adds a row for each number, whose work `make` gives as (amount, call), with the height of the device's memory."""
+def grow(axis: str, make: Make, numbers: list[int], device: str) -> list[dict[str, Any]]:
+    """A row for each number, with the height of the device's memory."""
+    found: list[dict[str, Any]] = []
     before: dict[str, Any] | None = None
     for number in numbers:
         amount, way = make(number)
@@ -87,9 +80,10 @@ def grow(
         print(f"  {axis}: {amount:.4g} in {seconds:.3g} s", flush=True)
         found.append(row)
         before = row
+    return found
 
 
-def regions(model: TapModel) -> Callable[[int], tuple[float, Callable[[], Any]]]:
+def regions(model: TapModel) -> Make:
     """Region tokens of boxes of one encoded picture."""
     tokenizer = TapRegionTokenizer(model)
     features = tokenizer.embed_image(np.zeros((96, 128, 3), dtype=np.uint8))
@@ -98,20 +92,20 @@ def regions(model: TapModel) -> Callable[[int], tuple[float, Callable[[], Any]]]
     return lambda number: (number, lambda: tokenizer.encode(features=features, boxes=boxes[:number]))
 
 
-def pictures(tokenizer: TapRegionTokenizer) -> Callable[[int], tuple[float, Callable[[], Any]]]:
+def pictures(tokenizer: TapRegionTokenizer) -> Make:
     """Pictures with regions, from bytes to tokens."""
     seen = list(np.random.RandomState(0).randint(0, 255, (64, 96, 128, 3), dtype=np.uint8))
     boxes = [[[8, 8, 60, 60], [30, 20, 90, 80], [2, 4, 20, 40], [64, 8, 120, 90]]] * 64
     return lambda number: (number, lambda: tokenizer.encode(seen[:number], boxes=boxes[:number]))
 
 
-def words(model: TapModel) -> Callable[[int], tuple[float, Callable[[], Any]]]:
+def words(model: TapModel) -> Make:
     """Captions of 64 regions, up to so many words."""
     tokens = torch.randn(64, model.config.text_decoder_config.region_size, device=model.device, dtype=model.dtype)
     return lambda number: (number, lambda: model.greedy_captions(tokens, number + 1))
 
 
-def bridge(tokenizer: TapRegionTokenizer) -> Callable[[int], tuple[float, Callable[[], Any]]]:
+def bridge(tokenizer: TapRegionTokenizer) -> Make:
     """One `generate` for 16 pictures with 16 regions each, on language models of growing width."""
     text = RegionBridgeProcessor.from_pretrained("region-chat-tiny").tokenizer
     seen = list(np.random.RandomState(0).randint(0, 255, (16, 96, 128, 3), dtype=np.uint8))

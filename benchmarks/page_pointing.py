@@ -10,12 +10,11 @@ a mask in this process; and the sum of the page's layout shifts (CLS) over loadi
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 
 import numpy as np
+from browser import open_chromium
 from machine import describe_machine
-from playwright.sync_api import sync_playwright
 
 from llm_bridge import RegionChat
 from llm_bridge.page.app import serve
@@ -50,17 +49,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=30, help="how many points to point at")
     arguments = parser.parse_args()
-    path = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-    )
-    if path is None:
-        raise SystemExit("Found no Chromium: apt-get install chromium.")
     print(describe_machine())
-    chat = RegionChat.from_pretrained("region-chat-tiny")
-    page = serve(chat)
     random = np.random.default_rng(0)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with open_chromium() as browser:
+        chat = RegionChat.from_pretrained("region-chat-tiny")
+        page = serve(chat)
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
         tab.add_init_script(WATCH)
         tab.goto(page.address)
@@ -79,7 +72,6 @@ def main() -> None:
         tab.locator(".answered").wait_for()
         tab.wait_for_timeout(300)
         shifts.append(tab.evaluate("window.shifted"))
-        browser.close()
     page.close()
     alone = tap_alone(chat, arguments.points)
     seen = [value for value in took if value is not None]

@@ -50,7 +50,9 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for name, way in ways.items():
                 rounds[name].append(run("walk", {**way, "begun": time.time()}, arguments.threads))
-        floors = {name: floors_of(way, arguments) for name, way in ways.items()}
+        start = seconds_of_python("pass", arguments.rounds)
+        imports = seconds_of_python("import torch, transformers", arguments.rounds) - start
+        floors = {name: {"start": start, "import": imports, **floors_of(way, arguments)} for name, way in ways.items()}
     found = {name: {stage: middle(walks, stage) for stage in STAGES} for name, walks in rounds.items()}
     head = f"{describe_machine()}; an answer of {arguments.words} words, medians of {arguments.rounds}"
     text = f"{head}\n\n{table(found, floors)}\n"
@@ -126,20 +128,18 @@ def middle(walks: list[Any], stage: str) -> dict[str, float]:
 
 
 def floors_of(way: Mapping[str, Any], arguments: argparse.Namespace) -> dict[str, float]:
-    """The least seconds of each stage of a way."""
+    """The least seconds of each stage of a way, from loading on."""
     counted = run("walk", {**way, "begun": time.time(), "counts": True}, arguments.threads)
     rate, copied = matrix_rate("cpu", torch.float32, quick=arguments.quick), copy_rate("cpu", quick=arguments.quick)
     moved = {"load": 2 * counted["bytes"]["load"], "words": (arguments.words - 1) * counted["bytes"]["words"]}
-    floors = {"start": seconds_of_python("pass"), "load": moved["load"] / copied}
-    floors["import"] = seconds_of_python("import torch, transformers") - floors["start"]
-    floors |= {stage: counted[stage] / rate for stage in STAGES[3:]}
+    floors = {"load": moved["load"] / copied, **{stage: counted[stage] / rate for stage in STAGES[3:]}}
     return floors | {"words": max(floors["words"], moved["words"] / copied)}
 
 
-def seconds_of_python(code: str) -> float:
-    """The least of three processes."""
+def seconds_of_python(code: str, rounds: int) -> float:
+    """The least of some processes."""
     times = []
-    for _ in range(3):
+    for _ in range(rounds):
         begun = time.perf_counter()
         subprocess.run([sys.executable, "-c", code], check=True)
         times.append(time.perf_counter() - begun)

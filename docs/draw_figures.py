@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
+import sys
 import warnings
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 import llm_bridge
 import tap_tokenizer
@@ -199,16 +198,16 @@ def draw_example(path: Path) -> None:
 
 def draw_page(chat: RegionChat, path: Path) -> None:
     """The page with its first example, that example's question, and two more, in Chromium; left as it is without one."""
-    browsers = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, browsers)), None)
-    if found is None:
+    sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+    from browser import find_chromium, open_chromium
+
+    if find_chromium() is None:
         warnings.warn(
             f"Found no Chromium: {path.name} stays as it is. To draw it, install one: apt-get install chromium.",
             stacklevel=1,
         )
         return
-    with closing(serve(chat)) as page, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with closing(serve(chat)) as page, open_chromium() as browser:
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
         tab.goto(page.address)
         tab.locator("#examples button").first.click()
@@ -226,7 +225,6 @@ def draw_page(chat: RegionChat, path: Path) -> None:
             answers.nth(count).wait_for()
         tab.wait_for_timeout(1000)
         tab.screenshot(path=path)
-        browser.close()
 
 
 if __name__ == "__main__":

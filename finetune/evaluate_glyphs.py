@@ -35,7 +35,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import asdict, dataclass
 from itertools import islice
 from multiprocessing import get_context
@@ -75,6 +75,7 @@ from .glyphs.views import (
     described_lines,
     known_lines,
 )
+from .worker_pool import worker_pool
 
 
 @dataclass
@@ -275,9 +276,8 @@ def _write_parts(models: _Models, arguments: GlyphEvaluationArguments, parts: li
         for part in parts:
             part.write(models, arguments, progress.update)
         return
-    context = get_context("spawn")
-    counts = context.SimpleQueue()
-    with ProcessPoolExecutor(workers, context, _start_worker, (arguments, workers, counts)) as pool:
+    counts = get_context("spawn").SimpleQueue()
+    with worker_pool(workers, _start_worker, arguments, workers, counts) as pool:
         controlled = arguments.controlled
         parts = sorted(parts, key=lambda part: (part.split not in controlled, -sum(SPLITS[part.split].counts)))
         waiting = {pool.submit(_work, part, arguments) for part in parts}  # the longest first: no core waits at the end

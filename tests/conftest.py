@@ -6,9 +6,9 @@ import json
 import os
 import pickle
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a network; those of the Hub bring their own server
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -16,44 +16,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import pytest
 import torch
+from no_skips import pytest_addoption, pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 from PIL import Image
 
 from tap_tokenizer import ConceptBank, TapConfig, TapModel, TapRegionTokenizer
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 GOLDEN = Path(__file__).parent / "golden"
-Report = TypeVar("Report", pytest.CollectReport, pytest.TestReport)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --no-skips, for environments that were made for what some tests need."""
-    parser.addoption("--no-skips", action="store_true", help="a test or a file that is skipped fails")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(
-    collector: pytest.Collector,
-) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Under --no-skips, a file that would be skipped as a whole fails."""
-    return _failed_if_skipped(collector.config, (yield))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Under --no-skips, a test that would be skipped fails."""
-    return _failed_if_skipped(item.config, (yield))
-
-
-def _failed_if_skipped(config: pytest.Config, report: Report) -> Report:
-    if config.getoption("--no-skips") and report.skipped and not hasattr(report, "wasxfail"):
-        report.outcome = "failed"
-        report.longrepr = f"It was skipped: {report.longrepr}"
-    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first, so that parallel workers finish together."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Files with slow tests first, so that parallel workers, each of which takes whole files, finish together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

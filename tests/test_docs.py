@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import module_from_spec, spec_from_file_location
@@ -16,6 +19,8 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from chromium import chromium
+from shell import run_module
 
 import llm_bridge
 import tap_tokenizer
@@ -42,12 +47,6 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A page's blocks in their order, in one folder with a picture; Python's share their names."""
     shutil.copyfile(DEMO, tmp_path / "picture.png")
     monkeypatch.chdir(tmp_path)
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
     names: dict[str, object] = {}
     for language, runs, code in blocks(page):
         if language == "python" and runs:
@@ -55,10 +54,45 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 pytest.importorskip("trl", reason="needs the extra dev, on Python 3.11 or later")
             exec(compile(code, page.name, "exec"), names)
         if language == "sh" and runs:
-            done = subprocess.run(
-                ["bash", "-euc", code], env=environment, capture_output=True, text=True, timeout=300, check=False
-            )
-            assert done.returncode == 0, f"{code}\n{done.stderr[-3000:]}"
+            for command in commands(code):
+                run_command(command)
+
+
+def commands(code: str) -> Iterator[str]:
+    """The commands of a block, each a line, or more if a line ends within quotes or with a backslash."""
+    command = ""
+    for line in code.splitlines(keepends=True):
+        command += line
+        with suppress(ValueError):  # quotes are open, or nothing is escaped
+            shlex.split(command.removesuffix("\n"))
+            yield command.strip()
+            command = ""
+    assert not command, command
+
+
+def run_command(command: str) -> None:
+    """One of ours in this process, unless it needs a shell, and any other in bash."""
+    words = shlex.split(command.replace("\\\n", " "))
+    ours = {"tap-tokenizer": "tap_tokenizer", "region-chat": "llm_bridge"}
+    if words[:2] == ["python", "-m"]:
+        words = words[2:]
+    elif words and words[0] in ours:
+        words[0] = ours[words[0]]
+    else:
+        words = []
+    if words and not re.search(r"[|&;<>$`*]", command):
+        run_module(*words)
+        return
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        ["bash", "-euc", command], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -111,23 +145,15 @@ def test_site_builds_without_a_warning(site: Path) -> None:
 @pytest.mark.slow
 def test_no_page_scrolls_sideways_on_a_phone(site: Path) -> None:
     """Tables and code that are wider than a screen of 390 pixels scroll inside themselves."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: the extra dev")
-    path = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-    )
-    if path is None:
-        pytest.skip("needs a Chromium: apt-get install chromium")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(site)))
     Thread(target=server.serve_forever, daemon=True).start()
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 390, "height": 844})
         for index in site.rglob("index.html"):
             name = index.parent.relative_to(site).as_posix()
             page.goto(f"http://127.0.0.1:{server.server_port}/{name}/", wait_until="domcontentloaded")
             page.wait_for_function(UNWRAPPED + " === 0")
             assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
-        browser.close()
     server.shutdown()
 
 

@@ -85,7 +85,8 @@ def test_constraints_pin_every_dependency() -> None:
 
 def test_an_environment_made_for_some_tests_skips_none_of_them(tmp_path: Path) -> None:
     """`make tools-test` would otherwise pass without the tools."""
-    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "support" / "no_skips.py").read_text())
+    assert "from no_skips import" in (ROOT / "tests" / "conftest.py").read_text()
     (tmp_path / "test_file.py").write_text('import pytest\npytest.importorskip("no_such_module")\n')
     (tmp_path / "test_one.py").write_text('import pytest\ndef test_it():\n    pytest.skip("no such tool")\n')
     command = [

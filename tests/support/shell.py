@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,3 +50,12 @@ def folder_of_two(path: Path) -> Path:
     rows = [f"{name},{','.join(str(x) for x in box)}" for name in ("a.png", "b.png") for box in BOXES]
     (path / "boxes.csv").write_text("image,x1,y1,x2,y2\n" + "\n".join(rows) + "\n")
     return path
+
+
+def run_module(*words: str) -> None:
+    """`python -m …` in this process: starting each anew takes longer than what it does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", list(words))
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    assert not end.value.code, words
