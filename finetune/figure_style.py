@@ -16,6 +16,7 @@ from textwrap import wrap
 from typing import Any
 
 from matplotlib import rc_context, rcParams
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_hex
@@ -170,9 +171,9 @@ def _packed(words: str, size: float, colour: str, room: float) -> VPacker:
 
 
 def _packed_line(line: str, size: float, colour: str) -> HPacker:
-    spaced = []
+    spaced: list[Artist] = []
     for word in line.split():
-        parts = []
+        parts: list[Artist] = []
         for part in filter(None, re.split(r"(region\d+)", word)):
             named = re.fullmatch(r"region(\d+)", part)
             own = {"color": region_ink(int(named[1]) - 1), "weight": "bold"} if named else {"color": colour}
