@@ -8,20 +8,31 @@ pictures, in a shade that stands on white paper; grey is what things are compare
 from __future__ import annotations
 
 import colorsys
+import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from matplotlib import rc_context, rcParams
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea, VPacker
 from matplotlib.rcsetup import cycler
+from PIL import Image
 
 from tap_tokenizer import region_colour
 
 COLUMN = 7.2
 """Inches: the width of a column of text, and the most that a figure may have."""
+NARROW = 6.0
+"""Inches: the width of a notebook's figures, which fill the same column, so that their words are larger."""
+PICTURE_DPI = 120
+"""Dots per inch of figures that are mostly pictures, whose files are large."""
 SMALL = 8.5
 """Points: the size of the smallest words."""
 INK, GREY, PALE = "#23262e", "#6b7280", "#dfe2e8"
@@ -90,13 +101,13 @@ def styled() -> AbstractContextManager[None]:
 
 
 def use_style() -> None:
-    """Draw all figures of this process in the style; in a notebook, show them as PNG, as sharp as a good screen is."""
-    rcParams.update(STYLE)
+    """Draw all figures of this process in the style; in a notebook, show them as sharp PNGs of one width."""
+    rcParams.update(STYLE | {"figure.figsize": (NARROW, 3.0), "figure.dpi": 160})
     try:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError:  # no notebook
         return
-    set_matplotlib_formats("png", dpi=144, bbox_inches="tight")
+    set_matplotlib_formats("png", bbox_inches=None)
 
 
 def new_figure(height: float, width: float = COLUMN, **options: Any) -> Figure:
@@ -104,6 +115,71 @@ def new_figure(height: float, width: float = COLUMN, **options: Any) -> Figure:
     figure = Figure(figsize=(width, height), **options)
     FigureCanvasAgg(figure)
     return figure
+
+
+def draw_panels(pictures: Sequence[Image.Image], titles: Sequence[str], columns: int = 2) -> Figure:
+    """Pictures in rows of `columns`, each beneath its title, as wide as a notebook's figures; give them larger than shown."""
+    gap, title = 0.14, 0.16 + 0.17 * (1 + max((words.count("\n") for words in titles), default=0))
+    wide = (NARROW - gap * (columns - 1)) / columns
+    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    heights = [wide * max(picture.height / picture.width for picture in row) for row in rows]
+    whole = sum(heights) + (title + gap) * len(rows) - gap
+    figure, top, words = new_figure(whole, NARROW, layout="none", dpi=PICTURE_DPI), whole, iter(titles)
+    for row, high in zip(rows, heights):
+        top -= title
+        for column, picture in enumerate(row):
+            axes = _picture_axes(figure, picture, column * (wide + gap), top, wide)
+            axes.set_title(next(words), pad=6)
+        top -= high + gap
+    return figure
+
+
+def draw_beside(pictures: Sequence[Image.Image], lines: Sequence[Sequence[tuple[str, float, str]]]) -> Figure:
+    """Each picture with lines at its right: words, their size in points, their colour. Names of regions have their own.
+
+    Empty words make room. As wide as a notebook's figures.
+    """
+    gap, wide = 0.2, 0.47 * NARROW
+    room = NARROW - wide - gap
+    packed = [VPacker(children=[_packed(*line, room) for line in own], pad=0, sep=5) for own in lines]
+    heights = [wide * picture.height / picture.width for picture in pictures]
+    whole = sum(heights) + gap * (len(pictures) - 1)
+    figure, top = new_figure(whole, NARROW, layout="none", dpi=PICTURE_DPI), whole
+    for picture, own, high in zip(pictures, packed, heights):
+        _picture_axes(figure, picture, 0, top, wide)
+        axes = figure.add_axes(((wide + gap) / NARROW, (top - high) / whole, room / NARROW, high / whole))
+        axes.set_axis_off()
+        axes.add_artist(AnchoredOffsetbox("center left", child=own, pad=0, borderpad=0, frameon=False))
+        top -= high + gap
+    return figure
+
+
+def _picture_axes(figure: Figure, picture: Image.Image, left: float, top: float, wide: float) -> Axes:
+    """Axes that a picture fills; inches from the lower left corner of the figure."""
+    width, height = figure.get_size_inches()
+    high = wide * picture.height / picture.width
+    axes = figure.add_axes((left / width, (top - high) / height, wide / width, high / height))
+    axes.imshow(picture, interpolation="lanczos")
+    axes.set_axis_off()
+    return axes
+
+
+def _packed(words: str, size: float, colour: str, room: float) -> VPacker:
+    """Words in lines that are at most `room` inches wide."""
+    lines = wrap(words, int(room * 72 / (0.6 * size))) or [" "]
+    return VPacker(children=[_packed_line(line, size, colour) for line in lines], pad=0, sep=0.35 * size)
+
+
+def _packed_line(line: str, size: float, colour: str) -> HPacker:
+    spaced: list[Artist] = []
+    for word in line.split():
+        parts: list[Artist] = []
+        for part in filter(None, re.split(r"(region\d+)", word)):
+            named = re.fullmatch(r"region(\d+)", part)
+            own = {"color": region_ink(int(named[1]) - 1), "weight": "bold"} if named else {"color": colour}
+            parts.append(TextArea(part, textprops={"size": size, **own}))
+        spaced.append(HPacker(children=parts, pad=0, sep=0, align="baseline"))
+    return HPacker(children=spaced or [TextArea(" ")], pad=0, sep=0.35 * size, align="baseline")
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

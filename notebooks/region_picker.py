@@ -36,7 +36,9 @@ class RegionPicker:
         self.asked: list[tuple[str, list[float]]] = []
         self._pressed: tuple[float, float, float, float] | None = None
         with plt.ioff():
-            self.figure, self.axes = plt.subplots(figsize=(6, 6 * image.height / image.width), layout="constrained")
+            self.figure, self.axes = plt.subplots(
+                figsize=(6, 6 * image.height / image.width), dpi=110, layout="constrained"
+            )
         for place in ("header_visible", "footer_visible", "toolbar_visible"):
             setattr(self.figure.canvas, place, False)
         self.axes.axis("off")

@@ -89,7 +89,7 @@ def draw_regions(
         " ".join(part for part in (str(i + 1) if names else "", labels[i] if labels and not legend else "") if part)
         for i in range(count)
     ]
-    font = ImageFont.load_default(max(13, max(width, height) / 42))
+    font = ImageFont.load_default(max(13, max(width, height) / 36))
     plates = [_Plate(pen, words, i, font, 0.6 * width) for i, words in enumerate(written) if words]
     for plate, frame in zip(plates, _placed(plates, anchors, (width, height))):
         plate.draw(pen, frame)

@@ -12,8 +12,21 @@ from PIL import Image
 pytest.importorskip("matplotlib")
 
 import matplotlib
+from matplotlib.text import Text
 
-from finetune.figure_style import COLUMN, SMALL, STYLE, new_figure, region_ink, save_figure, styled
+from finetune.figure_style import (
+    COLUMN,
+    INK,
+    NARROW,
+    SMALL,
+    STYLE,
+    draw_beside,
+    draw_panels,
+    new_figure,
+    region_ink,
+    save_figure,
+    styled,
+)
 from tap_tokenizer import region_colour
 
 ROOT = Path(__file__).parents[2]
@@ -85,3 +98,37 @@ def test_the_style_ends_where_it_was_asked_for() -> None:
     with styled():
         assert matplotlib.rcParams["axes.titlelocation"] == "left"
     assert matplotlib.rcParams["axes.titlelocation"] == before
+
+
+def test_panels_keep_the_form_of_their_pictures_and_do_not_overlap() -> None:
+    pictures = [Image.new("RGB", size, "grey") for size in ((300, 200), (200, 300), (200, 200))]
+    with styled():
+        figure = draw_panels(pictures, ["a", "b\nin two lines", "c"])
+        figure.draw_without_rendering()
+    width, height = figure.get_size_inches()
+    assert width == NARROW
+    for axes, picture in zip(figure.axes, pictures, strict=True):
+        place = axes.get_position()
+        assert place.width * width / (place.height * height) == pytest.approx(picture.width / picture.height)
+        assert place.y0 >= -1e-9
+    whole = [axes.get_tightbbox() for axes in figure.axes]
+    for i, one in enumerate(whole):
+        assert one.y1 <= height * figure.dpi  # titles are inside
+        assert not any(one.overlaps(other) for other in whole[i + 1 :])
+
+
+def test_words_beside_a_picture_stay_in_the_figure_and_regions_have_their_colours() -> None:
+    words = "Which is larger and which is further left in this picture, region1 or region2?"
+    with styled():
+        figure = draw_beside([Image.new("RGB", (300, 200))] * 2, [[(words, 10.5, INK)], [("", 6, INK), ("a", 14, INK)]])
+        figure.draw_without_rendering()
+    width, height = figure.get_size_inches()
+    texts = figure.findobj(Text)
+    shown = {text.get_text(): text for text in texts if text.get_text().strip()}
+    assert {name: shown[name].get_color() for name in ("region1", "region2", "Which")} == {
+        "region1": region_ink(0), "region2": region_ink(1), "Which": INK,
+    }  # fmt: skip
+    for text in shown.values():
+        place = text.get_window_extent()
+        assert 0 < place.x0 < place.x1 <= width * figure.dpi
+        assert 0 < place.y0 < place.y1 < height * figure.dpi
