@@ -186,7 +186,7 @@ def test_what_is_farthest_is_answered_after_other_regions_were_described() -> No
 
     chat = RegionChat.from_pretrained("region-chat-smollm2")
     right = asked = 0
-    for index in range(10):
+    for index in range(12):
         scene = make_scene(index, "test", 3)
         picture, question = draw_scene(scene, 512), draw_question(scene, "farthest", np.random.RandomState(index))
         if question is None:
