@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from llm_bridge import (
+    PLACES,
     DescribedRegionProcessor,
     RegionBridgeForConditionalGeneration,
     RegionBridgeProcessor,
@@ -31,9 +32,10 @@ from llm_bridge import (
     adapter_off,
     describe_regions,
     generate_text,
+    place_in_words,
+    place_of_box,
     replace_regions,
 )
-from llm_bridge.description import PLACES, place_in_words, place_of_box
 from tap_tokenizer import ImageFeatures, RegionTokens, TapRegionTokenizer, prompts_in_picture
 
 from .answer_checks import echoes, misplaces, mixes_up, problem_of, whole_sentences

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # shared with finetune, and promised to nobody
     from .adapters import adapter_off
     from .chat_markup import number_regions, region_numbers, replace_regions, with_meant_regions
     from .default_bridge import DEFAULT_BRIDGE, SMOLLM2
+    from .description import PLACES, place_in_words, place_of_box
     from .generation import generate_each
     from .grounding import Candidates, asked_phrase, find_among, first_names, likelihoods, named_numbers, says_none
     from .model_card import bridge_card
