@@ -10,6 +10,7 @@ time is that of the processes that encode; it tells what Ray costs even where ot
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +34,7 @@ SHARD = 2
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=96, help="pictures encoded by each way, each time")
+    parser.add_argument("--pictures", type=int, default=192, help="pictures encoded by each way, each time")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each; the median counts")
     parser.add_argument("--actors", type=int, default=2, help="how many actors are compared with one")
     arguments = parser.parse_args()
@@ -43,15 +44,18 @@ def main() -> None:
         timed, shards = Timed(make, Path(folder)), range(make.plan.shards)
         ways: dict[str, tuple[int, Callable[[], Iterable[int]]]] = {
             "one process": (1, lambda: encode_here(timed, shards)),
-            "1 actor": (1, lambda: run_chunks(timed, shards, 1)),
-            f"{arguments.actors} actors": (arguments.actors, lambda: run_chunks(timed, shards, arguments.actors)),
+            "1 actor": (1, lambda: (shard for shard, _ in run_chunks(timed, shards, 1))),
+            f"{arguments.actors} actors": (
+                arguments.actors,
+                lambda: (shard for shard, _ in run_chunks(timed, shards, arguments.actors)),
+            ),
         }
         found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
         expected: list[str | None] = []
         for _ in range(arguments.rounds):
             for name, (workers, way) in ways.items():
-                start, rate = speed(way(), skip=2 * workers)
-                times = [float(path.read_text()) for path in Path(folder).glob("*.seconds")]
+                start, rate = speed(way(), workers, timed)
+                times = [timed.said(shard)[0] for shard in shards]
                 found[name].append((start, rate, statistics.median(times) / SHARD))
                 checksums = [shard_checksum(make.folder, shard) for shard in shards]
                 expected = expected or checksums
@@ -70,7 +74,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Timed:
-    """Makes an encoder that writes down the CPU seconds of each shard."""
+    """Makes an encoder that writes down the CPU seconds of each shard, and which process encoded it."""
 
     make: EncoderElsewhere
     folder: Path
@@ -82,9 +86,14 @@ class Timed:
         def work(shard: int) -> None:
             start = time.process_time()
             encode(shard)
-            (folder / f"{shard}.seconds").write_text(str(time.process_time() - start))
+            (folder / f"{shard}.said").write_text(f"{time.process_time() - start} {os.getpid()}")
 
         return work
+
+    def said(self, shard: int) -> tuple[float, int]:
+        """The CPU seconds of a shard, and the number of the process."""
+        seconds, process = (self.folder / f"{shard}.said").read_text().split()
+        return float(seconds), int(process)
 
 
 def plan_cache(folder: Path, pictures: int) -> EncoderElsewhere:
@@ -116,11 +125,18 @@ def encode_here(make: Timed, shards: Iterable[int]) -> Iterator[int]:
         yield shard
 
 
-def speed(shards: Iterable[int], skip: int) -> tuple[float, float]:
-    """Seconds until the first shard, and pictures a second after the first `skip` shards."""
-    times = [time.perf_counter()]
-    times += [time.perf_counter() for _ in shards]
-    return times[1] - times[0], SHARD * (len(times) - 1 - skip) / (times[-1] - times[skip])
+def speed(shards: Iterable[int], workers: int, timed: Timed) -> tuple[float, float]:
+    """Seconds until the first shard, and pictures a second once every worker has encoded one."""
+    times, done = [time.perf_counter()], []
+    for shard in shards:
+        times.append(time.perf_counter())
+        done.append(shard)
+    seen: set[int] = set()
+    for begun, shard in enumerate(done, 1):
+        seen.add(timed.said(shard)[1])
+        if len(seen) == workers and begun < len(done):
+            return times[1] - times[0], SHARD * (len(done) - begun) / (times[-1] - times[begun])
+    raise SystemExit(f"{workers} workers had not begun before the end: give more --pictures.")
 
 
 if __name__ == "__main__":

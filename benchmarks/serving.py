@@ -110,6 +110,7 @@ def main() -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     bridge = RegionBridgeForConditionalGeneration.from_pretrained(arguments.bridge, dtype="float32")
     processor = RegionBridgeProcessor.from_pretrained(arguments.bridge)
+    remembered = processor.cached_images = max(arguments.questions, 32)
     if not has_adapter(bridge):
         parser.error(f"--bridge {arguments.bridge} has no adapter: give a bridge that a LoRA run has saved.")
     tasks = make_tasks(arguments.questions)
@@ -136,6 +137,7 @@ def main() -> int:
         }  # how long it takes on a busy machine is counted, and no loss
         served = RegionChat.from_server(address, **patient)
         bare = RegionChat.from_server(address, model=base_of(address), **patient)
+        served.processor.cached_images = bare.processor.cached_images = remembered  # no row pays for pictures
         failed = False
         for who, chat in (("adapter", served), ("bare", bare)):
             failed |= compare(who, chat, tasks, arguments.dtype) | compare_found(who, chat, tasks, arguments.dtype)

@@ -18,6 +18,10 @@ RETRIES = 3
 _MOST_BLOCKS = 10_000
 """Into how many pieces Ray divides the chunks at most. It does a piece at a time, and keeps account of all of them."""
 
+_CHUNKS_IN_HAND = 2
+"""How many chunks an actor is given at a time: the one that it does, and the next one. With one alone it would stand idle after
+each chunk, since Ray looks for what is done only ten times a second while other actors are still at work."""
+
 RAY_HELP = "actors of Ray that share the work, each with a CPU, or with a GPU if there are any; 0: this process"
 RAY_ADDRESS_HELP = "with ray: address of a cluster, e.g. auto; default: RAY_ADDRESS, or this machine alone"
 """What the help of commands says of --ray and --ray_address."""
@@ -113,7 +117,9 @@ def run_chunks(
             _Actor,
             fn_constructor_kwargs={"make": make, "folder": os.getcwd()},
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(actors, len(chunks)), max_tasks_in_flight_per_actor=1),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(actors, len(chunks)), max_tasks_in_flight_per_actor=_CHUNKS_IN_HAND
+            ),
             num_cpus=1,
             num_gpus=1 if gpu else None,
             max_task_retries=RETRIES,
