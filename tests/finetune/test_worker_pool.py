@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 
-SCRIPT = """
+SCRIPT = r"""
 import os, time
 from finetune.worker_pool import worker_pool
 
